@@ -1,0 +1,322 @@
+"""The one file that knows every path and every table schema.
+
+* :class:`Workspace` is a frozen dataclass of paths below one root.
+* :class:`Table` is a schema: ``read`` checks presence and columns, ``write`` writes beside and renames, so that a
+  reader never sees half a file.
+* :func:`replace_directory` does the same for a whole directory.
+
+Parquet, safetensors and JSON; nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sda_core.errors import ArtifactError
+
+
+# ------------------------------------------------------------------------------------------------- paths
+@dataclass(frozen=True)
+class Workspace:
+    """Every path of a run.  ``root`` is the project folder (the one with ``params.yaml``)."""
+
+    root: Path
+
+    # data -----------------------------------------------------------------------------------------------
+    @property
+    def raw(self) -> Path:
+        """Raw files as downloaded, and the manifest."""
+        return self.root / "data" / "raw"
+
+    @property
+    def manifest(self) -> Path:
+        """Name, source, size, sha256 and etag of each raw file; written last, so it says the download is whole."""
+        return self.raw / "manifest.json"
+
+    @property
+    def filtered(self) -> Path:
+        """Interactions, items and users after filter and split."""
+        return self.root / "data" / "filtered"
+
+    @property
+    def interactions(self) -> Path:
+        """Table :data:`INTERACTIONS`."""
+        return self.filtered / "interactions.parquet"
+
+    @property
+    def items(self) -> Path:
+        """Table :data:`ITEMS`."""
+        return self.filtered / "items.parquet"
+
+    @property
+    def users(self) -> Path:
+        """Table :data:`USERS`."""
+        return self.filtered / "users.parquet"
+
+    @property
+    def statistics(self) -> Path:
+        """Counts of the filter stage, flat JSON."""
+        return self.filtered / "statistics.json"
+
+    @property
+    def images(self) -> Path:
+        """Folder of picture shards, table :data:`IMAGES`."""
+        return self.root / "data" / "images"
+
+    @property
+    def image_coverage(self) -> Path:
+        """Counts of the picture stage by status, flat JSON."""
+        return self.images / "coverage.json"
+
+    # models ---------------------------------------------------------------------------------------------
+    def adapter(self, variant: str) -> Path:
+        """PEFT folder of a trained variant, with its loss curve ``loss.tsv``."""
+        return self.root / "adapters" / variant
+
+    def embeddings(self, variant: str) -> Path:
+        """Parquet file of item vectors; variant ``id`` has ids only."""
+        return self.root / "embeddings" / f"{variant}.parquet"
+
+    def index(self, variant: str) -> Path:
+        """Folder of the FAISS index: ``items.faiss``, ``index.json``, ``ids.parquet``."""
+        return self.root / "indexes" / variant
+
+    def recommender(self, variant: str, recommender: str) -> Path:
+        """Folder of a trained recommender: ``model.safetensors``, ``model.json``, ``history.tsv``."""
+        return self.root / "recommenders" / variant / recommender
+
+    def positions(self, variant: str, recommender: str) -> Path:
+        """Table :data:`POSITIONS`: where each test user's target came."""
+        return self.root / "evaluation" / variant / f"{recommender}.parquet"
+
+    def metrics(self, variant: str, recommender: str) -> Path:
+        """Flat JSON of scalars."""
+        return self.root / "metrics" / variant / f"{recommender}.json"
+
+    @property
+    def comparisons(self) -> Path:
+        """Paired differences between variants, flat JSON, written by the report stage."""
+        return self.root / "report" / "comparisons.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.root / "report" / "index.html"
+
+    def resume(self, stage: str, *parts: str) -> Path:
+        """Scratch folder of an unfinished stage; outside DVC's outs, because DVC deletes those before a run."""
+        return self.root.joinpath(".resume", stage, *parts)
+
+
+# ------------------------------------------------------------------------------------------------ tables
+@dataclass(frozen=True)
+class Table:
+    """A parquet table's name and columns.
+
+    Extra columns are allowed only where ``open`` is true (item vectors differ in width and number).
+    """
+
+    name: str
+    columns: Mapping[str, pl.DataType | type[pl.DataType]]
+    open: bool = False
+
+    def check(self, schema: Mapping[str, pl.DataType], where: Path) -> None:
+        """Compare a file's schema with this one.
+
+        Raises:
+            ArtifactError: a column is missing, unexpected or of another type.
+        """
+        for column, dtype in self.columns.items():
+            if column not in schema:
+                raise ArtifactError(str(where), f"{self.name} table has no column {column!r} (got {', '.join(schema)})")
+            if schema[column] != dtype:
+                raise ArtifactError(str(where), f"{self.name} table: column {column!r} should be {dtype} (got {schema[column]})")
+        extra = [] if self.open else [column for column in schema if column not in self.columns]
+        if extra:
+            raise ArtifactError(str(where), f"{self.name} table has unexpected columns {', '.join(extra)}")
+
+    def scan(self, path: Path) -> pl.LazyFrame:
+        """Lazy reader of a checked file.
+
+        Raises:
+            ArtifactError: the file is missing, is no parquet file, or has another schema.
+        """
+        if not path.is_file():
+            raise ArtifactError(str(path), f"{self.name} table is missing", "run `dvc repro` to make it")
+        try:
+            frame = pl.scan_parquet(path)
+            schema = dict(frame.collect_schema())
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise ArtifactError(str(path), f"is no readable parquet file ({error})", "delete it and run `dvc repro`") from None
+        self.check(schema, path)
+        return frame
+
+    def read(self, path: Path) -> pl.DataFrame:
+        """The whole checked table; raises as :meth:`scan`."""
+        return self.scan(path).collect()
+
+    def write(self, frame: pl.DataFrame, path: Path) -> None:
+        """Write a checked table; the bytes depend on nothing but the frame (and the polars version).
+
+        Raises:
+            ArtifactError: the frame has another schema.
+        """
+        self.check(dict(frame.schema), path)
+        with replace_file(path) as temporary:
+            frame.write_parquet(temporary, compression="zstd", row_group_size=65_536, statistics=True)
+
+
+INTERACTIONS = Table(
+    "interactions",
+    {
+        "user_id": pl.Int32,
+        "item_id": pl.Int32,
+        "timestamp": pl.Int64,  # seconds since 1970
+        "rating": pl.Float32,
+        "split": pl.String,  # train, valid, test
+    },
+)  # sorted by user_id, then time; rows of one time keep the raw file's order
+
+ITEMS = Table(
+    "items",
+    {
+        "item_id": pl.Int32,
+        "raw_item_id": pl.String,
+        "title": pl.String,  # cleaned text; "" where there is none
+        "brand": pl.String,
+        "price": pl.String,
+        "categories": pl.List(pl.String),  # the first path only
+        "features": pl.List(pl.String),
+        "description": pl.String,
+        "image_references": pl.List(pl.String),  # URLs or relative paths, best first
+        "has_metadata": pl.Boolean,
+    },
+)  # sorted by item_id, which runs from 1 to I
+
+USERS = Table("users", {"user_id": pl.Int32, "raw_user_id": pl.String})
+
+IMAGES = Table(
+    "images",
+    {
+        "item_id": pl.Int32,
+        "raw_item_id": pl.String,
+        "status": pl.String,  # ok, missing_url, http_404, http_error, corrupt, too_large, timeout, missing_file
+        "image": pl.Binary,  # encoded RGB picture; null unless ok
+        "width": pl.Int32,
+        "height": pl.Int32,
+    },
+)
+
+EMBEDDINGS = Table("embeddings", {"item_id": pl.Int32, "raw_item_id": pl.String}, open=True)
+"""Besides: ``image_embedding``, ``text_embedding``, ``embedding`` (fused), each ``fixed_size_list<float32>``."""
+
+POSITIONS = Table(
+    "positions",
+    {
+        "user_id": pl.Int32,
+        "target_item_id": pl.Int32,
+        "position": pl.Float64,  # 1 = first place, under the tie policy; halves occur under `mean`
+        "candidates": pl.Int32,  # items that were placed, the target included
+        "num_better": pl.Int32,  # candidates that score strictly higher than the target
+        "num_tied": pl.Int32,  # other candidates that score the same
+    },
+)
+
+
+# ------------------------------------------------------------------------------------------ writing whole
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` and rename it into place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_directory(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` and rename it into place, in the old one's stead, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON whole, with stable formatting; a number that is not finite is an error, not ``NaN``."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, name: str) -> Any:
+    """Read a JSON file of the pipeline.
+
+    Raises:
+        ArtifactError: missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(str(path), f"{name} is missing", "run `dvc repro` to make it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(str(path), f"{name} is no valid JSON ({error})", "delete it and run `dvc repro`") from None
+
+
+# --------------------------------------------------------------------------------------------- item vectors
+def read_vectors(path: Path, column: str = "embedding") -> np.ndarray | None:
+    """Item vectors as a matrix whose row number is the item id.
+
+    Args:
+        path: an :data:`EMBEDDINGS` file.
+        column: ``embedding`` (fused), ``image_embedding`` or ``text_embedding``.
+
+    Returns:
+        ``(I + 1, D)`` float32, row 0 (padding) zero; None for a table of ids only (variant ``id``).
+
+    Raises:
+        ArtifactError: the file is missing or damaged, ids are not 1..I, the column is missing or not finite.
+    """
+    frame = EMBEDDINGS.read(path)
+    ids = frame["item_id"].to_numpy()
+    if not np.array_equal(np.sort(ids), np.arange(1, len(ids) + 1)):
+        raise ArtifactError(str(path), f"item ids should be 1..{len(ids)}, each once", "run `dvc repro` to make it anew")
+    if "embedding" not in frame.columns:
+        return None
+    if column not in frame.columns:
+        raise ArtifactError(str(path), f"embeddings table has no column {column!r} (got {', '.join(frame.columns)})")
+    dtype = frame.schema[column]
+    if not (isinstance(dtype, pl.Array) and dtype.inner == pl.Float32):
+        raise ArtifactError(str(path), f"column {column!r} should be fixed_size_list<float32> (got {dtype})")
+    rows = frame[column].to_numpy()
+    if not np.isfinite(rows).all():
+        raise ArtifactError(str(path), f"column {column!r} holds values that are not finite")
+    matrix = np.zeros((len(ids) + 1, rows.shape[1]), dtype=np.float32)
+    matrix[ids] = rows
+    return matrix

@@ -1,0 +1,70 @@
+"""Unfinished training, on disk: one safetensors file, replaced whole, tied to the inputs it began with."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sda_core.artifacts import replace_file
+
+_log = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], fingerprint: str) -> None:
+    """Write a checkpoint whole.
+
+    Args:
+        path: the file; its folder is made.
+        tensors: any named tensors (weights, optimizer moments); stored on the CPU, contiguous.
+        state: plain JSON values (step, epoch, best score, curve so far).
+        fingerprint: of every input of the run (``sda_core.fingerprint.fingerprint``).
+    """
+    plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    with replace_file(path) as temporary:
+        save_file(plain, temporary, metadata={"fingerprint": fingerprint, "state": json.dumps(state)})
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Read a checkpoint, or None where there is none that belongs to these inputs.
+
+    A damaged file, or one of other inputs, is no error: the run begins anew, and says so.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
+            metadata = handle.metadata() or {}
+            if metadata.get("fingerprint") != fingerprint:
+                _log.info("%s belongs to other inputs; beginning anew", path)
+                return None
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+        return tensors, json.loads(metadata["state"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        _log.warning("%s cannot be read (%s); beginning anew", path, error)
+        return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as named tensors (AdamW: step, exp_avg, exp_avg_sq)."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
+    """Put back what :func:`optimizer_tensors` took, leaving the hyper-parameters of ``optimizer`` as they are."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            index, key = name.removeprefix(prefix).split(".", 1)
+            entries.setdefault(int(index), {})[key] = tensor.clone()
+    state = optimizer.state_dict()
+    state["state"] = entries
+    optimizer.load_state_dict(state)

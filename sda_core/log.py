@@ -1,0 +1,79 @@
+"""Logging and progress: the library only speaks through ``logging.getLogger(__name__)`` and :func:`progress`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """What a progress bar can do."""
+
+    def update(self, n: int = 1) -> object:
+        """Advance by ``n`` units."""
+        ...
+
+    def set_postfix_str(self, text: str) -> object:
+        """Show a short text behind the bar."""
+        ...
+
+
+def is_main_process() -> bool:
+    """Whether this is process 0 of a run (``RANK`` is set by torchrun and accelerate)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _quiet() -> bool:
+    return not (is_main_process() and sys.stderr.isatty())
+
+
+@contextmanager
+def progress(total: int | None, description: str, unit: str, initial: int = 0) -> Iterator[Progress]:
+    """A progress bar; silent off a terminal and off process 0.
+
+    Args:
+        total: number of units, or None where it is not known.
+        description: a few words, e.g. the stage's name.
+        unit: what is counted, e.g. ``"items"`` or ``"B"``.
+        initial: units done before (a resumed run).
+    """
+    with tqdm(
+        total=total, desc=description, unit=unit, initial=initial, disable=_quiet(), unit_scale=unit == "B", leave=False
+    ) as bar:
+
+        class _Bar:
+            def update(self, n: int = 1) -> object:
+                return bar.update(n)
+
+            def set_postfix_str(self, text: str) -> object:
+                return bar.set_postfix_str(text)
+
+        yield _Bar()
+
+
+def track(iterable: Iterable[T], total: int | None, description: str, unit: str) -> Iterator[T]:
+    """Iterate with a progress bar; silent off a terminal and off process 0."""
+    yield from tqdm(iterable, total=total, desc=description, unit=unit, disable=_quiet(), leave=False)
+
+
+def configure() -> None:
+    """Send the package's log to stderr, once; called by the stages only."""
+    root = logging.getLogger()
+    if any(getattr(handler, "_sda", False) for handler in root.handlers):
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
+    handler._sda = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    level = logging.INFO if is_main_process() else logging.WARNING
+    logging.getLogger("sda_core").setLevel(level)
+    logging.getLogger("stages").setLevel(level)

@@ -1,0 +1,492 @@
+"""The typed mirror of ``params.yaml``: same order, no defaults, nothing ignored.
+
+* Every model is frozen, strict and forbids unknown keys; **no field has a default**, because DVC tracks what
+  stands in the file: a default in code would change results without making anything stale.
+* YAML is read as version 1.2 (ruamel), as DVC does; PyYAML would read ``2e-4`` as a string.
+* All problems are reported at once, each with its path and the value that was found.
+* A function takes its own section (``FilterParams``), never the whole tree.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sda_core.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are not coerced, nothing can be changed later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+# ----------------------------------------------------------------------------------------------- dataset
+class DemoDataset(Section):
+    """The built-in shop: a simulation that writes raw files in a real edition's format (SPEC of the shop: ``data/demo.py``)."""
+
+    source: Literal["demo"]
+    edition: Literal[2014, 2018, 2023]
+    category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
+    seed: CountOrZero
+    num_users: Annotated[int, Field(ge=20, le=10_000_000)]
+    num_items: Annotated[int, Field(ge=20, le=1_000_000)]
+    mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]
+    popularity_exponent: NonNegative  # of the Zipf law of item popularity; 0 = uniform
+    content_strength: NonNegative  # how much the latent attributes drive taste; 0 = negative control
+    image_share: Share  # share of that drive that is visible in the picture only
+    text_share: Share  # share of that drive that stands in the words only; the rest shows in both
+    sequence_strength: NonNegative  # how much the last item drives the next one
+    text_noise: Share  # chance that a word of a title or description is dropped or replaced
+    missing_image_share: Share
+    missing_metadata_share: Share
+    quirk_share: Share  # chance that a line carries one of the edition's real defects
+    image_side: Annotated[int, Field(ge=16, le=1024)]  # pixels
+
+    @property
+    def local_folder(self) -> None:
+        """The built-in shop brings its pictures with its raw files."""
+        return
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> DemoDataset:
+        if self.image_share + self.text_share > 1.0:
+            raise ValueError("image_share + text_share must be at most 1")
+        return self
+
+
+class AmazonDataset(Section):
+    """Raw files of one edition, as published or mirrored; each list is tried in turn."""
+
+    source: Literal["amazon"]
+    edition: Literal[2014, 2018, 2023]
+    category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
+    reviews: Annotated[tuple[str, ...], Field(min_length=1)]  # URLs, file: URLs or plain paths
+    metadata: Annotated[tuple[str, ...], Field(min_length=1)]
+    reviews_sha256: Sha256 | None
+    metadata_sha256: Sha256 | None
+    local_folder: str | None  # when set: files are taken from here by base name, pictures from <folder>/images
+
+
+Dataset = Annotated[DemoDataset | AmazonDataset, Field(discriminator="source")]
+
+
+class DownloadParams(Section):
+    """How raw files are fetched."""
+
+    timeout_seconds: Positive
+    num_retries: CountOrZero
+    backoff_seconds: NonNegative
+    max_file_bytes: Count
+
+
+class FilterParams(Section):
+    """Which interactions and items are kept, and how they are split."""
+
+    method: Literal["kcore", "single_pass"]
+    min_user_interactions: Count
+    min_item_interactions: Count
+    duplicates: Literal["first", "last", "keep"]
+    items_without_metadata: Literal["drop", "keep"]
+    min_rating: NonNegative
+    max_bad_line_share: Share
+    split: Literal["leave_one_out"]
+
+
+class FetchImagesParams(Section):
+    """How the pictures of the kept items are fetched, checked and stored."""
+
+    num_workers: Annotated[int, Field(ge=1, le=256)]
+    max_per_host: Annotated[int, Field(ge=1, le=64)]
+    timeout_seconds: Positive
+    num_retries: CountOrZero
+    backoff_seconds: NonNegative
+    max_bytes: Count
+    max_pixels: Count
+    max_side: Annotated[int, Field(ge=16)]  # pixels; larger pictures are stored reduced to it
+    shard_rows: Count
+
+
+class ItemsParams(Section):
+    """What the model is told about an item: the prompts, and what stands in for a missing picture."""
+
+    noun: Annotated[str, Field(min_length=1, max_length=64)]
+    text_opening: Annotated[str, Field(min_length=1)]  # {noun} is filled in
+    fields: Annotated[
+        tuple[Literal["title", "brand", "price", "categories", "features", "description"], ...], Field(min_length=1)
+    ]
+    max_value_chars: Count
+    image_prompt: Annotated[str, Field(min_length=1)]  # {noun} is filled in
+    missing_image: Literal["placeholder", "text_only"]
+
+
+# ---------------------------------------------------------------------------------------------- backbone
+class TinyQwen25VL(Section):
+    """A seeded, randomly initialised Qwen2.5-VL of a few hundred thousand parameters, with a byte tokenizer."""
+
+    kind: Literal["tiny_qwen2_5_vl"]
+    seed: CountOrZero
+    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)]
+    num_layers: Count
+    num_heads: Count
+    vision_hidden_size: Annotated[int, Field(ge=16, multiple_of=16)]
+    vision_depth: Count
+    min_pixels: Count
+    max_pixels: Count
+    max_text_tokens: Count
+    pooling: Literal["mean", "last"]
+
+
+class Qwen25VL(Section):
+    """A published Qwen2.5-VL checkpoint (a hub id with a pinned revision, or a local folder)."""
+
+    kind: Literal["qwen2_5_vl"]
+    name: Annotated[str, Field(min_length=1)]
+    revision: Annotated[str, Field(min_length=1)] | None  # None only for a local folder
+    dtype: Literal["float32", "bfloat16", "float16"]
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"]
+    min_pixels: Count
+    max_pixels: Count
+    max_text_tokens: Count
+    pooling: Literal["mean", "last"]
+
+
+BackboneParams = Annotated[TinyQwen25VL | Qwen25VL, Field(discriminator="kind")]
+
+
+# ----------------------------------------------------------------------------------------- train_adapter
+class TrainedVariant(Section):
+    """Which adapter section and which loss section of ``train_adapter`` a trained variant uses."""
+
+    adapter: Literal["lora", "moda"]
+    loss: Literal["infonce", "loss"]
+
+
+class TrainingParams(Section):
+    """The adapter's optimisation."""
+
+    seed: CountOrZero
+    num_steps: CountOrZero
+    batch_size: Annotated[int, Field(ge=2)]  # items a step
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup_steps: CountOrZero
+    max_grad_norm: Positive
+    gradient_checkpointing: bool
+    checkpoint_every: Count  # steps
+    log_every: Count  # steps
+
+
+class AdapterParams(Section):
+    """A mixture of low-rank experts; ``num_experts: 1`` with ``gate: uniform`` is plain LoRA."""
+
+    r: Count  # total LoRA rank
+    lora_alpha: Positive
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    num_experts: Count
+    expert_rank: Literal["split", "full"]
+    gate: Literal["modality", "onehot", "uniform"]
+    modality_dim: Count
+
+    @model_validator(mode="after")
+    def _rank_splits(self) -> AdapterParams:
+        if self.expert_rank == "split" and self.r % self.num_experts:
+            raise ValueError(f"r ({self.r}) must be a multiple of num_experts ({self.num_experts}) when expert_rank is 'split'")
+        return self
+
+
+class LossParams(Section):
+    """CMSA; ``teacher: none`` is InfoNCE, ``variant: reference`` is the paper's public code."""
+
+    variant: Literal["paper", "reference"]
+    teacher: Literal["mean", "image", "text", "agreement", "none"]
+    temperature: Positive
+    teacher_temperature: Positive | None  # None: the same as temperature
+    learn_temperature: bool
+    detach_teacher: bool
+    normalize: bool
+
+
+class TrainAdapterParams(Section):
+    """Phase one: adapters trained on items alone.  Each trained variant names its two sections."""
+
+    variants: dict[Name, TrainedVariant]
+    training: TrainingParams
+    lora: AdapterParams
+    moda: AdapterParams
+    infonce: LossParams
+    loss: LossParams
+
+    def of(self, variant: str) -> tuple[AdapterParams, LossParams]:
+        """The adapter and loss sections of a trained variant.
+
+        Raises:
+            ConfigError: no such variant.
+        """
+        if variant not in self.variants:
+            known = ", ".join(sorted(self.variants))
+            raise ConfigError("--variant", f"unknown trained variant {variant!r}; params.train_adapter.variants has {known}")
+        choice = self.variants[variant]
+        adapter = {"lora": self.lora, "moda": self.moda}[choice.adapter]
+        loss = {"infonce": self.infonce, "loss": self.loss}[choice.loss]
+        return adapter, loss
+
+
+# ---------------------------------------------------------------------------- embeddings, index, training
+class ExportParams(Section):
+    """Item vectors: one pass a modality, then fusion."""
+
+    batch_size: Count
+    shard_rows: Count
+    fusion: Literal["late_concat_pca", "concat", "mean", "image", "text"]
+    fused_dim: Count  # of the PCA; capped by the concatenation's width and the number of fitted items
+    normalize: bool
+
+
+class IndexParams(Section):
+    """The FAISS index."""
+
+    factory: Annotated[str, Field(min_length=1)]
+    nprobe: Count | None
+    ef_search: Count | None
+    recall_at: Count
+    num_queries: Count
+    min_recall: Share
+
+
+Representation = Literal["content", "id+content"]
+SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
+
+
+class FitParams(Section):
+    """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
+
+    seed: CountOrZero
+    max_epochs: Count
+    patience: Count  # evaluations without a better validation NDCG@10
+    eval_every: Count  # epochs
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+
+
+class PopParams(Section):
+    """Popularity; ``counts`` says which interactions are counted (``train`` is the honest one)."""
+
+    kind: Literal["pop"]
+    counts: Literal["train", "train_valid", "all"]
+
+
+class SASRecParams(FitParams):
+    """SASRec (Kang & McAuley 2018)."""
+
+    kind: Literal["sasrec"]
+    representation: Representation
+    hidden_size: Count
+    num_blocks: Count
+    num_heads: Count
+    max_length: Count
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    causal: bool
+    loss: SequentialLoss
+    num_negatives: Count
+    gbce_t: Share
+
+
+class BERT4RecParams(FitParams):
+    """BERT4Rec (Sun et al. 2019)."""
+
+    kind: Literal["bert4rec"]
+    representation: Representation
+    hidden_size: Count
+    num_blocks: Count
+    num_heads: Count
+    max_length: Count
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)]
+    last_item_mask_share: Share  # share of the training rows that mask the last item only
+    loss: SequentialLoss
+    num_negatives: Count
+    gbce_t: Share
+
+
+class VBPRParams(FitParams):
+    """VBPR (He & McAuley 2016); without vectors it is BPR-MF."""
+
+    kind: Literal["vbpr"]
+    factor_size: Count
+    content_factor_size: Count
+    embedding_regularization: NonNegative
+
+
+RecommenderParams = PopParams | SASRecParams | VBPRParams | BERT4RecParams
+
+
+class TrainRecommenderParams(Section):
+    """Phase two: one section a recommender."""
+
+    pop: PopParams
+    sasrec: SASRecParams
+    vbpr: VBPRParams
+    bert4rec: BERT4RecParams
+
+    def of(self, recommender: str) -> RecommenderParams:
+        """One recommender's section.
+
+        Raises:
+            ConfigError: no such recommender.
+        """
+        sections: dict[str, RecommenderParams] = {
+            "pop": self.pop,
+            "sasrec": self.sasrec,
+            "vbpr": self.vbpr,
+            "bert4rec": self.bert4rec,
+        }
+        if recommender not in sections:
+            raise ConfigError("--recommender", f"unknown recommender {recommender!r}; known are {', '.join(sections)}")
+        return sections[recommender]
+
+
+# ------------------------------------------------------------------------------------ evaluation, report
+class TailParams(Section):
+    """What a long-tail item is: see ``sda_core.evaluation.groups``."""
+
+    definition: Literal["train_lt_k", "pareto", "paper"]
+    max_count: Count  # an item of fewer interactions is tail (train_lt_k, paper)
+    share: Share  # the least popular share of the items is tail (pareto)
+
+
+class EvaluateParams(Section):
+    """How the test users' targets are placed and scored."""
+
+    protocol: Literal["fullrank", "uni100", "pop100"]
+    cutoffs: Annotated[tuple[Count, ...], Field(min_length=1)]
+    ties: Literal["pessimistic", "mean", "optimistic"]
+    tail: TailParams
+    negatives_seed: CountOrZero
+    bootstrap_samples: CountOrZero
+    bootstrap_seed: CountOrZero
+    batch_size: Count
+
+
+class ReportParams(Section):
+    """The page."""
+
+    title: Annotated[str, Field(min_length=1)]
+    num_example_items: Count
+    num_neighbors: Count
+    cutoff: Count  # of the headline table
+
+
+class RuntimeParams(Section):
+    """Where it runs; no stage depends on this section, because it must not change a result."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    num_threads: CountOrZero  # 0: torch's own choice
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    variants: Annotated[tuple[Name, ...], Field(min_length=1)]
+    recommenders: Annotated[tuple[Literal["pop", "sasrec", "vbpr", "bert4rec"], ...], Field(min_length=1)]
+    dataset: Dataset
+    download: DownloadParams
+    filter: FilterParams
+    fetch_images: FetchImagesParams
+    items: ItemsParams
+    backbone: BackboneParams
+    train_adapter: TrainAdapterParams
+    export_embeddings: ExportParams
+    build_index: IndexParams
+    train_recommender: TrainRecommenderParams
+    evaluate: EvaluateParams
+    report: ReportParams
+    runtime: RuntimeParams
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Params:
+        known = {"id", "zero_shot", *self.train_adapter.variants}
+        unknown = [name for name in self.variants if name not in known]
+        if unknown:
+            raise ValueError(f"variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        reserved = {"id", "zero_shot"} & set(self.train_adapter.variants)
+        if reserved:
+            raise ValueError(f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)")
+        if self.report.cutoff not in self.evaluate.cutoffs:
+            raise ValueError(f"report.cutoff: {self.report.cutoff} is not among evaluate.cutoffs {list(self.evaluate.cutoffs)}")
+        return self
+
+
+def _describe(error: dict[str, Any]) -> str:
+    """One problem as ``path: what should be (got value)``."""
+    # pydantic puts the discriminator's value into the path of a union; the user's file has no such level.
+    tags = {"demo", "amazon", "tiny_qwen2_5_vl", "qwen2_5_vl"}
+    path = ".".join(str(part) for part in error["loc"] if part not in tags)
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if message.startswith("input "):
+        message = message.removeprefix("input ")
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"{path}: unknown parameter"
+    if kind == "missing":
+        return f"{path}: missing"
+    if kind == "value_error":
+        return f"{path}: {message}" if path else message
+    found = repr(error["input"])
+    return f"{path}: {message} (got {found if len(found) <= 80 else found[:77] + '...'})"
+
+
+def parse_params(data: Any, where: str) -> Params:
+    """Check plain data against :class:`Params`.
+
+    Args:
+        data: what the YAML parser gave.
+        where: the file's name, for messages.
+
+    Raises:
+        ConfigError: one line with every problem, each with its path.
+    """
+    try:
+        # Through JSON, because pydantic's strict mode then takes a list for a tuple, and nothing else more.
+        return Params.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems = " | ".join(_describe(dict(e)) for e in error.errors(include_url=False))
+        raise ConfigError(where, problems) from None
+    except TypeError as error:  # a date, a set, a non-string key: YAML has types that JSON has not
+        raise ConfigError(where, f"holds a value of a type that params do not have: {error}") from None
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or does not fit :class:`Params`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(str(path), "no such file", "run inside the project, or name the file with --params") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), f"is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    try:
+        data = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(str(path), f"is no valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(str(path), f"should be a mapping of sections (got {type(data).__name__})")
+    return parse_params(data, str(path))
