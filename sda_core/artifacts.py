@@ -14,16 +14,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from sda_core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 # ------------------------------------------------------------------------------------------------- paths
@@ -244,7 +247,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -259,7 +262,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
         yield temporary
         if path.exists():
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -273,6 +276,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON whole, with stable formatting; a number that is not finite is an error, not ``NaN``."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tsv(path: Path, records: Sequence[DataclassInstance]) -> None:
+    """Write records of one dataclass as a table that ``dvc plots`` reads: a header, tabs, empty for None.
+
+    Without a record the file is empty.
+    """
+    rows = [asdict(record) for record in records]
+    lines = ["\t".join(rows[0])] if rows else []
+    lines += ["\t".join("" if value is None else str(value) for value in row.values()) for row in rows]
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def read_json(path: Path, name: str) -> Any:

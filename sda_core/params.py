@@ -23,6 +23,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+Strength = Annotated[float, Field(ge=0.0, le=1000.0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -45,11 +46,11 @@ class DemoDataset(Section):
     num_users: Annotated[int, Field(ge=20, le=10_000_000)]
     num_items: Annotated[int, Field(ge=20, le=1_000_000)]
     mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]
-    popularity_exponent: NonNegative  # of the Zipf law of item popularity; 0 = uniform
-    content_strength: NonNegative  # how much the latent attributes drive taste; 0 = negative control
+    popularity_exponent: Strength  # of the Zipf law of item popularity; 0 = uniform
+    content_strength: Strength  # how much the latent attributes drive taste; 0 = negative control
     image_share: Share  # share of that drive that is visible in the picture only
     text_share: Share  # share of that drive that stands in the words only; the rest shows in both
-    sequence_strength: NonNegative  # how much the last item drives the next one
+    sequence_strength: Strength  # how much the last item drives the next one
     text_noise: Share  # chance that a word of a title or description is dropped or replaced
     missing_image_share: Share
     missing_metadata_share: Share
@@ -282,12 +283,22 @@ class FitParams(Section):
     learning_rate: Positive
     weight_decay: NonNegative
 
+    @property
+    def counts_test(self) -> bool:
+        """No trained recommender is handed a test interaction."""
+        return False
+
 
 class PopParams(Section):
     """Popularity; ``counts`` says which interactions are counted (``train`` is the honest one)."""
 
     kind: Literal["pop"]
     counts: Literal["train", "train_valid", "all"]
+
+    @property
+    def counts_test(self) -> bool:
+        """Whether the test interactions are to be handed to it: they leak, as in the tables that did so."""
+        return self.counts == "all"
 
 
 class SASRecParams(FitParams):
@@ -429,6 +440,19 @@ class Params(Section):
         if self.report.cutoff not in self.evaluate.cutoffs:
             raise ValueError(f"report.cutoff: {self.report.cutoff} is not among evaluate.cutoffs {list(self.evaluate.cutoffs)}")
         return self
+
+    def is_trained(self, variant: str) -> bool:
+        """Whether a variant has an adapter of its own; ``zero_shot`` and ``id`` have none.
+
+        Raises:
+            ConfigError: no such variant.
+        """
+        if variant in self.train_adapter.variants:
+            return True
+        if variant in {"id", "zero_shot"}:
+            return False
+        known = ", ".join(sorted({"id", "zero_shot", *self.train_adapter.variants}))
+        raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
 
 
 def _describe(error: dict[str, Any]) -> str:

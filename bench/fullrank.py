@@ -1,0 +1,98 @@
+"""Full-rank evaluation of a whole shop: how long it takes, and how much of that is the bare matrix product.
+
+Every test user's target is placed among all items with exact counts of better and tied ones, the items of the user's
+history left out; then positions, metrics and 95 % intervals are made of the counts.  The yardstick, in the same run, is
+the product of user and item factors alone, in the same chunks: no evaluation by scores can be faster than that.
+
+    python bench/fullrank.py
+    python bench/fullrank.py --num-users 5000 --num-items 5000
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+import numpy as np
+import polars as pl
+import torch
+
+from sda_core import evaluation, recommenders
+from sda_core.params import EvaluateParams, VBPRParams
+from sda_core.recommenders.position import SCORES_PER_CHUNK
+
+
+def shop(num_users: int, num_items: int, length: int) -> pl.DataFrame:
+    """Random histories over a Zipf popularity, split leave-one-out."""
+    random = np.random.default_rng(0)
+    weights = 1.0 / np.arange(1, num_items + 1)
+    items = random.choice(num_items, size=(num_users, length), p=weights / weights.sum()) + 1
+    items[: min(num_users, num_items), 0] = np.arange(1, min(num_users, num_items) + 1)  # the catalogue is whole
+    items[-1, 0] = num_items
+    return pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(1, num_users + 1, dtype=np.int32), length),
+            "item_id": items.ravel().astype(np.int32),
+            "timestamp": np.tile(np.arange(length, dtype=np.int64), num_users),
+            "rating": np.full(num_users * length, 5.0, dtype=np.float32),
+            "split": np.tile([*["train"] * (length - 2), "valid", "test"], num_users),
+        }
+    )
+
+
+def product_alone(num_users: int, num_items: int, width: int) -> float:
+    """Seconds of the matrix product of factors, in chunks as large as the evaluation's."""
+    users, items = torch.randn(num_users, width), torch.randn(num_items, width)
+    chunk = max(1, SCORES_PER_CHUNK // num_items)
+    out = torch.empty(chunk, num_items)
+    begin = time.perf_counter()
+    for start in range(0, num_users - num_users % chunk, chunk):
+        torch.mm(users[start : start + chunk], items.T, out=out)
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Run and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-users", type=int, default=52_204)
+    parser.add_argument("--num-items", type=int, default=57_019)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--history-length", type=int, default=9)
+    options = parser.parse_args()
+    interactions = shop(options.num_users, options.num_items, options.history_length)
+    params = VBPRParams(
+        seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=1, learning_rate=1.0, weight_decay=0.0, kind="vbpr",
+        factor_size=options.width, content_factor_size=1, embedding_regularization=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = recommenders.build(params, options.num_users, options.num_items, None)
+    settings = EvaluateParams.model_validate(
+        {
+            "protocol": "fullrank", "cutoffs": (5, 10, 20), "ties": "pessimistic",
+            "tail": {"definition": "train_lt_k", "max_count": 4, "share": 0.8},
+            "negatives_seed": 0, "bootstrap_samples": 1000, "bootstrap_seed": 0, "batch_size": 256,
+        }
+    )  # fmt: skip
+    seconds: dict[str, float] = {}
+    seconds["matrix product alone"] = product_alone(options.num_users, options.num_items, options.width)
+    begin = time.perf_counter()
+    data = recommenders.evaluation_data(interactions)
+    seconds["histories"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    placed = recommenders.place_targets(model, data, None, settings.batch_size, torch.device("cpu"))
+    seconds["place targets (product included)"] = time.perf_counter() - begin
+    begin = time.perf_counter()
+    metrics = evaluation.summarise(evaluation.score_positions(placed, settings.ties), interactions, settings)
+    seconds["positions, metrics, 1,000 resamples"] = time.perf_counter() - begin
+    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    print(f"{options.num_users:,} users x {options.num_items:,} items x {options.width}, {threads}")
+    for name, value in seconds.items():
+        print(f"| {name:<36} | {value:7.2f} s |")
+    whole = sum(seconds.values()) - seconds["matrix product alone"]
+    print(f"| {'evaluation in all':<36} | {whole:7.2f} s |  {whole / seconds['matrix product alone']:.2f} x the product alone")
+    print(f"hit@10 {metrics['hit@10']:.4f} (chance {10 / options.num_items:.4f})")
+
+
+if __name__ == "__main__":
+    main()

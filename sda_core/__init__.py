@@ -1,0 +1,31 @@
+"""SDA: structural and disentangled adaptation of vision-language models for recommendation.
+
+Dimension key, used as suffixes of tensor names throughout (``a_RD`` is a tensor of shape ``(R, D)``):
+
+====  ==========================================  ====  =====================================
+B     batch                                       U     users
+L     sequence length                             I     items
+D     width of an input or an embedding           N     negatives per target
+O     output width of a linear layer              H     attention heads
+E     experts                                     M     modalities
+R     LoRA rank (total over experts)              K     cut-off of a metric
+====  ==========================================  ====  =====================================
+
+Ids are contiguous ``int32`` from 1; 0 is padding.  Tables are joined by ``item_id``, never by position.
+
+Importing this package makes PEFT know MoDA, so that ``PeftModel.from_pretrained`` loads its adapters; it is free of
+torch nevertheless, because the method is brought in only where PEFT is imported too (before or after).
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from sda_core import _peft_hook
+
+try:
+    __version__ = version("sda")
+except PackageNotFoundError:  # running from a source tree that was never installed
+    __version__ = "0.0.0+uninstalled"
+
+_peft_hook.install()
+
+__all__ = ["__version__"]

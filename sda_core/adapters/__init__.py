@@ -1,0 +1,226 @@
+"""Adapters: MoDA, registered as a PEFT method on import.
+
+::
+
+    import peft
+    from sda_core.adapters import MoDAConfig, modality
+
+    model = peft.get_peft_model(base, MoDAConfig(target_modules=["q_proj", "v_proj"]))
+    with modality(model, "image"):
+        image_BD = model(**image_inputs)
+
+Adapters take any ``nn.Module``; nothing here knows which model it adapts.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, modality
+from sda_core.artifacts import replace_directory
+from sda_core.errors import ArtifactError, SDAError, TrainingError
+from sda_core.params import AdapterParams
+from sda_core.seed import derive
+
+__all__ = [
+    "MoDAConfig",
+    "MoDALayer",
+    "MoDALinear",
+    "MoDAModel",
+    "adapter_is_zero",
+    "build",
+    "gate_values",
+    "load",
+    "merge_modality",
+    "modality",
+    "save",
+    "unmerge_modality",
+]
+
+# PEFT's register_peft_method takes names of PEFT's own enumeration only; these are the mappings that it fills.
+PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = MoDAConfig  # type: ignore[index]
+PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = MoDAModel  # type: ignore[index]
+PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = MoDAModel.prefix  # type: ignore[index]
+
+
+def build(
+    model: nn.Module,
+    params: AdapterParams,
+    modalities: Sequence[str],
+    target_modules: str,
+    num_expected: int,
+    *,
+    seed: int,
+) -> PeftModel:
+    """Adapt the linear layers that a pattern names, and make sure that they are the intended ones.
+
+    A pattern that also meets the vision tower, or that meets nothing after a library renamed its modules, would train
+    something else without a word; the count is checked before the model is touched.
+
+    Args:
+        model: the base model; its layers are replaced in place and its own weights frozen.
+        params: the adapter's section.
+        modalities: names, in the order of their ids.
+        target_modules: a regular expression that must match a module's full name.
+        num_expected: how many modules that should be.
+        seed: of the initial weights, which do not depend on the generator's state.
+
+    Returns:
+        The PEFT model, adapter ``default``.
+
+    Raises:
+        TrainingError: the pattern matches another number of modules, or one that is not a linear layer.
+    """
+    hit = {name: module for name, module in model.named_modules() if re.fullmatch(target_modules, name)}
+    if len(hit) != num_expected:
+        raise TrainingError(
+            "adapter",
+            f"{target_modules!r} matches {len(hit)} modules, expected {num_expected} ({_summary(hit) or 'no module'})",
+            "correct the pattern, or the expected number, for this model",
+        )
+    for name, module in hit.items():
+        if not isinstance(module, nn.Linear):
+            raise TrainingError(
+                f"module {name}", f"is a {type(module).__name__}, and MoDA adapts torch.nn.Linear only", "narrow the pattern"
+            )
+    config = MoDAConfig(
+        r=params.r,
+        lora_alpha=params.lora_alpha,
+        lora_dropout=params.lora_dropout,
+        num_experts=params.num_experts,
+        expert_rank=params.expert_rank,
+        gate=params.gate,
+        modalities=list(modalities),
+        modality_dim=params.modality_dim,
+        target_modules=target_modules,
+    )
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU, whatever the model is on
+        torch.manual_seed(derive(seed, "adapter", "init"))
+        with _without_rename_warning():
+            peft_model = get_peft_model(model, config)
+    assert isinstance(peft_model, PeftModel)
+    return peft_model
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as PEFT does: ``adapter_config.json`` and ``adapter_model.safetensors``, the folder whole.
+
+    PEFT's model card is left out (it is an empty form), and so is its look on the hub for a resized vocabulary.
+    """
+    with replace_directory(folder) as temporary:
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
+        (temporary / "README.md").unlink(missing_ok=True)
+
+
+def load(model: nn.Module, folder: Path) -> PeftModel:
+    """Put a saved adapter on its base model, frozen, in evaluation mode; ``PeftModel.from_pretrained`` with checks.
+
+    Args:
+        model: the base model; its layers are replaced in place.
+        folder: as written by :func:`save` or by PEFT.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or the adapter was made for another model.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():  # PEFT would take the folder for a name on the hub
+            raise ArtifactError(str(folder / name), "is missing", "run `dvc repro train_adapter`, or give an adapter's folder")
+    try:
+        with _without_rename_warning():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder))
+    except SDAError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SafetensorError, UserWarning) as error:
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise ArtifactError(
+            str(folder),
+            f"adapter cannot be put on this {type(model).__name__} ({type(error).__name__}: {first_line})",
+            "train it again with `dvc repro train_adapter`, or name the backbone it was made for",
+        ) from None
+
+
+@contextmanager
+def _without_rename_warning() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5.23 for a property under its former name; that is between the two of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+def _summary(names: Sequence[str] | dict[str, nn.Module]) -> str:
+    """Names with their numbers replaced by ``*`` and counted, e.g. ``layers.*.mlp.up_proj x28``."""
+    counts = Counter(re.sub(r"\d+", "*", name) for name in names)
+    return ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, MoDALinear]]:
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, MoDALinear)]
+    if not found:
+        raise TrainingError("adapter", f"{type(model).__name__} has no MoDA layer", "build or load the adapter first")
+    yield from found
+
+
+def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> None:
+    """Fold the active adapters into the base weights, for one modality; then a pass costs what the base model costs.
+
+    The model stays a PEFT model; ``unmerge_modality`` restores the base weights to the bit, and a pass inside
+    ``with modality(model, other)`` is refused.  Merging for another modality unmerges first.
+
+    Args:
+        model: a model with MoDA layers.
+        name: of the modality.
+        safe_merge: refuse weights that are not finite.
+
+    Raises:
+        TrainingError: no such modality, no MoDA layer, or a base weight that takes no sum.
+    """
+    with modality(model, name):
+        for _, layer in _layers(model):
+            if layer.merged:
+                layer.unmerge()
+            layer.merge(safe_merge=safe_merge)
+
+
+def unmerge_modality(model: nn.Module) -> None:
+    """Undo :func:`merge_modality`; nothing happens where nothing is merged.
+
+    Raises:
+        TrainingError: the model has no MoDA layer.
+    """
+    for _, layer in _layers(model):
+        if layer.merged:
+            layer.unmerge()
+
+
+def gate_values(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+    """How much each expert counts, by layer: ``(M, E)``, float32 on the CPU.
+
+    Raises:
+        TrainingError: the model has no MoDA layer.
+    """
+    return {
+        name: layer.gates(adapter_name).detach().float().cpu()
+        for name, layer in _layers(model)
+        if adapter_name in layer.moda_config
+    }
+
+
+def adapter_is_zero(model: nn.Module, adapter_name: str = "default") -> bool:
+    """Whether the adapter changes nothing in any layer (an adapter that was never trained, or could not be).
+
+    Raises:
+        TrainingError: the model has no MoDA layer.
+    """
+    return not any(bool(layer.moda_B[adapter_name].any()) for _, layer in _layers(model) if adapter_name in layer.moda_B)

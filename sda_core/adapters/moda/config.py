@@ -1,0 +1,109 @@
+"""What a MoDA adapter is: the part that is saved as ``adapter_config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+
+from sda_core.errors import ConfigError
+
+PEFT_TYPE = "MODA"
+_GATES = ("modality", "onehot", "uniform")
+_EXPERT_RANKS = ("split", "full")
+
+
+def _default_modalities() -> list[str]:
+    return ["image", "text"]
+
+
+@dataclass
+class MoDAConfig(PeftConfig):
+    """Modality-disentangled adaptation: a LoRA split into experts that a gate mixes by the input's modality.
+
+    Args:
+        r: LoRA rank.  With ``expert_rank="split"`` it is the total over the experts (each has ``r / num_experts``);
+            with ``"full"`` every expert has rank ``r``.
+        lora_alpha: numerator of the scale ``lora_alpha / r``.
+        lora_dropout: dropout on the adapter's input while training.
+        num_experts: E; one expert is plain LoRA.
+        expert_rank: ``"split"`` or ``"full"``, see ``r``.
+        gate: ``"modality"``, a learned softmax over the experts for each modality; ``"onehot"``, each modality owns
+            ``num_experts / len(modalities)`` experts outright (independent LoRAs); ``"uniform"``, ``1 / num_experts``
+            for every modality.
+        modalities: their names, in the order of the ids that :class:`~sda_core.adapters.modality` takes.
+        modality_dim: width of the modality embeddings of the learned gate.
+        target_modules: a list of name suffixes, or one regular expression that must match a module's full name.
+        exclude_modules: the same, for modules to leave out.
+
+    Raises:
+        ConfigError: a value is out of range, or values do not fit each other.
+    """
+
+    r: int = 8
+    lora_alpha: float = 32
+    lora_dropout: float = 0.1
+    num_experts: int = 4
+    expert_rank: str = "split"
+    gate: str = "modality"
+    modalities: list[str] = field(default_factory=_default_modalities)
+    modality_dim: int = 64
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        self.target_modules = _names(self.target_modules)
+        self.exclude_modules = _names(self.exclude_modules)
+        self.modalities = list(self.modalities)
+        for name in ("r", "num_experts", "modality_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"MoDAConfig.{name}", f"should be at least 1 (got {getattr(self, name)})")
+        if self.lora_alpha <= 0:
+            raise ConfigError("MoDAConfig.lora_alpha", f"should be positive (got {self.lora_alpha})")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise ConfigError("MoDAConfig.lora_dropout", f"should be at least 0 and below 1 (got {self.lora_dropout})")
+        if self.gate not in _GATES:
+            raise ConfigError("MoDAConfig.gate", f"should be one of {', '.join(_GATES)} (got {self.gate!r})")
+        if self.expert_rank not in _EXPERT_RANKS:
+            raise ConfigError("MoDAConfig.expert_rank", f"should be one of {', '.join(_EXPERT_RANKS)} (got {self.expert_rank!r})")
+        if not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ConfigError("MoDAConfig.modalities", f"should be a list of different names (got {self.modalities})")
+        if self.expert_rank == "split" and self.r % self.num_experts:
+            raise ConfigError(
+                "MoDAConfig.r",
+                f"{self.r} cannot be split among {self.num_experts} experts",
+                "make r a multiple of num_experts, or set expert_rank='full'",
+            )
+        if self.gate == "onehot" and self.num_experts % len(self.modalities):
+            raise ConfigError(
+                "MoDAConfig.num_experts",
+                f"{self.num_experts} experts cannot be shared out among the modalities {', '.join(self.modalities)}",
+                "with gate='onehot' make num_experts a multiple of their number",
+            )
+
+    @property
+    def rank_per_expert(self) -> int:
+        """LoRA rank of one expert."""
+        return self.r // self.num_experts if self.expert_rank == "split" else self.r
+
+    @property
+    def depends_on_modality(self) -> bool:
+        """Whether the output differs between modalities; one expert, or a uniform gate, treats all alike."""
+        return self.gate != "uniform" and self.num_experts > 1
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Never; PEFT asks."""
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; sets become sorted lists, so that the saved file does not depend on hash order."""
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
+
+
+def _names(value: Iterable[str] | str | None) -> list[str] | str | None:
+    return value if value is None or isinstance(value, str) else sorted(value)

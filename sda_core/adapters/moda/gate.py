@@ -1,0 +1,269 @@
+"""Which modality a forward pass is in, and how a gate turns that into one factor per rank of the adapter.
+
+The modality is not an argument of a linear layer, so it is put around the pass: ``with modality(model, "image"): ...``.
+Gradient checkpointing runs layers a second time during ``backward``, when that block has long ended and when passes
+of several modalities are under way in one graph.  Three measures keep this right:
+
+* while a block is open, every tensor that autograd saves is packed together with the open blocks
+  (``torch.autograd.graph.saved_tensors_hooks``).  A checkpointed region saves its inputs this way and unpacks them
+  right before it recomputes, which tells the recomputation the modality of its first run.  This holds for both kinds
+  of ``torch.utils.checkpoint`` and for every model that uses it.  Hooks that are in force already (a checkpoint around
+  the block, ``save_on_cpu``) stay so, because ours pass every tensor on to them;
+* a layer that runs during ``backward`` without such information raises;
+* every gated product remembers its modality twice, once with the graph node and once among the saved tensors, which a
+  checkpoint recomputes.  If the two differ, ``backward`` raises instead of returning gradients of the wrong modality.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from sda_core.errors import TrainingError
+
+if TYPE_CHECKING:
+    from sda_core.adapters.moda.layer import MoDALayer
+
+
+# ------------------------------------------------------------------------------------- the open modality
+@dataclass(frozen=True)
+class Modality:
+    """The modality of a pass: one name for the whole batch, or one id a row.
+
+    Attributes:
+        name: the modality of every row, or None.
+        ids_B: ids into ``modalities``, one a row, or None.
+        marker: a number that differs between different passes, as a tensor that autograd can save.
+    """
+
+    name: str | None
+    ids_B: Tensor | None  # noqa: N815 (dimension suffix)
+    marker: Tensor
+
+    @staticmethod
+    def of(value: str | Tensor | Sequence[int]) -> Modality:
+        """From what the user wrote.
+
+        Raises:
+            TrainingError: neither a name nor a vector of integers.
+        """
+        if isinstance(value, str):
+            return Modality(value, None, _marker(value.encode()))
+        ids_B = torch.as_tensor(value)
+        if ids_B.dim() != 1 or ids_B.is_floating_point() or ids_B.is_complex() or ids_B.dtype == torch.bool:
+            raise TrainingError(
+                "modality",
+                f"should be a name or a vector of integer ids, one a row (got shape {tuple(ids_B.shape)}, {ids_B.dtype})",
+            )
+        ids_B = ids_B.long()
+        return Modality(None, ids_B, _marker(repr(ids_B.tolist()).encode()))
+
+    def __str__(self) -> str:
+        return repr(self.name) if self.ids_B is None else f"ids of {len(self.ids_B)} rows"
+
+
+def _marker(content: bytes) -> Tensor:
+    return torch.tensor(int.from_bytes(hashlib.sha256(content).digest()[:8], "little") >> 1)
+
+
+class Owner:
+    """Identity shared by the MoDA layers of one adapted model; a copy of the model gets one of its own."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """An open ``with modality(...)``: the adapters it is about, and the backward call it was opened in (-1: none)."""
+
+    owners: frozenset[Owner]
+    value: Modality
+    graph_task: int
+
+
+class _State(threading.local):
+    """The open blocks of this thread, and those handed over by the tensors that this thread unpacked last.
+
+    A GPU's part of ``backward`` runs in a thread of its own; there only the second one is ever filled.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: tuple[_Block, ...] = ()
+        self.replayed: tuple[_Block, ...] = ()
+        self.replayed_task = -1
+
+
+_state = _State()
+
+
+def _graph_task() -> int:
+    """Number of the ``backward`` call that runs in this thread; -1 outside of any."""
+    return torch._C._current_graph_task_id()
+
+
+_Hook = Callable[[Any], Any]
+
+
+def _hooks() -> saved_tensors_hooks:
+    """Hooks that pack a tensor together with the open blocks, and otherwise do what the hooks in force do."""
+    outer = cast("tuple[_Hook, _Hook] | None", torch._C._autograd._top_saved_tensors_default_hooks(True))  # pyright: ignore[reportAttributeAccessIssue]
+    pack_tensor, unpack_tensor = outer if outer is not None else (_pack_version, _unpack_version)
+
+    def pack(tensor: Tensor) -> tuple[Any, tuple[_Block, ...]]:
+        return pack_tensor(tensor), _state.blocks
+
+    def unpack(packed: tuple[Any, tuple[_Block, ...]]) -> Tensor:
+        tensor = unpack_tensor(packed[0])
+        _state.replayed, _state.replayed_task = packed[1], _graph_task()  # last: unpacking may recompute by itself
+        return tensor
+
+    return saved_tensors_hooks(pack, unpack)
+
+
+def _pack_version(tensor: Tensor) -> tuple[Tensor, int]:
+    return tensor, tensor._version
+
+
+def _unpack_version(packed: tuple[Tensor, int]) -> Tensor:
+    tensor, version = packed
+    if tensor._version != version:  # autograd leaves this check to the hooks where there are any
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation "
+            f"(a {tensor.dtype} tensor of shape {tuple(tensor.shape)} is at version {tensor._version}, expected {version})"
+        )
+    return tensor
+
+
+def current_modality(owner: Owner) -> Modality | None:
+    """The modality that an adapter's forward pass is in, or None.
+
+    Args:
+        owner: what the layers of one adapted model share.
+    """
+    task = _graph_task()
+    blocks = _state.blocks
+    if task != -1:  # a recomputation: blocks that were opened before this backward say nothing about it
+        opened_here = tuple(block for block in blocks if block.graph_task == task)
+        blocks = (*(_state.replayed if _state.replayed_task == task else ()), *opened_here)
+    for block in reversed(blocks):
+        if owner in block.owners:
+            return block.value
+    return None
+
+
+class modality:  # noqa: N801 (reads as a statement: ``with modality(model, "image")``)
+    """Context in which the MoDA layers of a model know what their input is.
+
+    ::
+
+        with modality(model, "image"):
+            image_BD = model(**image_inputs)
+
+    Args:
+        model: a PEFT model with a MoDA adapter, or any module that contains one.
+        value: a name in the adapter's ``modalities``, or a vector ``(B,)`` of ids into them, one for each row.
+
+    Blocks can be nested; the innermost counts.  Gradient checkpointing, of either kind, sees the block in which the
+    forward pass ran, whatever is open when ``backward`` is called.
+
+    Raises:
+        TrainingError: the model has no MoDA layer, or the name or an id is not among the adapter's modalities.
+    """
+
+    def __init__(self, model: nn.Module, value: str | Tensor | Sequence[int]) -> None:
+        from sda_core.adapters.moda.layer import MoDALayer
+
+        layers = [module for module in model.modules() if isinstance(module, MoDALayer)]
+        if not layers:
+            raise TrainingError(
+                "modality", f"{type(model).__name__} has no MoDA layer", "build the adapter first, with get_peft_model"
+            )
+        self._value = Modality.of(value)
+        _check_known(self._value, layers)
+        self._owners = frozenset(layer.moda_owner for layer in layers)
+        self._entered: list[tuple[tuple[_Block, ...], saved_tensors_hooks]] = []
+
+    def __enter__(self) -> None:
+        hooks = _hooks()
+        hooks.__enter__()
+        self._entered.append((_state.blocks, hooks))
+        _state.blocks = (*_state.blocks, _Block(self._owners, self._value, _graph_task()))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        _state.blocks, hooks = self._entered.pop()
+        hooks.__exit__(kind, error, trace)
+
+
+def _check_known(value: Modality, layers: Sequence[MoDALayer]) -> None:
+    known = {
+        tuple(layer.moda_config[name].modalities)
+        for layer in layers
+        for name in layer.active_adapters
+        if name in layer.moda_config
+    }
+    for names in known:
+        if value.name is not None and value.name not in names:
+            raise TrainingError("modality", f"should be one of {', '.join(names)} (got {value.name!r})")
+        if value.ids_B is not None and value.ids_B.numel():
+            low, high = int(value.ids_B.min()), int(value.ids_B.max())
+            if low < 0 or high >= len(names):
+                raise TrainingError(
+                    "modality", f"ids should be from 0 to {len(names) - 1} ({', '.join(names)}; got {low} to {high})"
+                )
+
+
+# ------------------------------------------------------------------------------------------- gate values
+def learned_gate(embedding_MK: Tensor, weight_EK: Tensor) -> Tensor:
+    """``softmax(W_g Emb_m)`` for every modality: ``(M, E)``."""
+    return torch.softmax(embedding_MK @ weight_EK.T, dim=-1)
+
+
+def fixed_gate(kind: str, num_modalities: int, num_experts: int, like: Tensor) -> Tensor:
+    """The gates that are not learned: ``(M, E)``, in the type and on the device of ``like``.
+
+    ``uniform`` gives every expert ``1 / E``; ``onehot`` gives the experts of a modality 1 and the others 0.
+    """
+    if kind == "uniform":
+        return like.new_full((num_modalities, num_experts), 1.0 / num_experts)
+    owned = num_experts // num_modalities
+    return torch.eye(num_modalities, dtype=like.dtype, device=like.device).repeat_interleave(owned, dim=1)
+
+
+class GatedProduct(torch.autograd.Function):
+    """``hidden * factor``, which makes sure that its backward belongs to the modality of its forward.
+
+    ``hidden (..., R)``; ``factor`` ``(R,)``, or ``(B, 1, ..., R)`` for one modality a row; ``marker`` of the modality.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, factor: Tensor, marker: Tensor) -> Tensor:
+        """The product."""
+        ctx.save_for_backward(hidden, factor, marker)
+        ctx.marker = int(marker)
+        return hidden * factor
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        """Gradients of both factors.
+
+        Raises:
+            TrainingError: a checkpointed region was recomputed with another modality than it first ran with.
+        """
+        (grad,) = grad_outputs
+        hidden, factor, marker = ctx.saved_tensors
+        if int(marker) != ctx.marker:
+            raise TrainingError(
+                "gradient checkpointing",
+                "a region was recomputed with another modality than it first ran with, so its gradients would be wrong",
+                "open `with modality(...)` inside the checkpointed function, or checkpoint the blocks without nesting them",
+            )
+        grad_factor = None
+        if ctx.needs_input_grad[1]:
+            grad_factor = (grad * hidden).sum_to_size(factor.shape)
+        return (grad * factor if ctx.needs_input_grad[0] else None), grad_factor, None

@@ -1,0 +1,139 @@
+"""Vision-language models that turn an item's picture and words into vectors: the one interface, and its builder.
+
+A backbone knows how to make model inputs from pictures and from texts and how to pool the model's hidden states; it
+does not know what an adapter or a loss is.  :func:`build` chooses by the type of the params section.  This package is
+the only importer of transformers, and imports it only inside the case that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, assert_never
+
+from sda_core.params import BackboneParams, Qwen25VL, TinyQwen25VL
+
+if TYPE_CHECKING:  # for the signatures only: choosing a backbone needs neither library
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+__all__ = ["Backbone", "BackboneInfo", "build", "save_backbone"]
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What vectors depend on besides the items: goes into the metadata of the embeddings file.
+
+    Attributes:
+        kind: the params section's kind.
+        name: hub id, folder as it stands in the params, or the name of a built-in model.
+        revision: pinned commit of a hub id, ``sha256:...`` of a local folder's files, or the seed of a random model.
+        dtype: of the weights, e.g. ``"bfloat16"``.
+        attention: the attention implementation that was chosen.
+        pooling: ``"mean"`` over the attention mask, or ``"last"`` token.
+        min_pixels: pictures are enlarged to this many pixels.
+        max_pixels: pictures are reduced to this many pixels.
+        max_text_tokens: length at which a text sequence is cut, template included.
+    """
+
+    kind: str
+    name: str
+    revision: str
+    dtype: str
+    attention: str
+    pooling: Literal["mean", "last"]
+    min_pixels: int
+    max_pixels: int
+    max_text_tokens: int
+
+    def metadata(self) -> dict[str, str]:
+        """The fields as text, ready for an Arrow schema's metadata."""
+        return {f"backbone_{key}": str(value) for key, value in asdict(self).items()}
+
+
+class Backbone(Protocol):
+    """A vision-language model seen as an item encoder.
+
+    Inputs are plain dictionaries of CPU tensors, so that they can be made ahead in another thread; :meth:`encode` moves
+    them to the model's device.  A vector does not depend on what else is in its batch (float32: to 1e-4).
+    """
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole model, frozen and in evaluation mode; what PEFT wraps."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors."""
+        ...
+
+    @property
+    def info(self) -> BackboneInfo:
+        """What the vectors depend on."""
+        ...
+
+    @property
+    def adapter_pattern(self) -> str:
+        """Regular expression for PEFT's ``target_modules``: matches, in full, the language model's linear layers only."""
+        ...
+
+    @property
+    def num_adapter_layers(self) -> int:
+        """How many modules :attr:`adapter_pattern` matches: 7 a decoder layer (q, k, v, o, gate, up, down)."""
+        ...
+
+    def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
+        """One sequence a picture: the picture, then the prompt."""
+        ...
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """One sequence a text."""
+        ...
+
+    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Pooled last hidden states, ``(B, D)`` float32, **not** normalised.
+
+        Args:
+            model: :attr:`model` itself, or the PEFT model around it.
+            inputs: of :meth:`image_inputs` or :meth:`text_inputs`.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that can be loaded by its path."""
+        ...
+
+
+def build(params: BackboneParams, device: torch.device) -> Backbone:
+    """Load or make the backbone that the params ask for, on ``device``, frozen, in evaluation mode.
+
+    Raises:
+        ConfigError: the params cannot be met (no revision pinned, another architecture, attention not available).
+        ArtifactError: a local checkpoint is missing, incomplete or damaged.
+        DownloadError: a hub checkpoint is neither in the cache nor reachable.
+    """
+    match params:
+        case TinyQwen25VL():
+            from sda_core.backbones.qwen2_5_vl import make_tiny
+
+            return make_tiny(params, device)
+        case Qwen25VL():
+            from sda_core.backbones.qwen2_5_vl import load
+
+            return load(params, device)
+        case _:
+            assert_never(params)
+
+
+def save_backbone(backbone: Backbone, folder: Path) -> None:
+    """Write a backbone as a checkpoint folder (safetensors, tokenizer, picture processor, chat template), whole.
+
+    The folder is then a valid ``backbone.name``.  No adapter may be attached: PEFT changes the model in place.
+
+    Raises:
+        ConfigError: an adapter is attached.
+    """
+    backbone.save(folder)

@@ -1,0 +1,332 @@
+"""Who buys what in the built-in shop.
+
+Every item has six visible attributes, independent of one another and of popularity, each uniform over its values, and
+one hidden one:
+
+=========  ==========================================================  ==========
+attribute  shown by                                                    block
+=========  ==========================================================  ==========
+category   picture and words (a tree: department, then category)       both
+colour     picture and words                                           both
+pattern    picture only                                                picture
+shape      picture only (the motif printed on the product)             picture
+brand      words only                                                  words
+style      words only                                                  words
+circle     nothing: only who buys what after what tells it             hidden
+=========  ==========================================================  ==========
+
+A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) over the items not bought yet:
+
+    logit(user, item | last) = log popularity(item)
+                             + content_strength  * content(user, item)
+                             + sequence_strength * step(last, item)
+
+* ``popularity`` is ``place ** -popularity_exponent``, places in random order (Zipf).
+* ``content = sqrt(image_share) * picture + sqrt(text_share) * words + sqrt(rest) * both``.  Each block is the mean, times
+  ``sqrt(2)``, of the user's tastes for its two attributes' values; a taste is standard normal (that for a category
+  is half its department's).  So each block has variance 1 over items, the shares are shares of variance, and turning them leaves
+  the strength of the whole as it is.
+* ``step`` says what follows what: the circle after the last item's circle (hidden), the companion of its category
+  (both), the same pattern (picture), the same style (words).  Each is a 0/1 indicator scaled to variance 1.  The
+  visible three are mixed as in ``content`` and take the share ``c**2 / (1 + c**2)`` of the variance, c the content strength;
+  the hidden one takes the rest.  So with ``content_strength`` 0 what follows what is still there to be learned
+  from ids, and nothing that pictures or words show has any part in it.
+
+In a large shop nobody looks at everything: a user considers :data:`NUM_CONSIDERED` items, half of them drawn by popularity
+and half uniformly, with importance weights that make the draw follow the same softmax (exact where the shop is not larger).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sda_core.errors import ConfigError
+from sda_core.params import DemoDataset
+from sda_core.seed import generator
+
+Attribute = Literal["category", "colour", "pattern", "shape", "brand", "style"]
+Ints = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+DEPARTMENTS = {
+    "Tableware": ("Mugs", "Bowls", "Bottles", "Teapots"),
+    "Bags": ("Backpacks", "Handbags", "Pouches", "Suitcases"),
+    "Clothing": ("Shirts", "Dresses", "Hats", "Socks"),
+    "Home": ("Cushions", "Lamps", "Vases", "Armchairs"),
+}
+CATEGORIES = tuple(category for categories in DEPARTMENTS.values() for category in categories)
+DEPARTMENT_OF = tuple(department for department, categories in DEPARTMENTS.items() for _ in categories)
+
+VALUES: dict[Attribute, tuple[str, ...]] = {
+    "category": CATEGORIES,
+    "colour": ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "grey"),
+    "pattern": ("plain", "stripes", "bars", "dots", "checks", "zigzag"),
+    "shape": ("disc", "square", "triangle", "star", "cross", "ring"),
+    "brand": (
+        "Fernwick", "Hearth & Hale", "Quillan", "Norrvik", "Sandelow", "Tallis & Row", "Brightmoor", "Maribou",
+        "Oldmarrow", "Kestrel Lane", "Vantosa", "Peakridge", "Lumenta", "Dovecote & Co", "Arrigo", "Willowmere",
+    ),
+    "style": ("vintage", "minimalist", "bohemian", "industrial", "nautical", "rustic", "sporty", "romantic"),
+}  # fmt: skip
+ATTRIBUTES: tuple[Attribute, ...] = tuple(VALUES)
+BLOCKS: dict[str, tuple[Attribute, Attribute]] = {
+    "picture": ("pattern", "shape"),
+    "words": ("brand", "style"),
+    "both": ("category", "colour"),
+}
+NUM_CIRCLES = 12
+MAX_STRENGTH = 1000.0  # beyond it single precision has no room for the noise
+
+NUM_CONSIDERED = 1024
+CHUNK_USERS = 512
+MIN_HISTORY = 5  # of all but a few users
+SHORT_SHARE = 0.03  # of the users, with a history of 3 or 4, so that a 5-core has something to drop
+LENGTH_SPREAD = 0.75  # sigma of the log-normal surplus over MIN_HISTORY
+FIRST_DAY = 14_245  # days since 1970: 2009-01-01, within all three editions
+NUM_DAYS = 2_000  # up to mid-2014
+RATING_SHARES = (0.05, 0.05, 0.09, 0.20, 0.61)  # of 1 to 5 stars; ratings tell nothing about taste
+
+_ID_LETTERS = np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", dtype="S1")
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The truth behind the raw files.
+
+    Items are numbered 0..I-1 and users 0..U-1 here; the raw files know them by ``asins`` and ``user_names``.
+    """
+
+    asins: tuple[str, ...]
+    user_names: tuple[str, ...]
+    attributes: dict[Attribute, Bytes]
+    """Each ``(I,)``: the value's place in :data:`VALUES`."""
+    circle: Bytes
+    """``(I,)``: the hidden attribute."""
+    log_popularity: Floats
+    """``(I,)``: natural log of the Zipf weight."""
+    has_image: Bools
+    """``(I,)``."""
+    has_metadata: Bools
+    """``(I,)``."""
+    companion: Bytes
+    """``(categories,)``: the category that tends to follow each category; a single cycle."""
+    user: Ints
+    """``(K,)``: the user of each interaction, ascending."""
+    item: Ints
+    """``(K,)``: its item; no item twice for one user."""
+    day: Ints
+    """``(K,)``: days since 1970, strictly ascending within a user."""
+    rating: Bytes
+    """``(K,)``: 1 to 5."""
+
+    @property
+    def num_items(self) -> int:
+        """How many items the shop has."""
+        return len(self.asins)
+
+    @property
+    def num_users(self) -> int:
+        """How many users the shop has."""
+        return len(self.user_names)
+
+    def value(self, attribute: Attribute, item: int) -> str:
+        """The name of an item's value of an attribute."""
+        return VALUES[attribute][int(self.attributes[attribute][item])]
+
+
+def world(dataset: DemoDataset) -> World:
+    """Draw items, tastes and histories; equal settings give an equal world, whatever the edition.
+
+    Raises:
+        ConfigError: the histories are too long for so few items, or a strength is too large to compute with.
+    """
+    for name in ("popularity_exponent", "content_strength", "sequence_strength"):
+        if not getattr(dataset, name) <= MAX_STRENGTH:
+            raise ConfigError(f"dataset.{name}", f"should be at most {MAX_STRENGTH:g} (got {getattr(dataset, name)})")
+    if dataset.mean_history_length > dataset.num_items / 2:
+        raise ConfigError(
+            "dataset.mean_history_length",
+            f"should be at most half of num_items ({dataset.num_items}) (got {dataset.mean_history_length})",
+            "make the shop larger or its histories shorter",
+        )
+    seed, num_items = dataset.seed, dataset.num_items
+    draw = generator(seed, "demo", "items")
+    attributes: dict[Attribute, Bytes] = {
+        name: draw.integers(len(values), size=num_items).astype(np.uint8) for name, values in VALUES.items()
+    }
+    circle = draw.integers(NUM_CIRCLES, size=num_items).astype(np.uint8)
+    place = draw.permutation(num_items) + 1
+    log_popularity = (-dataset.popularity_exponent * np.log(place)).astype(np.float32)
+    has_image = np.ones(num_items, dtype=np.bool_)
+    has_image[draw.permutation(num_items)[: round(dataset.missing_image_share * num_items)]] = False
+    has_metadata = np.ones(num_items, dtype=np.bool_)
+    has_metadata[draw.permutation(num_items)[: round(dataset.missing_metadata_share * num_items)]] = False
+    cycle = draw.permutation(len(CATEGORIES))
+    companion = np.empty(len(CATEGORIES), dtype=np.uint8)
+    companion[cycle] = np.roll(cycle, 1)
+
+    lengths = _history_lengths(dataset)
+    user = np.repeat(np.arange(dataset.num_users, dtype=np.int32), lengths)
+    item = _histories(dataset, attributes, circle, log_popularity, companion, lengths)
+    draw = generator(seed, "demo", "ratings")
+    return World(
+        asins=identifiers(seed, "items", num_items, "B0", 8),
+        user_names=identifiers(seed, "users", dataset.num_users, "A", 13),
+        attributes=attributes,
+        circle=circle,
+        log_popularity=log_popularity,
+        has_image=has_image,
+        has_metadata=has_metadata,
+        companion=companion,
+        user=user,
+        item=item,
+        day=_days(seed, lengths),
+        rating=(1 + np.searchsorted(np.cumsum(RATING_SHARES)[:-1], draw.random(len(item)), side="right")).astype(np.uint8),
+    )
+
+
+def identifiers(seed: int, purpose: str, num: int, prefix: str, width: int) -> tuple[str, ...]:
+    """Distinct ids: the prefix and ``width`` random letters and digits."""
+    draw = generator(seed, "demo", "ids", purpose)
+    found: dict[str, None] = {}
+    while len(found) < num:
+        letters = _ID_LETTERS[draw.integers(len(_ID_LETTERS), size=(num, width))]
+        found.update(dict.fromkeys(prefix + row.decode() for row in letters.view(f"S{width}").ravel().tolist()))
+    return tuple(found)[:num]
+
+
+def _history_lengths(dataset: DemoDataset) -> npt.NDArray[np.int64]:
+    """``(U,)``: mostly ``MIN_HISTORY`` + a log-normal surplus, with the mean that is asked for."""
+    draw = generator(dataset.seed, "demo", "lengths")
+    short = draw.random(dataset.num_users) < SHORT_SHARE
+    mean_surplus = (dataset.mean_history_length - SHORT_SHARE * (MIN_HISTORY - 1.5)) / (1.0 - SHORT_SHARE) - MIN_HISTORY
+    surplus = draw.lognormal(np.log(mean_surplus) - LENGTH_SPREAD**2 / 2.0, LENGTH_SPREAD, size=dataset.num_users)
+    whole = np.floor(surplus + draw.random(dataset.num_users)).astype(np.int64)
+    lengths = np.where(short, MIN_HISTORY - 1 - draw.integers(2, size=dataset.num_users), MIN_HISTORY + whole)
+    # Distinct items must not run out: half of those considered are drawn uniformly.
+    return np.minimum(lengths, dataset.num_items // 2 if dataset.num_items <= NUM_CONSIDERED else NUM_CONSIDERED // 3)
+
+
+def _days(seed: int, lengths: npt.NDArray[np.int64]) -> Ints:
+    """``(K,)``: strictly ascending days within a user, bursts and pauses alternating at random."""
+    draw = generator(seed, "demo", "days")
+    gaps = draw.exponential(size=int(lengths.sum()))
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    elapsed = np.cumsum(gaps)
+    before = np.repeat(elapsed[starts] - gaps[starts], lengths)
+    fraction = (elapsed - before) / np.repeat(elapsed[ends - 1] - (elapsed[starts] - gaps[starts]), lengths)
+    slack = NUM_DAYS - lengths
+    span = np.floor(slack * np.minimum(1.0, lengths * draw.uniform(0.005, 0.05, size=len(lengths))))
+    start = np.floor((slack - span) * draw.random(len(lengths)))
+    within = np.arange(len(gaps)) - np.repeat(starts, lengths)
+    days = FIRST_DAY + np.repeat(start, lengths) + within + np.floor(fraction * np.repeat(span, lengths))
+    return days.astype(np.int32)
+
+
+def _histories(
+    dataset: DemoDataset,
+    attributes: dict[Attribute, Bytes],
+    circle: Bytes,
+    log_popularity: Floats,
+    companion: Bytes,
+    lengths: npt.NDArray[np.int64],
+) -> Ints:
+    """``(K,)``: the items of each user in the order they are bought."""
+    block_weight = {
+        "picture": np.sqrt(dataset.image_share),
+        "words": np.sqrt(dataset.text_share),
+        "both": np.sqrt(max(0.0, 1.0 - dataset.image_share - dataset.text_share)),
+    }
+    content_part = dataset.content_strength**2 / (1.0 + dataset.content_strength**2)
+    visible = dataset.sequence_strength * np.sqrt(content_part)
+    gains = {
+        "circle": _indicator_gain(dataset.sequence_strength * np.sqrt(1.0 - content_part), NUM_CIRCLES),
+        "category": _indicator_gain(visible * block_weight["both"], len(VALUES["category"])),
+        "pattern": _indicator_gain(visible * block_weight["picture"], len(VALUES["pattern"])),
+        "style": _indicator_gain(visible * block_weight["words"], len(VALUES["style"])),
+    }
+    follower: dict[str, tuple[Bytes, Bytes]] = {  # what an item is, and what it calls for next
+        "circle": (circle, (circle + 1) % NUM_CIRCLES),
+        "category": (attributes["category"], companion[attributes["category"]]),
+        "pattern": (attributes["pattern"], attributes["pattern"]),
+        "style": (attributes["style"], attributes["style"]),
+    }
+    popularity = np.exp(log_popularity.astype(np.float64) - log_popularity.max())
+    popularity /= popularity.sum()
+    item = np.empty(int(lengths.sum()), dtype=np.int32)
+    starts = np.cumsum(lengths) - lengths
+    for first in range(0, dataset.num_users, CHUNK_USERS):
+        draw = generator(dataset.seed, "demo", "histories", first // CHUNK_USERS)
+        chunk_lengths = lengths[first : first + CHUNK_USERS]
+        order = np.argsort(-chunk_lengths, kind="stable")  # longest first, so that who is still buying is a prefix
+        num = len(order)
+        considered, logits = _considered(draw, num, popularity, log_popularity)
+        for block, names in BLOCKS.items():
+            weight = np.float32(dataset.content_strength * block_weight[block] / np.sqrt(2.0))
+            for name in names:
+                taste = weight * _taste(draw, num, name)
+                logits += np.take_along_axis(taste, attributes[name][considered].astype(np.intp), axis=1)
+        kinds = {name: own[considered] for name, (own, _) in follower.items() if gains[name] > 0.0}
+        chosen = np.empty(0, dtype=np.int32)
+        for position in range(int(chunk_lengths.max())):
+            active = int(np.count_nonzero(chunk_lengths > position))
+            now = logits[:active].copy()
+            if position:
+                chosen = chosen[:active]
+                for name, kind in kinds.items():
+                    wanted = follower[name][1][chosen]
+                    now += gains[name] * (kind[:active] == wanted[:, None])
+            places = _softmax_draw(now, draw.random(active, dtype=np.float32))
+            chosen = considered[np.arange(active), places]
+            item[starts[first + order[:active]] + position] = chosen
+            logits[:active][considered[:active] == chosen[:, None]] = -np.inf
+    return item
+
+
+def _indicator_gain(weight: float, num_values: int) -> np.float32:
+    """What a hit adds so that a 0/1 indicator of probability ``1 / num_values`` has the standard deviation ``weight``."""
+    share = 1.0 / num_values
+    return np.float32(weight / np.sqrt(share * (1.0 - share)))
+
+
+def _considered(
+    draw: np.random.Generator, num: int, popularity: npt.NDArray[np.float64], log_popularity: Floats
+) -> tuple[Ints, Floats]:
+    """``(num, C)`` items each user considers, and their logits before tastes."""
+    num_items = len(popularity)
+    if num_items <= NUM_CONSIDERED:
+        return np.tile(np.arange(num_items, dtype=np.int32), (num, 1)), np.tile(log_popularity, (num, 1))
+    half = NUM_CONSIDERED // 2
+    popular = np.searchsorted(np.cumsum(popularity)[:-1], draw.random((num, half)), side="right")
+    uniform = draw.integers(num_items, size=(num, NUM_CONSIDERED - half))
+    considered = np.concatenate([popular, uniform], axis=1).astype(np.int32)
+    proposal = 0.5 * popularity + 0.5 / num_items
+    weight = (np.log(np.maximum(popularity, np.finfo(np.float64).tiny)) - np.log(proposal)).astype(np.float32)
+    return considered, weight[considered]
+
+
+def _taste(draw: np.random.Generator, num: int, name: Attribute) -> Floats:
+    """``(num, values)``: each user's standard normal taste for each value of an attribute."""
+    taste = draw.standard_normal((num, len(VALUES[name])), dtype=np.float32)
+    if name == "category":
+        departments = list(DEPARTMENTS)
+        department = draw.standard_normal((num, len(departments)), dtype=np.float32)
+        of_category = np.array([departments.index(department) for department in DEPARTMENT_OF])
+        taste = np.sqrt(np.float32(0.5)) * (taste + department[:, of_category])
+    return taste
+
+
+def _softmax_draw(logits: Floats, uniform: Floats) -> npt.NDArray[np.int64]:
+    """One column a row, drawn by the row's softmax, through its inverse cumulative distribution; overwrites ``logits``."""
+    logits -= logits.max(axis=1, keepdims=True)
+    np.exp(logits, out=logits)
+    cumulative = np.cumsum(logits, axis=1, dtype=np.float64)
+    target = uniform.astype(np.float64) * cumulative[:, -1]  # uniform < 1, so the target stays below the total
+    return np.count_nonzero(cumulative <= target[:, None], axis=1)

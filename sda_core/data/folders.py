@@ -1,0 +1,101 @@
+"""Folders that are kept between runs: one run at a time, and one clear line where they cannot be written.
+
+The lock is the operating system's, on a file beside the folder: a killed process loses it at once, so there is no
+stale lock to detect.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from sda_core.errors import DownloadError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_log = logging.getLogger(__name__)
+
+_USERS_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR}
+)
+
+
+def _acquire(handle: IO[bytes]) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:  # some network file systems know no locks
+        _log.warning("%s cannot be locked (%s); make sure that no other run writes there", handle.name, error)
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def kept_folder(folder: Path) -> Generator[None]:
+    """Make ``folder`` where it is missing, and hold it for this process until the block ends.
+
+    Raises:
+        DownloadError: another process holds it, or something cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(folder):
+            yield
+    except OSError as error:
+        if error.errno not in _USERS_ERRNOS:
+            raise
+        advice = "make room, or mend its permissions"
+        raise DownloadError(str(folder), f"cannot be written ({type(error).__name__}: {error})", advice) from None
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Generator[None]:
+    """Hold ``folder`` for this process until the block ends.
+
+    Raises:
+        DownloadError: another process holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock.tmp")
+    while True:
+        handle = path.open("a+b")
+        if not _acquire(handle):
+            handle.close()
+            raise DownloadError(str(folder), "another run is writing to it", "wait for that run to end, or stop it")
+        try:
+            if os.path.samestat(path.stat(), os.fstat(handle.fileno())):
+                break
+        except FileNotFoundError:
+            pass  # the former holder removed the file between our opening and locking it
+        handle.close()
+    try:
+        yield
+    finally:
+        if sys.platform == "win32":  # an open file cannot be removed there
+            handle.close()
+            with suppress(OSError):
+                path.unlink()
+        else:
+            path.unlink(missing_ok=True)
+            handle.close()

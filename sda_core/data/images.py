@@ -1,0 +1,364 @@
+"""Pictures of the kept items: found, fetched politely, checked, and stored in shards.
+
+* Where a picture comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (``.jpeg``, ``.png``,
+  ``.webp``); then each of the item's references: an address, a path inside ``local_folder``, or an entry of
+  ``raw/images.zip``.  With a local folder nothing is fetched over the network.
+* References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
+* When several references fail, the item gets the status that leaves most hope: ``timeout``, ``http_error``,
+  ``too_large``, ``corrupt``, ``http_404``, ``missing_file``, ``missing_url``.
+* ``429`` and ``503`` make the whole host wait, not one picture; a host that fails fifty times in a row is left alone for
+  the rest of the run, and its pictures keep that status.
+* Every row carries a key of what its picture was made from (id, references, contents of local files, bounds).  A later
+  run keeps each row whose key it needs again, wherever it stands, so that another filter does not fetch anew what is
+  there; rows with ``timeout`` or ``http_error`` are tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import zipfile
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import assert_never
+
+import httpx
+import polars as pl
+
+from sda_core.artifacts import ITEMS, write_json
+from sda_core.data.folders import kept_folder, remove
+from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, Source, ZipEntry
+from sda_core.data.pictures import Picture, prepare
+from sda_core.data.web import RETRIED_STATUSES, backoff, content_length, new_client, retry_after, run
+from sda_core.errors import ArtifactError, DownloadError
+from sda_core.image_store import (
+    STATUSES,
+    ImageRow,
+    ShardIndex,
+    coverage_path,
+    read_shard,
+    read_shard_index,
+    shard_path,
+    write_shard,
+)
+from sda_core.log import Progress, progress
+from sda_core.params import FetchImagesParams
+
+_log = logging.getLogger(__name__)
+
+_HOPE = ("timeout", "http_error", "too_large", "corrupt", "http_404", "missing_file", "missing_url")
+_TRIED_AGAIN = frozenset({"timeout", "http_error"})
+_GONE = frozenset({404, 410})
+_HOST_WAITS = frozenset({429, 503})
+_MAX_HOST_FAILURES = 50
+_MAX_DECODERS = 4  # each may hold max_pixels x 4 bytes
+_BLOCKS_AT_ONCE = 2  # so that one slow picture at the end of a block does not idle the others
+
+
+# ------------------------------------------------------------------------------------------------ network
+class _Host:
+    """What is known of one host: how many requests it has now, until when it wants to be left alone, whether it is up."""
+
+    def __init__(self, max_requests: int) -> None:
+        self.slots = asyncio.Semaphore(max_requests)
+        self.num_failures = 0
+        self.given_up: str | None = None
+        self._resume_at = 0.0
+
+    def pause(self, seconds: float) -> None:
+        self._resume_at = max(self._resume_at, asyncio.get_running_loop().time() + seconds)
+
+    async def ready(self) -> None:
+        while (seconds := self._resume_at - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(seconds)
+
+
+class _Fetcher:
+    """Turns sources into pictures; at most ``num_workers`` at a time, ``max_per_host`` of them from one host."""
+
+    def __init__(
+        self, finder: Finder, params: FetchImagesParams, client: httpx.AsyncClient, decoders: ThreadPoolExecutor
+    ) -> None:
+        self._finder = finder
+        self._params = params
+        self._client = client
+        self._decoders = decoders
+        self._workers = asyncio.Semaphore(params.num_workers)
+        self._hosts: dict[str, _Host] = {}
+
+    async def picture(self, sources: Sequence[Source]) -> Picture:
+        """The first good picture, or the most hopeful status."""
+        failed: list[str] = []
+        for source in sources:
+            picture = await self._one(source)
+            if picture.status == "ok":
+                return picture
+            failed.append(picture.status)
+        return Picture(min(failed, key=_HOPE.index, default="missing_url"))
+
+    async def _one(self, source: Source) -> Picture:
+        match source:
+            case Nothing(status):
+                return Picture(status)
+            case LocalFile() | ZipEntry():
+                async with self._workers:
+                    return await asyncio.get_running_loop().run_in_executor(self._decoders, self._local, source)
+            case Address(url):
+                return await self._fetch(url)
+            case _:
+                assert_never(source)
+
+    def _prepare(self, data: bytes) -> Picture:
+        return prepare(data, self._params.max_pixels, self._params.max_side)
+
+    def _local(self, source: LocalFile | ZipEntry) -> Picture:
+        data = self._finder.read(source)
+        return Picture(data) if isinstance(data, str) else self._prepare(data)
+
+    async def _fetch(self, url: str) -> Picture:
+        """Ask for one address until there is an answer that will stay, or the retries are used up."""
+        name = httpx.URL(url).host
+        host = self._hosts.setdefault(name, _Host(self._params.max_per_host))
+        status = "http_error"
+        for attempt in range(self._params.num_retries + 1):
+            if attempt:
+                await asyncio.sleep(backoff(attempt - 1, self._params.backoff_seconds, url))
+            async with host.slots:
+                await host.ready()
+                if host.given_up is not None:
+                    return Picture(host.given_up)
+                async with self._workers:
+                    answer = await self._request(url, host, attempt)
+                    if isinstance(answer, bytes):
+                        host.num_failures = 0
+                        picture = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
+                        # a transparent or white dot is what shops send for pictures that they no longer have
+                        return Picture("http_404") if (picture.width, picture.height) == (1, 1) else picture
+                status, final = answer
+                if final:
+                    host.num_failures = 0
+                    return Picture(status)
+                host.num_failures += 1
+                if host.num_failures >= _MAX_HOST_FAILURES and host.given_up is None:
+                    host.given_up = status
+                    _log.warning(
+                        "%s failed %d times in a row; its other pictures are left for the next run", name, host.num_failures
+                    )
+        return Picture(status)
+
+    async def _request(self, url: str, host: _Host, attempt: int) -> bytes | tuple[str, bool]:
+        """One request: the body, or a status and whether it is final."""
+        limit = self._params.max_bytes
+        try:
+            async with asyncio.timeout(self._params.timeout_seconds), self._client.stream("GET", url) as response:
+                code = response.status_code
+                if code in RETRIED_STATUSES:
+                    if code in _HOST_WAITS:
+                        wait_seconds = retry_after(response)
+                        host.pause(backoff(attempt, self._params.backoff_seconds, url) if wait_seconds is None else wait_seconds)
+                    return "http_error", False
+                if code != 200:
+                    return "http_404" if code in _GONE else "http_error", True
+                length = content_length(response)
+                if length is not None and length > limit:
+                    return "too_large", True
+                body = bytearray()
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > limit:
+                        return "too_large", True
+                return bytes(body)
+        except (httpx.TimeoutException, TimeoutError):
+            return "timeout", False
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects):
+            return "http_error", True
+        except httpx.TransportError:
+            return "http_error", False
+
+
+# ------------------------------------------------------------------------------------------------- shelf
+@dataclass
+class _Shard:
+    path: Path
+    index: ShardIndex
+
+
+@dataclass
+class _Shelf:
+    """Shards of earlier runs.
+
+    One that must make way is renamed and kept until the end, since later blocks may need its rows; a killed run leaves
+    it to the next.
+    """
+
+    folder: Path
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # nothing makes way while rows are being read
+    shards: dict[Path, _Shard] = field(default_factory=dict[Path, _Shard])
+    rows: dict[str, tuple[_Shard, int]] = field(default_factory=dict[str, tuple[_Shard, int]])
+
+    @classmethod
+    def open(cls, folder: Path) -> _Shelf:
+        """Read the indexes of all shards; a damaged one is as if it were not there."""
+        shelf = cls(folder)
+        for path in sorted([*folder.glob("shard-*.parquet"), *folder.glob(".old-*.parquet")]):
+            try:
+                shard = _Shard(path, read_shard_index(path))
+            except ArtifactError as error:
+                _log.warning("%s", error)
+                continue
+            shelf.shards[path] = shard
+            for row, (key, status) in enumerate(zip(shard.index.keys, shard.index.statuses, strict=True)):
+                if status in STATUSES and status not in _TRIED_AGAIN:
+                    shelf.rows[key] = (shard, row)
+        return shelf
+
+    def statuses(self, path: Path, items: Sequence[Item], keys: Sequence[str]) -> tuple[str, ...] | None:
+        """Statuses of a shard that can stay as it is, or None."""
+        shard = self.shards.get(path)
+        if shard is None or shard.index.keys != tuple(keys) or shard.index.item_ids != tuple(item.item_id for item in items):
+            return None
+        return None if _TRIED_AGAIN.intersection(shard.index.statuses) else shard.index.statuses
+
+    def make_way(self, path: Path) -> None:
+        """Free a shard's place."""
+        coverage_path(self.folder).unlink(missing_ok=True)  # from now on the folder is not whole
+        shard = self.shards.pop(path, None)
+        if shard is None:
+            remove(path)
+            return
+        digest = hashlib.sha256("\n".join(shard.index.keys).encode()).hexdigest()[:16]
+        shard.path = path.replace(path.with_name(f".old-{digest}.parquet"))
+
+    def take(self, keys: Sequence[str]) -> dict[str, Picture]:
+        """Pictures of the rows with these keys, as far as there are any; one shard in memory at a time."""
+        wanted: dict[Path, list[tuple[str, int]]] = {}
+        for key in keys:
+            if key in self.rows:
+                shard, row = self.rows[key]
+                wanted.setdefault(shard.path, []).append((key, row))
+        taken: dict[str, Picture] = {}
+        for path, places in wanted.items():
+            try:
+                rows = read_shard(path)
+            except ArtifactError as error:
+                _log.warning("%s", error)
+                continue
+            for key, row in places:
+                taken[key] = Picture(rows[row].status, rows[row].image, rows[row].width, rows[row].height)
+        return taken
+
+
+# ------------------------------------------------------------------------------------------------- public
+def fetch_images(
+    items: pl.DataFrame, raw: Path, local_folder: Path | None, params: FetchImagesParams, out: Path
+) -> dict[str, int | float]:
+    """Bring the pictures of all items into ``out``, in shards of ``shard_rows`` items in ``item_id`` order.
+
+    ``out`` is kept between runs; shards and rows that are still right are kept, everything else in it is removed.  The
+    result depends neither on the number of workers nor on interruptions.
+
+    Args:
+        items: table ``ITEMS``.
+        raw: folder of raw files; its ``images.zip`` is used where it exists.
+        local_folder: folder that relative references are relative to; with it, nothing is fetched over the network.
+        params: bounds, retries, politeness.
+        out: folder of the shards and of ``coverage.json``, which is written last.
+
+    Returns:
+        Coverage: ``num_items``, ``num_ok``, ``share_ok``, and ``num_<status>`` for every other status.
+
+    Raises:
+        ArtifactError: ``items`` has another schema, or ``raw/images.zip`` is damaged.
+        DownloadError: ``local_folder`` is no folder, another run is writing to ``out``, or it cannot be written.
+    """
+    ITEMS.check(dict(items.schema), Path("items"))
+    columns = items.sort("item_id").select("item_id", "raw_item_id", "image_references")
+    table = [
+        Item(item_id, raw_item_id, tuple(filter(None, references or ())))
+        for item_id, raw_item_id, references in columns.iter_rows()
+    ]
+    archive_path = raw / "images.zip"
+    if local_folder is not None and not local_folder.is_dir():
+        raise DownloadError(
+            "params.yaml: dataset.local_folder", f"there is no folder {local_folder}", "mend the path, or set it to null"
+        )
+    with kept_folder(out):
+        if not archive_path.is_file():
+            return _run(table, Finder(local_folder, None, params), params, out)
+        try:
+            archive = zipfile.ZipFile(archive_path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ArtifactError(
+                str(archive_path), f"is no readable zip file ({error})", "delete it and run `dvc repro`"
+            ) from None
+        with archive:
+            return _run(table, Finder(local_folder, archive, params), params, out)
+
+
+def _run(table: Sequence[Item], finder: Finder, params: FetchImagesParams, out: Path) -> dict[str, int | float]:
+    blocks = [table[start : start + params.shard_rows] for start in range(0, len(table), params.shard_rows)]
+    with ThreadPoolExecutor(max_workers=min(_MAX_DECODERS, os.cpu_count() or 1)) as decoders:
+        counts = run(_fetch_all(blocks, finder, params, decoders, out))
+    keep = {shard_path(out, position) for position in range(len(blocks))} | {coverage_path(out)}
+    for path in sorted(out.iterdir()):
+        if path not in keep:
+            remove(path)
+    coverage: dict[str, int | float] = {"num_items": len(table), "num_ok": counts["ok"]}
+    coverage["share_ok"] = counts["ok"] / len(table) if table else 0.0
+    coverage |= {f"num_{status}": counts[status] for status in STATUSES if status != "ok"}
+    write_json(coverage_path(out), coverage)
+    return coverage
+
+
+async def _fetch_all(
+    blocks: Sequence[Sequence[Item]], finder: Finder, params: FetchImagesParams, decoders: ThreadPoolExecutor, out: Path
+) -> Counter[str]:
+    shelf = _Shelf.open(out)
+    counts: Counter[str] = Counter()
+    running: deque[asyncio.Task[Iterator[str]]] = deque()
+    async with new_client(params.timeout_seconds, params.num_workers) as client:
+        fetcher = _Fetcher(finder, params, client, decoders)
+        with progress(sum(map(len, blocks)), "fetch_images", "items") as bar:
+            for position, block in enumerate(blocks):
+                running.append(asyncio.create_task(_block(block, shard_path(out, position), finder, fetcher, shelf, bar)))
+                if len(running) == _BLOCKS_AT_ONCE:
+                    counts.update(await running.popleft())
+            while running:
+                counts.update(await running.popleft())
+    return counts
+
+
+async def _block(
+    items: Sequence[Item], path: Path, finder: Finder, fetcher: _Fetcher, shelf: _Shelf, bar: Progress
+) -> Iterator[str]:
+    """Make one shard, or leave it as it is; gives the statuses of its rows."""
+
+    def look() -> tuple[list[list[Source]], list[str]]:
+        sources = [finder.sources(item) for item in items]
+        return sources, [finder.key(item, found) for item, found in zip(items, sources, strict=True)]
+
+    async def picture(sources: Sequence[Source], known: Picture | None) -> Picture:
+        made = known or await fetcher.picture(sources)
+        bar.update(1)
+        return made
+
+    sources, keys = await asyncio.to_thread(look)
+    kept = shelf.statuses(path, items, keys)
+    if kept is not None:
+        bar.update(len(items))
+        return iter(kept)
+    async with shelf.lock:
+        shelf.make_way(path)
+        known = await asyncio.to_thread(shelf.take, keys)
+    pictures = await asyncio.gather(*(picture(found, known.get(key)) for found, key in zip(sources, keys, strict=True)))
+    rows = [
+        ImageRow(item.item_id, item.raw_item_id, made.status, made.image, made.width, made.height)
+        for item, made in zip(items, pictures, strict=True)
+    ]
+    await asyncio.to_thread(write_shard, path, rows, keys)
+    return (row.status for row in rows)

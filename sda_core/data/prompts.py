@@ -1,0 +1,92 @@
+"""What the model is told about an item: one text prompt, one line beside the picture.
+
+The text prompt opens with the noun of the data set, then gives ``field: value`` pairs in the order of ``items.fields``::
+
+    The beauty product has the following attributes: title: Red Shatter Crackle Nail Polish; categories: Beauty, Makeup.
+
+Values are cut at ``items.max_value_chars`` characters; empty ones and leftovers of a web page are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from sda_core.data.cleaning import is_meaningful, is_page_junk
+from sda_core.errors import ConfigError
+from sda_core.params import ItemsParams
+
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")
+
+_PROBE: Mapping[str, Any] = {
+    "title": "t" * 4096,
+    "brand": "b",
+    "price": "1.00",
+    "categories": ["c", "d", "c"],
+    "features": ["f", "g"],
+    "description": "",
+}
+
+
+def text_prompt(row: Mapping[str, Any], params: ItemsParams) -> str:
+    """The words that stand for an item.
+
+    Args:
+        row: an item as in the items table: ``title``, ``brand``, ``price``, ``description`` (strings), ``categories``,
+            ``features`` (lists of strings); missing and null ones count as empty.
+        params: section ``items``.
+
+    Returns:
+        One line; never empty, since the opening stays when no field says anything.
+
+    Raises:
+        ConfigError: ``items.text_opening`` has a placeholder other than ``{noun}``.
+    """
+    pairs: list[str] = []
+    for field in params.fields:
+        value = _text(row.get(field))[: params.max_value_chars].rstrip()
+        if is_meaningful(value) and not is_page_junk(value):
+            pairs.append(f"{field}: {value}")
+    opening = _fill(params.text_opening, params, "text_opening")
+    prompt = f"{opening} {'; '.join(pairs) or 'unknown'}"
+    return prompt if prompt.endswith(".") else prompt + "."
+
+
+def image_prompt(params: ItemsParams) -> str:
+    """The line beside an item's picture; the same for all items.
+
+    Raises:
+        ConfigError: ``items.image_prompt`` has a placeholder other than ``{noun}``.
+    """
+    return _fill(params.image_prompt, params, "image_prompt")
+
+
+def prompt_hash(params: ItemsParams) -> str:
+    """Hex SHA-256 of everything that shapes the prompts: the params, and how a fixed item is written with them."""
+    settings = params.model_dump(mode="json", exclude={"missing_image"})
+    text = "\x1f".join([json.dumps(settings, sort_keys=True), text_prompt(_PROBE, params), image_prompt(params)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fill(template: str, params: ItemsParams, name: str) -> str:
+    # Not str.format: a noun or template with braces must neither fail nor reach into objects.
+    unknown = [match[0] for match in _PLACEHOLDER.finditer(template) if match[1] != "noun"]
+    if unknown:
+        raise ConfigError(f"params.yaml: items.{name}", f"has the unknown placeholder {unknown[0]}", "only {noun} is filled in")
+    return template.replace("{noun}", params.noun)
+
+
+def _text(value: Any) -> str:
+    """One line of a field's value; of equal entries of a list (``Gift Cards, Gift Cards``) only the first is kept."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        parts: Iterable[str] = [value]
+    elif isinstance(value, Iterable):
+        parts = [part for part in cast("Iterable[Any]", value) if isinstance(part, str)]
+    else:
+        parts = [str(value)]
+    return ", ".join(dict.fromkeys(text for text in (" ".join(part.split()) for part in parts) if text))

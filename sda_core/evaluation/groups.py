@@ -1,0 +1,89 @@
+"""Which items are head, tail and cold.
+
+============  ==================================================================================================
+train_lt_k    tail: fewer than ``max_count`` interactions in the *training* split (the default: nothing leaks)
+pareto        tail: the least popular ``share`` of the catalogue by training counts
+paper         tail: fewer than ``max_count`` interactions over *all* splits, as in the public code of LLM-ESR, LLMEmb
+              and SDA.  A true 5-core has no such item when ``max_count`` is 4: the group is empty, no number exists
+============  ==================================================================================================
+
+Head is what is not tail.  Cold is a training count of 0, whatever the definition of tail; cold items are tail, too.
+Under ``pareto``, items of one count are never torn apart (their order would be arbitrary): of the cuts between counts
+the one nearest to ``share`` is taken, the smaller one when two are equally near.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sda_core.errors import DataError
+from sda_core.params import TailParams
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ItemGroups:
+    """Masks over item ids, each of shape (I + 1,); index 0 (padding) belongs to no group."""
+
+    tail: Mask
+    head: Mask
+    cold: Mask
+
+
+def _counts(item_ids: pl.Series, num_items: int) -> npt.NDArray[np.int64]:
+    return np.bincount(item_ids.to_numpy(), minlength=num_items + 1).astype(np.int64)
+
+
+def training_counts(interactions: pl.DataFrame, num_items: int) -> npt.NDArray[np.int64]:
+    """Interactions an item has in the training split, shape (I + 1,); index 0 is padding."""
+    return _counts(interactions.filter(pl.col("split") == "train")["item_id"], num_items)
+
+
+def catalogue_size(interactions: pl.DataFrame) -> int:
+    """The number of items, I: ids run from 1 to I, and every item of a filtered data set has an interaction.
+
+    Raises:
+        DataError: there are no interactions.
+    """
+    if interactions.is_empty():
+        raise DataError("interactions", "there are none", "loosen the thresholds of the filter section")
+    return int(interactions["item_id"].to_numpy().max())
+
+
+def _pareto(counts: npt.NDArray[np.int64], share: float) -> Mask:
+    """The items up to the cut between counts that lies nearest to ``share`` of the catalogue; ``counts`` is (I,)."""
+    values, sizes = np.unique(counts, return_counts=True)
+    cuts = np.concatenate([[0], np.cumsum(sizes)]) / len(counts)  # share of items in the tail, if cut before value j
+    number = int(np.argmin(np.abs(cuts - share)))  # argmin takes the first, so the smaller cut of two equally near
+    return counts < values[number] if number < len(values) else np.ones(len(counts), dtype=np.bool_)
+
+
+def item_groups(interactions: pl.DataFrame, params: TailParams) -> ItemGroups:
+    """Head, tail and cold items of a data set.
+
+    Args:
+        interactions: the whole table, all splits.
+        params: the definition of tail; see the module.
+
+    Raises:
+        DataError: there are no interactions.
+    """
+    num_items = catalogue_size(interactions)
+    counts = training_counts(interactions, num_items)
+    match params.definition:
+        case "train_lt_k":
+            tail = counts < params.max_count
+        case "paper":
+            tail = _counts(interactions["item_id"], num_items) < params.max_count
+        case "pareto":
+            tail = np.concatenate([[False], _pareto(counts[1:], params.share)])
+        case _:
+            assert_never(params.definition)
+    is_item = np.arange(num_items + 1) > 0
+    return ItemGroups(tail=tail & is_item, head=~tail & is_item, cold=(counts == 0) & is_item)

@@ -1,0 +1,119 @@
+"""Against which items a user's target is placed.
+
+============  ==================================================================================================
+fullrank      every item but those of the user's history (the default; the one that orders models rightly,
+              Krichene & Rendle 2020)
+uni100        100 distinct items the user never interacted with, uniform over the catalogue
+pop100        the same, drawn one after another in proportion to training popularity
+============  ==================================================================================================
+
+Sampled candidates are drawn once per data set, from the interactions and ``negatives_seed`` alone: they do not depend
+on the model, on the order of rows, or on what was drawn for other users, so every variant meets the same ones (compare
+:func:`candidates_hash`).  Items of *all* of the user's splits are left out, so that a validation item is no negative.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sda_core.evaluation.groups import catalogue_size
+from sda_core.params import EvaluateParams
+from sda_core.seed import generator
+
+_log = logging.getLogger(__name__)
+
+Ids = npt.NDArray[np.int32]
+NUM_NEGATIVES = 100
+
+
+def evaluated_users(interactions: pl.DataFrame) -> Ids:
+    """Ids of the users that have a test target, ascending; the rows of :func:`candidates` belong to them in this order."""
+    return interactions.filter(pl.col("split") == "test")["user_id"].unique().sort().to_numpy().astype(np.int32)
+
+
+def _draw(urn: Ids, own: Ids, num: int, random: np.random.Generator) -> Ids:
+    """Up to ``num`` distinct items of ``urn`` without those of ``own``, ascending.
+
+    Drawing from the urn with replacement and keeping each item's first appearance is successive sampling without
+    replacement in proportion to the item's multiplicity.  If that takes too long, it goes on from where it is with
+    exponential keys (Efraimidis & Spirakis 2006), which continue the same distribution.
+    """
+    taken: list[int] = []
+    barred = {int(item) for item in own}
+    for _ in range(4):
+        for item in urn[random.integers(0, len(urn), size=2 * num)].tolist():
+            if item not in barred:
+                barred.add(item)
+                taken.append(item)
+                if len(taken) == num:
+                    return np.sort(np.asarray(taken, dtype=np.int32))
+    items, weights = np.unique(urn, return_counts=True)
+    left = ~np.isin(items, np.fromiter(barred, dtype=np.int32, count=len(barred)))
+    items, weights = items[left], weights[left]
+    order = np.argsort(random.exponential(size=len(items)) / weights, kind="stable")
+    rest = items[order[: num - len(taken)]]
+    return np.sort(np.concatenate([np.asarray(taken, dtype=np.int32), rest.astype(np.int32)]))
+
+
+def candidates(interactions: pl.DataFrame, params: EvaluateParams) -> Ids | None:
+    """The negatives that each test user's target is placed among.
+
+    Args:
+        interactions: the whole table, all splits.
+        params: the protocol (see the module) and ``negatives_seed``.
+
+    Returns:
+        None for ``fullrank`` (all items).  Else (U, 100) int32: row i holds the distinct item ids of user
+        ``evaluated_users(interactions)[i]``, ascending, the target not among them.  Where a user has fewer than 100
+        items to draw from, the row has as many as there are and ends in zeros (padding); that is logged.
+
+    Raises:
+        DataError: there are no interactions.
+    """
+    num_items = catalogue_size(interactions)
+    match params.protocol:
+        case "fullrank":
+            return None
+        case "uni100":
+            urn = np.arange(1, num_items + 1, dtype=np.int32)
+        case "pop100":
+            train = interactions.filter(pl.col("split") == "train")
+            urn = np.sort(train["item_id"].to_numpy()).astype(np.int32)  # one ball an interaction; sorted: row order is nothing
+        case _:
+            assert_never(params.protocol)
+    users = evaluated_users(interactions)
+    histories = interactions.filter(pl.col("user_id").is_in(users.tolist())).sort("user_id", "item_id")
+    owner, item = histories["user_id"].to_numpy(), histories["item_id"].to_numpy().astype(np.int32)
+    begin, end = np.searchsorted(owner, users, side="left"), np.searchsorted(owner, users, side="right")
+    table = np.zeros((len(users), NUM_NEGATIVES), dtype=np.int32)
+    for row, user in enumerate(users.tolist()):
+        if len(urn):
+            drawn = _draw(
+                urn,
+                item[begin[row] : end[row]],
+                NUM_NEGATIVES,
+                generator(params.negatives_seed, "candidates", params.protocol, user),
+            )
+            table[row, : len(drawn)] = drawn
+    short = int((table[:, -1] == 0).sum()) if len(table) else 0
+    if short:
+        fewest = int((table > 0).sum(axis=1).min())
+        _log.warning(
+            "%s: the catalogue is too small to give %d of %d users %d negatives each; the fewest are %d",
+            params.protocol, short, len(users), NUM_NEGATIVES, fewest,
+        )  # fmt: skip
+    _log.info("%s: negatives of %d users, sha256 %s", params.protocol, len(users), candidates_hash(table))
+    return table
+
+
+def candidates_hash(table: npt.NDArray[np.int32]) -> str:
+    """Hex SHA-256 of a table of candidates: equal exactly when two evaluations used the same negatives."""
+    digest = hashlib.sha256(repr(table.shape).encode())
+    digest.update(np.ascontiguousarray(table, dtype="<i4").tobytes())
+    return digest.hexdigest()

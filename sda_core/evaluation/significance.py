@@ -1,0 +1,313 @@
+"""How sure a number is, and whether two variants really differ.
+
+* Users are what is resampled (Sakai 2006; Smucker, Allan & Carterette 2007 for the tests in retrieval): the percentile
+  bootstrap gives 95 % intervals, the sign-flip permutation test gives p-values.  Both are *paired*: the same users
+  under both variants, joined by id.
+* A metric with a cut-off takes few distinct values.  Resampling U users is then a multinomial draw over the distinct
+  values, and flipping signs a binomial draw per distinct size: the same distributions, exactly, at a cost that does
+  not grow with U.
+* These intervals know of the sample of users, not of the spread between training seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sda_core.errors import ConfigError, DataError
+from sda_core.evaluation.groups import Mask, item_groups
+from sda_core.evaluation.metrics import Floats, Metric, per_user
+from sda_core.params import EvaluateParams
+from sda_core.seed import generator
+
+Group = Literal["all", "tail"]
+
+_TAILS = (0.025, 0.975)  # of a 95 % interval
+_CHUNK_NUMBERS = 4_000_000  # drawn at a time, to bound the memory
+
+
+def _distinct(values: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+    distinct, counts = np.unique(values, return_counts=True)
+    return distinct, counts.astype(np.int64)
+
+
+def bootstrap_means(values: Floats, num_samples: int, random: np.random.Generator) -> Floats:
+    """Means of ``num_samples`` resamples (with replacement, of the same size) of ``values``.
+
+    Args:
+        values: (U,) one number a user; their order is of no consequence.
+        num_samples: number of resamples.
+        random: where the draws come from.
+
+    Returns:
+        (num_samples,) float64.
+
+    Raises:
+        DataError: there are no values.
+    """
+    if not values.size:
+        raise DataError("bootstrap", "there are no users to resample")
+    distinct, counts = _distinct(values)
+    rows = max(1, _CHUNK_NUMBERS // len(distinct))
+    means = np.empty(num_samples, dtype=np.float64)
+    for begin in range(0, num_samples, rows):
+        size = min(rows, num_samples - begin)
+        drawn = random.multinomial(len(values), counts / len(values), size=size)
+        # einsum and not @: BLAS sums in an order that depends on its threads, and the last bits with it
+        means[begin : begin + size] = np.einsum("sv,v->s", drawn.astype(np.float64), distinct)
+    return means / len(values)
+
+
+def bootstrap_interval(values: Floats, num_samples: int, random: np.random.Generator) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of ``values`` (U,) (Efron & Tibshirani 1993, ch. 13).
+
+    Raises:
+        DataError: there are no values.
+        ConfigError: ``num_samples`` is under 1.
+    """
+    if num_samples < 1:
+        raise ConfigError("evaluate.bootstrap_samples", f"an interval needs at least 1 (got {num_samples})")
+    low, high = np.quantile(bootstrap_means(values, num_samples, random), _TAILS)
+    return float(low), float(high)
+
+
+def sign_flip_p_value(differences: Floats, num_samples: int, random: np.random.Generator) -> float:
+    """Two-sided p-value of a paired permutation test of "the mean difference is zero".
+
+    If the two variants were exchangeable, each user's difference could as well have had the other sign:
+    ``p = (1 + #{|S*| >= |S|}) / (1 + num_samples)`` over random signs, S the sum (Phipson & Smyth 2010: never 0).
+
+    Args:
+        differences: (U,) one paired difference a user.
+        num_samples: number of random sign assignments.
+        random: where the draws come from.
+
+    Raises:
+        DataError: there are no differences.
+        ConfigError: ``num_samples`` is under 1.
+    """
+    if num_samples < 1:
+        raise ConfigError("evaluate.bootstrap_samples", f"a p-value needs at least 1 (got {num_samples})")
+    if not differences.size:
+        raise DataError("permutation test", "there are no users to compare")
+    sizes, counts = _distinct(np.abs(differences))
+    observed = abs(float(differences.sum()))
+    slack = 1e-9 * float(sizes @ counts)  # sums that are equal on paper differ in the last bits
+    extreme = 0
+    rows = max(1, _CHUNK_NUMBERS // len(sizes))
+    for begin in range(0, num_samples, rows):
+        positive = random.binomial(counts, 0.5, size=(min(rows, num_samples - begin), len(counts)))
+        sums = np.abs(np.einsum("sv,v->s", (2 * positive - counts).astype(np.float64), sizes))
+        extreme += int((sums >= observed - slack).sum())
+    return (1 + extreme) / (1 + num_samples)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for testing several hypotheses at once (Holm 1979): no more than 5 % chance of any false alarm.
+
+    Returns:
+        In the order given: ``max over j <= i of min(1, (n - j) p_(j))`` for the i-th smallest, j from 0.
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for number, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - number) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference between two evaluations of the same users.
+
+    ``relative`` is None where the baseline scores 0; ``low``, ``high`` (95 % interval of ``difference``) and
+    ``p_value`` are None where no samples were asked for.
+    """
+
+    num_users: int
+    value: float
+    baseline_value: float
+    difference: float
+    relative: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+def _joined(positions: pl.DataFrame, baseline: pl.DataFrame) -> pl.DataFrame:
+    for name, frame in (("positions", positions), ("baseline", baseline)):
+        if frame["user_id"].is_duplicated().any():
+            raise DataError(name, "a user occurs twice; there should be one target a user")
+    columns = ["user_id", "target_item_id", "position", "candidates"]
+    joined = (
+        positions.select(columns).join(baseline.select(columns), on="user_id", how="inner", suffix="_baseline").sort("user_id")
+    )
+    advice = "evaluate both on the same data, split and protocol"
+    if not len(positions) == len(baseline) == len(joined):
+        problem = f"the two evaluations have different users ({len(positions)} and {len(baseline)}, {len(joined)} in common)"
+        raise DataError("comparison", problem, advice)
+    for column, what in (("target_item_id", "targets"), ("candidates", "numbers of candidates")):
+        differing = int((joined[column] != joined[f"{column}_baseline"]).sum())
+        if differing:
+            raise DataError(
+                "comparison", f"the two evaluations have different {what} for {differing} of {len(joined)} users", advice
+            )
+    return joined
+
+
+def compare(
+    positions: pl.DataFrame,
+    baseline: pl.DataFrame,
+    metric: Metric,
+    cutoff: int,
+    num_samples: int,
+    seed: int,
+    items: Mask | None = None,
+) -> Difference | None:
+    """Paired difference of a metric between two evaluations, joined by user.
+
+    Args:
+        positions: POSITIONS table of the variant.
+        baseline: POSITIONS table of what it is compared with.
+        metric: ``hit`` or ``ndcg``.
+        cutoff: of the metric.
+        num_samples: of the bootstrap and of the permutation test; 0 for neither.
+        seed: of both.
+        items: (I + 1,) mask; only users whose target is in it are compared.  None for all users.
+
+    Returns:
+        None where no user is left.
+
+    Raises:
+        DataError: users, targets or numbers of candidates differ, or a user occurs twice.
+    """
+    joined = _joined(positions, baseline)
+    if items is not None:
+        joined = joined.filter(pl.Series(items[joined["target_item_id"].to_numpy()], dtype=pl.Boolean))
+    if joined.is_empty():
+        return None
+    ours = per_user(metric, joined["position"].to_numpy(), cutoff)
+    theirs = per_user(metric, joined["position_baseline"].to_numpy(), cutoff)
+    differences = ours - theirs
+    value, baseline_value = float(ours.mean()), float(theirs.mean())
+    low = high = p_value = None
+    if num_samples:
+        low, high = bootstrap_interval(differences, num_samples, generator(seed, "compare", "bootstrap"))
+        p_value = sign_flip_p_value(differences, num_samples, generator(seed, "compare", "sign flips"))
+    difference = float(differences.mean())
+    relative = difference / baseline_value if baseline_value else None
+    return Difference(len(joined), value, baseline_value, difference, relative, low, high, p_value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the comparison table: a variant against a baseline under one recommender.
+
+    ``p_adjusted`` is Holm's, over all pairs of variant and baseline of the same recommender, group and metric.
+    """
+
+    recommender: str
+    variant: str
+    baseline: str
+    group: Group
+    metric: Metric
+    cutoff: int
+    num_users: int
+    value: float
+    baseline_value: float
+    difference: float
+    relative: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    p_adjusted: float | None
+
+    def flat(self) -> dict[str, float]:
+        """Scalars under stable names, e.g. ``sasrec/sda_vs_zero_shot/tail_ndcg@10_difference``; what is None is left out."""
+        prefix = "" if self.group == "all" else f"{self.group}_"
+        name = f"{self.recommender}/{self.variant}_vs_{self.baseline}/{prefix}{self.metric}@{self.cutoff}"
+        values = {
+            "difference": self.difference,
+            "relative": self.relative,
+            "low": self.low,
+            "high": self.high,
+            "p": self.p_value,
+            "p_adjusted": self.p_adjusted,
+        }
+        return {f"{name}_{key}": value for key, value in values.items() if value is not None}
+
+
+def flat_comparisons(comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """All comparisons as one flat mapping, in order."""
+    return {key: value for comparison in comparisons for key, value in comparison.flat().items()}
+
+
+def compare_variants(
+    positions: Mapping[tuple[str, str], pl.DataFrame],
+    baselines: Sequence[str],
+    interactions: pl.DataFrame,
+    params: EvaluateParams,
+    cutoff: int,
+) -> list[Comparison]:
+    """Every variant against every baseline, per recommender, for Hit and NDCG, on all users and on tail targets.
+
+    Args:
+        positions: POSITIONS tables by (variant, recommender); the order is kept.
+        baselines: variants to compare with, e.g. ``zero_shot`` and ``id``; one that is not among ``positions`` is left
+            out, and no variant is compared with itself.  Two baselines are compared once: the later against the earlier.
+        interactions: the whole table, all splits; says which items are tail.
+        params: number of samples, seed, definition of tail.
+        cutoff: of the metrics.
+
+    Raises:
+        DataError: evaluations that cannot be compared (see :func:`compare`).
+    """
+    tail = item_groups(interactions, params.tail).tail
+    masks: dict[Group, Mask | None] = {"all": None, "tail": tail}
+    metrics: tuple[Metric, ...] = ("hit", "ndcg")
+    rows: list[Comparison] = []
+    for recommender in dict.fromkeys(recommender for _, recommender in positions):
+        variants = [variant for variant, name in positions if name == recommender]
+        pairs = [
+            (variant, baseline)
+            for variant in variants
+            for baseline in baselines
+            if baseline in variants
+            and variant != baseline
+            and not (variant in baselines and variants.index(variant) < variants.index(baseline))
+        ]
+        for group, mask in masks.items():
+            for metric in metrics:
+                found = [
+                    (pair, compare(positions[pair[0], recommender], positions[pair[1], recommender], metric, cutoff,
+                                   params.bootstrap_samples, params.bootstrap_seed, mask))
+                    for pair in pairs
+                ]  # fmt: skip
+                kept = [(pair, difference) for pair, difference in found if difference is not None]
+                adjusted = holm([difference.p_value for _, difference in kept if difference.p_value is not None])
+                for number, ((variant, baseline), found_difference) in enumerate(kept):
+                    rows.append(
+                        Comparison(
+                            recommender=recommender,
+                            variant=variant,
+                            baseline=baseline,
+                            group=group,
+                            metric=metric,
+                            cutoff=cutoff,
+                            num_users=found_difference.num_users,
+                            value=found_difference.value,
+                            baseline_value=found_difference.baseline_value,
+                            difference=found_difference.difference,
+                            relative=found_difference.relative,
+                            low=found_difference.low,
+                            high=found_difference.high,
+                            p_value=found_difference.p_value,
+                            p_adjusted=adjusted[number] if adjusted else None,
+                        )
+                    )
+    return rows

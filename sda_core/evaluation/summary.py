@@ -1,0 +1,93 @@
+"""From counts to positions to the flat numbers of ``metrics/<variant>/<recommender>.json``."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from sda_core.errors import DataError
+from sda_core.evaluation.groups import Mask, item_groups
+from sda_core.evaluation.metrics import Metric, Ties, mrr, per_user, positions_under
+from sda_core.evaluation.significance import bootstrap_interval
+from sda_core.params import EvaluateParams
+from sda_core.seed import generator
+
+_PLACED = ("user_id", "target_item_id", "num_better", "num_tied", "candidates")
+_METRICS: tuple[Metric, ...] = ("hit", "ndcg")
+
+
+def score_positions(placed: pl.DataFrame, ties: Ties) -> pl.DataFrame:
+    """Turn counts into the POSITIONS table.
+
+    Args:
+        placed: columns ``user_id, target_item_id, num_better, num_tied, candidates``; any order of rows.
+        ties: the tie policy; see ``sda_core.evaluation.metrics``.
+
+    Returns:
+        POSITIONS table, sorted by user.
+
+    Raises:
+        DataError: a column is missing, a user occurs twice, or more items were placed than there were candidates.
+    """
+    missing = [column for column in _PLACED if column not in placed.columns]
+    if missing:
+        raise DataError("placed targets", f"have no column {', '.join(missing)} (got {', '.join(placed.columns)})")
+    if placed["user_id"].is_duplicated().any():
+        raise DataError("placed targets", "a user occurs twice; there should be one target a user")
+    if (placed["num_better"].cast(pl.Int64) + placed["num_tied"].cast(pl.Int64) >= placed["candidates"].cast(pl.Int64)).any():
+        raise DataError("placed targets", "num_better + num_tied should be less than candidates, which include the target")
+    position = positions_under(placed["num_better"].to_numpy(), placed["num_tied"].to_numpy(), ties)
+    return (
+        placed.with_columns(pl.Series("position", position, dtype=pl.Float64))
+        .select(
+            pl.col("user_id").cast(pl.Int32),
+            pl.col("target_item_id").cast(pl.Int32),
+            "position",
+            pl.col("candidates").cast(pl.Int32),
+            pl.col("num_better").cast(pl.Int32),
+            pl.col("num_tied").cast(pl.Int32),
+        )
+        .sort("user_id")
+    )
+
+
+def summarise(positions: pl.DataFrame, interactions: pl.DataFrame, params: EvaluateParams) -> dict[str, float | int]:
+    """The flat metrics of one evaluation.
+
+    For all users, and for those whose target is a tail, head or cold item (prefixes ``tail_``, ``head_``, ``cold_``):
+    ``hit@k`` and ``ndcg@k`` for every cut-off, ``mrr``, ``num_users``.  For all users and for tail also the 95 %
+    bootstrap interval of each, ``hit@k_low``, ``hit@k_high``, ... (absent where ``bootstrap_samples`` is 0), and
+    ``tail_num_items``, ``cold_num_items``.  An empty group has its ``num_users: 0`` and no other number.
+
+    Args:
+        positions: POSITIONS table.
+        interactions: the whole table, all splits; says which items are tail, head and cold.
+        params: cut-offs, definition of tail, number and seed of the resamples.
+
+    Raises:
+        DataError: there are no positions, or a target is not in the catalogue.
+    """
+    if positions.is_empty():
+        raise DataError("positions", "there are none: no user has a test target", "loosen the thresholds of the filter section")
+    groups = item_groups(interactions, params.tail)
+    targets, places = positions["target_item_id"].to_numpy(), positions["position"].to_numpy()
+    if targets.min() < 1 or targets.max() >= len(groups.tail):
+        raise DataError("positions", "a target is not in the catalogue", "run `dvc repro` to evaluate the present data")
+    everything: Mask = np.ones(len(groups.tail), dtype=np.bool_)
+    numbers: dict[str, float | int] = {}
+    for prefix, mask in (("", everything), ("tail_", groups.tail), ("head_", groups.head), ("cold_", groups.cold)):
+        chosen = places[mask[targets]]
+        numbers[f"{prefix}num_users"] = len(chosen)
+        if prefix in ("tail_", "cold_"):
+            numbers[f"{prefix}num_items"] = int(mask.sum())
+        if not len(chosen):
+            continue
+        for metric in _METRICS:
+            for cutoff in params.cutoffs:
+                values, name = per_user(metric, chosen, cutoff), f"{prefix}{metric}@{cutoff}"
+                numbers[name] = float(values.mean())
+                if params.bootstrap_samples and prefix in ("", "tail_"):
+                    random = generator(params.bootstrap_seed, "interval", name)
+                    numbers[f"{name}_low"], numbers[f"{name}_high"] = bootstrap_interval(values, params.bootstrap_samples, random)
+        numbers[f"{prefix}mrr"] = mrr(chosen)
+    return numbers

@@ -1,0 +1,244 @@
+"""Pictures of items, on disk: parquet shards, read a few rows at a time.
+
+``shard-00000.parquet``, ``shard-00001.parquet``, ... hold consecutive items (table ``IMAGES`` of
+``sda_core.artifacts``) in row groups of 64, so that one picture costs the reading of at most 64 small ones.
+``coverage.json`` is written last: its existence says that the folder is whole.
+
+Pages carry checksums, which are compared on reading; nothing is decoded here.  Reading starts no threads and leaves no
+file open, so that a store may be used in forked data-loader workers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sda_core.artifacts import IMAGES, replace_file
+from sda_core.errors import ArtifactError
+
+STATUSES = ("ok", "missing_url", "missing_file", "http_404", "http_error", "corrupt", "too_large", "timeout")
+
+_ROW_GROUP_ROWS = 64
+_KEYS = b"sda.keys"
+_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.int32()),
+        ("raw_item_id", pa.string()),
+        ("status", pa.string()),
+        ("image", pa.large_binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+_ADVICE = "delete its folder and run `dvc repro` to fetch the pictures again"
+
+
+# -------------------------------------------------------------------------------------------------- shards
+def shard_path(folder: Path, position: int) -> Path:
+    """Path of shard number ``position``, from 0."""
+    return folder / f"shard-{position:05d}.parquet"
+
+
+def coverage_path(folder: Path) -> Path:
+    """Path of the counts by status; the file is written last."""
+    return folder / "coverage.json"
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One row of ``IMAGES``."""
+
+    item_id: int
+    raw_item_id: str
+    status: str
+    image: bytes | None
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What a shard holds, without the pictures.  ``keys`` tells per row what its picture was made from."""
+
+    item_ids: tuple[int, ...]
+    statuses: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def write_shard(path: Path, rows: Sequence[ImageRow], keys: Sequence[str]) -> None:
+    """Write a shard whole; the bytes depend on the rows and keys only (and the pyarrow version)."""
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in _SCHEMA}
+    table = pa.table(columns, schema=_SCHEMA.with_metadata({_KEYS: "\n".join(keys).encode()}))
+    with replace_file(path) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=_ROW_GROUP_ROWS,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+
+
+def _read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
+    """Columns of a shard as Python lists.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of another schema.
+    """
+    IMAGES.scan(path)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=list(columns), use_threads=False).to_pydict()
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(str(path), f"picture table is damaged ({error})", _ADVICE) from None
+
+
+def read_shard_index(path: Path) -> ShardIndex:
+    """Ids, statuses and keys of a shard.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or was not written by :func:`write_shard`.
+    """
+    columns = _read_columns(path, ["item_id", "status"])
+    keys = (pq.read_schema(path).metadata or {}).get(_KEYS, b"").decode().split("\n")
+    if len(keys) != len(columns["item_id"]):
+        raise ArtifactError(str(path), "picture table holds no keys of its rows", _ADVICE)
+    return ShardIndex(tuple(columns["item_id"]), tuple(columns["status"]), tuple(keys))
+
+
+def read_shard(path: Path) -> list[ImageRow]:
+    """All rows of a shard; raises as :func:`read_shard_index`."""
+    columns = _read_columns(path, _SCHEMA.names)
+    return [ImageRow(*values) for values in zip(*(columns[name] for name in _SCHEMA.names), strict=True)]
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Shards of a finished folder, in order.
+
+    Raises:
+        ArtifactError: the folder is not finished, or a shard is missing.
+    """
+    if not coverage_path(folder).is_file():
+        raise ArtifactError(str(folder), "pictures are missing or not all fetched", "run `dvc repro` to fetch them")
+    paths = sorted(folder.glob("shard-*.parquet"))
+    for position, path in enumerate(paths):
+        if path != shard_path(folder, position):
+            raise ArtifactError(str(shard_path(folder, position)), "picture table is missing", _ADVICE)
+    return paths
+
+
+def read_images(folder: Path) -> Iterator[pl.DataFrame]:
+    """The picture table, one checked shard (table ``IMAGES``) at a time, in order of item ids.
+
+    Raises:
+        ArtifactError: the folder is not finished, or a shard is missing or damaged.
+    """
+    for path in _shards(folder):
+        yield IMAGES.read(path)
+
+
+# --------------------------------------------------------------------------------------------------- store
+class ImageStore:
+    """Encoded pictures by item id.
+
+    Args:
+        folder: the picture stage's output.
+        max_cached_bytes: pictures kept in memory; the least recently used row groups go first.
+
+    Raises:
+        ArtifactError: the folder is not finished, a shard is missing or damaged, ids do not increase.
+    """
+
+    def __init__(self, folder: Path, max_cached_bytes: int = 256 << 20) -> None:
+        self._paths = _shards(folder)
+        self._folder = folder
+        self._max_cached_bytes = max_cached_bytes
+        self._cached: OrderedDict[tuple[int, int], list[bytes | None]] = OrderedDict()
+        self._cached_bytes = 0
+        codes = {status: code for code, status in enumerate(STATUSES)}
+        ids: list[int] = []
+        statuses: list[int] = []
+        self._starts: list[int] = []  # position of each shard's first row
+        for path in self._paths:
+            columns = _read_columns(path, ["item_id", "status"])
+            unknown = set(columns["status"]) - set(STATUSES)
+            if unknown:
+                raise ArtifactError(str(path), f"unknown picture status {min(unknown)!r}", _ADVICE)
+            self._starts.append(len(ids))
+            ids += columns["item_id"]
+            statuses += [codes[status] for status in columns["status"]]
+        self._ids = np.array(ids, dtype=np.int32)
+        self._statuses = np.array(statuses, dtype=np.int8)
+        if (np.diff(self._ids) <= 0).any():
+            raise ArtifactError(str(folder), "item ids of the picture table do not increase", _ADVICE)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def item_ids(self) -> np.ndarray:
+        """Ids of all items, with a picture or without, increasing; ``(I,)`` int32."""
+        return self._ids
+
+    def status(self, item_id: int) -> str:
+        """One of :data:`STATUSES`.
+
+        Raises:
+            ArtifactError: the table has no such item.
+        """
+        return STATUSES[self._statuses[self._position(item_id)]]
+
+    def get(self, item_id: int) -> bytes | None:
+        """The encoded picture (JPEG or PNG, RGB), or None where the item has none.
+
+        Raises:
+            ArtifactError: the table has no such item, or its shard is damaged.
+        """
+        position = self._position(item_id)
+        if STATUSES[self._statuses[position]] != "ok":
+            return None
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
+        group, row = divmod(position - self._starts[shard], _ROW_GROUP_ROWS)
+        images = self._group(shard, group)
+        image = images[row] if row < len(images) else None
+        if image is None:
+            raise ArtifactError(str(self._paths[shard]), f"picture of item {item_id} is ok, but absent", _ADVICE)
+        return image
+
+    def _position(self, item_id: int) -> int:
+        position = int(np.searchsorted(self._ids, item_id))
+        if position == len(self._ids) or self._ids[position] != item_id:
+            raise ArtifactError(str(self._folder), f"picture table has no item {item_id}", "run `dvc repro` to fetch its picture")
+        return position
+
+    def _group(self, shard: int, group: int) -> list[bytes | None]:
+        """Pictures of one row group, from the cache where they are there."""
+        place = (shard, group)
+        if place in self._cached:
+            self._cached.move_to_end(place)
+            return self._cached[place]
+        try:
+            with pq.ParquetFile(self._paths[shard], page_checksum_verification=True) as file:
+                table = file.read_row_group(group, columns=["image"], use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise ArtifactError(str(self._paths[shard]), f"picture table is damaged ({error})", _ADVICE) from None
+        images: list[bytes | None] = table.column("image").to_pylist()
+        self._cached[place] = images
+        self._cached_bytes += _num_bytes(images)
+        while self._cached_bytes > self._max_cached_bytes and len(self._cached) > 1:
+            _, dropped = self._cached.popitem(last=False)
+            self._cached_bytes -= _num_bytes(dropped)
+        return images
+
+
+def _num_bytes(images: Sequence[bytes | None]) -> int:
+    return sum(len(image) for image in images if image is not None)

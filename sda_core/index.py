@@ -1,0 +1,329 @@
+"""The FAISS index of a shop's item vectors; the only module that knows FAISS.
+
+* The index is named by FAISS's own factory string (``Flat``, ``HNSW32``, ``IVF256,Flat``, ``IVF256,SQ8``, ...).
+* Inner product of unit vectors, so scores are cosines; vectors are scaled to unit length on their way in.
+* **Built on one thread.**  HNSW links depend on the order in which threads add; on one thread two builds give equal
+  bytes.  k-means and PQ training are seeded inside FAISS.
+* Recall is measured on items as queries, the item itself left out of both lists (it would be found for free), and by
+  true similarity: a neighbour as near as the k-th true one is right, whichever of equal vectors it is.
+* An item's place in the index is no identity: ``ids.parquet`` says which item it is, and its hash stands in
+  ``index.json``.
+* A folder can be opened by :func:`load_index` for many questions, or by :func:`search` and :func:`neighbors` for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from sda_core.artifacts import Table, read_json, replace_file, write_json
+from sda_core.errors import ArtifactError, ConfigError, DataError
+from sda_core.params import IndexParams
+
+_log = logging.getLogger(__name__)
+
+Ids = npt.NDArray[np.int32]
+Vectors = npt.NDArray[np.float32]
+
+INDEX_IDS = Table("index ids", {"position": pl.Int32, "item_id": pl.Int32})  # position in the index, from 0
+
+_INDEX, _IDS, _META = "items.faiss", "ids.parquet", "index.json"
+_SLACK = 1e-6  # similarities closer than this are equal: float32 sums of another order differ by so much
+_FACTORY = "params.yaml: build_index.factory"
+
+
+def _unit(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
+    """A unit-length copy of the rows; float32, contiguous.
+
+    Raises:
+        DataError: not a matrix, not finite, or a row without direction.
+    """
+    rows = np.array(vectors, dtype=np.float32, order="C")
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise DataError(what, f"should be a matrix of one vector a row (got shape {rows.shape})")
+    if not np.isfinite(rows).all():
+        raise DataError(what, "hold values that are not finite")
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (lengths == 0).any():
+        problem = f"{int((lengths == 0).sum())} of {len(rows)} are all zero, so they have no cosine"
+        raise DataError(what, problem, "look at the adapter's training: the representation may have collapsed")
+    rows /= lengths
+    return rows
+
+
+def _ids_hash(item_ids: Ids) -> str:
+    return hashlib.sha256(np.ascontiguousarray(item_ids, dtype="<i4").tobytes()).hexdigest()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The last clause of a FAISS error, without its C++ function and file names."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^.*?\.(?:cpp|h|cu):\d+: ", "", text).removeprefix("Error: ")
+
+
+def _on_gpu(index: faiss.Index) -> faiss.Index | None:
+    """The index on the first GPU; None where FAISS has no GPU build, sees no GPU, or has no GPU form of this index."""
+    if not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0):
+        return None
+    try:
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
+    except RuntimeError as error:
+        _log.info("FAISS keeps this index on the CPU: %s", _reason(error))
+        return None
+
+
+def _make(vectors_ID: Vectors, params: IndexParams) -> faiss.Index:
+    """A trained and filled index, on the CPU."""
+    try:
+        index = faiss.index_factory(vectors_ID.shape[1], params.factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        problem = f"FAISS makes no index from {params.factory!r} for vectors of width {vectors_ID.shape[1]} ({_reason(error)})"
+        raise ConfigError(_FACTORY, problem, "use e.g. Flat, HNSW32, 'IVF256,Flat' or 'IVF256,SQ8'") from None
+    for key, name, value in (("nprobe", "nprobe", params.nprobe), ("efSearch", "ef_search", params.ef_search)):
+        if value is None:
+            continue
+        try:
+            faiss.ParameterSpace().set_index_parameter(index, key, value)
+        except RuntimeError:
+            problem = f"is {value}, but an index of the kind {params.factory!r} has no such setting"
+            raise ConfigError(f"params.yaml: build_index.{name}", problem, "set it to null") from None
+    try:
+        filling = _on_gpu(index)
+        if filling is not None:
+            filling.train(vectors_ID)
+            filling.add(vectors_ID)
+            return faiss.index_gpu_to_cpu(filling)
+        with _one_thread():
+            index.train(vectors_ID)
+            index.add(vectors_ID)
+    except RuntimeError as error:
+        problem = f"{params.factory!r} cannot hold these {len(vectors_ID)} vectors ({_reason(error)})"
+        raise ConfigError(_FACTORY, problem, "use fewer lists or codes, or Flat") from None
+    return index
+
+
+def _without_self(found: npt.NDArray[np.int64], own: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64]:
+    """The first ``k`` of each row of ``found`` (Q, k + 1) that are not the row's own position; -1 fills up."""
+    kept = np.full((len(found), k), -1, dtype=np.int64)
+    for row, (places, mine) in enumerate(zip(found, own, strict=True)):
+        others = places[places != mine][:k]
+        kept[row, : len(others)] = others
+    return kept
+
+
+def _recall(index: faiss.Index, vectors_ID: Vectors, params: IndexParams) -> tuple[float, float]:
+    """Recall at ``recall_at`` against exact search, and queries a second of the index."""
+    num_items = len(vectors_ID)
+    k = min(params.recall_at, num_items - 1)
+    if k < 1:
+        return 1.0, 0.0
+    own = np.unique(np.linspace(0, num_items - 1, min(params.num_queries, num_items)).round().astype(np.int64))
+    queries = vectors_ID[own]
+    exact = faiss.IndexFlatIP(vectors_ID.shape[1])
+    exact.add(vectors_ID)
+    truth = _without_self((_on_gpu(exact) or exact).search(queries, k + 1)[1], own, k)
+    begin = time.perf_counter()
+    found = _without_self((_on_gpu(index) or index).search(queries, k + 1)[1], own, k)
+    seconds = time.perf_counter() - begin
+    # The k-th true similarity is the bar; compressed indexes give approximate scores, so these are computed anew.
+    bar = np.einsum("qd,qd->q", queries, vectors_ID[truth[:, -1]]) - _SLACK
+    similarity = np.einsum("qd,qkd->qk", queries, vectors_ID[found])
+    right = (similarity >= bar[:, None]) & (found >= 0)
+    return float(right.mean()), len(own) / max(seconds, 1e-9)
+
+
+def build_index(
+    vectors_ID: npt.NDArray[np.floating], params: IndexParams, folder: Path, item_ids: npt.ArrayLike | None = None
+) -> dict[str, Any]:
+    """Build, measure and write an index.
+
+    Args:
+        vectors_ID: one vector an item, any length; a copy scaled to unit length is indexed.
+        params: factory string, search settings, how recall is measured and its floor.
+        folder: receives ``items.faiss``, ``ids.parquet`` and ``index.json``.
+        item_ids: (I,) the item of each row; None where the rows are the whole catalogue, items 1..I in order.
+
+    Returns:
+        What stands in ``index.json``: factory, metric, d, ntotal, search settings, FAISS version, hash of the ids,
+        recall.  Queries a second are logged, not written: they differ between runs.
+
+    Raises:
+        ConfigError: FAISS does not know the factory string, cannot train it on so few items, or the index has no such
+            search setting; or the recall is below ``min_recall``.
+        DataError: vectors that are not finite or zero, or ids that do not fit.
+    """
+    vectors = _unit(vectors_ID, "item vectors")
+    ids = np.arange(1, len(vectors) + 1, dtype=np.int32) if item_ids is None else np.asarray(item_ids, dtype=np.int32)
+    if ids.shape != (len(vectors),) or len(np.unique(ids)) != len(ids) or not len(ids) or ids.min() < 1:
+        raise DataError("item ids", f"should be {len(vectors)} distinct numbers from 1, one a vector (got {len(ids)})")
+    index = _make(vectors, params)
+    try:
+        recall, queries_per_second = _recall(index, vectors, params)
+    except RuntimeError as error:
+        raise ConfigError(_FACTORY, f"an index of the kind {params.factory!r} cannot be searched ({_reason(error)})") from None
+    _log.info("%s: recall@%d %.4f, %.0f queries/s", params.factory, params.recall_at, recall, queries_per_second)
+    if recall < params.min_recall:
+        problem = f"recall@{params.recall_at} of {params.factory!r} is {recall:.4f}, below {params.min_recall}"
+        raise ConfigError(
+            "params.yaml: build_index.min_recall", problem, "raise nprobe or ef_search, or use a finer factory or Flat"
+        )
+    metadata: dict[str, Any] = {
+        "factory": params.factory,
+        "metric": "inner_product",
+        "d": int(index.d),
+        "ntotal": int(index.ntotal),
+        "nprobe": params.nprobe,
+        "ef_search": params.ef_search,
+        "faiss_version": faiss.__version__,
+        "ids_sha256": _ids_hash(ids),
+        "recall_at": params.recall_at,
+        "recall": recall,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replace_file(folder / _INDEX) as temporary:
+        faiss.write_index(index, str(temporary))
+    positions = np.arange(len(ids), dtype=np.int32)
+    INDEX_IDS.write(pl.DataFrame({"position": positions, "item_id": ids}), folder / _IDS)
+    write_json(folder / _META, metadata)
+    return metadata
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """An opened index."""
+
+    index: faiss.Index
+    item_ids: Ids
+    metadata: dict[str, Any]
+    where: Path
+
+    def search(self, queries_QD: npt.NDArray[np.floating], k: int) -> tuple[Ids, Vectors]:
+        """The ``k`` items nearest to each query.
+
+        Args:
+            queries_QD: one query a row, any length; scaled to unit length.
+            k: at least 1.
+
+        Returns:
+            Item ids and cosines, both (Q, k), best first.  Where fewer were found (a small shop, few lists probed)
+            the row ends in id 0 with score -inf.
+
+        Raises:
+            DataError: queries of another width, not finite or zero; or ``k`` under 1.
+        """
+        queries = _unit(queries_QD, "queries")
+        if queries.shape[1] != self.index.d:
+            raise DataError("queries", f"are {queries.shape[1]} wide, the index in {self.where} is {self.index.d}")
+        if k < 1:
+            raise DataError("neighbours", f"at least 1 should be asked for (got {k})")
+        scores, found = self.index.search(queries, min(k, int(self.index.ntotal)))
+        items = np.zeros((len(queries), k), dtype=np.int32)
+        cosines = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        width = found.shape[1]
+        items[:, :width] = np.where(found >= 0, self.item_ids[found], 0)
+        cosines[:, :width] = np.where(found >= 0, scores, -np.inf)
+        return items, cosines
+
+    def neighbors(self, item_id: int, k: int) -> tuple[Ids, Vectors]:
+        """The ``k`` items nearest to an item, itself left out.
+
+        The item's vector is taken from the index: exact for Flat, HNSW and IVF-Flat, as compressed for SQ and PQ.
+
+        Returns:
+            Item ids and cosines, at most ``k`` of each, best first.
+
+        Raises:
+            DataError: there is no such item, the index cannot give its vectors back, or ``k`` is under 1.
+        """
+        places = np.flatnonzero(self.item_ids == item_id)
+        if not len(places):
+            raise DataError(
+                "neighbours", f"there is no item {item_id} in {self.where}", f"ids run up to {int(self.item_ids.max())}"
+            )
+        try:
+            vector = np.asarray(self.index.reconstruct(int(places[0])), dtype=np.float32)
+        except RuntimeError as error:
+            problem = f"an index of the kind {self.metadata['factory']!r} does not give its vectors back ({_reason(error)})"
+            raise DataError("neighbours", problem, "use e.g. Flat, HNSW32 or 'IVF256,Flat'") from None
+        items, scores = self.search(vector[None, :], k + 1)
+        kept = ((items[0] != item_id) & (items[0] > 0)).nonzero()[0][:k]
+        return items[0, kept], scores[0, kept]
+
+
+def load_index(folder: Path) -> ItemIndex:
+    """Open an index that :func:`build_index` wrote.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or the three do not belong together.
+    """
+    metadata = read_json(folder / _META, "index description")
+    table = INDEX_IDS.read(folder / _IDS).sort("position")
+    item_ids = table["item_id"].to_numpy()
+    path, advice = folder / _INDEX, "run `dvc repro` to make it anew"
+    if not path.is_file():
+        raise ArtifactError(str(path), "index is missing", "run `dvc repro` to make it")
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ArtifactError(str(path), f"is no readable FAISS index ({_reason(error)})", advice) from None
+    keys = ("ntotal", "d", "ids_sha256", "factory")
+    expected = tuple(metadata.get(key) for key in keys[:3]) if isinstance(metadata, dict) and set(keys) <= set(metadata) else ()
+    if (int(index.ntotal), int(index.d), _ids_hash(item_ids)) != expected or len(item_ids) != index.ntotal:
+        raise ArtifactError(str(folder), "items.faiss, ids.parquet and index.json do not belong together", advice)
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None:
+        lists.make_direct_map()  # so that an item's vector can be taken out again
+    return ItemIndex(index, item_ids, metadata, folder)
+
+
+def search(folder: Path, queries_QD: npt.NDArray[np.floating], k: int) -> tuple[Ids, Vectors]:
+    """The ``k`` items nearest to each query in the index of ``folder``; see :meth:`ItemIndex.search`."""
+    return load_index(folder).search(queries_QD, k)
+
+
+def neighbors(folder: Path, item_id: int, k: int) -> tuple[Ids, Vectors]:
+    """The ``k`` items nearest to an item in the index of ``folder``; see :meth:`ItemIndex.neighbors`."""
+    return load_index(folder).neighbors(item_id, k)
+
+
+def neighbor_lists(folders: Mapping[str, Path], item_ids: Sequence[int], k: int) -> dict[str, dict[int, list[tuple[int, float]]]]:
+    """The ``k`` items nearest to each of some items, under several indexes.
+
+    Args:
+        folders: of the indexes, by variant.
+        item_ids: whose neighbours are asked for.
+        k: how many.
+
+    Returns:
+        By variant, by item: pairs of item id and cosine, nearest first.
+    """
+    lists: dict[str, dict[int, list[tuple[int, float]]]] = {}
+    for variant, folder in folders.items():
+        opened = load_index(folder)
+        lists[variant] = {}
+        for item_id in item_ids:
+            found, scores = opened.neighbors(item_id, k)
+            lists[variant][item_id] = [(int(near), float(score)) for near, score in zip(found, scores, strict=True)]
+    return lists

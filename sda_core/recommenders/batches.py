@@ -1,0 +1,185 @@
+"""From the interactions table to histories, and from histories to training batches.
+
+Choices made here:
+
+* Histories are one flat array with offsets (compressed rows), so that a batch is cut out by index arithmetic and
+  never by a Python loop over users.
+* :func:`training_data` drops every test row before anything else looks at the table: ``fit`` cannot see them.
+* Sequences are batched by length, and a batch holds an equal share of the *targets* rather than of the rows.  Little
+  is computed on padding then, every step costs about the same, and a target weighs the same whichever batch it falls
+  into (equal rows would make a target of a long history count less than one of a short history).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from sda_core.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Items by user, oldest first.
+
+    ``item_ids[offsets[u]:offsets[u + 1]]`` are the items of user ``u``; user 0 (unknown) has none.
+    """
+
+    offsets: np.ndarray  # (U + 2,) int64
+    item_ids: np.ndarray  # (number of interactions,) int32
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of items by user id, ``(U + 1,)``."""
+        return np.diff(self.offsets)
+
+    def of(self, user_id: int) -> np.ndarray:
+        """One user's items, oldest first."""
+        return self.item_ids[self.offsets[user_id] : self.offsets[user_id + 1]]
+
+    def last(self, user_ids: np.ndarray, length: int) -> np.ndarray:
+        """The latest ``length`` items of each user, padded with 0 on the left: ``(B, length)`` int32."""
+        places = self.offsets[user_ids + 1][:, None] + np.arange(-length, 0)
+        is_item = places >= self.offsets[user_ids][:, None]
+        if len(self.item_ids) == 0:
+            return np.zeros(places.shape, dtype=np.int32)
+        return np.where(is_item, self.item_ids[np.maximum(places, 0)], np.int32(0))
+
+    def pairs(self, user_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct items of each user as ``(row of user_ids, item id)``, sorted by row, then item; both int64."""
+        counts = self.offsets[user_ids + 1] - self.offsets[user_ids]
+        rows = np.repeat(np.arange(len(user_ids)), counts)
+        starts = np.cumsum(counts) - counts
+        items = self.item_ids[np.arange(len(rows)) - np.repeat(starts - self.offsets[user_ids], counts)].astype(np.int64)
+        base = int(items.max(initial=0)) + 1
+        keys = np.unique(rows * base + items)  # a user may have the same item twice (filter.duplicates: keep)
+        return keys // base, keys % base
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What ``fit`` is handed; no test row is in it."""
+
+    num_users: int
+    num_items: int
+    train: Histories
+    valid_target: np.ndarray  # (U + 1,) int32, 0 = none
+    leaked_test_items: np.ndarray | None  # only to reproduce published numbers that count test interactions
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Users that have a test item, and everything they did before it."""
+
+    num_users: int
+    num_items: int
+    histories: Histories  # of all users: train and valid
+    users: np.ndarray  # (number of test users,) int32, ascending
+    targets: np.ndarray  # (number of test users,) int32
+
+
+def _histories(interactions: pl.DataFrame, num_users: int) -> Histories:
+    ordered = interactions.sort("user_id", "timestamp", maintain_order=True)  # stable: one time keeps the table's order
+    counts = np.bincount(ordered["user_id"].to_numpy(), minlength=num_users + 1)
+    offsets = np.zeros(num_users + 2, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return Histories(offsets, ordered["item_id"].to_numpy().astype(np.int32))
+
+
+def _one_target(interactions: pl.DataFrame, split: str, num_users: int) -> np.ndarray:
+    rows = interactions.filter(pl.col("split") == split)
+    users = rows["user_id"].to_numpy()
+    if len(np.unique(users)) < len(users):
+        raise DataError(
+            "interactions table", f"a user has more than one {split} row (expected at most one)", "split with leave_one_out"
+        )
+    target = np.zeros(num_users + 1, dtype=np.int32)
+    target[users] = rows["item_id"].to_numpy()
+    return target
+
+
+def _size(interactions: pl.DataFrame, column: str, given: int | None) -> int:
+    largest = interactions[column].max()
+    found = largest if isinstance(largest, int) else 0
+    if given is not None and given < found:
+        raise DataError(
+            "interactions table", f"{column} goes up to {found} (expected at most {given})", "run `dvc repro` from filter on"
+        )
+    return found if given is None else given
+
+
+def training_data(
+    interactions: pl.DataFrame,
+    num_users: int | None = None,
+    num_items: int | None = None,
+    leaked_test_items: np.ndarray | None = None,
+) -> TrainingData:
+    """Training histories and validation targets; rows of any other split are dropped first.
+
+    Args:
+        interactions: table ``INTERACTIONS``, with or without its test rows.
+        num_users, num_items: sizes of the id spaces; None takes the largest id of the table *as given*.  Give them
+            where test rows were dropped before, since some items occur in no other.
+        leaked_test_items: item ids of test interactions, for ``PopParams.counts == "all"`` and nothing else.
+
+    Raises:
+        DataError: there is no training row, a user has two validation rows, or an id exceeds its space.
+    """
+    num_users = _size(interactions, "user_id", num_users)
+    num_items = _size(interactions, "item_id", num_items)
+    if leaked_test_items is not None:
+        _log.warning("%d test interactions are handed to training: such numbers are not comparable", len(leaked_test_items))
+    train = interactions.filter(pl.col("split") == "train")
+    if train.is_empty():
+        raise DataError("interactions table", "has no row of split 'train'", "loosen the thresholds of filter")
+    return TrainingData(
+        num_users, num_items, _histories(train, num_users), _one_target(interactions, "valid", num_users), leaked_test_items
+    )
+
+
+def evaluation_data(interactions: pl.DataFrame, num_users: int | None = None, num_items: int | None = None) -> EvaluationData:
+    """Test users with their targets, and the histories (train and valid) that precede them.
+
+    Raises:
+        DataError: no user has a test row, a user has two, or an id exceeds its space.
+    """
+    num_users = _size(interactions, "user_id", num_users)
+    num_items = _size(interactions, "item_id", num_items)
+    target = _one_target(interactions, "test", num_users)
+    users = np.flatnonzero(target).astype(np.int32)
+    if len(users) == 0:
+        raise DataError("interactions table", "has no row of split 'test'", "loosen the thresholds of filter")
+    known = interactions.filter(pl.col("split").is_in(["train", "valid"]))
+    return EvaluationData(num_users, num_items, _histories(known, num_users), users, target[users])
+
+
+def validation_view(data: TrainingData) -> EvaluationData:
+    """The validation targets in the shape of an evaluation: histories are the training ones."""
+    users = np.flatnonzero(data.valid_target).astype(np.int32)
+    return EvaluationData(data.num_users, data.num_items, data.train, users, data.valid_target[users])
+
+
+def batches_by_length(num_targets: np.ndarray, rows_per_batch: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Cut rows into batches of similar length that hold an equal share of the targets each.
+
+    Args:
+        num_targets: ``(rows,)``, at least 1 each.
+        rows_per_batch: rows a batch on average; the number of batches is ``ceil(rows / rows_per_batch)``.
+        random: shuffles rows of equal length, and the order of the batches.
+
+    Returns:
+        Row numbers by batch; every row occurs once.
+    """
+    num_rows = len(num_targets)
+    num_batches = -(-num_rows // rows_per_batch)
+    order = np.lexsort((random.random(num_rows), num_targets))
+    sizes = num_targets[order].astype(np.float64)
+    middles = np.cumsum(sizes) - sizes / 2  # in (0, total)
+    batch = np.minimum((middles * (num_batches / sizes.sum())).astype(np.int64), num_batches - 1)
+    pieces = np.split(order, np.flatnonzero(np.diff(batch)) + 1)
+    return [pieces[index] for index in random.permutation(len(pieces))]

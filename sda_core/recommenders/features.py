@@ -1,0 +1,109 @@
+"""Item embeddings: learned by id, projected from frozen content vectors, or both.
+
+Choices made here:
+
+* Content vectors may come at any scale and width.  They are centred over the items and divided by *one* number, so
+  that a vector's mean squared length is 1.  The centre goes because vision-language vectors share a large common
+  direction, and an equal shift of all items moves every score of a user alike; one number and not one a dimension,
+  because the geometry between items is the very thing under test, and whitening would blow up a PCA's last axes.
+* The projector is two linear maps with no non-linearity between, as in the paper's public code.  The product of two
+  linear maps is one: the weights are multiplied first, ``(W2 W1) x`` instead of ``W2 (W1 x)``, which costs D times the
+  hidden size an item instead of D times D/2.
+* The inner width is D/2, but never less than the smaller of D and the hidden size: narrow vectors (a PCA to 64) would
+  be squeezed below both ends otherwise.  At the paper's widths the two rules agree.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INITIAL_STD = 0.02  # of an item embedding's entries, learned or projected
+
+
+def standardise(item_vectors: np.ndarray) -> np.ndarray:
+    """Centre over the items and scale to mean squared length 1; see the module's docstring.
+
+    Args:
+        item_vectors: ``(I + 1, D)``, row 0 is padding and stays zero.
+
+    Returns:
+        ``(I + 1, D)`` float32; all zero where all items share one vector.
+    """
+    rows = item_vectors[1:].astype(np.float64)
+    rows -= rows.mean(axis=0)
+    length = math.sqrt(float(np.einsum("id,id->", rows, rows)) / max(1, len(rows)))
+    result = np.zeros(item_vectors.shape, dtype=np.float32)
+    # Rounding alone leaves a length of about 1e-16 times the values when all vectors are the same.
+    if length > 1e-7 * float(np.abs(item_vectors).max(initial=0.0)):
+        result[1:] = rows / length
+    return result
+
+
+class Projector(nn.Module):
+    """``x -> W2 (W1 x + b1) + b2``, evaluated as one linear map."""
+
+    def __init__(self, in_size: int, out_size: int, initial_std: float) -> None:
+        super().__init__()
+        inner_size = max(in_size // 2, min(in_size, out_size))
+        self.inner = nn.Linear(in_size, inner_size)
+        self.outer = nn.Linear(inner_size, out_size)
+        # A vector of length 1 keeps its expected length through `inner`, and gets entries of initial_std from `outer`.
+        nn.init.normal_(self.inner.weight, std=inner_size**-0.5)
+        nn.init.normal_(self.outer.weight, std=initial_std)
+        nn.init.zeros_(self.inner.bias)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, vector_nD: Tensor) -> Tensor:
+        """``(n, D) -> (n, hidden)``."""
+        weight = self.outer.weight @ self.inner.weight
+        bias = self.outer(self.inner.bias)
+        return F.linear(vector_nD, weight, bias)
+
+
+class ItemEncoder(nn.Module):
+    """Item ids to embeddings; the same embeddings serve as input and, tied, as output weights.
+
+    Args:
+        num_items: I.
+        hidden_size: width of an embedding.
+        item_vectors: ``(I + 1, D)`` or None.
+        representation: ``content`` (projected vectors only) or ``id+content`` (their sum with a learned table);
+            without vectors it is always the learned table.
+    """
+
+    vectors_ID: Tensor  # noqa: N815 (dimension suffix)
+
+    def __init__(self, num_items: int, hidden_size: int, item_vectors: np.ndarray | None, representation: str) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.ids: nn.Embedding | None = None
+        self.projector: Projector | None = None
+        if item_vectors is None or representation == "id+content":
+            self.ids = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+            nn.init.normal_(self.ids.weight, std=INITIAL_STD)
+            with torch.no_grad():
+                self.ids.weight[0] = 0.0
+        if item_vectors is not None:
+            self.register_buffer("vectors_ID", torch.from_numpy(standardise(item_vectors)), persistent=False)
+            self.projector = Projector(item_vectors.shape[1], hidden_size, INITIAL_STD)
+
+    def forward(self, item_ids_n: Tensor) -> Tensor:
+        """Embeddings ``(n, hidden)`` of item ids ``(n,)``; the row of padding means nothing and must be masked."""
+        if self.projector is None:
+            assert self.ids is not None
+            return self.ids(item_ids_n)
+        embedding = self.projector(self.vectors_ID[item_ids_n])
+        return embedding if self.ids is None else embedding + self.ids(item_ids_n)
+
+    def table(self) -> Tensor:
+        """Embeddings of all items by id, ``(I + 1, hidden)``."""
+        if self.projector is None:
+            assert self.ids is not None
+            return self.ids.weight
+        embedding = self.projector(self.vectors_ID)
+        return embedding if self.ids is None else embedding + self.ids.weight

@@ -1,0 +1,59 @@
+"""Popularity: the number of interactions an item has, the same for every user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, assert_never
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sda_core.errors import TrainingError
+from sda_core.params import PopParams
+from sda_core.recommenders.base import EpochRecord, Recommender
+from sda_core.recommenders.batches import TrainingData
+
+
+class Pop(Recommender):
+    """Scores are counts, so ties are real; they are float64, which is exact to 2^53."""
+
+    counts_I: Tensor  # noqa: N815 (dimension suffix)
+
+    def __init__(self, params: PopParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
+        super().__init__(params, num_users, num_items, item_vectors)
+        self.counts: Literal["train", "train_valid", "all"] = params.counts
+        self.register_buffer("counts_I", torch.zeros(num_items + 1, dtype=torch.int64))
+
+    def check_data(self, data: TrainingData) -> None:
+        """As the base does, but counts ``all`` need the leaked test items that everything else refuses."""
+        if self.counts != "all":
+            super().check_data(data)
+        elif data.leaked_test_items is None:
+            raise TrainingError(
+                "params.yaml: train_recommender.pop.counts", "is 'all', but no test items were handed over", "use 'train'"
+            )
+
+    def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:  # noqa: ARG002 (contract)
+        """Count; there are no epochs."""
+        self.check_data(data)
+        counts = np.bincount(data.train.item_ids, minlength=self.num_items + 1)
+        match self.counts:
+            case "train":
+                pass
+            case "train_valid":
+                counts += np.bincount(data.valid_target, minlength=self.num_items + 1)
+            case "all":
+                assert data.leaked_test_items is not None
+                counts += np.bincount(data.valid_target, minlength=self.num_items + 1)
+                counts += np.bincount(data.leaked_test_items, minlength=self.num_items + 1)
+            case _:
+                assert_never(self.counts)
+        counts[0] = 0  # users without a validation target were counted here
+        self.counts_I.copy_(torch.from_numpy(counts))
+        self.to(device)
+        self.eval()
+        return []
+
+    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+        return self.counts_I.double().repeat(len(user_ids_B), 1)

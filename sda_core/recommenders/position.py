@@ -1,0 +1,135 @@
+"""Where each user's target comes among the candidates: exact counts, no sampling of ties.
+
+The target's score is read from the same matrix as all others: computing it apart (another batch, another kernel)
+gives another rounding, and an item would tie or not with itself by luck.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from sda_core.errors import TrainingError
+from sda_core.log import progress
+from sda_core.recommenders.base import Recommender
+from sda_core.recommenders.batches import EvaluationData
+
+SCORES_PER_CHUNK = 4_000_000  # 16 MB of float32: larger matrices leave the cache, and fresh pages cost more than the counting
+
+
+def _count_full(score_BI: Tensor, target_B: Tensor, seen_rows: Tensor, seen_items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Better, tied and all candidates where every item that was not seen is one."""
+    B = len(score_BI)
+    target_score_B1 = score_BI.gather(1, target_B[:, None])
+    better_B = (score_BI[:, 1:] > target_score_B1).sum(dim=1, dtype=torch.int32)  # int32 halves the time of the sum
+    tied_B = (score_BI[:, 1:] == target_score_B1).sum(dim=1, dtype=torch.int32) - 1  # the target ties with itself
+    # Seen items were counted too: count them once more, few as they are, and take them off.  The target stays.
+    is_other = seen_items != target_B[seen_rows]
+    rows, items = seen_rows[is_other], seen_items[is_other]
+    score_n, target_score_n = score_BI[rows, items], target_score_B1[rows, 0]
+    zeros_B = torch.zeros(B, dtype=torch.int32, device=score_BI.device)
+    better_B -= zeros_B.index_add(0, rows, (score_n > target_score_n).int())
+    tied_B -= zeros_B.index_add(0, rows, (score_n == target_score_n).int())
+    num_candidates_B = score_BI.shape[1] - 1 - zeros_B.index_add(0, rows, torch.ones_like(rows, dtype=torch.int32))
+    return better_B, tied_B, num_candidates_B
+
+
+def _count_given(score_BI: Tensor, target_B: Tensor, candidates_BC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Better, tied and all candidates among the given ones and the target."""
+    ordered_BC = candidates_BC.sort(dim=1).values
+    is_first_BC = torch.ones_like(ordered_BC, dtype=torch.bool)
+    is_first_BC[:, 1:] = ordered_BC[:, 1:] != ordered_BC[:, :-1]  # a candidate given twice counts once
+    counts_BC = is_first_BC & (ordered_BC != 0) & (ordered_BC != target_B[:, None])
+    score_BC = score_BI.gather(1, ordered_BC)
+    target_score_B1 = score_BI.gather(1, target_B[:, None])
+    better_B = ((score_BC > target_score_B1) & counts_BC).sum(dim=1, dtype=torch.int32)
+    tied_B = ((score_BC == target_score_B1) & counts_BC).sum(dim=1, dtype=torch.int32)
+    return better_B, tied_B, counts_BC.sum(dim=1, dtype=torch.int32) + 1
+
+
+def count_positions(
+    recommender: Recommender,
+    data: EvaluationData,
+    candidates: np.ndarray | None,
+    batch_size: int,
+    device: torch.device,
+) -> np.ndarray:
+    """The counts of :func:`place_targets` as ``(number of test users, 3)`` int64: better, tied, candidates."""
+    recommender.eval()
+    lengths = np.minimum(data.histories.lengths[data.users], recommender.history_length)
+    chunk = max(1, min(batch_size, SCORES_PER_CHUNK // (data.num_items + 1)))
+    order = np.argsort(lengths, kind="stable")  # users of similar history length together: little padding is scored
+    counts = np.zeros((len(data.users), 3), dtype=np.int64)
+    with progress(len(order), "place targets", "users") as bar:
+        for start in range(0, len(order), chunk):
+            rows = order[start : start + chunk]
+            users = data.users[rows].astype(np.int64)
+            history = data.histories.last(users, int(lengths[rows].max(initial=0)))
+            score_BI = recommender.score(torch.from_numpy(users).to(device), torch.from_numpy(history).to(device, torch.int64))
+            if torch.isnan(score_BI.amax(dim=1)).any():  # a maximum carries NaN through, in one pass
+                raise TrainingError(
+                    "evaluation",
+                    f"{recommender.params.kind} gave scores that are NaN",
+                    "train it anew with a lower learning_rate",
+                )
+            target_B = torch.from_numpy(data.targets[rows].astype(np.int64)).to(device)
+            if candidates is None:
+                seen_rows, seen_items = data.histories.pairs(users)
+                counted = _count_full(
+                    score_BI, target_B, torch.from_numpy(seen_rows).to(device), torch.from_numpy(seen_items).to(device)
+                )
+            else:
+                counted = _count_given(score_BI, target_B, torch.from_numpy(candidates[rows].astype(np.int64)).to(device))
+            counts[rows] = torch.stack(counted, dim=1).cpu().numpy()
+            bar.update(len(rows))
+    return counts
+
+
+def place_targets(
+    recommender: Recommender,
+    data: EvaluationData,
+    candidates: np.ndarray | None,
+    batch_size: int,
+    device: torch.device,
+) -> pl.DataFrame:
+    """Count the candidates that score higher than, and the same as, each test user's target.
+
+    Args:
+        recommender: a fitted one, on ``device``.
+        data: test users, targets and the histories before them.
+        candidates: None places the target among all items but those of the user's history (a target that is in the
+            history stays); else ``(number of test users, C)`` int32, row by row for ``data.users``: the target is
+            placed among these alone; 0 is no item, the target itself and repeats add nothing.
+        batch_size: users scored at once, or fewer where that would be more than ``SCORES_PER_CHUNK`` scores.
+        device: where to score.
+
+    Returns:
+        One row a test user, all Int32: ``user_id, target_item_id, num_better, num_tied`` (others that score the
+        same), ``candidates`` (the target included).
+
+    Raises:
+        TrainingError: a score is NaN.
+    """
+    counts = count_positions(recommender, data, candidates, batch_size, device)
+    return pl.DataFrame(
+        {
+            "user_id": data.users,
+            "target_item_id": data.targets,
+            "num_better": counts[:, 0],
+            "num_tied": counts[:, 1],
+            "candidates": counts[:, 2],
+        },
+        schema=dict.fromkeys(["user_id", "target_item_id", "num_better", "num_tied", "candidates"], pl.Int32),
+    )
+
+
+def ndcg_at_10(counts: np.ndarray) -> float:
+    """Mean NDCG@10 of one target each, ties against it; the criterion of early stopping.
+
+    Args:
+        counts: as :func:`count_positions` gives them.
+    """
+    position = 1 + counts[:, 0] + counts[:, 1]
+    return float(np.where(position <= 10, 1.0 / np.log2(1.0 + position), 0.0).mean())

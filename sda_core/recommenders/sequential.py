@@ -1,0 +1,128 @@
+"""What SASRec and BERT4Rec share: tied item embeddings, a transformer, and the losses over its states."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sda_core.errors import ConfigError
+from sda_core.params import BERT4RecParams, SASRecParams
+from sda_core.recommenders import losses
+from sda_core.recommenders.features import ItemEncoder
+from sda_core.recommenders.fit import Batch, TrainedRecommender
+from sda_core.recommenders.transformer import Transformer
+
+
+class SequentialRecommender(TrainedRecommender):
+    """Scores are dot products of a history's state with the item embeddings (weights tied with the input).
+
+    Negatives: ``bce`` draws its own for every target, as SASRec did; ``gbce`` and ``sampled_softmax`` draw
+    ``num_negatives`` for a step and share them among all its targets, which turns N gathers a target into one matrix
+    product.  A drawn item that is the target itself is left out.
+    """
+
+    def __init__(
+        self,
+        params: SASRecParams | BERT4RecParams,
+        num_users: int,
+        num_items: int,
+        item_vectors: np.ndarray | None,
+        *,
+        feed_forward_size: int,
+        activation: str,
+        causal: bool,
+    ) -> None:
+        super().__init__(params, num_users, num_items, item_vectors)
+        if params.hidden_size % params.num_heads:
+            where = f"params.yaml: train_recommender.{params.kind}.hidden_size"
+            raise ConfigError(where, f"should be a multiple of num_heads (got {params.hidden_size} and {params.num_heads})")
+        self.fit_params = params
+        self.sequence_params = params
+        self.is_causal = causal
+        self.items = ItemEncoder(num_items, params.hidden_size, item_vectors, params.representation)
+        self.transformer = Transformer(
+            max_length=params.max_length,
+            hidden_size=params.hidden_size,
+            num_blocks=params.num_blocks,
+            num_heads=params.num_heads,
+            feed_forward_size=feed_forward_size,
+            dropout=params.dropout,
+            activation=activation,
+            causal=causal,
+        )
+        self._table_ID: Tensor | None = None
+
+    def train(self, mode: bool = True) -> SequentialRecommender:
+        """Switch between training and scoring; forgets the item table, which is computed once a scoring phase."""
+        self._table_ID = None
+        super().train(mode)
+        return self
+
+    def item_table(self) -> Tensor:
+        """``(I + 1, hidden)`` for scoring."""
+        if self._table_ID is None or self._table_ID.device != self.transformer.positions.weight.device:
+            self._table_ID = self.items.table().detach()
+        return self._table_ID
+
+    # ------------------------------------------------------------------------------------------- training
+    def draw_negatives(self, target_P: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Uniform item ids: ``(P, N)`` for bce, else ``(N,)``; nothing for softmax, which has no use for them."""
+        size = self.sequence_params.num_negatives
+        match self.sequence_params.loss:
+            case "bce":
+                drawn = random.integers(1, max(2, self.num_items), size=(len(target_P), size))
+                return drawn + ((drawn >= target_P[:, None]) & (self.num_items > 1))  # uniform over all but the target
+            case "gbce" | "sampled_softmax":
+                return random.integers(1, self.num_items + 1, size=size)
+            case "softmax":
+                return np.zeros(0, dtype=np.int64)
+            case _:
+                assert_never(self.sequence_params.loss)
+
+    def loss_over(self, batch: Batch) -> Tensor:
+        """The loss of a batch with ``history_BL``, ``is_target_BL``, ``target_P`` and ``negative`` ids.
+
+        Embeddings are computed once for each distinct item of the batch, which matters when they are projected.
+        """
+        history_BL, target_P, negative = batch["history_BL"], batch["target_P"], batch["negative"]
+        if self.sequence_params.loss == "softmax":
+            table = self.items.table()
+            state_PD = self.states(F.embedding(history_BL.clamp(max=self.num_items), table), history_BL)[batch["is_target_BL"]]
+            return losses.softmax(state_PD @ table.T, target_P)
+        ids = torch.cat([history_BL.clamp(max=self.num_items).flatten(), target_P, negative.flatten()])
+        distinct, inverse = torch.unique(ids, return_inverse=True)
+        table = self.items(distinct)
+        history_index, target_index, negative_index = inverse.split([history_BL.numel(), target_P.numel(), negative.numel()])
+        state_PD = self.states(F.embedding(history_index.view_as(history_BL), table), history_BL)[batch["is_target_BL"]]
+        positive_P = (state_PD * F.embedding(target_index, table)).sum(dim=1)
+        negative_nD = F.embedding(negative_index, table)
+        if negative.ndim == 2:
+            negative_PN = torch.einsum("pd,pnd->pn", state_PD, negative_nD.view(*negative.shape, -1))
+            is_target_PN = negative == target_P[:, None]
+        else:
+            negative_PN = state_PD @ negative_nD.T
+            is_target_PN = negative[None, :] == target_P[:, None]
+        negative_PN = negative_PN.masked_fill(is_target_PN, -torch.inf)
+        match self.sequence_params.loss:
+            case "bce":
+                return losses.bce(positive_P, negative_PN)
+            case "gbce":
+                return losses.gbce(positive_P, negative_PN, self.num_items, self.sequence_params.gbce_t)
+            case "sampled_softmax":
+                return losses.sampled_softmax(positive_P, negative_PN)
+            case _:
+                assert_never(self.sequence_params.loss)
+
+    # ------------------------------------------------------------------------------------------ the network
+    def states(self, item_BLD: Tensor, history_BL: Tensor) -> Tensor:
+        """States ``(B, L, D)`` of a history whose items are already embedded; padding is zeroed here.
+
+        As inputs, embeddings are multiplied by the root of their width, as SASRec does: they begin small, because they
+        are output weights too, and would else drown in what the blocks add to them.
+        """
+        is_item_BL = history_BL != 0
+        return self.transformer(item_BLD * (is_item_BL[..., None] * self.sequence_params.hidden_size**0.5), is_item_BL)

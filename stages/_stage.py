@@ -1,0 +1,75 @@
+"""What every stage shares: its options, logging, errors as one line, and the closing line of counts and seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sda_core import log
+from sda_core.artifacts import Workspace
+from sda_core.errors import SDAError
+from sda_core.params import Params, load_params
+
+Root = Annotated[
+    Path,
+    typer.Option("--root", help="The project folder: every path of the pipeline is below it.", show_default="the current folder"),
+]
+ParamsFile = Annotated[
+    Path | None, typer.Option("--params", help="The params file.", show_default="params.yaml of the project folder")
+]
+Variant = Annotated[str, typer.Option("--variant", help="Which item vectors, e.g. id, zero_shot, lora, sda.")]
+Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender, e.g. pop, sasrec, vbpr, bert4rec.")]
+
+
+@dataclass
+class StageRun:
+    """What a stage works with, and what it has to say at its end."""
+
+    params: Params
+    workspace: Workspace
+    counts: dict[str, object] = field(default_factory=dict)
+
+
+@contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Show an :class:`SDAError` as one line and exit with 1; a bug keeps its traceback."""
+    try:
+        yield
+    except SDAError as error:
+        typer.echo(f"sda {name}: error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def stage(name: str, root: Path, params: Path | None) -> Iterator[StageRun]:
+    """Run the body of a stage.
+
+    Args:
+        name: the stage's name on the command line.
+        root: the project folder.
+        params: the params file, or None for ``params.yaml`` of the project folder.
+    """
+    log.configure()
+    begin = time.perf_counter()
+    with one_line_errors(name):
+        run = StageRun(load_params(params or root / "params.yaml"), Workspace(root))
+        yield run
+        seconds = time.perf_counter() - begin
+        counts = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in run.counts.items()
+        )
+        logging.getLogger("stages").info("%s: %s (%.1f s)", name, counts, seconds)
+
+
+def run_as_script(command: Callable[..., None]) -> None:
+    """Run one stage's command (``python -m stages.filter``)."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()

@@ -1,0 +1,69 @@
+"""The console script ``sda``: the stages as sub-commands, and what one asks of a finished run."""
+
+from __future__ import annotations
+
+import typer
+
+from sda_core import __version__
+from stages.build_index import build_index
+from stages.download import download
+from stages.evaluate import evaluate
+from stages.export_embeddings import export_embeddings
+from stages.fetch_images import fetch_images
+from stages.filter import filter_
+from stages.neighbors import neighbors
+from stages.report import report
+from stages.train_adapter import train_adapter
+from stages.train_recommender import train_recommender
+
+app = typer.Typer(
+    name="sda",
+    help=(
+        "Adapt a vision-language model to a shop's items, and recommend with its vectors.\n\n"
+        "`dvc repro` runs every stage in order and skips what is up to date; the commands below run one stage each, "
+        "with the settings of params.yaml. Everything that can change a result stands in params.yaml; "
+        "change it with `dvc exp run -S section.key=value`."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+STAGES = {
+    "download": download,
+    "filter": filter_,
+    "fetch-images": fetch_images,
+    "train-adapter": train_adapter,
+    "export-embeddings": export_embeddings,
+    "build-index": build_index,
+    "train-recommender": train_recommender,
+    "evaluate": evaluate,
+    "report": report,
+}
+for _name, _command in STAGES.items():
+    app.command(_name)(_command)
+app.command("neighbors")(neighbors)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"sda {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", callback=_version, is_eager=True),
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Positions of the test users' targets, and the metrics made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages._stage import ParamsFile, Recommender, Root, Variant, run_as_script, stage
+
+
+def evaluate(variant: Variant, recommender: Recommender, root: Root = Path(), params: ParamsFile = None) -> None:
+    """Place each test user's target among the candidates, store the positions, and compute Hit, NDCG and MRR from them."""
+    from sda_core import evaluation, recommenders
+    from sda_core.artifacts import INTERACTIONS, POSITIONS, read_vectors, write_json
+    from sda_core.runtime import prepare_torch
+
+    with stage("evaluate", root, params) as run:
+        section = run.params.evaluate
+        device = prepare_torch(run.params.runtime)
+        interactions = INTERACTIONS.read(run.workspace.interactions)
+        folder = run.workspace.recommender(variant, recommender)
+        model = recommenders.load(folder, read_vectors(run.workspace.embeddings(variant)), device)
+        data = recommenders.evaluation_data(interactions)
+        candidates = evaluation.candidates(section.protocol, interactions, section.negatives_seed)
+        placed = recommenders.place_targets(model, data, candidates, section.batch_size, device)
+        positions = evaluation.score_positions(placed, section.ties)
+        POSITIONS.write(positions, run.workspace.positions(variant, recommender))
+        metrics = evaluation.summarise(positions, interactions, section)
+        write_json(run.workspace.metrics(variant, recommender), metrics)
+        headline = {key: value for key, value in metrics.items() if key in ("num_users", "hit@10", "ndcg@10")}
+        run.counts = {"variant": variant, "recommender": recommender, **headline}
+
+
+if __name__ == "__main__":
+    run_as_script(evaluate)

@@ -1,0 +1,44 @@
+"""Phase one: an adapter trained on items alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages._stage import ParamsFile, Root, Variant, run_as_script, stage
+
+
+def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
+    """Train the adapter of one variant (params.train_adapter.variants) and save it as a PEFT folder."""
+    import shutil
+
+    from sda_core import adapters, alignment, backbones
+    from sda_core.artifacts import replace_directory, write_tsv
+    from sda_core.fingerprint import fingerprint
+    from sda_core.runtime import prepare_torch
+    from stages._items import MODALITIES, item_source
+
+    with stage("train-adapter", root, params) as run:
+        section, training = run.params.train_adapter, run.params.train_adapter.training
+        adapter, loss = section.of(variant)
+        device = prepare_torch(run.params.runtime)
+        source = item_source(run.workspace, run.params.items)
+        backbone = backbones.build(run.params.backbone, device)
+        model = adapters.build(
+            backbone.model, adapter, MODALITIES, backbone.adapter_pattern, backbone.num_adapter_layers, seed=training.seed
+        )
+        inputs = fingerprint(
+            adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
+        )
+        scratch = run.workspace.resume("train_adapter", variant)
+        records = alignment.train_adapter(
+            backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device
+        )
+        with replace_directory(run.workspace.adapter(variant)) as folder:
+            model.save_pretrained(folder)
+            write_tsv(folder / "loss.tsv", records)
+        shutil.rmtree(scratch, ignore_errors=True)
+        run.counts = {"variant": variant, "steps": len(records), "last loss": records[-1].loss if records else "none"}
+
+
+if __name__ == "__main__":
+    run_as_script(train_adapter)

@@ -1,0 +1,244 @@
+"""The MoDA layer against independent arithmetic: NumPy, PEFT's LoRA, and itself by another way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import nn
+
+from sda_core.adapters import MoDAConfig, MoDALinear, modality
+from sda_core.adapters.moda.gate import Owner
+
+Array = NDArray[np.float64]
+
+
+def linear(in_features: int, out_features: int, config: MoDAConfig, seed: int) -> MoDALinear:
+    """A float64 layer with random adapter parameters."""
+    torch.manual_seed(seed)
+    layer = MoDALinear(nn.Linear(in_features, out_features).double(), "default", config, Owner())
+    layer.base_layer.requires_grad_(False)
+    for parameters in (layer.moda_A, layer.moda_B, layer.moda_embedding, layer.moda_gate):
+        for parameter in parameters.values():
+            nn.init.normal_(parameter, std=0.7)
+    return layer
+
+
+class NumpyMoDA:
+    """The formula, expert by expert, with gradients by hand; knows nothing of the layer's way to compute."""
+
+    def __init__(self, layer: MoDALinear, config: MoDAConfig) -> None:
+        self.config = config
+        rank = config.r // config.num_experts if config.expert_rank == "split" else config.r
+        A, B = layer.moda_A["default"].detach().numpy(), layer.moda_B["default"].detach().numpy()
+        self.A = [A[e * rank : (e + 1) * rank] for e in range(config.num_experts)]
+        self.B = [B[:, e * rank : (e + 1) * rank] for e in range(config.num_experts)]
+        self.W0 = layer.base_layer.weight.detach().numpy()
+        self.b0 = layer.base_layer.bias.detach().numpy()
+        self.embedding = layer.moda_embedding["default"].detach().numpy() if "default" in layer.moda_embedding else None
+        self.W_g = layer.moda_gate["default"].detach().numpy() if "default" in layer.moda_gate else None
+        self.scale = config.lora_alpha / config.r
+
+    def gate(self, m: int) -> Array:
+        E, M = self.config.num_experts, len(self.config.modalities)
+        if self.config.gate == "uniform" or E == 1:
+            return np.full(E, 1 / E)
+        if self.config.gate == "onehot":
+            return np.array([1.0 if e // (E // M) == m else 0.0 for e in range(E)])
+        logits = self.W_g @ self.embedding[m]
+        e = np.exp(logits - logits.max())
+        return e / e.sum()
+
+    def forward(self, x_BLD: Array, modality_B: list[int]) -> Array:
+        rows = []
+        for x_LD, m in zip(x_BLD, modality_B, strict=True):
+            y = x_LD @ self.W0.T + self.b0
+            for g, A, B in zip(self.gate(m), self.A, self.B, strict=True):
+                y = y + self.scale * g * (x_LD @ A.T) @ B.T
+            rows.append(y)
+        return np.stack(rows)
+
+    def backward(self, x_BLD: Array, modality_B: list[int], c_BLO: Array) -> dict[str, Array]:
+        """Gradients of ``sum(c * y)``."""
+        E = self.config.num_experts
+        dA, dB = [np.zeros_like(a) for a in self.A], [np.zeros_like(b) for b in self.B]
+        dx = np.zeros_like(x_BLD)
+        learned = self.W_g is not None
+        d_embedding = np.zeros_like(self.embedding) if learned else None
+        d_W_g = np.zeros_like(self.W_g) if learned else None
+        for row, m in enumerate(modality_B):
+            x, c, g = x_BLD[row], c_BLO[row], self.gate(m)
+            dx[row] += c @ self.W0
+            dg = np.zeros(E)
+            for e in range(E):
+                h, back = x @ self.A[e].T, c @ self.B[e]
+                dB[e] += self.scale * g[e] * c.T @ h
+                dA[e] += self.scale * g[e] * back.T @ x
+                dx[row] += self.scale * g[e] * back @ self.A[e]
+                dg[e] = self.scale * (c * (h @ self.B[e].T)).sum()
+            if learned:
+                d_logits = g * (dg - (dg * g).sum())
+                d_W_g += np.outer(d_logits, self.embedding[m])
+                d_embedding[m] += self.W_g.T @ d_logits
+        found = {"A": np.concatenate(dA), "B": np.concatenate(dB, axis=1), "x": dx}
+        return found | ({"embedding": d_embedding, "gate": d_W_g} if learned else {})
+
+
+CASES = [
+    pytest.param({"gate": "modality"}, id="paper"),
+    pytest.param({"gate": "modality", "expert_rank": "full"}, id="full rank"),
+    pytest.param({"gate": "modality", "num_experts": 8}, id="8 experts"),
+    pytest.param({"gate": "onehot"}, id="onehot"),
+    pytest.param({"gate": "uniform"}, id="uniform"),
+    pytest.param({"gate": "modality", "num_experts": 1}, id="1 expert"),
+    pytest.param({"gate": "modality", "modalities": ["image", "text", "audio"]}, id="3 modalities"),
+]
+
+
+@pytest.mark.parametrize("rowwise", [False, True], ids=["whole batch", "row-wise"])
+@pytest.mark.parametrize("options", CASES)
+def test_forward_and_gradients_are_those_of_numpy(options: dict[str, object], rowwise: bool) -> None:
+    config = MoDAConfig(r=8, lora_alpha=12, lora_dropout=0.0, modality_dim=5, target_modules=["x"], **options)  # type: ignore[arg-type]
+    layer = linear(7, 6, config, seed=3)
+    oracle = NumpyMoDA(layer, config)
+    x = torch.randn(4, 3, 7, dtype=torch.float64, requires_grad=True)
+    c = torch.randn(4, 3, 6, dtype=torch.float64)
+    last = len(config.modalities) - 1
+    ids = [0, last, last, 0] if rowwise else [last] * 4
+    with modality(layer, torch.tensor(ids) if rowwise else config.modalities[last]):
+        y = layer(x)
+    np.testing.assert_allclose(y.detach().numpy(), oracle.forward(x.detach().numpy(), ids), rtol=0, atol=1e-10)
+    (y * c).sum().backward()
+    expected = oracle.backward(x.detach().numpy(), ids, c.numpy())
+    got = {
+        "A": layer.moda_A["default"].grad,
+        "B": layer.moda_B["default"].grad,
+        "x": x.grad,
+        **(
+            {"embedding": layer.moda_embedding["default"].grad, "gate": layer.moda_gate["default"].grad}
+            if "gate" in expected
+            else {}
+        ),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name].numpy(), value, rtol=0, atol=1e-9, err_msg=name)
+        assert np.abs(value).max() > 1e-3, name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("gate", ["modality", "uniform"])
+def test_one_expert_is_peft_lora(gate: str, dropout: float) -> None:
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 4))
+    reference = nn.Sequential(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 4))
+    reference.load_state_dict(base.state_dict())
+    ours = peft.get_peft_model(
+        base, MoDAConfig(r=4, lora_alpha=8, lora_dropout=dropout, num_experts=1, gate=gate, target_modules=["0", "2"])
+    )
+    theirs = peft.get_peft_model(reference, peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=["0", "2"]))
+    theirs_by_name = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "moda_" in name:
+                nn.init.normal_(parameter)
+                theirs_by_name[name.replace("moda_", "lora_") + ".weight"].copy_(parameter)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    x = torch.randn(5, 3, 6)
+    outputs = []
+    for model in (ours.train(), theirs.train()):
+        torch.manual_seed(9)  # of the dropout
+        outputs.append(model(x))
+        outputs[-1].square().sum().backward()
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-6, atol=1e-6)
+    compared = 0
+    for name, parameter in ours.named_parameters():
+        if "moda_" in name:
+            torch.testing.assert_close(
+                parameter.grad, theirs_by_name[name.replace("moda_", "lora_") + ".weight"].grad, rtol=1e-5, atol=1e-6
+            )
+            compared += 1
+    assert compared == 4
+
+
+def test_onehot_is_one_lora_a_modality() -> None:
+    config = MoDAConfig(r=6, lora_alpha=9, lora_dropout=0.0, num_experts=2, gate="onehot", target_modules=["x"])
+    layer = linear(5, 4, config, seed=1)
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    for m, name in enumerate(config.modalities):
+        lora = peft.get_peft_model(
+            nn.Sequential(nn.Linear(5, 4)).double(), peft.LoraConfig(r=3, lora_alpha=4.5, lora_dropout=0.0, target_modules=["0"])
+        )
+        target = lora.base_model.model[0]
+        target.base_layer.load_state_dict(layer.base_layer.state_dict())
+        with torch.no_grad():
+            target.lora_A["default"].weight.copy_(layer.moda_A["default"][3 * m : 3 * m + 3])
+            target.lora_B["default"].weight.copy_(layer.moda_B["default"][:, 3 * m : 3 * m + 3])
+        with modality(layer, name):
+            y = layer(x)
+        torch.testing.assert_close(y, lora(x), rtol=1e-12, atol=1e-12)
+        y.sum().backward()
+        other = 1 - m  # the other modality's experts learn nothing from this pass
+        assert not layer.moda_A["default"].grad[3 * other : 3 * other + 3].any()
+        assert layer.moda_A["default"].grad[3 * m : 3 * m + 3].any()
+        layer.zero_grad()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    ids=st.lists(st.integers(0, 1), min_size=1, max_size=6), seed=st.integers(0, 99), shape=st.sampled_from([(), (3,), (2, 2)])
+)
+def test_each_row_gets_what_it_gets_alone(ids: list[int], seed: int, shape: tuple[int, ...]) -> None:
+    layer = linear(4, 3, MoDAConfig(r=4, modality_dim=5, lora_dropout=0.0, target_modules=["x"]), seed)
+    x = torch.randn(len(ids), *shape, 4, dtype=torch.float64)
+    with modality(layer, ids):
+        together = layer(x)
+    for row, m in enumerate(ids):
+        with modality(layer, ["image", "text"][m]):
+            torch.testing.assert_close(layer(x[row : row + 1])[0], together[row], rtol=1e-12, atol=1e-12)
+
+
+def test_a_fresh_adapter_changes_nothing_and_has_the_papers_init() -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(200, 300)
+    layer = MoDALinear(base, "default", MoDAConfig(target_modules=["x"]), Owner())
+    x = torch.randn(2, 200)
+    with modality(layer, "text"):
+        assert torch.equal(layer(x), base(x))
+    assert abs(layer.moda_A["default"].std().item() - 0.01) < 0.001
+    assert not layer.moda_B["default"].any()
+    assert layer.moda_gate["default"].shape == (4, 64)
+    assert layer.moda_embedding["default"].shape == (2, 64)
+    assert layer.moda_A["default"].shape == (8, 200)
+    torch.testing.assert_close(layer.gates("default").sum(-1), torch.ones(2))
+
+
+def test_float32_adapter_on_a_bfloat16_base() -> None:
+    torch.manual_seed(0)
+    model = peft.get_peft_model(
+        nn.Sequential(nn.Linear(32, 16)).to(torch.bfloat16), MoDAConfig(lora_dropout=0.0, target_modules=["0"])
+    )
+    layer = model.base_model.model[0]
+    assert layer.moda_A["default"].dtype == torch.float32
+    assert layer.base_layer.weight.dtype == torch.bfloat16
+    nn.init.normal_(layer.moda_B["default"])
+    x = torch.randn(3, 32, dtype=torch.bfloat16)
+    with modality(model, "image"):
+        y = model(x)
+    assert y.dtype == torch.bfloat16
+    exact = layer.base_layer(x).float() + x.float() @ layer.get_delta_weight("default", "image").T
+    torch.testing.assert_close(y.float(), exact, rtol=2**-8, atol=0)
+    y.sum().backward()
+    assert layer.moda_A["default"].grad.dtype == torch.float32
+
+
+def test_gates_of_all_kinds(make_stack: Callable[..., peft.PeftModel]) -> None:
+    layer = make_stack(gate="onehot", num_experts=4).base_model.model.blocks[0].up
+    assert layer.gates("default").tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    layer = make_stack(gate="uniform", num_experts=4).base_model.model.blocks[0].up
+    assert layer.gates("default").tolist() == [[0.25] * 4] * 2

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sda_core.backbones import build
+from sda_core.params import Qwen25VL, TinyQwen25VL
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_params():
+    """Make params of the tiny backbone with some values changed."""
+
+    def make(**changes) -> TinyQwen25VL:
+        values = {
+            "kind": "tiny_qwen2_5_vl",
+            "seed": 0,
+            "hidden_size": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "vision_hidden_size": 32,
+            "vision_depth": 2,
+            "min_pixels": 784,
+            "max_pixels": 12544,
+            "max_text_tokens": 256,
+            "pooling": "mean",
+        }
+        return TinyQwen25VL(**(values | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_params):
+    return build(tiny_params(), CPU)
+
+
+@pytest.fixture(scope="session")
+def saved_folder(tiny, tmp_path_factory):
+    """The tiny backbone as a checkpoint folder; not to be written to."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_params():
+    """Make params that load a checkpoint."""
+
+    def make(name, **changes) -> Qwen25VL:
+        values = {
+            "kind": "qwen2_5_vl",
+            "name": str(name),
+            "revision": None,
+            "dtype": "float32",
+            "attention": "auto",
+            "min_pixels": 784,
+            "max_pixels": 12544,
+            "max_text_tokens": 256,
+            "pooling": "mean",
+        }
+        return Qwen25VL(**(values | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def noise_picture():
+    """Make a picture of noise."""
+
+    def make(width: int, height: int, seed: int = 0) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    return make

@@ -1,0 +1,501 @@
+"""Readers of the raw files: every quirk of the three editions, and files that are damaged or hostile."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sda_core.data import amazon
+from sda_core.data.amazon import (
+    MAX_LINE_BYTES,
+    METADATA_SCHEMA,
+    REVIEW_SCHEMA,
+    LineCount,
+    read_metadata,
+    read_reviews,
+)
+from sda_core.errors import ConfigError, DataError
+
+REVIEW_2018 = {
+    "overall": 5.0,
+    "reviewerID": "A1",
+    "asin": "B1",
+    "unixReviewTime": 1529193600,
+    "vote": "3",
+    "style": {"Size:": " 50"},
+}
+REVIEW_2023 = {"rating": 4.0, "user_id": "AF", "asin": "B0", "parent_asin": "B1", "timestamp": 1616156351887, "images": []}
+
+
+def line_of(base: dict[str, Any], **changes: object) -> bytes:
+    return json.dumps({key: value for key, value in (base | changes).items() if value != "(absent)"}).encode()
+
+
+def reviews_of(
+    path: Path, lines: bytes | list[bytes], edition: int = 2018, share: float = 1.0, **options: Any
+) -> tuple[pl.DataFrame, LineCount]:
+    path.write_bytes(lines if isinstance(lines, bytes) else b"".join(line + b"\n" for line in lines))
+    count = LineCount()
+    frames = list(read_reviews(path, edition, max_bad_line_share=share, lines=count, **options))
+    assert all(frame.schema == REVIEW_SCHEMA for frame in frames)
+    return pl.concat([pl.DataFrame(schema=REVIEW_SCHEMA), *frames]), count
+
+
+def metadata_of(path: Path, records: list[object], edition: int, **options: Any) -> pl.DataFrame:
+    write: Callable[[object], str] = repr if edition == 2014 else json.dumps
+    path.write_text("".join(write(record) + "\n" for record in records), encoding="utf-8")
+    frame = read_metadata(path, edition, max_bad_line_share=0.0, **options)
+    assert frame.schema == METADATA_SCHEMA
+    return frame
+
+
+# --------------------------------------------------------------------------------------------------- reviews
+def test_reviews_of_each_edition(tmp_path: Path) -> None:
+    frame, count = reviews_of(tmp_path / "r", [line_of(REVIEW_2018)], 2018)
+    assert frame.rows() == [("A1", "B1", 5.0, 1529193600, 0)]
+    assert reviews_of(tmp_path / "r", [line_of(REVIEW_2018)], 2014)[0].equals(frame)
+    # 2023: milliseconds, and the parent's id, since variants share it with the metadata
+    frame, _ = reviews_of(tmp_path / "r", [line_of(REVIEW_2023)], 2023)
+    assert frame.rows() == [("AF", "B1", 4.0, 1616156351, 887)]
+    assert (count.total, count.num_bad) == (1, 0)
+    with pytest.raises(ConfigError, match=r"dataset.edition.*2014, 2018 or 2023 \(got 2020\)"):
+        read_reviews(tmp_path / "r", 2020, max_bad_line_share=0.0)
+
+
+GOOD = line_of(REVIEW_2018)
+ODD_LINES = {
+    "no review text is fine": (line_of(REVIEW_2018, reviewText="(absent)"), None),
+    "rating as integer": (line_of(REVIEW_2018, overall=5), None),
+    "rating as string": (line_of(REVIEW_2018, overall="5.0"), None),
+    "time as string": (line_of(REVIEW_2018, unixReviewTime="1529193600"), None),
+    "time as float": (line_of(REVIEW_2018, unixReviewTime=1529193600.0), None),
+    "carriage return": (GOOD + b"\r", None),
+    "spaces around": (b"  " + GOOD + b"\t", None),
+    "first of two keys": (GOOD[:-1] + b', "asin": "B9"}', None),
+    "NUL bytes": (b"\0\0" + GOOD + b"\0", None),
+    "raw tab in a string": (GOOD.replace(b" 50", b"\t50"), None),
+    "no UTF-8 beside the ids": (GOOD.replace(b" 50", b"caf\xe9"), None),
+    "lone surrogate beside the ids": (GOOD.replace(b" 50", b"\\ud800"), None),
+    "escaped id": (GOOD.replace(b'"B1"', b'"\\u0042\\u0031"'), None),
+    "no user": (line_of(REVIEW_2018, reviewerID="(absent)"), "no user id"),
+    "null user": (line_of(REVIEW_2018, reviewerID=None), "no user id"),
+    "empty user": (line_of(REVIEW_2018, reviewerID=""), "no user id"),
+    "boolean user": (line_of(REVIEW_2018, reviewerID=True), "no user id"),
+    "float user": (line_of(REVIEW_2018, reviewerID=1.5), "no user id"),
+    "exponent as user": (GOOD.replace(b'"A1"', b"1e20"), "no user id"),
+    "list as item": (line_of(REVIEW_2018, asin=["B1"]), "no item id"),
+    "object as item": (line_of(REVIEW_2018, asin={"a": 1}), "no item id"),
+    "path as item": (line_of(REVIEW_2018, asin="../../etc/passwd"), "no item id"),
+    "back slash in item": (line_of(REVIEW_2018, asin="a\\b"), "no item id"),
+    "dot as item": (line_of(REVIEW_2018, asin=".."), "no item id"),
+    "NUL in item": (line_of(REVIEW_2018, asin="B1\0"), "no item id"),
+    "line feed in item": (line_of(REVIEW_2018, asin="B1\n"), "no item id"),
+    "surrogate in item": (line_of(REVIEW_2018, asin="\ud800"), "no item id"),
+    "very long item": (line_of(REVIEW_2018, asin="B" * 65), "no item id"),
+    "null rating": (line_of(REVIEW_2018, overall=None), "no rating"),
+    "boolean rating": (line_of(REVIEW_2018, overall=True), "no rating"),
+    "word as rating": (line_of(REVIEW_2018, overall="good"), "no rating"),
+    "infinite rating": (GOOD.replace(b"5.0", b"1e999"), "no rating"),
+    "rating that is no number": (GOOD.replace(b"5.0", b"NaN"), "no rating"),
+    "no time": (line_of(REVIEW_2018, unixReviewTime="(absent)"), "no time"),
+    "broken time": (line_of(REVIEW_2018, unixReviewTime=1529193600.5), "no time"),
+    "negative time": (line_of(REVIEW_2018, unixReviewTime=-1), "no time"),
+    "milliseconds for seconds": (line_of(REVIEW_2018, unixReviewTime=1529193600000), "no time"),
+    "huge time": (line_of(REVIEW_2018, unixReviewTime=10**30), "no time"),
+    "cut": (GOOD[:-9], "no JSON"),
+    "Python literal": (repr(REVIEW_2018).encode(), "no JSON"),
+    "two objects": (GOOD + GOOD, "no JSON"),
+    "page": (b"<!DOCTYPE html>", "no JSON"),
+    "list": (b"[1]", "no object"),
+    "string": (b'"x"', "no object"),
+    "null": (b"null", "no object"),
+    "deep": (b"[" * 100_000, "no JSON"),
+    "NUL bytes only": (b"\0" * 10, "NUL bytes only"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LINES)
+def test_an_odd_line_is_used_or_counted(name: str, tmp_path: Path) -> None:
+    line, reason = ODD_LINES[name]
+    frame, count = reviews_of(tmp_path / "r", [GOOD, b"", line, b" \t\r", GOOD])
+    assert count.total == 3
+    assert dict(count.bad) == ({} if reason is None else {reason: 1})
+    assert count.first_bad == (None if reason is None else 3)
+    assert len(frame) == (3 if reason is None else 2)
+    assert frame["raw_user_id"].unique().to_list() == ["A1"]
+    assert frame["raw_item_id"].unique().to_list() == ["B1"]
+
+
+def test_whole_numbers_and_other_alphabets_are_ids(tmp_path: Path) -> None:
+    lines = [line_of(REVIEW_2018, asin=123), line_of(REVIEW_2018, asin="\u65e5\u672c a.b"), line_of(REVIEW_2018, asin="true")]
+    frame, count = reviews_of(tmp_path / "r", lines)
+    assert frame["raw_item_id"].to_list() == ["123", "\u65e5\u672c a.b", "true"]
+    assert count.num_bad == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sampled_from(list(ODD_LINES)) | st.just(""), max_size=12),
+    st.integers(1, 400),
+    st.sampled_from([1, 50, 1000, 1 << 20]),
+    st.booleans(),
+)
+@example(["cut", "list"], 300, 1, True)
+@example(["exponent as user"], 1, 1, False)
+def test_the_block_size_does_not_change_the_rows(
+    tmp_path_factory, names: list[str], num_good: int, block_bytes: int, final_feed: bool
+) -> None:
+    path = tmp_path_factory.mktemp("blocks") / "r"
+    odd = [ODD_LINES[name][0] if name else GOOD for name in names]
+    lines = [line_of(REVIEW_2018, unixReviewTime=number) for number in range(num_good)]
+    for position, line in enumerate(odd):
+        lines.insert(position * len(lines) // len(odd), line)
+    content = b"\n".join(lines) + (b"\n" if final_feed else b"")
+    expected, expected_count = reviews_of(path, content)
+    frame, count = reviews_of(path, content, block_bytes=block_bytes)
+    assert frame.equals(expected)
+    assert count == expected_count
+    # ... and neither does reading every line by itself, without polars' reader
+    by_line = LineCount()
+    fields = amazon._review_fields(2018)
+    assert amazon._reviews_slowly(content, 1, fields, by_line).equals(expected)
+    assert by_line == expected_count
+
+
+VALUES = st.sampled_from(
+    [None, True, "A1", "", "x/y", 7, -1, 1.5, 1e30, [], ["A1"], {}, "1e5", "5", 10**25, "\u00e9", " A", "A.b", "\x7f", "null"]
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries({}, optional=dict.fromkeys(["reviewerID", "asin", "overall", "unixReviewTime", "style"], VALUES)),
+        max_size=6,
+    )
+)
+def test_both_readers_agree_on_any_values(changes: list[dict[str, object]]) -> None:
+    content = b"".join(json.dumps(REVIEW_2018 | change).encode() + b"\n" for change in changes) + GOOD
+    fields = amazon._review_fields(2018)
+    fast = amazon._reviews_fast(content, fields)
+    if fast is not None:
+        count = LineCount()
+        assert fast.equals(amazon._reviews_slowly(content, 1, fields, count))
+        assert count.num_bad == 0
+
+
+def test_bad_lines_are_quoted_in_the_log_and_too_many_are_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [GOOD] * 97 + [b"{'single': 'quotes'}", b"x" * 500, line_of(REVIEW_2018, asin=None)]
+    with caplog.at_level(logging.WARNING):
+        frame, count = reviews_of(tmp_path / "r", lines, share=0.03)
+    assert len(frame) == 97
+    assert "3 of 100 lines cannot be used: no JSON 2, no item id 1" in caplog.text
+    assert "line 98 (no JSON): b\"{'single': 'quotes'}\"" in caplog.text
+    assert "x" * 100 not in caplog.text
+    with pytest.raises(DataError) as error:
+        reviews_of(tmp_path / "r", lines, share=0.029)
+    message = str(error.value)
+    assert str(tmp_path / "r") in message
+    assert "3 of 100 lines (3.00%)" in message
+    assert "at most 2.90%" in message
+    assert "line 98" in message
+    assert "\n" not in message
+    assert count.first_bad == 98
+
+
+def test_a_file_of_another_format_is_given_up_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amazon, "_HOPELESS_LINES", 100)
+    stream = read_reviews(tmp_path / "r", 2023, max_bad_line_share=1.0, block_bytes=10_000)
+    (tmp_path / "r").write_bytes((GOOD + b"\n") * 100_000)
+    with pytest.raises(DataError, match=r"none of the first \d{2,5} lines can be used \(no user id .*dataset.edition"):
+        list(stream)
+
+
+def test_repaired_lines_are_counted_and_read_as_windows_1252(tmp_path: Path) -> None:
+    text = line_of({"asin": "B1", "title": "Cafe"}).replace(b"Cafe", b"Caf\xe9 \x93x\x94")
+    (tmp_path / "m").write_bytes(text + b"\n" + text.replace(b"B1", b"B2").replace(b"Caf", b"C\0af"))
+    count = LineCount()
+    frame = read_metadata(tmp_path / "m", 2018, max_bad_line_share=0.0, lines=count)
+    assert frame["title"].to_list() == ["Caf\u00e9 \u201cx\u201d"] * 2
+    assert dict(count.repaired) == {"not UTF-8": 2, "NUL bytes": 1}
+
+
+# ----------------------------------------------------------------------------------------------------- files
+def test_gzip_plain_several_members_padding_and_byte_order_mark(tmp_path: Path) -> None:
+    lines = [line_of(REVIEW_2018, unixReviewTime=number) for number in range(50_000)]
+    content = b"\n".join(lines)
+    expected, _ = reviews_of(tmp_path / "r", content)
+    assert expected["timestamp"].to_list() == list(range(50_000))
+    half = len(content) // 2
+    packed = gzip.compress(content[:half]) + gzip.compress(b"") + gzip.compress(content[half:])
+    for variant in (
+        gzip.compress(content),
+        packed,
+        packed + b"\0" * 1000,
+        b"\xef\xbb\xbf" + content,
+        gzip.compress(b"\xef\xbb\xbf" + content),
+    ):
+        assert reviews_of(tmp_path / "r", variant)[0].equals(expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda packed: packed[:-1], "ends too early"),
+        (lambda packed: packed[: len(packed) // 2], "ends too early"),
+        (lambda packed: packed[:5], "ends too early"),
+        (lambda packed: packed[:-6] + b"\0\0\0\0\0\0", "damaged gzip"),
+        (lambda packed: packed[:200] + b"\xff" * 50 + packed[250:], "damaged gzip"),
+        (lambda packed: packed + b"trailing", "damaged gzip"),
+        (lambda packed: b"", "is empty"),
+        (lambda packed: b"\n \n", "holds no line"),
+        (lambda packed: gzip.compress(b""), "holds no line"),
+    ],
+)
+def test_damaged_files_are_told_in_one_line(damage: Callable[[bytes], bytes], problem: str, tmp_path: Path) -> None:
+    packed = gzip.compress(b"\n".join(line_of(REVIEW_2018, unixReviewTime=number) for number in range(5_000)))
+    for read in (
+        lambda path: list(read_reviews(path, 2018, max_bad_line_share=1.0)),
+        lambda path: read_metadata(path, 2018, max_bad_line_share=1.0),
+    ):
+        (tmp_path / "r").write_bytes(damage(packed))
+        with pytest.raises(DataError, match=problem) as error:
+            read(tmp_path / "r")
+        assert str(error.value).startswith(str(tmp_path / "r"))
+        assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(DataError, match="cannot be read"):
+            list(read_reviews(path, 2018, max_bad_line_share=1.0))
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_huge_line_is_skipped_and_not_held(place: str, tmp_path: Path) -> None:
+    just_fits = GOOD[:-1] + b', "x": "' + b"y" * (MAX_LINE_BYTES - len(GOOD) - 10) + b'"}'
+    assert len(just_fits) <= MAX_LINE_BYTES
+    huge = b"z" * (MAX_LINE_BYTES + 1)
+    lines = {"first": [huge, GOOD, just_fits], "middle": [GOOD, huge, just_fits], "last": [GOOD, just_fits, huge]}[place]
+    frame, count = reviews_of(tmp_path / "r", lines)
+    assert len(frame) == 2
+    assert dict(count.bad) == {"too long": 1}
+    assert count.first_bad == lines.index(huge) + 1
+    assert len(count.quotes[0]) < 200
+
+
+def test_memory_is_bounded_by_the_block_for_a_file_that_unpacks_to_a_huge_one(tmp_path: Path) -> None:
+    (tmp_path / "bomb").write_bytes(gzip.compress(b" " * (200 << 20), compresslevel=1))
+    pieces = [len(piece) for piece in amazon._chunks(tmp_path / "bomb")]
+    assert max(pieces) <= 1 << 20
+    assert sum(pieces) == 200 << 20
+    with pytest.raises(DataError, match="1 of 1 lines"):
+        list(read_reviews(tmp_path / "bomb", 2018, max_bad_line_share=0.0))
+
+
+# -------------------------------------------------------------------------------------------------- metadata
+def test_metadata_2014(tmp_path: Path) -> None:
+    record = {
+        "asin": "0041913574",
+        "title": "Aida: Opera in Quattro Atti (New &amp; Revised)",
+        "description": "444 pages. \nReprint of Verdi's 'Aida'.",
+        "price": 49.99,
+        "brand": "",
+        "imUrl": "http://ecx.images-amazon.com/images/I/513kRMv%2Bl-L._SY300_.jpg",
+        "related": {"also_viewed": ["B0058DK7RA"]},
+        "salesRank": {"Musical Instruments": 94593},
+        "categories": [["Musical Instruments", "Sheet Music"], ["Books", "Opera"]],
+    }
+    (row,) = metadata_of(tmp_path / "m", [record], 2014).rows(named=True)
+    assert row == {
+        "raw_item_id": "0041913574",
+        "title": "Aida: Opera in Quattro Atti (New & Revised)",
+        "brand": "",
+        "price": "49.99",
+        "categories": ["Musical Instruments", "Sheet Music"],
+        "features": [],
+        "description": "444 pages. Reprint of Verdi's 'Aida'.",
+        "image_references": ["http://ecx.images-amazon.com/images/I/513kRMv%2Bl-L._SY300_.jpg"],
+    }
+    no_picture = {"asin": "1", "imUrl": "http://g-ecx.images-amazon.com/images/G/01/x-site/icons/no-img-sm._CB192198896_.gif"}
+    assert metadata_of(tmp_path / "m", [no_picture], 2014)["image_references"].to_list() == [[]]
+    # mirrors that were converted to JSON are read too
+    (tmp_path / "m").write_text(json.dumps(record | {"gift": True, "brand": None}))
+    assert read_metadata(tmp_path / "m", 2014, max_bad_line_share=0.0).rows(named=True) == [row]
+
+
+def test_metadata_2018_in_both_releases(tmp_path: Path) -> None:
+    record = {
+        "asin": "B1",
+        "category": ["Gift Cards", "</span></span></span>", "Gift Cards"],
+        "title": " Maggiano&#39;s Gift Card",
+        "brand": "by\n    \n    Apple",
+        "feature": ['<span class="a-size-base">\n No expiration. \n</span>'],
+        "description": ["One.", "Two."],
+        "price": "$25.00",
+        "rank": ["123"],
+        "imageURL": ["https://h.example/a._SX38_.jpg", "https://h.example/b._SX38_.jpg"],
+        "imageURLHighRes": ["https://h.example/a.jpg", "https://h.example/b.jpg"],
+    }
+    newer = metadata_of(tmp_path / "m", [record], 2018)
+    assert newer.row(0) == (
+        "B1",
+        "Maggiano's Gift Card",
+        "Apple",
+        "$25.00",
+        ["Gift Cards", "Gift Cards"],
+        ["No expiration."],
+        "One. Two.",
+        [
+            "https://h.example/a.jpg",
+            "https://h.example/b.jpg",
+            "https://h.example/a._SX38_.jpg",
+            "https://h.example/b._SX38_.jpg",
+        ],
+    )
+    older = {key: value for key, value in record.items() if not key.startswith("image")} | {
+        "image": record["imageURL"],
+        "rank": "1 in X",
+    }
+    older_frame = metadata_of(tmp_path / "m", [older], 2018)
+    assert older_frame["image_references"].to_list() == [record["imageURL"]]
+    assert older_frame.drop("image_references").equals(newer.drop("image_references"))
+    # fields of other types, junk, nothing at all
+    odd = {
+        "asin": "B2",
+        "category": [],
+        "main_cat": "Software",
+        "feature": "one",
+        "description": "text",
+        "price": ".a-box-inner{color:#fff}",
+        "title": "<span class=",
+    }
+    assert metadata_of(tmp_path / "m", [odd], 2018).row(0) == ("B2", "", "", "", ["Software"], ["one"], "text", [])
+    assert metadata_of(tmp_path / "m", [{"asin": "B3"}], 2018).row(0) == ("B3", "", "", "", [], [], "", [])
+
+
+def test_metadata_2023(tmp_path: Path) -> None:
+    def picture(variant: str, **sizes: str | None) -> dict[str, str | None]:
+        return {"variant": variant, "hi_res": None, "large": None, "thumb": None} | sizes
+
+    record = {
+        "parent_asin": "B1",
+        "main_category": "Handmade",
+        "title": "Wristlet",
+        "store": "Generic",
+        "price": None,
+        "description": [],
+        "features": ["One", "Two"],
+        "categories": [],
+        "details": {"Brand": "Other"},
+        "images": [
+            picture("PT01", large="https://h/p.jpg"),
+            picture("MAIN", thumb="https://h/t.jpg", large="https://h/l.jpg", hi_res="https://h/h.jpg"),
+        ],
+    }
+    row = metadata_of(tmp_path / "m", [record], 2023).row(0)
+    expected = ["https://h/h.jpg", "https://h/l.jpg", "https://h/t.jpg", "https://h/p.jpg"]
+    assert row == ("B1", "Wristlet", "Generic", "", ["Handmade"], ["One", "Two"], "", expected)
+    no_store = record | {"store": None, "price": 69.0, "images": None, "details": None}
+    assert metadata_of(tmp_path / "m", [no_store], 2023).row(0)[2:4] == ("", "69.00")
+    assert metadata_of(tmp_path / "m", [record | {"store": None}], 2023).row(0)[2] == "Other"
+    by_column = {key: [entry.get(key) for entry in record["images"]] for key in ("variant", "hi_res", "large", "thumb")}
+    assert metadata_of(tmp_path / "m", [record | {"images": by_column}], 2023).row(0) == row
+
+
+def test_of_several_lines_of_an_item_the_first_with_a_title_counts(tmp_path: Path) -> None:
+    records = [
+        {"asin": "B2", "title": "<span class=", "price": "$1.00"},
+        {"asin": "B1", "title": "first", "price": ""},
+        {"asin": "B2", "title": "second of B2", "price": "$2.00"},
+        {"asin": "B1", "title": "second", "price": "$3.00"},
+        {"asin": "B2", "title": "third of B2", "price": "$3.00"},
+        {"asin": "B3", "title": "", "price": "$1.00"},
+        {"asin": "B3", "title": None, "price": "$2.00"},
+    ]
+    expected = [("B1", "first", ""), ("B2", "second of B2", "$2.00"), ("B3", "", "$1.00")]
+    for block_bytes in (1, 100, 1 << 20):
+        frame = metadata_of(tmp_path / "m", records, 2018, block_bytes=block_bytes)
+        assert frame.select("raw_item_id", "title", "price").rows() == expected
+
+
+@pytest.mark.parametrize("edition", [2014, 2018, 2023])
+def test_only_wanted_items_are_kept(edition: int, tmp_path: Path) -> None:
+    key = "parent_asin" if edition == 2023 else "asin"
+    records: list[object] = [
+        {key: f"B{number}", "title": f"t {number}", "related": {key: "B3"} if number == 4 else {}} for number in range(9)
+    ]
+    records.append({"details": {key: "B1"}, key: "C1", "title": "after another id"})
+    count = LineCount()
+    frame = metadata_of(tmp_path / "m", records, edition, keep={"B5", "B4", "B77", "C1"}, lines=count)
+    assert frame.select("raw_item_id", "title").rows() == [("B4", "t 4"), ("B5", "t 5"), ("C1", "after another id")]
+    assert (count.total, count.num_bad) == (10, 0)
+    assert len(metadata_of(tmp_path / "m", records, edition)) == 10
+
+
+def test_bad_metadata_lines_are_counted(tmp_path: Path) -> None:
+    lines = ["{'asin': 'B1'}", "['asin']", "{'asin': None}", "{'asin': '../x'}", "{'asin': 'B2'", "", "{'asin': f()}"]
+    (tmp_path / "m").write_text("\n".join(lines))
+    count = LineCount()
+    frame = read_metadata(tmp_path / "m", 2014, max_bad_line_share=1.0, lines=count)
+    assert frame["raw_item_id"].to_list() == ["B1"]
+    assert dict(count.bad) == {"no dict": 1, "no item id": 2, "no Python literal": 2}
+    assert (count.total, count.first_bad) == (6, 2)
+    with pytest.raises(DataError, match=r"5 of 6 lines \(83.33%\)"):
+        read_metadata(tmp_path / "m", 2014, max_bad_line_share=0.5)
+
+
+# ------------------------------------------------------------------------------------------------- real data
+@pytest.mark.real_data
+def test_raw_samples_of_2014(real_data: Path) -> None:
+    folder = real_data / "amazon_2014_raw_samples"
+    path = folder / "musical_instruments_metadata_top100.json"
+    count = LineCount()
+    frame = read_metadata(path, 2014, max_bad_line_share=0.0, lines=count)
+    assert (count.total, len(frame)) == (100, 100)
+    records = {record["asin"]: record for record in map(ast.literal_eval, path.read_text(encoding="utf-8").splitlines())}
+    for row in frame.iter_rows(named=True):
+        record = records[row["raw_item_id"]]
+        assert bool(row["title"]) == bool(record.get("title"))
+        assert row["price"] == (f"{record['price']:.2f}" if "price" in record else "")
+        assert len(row["categories"]) == len(record["categories"][0])
+        assert bool(row["image_references"]) == ("imUrl" in record and "/no-img" not in record["imUrl"])
+    reviews = pl.concat(list(read_reviews(folder / "musical_instruments_top100.json", 2014, max_bad_line_share=0.0)))
+    assert (len(reviews), reviews["raw_item_id"].n_unique(), reviews["raw_user_id"].n_unique()) == (100, 8, 96)
+
+
+@pytest.mark.real_data
+def test_raw_samples_of_2023(real_data: Path) -> None:
+    folder = real_data / "amazon_2023_raw_samples"
+    frame = read_metadata(folder / "meta_sample.jsonl", 2023, max_bad_line_share=0.0)
+    assert len(frame) == 5
+    row = frame.filter(pl.col("raw_item_id") == "B08W5BSH6V").row(0, named=True)
+    assert row["categories"] == ["SUBSCRIPTION BOXES"]
+    assert row["brand"] == "Loved Again Media"
+    assert row["image_references"][0] == "https://m.media-amazon.com/images/I/91Qthwjgl+L._AC_SL1500_.jpg"
+    assert frame.filter(pl.col("raw_item_id") == "B0751M85FV")["price"].item() == "69.00"
+    reviews = pl.concat(list(read_reviews(folder / "reviews_sample.jsonl", 2023, max_bad_line_share=0.0)))
+    assert reviews["raw_item_id"].to_list() == ["B07KM6T8GV", "B08N5QKX1Y"]  # the second one's asin is another
+    assert reviews.select("timestamp", "millisecond").rows() == [(1616156351, 887), (1563230263, 551)]
+
+
+@pytest.mark.real_data
+def test_junk_of_the_2018_release_is_gone(real_data: Path) -> None:
+    frame = read_metadata(real_data / "amazon_2018_gift_cards" / "meta_Gift_Cards.json.gz", 2018, max_bad_line_share=0.0)
+    assert len(frame) == 1547
+    texts = pl.concat(
+        [frame["title"], frame["brand"], frame["price"], frame["categories"].explode(), frame["features"].explode()]
+    ).drop_nulls()
+    assert texts.str.contains(r"<[a-z/]|&[a-z#0-9]+;|a-box|\n").sum() == 0
+    assert (frame["title"] != "").all()
+    assert sorted(frame.filter(pl.col("price") != "")["price"].str.slice(0, 1).unique()) == ["$"]

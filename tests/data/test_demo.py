@@ -1,0 +1,691 @@
+from __future__ import annotations
+
+import ast
+import gzip
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from ruamel.yaml import YAML
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sda_core.data.demo import ATTRIBUTES, World, file_names, world, write_shop
+from sda_core.data.demo.latent import BLOCKS, NUM_CIRCLES, NUM_CONSIDERED, VALUES
+from sda_core.data.demo.pictures import HUE_SATURATION_VALUE, MOTIFS, PRODUCTS, draw_item, encoded_pictures
+from sda_core.data.demo.words import CATEGORY_WORDS, COLOUR_WORDS, FILLER_LINES, FILLERS, SENTENCES, STYLE_WORDS, TITLES, describe
+from sda_core.data.demo.writing import MAX_MALFORMED_SHARE, metadata_lines, review_lines
+from sda_core.data.filtering import filter_dataset
+from sda_core.data.kcore import k_core
+from sda_core.errors import ConfigError
+from sda_core.params import DemoDataset, FilterParams
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESET: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "conf" / "dataset" / "demo.yaml").read_text())["dataset"]
+EDITIONS = (2014, 2018, 2023)
+SMALL: dict[str, Any] = {"num_users": 80, "num_items": 60, "mean_history_length": 8.0, "image_side": 24}
+
+
+def preset(**changes: Any) -> DemoDataset:
+    return DemoDataset.model_validate({**PRESET, **changes})
+
+
+def lines_of(path: Path) -> list[str]:
+    return gzip.decompress(path.read_bytes()).decode().splitlines()
+
+
+def parsed(lines: Iterable[str], literal: bool = False) -> list[dict[str, Any]]:
+    """The lines that hold a row with an item, by plain Python."""
+    rows = []
+    for line in lines:
+        try:
+            row = ast.literal_eval(line) if literal else json.loads(line)
+        except (ValueError, SyntaxError):
+            continue
+        if isinstance(row, dict) and ("asin" in row or "parent_asin" in row):
+            rows.append(row)
+    return rows
+
+
+def plain_reviews(rows: list[dict[str, Any]], edition: int) -> list[tuple[str, str, int, float]]:
+    if edition == 2023:
+        return [(row["user_id"], row["parent_asin"], row["timestamp"] // 1000, row["rating"]) for row in rows]
+    return [(row["reviewerID"], row["asin"], row["unixReviewTime"], row["overall"]) for row in rows]
+
+
+def references(row: dict[str, Any], edition: int) -> list[str]:
+    match edition:
+        case 2014:
+            return [row["imUrl"]] if "imUrl" in row else []
+        case 2018:
+            return row.get("imageURLHighRes", row.get("image", []))
+        case _:
+            return [image["large"] for image in row["images"] if image["variant"] == "MAIN"]
+
+
+# ------------------------------------------------------------------------------------------------- files
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_bytes_are_equal_between_runs_and_processes(edition: int, tmp_path: Path) -> None:
+    dataset = preset(edition=edition, quirk_share=0.3, **SMALL)
+    write_shop(dataset, tmp_path / "first")
+    program = (
+        "import sys, pathlib; from sda_core.params import DemoDataset, FilterParams; from sda_core.data.demo import write_shop; "
+        "write_shop(DemoDataset.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONHASHSEED": "17",
+        "TZ": "Asia/Tokyo",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    subprocess.run(
+        [sys.executable, "-c", program, dataset.model_dump_json(), str(tmp_path / "second")], check=True, env=environment
+    )
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == sorted(file_names(dataset)) == sorted(path.name for path in (tmp_path / "second").iterdir())
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+    write_shop(preset(edition=edition, **{**SMALL, "seed": 7}), tmp_path / "third")
+    assert all((tmp_path / "first" / name).read_bytes() != (tmp_path / "third" / name).read_bytes() for name in names)
+
+
+def test_names_are_those_of_the_editions() -> None:
+    assert file_names(preset(edition=2014, category="Toys")) == ("reviews_Toys_5.json.gz", "meta_Toys.json.gz", "images.zip")
+    assert file_names(preset(edition=2018, category="Toys")) == ("Toys_5.json.gz", "meta_Toys.json.gz", "images.zip")
+    assert file_names(preset(edition=2023, category="Toys")) == ("Toys.jsonl.gz", "meta_Toys.jsonl.gz", "images.zip")
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_gzip_carries_neither_time_nor_name(edition: int, tmp_path: Path) -> None:
+    dataset = preset(edition=edition, **SMALL)
+    write_shop(dataset, tmp_path)
+    for name in file_names(dataset)[:2]:
+        header = (tmp_path / name).read_bytes()[:10]
+        assert header[3] == 0
+        assert header[4:8] == b"\0\0\0\0"
+
+
+def test_2014_metadata_is_literals_and_no_json(tmp_path: Path) -> None:
+    dataset = preset(edition=2014, quirk_share=0.0, **SMALL)
+    write_shop(dataset, tmp_path)
+    reviews, metadata, _ = file_names(dataset)
+    lines = lines_of(tmp_path / metadata)
+    assert len(lines) == round(60 * (1 - dataset.missing_metadata_share))
+    for line in lines:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(line)
+        row = ast.literal_eval(line)
+        assert {"asin", "title", "brand", "categories", "price", "description", "salesRank"} <= set(row)
+        assert isinstance(row["price"], float)
+        assert isinstance(row["description"], str)
+        assert all(isinstance(path, list) for path in row["categories"])
+    for line in lines_of(tmp_path / reviews):
+        row = json.loads(line)
+        assert set(row) == {
+            "reviewerID", "asin", "reviewerName", "helpful", "reviewText", "overall", "summary", "unixReviewTime", "reviewTime",
+        }  # fmt: skip
+        assert row["unixReviewTime"] % 86_400 == 0
+        assert len(row["helpful"]) == 2
+
+
+def test_2018_and_2023_fields_are_those_of_the_editions(tmp_path: Path) -> None:
+    for edition in (2018, 2023):
+        dataset = preset(edition=edition, quirk_share=0.0, **SMALL)
+        write_shop(dataset, tmp_path)
+        reviews, metadata, _ = file_names(dataset)
+        rows = [json.loads(line) for line in lines_of(tmp_path / metadata)]
+        opinions = [json.loads(line) for line in lines_of(tmp_path / reviews)]
+        if edition == 2018:
+            assert all(isinstance(row["description"], list) and re.fullmatch(r"\$\d+\.\d\d", row["price"]) for row in rows)
+            assert all({"also_buy", "rank", "main_cat", "feature", "category", "imageURL"} <= set(row) for row in rows)
+            assert all({"verified", "reviewTime", "unixReviewTime", "overall"} <= set(row) for row in opinions)
+        else:
+            assert all("asin" not in row and {"store", "main_category", "details", "features"} <= set(row) for row in rows)
+            assert all(10**12 < row["timestamp"] < 2 * 10**12 for row in opinions)
+            assert any(row["timestamp"] % 1000 for row in opinions)
+            known = {row["parent_asin"] for row in opinions}
+            others = {row["asin"] for row in opinions} - known
+            assert 0.1 < len(others) / len(known) < 0.5
+
+
+@pytest.mark.parametrize("quirk_share", [0.0, 0.5])
+def test_three_editions_tell_the_same_shop(quirk_share: float, tmp_path: Path) -> None:
+    shops = {}
+    for edition in EDITIONS:
+        dataset = preset(edition=edition, quirk_share=quirk_share, missing_image_share=0.1, missing_metadata_share=0.1, **SMALL)
+        write_shop(dataset, tmp_path / str(edition))
+        reviews, metadata, images = (tmp_path / str(edition) / name for name in file_names(dataset))
+        rows = parsed(lines_of(metadata), literal=edition == 2014)
+        item = "parent_asin" if edition == 2023 else "asin"
+        shops[edition] = (
+            plain_reviews(parsed(lines_of(reviews)), edition),
+            {row[item]: row.get("title") for row in rows} if quirk_share == 0.0 else sorted({row[item] for row in rows}),
+            {row[item]: references(row, edition) for row in rows},
+            images.read_bytes(),
+        )
+    assert shops[2014] == shops[2018] == shops[2023]
+    truth = world(dataset)
+    made, _, pictures, archive = shops[2018]
+    told = {(user, item, seconds) for user, item, seconds, _ in made}
+    assert told == {
+        (truth.user_names[u], truth.asins[i], int(d) * 86_400) for u, i, d in zip(truth.user, truth.item, truth.day, strict=True)
+    }
+    assert (len(made) > len(told)) == (quirk_share > 0.0)
+    named = {name for names in pictures.values() for name in names}
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        assert named == set(opened.namelist())
+        assert len(named) == int((truth.has_image & truth.has_metadata).sum())
+        for name in opened.namelist():
+            image = Image.open(io.BytesIO(opened.read(name)))
+            image.load()
+            assert (image.mode, image.size) == ("RGB", (24, 24))
+
+
+def test_every_defect_of_an_edition_appears_and_malformed_lines_stay_few() -> None:
+    looks = {
+        2014: (r"^(?!.*'title')", r"^(?!.*'price')", r"'brand': ''", r"&amp;", r"\\n\\n"),
+        2018: (
+            r'"title": "<span class=', r'"price": "\.a-section', r"&amp;", r'"rank": "', r'"image": \[',
+            r'"feature": \[.*<span class=', r'"category": \[("[^"]*", ){3}',
+        ),
+        2023: (
+            r'"price": null', r'"description": \[\]', r'"images": \[\{[^}]*"PT01"', r'"hi_res": null', r'"store": null', r"&amp;",
+        ),
+    }  # fmt: skip
+    opinions = {
+        2014: (r"^(?!.*reviewerName)", r'"reviewText": ""'),
+        2018: (r'"vote": "\d', r"^(?!.*reviewText)", r"^(?!.*summary)", r'"style": \{', r'"image": \['),
+        2023: (r'"text": ""', r"small_image_url", r'"verified_purchase": false'),
+    }
+    asins: dict[int, Counter[str]] = {}
+    for edition in EDITIONS:
+        clean = preset(edition=edition, quirk_share=0.0, num_users=300, num_items=400)
+        dirty = preset(edition=edition, quirk_share=1.0, num_users=300, num_items=400)
+        shop = world(clean)
+        for lines, patterns in ((metadata_lines, looks[edition]), (review_lines, opinions[edition])):
+            before, after = list(lines(clean, shop)), list(lines(dirty, shop))
+            for pattern in patterns:
+                assert sum(bool(re.search(pattern, line)) for line in after) >= 3, (edition, pattern)
+                assert not any(re.search(pattern, line) for line in before), (edition, pattern)
+            rows = parsed(after, literal=edition == 2014 and lines is metadata_lines)
+            assert 0 < len(after) - len(rows) <= 3 * MAX_MALFORMED_SHARE * len(after)
+            if lines is metadata_lines:
+                asins[edition] = Counter(row["parent_asin" if edition == 2023 else "asin"] for row in rows)
+    assert set(asins[2014].values()) == set(asins[2023].values()) == {1}
+    assert set(asins[2018].values()) == {1, 2}
+
+
+def test_quirk_share_is_the_share_of_lines() -> None:
+    clean, dirty = (preset(quirk_share=share, num_users=600, num_items=2000) for share in (0.0, 0.25))
+    truth = world(clean)
+    again = world(dirty)
+    assert all(np.array_equal(getattr(truth, name), getattr(again, name)) for name in ("user", "item", "day", "rating"))
+    before, after = (parsed(metadata_lines(dataset, truth)) for dataset in (clean, dirty))
+    plain = {row["asin"]: row for row in before}
+    changed = {row["asin"] for row in after if row != plain[row["asin"]]}
+    twice = {asin for asin, times in Counter(row["asin"] for row in after).items() if times > 1}
+    # Entities show only where there is something to escape, junk features only where there are more than two.
+    assert 0.25 * 7 / 9 - 0.04 < len(changed | twice) / len(before) < 0.25 + 0.04
+    extra = len(parsed(review_lines(dirty, truth))) - len(parsed(review_lines(clean, truth)))
+    assert extra / len(truth.item) == pytest.approx(0.2 * 0.25, abs=0.015)
+
+
+@pytest.mark.parametrize("quirk_share", [0.0, 0.3])
+def test_the_ordinary_reader_finds_the_same_shop_in_three_editions(quirk_share: float, tmp_path: Path) -> None:
+    everything = YAML(typ="safe", pure=True).load((ROOT / "conf" / "dataset" / "demo.yaml").read_text())
+    rules = FilterParams.model_validate({**everything["filter"], "min_user_interactions": 3, "min_item_interactions": 1})
+    found = {}
+    for edition in EDITIONS:
+        dataset = preset(edition=edition, quirk_share=quirk_share, **{**SMALL, "num_items": 150, "image_side": 16})
+        write_shop(dataset, tmp_path / str(edition))
+        reviews, metadata, _ = file_names(dataset)
+        found[edition] = filter_dataset(tmp_path / str(edition) / reviews, tmp_path / str(edition) / metadata, edition, rules)
+    shop = world(dataset)
+    for edition, data in found.items():
+        assert data.interactions.equals(found[2018].interactions), edition
+        assert data.users.equals(found[2018].users), edition
+        told = (
+            data.interactions.join(data.users, on="user_id")
+            .join(data.items, on="item_id")
+            .select("raw_user_id", "raw_item_id", "timestamp")
+        )
+        truth = {
+            (shop.user_names[u], shop.asins[i], int(d) * 86_400)
+            for u, i, d in zip(shop.user, shop.item, shop.day, strict=True)
+            if shop.has_metadata[i]
+        }
+        assert set(told.rows()) == truth
+        words = dict(zip(shop.asins, describe(shop, dataset.seed, "Demo Shop", dataset.text_noise), strict=True))
+        items = data.items.to_dicts()
+        if quirk_share == 0.0:
+            assert [item["title"] for item in items] == [words[item["raw_item_id"]].title for item in items]
+            assert [item["brand"] for item in items] == [words[item["raw_item_id"]].brand for item in items]
+            assert [item["categories"] for item in items] == [list(words[item["raw_item_id"]].path) for item in items]
+        else:
+            titles = [(item["title"], words[item["raw_item_id"]].title) for item in items]
+            assert all(got in (made, "") for got, made in titles)
+            assert 0.9 < sum(got == made for got, made in titles) / len(titles) < (1.0 if edition != 2023 else 1.01)
+        pictured = {asin for asin, has in zip(shop.asins, shop.has_image, strict=True) if has}
+        for item in items:
+            expected = f"images/{item['raw_item_id']}.jpg"
+            assert item["image_references"][:1] == ([expected] if item["raw_item_id"] in pictured else [])
+
+
+# -------------------------------------------------------------------------------------------- the world
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    num_users=st.integers(20, 200),
+    num_items=st.integers(20, 300),
+    length=st.floats(5.0, 10.0),
+    exponent=st.floats(0.0, 3.0),
+    content=st.floats(0.0, 20.0),
+    sequence=st.floats(0.0, 20.0),
+    shares=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)),
+)
+def test_world_is_sound(
+    seed: int,
+    num_users: int,
+    num_items: int,
+    length: float,
+    exponent: float,
+    content: float,
+    sequence: float,
+    shares: tuple[float, float],
+) -> None:
+    image = shares[0]
+    dataset = preset(
+        seed=seed,
+        num_users=num_users,
+        num_items=num_items,
+        mean_history_length=length,
+        popularity_exponent=exponent,
+        content_strength=content,
+        sequence_strength=sequence,
+        image_share=image,
+        text_share=shares[1] * (1.0 - image),
+    )
+    shop = world(dataset)
+    assert len(set(shop.asins)) == shop.num_items == num_items
+    assert len(set(shop.user_names)) == shop.num_users == num_users
+    assert all(re.fullmatch(r"B0[0-9A-Z]{8}", asin) for asin in shop.asins)
+    assert all(re.fullmatch(r"A[0-9A-Z]{13}", name) for name in shop.user_names)
+    assert np.array_equal(np.unique(shop.user), np.arange(num_users))
+    assert shop.item.min() >= 0
+    assert shop.item.max() < num_items
+    pairs = shop.user.astype(np.int64) * num_items + shop.item
+    assert len(np.unique(pairs)) == len(pairs)
+    within = shop.user[1:] == shop.user[:-1]
+    assert (np.diff(shop.day)[within] > 0).all()
+    assert shop.day.min() * 86_400 >= 1_230_768_000  # 2009-01-01
+    assert shop.day.max() * 86_400 < 1_406_073_600  # 2014-07-23, where the oldest edition ends
+    assert set(shop.rating.tolist()) <= {1, 2, 3, 4, 5}
+    assert np.bincount(shop.user).min() >= 3
+    for name in ATTRIBUTES:
+        assert shop.attributes[name].max() < len(VALUES[name])
+
+
+def test_one_seed_one_world_and_edition_has_no_part_in_it() -> None:
+    one, two = world(preset(edition=2014)), world(preset(edition=2023))
+    assert one.asins == two.asins
+    assert np.array_equal(one.item, two.item)
+    assert np.array_equal(one.rating, two.rating)
+    assert not np.array_equal(one.item[:500], world(preset(seed=1)).item[:500])
+
+
+def test_preset_survives_a_five_core_with_a_long_tail() -> None:
+    shop = world(preset())
+    known = shop.has_metadata[shop.item]
+    core = k_core(pl.DataFrame({"user_id": shop.user[known], "item_id": shop.item[known]}), min_user=5, min_item=5)
+    assert core["user_id"].n_unique() >= 0.9 * shop.num_users
+    assert core["item_id"].n_unique() >= 0.7 * shop.num_items
+    counts = np.sort(core["item_id"].value_counts()["count"].to_numpy())
+    assert counts[: int(0.8 * len(counts))].sum() < 0.55 * counts.sum()  # the Beauty 5-core of 2014 has 0.49
+    assert counts[-1] > 10 * np.median(counts)
+    assert np.bincount(shop.user).mean() == pytest.approx(PRESET["mean_history_length"], rel=0.03)
+    assert (np.bincount(shop.user) < 5).mean() == pytest.approx(0.03, abs=0.015)
+
+
+@pytest.mark.parametrize("num_items", [300, NUM_CONSIDERED + 500])
+def test_first_choices_follow_the_zipf_law(num_items: int) -> None:
+    """Oracle: with neither content nor sequence a first choice is a draw from the popularity, however large the shop."""
+    shop = world(
+        preset(num_users=10_000, num_items=num_items, mean_history_length=5.0, popularity_exponent=1.0, content_strength=0.0)
+    )
+    first = shop.item[np.r_[True, shop.user[1:] != shop.user[:-1]]]
+    law = 1.0 / np.arange(1, num_items + 1)
+    law /= law.sum()
+    order = np.argsort(-shop.log_popularity)
+    seen = np.bincount(first, minlength=num_items)[order] / len(first)
+    error = np.sqrt(law * (1.0 - law) / len(first))
+    assert (np.abs(seen - law)[:30] < 4.5 * error[:30]).all()
+    assert abs(seen[num_items // 2 :].sum() - law[num_items // 2 :].sum()) < 0.01
+
+
+def test_popularity_exponent_makes_the_tail() -> None:
+    shares = []
+    for exponent in (0.0, 0.5, 1.0, 1.5):
+        counts = np.sort(np.bincount(world(preset(popularity_exponent=exponent, content_strength=0.0)).item, minlength=600))[::-1]
+        shares.append(counts[:60].sum() / counts.sum())
+    assert shares == sorted(shares)
+    assert shares[0] < 0.17
+    assert shares[-1] > 0.6
+
+
+# ------------------------------------------------------------------------- what the knobs turn: true attributes
+def match_lift(shop: World, attribute: str) -> float:
+    """How much more often a user's last item has the value of one of their earlier items than a stranger's last item has.
+
+    The stranger's item is one that the user has not bought: equally popular on average, so 1 means no taste.
+    """
+    values = shop.attributes[attribute]
+    ends = np.flatnonzero(np.r_[shop.user[1:] != shop.user[:-1], True])
+    earlier = np.ones(len(shop.item), dtype=bool)
+    earlier[ends] = False
+    counts = np.zeros((shop.num_users, len(VALUES[attribute])))  # of the values among each user's earlier items
+    np.add.at(counts, (shop.user[earlier], values[shop.item[earlier]]), 1.0)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    user = np.arange(shop.num_users)
+    bought = shop.user.astype(np.int64) * shop.num_items + shop.item
+    draw = np.random.default_rng(0)
+    others: list[np.ndarray] = []
+    for _ in range(20):
+        stranger = shop.item[ends][draw.permutation(shop.num_users)]
+        new = ~np.isin(user * shop.num_items + stranger, bought)
+        others.append(shares[user[new], values[stranger[new]]])
+    return float(shares[user, values[shop.item[ends]]].mean() / np.concatenate(others).mean())
+
+
+# Many items and a flat tail: in a small shop a few popular items tie unrelated attributes together.
+LARGE: dict[str, Any] = {"num_users": 2500, "num_items": 800, "mean_history_length": 12.0, "popularity_exponent": 0.4}
+
+
+def lifts(**changes: Any) -> dict[str, float]:
+    shop = world(preset(**{**LARGE, **changes}))
+    return {name: match_lift(shop, name) for name in ATTRIBUTES}
+
+
+def test_content_strength_and_shares_turn_taste() -> None:
+    both = lifts()
+    assert all(lift > 1.15 for lift in both.values()), both
+    none = lifts(content_strength=0.0)
+    assert all(abs(lift - 1.0) < 0.05 for lift in none.values()), none
+    weak = lifts(content_strength=0.7)
+    assert all(1.0 < weak[name] < both[name] for name in ATTRIBUTES), (weak, both)
+
+
+@pytest.mark.parametrize(
+    ("image_share", "text_share", "silent"),
+    [
+        (0.0, 0.5, ("picture",)),
+        (0.5, 0.0, ("words",)),
+        (0.5, 0.5, ("both",)),
+        (1.0, 0.0, ("words", "both")),
+        (0.0, 0.0, ("picture", "words")),
+    ],
+)
+def test_shares_silence_blocks(image_share: float, text_share: float, silent: tuple[str, ...]) -> None:
+    found = lifts(image_share=image_share, text_share=text_share)
+    for block, names in BLOCKS.items():
+        for name in names:
+            if block in silent:
+                assert abs(found[name] - 1.0) < 0.08, (name, found)
+            else:
+                assert found[name] > 1.15, (name, found)
+
+
+def follow_lift(shop: World, kind: np.ndarray, wanted: np.ndarray) -> float:
+    """How much more often than by chance an item's successor is of the kind that the item calls for."""
+    within = shop.user[1:] == shop.user[:-1]
+    before, after = shop.item[:-1][within], shop.item[1:][within]
+    chance = sum((wanted[before] == value).mean() * (kind[after] == value).mean() for value in np.unique(kind))
+    return float((kind[after] == wanted[before]).mean() / chance)
+
+
+def test_sequence_strength_turns_what_follows_what() -> None:
+    def steps(**changes: Any) -> dict[str, float]:
+        shop = world(preset(**{**LARGE, **changes}))
+        category = shop.attributes["category"]
+        return {
+            "circle": follow_lift(shop, shop.circle, (shop.circle + 1) % NUM_CIRCLES),
+            "category": follow_lift(shop, category, shop.companion[category]),
+        }
+
+    on = steps()
+    assert on["circle"] > 2.0
+    assert on["category"] > 2.0
+    off = steps(sequence_strength=0.0)
+    assert off["circle"] == pytest.approx(1.0, abs=0.05)
+    assert off["category"] == pytest.approx(1.0, abs=0.1)
+    control = steps(content_strength=0.0)  # ids still have something to learn, content has not
+    assert control["circle"] > 2.0
+    assert control["category"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_neighbours_by_true_attributes_find_the_next_item_only_if_content_drives_it() -> None:
+    """Leave-one-out Hit@10 of content neighbours against popularity and chance, over all items not bought yet."""
+
+    def hits(**changes: Any) -> tuple[float, float, float]:
+        shop = world(preset(**{"num_users": 2000, **changes}))
+        ends = np.flatnonzero(np.r_[shop.user[1:] != shop.user[:-1], True])
+        starts = np.r_[0, ends[:-1] + 1]
+        one_hot = np.concatenate([np.eye(len(VALUES[name]))[shop.attributes[name]] for name in ATTRIBUTES], axis=1)
+        train = np.ones(len(shop.item), dtype=bool)
+        train[ends] = False
+        popularity = np.bincount(shop.item[train], minlength=shop.num_items).astype(float)
+        jitter = 1e-6 * np.random.default_rng(0).random(shop.num_items)
+        content_hits = popular_hits = chance = 0.0
+        for start, end in zip(starts, ends, strict=True):
+            seen = shop.item[start:end]
+            target = shop.item[end]
+            content = one_hot @ one_hot[seen].mean(axis=0) + jitter
+            for score, kind in ((content, "content"), (popularity + jitter, "popular")):
+                score[seen] = -np.inf
+                better = np.count_nonzero(score > score[target])
+                content_hits += kind == "content" and better < 10
+                popular_hits += kind == "popular" and better < 10
+            chance += 10 / (shop.num_items - len(seen))
+        return content_hits / len(ends), popular_hits / len(ends), chance / len(ends)
+
+    content, popular, chance = hits()
+    assert content > 2.5 * chance, (content, popular, chance)
+    flat_content, flat_popular, _ = hits(popularity_exponent=0.0)
+    assert flat_content > 2.0 * flat_popular, (flat_content, flat_popular)
+    content, popular, chance = hits(content_strength=0.0)
+    assert content < 1.35 * chance, (content, popular, chance)
+    assert popular > 3.0 * chance
+
+
+def test_popularity_tells_nothing_about_attributes() -> None:
+    shop = world(preset(num_items=6000, num_users=20))
+    for name in ATTRIBUTES:
+        values = shop.attributes[name]
+        means = np.array([shop.log_popularity[values == value].mean() for value in range(len(VALUES[name]))])
+        errors = shop.log_popularity.std() / np.sqrt(np.bincount(values))
+        assert (np.abs(means - shop.log_popularity.mean()) < 4.0 * errors).all(), name
+
+
+# ------------------------------------------------------------------------- what shows where: pictures and words
+def permuted(shop: World, names: tuple[str, ...]) -> World:
+    draw = np.random.default_rng(3)
+    return replace(shop, attributes={k: draw.permutation(v) if k in names else v for k, v in shop.attributes.items()})
+
+
+def test_pictures_depend_on_what_they_show_and_on_nothing_else() -> None:
+    shop = world(preset(**SMALL))
+    pictures = dict(encoded_pictures(shop, 5, 24))
+    unseen = replace(
+        permuted(shop, BLOCKS["words"]), circle=shop.circle[::-1].copy(), log_popularity=shop.log_popularity[::-1].copy()
+    )
+    assert dict(encoded_pictures(unseen, 5, 24)) == pictures
+    for name in (*BLOCKS["picture"], *BLOCKS["both"]):
+        other = permuted(shop, (name,))
+        moved = other.attributes[name] != shop.attributes[name]
+        again = dict(encoded_pictures(other, 5, 24))
+        for item, asin in enumerate(shop.asins):
+            if asin in pictures:
+                assert (again[asin] != pictures[asin]) == moved[item], (name, asin)
+
+
+def test_words_depend_on_what_they_name_and_on_nothing_else() -> None:
+    shop = world(preset(**SMALL))
+    words = list(describe(shop, 5, "Shop", 0.1))
+    unseen = replace(
+        permuted(shop, BLOCKS["picture"]), circle=shop.circle[::-1].copy(), log_popularity=shop.log_popularity[::-1].copy()
+    )
+    assert list(describe(unseen, 5, "Shop", 0.1)) == words
+    for name in (*BLOCKS["words"], *BLOCKS["both"]):
+        other = permuted(shop, (name,))
+        moved = other.attributes[name] != shop.attributes[name]
+        changed = np.array([one != two for one, two in zip(words, describe(other, 5, "Shop", 0.1), strict=True)])
+        assert np.array_equal(changed, moved), name
+
+
+def test_no_word_of_the_shop_names_a_pattern_or_a_shape() -> None:
+    texts = [*FILLERS, *FILLER_LINES, *SENTENCES, *TITLES, *VALUES["brand"], *CATEGORY_WORDS]
+    for table in (CATEGORY_WORDS, COLOUR_WORDS, STYLE_WORDS):
+        texts += [word for synonyms in table.values() for word in synonyms]
+        every = [word for synonyms in table.values() for word in synonyms]
+        assert len(every) == len(set(every))
+    spoken = set(re.findall(r"[a-z]+", " ".join(texts).lower()))
+    hidden = {
+        *VALUES["pattern"],
+        *VALUES["shape"],
+        "round",
+        "circle",
+        "striped",
+        "stripe",
+        "dotted",
+        "dot",
+        "spotted",
+        "check",
+        "checked",
+    }
+    assert not spoken & hidden
+
+
+def test_vocabularies_cover_all_values() -> None:
+    assert set(PRODUCTS) == set(VALUES["category"]) == set(CATEGORY_WORDS)
+    assert set(MOTIFS) == set(VALUES["shape"])
+    assert set(HUE_SATURATION_VALUE) == set(VALUES["colour"]) == set(COLOUR_WORDS)
+    assert set(STYLE_WORDS) == set(VALUES["style"])
+
+
+def test_pictures_are_all_different_even_of_equal_items() -> None:
+    shop = world(preset(**SMALL))
+    twins = replace(shop, attributes={name: np.zeros_like(values) for name, values in shop.attributes.items()})
+    pictures = np.stack([np.asarray(draw_item(twins, item, 5, 32), dtype=np.int16) for item in range(40)])
+    apart = np.abs(pictures[:, None] - pictures[None]).mean(axis=(2, 3, 4))
+    assert (apart + 100 * np.eye(40)).min() > 3.0  # of 255, on average over the pixels
+
+
+def pixel_features(image: Image.Image) -> np.ndarray:
+    """Colourfulness by hue, and histograms of edge directions on an 8 x 8 grid."""
+    hue, saturation, value = np.moveaxis(np.asarray(image.convert("HSV"), dtype=np.float64) / 255.0, -1, 0)
+    inner = slice(len(hue) // 5, -len(hue) // 5)
+    weight = np.where(saturation > 0.3, 1.0, 0.0)[inner, inner]
+    hues = np.histogram(hue[inner, inner], bins=24, range=(0, 1), weights=weight)[0] / weight.size
+    tones = np.histogram(value[inner, inner], bins=8, range=(0, 1), weights=weight)[0] / weight.size
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    down, right = np.gradient(grey)
+    strength = np.hypot(down, right)
+    direction = ((np.arctan2(down, right) % np.pi) / np.pi * 6).astype(int) % 6
+    side = len(grey) // 8
+    cells = np.stack([np.where(direction == d, strength, 0.0) for d in range(6)], axis=-1)
+    cells = cells[: 8 * side, : 8 * side].reshape(8, side, 8, side, 6).sum(axis=(1, 3))
+    return np.concatenate([hues, tones, np.sqrt(cells).ravel() / 60.0])
+
+
+def accuracy(features: Any, values: np.ndarray, scale: bool) -> float:
+    num_train = int(0.75 * len(values))
+    reader = LogisticRegression(C=0.01 if scale else 1.0, max_iter=2000)
+    model = make_pipeline(StandardScaler(), reader) if scale else reader
+    model.fit(features[:num_train], values[:num_train])
+    return float(model.score(features[num_train:], values[num_train:]))
+
+
+def test_pixels_tell_their_attributes_and_not_those_of_the_words() -> None:
+    shop = world(preset(num_users=20, num_items=1200))
+    features = np.stack([pixel_features(draw_item(shop, item, 5, 48)) for item in range(shop.num_items)])
+    num_test = shop.num_items - int(0.75 * shop.num_items)
+    found = {name: accuracy(features, shop.attributes[name], scale=True) * len(VALUES[name]) for name in ATTRIBUTES}
+    for name in (*BLOCKS["picture"], *BLOCKS["both"]):
+        assert found[name] > 2.0, found  # times chance, by a plain linear reader of 48 x 48 pixels
+    for name in BLOCKS["words"]:
+        share = 1.0 / len(VALUES[name])
+        assert found[name] < 1.0 + 4.0 * np.sqrt(share * (1.0 - share) / num_test) / share, found
+
+
+@pytest.mark.parametrize("text_noise", [0.0, 0.1, 1.0])
+def test_words_tell_their_attributes_and_not_those_of_the_picture(text_noise: float) -> None:
+    shop = world(preset(num_users=20, num_items=1600))
+    texts = list(describe(shop, 5, "Shop", text_noise))
+    num_test = shop.num_items - int(0.75 * shop.num_items)
+    everything = [" ".join((words.title, words.brand, *words.path, *words.features, words.description)) for words in texts]
+    features = CountVectorizer(ngram_range=(1, 1)).fit_transform(everything)
+    found = {name: accuracy(features, shop.attributes[name], scale=False) for name in ATTRIBUTES}
+    for name in (*BLOCKS["words"], *BLOCKS["both"]):
+        assert found[name] > 0.95, found  # the structured fields carry no noise
+    for name in BLOCKS["picture"]:
+        share = 1.0 / len(VALUES[name])
+        assert found[name] < share + 4.0 * np.sqrt(share * (1.0 - share) / num_test), found
+    titles = CountVectorizer().fit_transform([words.title for words in texts])
+    of_title = accuracy(titles, shop.attributes["style"], scale=False)
+    assert (of_title > 0.99) if text_noise == 0.0 else (0.75 < of_title < 0.99) if text_noise == 0.1 else (of_title < 0.22)
+
+
+def test_text_noise_is_the_share_of_words() -> None:
+    shop = world(preset(num_users=20, num_items=800))
+    clean = list(describe(shop, 5, "Shop", 0.0))
+    for noise in (0.1, 0.5, 1.0):
+        noisy = list(describe(shop, 5, "Shop", noise))
+        assert all(words.title and words.description for words in noisy)
+        # Half of the changed words are dropped; a description's noise comes last, so only titles can be compared by length.
+        length = sum(len(words.title.split()) for words in noisy) / sum(len(words.title.split()) for words in clean)
+        assert length == pytest.approx(1.0 - noise / 2.0, abs=0.05)
+        assert [words.brand for words in noisy] == [words.brand for words in clean]
+        assert [words.path for words in noisy] == [words.path for words in clean]
+
+
+def test_missing_shares_are_exact() -> None:
+    shop = world(preset(missing_image_share=0.25, missing_metadata_share=0.1))
+    assert (~shop.has_image).sum() == 150
+    assert (~shop.has_metadata).sum() == 60
+    full = world(preset(missing_image_share=0.0, missing_metadata_share=0.0))
+    assert full.has_image.all()
+    assert full.has_metadata.all()
+    assert np.array_equal(full.item, shop.item)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_items": 20, "mean_history_length": 11.0}, "dataset.mean_history_length: should be at most half of num_items"),
+        ({"content_strength": 1e30}, "dataset.content_strength: should be at most 1000"),
+        ({"sequence_strength": float("inf")}, "dataset.sequence_strength: should be at most 1000"),
+        ({"popularity_exponent": float("nan")}, "dataset.popularity_exponent"),
+    ],
+)
+def test_impossible_settings_are_one_line(changes: dict[str, Any], message: str) -> None:
+    dataset = preset().model_copy(update=changes)  # not validated: NaN would not pass
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        world(dataset)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,597 @@
+"""Fetching pictures: from a real server with faults, from folders and zip files, interrupted and resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from sda_core.artifacts import IMAGES, ITEMS
+from sda_core.data import images as module
+from sda_core.data.folders import folder_lock
+from sda_core.data.images import fetch_images
+from sda_core.errors import ArtifactError, DownloadError
+from sda_core.image_store import STATUSES, ImageStore, read_images
+from sda_core.params import FetchImagesParams
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT / ".." / "shared" / "data"
+
+Reference = str | Sequence[str] | None
+
+
+def settings(**changes: Any) -> FetchImagesParams:
+    values: dict[str, Any] = {
+        "num_workers": 8,
+        "max_per_host": 4,
+        "timeout_seconds": 5.0,
+        "num_retries": 2,
+        "backoff_seconds": 0.01,
+        "max_bytes": 200_000,
+        "max_pixels": 1_000_000,
+        "max_side": 64,
+        "shard_rows": 4,
+    }
+    return FetchImagesParams(**(values | changes))
+
+
+def items_table(references: Sequence[Reference], raw_ids: Sequence[str] | None = None) -> pl.DataFrame:
+    lists = [[] if entry is None else [entry] if isinstance(entry, str) else list(entry) for entry in references]
+    num_items = len(lists)
+    columns: dict[str, Any] = {
+        "item_id": range(1, num_items + 1),
+        "raw_item_id": raw_ids or [f"B{number:09d}" for number in range(1, num_items + 1)],
+        "title": [""] * num_items,
+        "brand": [""] * num_items,
+        "price": [""] * num_items,
+        "categories": [[]] * num_items,
+        "features": [[]] * num_items,
+        "description": [""] * num_items,
+        "image_references": lists,
+        "has_metadata": [True] * num_items,
+    }
+    return pl.DataFrame(columns, schema=dict(ITEMS.columns))
+
+
+def picture(seed: int = 0, form: str = "PNG", side: int = 16) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(stream, form)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def pixels(data: bytes | None) -> np.ndarray:
+    assert data is not None
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def statuses(out: Path) -> list[str]:
+    return [status for frame in read_images(out) for status in frame["status"]]
+
+
+@pytest.fixture
+def shop(server: Any) -> list[str]:
+    """Ten good pictures on the server."""
+    return [server.put(f"/{number}.png", picture(number)) for number in range(10)]
+
+
+# ---------------------------------------------------------------------------------------------- the good
+def test_shards_and_coverage(shop: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    table = items_table([*shop, None])
+    coverage = fetch_images(table, tmp_path, None, settings(), out)
+    assert coverage == {
+        "num_items": 11,
+        "num_ok": 10,
+        "share_ok": 10 / 11,
+        "num_missing_url": 1,
+        "num_missing_file": 0,
+        "num_http_404": 0,
+        "num_http_error": 0,
+        "num_corrupt": 0,
+        "num_too_large": 0,
+        "num_timeout": 0,
+    }
+    assert sorted(contents(out)) == ["coverage.json", "shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet"]
+    assert json.loads((out / "coverage.json").read_text()) == coverage
+    frames = list(read_images(out))
+    assert [frame.height for frame in frames] == [4, 4, 3]
+    assert pl.concat(frames)["item_id"].to_list() == table["item_id"].to_list()
+    assert pl.concat(frames)["raw_item_id"].to_list() == table["raw_item_id"].to_list()
+    assert all(dict(frame.schema) == dict(IMAGES.columns) for frame in frames)
+    store = ImageStore(out)
+    assert len(store) == 11
+    for number in range(10):
+        assert store.status(number + 1) == "ok"
+        assert np.array_equal(pixels(store.get(number + 1)), pixels(picture(number)))
+    assert (store.status(11), store.get(11)) == ("missing_url", None)
+    assert not list(tmp_path.glob(".images*")), "the lock file is gone"
+
+
+def test_order_of_rows_and_workers_do_not_matter(shop: list[str], server: Any, tmp_path: Path) -> None:
+    table = items_table([*shop, server.url("/none.png"), None])
+    fetch_images(table, tmp_path, None, settings(), tmp_path / "a")
+    for page in server.pages.values():
+        page.delay_seconds = random.Random(page.body).random() / 20
+    shuffled = table.sample(fraction=1.0, shuffle=True, seed=3)
+    fetch_images(shuffled, tmp_path, None, settings(num_workers=1, max_per_host=1), tmp_path / "b")
+    fetch_images(shuffled, tmp_path, None, settings(num_workers=32, max_per_host=32), tmp_path / "c")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
+
+
+@pytest.mark.parametrize(("num_workers", "max_per_host", "most"), [(8, 3, 3), (2, 8, 2), (1, 1, 1)])
+def test_requests_at_a_time(shop: list[str], server: Any, tmp_path: Path, num_workers: int, max_per_host: int, most: int) -> None:
+    for page in server.pages.values():
+        page.delay_seconds = 0.05
+    fetch_images(
+        items_table(shop), tmp_path, None, settings(num_workers=num_workers, max_per_host=max_per_host), tmp_path / "images"
+    )
+    assert server.most_in_flight == most
+
+
+def test_no_items(tmp_path: Path) -> None:
+    coverage = fetch_images(items_table([]), tmp_path, None, settings(), tmp_path / "images")
+    assert (coverage["num_items"], coverage["share_ok"]) == (0, 0.0)
+    assert len(ImageStore(tmp_path / "images")) == 0
+
+
+def test_best_reference_first(server: Any, tmp_path: Path) -> None:
+    good, better = server.put("/good.png", picture(1)), server.put("/better.png", picture(2))
+    gone, junk = server.url("/gone.png"), server.put("/junk.png", b"junk")
+    table = items_table([[better, good], [gone, junk, "", good], [gone, junk], ["not an address", gone], ["http://[::bad/x.png"]])
+    fetch_images(table, tmp_path, None, settings(), tmp_path / "images")
+    store = ImageStore(tmp_path / "images")
+    assert np.array_equal(pixels(store.get(1)), pixels(picture(2)))
+    assert np.array_equal(pixels(store.get(2)), pixels(picture(1)))
+    assert [store.status(item_id) for item_id in (3, 4, 5)] == ["corrupt", "http_404", "missing_url"]
+
+
+# ---------------------------------------------------------------------------------------- faults of servers
+def fetched(server: Any, tmp_path: Path, body: bytes | None = None, params: FetchImagesParams | None = None, **page: Any) -> str:
+    url = server.put("/x.png", picture() if body is None else body, **page)
+    fetch_images(items_table([url]), tmp_path, None, params or settings(), tmp_path / "images")
+    return statuses(tmp_path / "images")[0]
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_errors_that_pass(server: Any, tmp_path: Path, code: int) -> None:
+    assert fetched(server, tmp_path, faults=[server.status(code)] * 2) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "num_requests"),
+    [
+        (404, "http_404", 1),
+        (410, "http_404", 1),
+        (403, "http_error", 1),
+        (400, "http_error", 1),
+        (500, "http_error", 3),
+        (503, "http_error", 3),
+    ],
+)
+def test_errors_that_stay(server: Any, tmp_path: Path, code: int, status: str, num_requests: int) -> None:
+    assert fetched(server, tmp_path, always=server.status(code)) == status
+    assert server.count()["/x.png"] == num_requests
+
+
+def test_retry_after_stops_the_whole_host(shop: list[str], server: Any, tmp_path: Path) -> None:
+    server.pages["/0.png"].faults = [server.status(429, Retry_After="1")]
+    for number in range(1, 10):
+        server.pages[f"/{number}.png"].delay_seconds = 0.01
+    began = time.monotonic()
+    fetch_images(items_table(shop), tmp_path, None, settings(max_per_host=1), tmp_path / "images")
+    assert time.monotonic() - began >= 1.0
+    assert statuses(tmp_path / "images") == ["ok"] * 10
+    assert server.count()["/0.png"] == 2
+
+
+def test_drops_in_the_body(server: Any, tmp_path: Path) -> None:
+    assert fetched(server, tmp_path, faults=[server.drop(100)]) == "ok"
+    assert fetched(server, tmp_path, body=picture(9), always=server.drop(100)) == "ok", "kept from the first time: same address"
+    assert fetched(server, tmp_path, params=settings(max_side=32), always=server.drop(100)) == "http_error"
+
+
+@pytest.mark.parametrize("fault", ["drip", "drip_headers", "silence"])
+def test_timeouts(server: Any, tmp_path: Path, fault: str) -> None:
+    began = time.monotonic()
+    params = settings(timeout_seconds=0.2, num_retries=1)
+    assert fetched(server, tmp_path, params=params, always=getattr(server, fault)()) == "timeout"
+    assert time.monotonic() - began < 5
+
+
+def test_too_many_bytes(server: Any, tmp_path: Path) -> None:
+    assert fetched(server, tmp_path, body=bytes(200_001)) == "too_large"
+    assert fetched(server, tmp_path, params=settings(max_side=32), always=server.endless()) == "too_large"
+    assert fetched(server, tmp_path, params=settings(max_side=33), body=bytes(200_001), announce_length=False) == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", "corrupt"),
+        (b"text in the name of a picture", "corrupt"),
+        (picture(side=32)[:-50], "corrupt"),
+        (png_header(50_000, 50_000), "too_large"),
+        (picture(side=1), "http_404"),  # the dot that stands for a picture which is gone
+    ],
+)
+def test_hostile_bodies(server: Any, tmp_path: Path, body: bytes, status: str) -> None:
+    assert fetched(server, tmp_path, body=body) == status
+
+
+def test_html_page_with_status_200(server: Any, tmp_path: Path) -> None:
+    assert fetched(server, tmp_path, always=server.html()) == "corrupt"
+
+
+def test_redirects(server: Any, tmp_path: Path) -> None:
+    server.put("/target.png", picture())
+    assert fetched(server, tmp_path, always=server.status(302, Location="/target.png")) == "ok"
+    params = settings(max_side=32)
+    assert fetched(server, tmp_path, params=params, always=server.status(302, Location="/x.png")) == "http_error"
+    assert (
+        fetched(server, tmp_path, params=settings(max_side=33), always=server.status(302, Location="ftp://127.0.0.1/"))
+        == "http_error"
+    )
+
+
+def test_a_dead_host_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(module, "_MAX_HOST_FAILURES", 5)
+    params = settings(backoff_seconds=0.2, num_retries=4, max_per_host=1)
+    began = time.monotonic()
+    fetch_images(
+        items_table([f"http://127.0.0.1:9/{number}.png" for number in range(40)]), tmp_path, None, params, tmp_path / "images"
+    )
+    assert time.monotonic() - began < 10, "all retries of all pictures would take minutes"
+    assert statuses(tmp_path / "images") == ["http_error"] * 40
+
+
+def test_a_host_that_only_drips_is_given_up(
+    shop: list[str], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_HOST_FAILURES", 3)
+    for page in server.pages.values():
+        page.always = server.drip()
+    params = settings(timeout_seconds=0.1, num_retries=0, max_per_host=1)
+    fetch_images(items_table(shop), tmp_path, None, params, tmp_path / "images")
+    assert statuses(tmp_path / "images") == ["timeout"] * 10
+    assert sum(server.count().values()) == 3
+
+
+# ---------------------------------------------------------------------------------------- local files, zip
+def test_local_folder(server: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    (folder / "images").mkdir(parents=True)
+    (folder / "posters").mkdir()
+    for number, suffix in enumerate([".jpg", ".jpeg", ".png", ".webp"], start=1):
+        (folder / "images" / f"ID{number}{suffix}").write_bytes(picture(number, "PNG"))
+    (folder / "posters" / "five.png").write_bytes(picture(5))
+    (folder / "images" / "ID9.jpg").write_bytes(b"text")
+    (folder / "images" / "ID10.jpg").write_bytes(bytes(300_000))
+    url = server.put("/x.png", picture())
+    references: list[Reference] = [
+        None,
+        url,
+        "posters/five.png",
+        None,
+        "./posters/five.png",
+        url,
+        None,
+        "posters/none.png",
+        None,
+        None,
+    ]
+    table = items_table(references, [f"ID{number}" for number in range(1, 11)])
+    coverage = fetch_images(table, tmp_path, folder, settings(), tmp_path / "images")
+    store = ImageStore(tmp_path / "images")
+    for number in range(1, 6):
+        assert np.array_equal(pixels(store.get(number)), pixels(picture(number)))
+    assert [store.status(item_id) for item_id in range(6, 11)] == [
+        "missing_file",
+        "missing_url",
+        "missing_file",
+        "corrupt",
+        "too_large",
+    ]
+    assert server.requests == []
+    assert coverage["num_ok"] == 5
+
+
+TRICKS = [
+    "../secret.png",
+    "images/../../secret.png",
+    "/etc/passwd",
+    "{absolute}",
+    "file://{absolute}",
+    "images\\..\\secret.png",
+    "C:/secret.png",
+    "images/x\0.png",
+    "images/" + "x" * 900 + ".png",
+    "..",
+    ".",
+    "~/secret.png",
+    "images",
+    "data:image/png;base64,AAAA",
+]
+
+
+@pytest.mark.parametrize("source", ["folder", "zip"])
+def test_path_tricks(tmp_path: Path, source: str) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(picture())
+    folder = tmp_path / "local"
+    (folder / "images").mkdir(parents=True)
+    if source == "zip":
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for name in ("../secret.png", "images/../../secret.png", "/etc/passwd", "C:/secret.png", "..", "images/"):
+                archive.writestr(name, picture())
+    table = items_table([reference.format(absolute=secret) for reference in TRICKS])
+    coverage = fetch_images(table, tmp_path, folder if source == "folder" else None, settings(), tmp_path / "images")
+    assert coverage["num_missing_file"] == coverage["num_items"] == len(TRICKS)
+
+
+@pytest.mark.parametrize("raw_id", ["../secret", "a/b", "nul\0", "", "..", "/secret", "x" * 300])
+def test_tricks_in_ids(tmp_path: Path, raw_id: str) -> None:
+    (tmp_path / "secret.png").write_bytes(picture())
+    (tmp_path / "local" / "images").mkdir(parents=True)
+    fetch_images(items_table([None], [raw_id]), tmp_path, tmp_path / "local", settings(), tmp_path / "images")
+    assert statuses(tmp_path / "images") == ["missing_url"]
+
+
+def test_zip_entries(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("images/1.png", picture(1))
+        archive.writestr("images/2.png", b"text")
+        archive.writestr("images/3.png", bytes(200_001), zipfile.ZIP_DEFLATED)
+        archive.writestr("images/4.png", bytes(190_000), zipfile.ZIP_DEFLATED)
+        archive.writestr("images/5.png", picture(5), zipfile.ZIP_BZIP2)
+        archive.writestr("images/6.png", picture(6))
+    data = bytearray((tmp_path / "images.zip").read_bytes())
+    data[data.index(b"IDAT", data.index(b"images/6.png")) + 20] ^= 1  # its checksum no longer fits
+    (tmp_path / "images.zip").write_bytes(data)
+    table = items_table([f"images/{number}.png" for number in range(1, 8)])
+    fetch_images(table, tmp_path, None, settings(), tmp_path / "images")
+    assert statuses(tmp_path / "images") == ["ok", "corrupt", "too_large", "corrupt", "corrupt", "corrupt", "missing_file"]
+
+
+def test_zip_entry_that_lies_about_its_size(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("1.png", bytes(10_000_000), zipfile.ZIP_DEFLATED)
+    data = (tmp_path / "images.zip").read_bytes().replace(struct.pack("<I", 10_000_000), struct.pack("<I", 100))
+    (tmp_path / "images.zip").write_bytes(data)
+    fetch_images(items_table(["1.png"]), tmp_path, None, settings(), tmp_path / "images")
+    assert statuses(tmp_path / "images") == ["corrupt"]
+
+
+def test_damaged_zip(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_bytes(b"PK no more")
+    with pytest.raises(ArtifactError, match="no readable zip file"):
+        fetch_images(items_table(["1.png"]), tmp_path, None, settings(), tmp_path / "images")
+
+
+# ------------------------------------------------------------------------------------------ kept and resumed
+def test_nothing_to_do(shop: list[str], server: Any, tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    before, times = contents(out), {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    server.requests.clear()
+    fetch_images(items_table(shop), tmp_path, None, settings(num_workers=3, timeout_seconds=9.0), out)
+    assert server.requests == []
+    assert contents(out) == before
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+
+
+def test_only_what_failed_for_a_time_is_tried_again(shop: list[str], server: Any, tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    fetch_images(items_table([*shop, server.url("/11.png")]), tmp_path, None, settings(), tmp_path / "undisturbed")
+    server.pages["/2.png"].always = server.status(500)
+    server.pages["/7.png"].always = server.silence()
+    table = items_table([*shop, server.url("/11.png")])
+    first = fetch_images(table, tmp_path, None, settings(timeout_seconds=1.0, num_retries=0), out)
+    assert (first["num_http_error"], first["num_timeout"], first["num_http_404"]) == (1, 1, 1)
+    server.pages["/2.png"].always = server.pages["/7.png"].always = None
+    server.requests.clear()
+    second = fetch_images(table, tmp_path, None, settings(), out)
+    assert server.count() == {"/2.png": 1, "/7.png": 1}
+    assert second["num_ok"] == 10
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_another_choice_of_items_keeps_the_pictures(shop: list[str], server: Any, tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    ids = [f"B{number:09d}" for number in range(1, 11)]
+    chosen = [9, 8, 5, 3, 2, 0]
+    table = items_table([shop[number] for number in chosen], [ids[number] for number in chosen])
+    server.requests.clear()
+    fetch_images(table, tmp_path, None, settings(shard_rows=5), out)
+    assert server.requests == []
+    assert sorted(contents(out)) == ["coverage.json", "shard-00000.parquet", "shard-00001.parquet"]
+    fetch_images(table, tmp_path, None, settings(shard_rows=5), tmp_path / "anew")
+    assert contents(out) == contents(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("change", [{"max_side": 32}, {"max_bytes": 150_000}, {"max_pixels": 900_000}])
+def test_other_bounds_make_pictures_anew(shop: list[str], server: Any, tmp_path: Path, change: dict[str, int]) -> None:
+    fetch_images(items_table(shop[:2]), tmp_path, None, settings(), tmp_path / "images")
+    server.requests.clear()
+    fetch_images(items_table(shop[:2]), tmp_path, None, settings(**change), tmp_path / "images")
+    assert sum(server.count().values()) == 2
+
+
+def test_a_changed_local_picture_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "local" / "images").mkdir(parents=True)
+    path = tmp_path / "local" / "images" / "A.png"
+    for seed in (1, 2):
+        path.write_bytes(picture(seed))
+        fetch_images(items_table([None], ["A"]), tmp_path, tmp_path / "local", settings(), tmp_path / "images")
+        assert np.array_equal(pixels(ImageStore(tmp_path / "images").get(1)), pixels(picture(seed)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "folder"])
+def test_damaged_shards_and_strange_files(shop: list[str], server: Any, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "images"
+    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    before = contents(out)
+    path = out / "shard-00001.parquet"
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "foreign":
+        pl.DataFrame({"x": [1]}).write_parquet(path)
+    else:
+        path.write_bytes(data[:-200] if damage == "cut" else b"")
+    (out / "shard-00009.parquet").write_bytes(data)
+    (out / "notes.txt").write_text("x")
+    server.requests.clear()
+    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    assert contents(out) == before
+    assert sum(server.count().values()) <= 4
+
+
+def test_one_run_at_a_time(shop: list[str], tmp_path: Path) -> None:
+    with folder_lock(tmp_path / "images"), pytest.raises(DownloadError, match="another run is writing"):
+        fetch_images(items_table(shop), tmp_path, None, settings(), tmp_path / "images")
+
+
+def test_no_such_local_folder(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"dataset\.local_folder: there is no folder"):
+        fetch_images(items_table([]), tmp_path, tmp_path / "none", settings(), tmp_path / "images")
+
+
+def test_unwritable_place(tmp_path: Path) -> None:
+    (tmp_path / "images").write_text("a file, not a folder")
+    with pytest.raises(DownloadError, match="cannot be written"):
+        fetch_images(items_table([]), tmp_path, None, settings(), tmp_path / "images")
+
+
+def test_wrong_table(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="image_references"):
+        fetch_images(items_table([]).drop("image_references"), tmp_path, None, settings(), tmp_path / "images")
+
+
+@pytest.mark.parametrize("num_kills", [1, 2])
+def test_killed_and_run_again(
+    shop: list[str], server: Any, tmp_path: Path, wait_until: Callable[..., None], num_kills: int
+) -> None:
+    out = tmp_path / "images"
+    table = items_table([*shop, server.url("/none.png"), *shop])
+    params = settings(max_per_host=1, shard_rows=2)
+    fetch_images(table, tmp_path, None, params, tmp_path / "undisturbed")
+    table.write_parquet(tmp_path / "items.parquet")
+    code = f"""
+        import polars as pl
+        from pathlib import Path
+        from sda_core.data.images import fetch_images
+        from sda_core.params import FetchImagesParams
+        params = FetchImagesParams.model_validate_json({params.model_dump_json()!r})
+        folder = Path({str(tmp_path)!r})
+        fetch_images(pl.read_parquet(folder / "items.parquet"), folder, None, params, folder / "images")
+    """
+    for page in server.pages.values():
+        page.delay_seconds = 0.1
+    server.requests.clear()
+    for _ in range(num_kills):
+        before = len(list(out.glob("shard-*.parquet")))
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        try:
+            wait_until(
+                lambda goal=before, child=process: len(list(out.glob("shard-*.parquet"))) > goal or child.poll() is not None
+            )
+            assert process.poll() is None, "ended before it could be killed"
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        with pytest.raises(ArtifactError, match="not all fetched"):
+            ImageStore(out)
+    for page in server.pages.values():
+        page.delay_seconds = 0.0
+    fetch_images(table, tmp_path, None, params, out)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    most = 2 * 10 + 1 + num_kills * 5  # every picture once, and what the killed runs had under way
+    assert sum(server.count().values()) <= most
+
+
+def test_killed_while_shards_make_way(shop: list[str], server: Any, tmp_path: Path) -> None:
+    """A run that was killed between setting a shard aside and writing its successor."""
+    out = tmp_path / "images"
+    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    before = contents(out)
+    (out / "shard-00001.parquet").rename(out / ".old-0123456789abcdef.parquet")
+    (out / "coverage.json").unlink()
+    server.requests.clear()
+    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    assert server.requests == []
+    assert contents(out) == before
+
+
+# ---------------------------------------------------------------------------------------------- real data
+@pytest.mark.real_data
+@pytest.mark.skipif(not (SHARED / "amazon_2018_gift_cards").is_dir(), reason="../shared/data is absent")
+def test_gift_cards(tmp_path: Path) -> None:
+    folder = SHARED / "amazon_2018_gift_cards"
+    import gzip
+
+    with gzip.open(folder / "Gift_Cards_5.json.gz") as stream:
+        ids = sorted({json.loads(line)["asin"] for line in stream})
+    with gzip.open(folder / "meta_Gift_Cards.json.gz") as stream:
+        metadata = {row["asin"]: row for row in map(json.loads, stream)}
+    references = [[*metadata[raw_id].get("imageURLHighRes", []), *metadata[raw_id].get("imageURL", [])] for raw_id in ids]
+    params = settings(max_bytes=20_000_000, max_pixels=50_000_000, max_side=256, shard_rows=64)
+    coverage = fetch_images(items_table(references, ids), tmp_path, folder, params, tmp_path / "images")
+    assert (coverage["num_items"], coverage["num_ok"]) == (148, 115)
+    assert coverage["num_missing_file"] + coverage["num_missing_url"] == 33
+    store = ImageStore(tmp_path / "images")
+    sizes = [pixels(store.get(int(item_id))).shape for item_id in store.item_ids if store.status(int(item_id)) == "ok"]
+    assert all(max(shape[:2]) <= 256 and shape[2] == 3 for shape in sizes)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (SHARED / "movies_2023_format").is_dir(), reason="../shared/data is absent")
+def test_movie_posters(tmp_path: Path) -> None:
+    """References relative to the local folder, and pictures by id, give the same posters."""
+    folder = SHARED / "movies_2023_format"
+    ids = sorted(path.stem for path in (folder / "images").iterdir())[:120]
+    by_reference = items_table([f"images/{raw_id}.jpg" for raw_id in ids], [f"X{number}" for number in range(120)])
+    params = settings(max_side=128, shard_rows=50)
+    fetch_images(by_reference, tmp_path, folder, params, tmp_path / "a")
+    fetch_images(items_table([None] * 120, ids), tmp_path, folder, params, tmp_path / "b")
+    first, second = ImageStore(tmp_path / "a"), ImageStore(tmp_path / "b")
+    assert Counter(first.status(number) for number in range(1, 121)) == {"ok": 120}
+    assert all(first.get(number) == second.get(number) for number in range(1, 121))
+
+
+def test_statuses_are_ordered_by_hope() -> None:
+    assert {"ok", *module._HOPE} == set(STATUSES)

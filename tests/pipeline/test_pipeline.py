@@ -1,0 +1,81 @@
+"""End to end, with DVC: what runs, what is left alone, and that nothing depends on when or how often."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Project
+
+pytestmark = pytest.mark.end_to_end
+
+
+def test_every_variant_and_recommender_has_metrics_and_there_is_a_page(finished: Project) -> None:
+    for variant in ("id", "zero_shot", "sda"):
+        for recommender in ("pop", "sasrec", "vbpr"):
+            metrics = json.loads((finished.root / "metrics" / variant / f"{recommender}.json").read_text())
+            assert {"hit@10", "ndcg@10", "num_users"} <= set(metrics)
+            assert all(isinstance(value, int | float) for value in metrics.values())
+            positions = pl.read_parquet(finished.root / "evaluation" / variant / f"{recommender}.parquet")
+            assert metrics["hit@10"] == pytest.approx(float((positions["position"] <= 10).mean()))
+    page = (finished.root / "report" / "index.html").read_text()
+    assert "<table" in page
+    assert "sda" in page
+    assert not (finished.root / ".resume").exists() or not any(p.is_file() for p in (finished.root / ".resume").rglob("*"))
+
+
+def test_second_repro_does_nothing(finished: Project) -> None:
+    before = (finished.root / "dvc.lock").read_bytes()
+    assert finished.stages_run("repro") == set()
+    assert (finished.root / "dvc.lock").read_bytes() == before
+    assert finished.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_forced_repro_leaves_the_lock_byte_identical(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "forced")
+    before = (project.root / "dvc.lock").read_bytes()
+    assert len(project.stages_run("repro", "--force")) > 25
+    assert (project.root / "dvc.lock").read_bytes() == before
+    assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_metrics_read_well_in_dvc(finished: Project) -> None:
+    shown = json.loads(finished.dvc("metrics", "show", "--json").stdout)[""]["data"]
+    assert shown[str(Path("metrics", "sda", "sasrec.json"))]["data"]["ndcg@10"] >= 0.0
+    table = finished.dvc("metrics", "show", "--md", "metrics/sda/sasrec.json").stdout
+    assert "ndcg@10" in table
+
+
+@pytest.fixture(scope="module")
+def changed(finished: Project, small_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], set[str]]:
+    """Run one experiment in a copy of the finished project, and name the stages that ran."""
+    def run(name: str, override: str) -> set[str]:
+        project = finished.copy(tmp_path_factory.mktemp(name) / "project")
+        return project.stages_run("exp", "run", *(part for each in (*small_settings, override) for part in ("-S", each)))
+
+    return run
+
+
+def test_an_evaluation_param_re_runs_no_training(changed: Callable[[str, str], set[str]]) -> None:
+    ran = changed("evaluation", "evaluate.ties=mean")
+    assert {name.split("@")[0] for name in ran} == {"evaluate", "report"}
+    assert len(ran) == 10
+
+
+def test_a_vbpr_param_re_runs_vbpr_only(changed: Callable[[str, str], set[str]]) -> None:
+    ran = changed("vbpr", "train_recommender.vbpr.factor_size=8")
+    assert ran == {f"{stage}@{v}-vbpr" for stage in ("train_recommender", "evaluate") for v in ("id", "zero_shot", "sda")} | {"report"}
+
+
+def test_the_temperature_re_runs_what_depends_on_it(changed: Callable[[str, str], set[str]]) -> None:
+    ran = changed("temperature", "train_adapter.loss.temperature=0.1")
+    expected = {f"{stage}@sda" for stage in ("train_adapter", "export_embeddings", "build_index")} | {"report"}
+    expected |= {f"{stage}@sda-{r}" for stage in ("train_recommender", "evaluate") for r in ("sasrec", "vbpr")}
+    # pop does not read the vectors, but its stage depends on them; its evaluation sees an unchanged model and new vectors
+    assert expected <= ran <= expected | {"train_recommender@sda-pop", "evaluate@sda-pop"}

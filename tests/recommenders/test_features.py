@@ -1,0 +1,79 @@
+"""Item embeddings: standardising, the merged projector, representations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sda_core.recommenders.features import ItemEncoder, Projector, standardise
+
+
+def _vectors(num_items: int, width: int, seed: int = 0) -> np.ndarray:
+    vectors = np.zeros((num_items + 1, width), dtype=np.float32)
+    vectors[1:] = np.random.default_rng(seed).normal(loc=3.0, size=(num_items, width))
+    return vectors
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 30), st.integers(1, 12), st.floats(1e-3, 1e3), st.integers(0, 9))
+def test_standardised_vectors_are_centred_of_mean_squared_length_one_and_know_no_scale(num_items, width, scale, seed):
+    vectors = _vectors(num_items, width, seed)
+    standard = standardise(vectors)
+    assert (standard[0] == 0).all()
+    np.testing.assert_allclose(standard[1:].mean(axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose((standard[1:] ** 2).sum(axis=1).mean(), 1.0, rtol=1e-4)
+    np.testing.assert_allclose(standardise(vectors * np.float32(scale)), standard, atol=1e-3)
+
+
+def test_standardising_keeps_the_shape_of_the_cloud():
+    vectors = _vectors(20, 5)
+    standard = standardise(vectors)
+    ratio = np.linalg.norm(standard[1] - standard[2:], axis=1) / np.linalg.norm(vectors[1] - vectors[2:], axis=1)
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+def test_equal_vectors_become_zero(value):
+    vectors = np.full((9, 3), value, dtype=np.float32)
+    assert (standardise(vectors) == 0).all()
+
+
+@pytest.mark.parametrize(("in_size", "inner_size"), [(1, 1), (8, 8), (20, 16), (64, 32), (1536, 768)])
+def test_the_projector_equals_its_two_layers(in_size, inner_size):
+    torch.manual_seed(0)
+    projector = Projector(in_size, 16, 0.02)
+    torch.nn.init.normal_(projector.inner.bias)
+    torch.nn.init.normal_(projector.outer.bias)
+    assert projector.inner.out_features == inner_size
+    x_nD = torch.randn(5, in_size)
+    torch.testing.assert_close(projector(x_nD), projector.outer(projector.inner(x_nD)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [4, 64, 1024])
+def test_projected_embeddings_begin_at_the_scale_of_learned_ones(width):
+    torch.manual_seed(0)
+    vectors = _vectors(400, width)
+    content = ItemEncoder(400, 32, vectors, "content").table()[1:]
+    learned = ItemEncoder(400, 32, None, "content").table()[1:]
+    assert content.std().item() == pytest.approx(learned.std().item(), rel=0.35)
+
+
+def test_representations():
+    torch.manual_seed(0)
+    vectors = _vectors(6, 3)
+    content = ItemEncoder(6, 4, vectors, "content")
+    both = ItemEncoder(6, 4, vectors, "id+content")
+    ids = ItemEncoder(6, 4, None, "content")
+    assert {name for name, _ in content.named_parameters()} == {
+        f"projector.{part}" for part in ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
+    }
+    assert [name for name, _ in ids.named_parameters()] == ["ids.weight"]
+    assert {name for name, _ in both.named_parameters()} == {"ids.weight", *(name for name, _ in content.named_parameters())}
+    both.projector.load_state_dict(content.projector.state_dict())
+    torch.testing.assert_close(both.table(), content.table() + both.ids.weight)
+    for encoder in (content, both, ids):
+        rows = torch.tensor([3, 3, 1, 6])
+        torch.testing.assert_close(encoder(rows), encoder.table()[rows])

@@ -1,0 +1,52 @@
+"""VBPR: its equation, its negatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sda_core.recommenders.features import standardise
+from sda_core.recommenders.vbpr import draw_unseen
+
+
+def test_scores_are_the_equation(fitted, checkerboard):
+    model, _, _ = fitted("vbpr")
+    f = torch.from_numpy(standardise(checkerboard[1]))
+    user = 5
+    gamma_u, theta_u = model.user_factors.weight[user], model.user_content_factors.weight[user]
+    E, beta_content = model.content_projection.weight, model.content_bias.weight[0]
+    with torch.no_grad():
+        expected = [
+            model.item_bias[item] + gamma_u @ model.item_factors.weight[item] + theta_u @ (E @ f[item]) + beta_content @ f[item]
+            for item in range(1, 25)
+        ]
+    found = model.score(torch.tensor([user]), torch.zeros((1, 0), dtype=torch.int64))[0, 1:]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_without_vectors_it_is_matrix_factorisation(fitted):
+    model, _, _ = fitted("bpr")
+    assert sorted(model.state_dict()) == ["item_bias", "item_factors.weight", "user_factors.weight"]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=40), st.integers(0, 99))
+def test_negatives_are_unseen_by_their_user(pairs, seed):
+    users, items = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    drawn, is_drawn = draw_unseen(users, items, 7, np.random.default_rng(seed))
+    for user, item, ok in zip(users, drawn, is_drawn, strict=True):
+        left = set(range(1, 8)) - {i for u, i in pairs if u == user}
+        assert (item in left) == ok
+        assert bool(ok) == bool(left)  # 64 tries miss one of seven items once in 20,000 rows
+
+
+def test_negatives_are_uniform():
+    users = np.ones(20_000, dtype=np.int64)
+    items = np.resize([1, 4], 20_000)
+    drawn, is_drawn = draw_unseen(users, items, 6, np.random.default_rng(0))
+    assert is_drawn.all()
+    counts = np.bincount(drawn, minlength=7)
+    assert counts[[0, 1, 4]].sum() == 0
+    assert np.abs(counts[[2, 3, 5, 6]] - 5_000).max() < 5 * np.sqrt(20_000 * 0.25 * 0.75)

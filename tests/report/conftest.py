@@ -1,0 +1,87 @@
+"""A page's worth of plain data, with the awkward cases in it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image, ImageDraw
+
+from sda_core.report.model import (
+    Change,
+    Chart,
+    Curve,
+    Example,
+    Fact,
+    Item,
+    Neighbor,
+    NeighborList,
+    Picture,
+    ReportData,
+    Result,
+    Score,
+    Variant,
+)
+
+NASTY = "<script>alert(1)</script> \"quoted\" & 'single' <img src=x onerror=alert(2)>"
+
+
+def drawn_picture(hue: int) -> bytes:
+    image = Image.new("RGB", (60, 40), (hue % 256, 90, 200 - hue % 200))
+    ImageDraw.Draw(image).ellipse((10, 5, 50, 35), fill=(250, hue % 256, 30))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def page_data() -> ReportData:
+    def score(value: float) -> Score:
+        return Score(value, value - 0.004, value + 0.005)
+
+    items = [Item(n, NASTY if n == 1 else f"Item title {n}", Picture("image/png", drawn_picture(20 * n))) for n in range(1, 7)]
+    items.append(Item(7, "", None))
+
+    def near(*numbers: int) -> tuple[Neighbor, ...]:
+        return tuple(Neighbor(items[n - 1], 0.9 - 0.1 * place) for place, n in enumerate(numbers))
+
+    up = Change("zero_shot", 0.002, 0.0417, 0.001, 0.003, 0.0004)
+    unclear = Change("id", -0.001, -0.0196, -0.004, 0.002, 0.61)
+    gone = Change("id", 0.0, None, 0.0, 0.0, 1.0)
+    results = (
+        Result("pop", "any", 1200, score(0.02), score(0.01), 90, score(0.006), (), ()),
+        Result("sasrec", "id", 1200, score(0.09), score(0.0510), 90, score(0.02), (), ()),
+        Result("sasrec", "zero_shot", 1200, score(0.08), score(0.0480), 90, score(0.02), (gone,), (gone,)),
+        Result("sasrec", "sda", 1200, score(0.11), score(0.0500), 90, score(0.03), (up, unclear), (up, unclear)),
+    )
+    curves = (
+        Curve("id", ((1.0, 0.01), (2.0, 0.03), (3.0, 0.02))),
+        Curve("zero_shot", ((1.0, 0.02), (2.0, 0.025))),
+        Curve("sda", ()),
+    )
+    return ReportData(
+        title=NASTY,
+        dataset="the built-in shop",
+        is_simulation=True,
+        notes=("The backbone has random weights.",),
+        version="0.1.0",
+        commit=None,
+        set_up=(Fact("Backbone", NASTY),),
+        variants=(Variant("id", "ids"), Variant("zero_shot", "base"), Variant("sda", "adapted")),
+        statistics={"rows_read": 12_345, "num_users": 1200, "num_items": 300, "num_interactions": 9000},
+        image_coverage={"num_items": 300, "num_ok": 290, "share_ok": 290 / 300, "num_corrupt": 10},
+        cutoff=10,
+        ties="pessimistic",
+        tail_definition="items with fewer than 4 training interactions",
+        results=results,
+        validation_charts=(Chart("sasrec", "epoch", "Validation NDCG@10", False, curves),),
+        adapter_charts=(Chart("sda", "step", "Training loss", True, (Curve("sda", ((5.0, 3.0), (10.0, 1.5), (15.0, 1.6))),)),),
+        examples=(
+            Example(
+                items[0],
+                "50 training interactions",
+                (NeighborList("zero_shot", near(2, 3, 4)), NeighborList("sda", near(3, 5, 7))),
+            ),
+        ),
+        seconds={"filter": 1.5, "train_adapter": 73.2},
+    )

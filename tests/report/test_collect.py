@@ -1,0 +1,217 @@
+"""From the files of a run to the page, with the real tables, the real index and the real evaluation."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image, ImageDraw
+
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_json, write_text
+from sda_core.errors import ArtifactError
+from sda_core.evaluation import compare_variants, score_positions, summarise
+from sda_core.image_store import STATUSES, ImageRow, coverage_path, shard_path, write_shard
+from sda_core.index import build_index, neighbor_lists
+from sda_core.params import Params, load_params
+from sda_core.report import collect, example_items, render
+from sda_core.report.collect import read_curve, spread_items, thumbnail
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_USERS, NUM_ITEMS = 60, 30
+
+
+def png(colour: int) -> bytes:
+    image = Image.new("RGB", (300, 200), (8 * colour % 256, 60, 120))
+    ImageDraw.Draw(image).rectangle((20 + colour, 20, 200, 150), fill=(200, 8 * colour % 256, 40))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    whole = load_params(ROOT / "params.yaml").model_dump(mode="json")
+    whole["variants"] = ["id", "zero_shot", "sda"]
+    whole["recommenders"] = ["pop", "sasrec"]
+    whole["report"] |= {"num_example_items": 3, "num_neighbors": 4, "cutoff": 10}
+    whole["evaluate"] |= {"cutoffs": [5, 10], "bootstrap_samples": 100, "protocol": "fullrank"}
+    whole["build_index"] |= {"factory": "Flat", "nprobe": None, "ef_search": None}
+    return Params.model_validate_json(json.dumps(whole))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Workspace:
+    """The files of a small finished run; only its numbers are made up."""
+    workspace = Workspace(tmp_path_factory.mktemp("run"))
+    random = np.random.default_rng(0)
+    rows = []
+    for user in range(1, NUM_USERS + 1):
+        items = (
+            random.choice(NUM_ITEMS, size=6, replace=False, p=np.arange(NUM_ITEMS, 0, -1) / np.arange(NUM_ITEMS, 0, -1).sum()) + 1
+        )
+        rows += [
+            (user, int(item), 1000 + n, 5.0, "train" if n < 4 else "valid" if n < 5 else "test") for n, item in enumerate(items)
+        ]
+    rows.append((1, NUM_ITEMS, 900, 5.0, "train"))
+    interactions = pl.DataFrame(rows, schema=dict(INTERACTIONS.columns), orient="row")
+    INTERACTIONS.write(interactions, workspace.interactions)
+    ITEMS.write(
+        pl.DataFrame(
+            {
+                "item_id": range(1, NUM_ITEMS + 1),
+                "raw_item_id": [f"B{n:09d}" for n in range(1, NUM_ITEMS + 1)],
+                "title": [f"Item <b>{n}</b>" for n in range(1, NUM_ITEMS + 1)],
+                **dict.fromkeys(["brand", "price", "description"], ""),
+                "categories": [["a"]] * NUM_ITEMS,
+                "features": [[""]] * NUM_ITEMS,
+                "image_references": [["x"]] * NUM_ITEMS,
+                "has_metadata": True,
+            },
+            schema=dict(ITEMS.columns),
+        ),
+        workspace.items,
+    )
+    write_json(workspace.statistics, {"rows_read": 361, "num_users": NUM_USERS, "num_items": NUM_ITEMS, "num_interactions": 361})
+    pictures = [
+        ImageRow(n, f"B{n:09d}", "ok", png(n), 300, 200) if n % 5 else ImageRow(n, f"B{n:09d}", "missing_url", None, None, None)
+        for n in range(1, NUM_ITEMS + 1)
+    ]
+    write_shard(shard_path(workspace.images, 0), pictures, [""] * NUM_ITEMS)
+    counts = {f"num_{status}": sum(row.status == status for row in pictures) for status in STATUSES}
+    write_json(coverage_path(workspace.images), {"num_items": NUM_ITEMS, "share_ok": 0.8, **counts})
+    for number, variant in enumerate(params.variants):
+        if variant != "id":
+            build_index(random.normal(size=(NUM_ITEMS, 8)), params.build_index, workspace.index(variant))
+        for recommender in params.recommenders:
+            test = interactions.filter(pl.col("split") == "test")
+            better = random.integers(0, 25 - 6 * number, NUM_USERS) if recommender != "pop" else np.arange(NUM_USERS) % 20
+            placed = test.select("user_id", pl.col("item_id").alias("target_item_id")).with_columns(
+                pl.Series("num_better", better), pl.lit(0).alias("num_tied"), pl.lit(26).alias("candidates")
+            )
+            positions = score_positions(placed, "pessimistic")
+            POSITIONS.write(positions, workspace.positions(variant, recommender))
+            write_json(workspace.metrics(variant, recommender), summarise(positions, interactions, params.evaluate))
+            history = "epoch\tloss\tvalid_ndcg@10\n" + ("1\t2.5\t\n2\t2.0\t0.05\n3\t1.9\t0.06\n" if recommender != "pop" else "")
+            write_text(workspace.recommender(variant, recommender) / "history.tsv", history)
+    write_text(workspace.adapter("sda") / "loss.tsv", "step\tloss\tlearning_rate\n5\t3.0\t0.1\n10\t2.0\t0.1\n")
+    return workspace
+
+
+def page(workspace: Workspace, params: Params) -> str:
+    """What the report stage does."""
+    positions = {(v, r): POSITIONS.read(workspace.positions(v, r)) for r in params.recommenders for v in params.variants}
+    interactions = INTERACTIONS.read(workspace.interactions)
+    comparisons = compare_variants(positions, ["zero_shot", "id"], interactions, params.evaluate, params.report.cutoff)
+    folders = {variant: workspace.index(variant) for variant in params.variants if variant != "id"}
+    neighbors = neighbor_lists(folders, example_items(workspace, params.report), params.report.num_neighbors)
+    return render(collect(workspace, params, comparisons, neighbors, commit=None, seconds={}))
+
+
+def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> None:
+    html = page(finished, params)
+    assert html == page(finished, params)
+    assert html.count("<article") == 3
+    assert html.count('<ol class="neighbors">') == 6
+    assert html.count("Simulated shop.") == 1
+    assert "Item &lt;b&gt;" in html
+    assert html.count(">any</th>") == 1  # popularity looks at no vectors: one row for all variants
+    assert 'id="cost"' not in html
+    assert html.count("<figure>") == 3  # a ladder, a validation chart, an adapter's loss
+
+
+def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:
+    positions = {(v, "sasrec"): POSITIONS.read(finished.positions(v, "sasrec")) for v in params.variants}
+    comparisons = compare_variants(positions, ["zero_shot", "id"], INTERACTIONS.read(finished.interactions), params.evaluate, 10)
+    data = collect(finished, params, comparisons, {}, commit="abc", seconds={"filter": 2.0})
+    found = {(result.recommender, result.variant): result for result in data.results}
+    assert set(found) == {("pop", "any"), ("sasrec", "id"), ("sasrec", "zero_shot"), ("sasrec", "sda")}
+    metrics = json.loads(finished.metrics("sda", "sasrec").read_text(encoding="utf-8"))
+    result = found["sasrec", "sda"]
+    assert (result.ndcg.value, result.ndcg.low, result.ndcg.high) == tuple(
+        metrics[f"ndcg@10{end}"] for end in ("", "_low", "_high")
+    )
+    assert result.num_users == NUM_USERS
+    assert [change.baseline for change in result.changes] == ["zero_shot", "id"]
+    zero_shot = found["sasrec", "zero_shot"]
+    assert result.changes[0].difference == pytest.approx(result.ndcg.value - zero_shot.ndcg.value)
+    assert [change.baseline for change in zero_shot.changes] == ["id"]
+    assert found["sasrec", "id"].changes == ()
+    assert data.validation_charts[0].curves[0].points == ((2.0, 0.05), (3.0, 0.06))  # epoch 1 was not evaluated
+    assert data.adapter_charts[0].curves[0].points == ((5.0, 3.0), (10.0, 2.0))
+    assert data.examples == ()
+    assert (data.commit, data.is_simulation, dict(data.seconds)) == ("abc", True, {"filter": 2.0})
+
+
+def test_examples_have_pictures_and_spread_over_popularity(finished: Workspace, params: Params) -> None:
+    chosen = example_items(finished, params.report)
+    train = INTERACTIONS.read(finished.interactions).filter(pl.col("split") == "train")
+    counts = np.bincount(train["item_id"].to_numpy(), minlength=NUM_ITEMS + 1)
+    assert len(chosen) == 3
+    assert all(item % 5 for item in chosen)  # every fifth has no picture
+    assert counts[chosen[0]] == max(counts[n] for n in range(1, NUM_ITEMS + 1) if n % 5)
+    assert counts[chosen[0]] > counts[chosen[1]] > counts[chosen[2]]
+
+
+def test_spread_items_by_hand() -> None:
+    counts = {1: 5, 2: 9, 3: 1, 4: 5, 5: 0}
+    assert spread_items(counts, 5) == [2, 1, 4, 3, 5]
+    assert spread_items(counts, 2) == [2, 5]
+    assert spread_items(counts, 1) == [2]
+    assert spread_items(counts, 99) == [2, 1, 4, 3, 5]
+    assert spread_items({}, 3) == []
+
+
+def test_thumbnails_are_small_and_equal() -> None:
+    first, second = thumbnail(png(3)), thumbnail(png(3))
+    assert first == second
+    assert first.media_type == "image/jpeg"
+    with Image.open(io.BytesIO(first.data)) as opened:
+        assert opened.size == (128, 85)
+
+
+def test_curves_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="missing"):
+        read_curve(tmp_path / "absent.tsv", "loss")
+    path = tmp_path / "curve.tsv"
+    path.write_text("epoch\tloss\n", encoding="utf-8")
+    assert read_curve(path, "loss") == ()
+    with pytest.raises(ArtifactError, match=r"no column valid.*epoch, loss"):
+        read_curve(path, "valid")
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="no table"):
+        read_curve(path, "loss")
+    path.write_text("epoch\tvalid_ndcg_10\n1\tNone\n2\tnan\n3\t0.5\n", encoding="utf-8")
+    assert read_curve(path, "valid") == ((3.0, 0.5),)
+
+
+def test_missing_files_are_one_line(finished: Workspace, params: Params) -> None:
+    with pytest.raises(ArtifactError, match="statistics"):
+        collect(Workspace(finished.root / "nowhere"), params, [], {}, commit=None, seconds={})
+    incomplete = params.model_copy(update={"report": params.report.model_copy(update={"cutoff": 20})})
+    with pytest.raises(ArtifactError, match=r"no hit@20"):
+        collect(finished, incomplete, [], {}, commit=None, seconds={})
+    with pytest.raises(ArtifactError, match="no item 31"):
+        collect(finished, params, [], {"sda": {1: [(31, 0.5)]}}, commit=None, seconds={})
+
+
+@pytest.mark.parametrize("preset", ["beauty", "movies", "gift_cards", "demo"])
+def test_every_data_set_and_backbone_can_be_described(preset: str, params: Params) -> None:
+    from ruamel.yaml import YAML
+
+    from sda_core.params import parse_params
+    from sda_core.report.collect import describe_backbone, describe_dataset, describe_tail, describe_variants
+
+    yaml, whole = YAML(typ="safe", pure=True), params.model_dump(mode="json")
+    folder = ROOT / "conf"
+    whole |= yaml.load((folder / "dataset" / f"{preset}.yaml").read_text(encoding="utf-8"))
+    whole["backbone"] = yaml.load((folder / "backbone" / "qwen2_5_vl_7b.yaml").read_text(encoding="utf-8"))
+    chosen = parse_params(whole, preset)
+    texts = [describe_dataset(chosen.dataset), describe_backbone(chosen.backbone), describe_backbone(params.backbone)]
+    texts += [describe_tail(params.evaluate.tail.model_copy(update={"definition": d})) for d in ("train_lt_k", "pareto", "paper")]
+    texts += [variant.description for variant in describe_variants(chosen)]
+    assert len(set(texts)) == len(texts)
+    assert all(texts)

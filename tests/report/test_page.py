@@ -1,0 +1,282 @@
+"""The page: self-contained, harmless, equal twice, and true to its data."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import itertools
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from sda_core.report import ReportData, render
+from sda_core.report.model import Change
+from sda_core.report.page import change_cell, duration, p_text
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+SVG_EMPTY = {"line", "circle", "rect", "polygon", "polyline"}
+
+
+class Outline(HTMLParser):
+    """Tags, attributes and text of a page; fails where tags are not nested."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in SVG_EMPTY | VOID
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def without_pictures(html: str) -> str:
+    return re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "data:", html)
+
+
+def visible(html: str) -> str:
+    outline = Outline(html)
+    return " ".join(" ".join(text for tag, text in outline.texts if tag not in ("style", "title")).replace("\u00a0", " ").split())
+
+
+def test_equal_bytes_twice(page_data: ReportData) -> None:
+    assert render(page_data) == render(dataclasses.replace(page_data))
+
+
+def test_it_asks_nobody_for_anything(page_data: ReportData) -> None:
+    html = without_pictures(render(page_data))
+    for word in ("http:", "https:", "//", "@import", "url(", "<link", "<iframe", "<object", "<embed", "srcset", "javascript:"):
+        assert word not in html.lower(), word
+    outline = Outline(html)
+    for tag, attributes in outline.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "action", "data", "poster"):
+                assert value is not None
+                assert value.startswith(("data:", "#")), (tag, name, value)
+    assert not outline.named("script")
+
+
+def test_policy_allows_just_the_inline_style_and_data_pictures(page_data: ReportData) -> None:
+    html = render(page_data)
+    policy = next(meta["content"] for meta in Outline(html).named("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert style is not None
+    assert policy is not None
+    digest = base64.b64encode(hashlib.sha256(style.group(1).encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules == {
+        "default-src": "'none'",
+        "style-src": f"'sha256-{digest}'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert not [attributes for _, attributes in Outline(html).tags if "style" in attributes]  # the policy would drop them
+
+
+def test_texts_from_the_data_are_text(page_data: ReportData) -> None:
+    html = render(page_data)
+    assert "<script" not in html.lower()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    outline = Outline(html)
+    assert {attributes.get("src", "")[:11] for attributes in outline.named("img")} == {"data:image/"}  # type: ignore[index]
+    shown = [text.strip() for _, text in outline.texts if "alert(1)" in text]
+    assert len(shown) >= 4  # title, heading, set-up, example
+    assert page_data.title in shown
+    assert page_data.title in {attributes["alt"] for attributes in outline.named("img")}
+
+
+def test_names_of_variants_and_recommenders_are_escaped_in_charts_and_tables(page_data: ReportData) -> None:
+    nasty = '"><script>alert(3)</script>'
+    results = tuple(dataclasses.replace(r, variant=nasty + r.variant, recommender=nasty) for r in page_data.results)
+    charts = tuple(
+        dataclasses.replace(chart, title=nasty, curves=tuple(dataclasses.replace(c, label=nasty + c.label) for c in chart.curves))
+        for chart in page_data.validation_charts
+    )
+    html = render(dataclasses.replace(page_data, results=results, validation_charts=charts, tail_definition=nasty, ties=nasty))
+    assert "<script" not in html.lower()
+    assert not Outline(html).named("script")
+
+
+def test_headings_landmarks_and_tables(page_data: ReportData) -> None:
+    outline = Outline(render(page_data))
+    assert outline.named("html")[0]["lang"] == "en"
+    assert len(outline.named("h1")) == 1
+    assert len(outline.named("main")) == 1
+    levels = [int(tag[1]) for tag, _ in outline.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))  # no level is skipped
+    assert all("scope" in attributes for attributes in outline.named("th"))
+    assert all(attributes.get("alt") for attributes in outline.named("img"))
+    assert all("aria-label" in a or a.get("aria-hidden") == "true" for a in outline.named("svg"))
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for link in outline.named("a"):
+        assert str(link["href"]).removeprefix("#") in ids
+    for _, attributes in outline.tags:
+        for name in ("aria-labelledby", "aria-describedby"):
+            if name in attributes:
+                assert attributes[name] in ids
+    for attributes in (a for tag, a in outline.tags if a.get("class") == "scroll"):
+        assert attributes.get("tabindex") == "0"  # what scrolls can be reached with the keyboard
+        assert attributes.get("aria-label")
+
+
+def test_numbers_are_on_the_page(page_data: ReportData) -> None:
+    text = visible(render(page_data))
+    for expected in (
+        "Simulated shop.", "The backbone has random weights.", "1,200 test users, 90 of them with a tail target",
+        "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610", "12,345", "96.7 %",
+        "commit unknown", "1 min 13 s", "1.5 s", "1 of 3 shared",
+        "Difference +0.0010 to +0.0030 (95 % interval)", "0.900", "(no title)", "no picture", "clearly higher",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+def rows_of(html: str) -> dict[str, str]:
+    """Rows of the result table by their header; a later recommender's row replaces an earlier one of the same variant."""
+    table = re.search(r'<table class="results".*?</table>', html, re.DOTALL)
+    assert table is not None
+    return {
+        m.group(1): m.group(2) for m in re.finditer(r'<tr>\s*<th scope="row">(.*?)</th>(.*?)</tr>', table.group(0), re.DOTALL)
+    }
+
+
+def test_the_best_of_a_column_is_marked_within_its_recommender(page_data: ReportData) -> None:
+    rows = rows_of(render(page_data))
+    assert rows["sda"].count('class="best"') == 2  # hit and tail ndcg
+    assert rows["id"].count('class="best"') == 1  # ndcg
+    assert rows["zero_shot"].count('class="best"') == 0
+    assert rows["any"].count('class="best"') == 0  # one row has nothing to be better than
+
+
+def test_zero_shot_is_the_first_baseline(page_data: ReportData) -> None:
+    """In the data the id comparison comes first."""
+    html = render(page_data)
+    assert html.index("NDCG<br>vs zero_shot") < html.index("NDCG<br>vs id")
+
+
+def test_without_tail(page_data: ReportData) -> None:
+    results = tuple(dataclasses.replace(r, tail_ndcg=None, tail_changes=(), tail_num_users=0) for r in page_data.results)
+    text = visible(render(dataclasses.replace(page_data, results=results)))
+    assert "No tail items." in text
+    assert "Tail NDCG@10" not in text
+    assert "with a tail target" not in text
+    assert "No tail items." not in visible(render(page_data))
+
+
+def test_real_data_has_no_simulation_banner(page_data: ReportData) -> None:
+    text = visible(render(dataclasses.replace(page_data, is_simulation=False, notes=(), commit="abc123")))
+    assert "Simulated" not in text
+    assert "commit abc123" in text
+
+
+def test_an_almost_empty_run(page_data: ReportData) -> None:
+    bare = dataclasses.replace(
+        page_data,
+        results=(),
+        validation_charts=(),
+        adapter_charts=(),
+        examples=(),
+        seconds={},
+        statistics={},
+        image_coverage={},
+        set_up=(),
+    )
+    html = render(bare)
+    text = visible(html)
+    assert "Nothing was evaluated." in text
+    for link in Outline(html).named("a"):
+        assert f'id="{str(link["href"])[1:]}"' in html
+    assert "Neighbours" not in text
+
+
+def test_shared_neighbours_are_marked_with_more_than_a_frame(page_data: ReportData) -> None:
+    html = render(page_data)
+    assert html.count('<li class="shared">') == 1
+    assert html.count(", shared</span>") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "arrow", "kind", "amount"),
+    [
+        (Change("id", 0.01, 0.1234, 0.001, 0.02, 0.01), "▲", "up", "+12.3\u00a0%"),
+        (Change("id", -0.01, -0.1234, -0.02, -0.001, 0.01), "▼", "down", "−12.3\u00a0%"),
+        (Change("id", 0.01, 0.1234, -0.001, 0.02, 0.2), "▲", "same", "+12.3\u00a0%"),
+        (Change("id", 0.01, 0.1234, None, None, None), "▲", "same", "+12.3\u00a0%"),
+        (Change("id", 0.0, 0.0, 0.0, 0.0, 1.0), "=", "same", "+0.0\u00a0%"),
+        (Change("id", 0.01, None, 0.001, 0.02, 0.01), "▲", "up", "+0.0100"),
+    ],
+)
+def test_changes_are_coloured_only_where_they_are_clear(change: Change, arrow: str, kind: str, amount: str) -> None:
+    cell = change_cell(change)
+    assert (cell.arrow, cell.kind, cell.amount) == (arrow, kind, amount)
+
+
+def test_small_texts() -> None:
+    assert [duration(seconds) for seconds in (0.04, 59.9, 60, 3599.6, 7265)] == [
+        "0.0 s",
+        "59.9 s",
+        "1 min 0 s",
+        "1 h 0 min",
+        "2 h 1 min",
+    ]
+    assert [p_text(p).replace("\u00a0", " ") for p in (None, 0.0002, 0.001, 0.5)] == ["", "p < 0.001", "p = 0.001", "p = 0.500"]
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2.1 contrast ratio of two ``#rrggbb`` colours."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_reach_aa_in_light_dark_and_print(page_data: ReportData) -> None:
+    style = re.search(r"<style>(.*?)</style>", render(page_data), re.DOTALL)
+    assert style is not None
+    palettes = [
+        dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", style.group(1), re.DOTALL)
+    ]
+    assert len(palettes) == 3
+    for colours in palettes:
+        for name in ("text", "muted", "accent", "up", "down"):
+            for ground in ("page", "card"):
+                assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        for name in ("text", "muted", "up"):
+            assert contrast(colours[name], colours["best"]) >= 4.5, name
+        assert contrast(colours["warn-text"], colours["warn-page"]) >= 4.5
+        for number in range(8):
+            assert contrast(colours[f"s{number}"], colours["card"]) >= 3.0, number
+
+
+def test_the_page_needs_no_torch() -> None:
+    program = "import sys, sda_core.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

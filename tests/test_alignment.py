@@ -1,0 +1,387 @@
+"""The adapter's training loop: it learns, it repeats itself to the bit, and it comes back from a kill."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sda_core.adapters import build, modality
+from sda_core.alignment import StepRecord, batch_rows, learning_rate, train_adapter
+from sda_core.checkpoint import load_checkpoint
+from sda_core.errors import TrainingError
+from sda_core.items import ItemBatch, ItemSource
+from sda_core.params import AdapterParams, LossParams, TrainingParams
+
+CPU = torch.device("cpu")
+MODA = AdapterParams(r=4, lora_alpha=8.0, lora_dropout=0.1, num_experts=2, expert_rank="split", gate="modality", modality_dim=4)
+LORA = MODA.model_copy(update={"num_experts": 1, "gate": "uniform"})
+LOSS = LossParams(
+    variant="paper",
+    teacher="mean",
+    temperature=0.1,
+    teacher_temperature=None,
+    learn_temperature=True,
+    detach_teacher=True,
+    normalize=True,
+)
+TRAINING = TrainingParams(
+    seed=3,
+    num_steps=12,
+    batch_size=6,
+    learning_rate=0.01,
+    weight_decay=0.01,
+    warmup_steps=3,
+    max_grad_norm=1.0,
+    gradient_checkpointing=False,
+    checkpoint_every=5,
+    log_every=4,
+)
+
+
+class Encoder:
+    """A real, small encoder: a frozen two-layer network on 8 x 8 grey pictures or on letter counts."""
+
+    def __init__(self, delay_seconds: float = 0.0) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 16)).requires_grad_(False)
+        self.delay_seconds = delay_seconds
+
+    def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
+        assert prompt == "A picture."
+        time.sleep(self.delay_seconds)
+        return {
+            "x": torch.stack([torch.from_numpy(np.array(image.convert("L").resize((8, 8)))).flatten() / 255 for image in images])
+        }
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {
+            "x": torch.stack([torch.bincount(torch.tensor([ord(c) % 64 for c in text]), minlength=64).float() for text in texts])
+        }
+
+    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        return model(inputs["x"])
+
+
+class Pictures:
+    """Pictures in memory; item 7 has none."""
+
+    def get(self, item_id: int) -> bytes | None:
+        if item_id == 7:
+            return None
+        import io
+
+        buffer = io.BytesIO()
+        noise = np.random.default_rng(item_id).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def status(self, item_id: int) -> str:
+        return "missing_url" if item_id == 7 else "ok"
+
+
+def items(num_items: int = 20, missing_image: Any = "text_only") -> ItemSource:
+    texts = [f"item {'abcdefghij'[i % 10] * (i + 1)} of brand {i * 7919}" for i in range(num_items)]
+    return ItemSource(np.arange(1, num_items + 1), texts, "A picture.", "hash", Pictures(), missing_image)
+
+
+def run(
+    folder: Path, training: TrainingParams = TRAINING, loss: LossParams = LOSS, adapter: AdapterParams = MODA, **options: Any
+) -> tuple[nn.Module, list[StepRecord]]:
+    encoder = options.get("encoder", Encoder())
+    model = build(encoder.model, adapter, ["image", "text"], "0|2", 2, seed=1)
+    curve = train_adapter(encoder, model, options.get("source", items()), training, loss, folder / "checkpoint", "inputs", CPU)
+    return model, curve
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if ".moda_" in name}
+
+
+def changed(section: Any, **changes: Any) -> Any:
+    return type(section)(**{**section.model_dump(), **changes})
+
+
+def assert_bit_equal(first: nn.Module, second: nn.Module) -> None:
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def assert_same_checkpoint(first: Path, second: Path) -> None:
+    """Same tensors (optimizer included) and state; the bytes of safetensors' metadata have no fixed order."""
+    (one, state), (two, other) = (load_checkpoint(path, "inputs") for path in (first, second))  # type: ignore[misc]
+    assert state == other
+    assert one.keys() == two.keys()
+    assert any(name.startswith("optimizer.") for name in one)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# --------------------------------------------------------------------------------------------------- learning
+def test_it_learns_and_leaves_the_base_alone(tmp_path: Path) -> None:
+    untouched = Encoder().model.state_dict()
+    model, curve = run(
+        tmp_path, changed(TRAINING, num_steps=150, log_every=10, warmup_steps=10), changed(LOSS, learn_temperature=False)
+    )
+    assert [record.step for record in curve] == [*range(0, 150, 10), 149]
+    assert np.mean([record.loss for record in curve[-3:]]) < 0.5 * curve[0].loss
+    assert all(np.isfinite([record.loss, record.grad_norm]).all() for record in curve)
+    assert {record.temperature for record in curve} == {0.1}
+    state = {name.replace(".base_layer", ""): value for name, value in model.base_model.model.state_dict().items()}  # type: ignore[union-attr]
+    assert all(torch.equal(state[name], value) for name, value in untouched.items())
+    assert not model.training
+
+
+def test_two_runs_are_one(tmp_path: Path) -> None:
+    first, one = run(tmp_path / "a")
+    torch.manual_seed(99)
+    second, two = run(tmp_path / "b")
+    assert one == two
+    assert_bit_equal(first, second)
+    assert_same_checkpoint(tmp_path / "a" / "checkpoint", tmp_path / "b" / "checkpoint")
+    third, _ = run(tmp_path / "c", changed(TRAINING, seed=4))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(third).values(), strict=True))
+
+
+def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
+    """One backward call on one graph, by hand."""
+    from sda_core import losses
+    from sda_core.alignment import _backward, _Batch, _trained_parameters
+
+    encoder, source = Encoder(), items()
+    model = build(encoder.model, changed(MODA, lora_dropout=0.0), ["image", "text"], "0|2", 2, seed=1)
+    for parameter in weights(model).values():
+        nn.init.normal_(parameter, std=0.3)
+    criterion = losses.build(LOSS)
+    batch = source.batch(np.arange(6))
+    images = [image for image in batch.images if image is not None]
+    inputs = _Batch(batch.item_ids, encoder.image_inputs(images, source.image_prompt), encoder.text_inputs(batch.texts))
+    trained = _trained_parameters(model, criterion)
+    moved = {"image": False, "text": False}
+    value = _backward(encoder, model, criterion, inputs, trained, moved)
+    got = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
+    assert moved == {"image": True, "text": True}
+    for parameter in trained.values():
+        parameter.grad = None
+    with modality(model, "image"):
+        image_BD = encoder.encode(model, inputs.image_inputs)
+    with modality(model, "text"):
+        text_BD = encoder.encode(model, inputs.text_inputs)
+    whole = criterion(image_BD, text_BD)
+    whole.backward()
+    assert value == pytest.approx(whole.item(), abs=1e-6)
+    assert len(got) == 2 * 4 + 1
+    for name, parameter in trained.items():
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- resuming
+def test_a_run_that_was_cut_ends_as_if_it_was_not(tmp_path: Path) -> None:
+    whole, curve = run(tmp_path / "whole")
+
+    class Stop(BaseException):
+        pass
+
+    class Stopping(Encoder):
+        calls = 0
+
+        def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+            Stopping.calls += 1
+            if Stopping.calls == 2 * 7 + 1:  # in step 7
+                raise Stop
+            return super().encode(model, inputs)
+
+    with pytest.raises(Stop):
+        run(tmp_path / "cut", encoder=Stopping())
+    loaded = load_checkpoint(tmp_path / "cut" / "checkpoint", "inputs")
+    assert loaded is not None
+    assert loaded[1]["curve"][-1]["step"] == 4
+    resumed, resumed_curve = run(tmp_path / "cut")
+    assert resumed_curve == curve
+    assert_bit_equal(resumed, whole)
+    again, again_curve = run(tmp_path / "cut")  # nothing is left to do
+    assert again_curve == curve
+    assert_bit_equal(again, whole)
+
+
+def test_a_checkpoint_of_other_inputs_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path)
+    encoder = Encoder()
+    model = build(encoder.model, MODA, ["image", "text"], "0|2", 2, seed=1)
+    with caplog.at_level(logging.INFO):
+        train_adapter(encoder, model, items(), TRAINING, LOSS, tmp_path / "checkpoint", "other inputs", CPU)
+    assert "belongs to other inputs; beginning anew" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):  # the same fingerprint, but another adapter
+        run(tmp_path, adapter=LORA)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run(tmp_path)
+    assert "beginning anew" in caplog.text
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import importlib.util
+spec = importlib.util.spec_from_file_location("alignment_helpers", sys.argv[1])
+helpers = importlib.util.module_from_spec(spec)
+sys.modules["alignment_helpers"] = helpers
+spec.loader.exec_module(helpers)
+import torch
+torch.set_num_threads(1)
+helpers.run(Path(sys.argv[2]), encoder=helpers.Encoder(delay_seconds=float(sys.argv[3])))
+"""
+
+
+def test_sigkill_and_again(tmp_path: Path, repository: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    checkpoint = tmp_path / "killed" / "checkpoint"
+    whole, curve = run(tmp_path / "whole")
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).resolve()), str(tmp_path / "killed")]
+    process = subprocess.Popen([*command, "0.3"], cwd=repository, env=environment)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    loaded = load_checkpoint(checkpoint, "inputs")
+    assert loaded is not None
+    assert loaded[1]["curve"][-1]["step"] < 11
+    resumed, resumed_curve = run(tmp_path / "killed")
+    torch.set_num_threads(threads)
+    assert resumed_curve == curve
+    assert_bit_equal(resumed, whole)
+    assert_same_checkpoint(checkpoint, tmp_path / "whole" / "checkpoint")
+
+
+# ------------------------------------------------------------------------------------------- parts and options
+def test_learning_rate_rises_and_stays() -> None:
+    assert [learning_rate(step, TRAINING) for step in range(5)] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01, 0.01])
+    assert learning_rate(0, changed(TRAINING, warmup_steps=0)) == 0.01
+
+
+def test_an_epoch_shows_every_item_once_and_batches_are_full() -> None:
+    rows = np.array([1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377])
+    batches = [batch_rows(rows, step, TRAINING) for step in range(4)]
+    assert all(len(batch) == 6 for batch in batches)
+    for epoch in (batches[:2], batches[2:]):
+        shown = np.concatenate(epoch)
+        assert len(set(shown)) == 12
+        assert set(shown) <= set(rows)
+    assert not np.array_equal(np.concatenate(batches[:2]), np.concatenate(batches[2:]))
+
+
+@pytest.mark.parametrize(("missing_image", "shown"), [("text_only", False), ("placeholder", True)])
+def test_items_without_a_picture(tmp_path: Path, missing_image: str, shown: bool) -> None:
+    seen: set[int] = set()
+
+    class Watching(ItemSource):
+        def batch(self, rows: np.ndarray) -> ItemBatch:
+            seen.update(self.item_ids[rows].tolist())
+            return super().batch(rows)
+
+    plain = items(missing_image=missing_image)
+    source = Watching(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", Pictures(), missing_image)  # type: ignore[arg-type]
+    run(tmp_path, source=source)
+    assert (7 in seen) == shown
+    assert len(seen) >= 18
+
+
+def test_too_few_items(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"batch_size: is 20, but only 19 items show a picture; reduce it"):
+        run(tmp_path, changed(TRAINING, batch_size=20))
+
+
+def test_nothing_to_train(tmp_path: Path) -> None:
+    encoder = Encoder()
+    with pytest.raises(TrainingError, match="no parameter of the model is trainable"):
+        train_adapter(encoder, encoder.model, items(), TRAINING, LOSS, tmp_path / "checkpoint", "inputs", CPU)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_items(tmp_path: Path) -> None:
+    class Broken(Encoder):
+        calls = 0
+
+        def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+            Broken.calls += 1
+            return super().encode(model, inputs) * (torch.nan if Broken.calls == 2 * 3 + 2 else 1.0)
+
+    expected = ", ".join(str(i) for i in items().item_ids[batch_rows(np.flatnonzero(items().shows_image), 3, TRAINING)])
+    with pytest.raises(TrainingError, match=rf"train_adapter, step 3: loss nan .* \(items {expected}\)"):
+        run(tmp_path, encoder=Broken())
+
+
+def test_no_steps(tmp_path: Path) -> None:
+    model, curve = run(tmp_path, changed(TRAINING, num_steps=0))
+    assert curve == []
+    assert not any(parameter.any() for name, parameter in weights(model).items() if "moda_B" in name)
+
+
+def test_plain_lora_trains_too(tmp_path: Path) -> None:
+    model, curve = run(tmp_path, adapter=LORA, loss=changed(LOSS, teacher="none"))
+    assert len(curve) == 4
+    assert any(parameter.any() for name, parameter in weights(model).items() if "moda_B" in name)
+
+
+def test_gradient_checkpointing_needs_a_model_that_has_it(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"gradient_checkpointing: is true, but a .* has no such switch"):
+        run(tmp_path, changed(TRAINING, gradient_checkpointing=True))
+
+
+def test_runs_that_changed_nothing_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Deaf(Encoder):
+        def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+            vectors = super().encode(model, inputs)
+            return vectors.detach() if float(inputs["x"].max()) > 1 else vectors  # letter counts exceed 1, grey values do not
+
+    run(tmp_path / "deaf", encoder=Deaf())
+    assert "no gradient ever came from the text pass" in caplog.text
+    assert "image pass" not in caplog.text
+    assert "still zero" not in caplog.text
+    caplog.clear()
+
+    class Cut(Encoder):
+        def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+            return super().encode(model, inputs).detach()
+
+    run(tmp_path / "cut", encoder=Cut())
+    assert "the adapter is still zero" in caplog.text
+    assert "image pass" in caplog.text
+    caplog.clear()
+    run(tmp_path / "good")
+    assert caplog.text == ""
+
+
+def test_weight_decay_spares_gate_and_temperature(tmp_path: Path) -> None:
+    """With no gradient worth speaking of, only what decays moves."""
+    training = changed(TRAINING, num_steps=3, weight_decay=0.5, learning_rate=1e-3)
+    encoder = Encoder()
+    start = weights(build(Encoder().model, MODA, ["image", "text"], "0|2", 2, seed=1))
+
+    class Cut(Encoder):
+        def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+            return super().encode(model, inputs) * 1e-30
+
+    model, _ = run(tmp_path, training, changed(LOSS, normalize=False, learn_temperature=False), encoder=Cut())
+    assert encoder is not None
+    for name, value in weights(model).items():
+        if "moda_gate" in name or "moda_embedding" in name:
+            assert torch.equal(value, start[name]), name
+        elif "moda_A" in name:
+            assert value.norm() < start[name].norm(), name
