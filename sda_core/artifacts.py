@@ -189,7 +189,7 @@ INTERACTIONS = Table(
         "rating": pl.Float32,
         "split": pl.String,  # train, valid, test
     },
-)  # sorted by user_id, then time; rows of one time keep the raw file's order
+)  # sorted by user_id, then time (to the millisecond where the edition has it), then the raw file's order
 
 ITEMS = Table(
     "items",
@@ -328,6 +328,12 @@ def read_vectors(path: Path, column: str = "embedding") -> np.ndarray | None:
     dtype = frame.schema[column]
     if not (isinstance(dtype, pl.Array) and dtype.inner == pl.Float32):
         raise ArtifactError(str(path), f"column {column!r} should be fixed_size_list<float32> (got {dtype})")
+    if frame[column].null_count():
+        raise ArtifactError(
+            str(path),
+            f"column {column!r} has no vector for {frame[column].null_count()} items",
+            "read 'embedding', or use placeholders",
+        )
     rows = frame[column].to_numpy()
     if not np.isfinite(rows).all():
         raise ArtifactError(str(path), f"column {column!r} holds values that are not finite")

@@ -2,8 +2,8 @@
 
 * The index is named by FAISS's own factory string (``Flat``, ``HNSW32``, ``IVF256,Flat``, ``IVF256,SQ8``, ...).
 * Inner product of unit vectors, so scores are cosines; vectors are scaled to unit length on their way in.
-* **Built on one thread.**  HNSW links depend on the order in which threads add; on one thread two builds give equal
-  bytes.  k-means and PQ training are seeded inside FAISS.
+* **Built on one thread.**  In FAISS before 1.15 HNSW links depend on the order in which threads add (faiss issues 983
+  and 2548); on one thread two builds give equal bytes under every version.  k-means and PQ training are seeded inside FAISS.
 * Recall is measured on items as queries, the item itself left out of both lists (it would be found for free), and by
   true similarity: a neighbour as near as the k-th true one is right, whichever of equal vectors it is.
 * An item's place in the index is no identity: ``ids.parquet`` says which item it is, and its hash stands in
@@ -17,7 +17,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,15 +155,15 @@ def _recall(index: faiss.Index, vectors_ID: Vectors, params: IndexParams) -> tup
 
 
 def build_index(
-    vectors_ID: npt.NDArray[np.floating], params: IndexParams, folder: Path, item_ids: npt.ArrayLike | None = None
+    vectors_ID: npt.NDArray[np.floating], item_ids: npt.ArrayLike | None, params: IndexParams, folder: Path
 ) -> dict[str, Any]:
     """Build, measure and write an index.
 
     Args:
         vectors_ID: one vector an item, any length; a copy scaled to unit length is indexed.
+        item_ids: (I,) the item of each row; None where the rows are the whole catalogue, items 1..I in order.
         params: factory string, search settings, how recall is measured and its floor.
         folder: receives ``items.faiss``, ``ids.parquet`` and ``index.json``.
-        item_ids: (I,) the item of each row; None where the rows are the whole catalogue, items 1..I in order.
 
     Returns:
         What stands in ``index.json``: factory, metric, d, ntotal, search settings, FAISS version, hash of the ids,
@@ -271,6 +271,11 @@ class ItemIndex:
         kept = ((items[0] != item_id) & (items[0] > 0)).nonzero()[0][:k]
         return items[0, kept], scores[0, kept]
 
+    def neighbor_lists(self, item_ids: Iterable[int], k: int) -> dict[int, list[tuple[int, float]]]:
+        """:meth:`neighbors` of several items, as pairs of item id and cosine; raises as it does."""
+        found = {item_id: self.neighbors(item_id, k) for item_id in item_ids}
+        return {item_id: list(zip(ids.tolist(), scores.tolist(), strict=True)) for item_id, (ids, scores) in found.items()}
+
 
 def load_index(folder: Path) -> ItemIndex:
     """Open an index that :func:`build_index` wrote.
@@ -306,24 +311,3 @@ def search(folder: Path, queries_QD: npt.NDArray[np.floating], k: int) -> tuple[
 def neighbors(folder: Path, item_id: int, k: int) -> tuple[Ids, Vectors]:
     """The ``k`` items nearest to an item in the index of ``folder``; see :meth:`ItemIndex.neighbors`."""
     return load_index(folder).neighbors(item_id, k)
-
-
-def neighbor_lists(folders: Mapping[str, Path], item_ids: Sequence[int], k: int) -> dict[str, dict[int, list[tuple[int, float]]]]:
-    """The ``k`` items nearest to each of some items, under several indexes.
-
-    Args:
-        folders: of the indexes, by variant.
-        item_ids: whose neighbours are asked for.
-        k: how many.
-
-    Returns:
-        By variant, by item: pairs of item id and cosine, nearest first.
-    """
-    lists: dict[str, dict[int, list[tuple[int, float]]]] = {}
-    for variant, folder in folders.items():
-        opened = load_index(folder)
-        lists[variant] = {}
-        for item_id in item_ids:
-            found, scores = opened.neighbors(item_id, k)
-            lists[variant][item_id] = [(int(near), float(score)) for near, score in zip(found, scores, strict=True)]
-    return lists

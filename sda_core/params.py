@@ -441,6 +441,11 @@ class Params(Section):
             raise ValueError(f"report.cutoff: {self.report.cutoff} is not among evaluate.cutoffs {list(self.evaluate.cutoffs)}")
         return self
 
+    @property
+    def variants_with_vectors(self) -> tuple[str, ...]:
+        """The variants that have item vectors, in their order: all but ``id``."""
+        return tuple(variant for variant in self.variants if variant != "id")
+
     def is_trained(self, variant: str) -> bool:
         """Whether a variant has an adapter of its own; ``zero_shot`` and ``id`` have none.
 

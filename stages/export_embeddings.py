@@ -41,10 +41,8 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
         described = embeddings.embedding_metadata(
             backbone.info, section, source.prompt_hash, fingerprint(adapter) if adapter else "", backbone.dim, fused.shape[1]
         )
-        embeddings.write_embeddings(
-            target, items["item_id"].to_numpy(), items["raw_item_id"].to_list(), embedded.image_ID, embedded.text_ID, fused, described,
-            embedded.has_image,
-        )  # fmt: skip
+        raw_ids, image_ID, text_ID = items["raw_item_id"].to_list(), embedded.image_ID, embedded.text_ID
+        embeddings.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused, described, embedded.has_image)
         shutil.rmtree(scratch, ignore_errors=True)
         run.counts = {"variant": variant, "items": len(items), "width": fused.shape[1]}
 

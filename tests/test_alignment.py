@@ -385,3 +385,38 @@ def test_weight_decay_spares_gate_and_temperature(tmp_path: Path) -> None:
             assert torch.equal(value, start[name]), name
         elif "moda_A" in name:
             assert value.norm() < start[name].norm(), name
+
+
+def test_a_real_backbone_with_and_without_gradient_checkpointing(tmp_path: Path) -> None:
+    """A Qwen2.5-VL architecture, pictures and words through its own inputs; recomputing changes nothing but time."""
+    from sda_core import backbones
+    from sda_core.params import TinyQwen25VL
+
+    tiny = TinyQwen25VL(
+        kind="tiny_qwen2_5_vl",
+        seed=0,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        vision_hidden_size=32,
+        vision_depth=1,
+        min_pixels=784,
+        max_pixels=784,
+        max_text_tokens=96,
+        pooling="mean",
+    )
+    training = changed(TRAINING, num_steps=4, batch_size=4)
+    found = []
+    for on in (False, True):
+        backbone = backbones.build(tiny, CPU)
+        model = build(backbone.model, MODA, ["image", "text"], backbone.adapter_pattern, backbone.num_adapter_layers, seed=1)
+        chosen = changed(training, gradient_checkpointing=on)
+        curve = train_adapter(backbone, model, items(), chosen, LOSS, tmp_path / f"checkpoint-{on}", "inputs", CPU)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        found.append((weights(model), curve))
+    (plain, curve), (recomputed, recomputed_curve) = found
+    assert [record.loss for record in recomputed_curve] == pytest.approx([record.loss for record in curve], rel=1e-5)
+    assert len(plain) == 2 * 7 * 4
+    for name, value in plain.items():
+        torch.testing.assert_close(recomputed[name], value, rtol=1e-4, atol=1e-6)
+        assert value.any(), name

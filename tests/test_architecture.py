@@ -91,6 +91,18 @@ def room(name: str) -> str:
     return "stages" if parts[0] == "stages" else (parts[1] if len(parts) > 1 else "")
 
 
+@cache
+def top_level_imports(path: Path) -> frozenset[str]:
+    """What importing a package runs, without the imports inside its functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
+
+
 def test_every_room_has_a_level() -> None:
     assert {room(name) for name in modules()} - {""} <= set(LEVELS)
 
@@ -141,9 +153,10 @@ def needed_modules(entry: str) -> set[str]:
         if name in seen or name in KERNEL:
             continue
         seen.add(name)
-        # importing a.b.c runs a/__init__ and a/b/__init__ as well
+        # importing a.b.c runs the top level of a/__init__ and a/b/__init__ as well
         parents = [".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)]
-        todo += [n for n in (*parents, *(resolve(i) for i in imports(modules()[name]))) if n in modules()]
+        runs = top_level_imports if modules()[name].name == "__init__.py" else imports
+        todo += [n for n in (*parents, *(resolve(i) for i in runs(modules()[name]))) if n in modules()]
     return seen
 
 
@@ -178,12 +191,9 @@ def test_params_used_by_a_stage_are_tracked(stage_name: str) -> None:
     stage = pipeline()[stage_name]
     entry = re.search(r"-m (stages\.\w+)", stage["cmd"])
     assert entry is not None
-    used = set(re.findall(r"run\.params\.(\w+)", modules()[entry[1]].read_text(encoding="utf-8"))) - {"runtime"}
+    used = set(re.findall(r"run\.params\.(\w+)", modules()[entry[1]].read_text(encoding="utf-8"))) & set(params_module.Params.model_fields)
+    used -= {"runtime"}
     tracked = {str(param).split(".")[0] for param in stage["params"]}
-    if stage_name == "export_base":
-        used.discard("train_adapter")  # there to tell a trained variant from the backbone; no value of it is used
-    if stage_name == "export_embeddings":
-        used.discard("train_adapter")  # the same; what the adapter is stands in its folder, which is a dep
     assert used <= tracked, f"dvc.yaml: {stage_name}: params miss {sorted(used - tracked)}"
 
 

@@ -25,12 +25,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from sda_core import adapters
 from sda_core.artifacts import EMBEDDINGS, read_vectors
 from sda_core.backbones import build
 from sda_core.embeddings import EmbeddedItems, embed_items, embedding_metadata, fuse, write_embeddings, write_ids_only
 from sda_core.errors import ConfigError, DataError
 from sda_core.items import ItemSource
-from sda_core.params import ExportParams, TinyQwen25VL
+from sda_core.params import AdapterParams, ExportParams, TinyQwen25VL
+from sda_core.seed import derive
 
 MissingImage = Literal["placeholder", "text_only"]
 CPU = torch.device("cpu")
@@ -189,6 +191,38 @@ def test_modality_is_set_around_its_passes(backbone, tmp_path):
         hook.remove()
     assert active == []
     assert {("image", True), ("text", False)} == set(seen)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21, transformers 5.23
+def test_adapted_model_in_its_modality_and_merged(embedded, tmp_path):
+    fresh = build(TinyQwen25VL(**TINY), CPU)
+    params = AdapterParams(
+        r=4, lora_alpha=8.0, lora_dropout=0.1, num_experts=2, expert_rank="split", gate="modality", modality_dim=8
+    )
+    adapted = adapters.build(fresh.model, params, ["image", "text"], fresh.adapter_pattern, fresh.num_adapter_layers, seed=1)
+
+    def run(name: str, context) -> EmbeddedItems:
+        return embed_items(fresh, adapted, shop(30), export_params(), tmp_path / name, "f", CPU, context)
+
+    @contextmanager
+    def merged(modality: str):
+        adapters.merge_modality(adapted, modality)
+        try:
+            yield
+        finally:
+            adapters.unmerge_modality(adapted)
+
+    assert_close(run("untrained", lambda name: adapters.modality(adapted, name)), embedded)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if weight.requires_grad:
+                weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(derive(0, name)))
+    trained = run("trained", lambda name: adapters.modality(adapted, name))
+    assert np.abs(trained.text_ID - embedded.text_ID).max() > 0.01
+    assert np.abs(trained.image_ID - embedded.image_ID).max() > 0.01
+    assert_close(run("merged", merged), trained, tolerance=1e-4)
+    swapped = run("swapped", lambda name: adapters.modality(adapted, {"image": "text", "text": "image"}[name]))
+    assert np.abs(swapped.text_ID - trained.text_ID).max() > 1e-3, "the gate looks at the modality"
 
 
 def test_model_is_put_into_evaluation_mode(backbone, embedded, tmp_path):

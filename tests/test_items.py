@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sda_core.errors import ArtifactError
+from sda_core.image_store import ImageRow, ImageStore, coverage_path, shard_path, write_shard
 from sda_core.items import ItemSource, placeholder_image
 
 MissingImage = Literal["placeholder", "text_only"]
@@ -94,6 +95,22 @@ def test_pictures_are_read_when_asked_for():
     assert store.reads == []
     source.images(np.array([1]))
     assert store.reads == [2]
+
+
+def test_the_stored_pictures(tmp_path):
+    rows = [
+        ImageRow(place, f"B{place}", "ok" if place != 2 else "http_404", encoded("red") if place != 2 else None, 20, 20)
+        for place in (1, 2, 3)
+    ]
+    write_shard(shard_path(tmp_path, 0), rows, ["a", "b", "c"])
+    coverage_path(tmp_path).write_text("{}")
+    source = ItemSource(np.arange(1, 4), ["a", "b", "c"], "p", "h", ImageStore(tmp_path), "text_only")
+    assert source.has_image.tolist() == [True, False, True]
+    first, second, third = source.images(np.arange(3))
+    assert second is None
+    assert first is not None
+    assert third is not None
+    assert first.getpixel((0, 0)) == third.getpixel((5, 5)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("damaged", [b"", b"no picture", encoded("red")[:40], encoded("red", kind="JPEG", side=200)[:300]])

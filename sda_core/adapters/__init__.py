@@ -15,21 +15,17 @@ Adapters take any ``nn.Module``; nothing here knows which model it adapts.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from sda_core.adapters.loading import load, save, without_rename_warning
 from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, modality
-from sda_core.artifacts import replace_directory
-from sda_core.errors import ArtifactError, SDAError, TrainingError
+from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
 from sda_core.seed import derive
 
@@ -107,56 +103,10 @@ def build(
     )
     with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU, whatever the model is on
         torch.manual_seed(derive(seed, "adapter", "init"))
-        with _without_rename_warning():
+        with without_rename_warning():
             peft_model = get_peft_model(model, config)
     assert isinstance(peft_model, PeftModel)
     return peft_model
-
-
-def save(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as PEFT does: ``adapter_config.json`` and ``adapter_model.safetensors``, the folder whole.
-
-    PEFT's model card is left out (it is an empty form), and so is its look on the hub for a resized vocabulary.
-    """
-    with replace_directory(folder) as temporary:
-        model.save_pretrained(str(temporary), save_embedding_layers=False)
-        (temporary / "README.md").unlink(missing_ok=True)
-
-
-def load(model: nn.Module, folder: Path) -> PeftModel:
-    """Put a saved adapter on its base model, frozen, in evaluation mode; ``PeftModel.from_pretrained`` with checks.
-
-    Args:
-        model: the base model; its layers are replaced in place.
-        folder: as written by :func:`save` or by PEFT.
-
-    Raises:
-        ArtifactError: a file is missing or damaged, or the adapter was made for another model.
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():  # PEFT would take the folder for a name on the hub
-            raise ArtifactError(str(folder / name), "is missing", "run `dvc repro train_adapter`, or give an adapter's folder")
-    try:
-        with _without_rename_warning():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, str(folder))
-    except SDAError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SafetensorError, UserWarning) as error:
-        first_line = str(error).strip().split("\n", 1)[0]
-        raise ArtifactError(
-            str(folder),
-            f"adapter cannot be put on this {type(model).__name__} ({type(error).__name__}: {first_line})",
-            "train it again with `dvc repro train_adapter`, or name the backbone it was made for",
-        ) from None
-
-
-@contextmanager
-def _without_rename_warning() -> Iterator[None]:
-    """PEFT 0.21 asks transformers 5.23 for a property under its former name; that is between the two of them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        yield
 
 
 def _summary(names: Sequence[str] | dict[str, nn.Module]) -> str:

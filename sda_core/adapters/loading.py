@@ -1,9 +1,10 @@
-"""A saved adapter around its base model, or the base model alone, with one way to pass a modality."""
+"""An adapter on disk: written, and put around its base model again; or the base model alone, seen the same way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from peft import PeftModel
@@ -11,33 +12,59 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sda_core.adapters.moda import modality
-from sda_core.errors import ArtifactError
+from sda_core.errors import ArtifactError, SDAError
 
 ModalityContext = Callable[[str], AbstractContextManager[object]]
 
 
+def save(model: PeftModel, folder: Path) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT does.
+
+    PEFT's model card is left out (it is an empty form), and so is its look on the hub for a resized vocabulary.
+
+    Args:
+        model: with one adapter or several; those that are not named ``default`` go into sub-folders.
+        folder: is made where it does not exist.
+    """
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
 def load(model: nn.Module, folder: Path | None) -> tuple[nn.Module, ModalityContext]:
-    """Put a saved adapter into a base model.
+    """Put a saved adapter into a base model, frozen.
 
     Args:
         model: the base model; its layers are replaced in place.
-        folder: what ``PeftModel.save_pretrained`` wrote; None for the base model as it is.
+        folder: what :func:`save` or PEFT wrote; None for the base model as it is.
 
     Returns:
         The model in evaluation mode, and what to enter around a pass of a modality (nothing, without an adapter).
 
     Raises:
-        ArtifactError: the folder is missing, damaged, or does not fit the model.
+        ArtifactError: a file is missing or damaged, or the adapter does not fit the model.
     """
     if folder is None:
         return model.eval(), lambda name: nullcontext(name)
     advice = "run `dvc repro` to train it anew"
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
+        if not (folder / name).is_file():  # PEFT would take the folder for a name on the hub
             raise ArtifactError(str(folder / name), "adapter is missing", advice)
     try:
-        adapted = PeftModel.from_pretrained(model, folder)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(str(folder), f"is no adapter for this backbone ({error})", advice) from None
-    adapted.eval()
-    return adapted, lambda name: modality(adapted, name)
+        with without_rename_warning():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except SDAError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, SafetensorError, UserWarning) as error:
+        first_line = str(error).strip().split("\n", 1)[0]
+        problem = f"adapter cannot be put on this {type(model).__name__} ({type(error).__name__}: {first_line})"
+        raise ArtifactError(str(folder), problem, f"{advice}, or name the backbone it was made for") from None
+    return adapted.eval(), lambda name: modality(adapted, name)
+
+
+@contextmanager
+def without_rename_warning() -> Iterator[None]:
+    """PEFT 0.21 asks transformers 5.23 for a property under its former name; that is between the two of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield

@@ -1,9 +1,22 @@
 """From raw review files to tables: download, readers, filter, split, pictures, prompts, and the built-in shop.
 
-Nothing here imports torch.  Only what scripts of others use is exported, so that importing one module of the package
-does not bring (and make a stage depend on) all the others: ``from sda_core.data.amazon import read_reviews``.
+Nothing here imports torch.  What scripts of others use is exported, and imported when it is asked for, so that using one
+module of the package does not bring (and make a stage depend on) another: ``from sda_core.data.amazon import read_reviews``.
 """
 
-from sda_core.data.kcore import k_core
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sda_core.data.kcore import k_core
 
 __all__ = ["k_core"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "k_core":
+        from sda_core.data.kcore import k_core
+
+        return k_core
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,41 +15,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Annotated, Any, Literal, assert_never
+from typing import Any, Literal, assert_never
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from sda_core.artifacts import read_json, write_json
+from sda_core.artifacts import write_json
 from sda_core.data.folders import kept_folder, remove
+from sda_core.data.manifest import NAME_PATTERN, RawFile, Role, check, manifest_file, manifest_path, read_manifest
 from sda_core.data.transfer import RefusedError, copy_file, discard_part, fetch_file, part_path, shown
 from sda_core.data.web import new_client, reason, run
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.fingerprint import sha256_file
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
 
+__all__ = ["check", "download", "manifest_file"]
+
 _log = logging.getLogger(__name__)
 
-Role = Literal["reviews", "metadata", "images"]
-
-_MANIFEST = "manifest.json"
-_NAME = r"^[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]*$"
 _OWN_SUFFIXES = (".part", ".part.json", ".entry.json")
-
-
-class RawFile(BaseModel):
-    """One entry of the manifest."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    role: Role
-    name: Annotated[str, Field(pattern=_NAME, max_length=255)]
-    source: str  # as written in params.yaml, without a password
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    etag: str | None
 
 
 @dataclass(frozen=True)
@@ -92,65 +78,13 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
         return _finish(files, raw)
 
 
-def manifest_file(raw: Path, role: Role) -> Path:
-    """The raw file of one role, present and of the recorded size (:func:`check` compares the contents as well).
-
-    Raises:
-        ArtifactError: there is no manifest, no such role, or the file is missing or of another size.
-    """
-    for entry in _read_manifest(raw):
-        if entry.role == role:
-            _check_size(raw, entry)
-            return raw / entry.name
-    raise ArtifactError(str(raw / _MANIFEST), f"names no {role} file", "run `dvc repro download`")
-
-
-def check(raw: Path) -> None:
-    """Compare every raw file with the manifest: presence, size, sha256.
-
-    Raises:
-        ArtifactError: at the first file that differs.
-    """
-    for entry in _read_manifest(raw):
-        _check_size(raw, entry)
-        digest = sha256_file(raw / entry.name)
-        if digest != entry.sha256:
-            raise ArtifactError(
-                str(raw / entry.name),
-                f"sha256 is {digest} (the manifest says {entry.sha256})",
-                "delete it and run `dvc repro download`",
-            )
-
-
 # ----------------------------------------------------------------------------------------------- manifest
-def _read_manifest(raw: Path) -> list[RawFile]:
-    path = raw / _MANIFEST
-    data = read_json(path, "manifest of raw files")
-    try:
-        return [RawFile.model_validate(entry) for entry in data["files"]]
-    except (ValidationError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            str(path), f"is no manifest ({reason(error)[:200]})", "delete it and run `dvc repro download`"
-        ) from None
-
-
-def _check_size(raw: Path, entry: RawFile) -> None:
-    path = raw / entry.name
-    if not path.is_file():
-        raise ArtifactError(str(path), "raw file is missing", "run `dvc repro download`")
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise ArtifactError(
-            str(path), f"has {size} bytes (the manifest says {entry.bytes})", "delete it and run `dvc repro download`"
-        )
-
-
 def _known_entries(raw: Path) -> list[RawFile]:
     """Files that an earlier run finished, whether or not it lived to write the manifest."""
     entries: list[RawFile] = []
-    if (raw / _MANIFEST).exists():
+    if (manifest_path(raw)).exists():
         try:
-            entries += _read_manifest(raw)
+            entries += read_manifest(raw)
         except ArtifactError as error:
             _log.warning("%s", error)
     for path in sorted(raw.glob("*.entry.json")):
@@ -165,11 +99,11 @@ def _finish(files: list[RawFile], raw: Path) -> dict[str, Any]:
     """Remove what does not belong here, then write the manifest."""
     manifest: dict[str, Any] = {"files": [file.model_dump(mode="json") for file in files]}
     entries = {f"{file.name}.entry.json" for file in files}
-    keep = {file.name for file in files} | entries | {_MANIFEST}
+    keep = {file.name for file in files} | entries | {manifest_path(raw).name}
     for path in sorted(raw.iterdir()):
         if path.name not in keep:
             remove(path)
-    write_json(raw / _MANIFEST, manifest)
+    write_json(manifest_path(raw), manifest)
     for name in entries:
         (raw / name).unlink(missing_ok=True)
     return manifest
@@ -184,7 +118,7 @@ def _simulate(dataset: DemoDataset, raw: Path) -> list[RawFile]:
     remove(folder)
     folder.mkdir()
     write_shop(dataset, folder)
-    (raw / _MANIFEST).unlink(missing_ok=True)
+    (manifest_path(raw)).unlink(missing_ok=True)
     files: list[RawFile] = []
     roles: tuple[Role, Role, Role] = ("reviews", "metadata", "images")
     for role, name in zip(roles, file_names(dataset), strict=True):
@@ -211,7 +145,7 @@ async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, 
     for entry in kept.values():  # so that they are still known when the manifest is gone and this run is killed
         write_json(raw / f"{entry.name}.entry.json", entry.model_dump(mode="json"))
     if len(kept) < len(wanted):
-        (raw / _MANIFEST).unlink(missing_ok=True)
+        (manifest_path(raw)).unlink(missing_ok=True)
     async with new_client(params.timeout_seconds, num_connections=2) as client:
         return [kept.get(file.role) or await _fetch_first(client, file, params, raw, root) for file in wanted]
 
@@ -233,8 +167,8 @@ def _name(source: str) -> str:
         name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
     else:
         name = PureWindowsPath(source).name if os.name == "nt" else source.rstrip("/").rsplit("/", 1)[-1]
-    reserved = name == _MANIFEST or name.endswith(_OWN_SUFFIXES)
-    return name if re.fullmatch(_NAME, name) and len(name.encode()) <= 200 and not reserved else ""
+    reserved = name == manifest_path(Path()).name or name.endswith(_OWN_SUFFIXES)
+    return name if re.fullmatch(NAME_PATTERN, name) and len(name.encode()) <= 200 and not reserved else ""
 
 
 def _local_path(source: str, root: Path) -> Path:

@@ -16,18 +16,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from sda_core.evaluation.groups import catalogue_size
-from sda_core.params import EvaluateParams
 from sda_core.seed import generator
 
 _log = logging.getLogger(__name__)
 
+Protocol = Literal["fullrank", "uni100", "pop100"]
 Ids = npt.NDArray[np.int32]
 NUM_NEGATIVES = 100
 
@@ -61,12 +61,13 @@ def _draw(urn: Ids, own: Ids, num: int, random: np.random.Generator) -> Ids:
     return np.sort(np.concatenate([np.asarray(taken, dtype=np.int32), rest.astype(np.int32)]))
 
 
-def candidates(interactions: pl.DataFrame, params: EvaluateParams) -> Ids | None:
+def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int) -> Ids | None:
     """The negatives that each test user's target is placed among.
 
     Args:
+        protocol: see the module.
         interactions: the whole table, all splits.
-        params: the protocol (see the module) and ``negatives_seed``.
+        seed: ``evaluate.negatives_seed``.
 
     Returns:
         None for ``fullrank`` (all items).  Else (U, 100) int32: row i holds the distinct item ids of user
@@ -77,7 +78,7 @@ def candidates(interactions: pl.DataFrame, params: EvaluateParams) -> Ids | None
         DataError: there are no interactions.
     """
     num_items = catalogue_size(interactions)
-    match params.protocol:
+    match protocol:
         case "fullrank":
             return None
         case "uni100":
@@ -86,7 +87,7 @@ def candidates(interactions: pl.DataFrame, params: EvaluateParams) -> Ids | None
             train = interactions.filter(pl.col("split") == "train")
             urn = np.sort(train["item_id"].to_numpy()).astype(np.int32)  # one ball an interaction; sorted: row order is nothing
         case _:
-            assert_never(params.protocol)
+            assert_never(protocol)
     users = evaluated_users(interactions)
     histories = interactions.filter(pl.col("user_id").is_in(users.tolist())).sort("user_id", "item_id")
     owner, item = histories["user_id"].to_numpy(), histories["item_id"].to_numpy().astype(np.int32)
@@ -98,7 +99,7 @@ def candidates(interactions: pl.DataFrame, params: EvaluateParams) -> Ids | None
                 urn,
                 item[begin[row] : end[row]],
                 NUM_NEGATIVES,
-                generator(params.negatives_seed, "candidates", params.protocol, user),
+                generator(seed, "candidates", protocol, user),
             )
             table[row, : len(drawn)] = drawn
     short = int((table[:, -1] == 0).sum()) if len(table) else 0
@@ -106,9 +107,9 @@ def candidates(interactions: pl.DataFrame, params: EvaluateParams) -> Ids | None
         fewest = int((table > 0).sum(axis=1).min())
         _log.warning(
             "%s: the catalogue is too small to give %d of %d users %d negatives each; the fewest are %d",
-            params.protocol, short, len(users), NUM_NEGATIVES, fewest,
+            protocol, short, len(users), NUM_NEGATIVES, fewest,
         )  # fmt: skip
-    _log.info("%s: negatives of %d users, sha256 %s", params.protocol, len(users), candidates_hash(table))
+    _log.info("%s: negatives of %d users, sha256 %s", protocol, len(users), candidates_hash(table))
     return table
 
 

@@ -11,6 +11,8 @@ Choices made here:
   hidden size an item instead of D times D/2.
 * The inner width is D/2, but never less than the smaller of D and the hidden size: narrow vectors (a PCA to 64) would
   be squeezed below both ends otherwise.  At the paper's widths the two rules agree.
+* Dropout falls on the embeddings themselves, with one mask an item and step: as an input, a target and a negative it is
+  the same item with the same entries missing.  Output weights are most of a model's parameters; without it they overfit.
 """
 
 from __future__ import annotations
@@ -74,13 +76,14 @@ class ItemEncoder(nn.Module):
         item_vectors: ``(I + 1, D)`` or None.
         representation: ``content`` (projected vectors only) or ``id+content`` (their sum with a learned table);
             without vectors it is always the learned table.
+        dropout: of the embeddings, in training.
     """
 
     vectors_ID: Tensor  # noqa: N815 (dimension suffix)
 
-    def __init__(self, num_items: int, hidden_size: int, item_vectors: np.ndarray | None, representation: str) -> None:
+    def __init__(self, num_items: int, hidden_size: int, item_vectors: np.ndarray | None, representation: str, dropout: float) -> None:
         super().__init__()
-        self.num_items = num_items
+        self.dropout = dropout
         self.ids: nn.Embedding | None = None
         self.projector: Projector | None = None
         if item_vectors is None or representation == "id+content":
@@ -93,17 +96,19 @@ class ItemEncoder(nn.Module):
             self.projector = Projector(item_vectors.shape[1], hidden_size, INITIAL_STD)
 
     def forward(self, item_ids_n: Tensor) -> Tensor:
-        """Embeddings ``(n, hidden)`` of item ids ``(n,)``; the row of padding means nothing and must be masked."""
-        if self.projector is None:
-            assert self.ids is not None
-            return self.ids(item_ids_n)
-        embedding = self.projector(self.vectors_ID[item_ids_n])
-        return embedding if self.ids is None else embedding + self.ids(item_ids_n)
+        """Embeddings ``(n, hidden)`` of distinct item ids ``(n,)``; the row of padding means nothing and must be masked."""
+        return self._embed(item_ids_n)
 
     def table(self) -> Tensor:
         """Embeddings of all items by id, ``(I + 1, hidden)``."""
-        if self.projector is None:
-            assert self.ids is not None
-            return self.ids.weight
-        embedding = self.projector(self.vectors_ID)
-        return embedding if self.ids is None else embedding + self.ids.weight
+        return self._embed(None)
+
+    def _embed(self, item_ids_n: Tensor | None) -> Tensor:
+        embedding: Tensor | None = None
+        if self.projector is not None:
+            embedding = self.projector(self.vectors_ID if item_ids_n is None else self.vectors_ID[item_ids_n])
+        if self.ids is not None:
+            learned = self.ids.weight if item_ids_n is None else self.ids(item_ids_n)
+            embedding = learned if embedding is None else embedding + learned
+        assert embedding is not None
+        return F.dropout(embedding, self.dropout, self.training)

@@ -43,7 +43,7 @@ class SequentialRecommender(TrainedRecommender):
         self.fit_params = params
         self.sequence_params = params
         self.is_causal = causal
-        self.items = ItemEncoder(num_items, params.hidden_size, item_vectors, params.representation)
+        self.items = ItemEncoder(num_items, params.hidden_size, item_vectors, params.representation, params.dropout)
         self.transformer = Transformer(
             max_length=params.max_length,
             hidden_size=params.hidden_size,

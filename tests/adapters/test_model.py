@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sda_core.adapters import (
@@ -94,11 +94,10 @@ def test_further_ways_to_load(make_stack: Make, tmp_path: Path, low_cpu_mem_usag
 
 
 def test_load_says_what_is_wrong(make_stack: Make, tmp_path: Path) -> None:
-    model = make_stack()
-    with pytest.raises(ArtifactError, match=r"adapter_config\.json: is missing"):
+    model = make_stack().eval()
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json: adapter is missing"):
         load(bare(model), tmp_path)
     save(model, tmp_path / "adapter")
-    assert_equal(outputs(load(bare(model), tmp_path / "adapter")), outputs(model.eval()))
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-20])
@@ -110,6 +109,28 @@ def test_load_says_what_is_wrong(make_stack: Make, tmp_path: Path) -> None:
     wider = nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 3)})
     with pytest.raises(ArtifactError, match="cannot be put on this ModuleDict"):
         load(wider, tmp_path / "adapter")
+    tensors = load_file(weights)
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("0.up.moda_A")}, weights)
+    with pytest.raises(ArtifactError, match=r"Found missing adapter keys"):
+        load(bare(model), tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace('"r": 8', '"r": 7'), encoding="utf-8")
+    with pytest.raises(ConfigError, match="7 cannot be split among 4 experts"):
+        load(bare(model), tmp_path / "adapter")
+
+
+def test_load_gives_the_model_and_its_context(make_stack: Make, tmp_path: Path) -> None:
+    model = make_stack().eval()
+    save(model, tmp_path)
+    loaded, context = load(bare(model), tmp_path)
+    assert not loaded.training
+    for name, expected in outputs(model).items():
+        with context(name):
+            assert torch.equal(loaded(batch()), expected)
+    base = bare(model)
+    plain, context = load(base, None)
+    with context("image"):
+        assert torch.equal(plain(batch()), base(batch()))
 
 
 # --------------------------------------------------------------------------------------------------- merge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,26 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import tokenizers
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from sda_core.backbones import build, save_backbone
-from sda_core.backbones.qwen2_5_vl import ADAPTER_PATTERN, IMAGE_TOKEN, Qwen25VLBackbone, _byte_tokenizer, _pool
+from sda_core.backbones.qwen2_5_vl import (
+    ADAPTER_PATTERN,
+    IMAGE_TOKEN,
+    SPECIAL_TOKENS,
+    Qwen25VLBackbone,
+    _byte_tokenizer,
+    _pool,
+    _tiny_config,
+)
 from sda_core.errors import ConfigError
 
 # peft 0.21 asks a transformers 5.23 model for an attribute that transformers deprecates
@@ -178,6 +190,43 @@ def test_sequences_equal_the_rendered_template(tiny, noise_picture):
         assert kept_ids(inputs, row) == tokenizer(rendered)["input_ids"]
 
 
+@pytest.fixture(scope="module")
+def with_merges(tiny, tiny_params):
+    """A backbone whose tokenizer merges bytes into words, as those of trained checkpoints do."""
+    bytes_only = _byte_tokenizer()
+    trained = tokenizers.Tokenizer.from_str(bytes_only.backend_tokenizer.to_str())
+    corpus = ["the theory of tea: isn't 100 cups a lot?  the end\n", "user assistant system the tea pot 2024 été"] * 20
+    trained.train_from_iterator(
+        corpus, BpeTrainer(vocab_size=400, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False)
+    )
+    description = json.loads(trained.to_str())["model"]
+    specials = set(SPECIAL_TOKENS)
+    words = [word for word in sorted(description["vocab"], key=description["vocab"].__getitem__) if word not in specials]
+    merges: Any = [tuple(pair) for pair in description["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab={word: place for place, word in enumerate(words)}, merges=merges, eos_token="<|im_end|>")
+    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    tokenizer.chat_template = bytes_only.chat_template
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(_tiny_config(tiny_params(), tokenizer))
+    return Qwen25VLBackbone(model, tokenizer, tiny._image_processor, tiny.info)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+@example(text="the tea isn't 100 cups, the end")
+def test_words_are_split_as_in_one_piece(with_merges, text):
+    text = text.strip()
+    tokenizer = with_merges._tokenizer
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False)
+    assert kept_ids(with_merges.text_inputs([text]), 0) == tokenizer(rendered)["input_ids"]
+
+
+def test_merges_are_used(with_merges):
+    text = "the tea isn't 100 cups"
+    before, after = with_merges._text_frame
+    assert len(kept_ids(with_merges.text_inputs([text]), 0)) - len(before) - len(after) < len(text) - 5
+
+
 def test_padding_is_on_the_left(tiny):
     inputs = tiny.text_inputs(["short", "a good deal longer than short"])
     mask = inputs["attention_mask"]
@@ -199,6 +248,14 @@ def test_positions_equal_the_models_own(tiny, noise_picture):
     )
     assert torch.equal(inputs["position_ids"], expected)
     assert tiny.model.model.rope_deltas is None, "no state is left in the model"
+
+
+def test_words_count_from_zero(tiny):
+    inputs = tiny.text_inputs(["tea", "a tea pot of cast iron"])
+    for row, mask in enumerate(inputs["attention_mask"].bool()):
+        assert inputs["position_ids"][0, row][mask].tolist() == list(range(int(mask.sum())))
+        assert not inputs["position_ids"][0, row][~mask].any()
+    assert (inputs["position_ids"] == inputs["position_ids"][:1]).all()
 
 
 def test_encoding_equals_the_models_own_forward(tiny, noise_picture):

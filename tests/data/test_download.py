@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sda_core.data import download as module
-from sda_core.data.download import check, download, manifest_file
+from sda_core.data.download import download
 from sda_core.data.folders import folder_lock
+from sda_core.data.manifest import check, manifest_file
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
 
@@ -665,7 +665,3 @@ def test_gift_cards(tmp_path: Path) -> None:
     check(raw)
     with gzip.open(manifest_file(raw, "reviews")) as stream:
         assert sum(1 for _ in stream) == 2972
-
-
-def test_roles_are_spelled_once() -> None:
-    assert set(module.RawFile.model_fields) == {"role", "name", "source", "bytes", "sha256", "etag"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -167,12 +168,14 @@ def test_no_items(tmp_path: Path) -> None:
 def test_best_reference_first(server: Any, tmp_path: Path) -> None:
     good, better = server.put("/good.png", picture(1)), server.put("/better.png", picture(2))
     gone, junk = server.url("/gone.png"), server.put("/junk.png", b"junk")
-    table = items_table([[better, good], [gone, junk, "", good], [gone, junk], ["not an address", gone], ["http://[::bad/x.png"]])
+    table = items_table(
+        [[better, good], [gone, junk, "", good], [gone, junk], ["not an address", gone], ["http://[::bad/x.png"], [junk, gone]]
+    )
     fetch_images(table, tmp_path, None, settings(), tmp_path / "images")
     store = ImageStore(tmp_path / "images")
     assert np.array_equal(pixels(store.get(1)), pixels(picture(2)))
     assert np.array_equal(pixels(store.get(2)), pixels(picture(1)))
-    assert [store.status(item_id) for item_id in (3, 4, 5)] == ["corrupt", "http_404", "missing_url"]
+    assert [store.status(item_id) for item_id in (3, 4, 5, 6)] == ["corrupt", "http_404", "missing_url", "corrupt"]
 
 
 # ---------------------------------------------------------------------------------------- faults of servers
@@ -359,11 +362,15 @@ def test_path_tricks(tmp_path: Path, source: str) -> None:
     assert coverage["num_missing_file"] == coverage["num_items"] == len(TRICKS)
 
 
-@pytest.mark.parametrize("raw_id", ["../secret", "a/b", "nul\0", "", "..", "/secret", "x" * 300])
+@pytest.mark.parametrize("raw_id", ["../secret", "../../secret", "a/b", "nul\0", "", "..", "{absolute}", "x" * 300])
 def test_tricks_in_ids(tmp_path: Path, raw_id: str) -> None:
-    (tmp_path / "secret.png").write_bytes(picture())
-    (tmp_path / "local" / "images").mkdir(parents=True)
-    fetch_images(items_table([None], [raw_id]), tmp_path, tmp_path / "local", settings(), tmp_path / "images")
+    folder = tmp_path / "local"
+    (folder / "images" / "a").mkdir(parents=True)
+    for path in (tmp_path / "secret.png", folder / "secret.png", folder / "images" / "a" / "b.png"):
+        path.write_bytes(picture())
+    fetch_images(
+        items_table([None], [raw_id.format(absolute=tmp_path / "secret")]), tmp_path, folder, settings(), tmp_path / "images"
+    )
     assert statuses(tmp_path / "images") == ["missing_url"]
 
 
@@ -542,6 +549,24 @@ def test_killed_and_run_again(
     assert contents(out) == contents(tmp_path / "undisturbed")
     most = 2 * 10 + 1 + num_kills * 5  # every picture once, and what the killed runs had under way
     assert sum(server.count().values()) <= most
+
+
+def test_a_full_disk_leaves_no_sign_of_a_whole_folder(shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "images"
+    fetch_images(items_table(shop), tmp_path, None, settings(), tmp_path / "undisturbed")
+    fetch_images(items_table(shop), tmp_path, None, settings(max_side=32), out)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_shard", full)
+        with pytest.raises(DownloadError, match="No space left"):
+            fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    with pytest.raises(ArtifactError, match="not all fetched"):
+        ImageStore(out)
+    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    assert contents(out) == contents(tmp_path / "undisturbed")
 
 
 def test_killed_while_shards_make_way(shop: list[str], server: Any, tmp_path: Path) -> None:

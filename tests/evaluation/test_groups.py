@@ -18,9 +18,9 @@ def tail_params(definition: str = "train_lt_k", max_count: int = 4, share: float
 
 
 def shop_with(counts: dict[int, int], held_out: dict[int, int] | None = None) -> pl.DataFrame:
-    """Interactions with the given training counts an item, and the given numbers of test rows."""
+    """Interactions with the given training counts an item, and the given numbers of validation and test rows."""
     rows = [(item, "train") for item, count in counts.items() for _ in range(count)]
-    rows += [(item, "test") for item, count in (held_out or {}).items() for _ in range(count)]
+    rows += [(item, "test" if turn % 2 else "valid") for item, count in (held_out or {}).items() for turn in range(count)]
     return pl.DataFrame(
         {"user_id": range(1, len(rows) + 1), "item_id": [row[0] for row in rows], "split": [row[1] for row in rows]},
         schema={"user_id": pl.Int32, "item_id": pl.Int32, "split": pl.String},

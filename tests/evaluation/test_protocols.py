@@ -9,16 +9,6 @@ import polars as pl
 import pytest
 
 from sda_core.evaluation import candidates, candidates_hash, evaluated_users
-from sda_core.params import EvaluateParams
-
-
-def drawn_by(protocol: str, seed: int) -> EvaluateParams:
-    return EvaluateParams.model_validate(
-        {
-            "protocol": protocol, "cutoffs": (10,), "ties": "mean", "tail": {"definition": "paper", "max_count": 4, "share": 0.8},
-            "negatives_seed": seed, "bootstrap_samples": 0, "bootstrap_seed": 0, "batch_size": 64,
-        }
-    )  # fmt: skip
 
 
 def shop_of(num_users: int, num_items: int, seed: int = 0, length: int = 6) -> pl.DataFrame:
@@ -45,13 +35,13 @@ SAMPLED = pytest.mark.parametrize("protocol", ["uni100", "pop100"])
 
 
 def test_fullrank_has_no_table() -> None:
-    assert candidates(shop_of(5, 30), drawn_by("fullrank", 7)) is None
+    assert candidates("fullrank", shop_of(5, 30), 7) is None
 
 
 @SAMPLED
 def test_rows_are_distinct_items_the_user_never_had(protocol: str) -> None:
     shop = shop_of(200, 500)
-    table = candidates(shop, drawn_by(protocol, 7))
+    table = candidates(protocol, shop, 7)  # type: ignore[arg-type]
     assert table is not None
     assert table.shape == (200, 100)
     assert table.dtype == np.int32
@@ -67,9 +57,9 @@ def test_rows_are_distinct_items_the_user_never_had(protocol: str) -> None:
 @SAMPLED
 def test_depends_on_nothing_but_the_data_and_the_seed(protocol: str) -> None:
     shop = shop_of(150, 400)
-    table = candidates(shop, drawn_by(protocol, 7))
-    again = candidates(shop.sample(fraction=1.0, shuffle=True, seed=3), drawn_by(protocol, 7))
-    other = candidates(shop, drawn_by(protocol, 8))
+    table = candidates(protocol, shop, 7)  # type: ignore[arg-type]
+    again = candidates(protocol, shop.sample(fraction=1.0, shuffle=True, seed=3), 7)  # type: ignore[arg-type]
+    other = candidates(protocol, shop, 8)  # type: ignore[arg-type]
     assert table is not None
     assert again is not None
     assert other is not None
@@ -82,7 +72,7 @@ def test_uniform_rows_do_not_depend_on_the_other_users() -> None:
     """A user's negatives stay the same when other users leave."""
     shop = shop_of(30, 400)
     fewer = shop.filter((pl.col("user_id") % 2 == 0) | (pl.col("item_id") == 400))
-    whole, part = candidates(shop, drawn_by("uni100", 7)), candidates(fewer, drawn_by("uni100", 7))
+    whole, part = candidates("uni100", shop, 7), candidates("uni100", fewer, 7)
     assert whole is not None
     assert part is not None
     users = evaluated_users(fewer).tolist()
@@ -93,14 +83,14 @@ def test_uniform_rows_do_not_depend_on_the_other_users() -> None:
 def test_users_without_a_test_target_have_no_row() -> None:
     shop = shop_of(10, 200).filter(~((pl.col("user_id") == 4) & (pl.col("split") == "test")))
     assert 4 not in evaluated_users(shop).tolist()
-    table = candidates(shop, drawn_by("uni100", 7))
+    table = candidates("uni100", shop, 7)
     assert table is not None
     assert len(table) == 9
 
 
 def test_uniform_is_uniform_and_popular_is_popular() -> None:
     shop = shop_of(600, 300, length=5)
-    uniform, popular = candidates(shop, drawn_by("uni100", 7)), candidates(shop, drawn_by("pop100", 7))
+    uniform, popular = candidates("uni100", shop, 7), candidates("pop100", shop, 7)
     assert uniform is not None
     assert popular is not None
     train = shop.filter(pl.col("split") == "train")
@@ -140,7 +130,7 @@ def test_the_slow_path_continues_the_same_distribution() -> None:
 def test_small_catalogue_gives_what_there_is_and_says_so(protocol: str, caplog: pytest.LogCaptureFixture) -> None:
     shop = shop_of(8, 40)
     with caplog.at_level(logging.WARNING):
-        table = candidates(shop, drawn_by(protocol, 7))
+        table = candidates(protocol, shop, 7)  # type: ignore[arg-type]
     assert table is not None
     assert "too small" in caplog.text
     sold = set(shop.filter(pl.col("split") == "train")["item_id"].to_list()) if protocol == "pop100" else set(range(1, 41))

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from sda_core.evaluation import candidates, hit, item_groups, ndcg, score_positions
-from sda_core.params import EvaluateParams, TailParams
+from sda_core.params import TailParams
 
 pytestmark = pytest.mark.real_data
 
@@ -64,13 +64,7 @@ def test_a_five_core_has_no_tail_by_the_papers_count(beauty: pl.DataFrame) -> No
 
 
 def test_negatives_of_a_real_shop(beauty: pl.DataFrame) -> None:
-    params = EvaluateParams.model_validate(
-        {
-            "protocol": "uni100", "cutoffs": (10,), "ties": "mean", "tail": {"definition": "paper", "max_count": 4, "share": 0.8},
-            "negatives_seed": 7, "bootstrap_samples": 0, "bootstrap_seed": 0, "batch_size": 64,
-        }
-    )  # fmt: skip
-    table = candidates(beauty, params)
+    table = candidates("uni100", beauty, 7)
     assert table is not None
     assert table.shape == (22_363, 100)
     assert (np.diff(table, axis=1) > 0).all()

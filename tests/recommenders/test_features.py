@@ -56,17 +56,17 @@ def test_the_projector_equals_its_two_layers(in_size, inner_size):
 def test_projected_embeddings_begin_at_the_scale_of_learned_ones(width):
     torch.manual_seed(0)
     vectors = _vectors(400, width)
-    content = ItemEncoder(400, 32, vectors, "content").table()[1:]
-    learned = ItemEncoder(400, 32, None, "content").table()[1:]
+    content = ItemEncoder(400, 32, vectors, "content", 0.0).table()[1:]
+    learned = ItemEncoder(400, 32, None, "content", 0.0).table()[1:]
     assert content.std().item() == pytest.approx(learned.std().item(), rel=0.35)
 
 
 def test_representations():
     torch.manual_seed(0)
     vectors = _vectors(6, 3)
-    content = ItemEncoder(6, 4, vectors, "content")
-    both = ItemEncoder(6, 4, vectors, "id+content")
-    ids = ItemEncoder(6, 4, None, "content")
+    content = ItemEncoder(6, 4, vectors, "content", 0.0)
+    both = ItemEncoder(6, 4, vectors, "id+content", 0.0)
+    ids = ItemEncoder(6, 4, None, "content", 0.0)
     assert {name for name, _ in content.named_parameters()} == {
         f"projector.{part}" for part in ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
     }
@@ -77,3 +77,14 @@ def test_representations():
     for encoder in (content, both, ids):
         rows = torch.tensor([3, 3, 1, 6])
         torch.testing.assert_close(encoder(rows), encoder.table()[rows])
+
+
+def test_dropout_has_one_mask_an_item_and_is_off_when_scoring():
+    torch.manual_seed(0)
+    encoder = ItemEncoder(50, 64, _vectors(50, 3), "id+content", 0.5)
+    dropped = encoder.table()[1:]
+    assert 0.4 < (dropped == 0).float().mean() < 0.6
+    encoder.eval()
+    kept = encoder.table()[1:]
+    assert not (kept == 0).any()
+    torch.testing.assert_close(dropped[dropped != 0], 2 * kept[dropped != 0])

@@ -15,7 +15,7 @@ from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_
 from sda_core.errors import ArtifactError
 from sda_core.evaluation import compare_variants, score_positions, summarise
 from sda_core.image_store import STATUSES, ImageRow, coverage_path, shard_path, write_shard
-from sda_core.index import build_index, neighbor_lists
+from sda_core.index import build_index, load_index
 from sda_core.params import Params, load_params
 from sda_core.report import collect, example_items, render
 from sda_core.report.collect import read_curve, spread_items, thumbnail
@@ -85,7 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
     write_json(coverage_path(workspace.images), {"num_items": NUM_ITEMS, "share_ok": 0.8, **counts})
     for number, variant in enumerate(params.variants):
         if variant != "id":
-            build_index(random.normal(size=(NUM_ITEMS, 8)), params.build_index, workspace.index(variant))
+            build_index(random.normal(size=(NUM_ITEMS, 8)), None, params.build_index, workspace.index(variant))
         for recommender in params.recommenders:
             test = interactions.filter(pl.col("split") == "test")
             better = random.integers(0, 25 - 6 * number, NUM_USERS) if recommender != "pop" else np.arange(NUM_USERS) % 20
@@ -95,7 +95,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
             positions = score_positions(placed, "pessimistic")
             POSITIONS.write(positions, workspace.positions(variant, recommender))
             write_json(workspace.metrics(variant, recommender), summarise(positions, interactions, params.evaluate))
-            history = "epoch\tloss\tvalid_ndcg@10\n" + ("1\t2.5\t\n2\t2.0\t0.05\n3\t1.9\t0.06\n" if recommender != "pop" else "")
+            history = "epoch\tloss\tvalid_ndcg_10\tis_best\n" + (
+                "1\t2.5\t\tFalse\n2\t2.0\t0.05\tTrue\n3\t1.9\t0.06\tTrue\n" if recommender != "pop" else ""
+            )
             write_text(workspace.recommender(variant, recommender) / "history.tsv", history)
     write_text(workspace.adapter("sda") / "loss.tsv", "step\tloss\tlearning_rate\n5\t3.0\t0.1\n10\t2.0\t0.1\n")
     return workspace
@@ -106,8 +108,8 @@ def page(workspace: Workspace, params: Params) -> str:
     positions = {(v, r): POSITIONS.read(workspace.positions(v, r)) for r in params.recommenders for v in params.variants}
     interactions = INTERACTIONS.read(workspace.interactions)
     comparisons = compare_variants(positions, ["zero_shot", "id"], interactions, params.evaluate, params.report.cutoff)
-    folders = {variant: workspace.index(variant) for variant in params.variants if variant != "id"}
-    neighbors = neighbor_lists(folders, example_items(workspace, params.report), params.report.num_neighbors)
+    shown, with_vectors = example_items(workspace, params.report), [variant for variant in params.variants if variant != "id"]
+    neighbors = {v: load_index(workspace.index(v)).neighbor_lists(shown, params.report.num_neighbors) for v in with_vectors}
     return render(collect(workspace, params, comparisons, neighbors, commit=None, seconds={}))
 
 
@@ -181,8 +183,10 @@ def test_curves_that_are_none(tmp_path: Path) -> None:
     assert read_curve(path, "loss") == ()
     with pytest.raises(ArtifactError, match=r"no column valid.*epoch, loss"):
         read_curve(path, "valid")
-    path.write_text("", encoding="utf-8")
-    with pytest.raises(ArtifactError, match="no table"):
+    path.write_text("", encoding="utf-8")  # what is written where there is no record
+    assert read_curve(path, "loss") == ()
+    path.write_bytes(b"\x00\xff\xfe\n1\t2\t3\t4\n\n")
+    with pytest.raises(ArtifactError):
         read_curve(path, "loss")
     path.write_text("epoch\tvalid_ndcg_10\n1\tNone\n2\tnan\n3\t0.5\n", encoding="utf-8")
     assert read_curve(path, "valid") == ((3.0, 0.5),)

@@ -1,0 +1,405 @@
+"""From the files of a run to :class:`ReportData`.  Opens files through ``artifacts`` and the picture store only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from sda_core import __version__
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json
+from sda_core.errors import ArtifactError
+from sda_core.image_store import ImageStore
+from sda_core.params import AmazonDataset, DemoDataset, LossParams, Params, Qwen25VL, ReportParams, TailParams, TinyQwen25VL
+from sda_core.report.model import (
+    Change,
+    Chart,
+    Curve,
+    Example,
+    Fact,
+    Item,
+    Neighbor,
+    NeighborList,
+    Picture,
+    ReportData,
+    Result,
+    Score,
+    Variant,
+)
+
+_THUMBNAIL_SIDE = 128  # pixels; shown at 96, so it stays sharp on dense screens
+_CONTENT_FREE = {"pop": "any"}  # recommenders that look at no vectors: one row stands for all variants
+
+
+class ComparisonLike(Protocol):
+    """What is needed of ``evaluation.significance.Comparison``."""
+
+    @property
+    def recommender(self) -> str: ...  # noqa: D102 (as there)
+    @property
+    def variant(self) -> str: ...  # noqa: D102
+    @property
+    def baseline(self) -> str: ...  # noqa: D102
+    @property
+    def group(self) -> str: ...  # noqa: D102
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+    @property
+    def cutoff(self) -> int: ...  # noqa: D102
+    @property
+    def difference(self) -> float: ...  # noqa: D102
+    @property
+    def relative(self) -> float | None: ...  # noqa: D102
+    @property
+    def low(self) -> float | None: ...  # noqa: D102
+    @property
+    def high(self) -> float | None: ...  # noqa: D102
+    @property
+    def p_adjusted(self) -> float | None: ...  # noqa: D102
+
+
+Neighbors = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
+"""By variant, by example item: (item id, cosine), nearest first."""
+
+
+# ------------------------------------------------------------------------------------------- what was run
+def describe_dataset(dataset: DemoDataset | AmazonDataset) -> str:
+    """The data set in a few words."""
+    match dataset:
+        case DemoDataset():
+            return f"the built-in shop {dataset.category}, written in the {dataset.edition} format"
+        case AmazonDataset():
+            return f"Amazon reviews {dataset.edition}, {dataset.category.replace('_', ' ')}"
+        case _:
+            assert_never(dataset)
+
+
+def describe_backbone(backbone: TinyQwen25VL | Qwen25VL) -> str:
+    """The backbone in a few words."""
+    match backbone:
+        case TinyQwen25VL():
+            size = f"{backbone.num_layers} layers of width {backbone.hidden_size}"
+            return f"Qwen2.5-VL architecture, {size}, random weights (seed {backbone.seed})"
+        case Qwen25VL():
+            revision = "" if backbone.revision is None else f" at {backbone.revision}"
+            return f"{backbone.name}{revision}, {backbone.dtype}"
+        case _:
+            assert_never(backbone)
+
+
+def describe_tail(tail: TailParams) -> str:
+    """The definition of tail in a few words."""
+    match tail.definition:
+        case "train_lt_k":
+            return f"items with fewer than {tail.max_count} training interactions"
+        case "pareto":
+            return f"the {100 * tail.share:g} % least popular items by training interactions"
+        case "paper":
+            return f"items with fewer than {tail.max_count} interactions over all splits"
+        case _:
+            assert_never(tail.definition)
+
+
+def _describe_loss(loss: LossParams) -> str:
+    if loss.teacher == "none":
+        return "InfoNCE"
+    return "CMSA" if loss.variant == "paper" else "CMSA as in the public code"
+
+
+def describe_variants(params: Params) -> tuple[Variant, ...]:
+    """What each rung of the ladder is."""
+    made: list[Variant] = []
+    for name in params.variants:
+        if name == "id":
+            text = "No content: the recommender learns a vector for each item id."
+        elif name == "zero_shot":
+            text = "Content vectors of the backbone as it is, without adaptation."
+        else:
+            section = params.train_adapter.variants[name]
+            adapter = params.train_adapter.lora if section.adapter == "lora" else params.train_adapter.moda
+            loss = params.train_adapter.infonce if section.loss == "infonce" else params.train_adapter.loss
+            experts = f"{adapter.num_experts} experts, {adapter.gate} gate" if adapter.num_experts > 1 else "one expert"
+            kind = "LoRA" if section.adapter == "lora" else "MoDA"
+            method = f"{kind} of total rank {adapter.r} ({experts}), trained with {_describe_loss(loss)}"
+            text = f"Content vectors after adaptation: {method}."
+        made.append(Variant(name, text))
+    return tuple(made)
+
+
+def _notes(params: Params) -> tuple[str, ...]:
+    notes: list[str] = []
+    if isinstance(params.backbone, TinyQwen25VL):
+        notes.append(
+            "The backbone has random weights: it has never seen a word or a picture. It stands in for a real one to try the "
+            "pipeline, so differences between variants are no verdict on the method."
+        )
+    if params.evaluate.protocol != "fullrank":
+        notes.append(
+            f"Targets were placed among {params.evaluate.protocol[3:]} sampled items only. Such numbers are far higher than "
+            "full-rank ones and cannot be held against them."
+        )
+    return tuple(notes)
+
+
+def _set_up(params: Params, statistics: Mapping[str, Any]) -> tuple[Fact, ...]:
+    protocols = {
+        "fullrank": "full rank: every item the user has not seen",
+        "uni100": "100 sampled items, uniform over the catalogue",
+        "pop100": "100 sampled items, by training popularity",
+    }
+    core = f"{params.filter.min_user_interactions} per user, {params.filter.min_item_interactions} per item"
+    filtering = f"{'k-core' if params.filter.method == 'kcore' else 'single pass'}, at least {core}"
+    training = params.train_adapter.training
+    facts = [
+        Fact("Data set", describe_dataset(params.dataset)),
+        Fact("Filter", filtering),
+        Fact("Split", "leave one out: each user's last item is the test target, the one before it the validation target"),
+        Fact("Backbone", describe_backbone(params.backbone)),
+        Fact("Pooling", f"{params.backbone.pooling} over the last hidden states"),
+        Fact("Adapter training", f"{training.num_steps:,} steps of {training.batch_size} items, seed {training.seed}"),
+        Fact(
+            "Item vectors",
+            f"{params.export_embeddings.fusion.replace('_', ' ')}, at most {params.export_embeddings.fused_dim} wide",
+        ),
+        Fact("Protocol", protocols[params.evaluate.protocol]),
+        Fact("Ties", params.evaluate.ties),
+        Fact("Tail", describe_tail(params.evaluate.tail)),
+        Fact(
+            "Uncertainty",
+            f"{params.evaluate.bootstrap_samples:,} bootstrap resamples of the users, seed {params.evaluate.bootstrap_seed}",
+        ),
+    ]
+    seeds = sorted(
+        {
+            section.seed
+            for section in (params.train_recommender.sasrec, params.train_recommender.bert4rec, params.train_recommender.vbpr)
+        }
+    )
+    facts.append(Fact("Recommender seed", ", ".join(str(seed) for seed in seeds)))
+    if "rows_read" in statistics:
+        facts.append(Fact("Raw rows read", f"{statistics['rows_read']:,}"))
+    return tuple(facts)
+
+
+# --------------------------------------------------------------------------------------- numbers and curves
+def _score(metrics: Mapping[str, Any], name: str) -> Score | None:
+    if name not in metrics:
+        return None
+    return Score(metrics[name], metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
+
+
+def result_from(
+    recommender: str, variant: str, metrics: Mapping[str, Any], comparisons: Sequence[ComparisonLike], cutoff: int, where: Path
+) -> Result:
+    """One line of the result table.
+
+    Args:
+        recommender: its name.
+        variant: its name.
+        metrics: the flat numbers of the evaluation.
+        comparisons: of all variants; those of this one are picked.
+        cutoff: of the headline.
+        where: the metrics file, for messages.
+
+    Raises:
+        ArtifactError: the metrics hold no Hit or NDCG at this cut-off.
+    """
+    hit, ndcg = _score(metrics, f"hit@{cutoff}"), _score(metrics, f"ndcg@{cutoff}")
+    if hit is None or ndcg is None:
+        raise ArtifactError(str(where), f"holds no hit@{cutoff} and ndcg@{cutoff}", "run `dvc repro` to evaluate anew")
+    own = [c for c in comparisons if (c.recommender, c.variant, c.metric, c.cutoff) == (recommender, variant, "ndcg", cutoff)]
+
+    def changes(group: str) -> tuple[Change, ...]:
+        return tuple(Change(c.baseline, c.difference, c.relative, c.low, c.high, c.p_adjusted) for c in own if c.group == group)
+
+    return Result(
+        recommender=recommender,
+        variant=variant,
+        num_users=int(metrics.get("num_users", 0)),
+        hit=hit,
+        ndcg=ndcg,
+        tail_num_users=int(metrics.get("tail_num_users", 0)),
+        tail_ndcg=_score(metrics, f"tail_ndcg@{cutoff}"),
+        changes=changes("all"),
+        tail_changes=changes("tail"),
+    )
+
+
+def _results(workspace: Workspace, params: Params, comparisons: Sequence[ComparisonLike]) -> tuple[Result, ...]:
+    made: list[Result] = []
+    for recommender in params.recommenders:
+        for variant in params.variants:
+            path = workspace.metrics(variant, recommender)
+            metrics = read_json(path, f"metrics of {recommender} on {variant}")
+            if recommender in _CONTENT_FREE:
+                made.append(result_from(recommender, _CONTENT_FREE[recommender], metrics, [], params.report.cutoff, path))
+                break
+            made.append(result_from(recommender, variant, metrics, comparisons, params.report.cutoff, path))
+    return tuple(made)
+
+
+def read_curve(path: Path, y_prefix: str) -> tuple[tuple[float, float], ...]:
+    """Points of a tab-separated curve: the first column against the first one whose name begins with ``y_prefix``.
+
+    Rows without a y (an epoch that was not evaluated) are left out; an empty file has no points.
+
+    Raises:
+        ArtifactError: the file is missing or no such table.
+    """
+    try:
+        frame = pl.read_csv(path, separator="\t", infer_schema_length=None, raise_if_empty=False)
+    except FileNotFoundError:
+        raise ArtifactError(str(path), "training curve is missing", "run `dvc repro` to make it") from None
+    except pl.exceptions.PolarsError as error:
+        raise ArtifactError(str(path), f"is no table of a training curve ({error})", "delete it and run `dvc repro`") from None
+    if not frame.columns:  # a run without a single record
+        return ()
+    named = [column for column in frame.columns if column.startswith(y_prefix)]
+    if not named:
+        raise ArtifactError(
+            str(path), f"has no column {y_prefix}... (got {', '.join(frame.columns)})", "run `dvc repro` to make it anew"
+        )
+    pairs = frame.select(pl.col(frame.columns[0]).cast(pl.Float64, strict=False), pl.col(named[0]).cast(pl.Float64, strict=False))
+    return tuple((x, y) for x, y in pairs.drop_nulls().iter_rows() if np.isfinite(x) and np.isfinite(y))
+
+
+def _validation_charts(workspace: Workspace, params: Params) -> tuple[Chart, ...]:
+    charts: list[Chart] = []
+    for recommender in params.recommenders:
+        if recommender in _CONTENT_FREE:
+            continue
+        curves = tuple(
+            Curve(v, read_curve(workspace.recommender(v, recommender) / "history.tsv", "valid")) for v in params.variants
+        )
+        charts.append(Chart(recommender, "epoch", "Validation NDCG@10", False, curves))
+    return tuple(charts)
+
+
+def _adapter_charts(workspace: Workspace, params: Params) -> tuple[Chart, ...]:
+    trained = [variant for variant in params.variants if variant in params.train_adapter.variants]
+    return tuple(
+        Chart(
+            variant, "step", "Training loss", True, (Curve(variant, read_curve(workspace.adapter(variant) / "loss.tsv", "loss")),)
+        )
+        for variant in trained
+    )
+
+
+# ------------------------------------------------------------------------------------------------ examples
+def thumbnail(image: bytes) -> Picture:
+    """A small JPEG of an encoded picture."""
+    with Image.open(io.BytesIO(image)) as opened:
+        small = opened.convert("RGB")
+        small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, format="JPEG", quality=82, optimize=True)
+    return Picture("image/jpeg", buffer.getvalue())
+
+
+def spread_items(counts: Mapping[int, int], num_items: int) -> list[int]:
+    """``num_items`` items evenly spread from the most to the least popular; equally popular ones by id.
+
+    Args:
+        counts: training interactions by item id.
+        num_items: how many; fewer come where there are fewer.
+    """
+    ordered = sorted(counts, key=lambda item: (-counts[item], item))
+    places = np.unique(np.linspace(0, len(ordered) - 1, min(num_items, len(ordered))).round().astype(int)) if ordered else []
+    return [ordered[place] for place in places]
+
+
+def _training_counts(workspace: Workspace) -> dict[int, int]:
+    train = INTERACTIONS.scan(workspace.interactions).filter(pl.col("split") == "train")
+    frame = train.group_by("item_id").len().collect()
+    return {int(item): int(count) for item, count in frame.iter_rows()}
+
+
+def example_items(workspace: Workspace, params: ReportParams) -> list[int]:
+    """The items whose neighbours the page shows: with a picture, from the most popular to the rarest.
+
+    Raises:
+        ArtifactError: a table is missing.
+    """
+    counts, store = _training_counts(workspace), ImageStore(workspace.images)
+    pictured = {int(item): counts.get(int(item), 0) for item in store.item_ids if store.status(int(item)) == "ok"}
+    return spread_items(pictured, params.num_example_items)
+
+
+def _examples(workspace: Workspace, neighbors: Neighbors) -> tuple[Example, ...]:
+    wanted = list(dict.fromkeys(item for found in neighbors.values() for item in found))
+    if not wanted:
+        return ()
+    shown = {*wanted, *(near for found in neighbors.values() for pairs in found.values() for near, _ in pairs)}
+    rows = ITEMS.scan(workspace.items).filter(pl.col("item_id").is_in(sorted(shown))).select("item_id", "title").collect()
+    titles, counts, store = dict(rows.iter_rows()), _training_counts(workspace), ImageStore(workspace.images)
+    items: dict[int, Item] = {}
+    for item_id in sorted(shown):
+        if item_id not in titles:
+            raise ArtifactError(
+                str(workspace.items), f"has no item {item_id}, which an index names", "run `dvc repro` to make the index anew"
+            )
+        image = store.get(item_id)
+        items[item_id] = Item(item_id, titles[item_id], None if image is None else thumbnail(image))
+    return tuple(
+        Example(
+            items[item_id],
+            f"{counts.get(item_id, 0):,} training interactions",
+            tuple(
+                NeighborList(variant, tuple(Neighbor(items[near], score) for near, score in found.get(item_id, ())))
+                for variant, found in neighbors.items()
+            ),
+        )
+        for item_id in wanted
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- whole
+def collect(
+    workspace: Workspace,
+    params: Params,
+    comparisons: Sequence[ComparisonLike],
+    neighbors: Neighbors,
+    *,
+    commit: str | None,
+    seconds: Mapping[str, float],
+) -> ReportData:
+    """Read everything the page shows.
+
+    Args:
+        workspace: of a finished run.
+        params: of that run.
+        comparisons: from ``evaluation.compare_variants``.
+        neighbors: by variant, by example item (see :func:`example_items`); the first variant's lists are what the
+            others are held against.
+        commit: of the project, or None.
+        seconds: by stage; empty where unknown.
+
+    Raises:
+        ArtifactError: a file of the run is missing or damaged.
+    """
+    statistics = read_json(workspace.statistics, "statistics of the filter stage")
+    return ReportData(
+        title=params.report.title,
+        dataset=describe_dataset(params.dataset),
+        is_simulation=isinstance(params.dataset, DemoDataset),
+        notes=_notes(params),
+        version=__version__,
+        commit=commit,
+        set_up=_set_up(params, statistics),
+        variants=describe_variants(params),
+        statistics=statistics,
+        image_coverage=read_json(workspace.image_coverage, "coverage of the picture stage"),
+        cutoff=params.report.cutoff,
+        ties=params.evaluate.ties,
+        tail_definition=describe_tail(params.evaluate.tail),
+        results=_results(workspace, params, comparisons),
+        validation_charts=_validation_charts(workspace, params),
+        adapter_charts=_adapter_charts(workspace, params),
+        examples=_examples(workspace, neighbors),
+        seconds=dict(seconds),
+    )

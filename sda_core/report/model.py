@@ -1,0 +1,146 @@
+"""Everything the page says, as plain frozen data: whoever fills it needs no template, whoever draws it opens no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and a value, both text."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rung of the ladder: its name and, in a sentence, what its item vectors are."""
+
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric with its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A paired difference from a baseline variant; see ``evaluation.significance.Comparison``."""
+
+    baseline: str
+    difference: float
+    relative: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None  # adjusted for the number of comparisons
+
+
+@dataclass(frozen=True)
+class Result:
+    """One recommender on one variant.  ``tail_ndcg`` is None where no target is a tail item."""
+
+    recommender: str
+    variant: str
+    num_users: int
+    hit: Score
+    ndcg: Score
+    tail_num_users: int
+    tail_ndcg: Score | None
+    changes: tuple[Change, ...]  # of ndcg
+    tail_changes: tuple[Change, ...]  # of tail_ndcg
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a chart: (x, y) points in order of x."""
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A line chart."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lower_is_better: bool
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture, e.g. of media type ``image/jpeg``."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is shown of an item."""
+
+    item_id: int
+    title: str
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """An item near another one; the score is the cosine of their vectors."""
+
+    item: Item
+    score: float
+
+
+@dataclass(frozen=True)
+class NeighborList:
+    """An item's nearest items under one variant, nearest first."""
+
+    variant: str
+    neighbors: tuple[Neighbor, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """An item and its neighbours under each variant that has vectors; the first list is what the others are held against."""
+
+    item: Item
+    note: str
+    lists: tuple[NeighborList, ...]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The whole page.
+
+    ``seconds`` is by stage, empty where it was not measured; ``commit`` is None where it is not known.
+    """
+
+    title: str
+    dataset: str
+    is_simulation: bool
+    notes: tuple[str, ...]  # what a reader must know before the numbers, a sentence each
+    version: str
+    commit: str | None
+    set_up: tuple[Fact, ...]
+    variants: tuple[Variant, ...]
+    statistics: Mapping[str, int | float]
+    image_coverage: Mapping[str, int | float]
+    cutoff: int
+    ties: str
+    tail_definition: str
+    results: tuple[Result, ...]
+    validation_charts: tuple[Chart, ...]
+    adapter_charts: tuple[Chart, ...]
+    examples: tuple[Example, ...]
+    seconds: Mapping[str, float]

@@ -1,0 +1,276 @@
+"""The page: one self-contained HTML file that asks nobody for anything.
+
+No script, no font, no link to fetch; style and charts inline, pictures as ``data:`` URIs; a content security policy that
+allows just that (the style sheet by its hash).  Every text from the data is escaped by the template engine, and a name
+that the template does not know is an error instead of a blank.  Equal data gives equal bytes: there is no clock in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from sda_core.report.model import Change, Chart, Example, Picture, ReportData, Result, Score
+from sda_core.report.plots import ladder_chart, line_chart, share_bar, swatch
+
+_FOLDER = Path(__file__).parent
+_SIGNIFICANT = 0.05
+_EQUAL = 1e-12
+
+
+# ------------------------------------------------------------------------------------------------ as text
+def words(name: str) -> str:
+    """``num_rows_dropped`` as "Rows dropped"."""
+    text = name.removeprefix("num_").replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def number(value: float) -> str:
+    """A count with thousands separators, or a share with four decimals."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+
+
+def duration(seconds: float) -> str:
+    """``73.2`` as "1 min 13 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def p_text(p_value: float | None) -> str:
+    """``p = 0.012``, ``p < 0.001``, or nothing where none was computed."""
+    if p_value is None:
+        return ""
+    text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    return text.replace(" ", "\u00a0")  # a line never breaks inside it
+
+
+def data_uri(picture: Picture) -> str:
+    """A picture as a ``data:`` URI."""
+    return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
+
+
+# -------------------------------------------------------------------------------------------- as table cells
+@dataclass(frozen=True)
+class ScoreCell:
+    """A score's text, its interval's text, and whether it is the best of its column."""
+
+    value: str
+    interval: str
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class ChangeCell:
+    """A change's text: an arrow, what the arrow says in a word, percent (or difference), p-value."""
+
+    arrow: str
+    word: str
+    kind: str  # up, down or same: the cell's class; up and down only where the difference is clear
+    amount: str
+    p_value: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the result table; ``changes`` and ``tail_changes`` have one cell a baseline, None where there is nothing."""
+
+    variant: str
+    hit: ScoreCell
+    ndcg: ScoreCell
+    changes: tuple[ChangeCell | None, ...]
+    tail_ndcg: ScoreCell | None
+    tail_changes: tuple[ChangeCell | None, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one recommender."""
+
+    recommender: str
+    rows: tuple[Row, ...]
+
+
+def _score_cell(score: Score, best: float | None) -> ScoreCell:
+    interval = "" if score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
+    return ScoreCell(f"{score.value:.4f}", interval, best is not None and score.value >= best - _EQUAL)
+
+
+def change_cell(change: Change) -> ChangeCell:
+    """A change as it is shown: the arrow follows the sign, the emphasis follows the p-value."""
+    if abs(change.difference) <= _EQUAL:
+        arrow, word, kind = "=", "equal", "same"
+    elif change.difference > 0:
+        arrow, word, kind = "▲", "higher", "up"
+    else:
+        arrow, word, kind = "▼", "lower", "down"
+    if change.p_value is None or change.p_value >= _SIGNIFICANT:
+        kind = "same"
+    amount = f"{change.difference:+.4f}" if change.relative is None else f"{100 * change.relative:+.1f}\u00a0%"
+    interval = "" if change.low is None or change.high is None else f"{change.low:+.4f} to {change.high:+.4f}"
+    return ChangeCell(arrow, word, kind, amount.replace("-", "−"), p_text(change.p_value), interval.replace("-", "−"))
+
+
+def _best(scores: Iterable[Score | None]) -> float | None:
+    """The highest of a column; None where there is nothing to choose between."""
+    values = [score.value for score in scores if score is not None]
+    return max(values) if len(values) > 1 else None
+
+
+def _by_baseline(changes: Sequence[Change], baselines: Sequence[str]) -> tuple[ChangeCell | None, ...]:
+    found = {change.baseline: change_cell(change) for change in changes}
+    return tuple(found.get(baseline) for baseline in baselines)
+
+
+def blocks(results: Sequence[Result], baselines: Sequence[str]) -> list[Block]:
+    """The result table: a block a recommender, in the order of the results."""
+    made: list[Block] = []
+    for recommender in dict.fromkeys(result.recommender for result in results):
+        own = [result for result in results if result.recommender == recommender]
+        hit, ndcg, tail = (_best(r.hit for r in own), _best(r.ndcg for r in own), _best(r.tail_ndcg for r in own))
+        rows = [
+            Row(
+                variant=result.variant,
+                hit=_score_cell(result.hit, hit),
+                ndcg=_score_cell(result.ndcg, ndcg),
+                changes=_by_baseline(result.changes, baselines),
+                tail_ndcg=None if result.tail_ndcg is None else _score_cell(result.tail_ndcg, tail),
+                tail_changes=_by_baseline(result.tail_changes, baselines),
+            )
+            for result in own
+        ]
+        made.append(Block(recommender, tuple(rows)))
+    return made
+
+
+# --------------------------------------------------------------------------------------------------- parts
+@dataclass(frozen=True)
+class Finding:
+    """One line of the summary: the last variant of a recommender against its first baseline."""
+
+    recommender: str
+    variant: str
+    baseline: str
+    ndcg: str
+    cell: ChangeCell
+    verdict: str
+
+
+def findings(results: Sequence[Result], baselines: Sequence[str]) -> list[Finding]:
+    """What the last rung of the ladder brings over the first baseline, per recommender."""
+    made: list[Finding] = []
+    for recommender in dict.fromkeys(result.recommender for result in results):
+        last = [result for result in results if result.recommender == recommender][-1]
+        for change in last.changes:
+            if baselines and change.baseline == baselines[0]:
+                cell = change_cell(change)
+                clear = change.p_value is not None and change.p_value < _SIGNIFICANT and cell.word != "equal"
+                verdict = f"clearly {cell.word}" if clear else "no clear difference"
+                made.append(Finding(recommender, last.variant, change.baseline, f"{last.ndcg.value:.4f}", cell, verdict))
+    return made
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn chart with its legend and the numbers in words."""
+
+    title: str
+    y_label: str
+    svg: Markup
+    legend: tuple[tuple[str, Markup], ...]
+    numbers: tuple[tuple[str, str, str, str], ...]  # label, first, best with its x, last
+
+
+def _figure(chart: Chart, colours: Mapping[str, int]) -> Figure:
+    choose = min if chart.lower_is_better else max
+    rows: list[tuple[str, str, str, str]] = []
+    for curve in chart.curves:
+        x, y = choose(curve.points, key=lambda point: point[1])
+        rows.append((curve.label, f"{curve.points[0][1]:.4f}", f"{y:.4f} at {x:,.0f}", f"{curve.points[-1][1]:.4f}"))
+    legend = tuple((curve.label, swatch(colours[curve.label])) for curve in chart.curves)
+    return Figure(chart.title, chart.y_label, line_chart(chart, colours), legend, tuple(rows))
+
+
+def _figures(charts: Sequence[Chart], colours: Mapping[str, int]) -> list[Figure]:
+    drawn = [Chart(c.title, c.x_label, c.y_label, c.lower_is_better, tuple(v for v in c.curves if v.points)) for c in charts]
+    return [_figure(chart, colours) for chart in drawn if chart.curves]
+
+
+def _ladders(results: Sequence[Result], cutoff: int, colours: Mapping[str, int]) -> list[tuple[str, Markup]]:
+    drawn: list[tuple[str, Markup]] = []
+    for recommender in dict.fromkeys(result.recommender for result in results):
+        rows = [(result.variant, result.ndcg) for result in results if result.recommender == recommender]
+        if len(rows) > 1:
+            drawn.append((recommender, ladder_chart(f"{recommender}, NDCG@{cutoff} by variant", rows, colours)))
+    return drawn
+
+
+def _shared(example: Example) -> dict[str, set[int]]:
+    """Per variant, the neighbours that the first variant has, too; empty for the first."""
+    if not example.lists:
+        return {}
+    first = {neighbor.item.item_id for neighbor in example.lists[0].neighbors}
+    return {
+        found.variant: set() if index == 0 else first & {neighbor.item.item_id for neighbor in found.neighbors}
+        for index, found in enumerate(example.lists)
+    }
+
+
+def render(data: ReportData) -> str:
+    """The page as HTML text.
+
+    Args:
+        data: everything it says.
+
+    Raises:
+        jinja2.UndefinedError: the template names something that the data has not; a bug, never the user's.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(words=words, number=number, duration=duration, data_uri=data_uri, share_bar=share_bar)
+    css = (_FOLDER / "style.css").read_text(encoding="utf-8")
+    labels = dict.fromkeys(
+        [variant.name for variant in data.variants]
+        + [result.variant for result in data.results]
+        + [curve.label for chart in (*data.validation_charts, *data.adapter_charts) for curve in chart.curves]
+    )
+    colours = {label: position for position, label in enumerate(labels)}
+    baselines = list(
+        dict.fromkeys(change.baseline for result in data.results for change in (*result.changes, *result.tail_changes))
+    )
+    first = next((variant.name for variant in data.variants if variant.name == "zero_shot"), None)
+    if first in baselines:  # the unadapted model is what the method is measured against: its column comes first
+        baselines = [first, *(name for name in baselines if name != first)]
+    total = sum(data.seconds.values())
+    return environment.get_template("template.html.j2").render(
+        data=data,
+        css=Markup(css),  # noqa: S704 (our own file)
+        css_hash=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
+        baselines=baselines,
+        blocks=blocks(data.results, baselines),
+        findings=findings(data.results, baselines),
+        has_tail=any(result.tail_ndcg is not None for result in data.results),
+        num_users=max((result.num_users for result in data.results), default=0),
+        tail_num_users=max((result.tail_num_users for result in data.results), default=0),
+        ladders=_ladders(data.results, data.cutoff, colours),
+        validation=_figures(data.validation_charts, colours),
+        adapters=_figures(data.adapter_charts, colours),
+        shared=[_shared(example) for example in data.examples],
+        total_seconds=total,
+        longest_seconds=max(data.seconds.values(), default=0.0),
+    )

@@ -1,0 +1,161 @@
+"""Small charts as inline SVG: no script, no font, no clock, so equal data gives equal bytes.
+
+* Colours are classes (``s0`` .. ``s7``) that the page's style sheet fills for light, dark and paper; a line also has its
+  own dash pattern and marker, so that colour is never the only difference.
+* One chart is drawn 360 units wide and laid out side by side by the page: text stays readable on a phone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup, escape
+
+from sda_core.report.model import Chart, Score
+
+NUM_COLOURS = 8
+
+_WIDTH = 360
+_DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 3", "10 3 3 3")
+
+
+def _n(value: float) -> str:
+    """A coordinate: two decimals at most, no trailing zeros, no minus zero."""
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text in ("-0", "") else text
+
+
+def ticks(low: float, high: float, number: int = 4) -> list[float]:
+    """About ``number`` round values (1, 2 or 5 times a power of ten apart) that span ``low`` to ``high``."""
+    if not high > low:
+        margin = abs(low) * 0.1 or 1.0
+        low, high = low - margin, high + margin
+    rough = (high - low) / number
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def tick_label(value: float, values: Sequence[float]) -> str:
+    """A tick's text, all of an axis with the same number of decimals."""
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
+    decimals = max(0, min(6, -math.floor(math.log10(step) + 1e-9)))
+    return f"{value:,.{decimals}f}"
+
+
+def _marker(shape: int, x: float, y: float, classes: str) -> str:
+    match shape % 4:
+        case 0:
+            return f'<circle class="{classes}" cx="{_n(x)}" cy="{_n(y)}" r="4.2"/>'
+        case 1:
+            return f'<rect class="{classes}" x="{_n(x - 3.8)}" y="{_n(y - 3.8)}" width="7.6" height="7.6"/>'
+        case 2:
+            points = f"{_n(x)},{_n(y - 5.2)} {_n(x + 5)},{_n(y + 3.6)} {_n(x - 5)},{_n(y + 3.6)}"
+            return f'<polygon class="{classes}" points="{points}"/>'
+        case _:
+            points = f"{_n(x)},{_n(y - 5.4)} {_n(x + 5.4)},{_n(y)} {_n(x)},{_n(y + 5.4)} {_n(x - 5.4)},{_n(y)}"
+            return f'<polygon class="{classes}" points="{points}"/>'
+
+
+def _svg(height: float, name: str, parts: Sequence[str]) -> Markup:
+    head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_n(height)}" role="img" aria-label="{escape(name)}">'
+    return Markup(head + "".join(parts) + "</svg>")  # noqa: S704 (every text in parts was escaped where it was put in)
+
+
+def swatch(colour: int) -> Markup:
+    """The line and marker of a series, for a legend."""
+    shown, dash = colour % NUM_COLOURS, _DASHES[colour % NUM_COLOURS]
+    return Markup(  # noqa: S704 (numbers only)
+        f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">'
+        f'<line class="line s{shown}" x1="1" y1="6" x2="27" y2="6" stroke-dasharray="{dash}"/>'
+        f"{_marker(colour, 14, 6, f'mark s{shown}')}</svg>"
+    )
+
+
+def line_chart(chart: Chart, colours: Mapping[str, int]) -> Markup:
+    """Lines over a common x axis; each curve's best point is marked.
+
+    Args:
+        chart: at least one curve with at least one point.
+        colours: number of each curve's colour, by label.
+    """
+    left, right, top, bottom, height = 48.0, 18.0, 10.0, 36.0, 220.0
+    xs = [x for curve in chart.curves for x, _ in curve.points]
+    ys = [y for curve in chart.curves for _, y in curve.points]
+    y_ticks = ticks(min(ys), max(ys))
+    x_ticks = [tick for tick in ticks(min(xs), max(xs)) if min(xs) <= tick <= max(xs)]
+    x_low, x_span = min(xs), (max(xs) - min(xs)) or 1.0
+    y_low, y_span = y_ticks[0], y_ticks[-1] - y_ticks[0]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (x - x_low) / x_span * (_WIDTH - left - right)
+        return across, height - bottom - (y - y_low) / y_span * (height - top - bottom)
+
+    parts: list[str] = []
+    for tick in y_ticks:
+        y = place(x_low, tick)[1]
+        parts.append(f'<line class="grid" x1="{_n(left)}" y1="{_n(y)}" x2="{_n(_WIDTH - right)}" y2="{_n(y)}"/>')
+        parts.append(f'<text x="{_n(left - 6)}" y="{_n(y + 4)}" text-anchor="end">{tick_label(tick, y_ticks)}</text>')
+    for tick in x_ticks:
+        x = place(tick, y_low)[0]
+        parts.append(f'<text x="{_n(x)}" y="{_n(height - bottom + 16)}" text-anchor="middle">{tick_label(tick, x_ticks)}</text>')
+    middle = (left + _WIDTH - right) / 2
+    parts.append(f'<text x="{_n(middle)}" y="{_n(height - 4)}" text-anchor="middle">{escape(chart.x_label)}</text>')
+    for curve in chart.curves:
+        colour = colours[curve.label]
+        shown, dash = colour % NUM_COLOURS, _DASHES[colour % NUM_COLOURS]
+        path = " ".join(f"{_n(x)},{_n(y)}" for x, y in (place(*point) for point in curve.points))
+        parts.append(f'<polyline class="line s{shown}" points="{path}" stroke-dasharray="{dash}"/>')
+        choose = min if chart.lower_is_better else max
+        best = choose(curve.points, key=lambda point: point[1])
+        parts.append(_marker(colour, *place(*best), f"mark s{shown}"))
+    return _svg(height, f"{chart.title}: {chart.y_label} by {chart.x_label}", parts)
+
+
+def ladder_chart(title: str, rows: Sequence[tuple[str, Score]], colours: Mapping[str, int]) -> Markup:
+    """A point and its 95 % interval for each variant, one under the other, on a common axis.
+
+    Args:
+        title: what is shown, for those who cannot see it.
+        rows: label and score, from top to bottom; at least one.
+        colours: number of each row's colour, by label.
+    """
+    longest = max(len(label) for label, _ in rows)
+    left, right, top, step, bottom = min(140.0, 16.0 + 6.6 * longest), 24.0, 8.0, 30.0, 26.0
+    height = top + step * len(rows) + bottom
+    ends = [end for _, score in rows for end in (score.value, score.low, score.high) if end is not None]
+    axis = ticks(min(ends), max(ends))
+    low, span = axis[0], axis[-1] - axis[0]
+
+    def place(value: float) -> float:
+        return left + (value - low) / span * (_WIDTH - left - right)
+
+    parts: list[str] = []
+    for tick in axis:
+        x = place(tick)
+        parts.append(f'<line class="grid" x1="{_n(x)}" y1="{_n(top)}" x2="{_n(x)}" y2="{_n(height - bottom)}"/>')
+        parts.append(f'<text x="{_n(x)}" y="{_n(height - 8)}" text-anchor="middle">{tick_label(tick, axis)}</text>')
+    for number, (label, score) in enumerate(rows):
+        y, colour = top + step * (number + 0.5), colours[label]
+        shown = colour % NUM_COLOURS
+        parts.append(f'<text class="label" x="{_n(left - 10)}" y="{_n(y + 4)}" text-anchor="end">{escape(label)}</text>')
+        if score.low is not None and score.high is not None:
+            begin, end = place(score.low), place(score.high)
+            parts.append(f'<line class="line s{shown}" x1="{_n(begin)}" y1="{_n(y)}" x2="{_n(end)}" y2="{_n(y)}"/>')
+            for x in (begin, end):
+                parts.append(f'<line class="line s{shown}" x1="{_n(x)}" y1="{_n(y - 4)}" x2="{_n(x)}" y2="{_n(y + 4)}"/>')
+        parts.append(_marker(colour, place(score.value), y, f"mark s{shown}"))
+    spoken = ", ".join(f"{label} {score.value:.4f}" for label, score in rows)
+    return _svg(height, f"{title}: {spoken}", parts)
+
+
+def share_bar(share: float) -> Markup:
+    """A bar filled to ``share`` (0..1)."""
+    width = _n(100 * min(1.0, max(0.0, share)))
+    return Markup(  # noqa: S704 (numbers only)
+        '<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="trough" width="100" height="6"/><rect class="fill" width="{width}" height="6"/></svg>'
+    )

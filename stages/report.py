@@ -1,0 +1,41 @@
+"""One page that a reader understands in a minute, and the paired comparisons behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages._stage import ParamsFile, Root, run_as_script, stage
+
+BASELINES = ("id", "zero_shot", "lora")
+
+
+def report(root: Root = Path(), params: ParamsFile = None) -> None:
+    """Compare the variants user by user, gather tables, curves and neighbours, and write report/index.html."""
+    from sda_core import evaluation
+    from sda_core import report as page
+    from sda_core.artifacts import INTERACTIONS, POSITIONS, replace_directory, write_json, write_text
+    from sda_core.index import load_index
+
+    with stage("report", root, params) as run:
+        workspace, section, variants = run.workspace, run.params.report, run.params.variants
+        positions = {
+            (variant, recommender): POSITIONS.read(workspace.positions(variant, recommender))
+            for recommender in run.params.recommenders
+            for variant in variants
+        }
+        interactions = INTERACTIONS.read(workspace.interactions)
+        comparisons = evaluation.compare_variants(positions, BASELINES, interactions, run.params.evaluate, section.cutoff)
+        shown = page.example_items(workspace, section)
+        neighbors = {
+            variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)
+            for variant in run.params.variants_with_vectors
+        }
+        data = page.collect(workspace, run.params, comparisons, neighbors, commit=None, seconds={})
+        with replace_directory(workspace.report.parent) as folder:
+            write_text(folder / workspace.report.name, page.render(data))
+            write_json(folder / workspace.comparisons.name, evaluation.flat_comparisons(comparisons))
+        run.counts = {"page": workspace.report, "comparisons": len(comparisons)}
+
+
+if __name__ == "__main__":
+    run_as_script(report)

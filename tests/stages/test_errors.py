@@ -1,0 +1,186 @@
+"""Every mistake of a user is one line on stderr and exit code 1, without a traceback."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dvc.utils.hydra import compose_and_dump
+
+REVIEW = b'{"overall": 5.0, "reviewerID": "A%d", "asin": "B%d", "unixReviewTime": 1500000000}\n'
+
+
+class Shop:
+    """A folder with params.yaml, and the console script in it."""
+
+    def __init__(self, root: Path, repository: Path) -> None:
+        self.root = root
+        self.repository = repository
+
+    def params(self, *overrides: str) -> None:
+        compose_and_dump(self.root / "params.yaml", str(self.repository / "conf"), None, "config", "", list(overrides))
+
+    def sda(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "stages.cli", *arguments],
+            cwd=self.root,
+            env={**os.environ, "PYTHONPATH": str(self.repository), "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    def mistake(self, *arguments: str) -> str:
+        """The one line that a failing command says."""
+        done = self.sda(*arguments)
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("sda ")]
+        assert len(lines) == 1, done.stderr
+        assert "error:" in lines[0]
+        return lines[0]
+
+
+@pytest.fixture
+def shop(tmp_path: Path, repository: Path) -> Shop:
+    shop = Shop(tmp_path, repository)
+    shop.params()
+    return shop
+
+
+def local(folder: Path, reviews: bytes, metadata: bytes) -> tuple[str, ...]:
+    """Overrides for a local 2018 dataset with these raw bytes."""
+    folder.mkdir(exist_ok=True)
+    (folder / "Gift_Cards_5.json.gz").write_bytes(reviews)
+    (folder / "meta_Gift_Cards.json.gz").write_bytes(metadata)
+    return ("dataset=gift_cards", f"dataset.local_folder={folder}")
+
+
+def good_files() -> tuple[bytes, bytes]:
+    reviews = b"".join(REVIEW % (user, item) for user in range(8) for item in range(8))
+    metadata = b"".join(b'{"asin": "B%d", "title": "Card %d"}\n' % (item, item) for item in range(8))
+    return gzip.compress(reviews), gzip.compress(metadata)
+
+
+def test_help_teaches(shop: Shop) -> None:
+    done = shop.sda("--help")
+    assert done.returncode == 0
+    for name in ("download", "train-adapter", "evaluate", "neighbors", "dvc repro", "params.yaml"):
+        assert name in done.stdout
+    assert "--variant" in shop.sda("train-adapter", "--help").stdout
+
+
+def test_wrong_params(shop: Shop) -> None:
+    path = shop.root / "params.yaml"
+    path.write_text(path.read_text().replace("min_user_interactions: 5", "min_user_interactions: five"))
+    line = shop.mistake("filter")
+    assert "params.yaml: filter.min_user_interactions: should be a valid integer (got 'five')" in line
+
+
+def test_no_params_file(shop: Shop) -> None:
+    (shop.root / "params.yaml").unlink()
+    assert "params.yaml: no such file" in shop.mistake("download")
+
+
+@pytest.mark.parametrize("command", [("export-embeddings",), ("train-adapter",)])
+def test_unknown_variant(shop: Shop, command: tuple[str, ...]) -> None:
+    shop.params("dataset.num_users=40", "dataset.num_items=20", "dataset.mean_history_length=8")
+    for stage in ("download", "filter", "fetch-images"):
+        assert shop.sda(stage).returncode == 0
+    line = shop.mistake(*command, "--variant", "sdaa")
+    assert "'sdaa'" in line
+    assert "sda" in line
+
+
+def test_unknown_recommender(shop: Shop) -> None:
+    assert "unknown recommender 'sasrek'; known are pop, sasrec" in shop.mistake(
+        "train-recommender", "--variant", "id", "--recommender", "sasrek"
+    )
+
+
+def test_a_stage_before_its_inputs(shop: Shop) -> None:
+    assert "dvc repro" in shop.mistake("filter")
+    assert "dvc repro" in shop.mistake("train-recommender", "--variant", "id", "--recommender", "pop")
+
+
+def test_missing_local_file(shop: Shop, tmp_path: Path) -> None:
+    shop.params("dataset=gift_cards", f"dataset.local_folder={tmp_path / 'nowhere'}")
+    assert "Gift_Cards_5.json.gz" in shop.mistake("download")
+
+
+def test_truncated_gzip(shop: Shop, tmp_path: Path) -> None:
+    reviews, metadata = good_files()
+    shop.params(*local(tmp_path / "files", reviews[: len(reviews) // 2], metadata))
+    assert "truncated" in shop.mistake("download")
+    assert not (shop.root / "data" / "raw" / "manifest.json").exists()
+
+
+def test_html_instead_of_data(shop: Shop, tmp_path: Path) -> None:
+    _, metadata = good_files()
+    shop.params(*local(tmp_path / "files", b"<!DOCTYPE html><html><body>Not here</body></html>", metadata))
+    assert "HTML" in shop.mistake("download")
+
+
+@pytest.fixture
+def html_server() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<html><title>Moved</title></html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_html_from_a_server(shop: Shop, html_server: str) -> None:
+    shop.params("dataset=gift_cards", f"dataset.reviews=[{html_server}/Gift_Cards_5.json.gz]", "download.num_retries=0")
+    line = shop.mistake("download")
+    assert "HTML" in line
+    assert html_server in line
+
+
+def test_nothing_left_after_the_filter(shop: Shop, tmp_path: Path) -> None:
+    shop.params(*local(tmp_path / "files", *good_files()), "filter.min_user_interactions=50")
+    assert shop.sda("download").returncode == 0
+    assert "min_user_interactions" in shop.mistake("filter")
+
+
+def test_a_damaged_table(shop: Shop, tmp_path: Path) -> None:
+    shop.params(*local(tmp_path / "files", *good_files()))
+    for stage in ("download", "filter"):
+        assert shop.sda(stage).returncode == 0
+    (shop.root / "data" / "filtered" / "items.parquet").write_bytes(b"PAR1 no more")
+    assert "items.parquet" in shop.mistake("fetch-images")
+
+
+def test_corrupt_pictures_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    shop.params(*local(folder, *good_files()))
+    (folder / "images").mkdir()
+    (folder / "images" / "B0.jpg").write_bytes(b"this is no picture")
+    for stage in ("download", "filter", "fetch-images"):
+        done = shop.sda(stage)
+        assert done.returncode == 0, done.stderr
+    import json
+
+    coverage = json.loads((shop.root / "data" / "images" / "coverage.json").read_text())
+    assert coverage["num_corrupt"] == 1
+    assert coverage["num_items"] == 8
