@@ -34,7 +34,7 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
             backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device
         )
         with replace_directory(run.workspace.adapter(variant)) as folder:
-            model.save_pretrained(folder)
+            adapters.save(model, folder)
             write_tsv(folder / "loss.tsv", records)
         shutil.rmtree(scratch, ignore_errors=True)
         run.counts = {"variant": variant, "steps": len(records), "last loss": records[-1].loss if records else "none"}

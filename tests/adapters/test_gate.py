@@ -66,6 +66,22 @@ def test_checkpointing_leaves_gradients_as_they_are(
         model(x)  # and nothing stays behind
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_backward_in_another_thread(make_stack: Make, gradients: Gradients, use_reentrant: bool) -> None:
+    """As on a GPU, whose part of backward runs in a thread of its own."""
+    model = make_stack()
+    x, z = inputs()
+    joint_loss(model, x, z).backward()
+    expected = gradients(model)
+    model.base_model.model.use_reentrant = use_reentrant
+    value = joint_loss(model, x, z)
+    thread = threading.Thread(target=value.backward)
+    with modality(model, "text"):
+        thread.start()
+        thread.join()
+    assert_same(gradients(model), expected)
+
+
 def test_checkpointing_of_rows_with_their_own_modality(make_stack: Make, gradients: Gradients) -> None:
     model = make_stack()
     x, z = inputs()

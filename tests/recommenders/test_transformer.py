@@ -24,7 +24,7 @@ def _transformer(activation: str, causal: bool, dropout: float = 0.0) -> Transfo
 
 
 @pytest.mark.parametrize(("activation", "causal"), [("relu", True), ("gelu", False)])
-def test_equals_torch_multihead_attention_in_the_published_layout(activation, causal):
+def test_equals_torch_encoder_layers(activation, causal):
     transformer = _transformer(activation, causal).eval()
     item_BLD = torch.randn(3, 5, 8)
     is_item_BL = torch.ones(3, 5, dtype=torch.bool)
@@ -33,16 +33,15 @@ def test_equals_torch_multihead_attention_in_the_published_layout(activation, ca
     hidden = torch.triu(torch.ones(5, 5, dtype=torch.bool), diagonal=1) if causal else torch.zeros(5, 5, dtype=torch.bool)
     hidden = (hidden | ~is_item_BL[:, None, :]) & ~torch.eye(5, dtype=torch.bool)  # torch's True is "may not"
     for block in transformer.blocks:
-        attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, activation=activation, batch_first=True, norm_first=True)
+        layer.train()  # the inference shortcut of torch takes no mask by row
         with torch.no_grad():
-            attention.in_proj_weight.copy_(torch.cat([block.query.weight, block.key_value.weight]))
-            attention.in_proj_bias.copy_(torch.cat([block.query.bias, block.key_value.bias]))
-            attention.out_proj.load_state_dict(block.attention_output.state_dict())
-        query = block.attention_norm(x)
-        y = query + attention(query, x, x, attn_mask=hidden.repeat_interleave(2, dim=0), need_weights=False)[0]
-        middle = block.feed_forward_norm(y)
-        inner = block.feed_forward_inner(middle)
-        x = middle + block.feed_forward_outer(nn.functional.gelu(inner) if activation == "gelu" else inner.relu())
+            layer.self_attn.in_proj_weight.copy_(block.query_key_value.weight)
+            layer.self_attn.in_proj_bias.copy_(block.query_key_value.bias)
+        layer.self_attn.out_proj.load_state_dict(block.attention_output.state_dict())
+        layer.linear1.load_state_dict(block.feed_forward_inner.state_dict())
+        layer.linear2.load_state_dict(block.feed_forward_outer.state_dict())
+        x = layer(x, src_mask=hidden.repeat_interleave(2, dim=0))
     torch.testing.assert_close(transformer(item_BLD, is_item_BL), transformer.norm(x), rtol=1e-4, atol=1e-5)
 
 

@@ -45,7 +45,7 @@ class Modality:
     """
 
     name: str | None
-    ids_B: Tensor | None  # noqa: N815 (dimension suffix)
+    ids_B: Tensor | None
     marker: Tensor
 
     @staticmethod
