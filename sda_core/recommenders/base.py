@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Recommender(nn.Module, ABC):
         DataError: the vectors do not fit the items, or are not finite.
     """
 
-    history_length: ClassVar[int] | int = 0  # latest items that score() looks at
+    history_length: int = 0  # latest items that score() looks at
     is_causal: bool = False  # whether a position's output depends on no later item
 
     def __init__(self, params: RecommenderParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:

@@ -79,9 +79,11 @@ class ItemEncoder(nn.Module):
         dropout: of the embeddings, in training.
     """
 
-    vectors_ID: Tensor  # noqa: N815 (dimension suffix)
+    vectors_ID: Tensor
 
-    def __init__(self, num_items: int, hidden_size: int, item_vectors: np.ndarray | None, representation: str, dropout: float) -> None:
+    def __init__(
+        self, num_items: int, hidden_size: int, item_vectors: np.ndarray | None, representation: str, dropout: float
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.ids: nn.Embedding | None = None

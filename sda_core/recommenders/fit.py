@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -37,17 +38,17 @@ class TrainedRecommender(Recommender):
 
     fit_params: FitParams
 
+    @abstractmethod
     def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
         """The batches of one epoch, as CPU tensors; all randomness from ``random``.
 
         Raises:
             TrainingError: there is nothing to train on.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of one batch."""
-        raise NotImplementedError
 
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
         """See :meth:`Recommender.fit`."""

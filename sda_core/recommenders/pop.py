@@ -18,7 +18,7 @@ from sda_core.recommenders.batches import TrainingData
 class Pop(Recommender):
     """Scores are counts, so ties are real; they are float64, which is exact to 2^53."""
 
-    counts_I: Tensor  # noqa: N815 (dimension suffix)
+    counts_I: Tensor
 
     def __init__(self, params: PopParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__(params, num_users, num_items, item_vectors)

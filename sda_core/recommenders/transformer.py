@@ -45,7 +45,9 @@ class Block(nn.Module):
         """``(B, L, D) -> (B, L, D)``."""
         B, L, D = x_BLD.shape
         projected = self.query_key_value(self.attention_norm(x_BLD))
-        query, key, value = projected.view(B, L, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)  # each (B, H, L, D/H)
+        query, key, value = projected.view(B, L, 3, self.num_heads, D // self.num_heads).permute(
+            2, 0, 3, 1, 4
+        )  # each (B, H, L, D/H)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed_B1LL, dropout_p=self.dropout if self.training else 0.0
         )

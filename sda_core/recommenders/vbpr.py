@@ -27,7 +27,7 @@ INITIAL_STD = 0.1  # of user and item factors
 class VBPR(TrainedRecommender):
     """See the module's docstring.  User 0 (unknown) has zero factors: it gets the items' biases."""
 
-    vectors_ID: Tensor  # noqa: N815 (dimension suffix)
+    vectors_ID: Tensor
 
     def __init__(self, params: VBPRParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__(params, num_users, num_items, item_vectors)
