@@ -9,6 +9,7 @@ import pytest
 
 # Many small models run faster on one thread, and pytest-xdist workers do not fight for cores then.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
