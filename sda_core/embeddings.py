@@ -55,8 +55,8 @@ class EmbeddedItems:
     """
 
     item_ids: np.ndarray
-    image_ID: np.ndarray  # noqa: N815 (dimension suffix)
-    text_ID: np.ndarray  # noqa: N815 (dimension suffix)
+    image_ID: np.ndarray
+    text_ID: np.ndarray
     has_image: np.ndarray
 
 

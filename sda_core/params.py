@@ -340,7 +340,8 @@ class VBPRParams(FitParams):
     kind: Literal["vbpr"]
     factor_size: Count
     content_factor_size: Count
-    embedding_regularization: NonNegative
+    embedding_regularization: NonNegative  # L2 on the factors and biases of the users and items in a batch
+    content_regularization: NonNegative  # L2 on what all items share: the projection E and the visual bias beta'
 
 
 RecommenderParams = PopParams | SASRecParams | VBPRParams | BERT4RecParams

@@ -191,7 +191,9 @@ def test_params_used_by_a_stage_are_tracked(stage_name: str) -> None:
     stage = pipeline()[stage_name]
     entry = re.search(r"-m (stages\.\w+)", stage["cmd"])
     assert entry is not None
-    used = set(re.findall(r"run\.params\.(\w+)", modules()[entry[1]].read_text(encoding="utf-8"))) & set(params_module.Params.model_fields)
+    used = set(re.findall(r"run\.params\.(\w+)", modules()[entry[1]].read_text(encoding="utf-8"))) & set(
+        params_module.Params.model_fields
+    )
     used -= {"runtime"}
     tracked = {str(param).split(".")[0] for param in stage["params"]}
     assert used <= tracked, f"dvc.yaml: {stage_name}: params miss {sorted(used - tracked)}"

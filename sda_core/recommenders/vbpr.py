@@ -33,6 +33,7 @@ class VBPR(TrainedRecommender):
         super().__init__(params, num_users, num_items, item_vectors)
         self.fit_params = params
         self.regularization = params.embedding_regularization
+        self.content_regularization = params.content_regularization
         self.has_content = item_vectors is not None
         self.user_factors = _factors(num_users, params.factor_size)
         self.item_factors = _factors(num_items, params.factor_size)
@@ -81,10 +82,7 @@ class VBPR(TrainedRecommender):
             yield {name: torch.from_numpy(column[rows]) for name, column in columns.items()}
 
     def loss(self, batch: Batch) -> Tensor:
-        """BPR, and the squared lengths of the factors and biases in use, as means over the batch.
-
-        E and beta' are not in the penalty; ``weight_decay`` reaches them, and everything else, through Adam.
-        """
+        """BPR, the squared lengths of the factors and biases in use as means over the batch, and those of E and beta'."""
         user_BK = self._users(batch["user_B"])
         positive_BK, positive_bias_B = self._items(batch["positive_B"])
         negative_BK, negative_bias_B = self._items(batch["negative_B"])
@@ -92,7 +90,11 @@ class VBPR(TrainedRecommender):
         negative_B = (user_BK * negative_BK).sum(dim=1) + negative_bias_B
         ids = torch.cat([batch["positive_B"], batch["negative_B"]])
         penalty = user_BK.square().sum() + self.item_factors(ids).square().sum() + self.item_bias[ids].square().sum()
-        return losses.bpr(positive_B, negative_B) + self.regularization * penalty / len(user_BK)
+        loss = losses.bpr(positive_B, negative_B) + self.regularization * penalty / len(user_BK)
+        if self.has_content:
+            shared = self.content_projection.weight.square().sum() + self.content_bias.weight.square().sum()
+            loss = loss + self.content_regularization * shared
+        return loss
 
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         if self._table is None or self._table[0].device != self.item_bias.device:

@@ -72,15 +72,12 @@ def files_in(*parts: str, at_least: int = 1) -> Callable[[Path], bool]:
     return begun
 
 
+RESUME = ".resume"
 CASES = {
-    "download": ("download", "data/raw", lambda root: (root / "data" / "raw").is_dir() and any((root / "data" / "raw").iterdir())),
-    "train_adapter": ("train_adapter@sda", "adapters/sda", files_in(".resume", "train_adapter", "sda")),
-    "export_embeddings": ("export_embeddings@sda", "embeddings/sda.parquet", files_in(".resume", "export_embeddings", "sda", at_least=2)),
-    "train_recommender": (
-        "train_recommender@sda-sasrec",
-        "recommenders/sda/sasrec",
-        files_in(".resume", "train_recommender", "sda", "sasrec"),
-    ),
+    "download": ("download", "data/raw", files_in("data", "raw")),
+    "train_adapter": ("train_adapter@sda", "adapters/sda", files_in(RESUME, "train_adapter")),
+    "export_embeddings": ("export_embeddings@sda", "embeddings/sda.parquet", files_in(RESUME, "export_embeddings", at_least=3)),
+    "train_recommender": ("train_recommender@sda-sasrec", "recommenders/sda/sasrec", files_in(RESUME, "train_recommender")),
 }
 
 

@@ -53,8 +53,11 @@ def test_metrics_read_well_in_dvc(finished: Project) -> None:
 
 
 @pytest.fixture(scope="module")
-def changed(finished: Project, small_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], set[str]]:
+def changed(
+    finished: Project, small_settings: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], set[str]]:
     """Run one experiment in a copy of the finished project, and name the stages that ran."""
+
     def run(name: str, override: str) -> set[str]:
         project = finished.copy(tmp_path_factory.mktemp(name) / "project")
         return project.stages_run("exp", "run", *(part for each in (*small_settings, override) for part in ("-S", each)))
@@ -70,7 +73,9 @@ def test_an_evaluation_param_re_runs_no_training(changed: Callable[[str, str], s
 
 def test_a_vbpr_param_re_runs_vbpr_only(changed: Callable[[str, str], set[str]]) -> None:
     ran = changed("vbpr", "train_recommender.vbpr.factor_size=8")
-    assert ran == {f"{stage}@{v}-vbpr" for stage in ("train_recommender", "evaluate") for v in ("id", "zero_shot", "sda")} | {"report"}
+    assert ran == {f"{stage}@{v}-vbpr" for stage in ("train_recommender", "evaluate") for v in ("id", "zero_shot", "sda")} | {
+        "report"
+    }
 
 
 def test_the_temperature_re_runs_what_depends_on_it(changed: Callable[[str, str], set[str]]) -> None:

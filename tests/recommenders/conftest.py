@@ -39,6 +39,7 @@ _vbpr = VBPRParams(
     factor_size=8,
     content_factor_size=8,
     embedding_regularization=1e-4,
+    content_regularization=0.0,
     **{**_FIT, "batch_size": 64, "learning_rate": 0.02},
 )
 _sasrec = SASRecParams(kind="sasrec", representation="content", causal=True, loss="sampled_softmax", **_FIT, **_SEQUENCE)
