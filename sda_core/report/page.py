@@ -121,9 +121,9 @@ def change_cell(change: Change) -> ChangeCell:
 
 
 def _best(scores: Iterable[Score | None]) -> float | None:
-    """The highest of a column; None where there is nothing to choose between."""
+    """The highest of a column; None where there is nothing to choose between: one row, or all alike."""
     values = [score.value for score in scores if score is not None]
-    return max(values) if len(values) > 1 else None
+    return max(values) if values and max(values) > min(values) + _EQUAL else None
 
 
 def _by_baseline(changes: Sequence[Change], baselines: Sequence[str]) -> tuple[ChangeCell | None, ...]:

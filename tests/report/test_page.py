@@ -14,8 +14,8 @@ from html.parser import HTMLParser
 import pytest
 
 from sda_core.report import ReportData, render
-from sda_core.report.model import Change
-from sda_core.report.page import change_cell, duration, p_text
+from sda_core.report.model import Change, Score
+from sda_core.report.page import _best, change_cell, duration, p_text
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_EMPTY = {"line", "circle", "rect", "polygon", "polyline"}
@@ -162,6 +162,12 @@ def rows_of(html: str) -> dict[str, str]:
     return {
         m.group(1): m.group(2) for m in re.finditer(r'<tr>\s*<th scope="row">(.*?)</th>(.*?)</tr>', table.group(0), re.DOTALL)
     }
+
+
+def test_nothing_is_best_where_all_are_alike() -> None:
+    assert _best([Score(0.0, None, None), Score(0.0, None, None)]) is None
+    assert _best([Score(0.1, None, None)]) is None
+    assert _best([Score(0.1, None, None), None, Score(0.2, None, None)]) == 0.2
 
 
 def test_the_best_of_a_column_is_marked_within_its_recommender(page_data: ReportData) -> None:
