@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -239,7 +239,7 @@ POSITIONS = Table(
 
 # ------------------------------------------------------------------------------------------ writing whole
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Generator[Path, None, None]:
     """Give a temporary path beside ``path`` and rename it into place when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -253,7 +253,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replace_directory(path: Path) -> Iterator[Path]:
+def replace_directory(path: Path) -> Generator[Path, None, None]:
     """Give a temporary folder beside ``path`` and rename it into place, in the old one's stead, when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))

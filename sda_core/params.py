@@ -514,7 +514,7 @@ def load_params(path: Path) -> Params:
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), f"is not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
-        data = YAML(typ="safe", pure=True).load(text)
+        data: Any = YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType]
     except YAMLError as error:
         raise ConfigError(str(path), f"is no valid YAML: {error}") from None
     if not isinstance(data, dict):

@@ -14,8 +14,9 @@ def fetch_images(root: Root = Path(), params: ParamsFile = None) -> None:
 
     with stage("fetch-images", root, params) as run:
         items = ITEMS.read(run.workspace.items)
-        folder = run.params.dataset.local_folder
-        run.counts = fetch(items, run.workspace.raw, folder and root / folder, run.params.fetch_images, run.workspace.images)
+        local = run.params.dataset.local_folder
+        folder = None if local is None else root / local
+        run.counts.update(fetch(items, run.workspace.raw, folder, run.params.fetch_images, run.workspace.images))
 
 
 if __name__ == "__main__":

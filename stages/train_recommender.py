@@ -26,8 +26,8 @@ def train_recommender(variant: Variant, recommender: Recommender, root: Root = P
         vectors_path = run.workspace.embeddings(variant)
         data = recommenders.training_data(
             interactions.filter(pl.col("split") != "test"),
-            num_users=int(interactions["user_id"].max() or 0),
-            num_items=int(interactions["item_id"].max() or 0),
+            num_users=interactions["user_id"].n_unique(),
+            num_items=interactions["item_id"].n_unique(),
             leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
         )
         model = recommenders.build(section, data.num_users, data.num_items, read_vectors(vectors_path))
