@@ -97,7 +97,7 @@ class Workspace:
 
     def recommender(self, variant: str, recommender: str) -> Path:
         """Folder of a trained recommender: ``model.safetensors``, ``model.json``, ``history.tsv``."""
-        return self.root / "recommenders" / variant / recommender
+        return self.root / "models" / variant / recommender
 
     def positions(self, variant: str, recommender: str) -> Path:
         """Table :data:`POSITIONS`: where each test user's target came."""
