@@ -50,6 +50,9 @@ def test_metrics_read_well_in_dvc(finished: Project) -> None:
     assert shown[str(Path("metrics", "sda", "sasrec.json"))]["data"]["ndcg@10"] >= 0.0
     table = finished.dvc("metrics", "show", "--md", "metrics/sda/sasrec.json").stdout
     assert "ndcg@10" in table
+    keep = "Experiment|metrics/(sda|zero_shot)/sasrec.json:ndcg@10$|.*loss.temperature"  # as in the README
+    shown = finished.dvc("exp", "show", "--drop", ".*", "--keep", keep, "--md", "--no-pager").stdout
+    assert all(name in shown for name in ("metrics/sda/sasrec.json:ndcg@10", "zero_shot", "train_adapter.loss.temperature"))
 
 
 @pytest.fixture(scope="module")
