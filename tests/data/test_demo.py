@@ -666,10 +666,10 @@ def test_text_noise_is_the_share_of_words() -> None:
 
 
 def test_missing_shares_are_exact() -> None:
-    shop = world(preset(missing_image_share=0.25, missing_metadata_share=0.1))
+    shop = world(preset(num_items=600, missing_image_share=0.25, missing_metadata_share=0.1))
     assert (~shop.has_image).sum() == 150
     assert (~shop.has_metadata).sum() == 60
-    full = world(preset(missing_image_share=0.0, missing_metadata_share=0.0))
+    full = world(preset(num_items=600, missing_image_share=0.0, missing_metadata_share=0.0))
     assert full.has_image.all()
     assert full.has_metadata.all()
     assert np.array_equal(full.item, shop.item)
