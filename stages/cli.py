@@ -42,9 +42,21 @@ STAGES = {
     "evaluate": evaluate,
     "report": report,
 }
+# Short enough to stand whole in the list of commands.
+SHORT_HELP = {
+    "download": "Fetch the raw files, whole and checked.",
+    "filter": "Parse, filter, number and split them.",
+    "fetch-images": "Fetch the pictures of the kept items.",
+    "train-adapter": "Train LoRA or MoDA on items alone.",
+    "export-embeddings": "Write a variant's item vectors.",
+    "build-index": "Build a FAISS index, measure its recall.",
+    "train-recommender": "Train a recommender on frozen vectors.",
+    "evaluate": "Place the test targets, compute metrics.",
+    "report": "Compare variants, write the page.",
+}
 for _name, _command in STAGES.items():
-    app.command(_name)(_command)
-app.command("neighbors")(neighbors)
+    app.command(_name, short_help=SHORT_HELP[_name])(_command)
+app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
 
 
 def _version(show: bool) -> None:
