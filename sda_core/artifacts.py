@@ -43,11 +43,6 @@ class Workspace:
         return self.root / "data" / "raw"
 
     @property
-    def manifest(self) -> Path:
-        """Name, source, size, sha256 and etag of each raw file; written last, so it says the download is whole."""
-        return self.raw / "manifest.json"
-
-    @property
     def filtered(self) -> Path:
         """Interactions, items and users after filter and split."""
         return self.root / "data" / "filtered"
