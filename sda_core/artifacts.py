@@ -182,7 +182,7 @@ INTERACTIONS = Table(
         "item_id": pl.Int32,
         "timestamp": pl.Int64,  # seconds since 1970
         "rating": pl.Float32,
-        "split": pl.String,  # train, valid, test
+        "split": pl.String,  # train, valid, test; with split global_time also valid_rest, test_rest (data/split.py)
     },
 )  # sorted by user_id, then time (to the millisecond where the edition has it), then the raw file's order
 
@@ -294,7 +294,7 @@ def read_json(path: Path, name: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(str(path), f"{name} is missing", "run `dvc repro` to make it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(str(path), f"{name} is no valid JSON ({error})", "delete it and run `dvc repro`") from None
 
 

@@ -10,13 +10,16 @@ from stages._stage import ParamsFile, Root, run_as_script, stage
 def fetch_images(root: Root = Path(), params: ParamsFile = None) -> None:
     """Fetch the picture of every kept item; each item gets a status, and the coverage is counted."""
     from sda_core.artifacts import ITEMS
+    from sda_core.data.folders import user_folder
     from sda_core.data.images import fetch_images as fetch
+    from sda_core.data.images import to_try_again
 
     with stage("fetch-images", root, params) as run:
         items = ITEMS.read(run.workspace.items)
-        local = run.params.dataset.local_folder
-        folder = None if local is None else root / local
-        run.counts.update(fetch(items, run.workspace.raw, folder, run.params.fetch_images, run.workspace.images))
+        local = user_folder(run.params.dataset.local_folder, root, "params.yaml: dataset.local_folder")
+        pictures = user_folder(run.params.dataset.image_folder, root, "params.yaml: dataset.image_folder")
+        coverage = fetch(items, run.workspace.raw, local, pictures, run.params.fetch_images, run.workspace.images)
+        run.counts.update({**coverage, **to_try_again(coverage)})
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ def test_the_shipped_file_is_valid() -> None:
         ("train_adapter.training.learning_rate", "2e-4x", "train_adapter.training.learning_rate: should be a valid number"),
         ("train_adapter.moda.num_experts", 3, "train_adapter.moda: r (8) must be a multiple of num_experts (3)"),
         ("variants", ["id", "nope"], "variants: unknown nope; known are id, lora, sda, zero_shot"),
+        ("filter.valid_from", 0.8, "filter: valid_from and test_from must be null with split 'leave_one_out'"),
+        ("filter.split", "global_time", "split 'global_time' needs valid_from before test_from"),
+        ("fetch_images.stored_pixels", 10_000, "backbone.max_pixels: 12544 is more than fetch_images.stored_pixels (10000)"),
         ("report.cutoff", 7, "report.cutoff: 7 is not among evaluate.cutoffs [5, 10, 20]"),
     ],
 )
@@ -89,7 +92,7 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
         (b"- 1\n", "should be a mapping of sections (got list)"),
         (b"", "should be a mapping of sections (got NoneType)"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
-        (b"when: 2020-01-01\n", "of a type that params do not have"),
+        (b"when: 2020-01-01 10:00:00\n", "of a type that params do not have"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, content: bytes | None, expected: str) -> None:
@@ -100,6 +103,41 @@ def test_a_bad_file_is_one_line(tmp_path: Path, content: bytes | None, expected:
         load_params(path)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("valid_from", "test_from", "fits"),
+    [
+        ("2013-06-30", "2014-01-31", True),
+        (0.8, 0.9, True),
+        ("2014-01-31", "2014-01-31", False),
+        (0.9, 0.8, False),
+        (0.8, "2014-01-31", False),
+        (None, 0.9, False),
+        ("2014-02-30", "2015-01-01", False),
+        ("20140101", "2015-01-01", False),
+        (0.0, 0.9, False),
+        (1, 2, False),
+    ],
+)
+def test_the_cuts_of_a_split_by_time(valid_from: object, test_from: object, fits: bool) -> None:
+    tree = data()
+    tree["filter"] |= {"split": "global_time", "valid_from": valid_from, "test_from": test_from}
+    if fits:
+        parse_params(tree, "params.yaml")
+        return
+    with pytest.raises(ConfigError, match="filter") as caught:
+        parse_params(tree, "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_day_needs_no_quotes(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("split: leave_one_out", "split: global_time")
+    text = text.replace("valid_from: null", "valid_from: 2013-06-30").replace("test_from: null", "test_from: '2014-01-31'")
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    params = load_params(path).filter
+    assert (params.valid_from, params.test_from) == ("2013-06-30", "2014-01-31")
 
 
 def test_sections_cannot_be_changed() -> None:

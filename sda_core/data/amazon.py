@@ -18,7 +18,8 @@ time         ``unixReviewTime``, s                  ``unixReviewTime``, s       
 rating       ``overall``                            ``overall``                            ``rating``
 brand        ``brand``                              ``brand``                              ``store``, else ``details.Brand``
 categories   first path of ``categories``           ``category``, else ``main_cat``        ``categories``, else ``main_category``
-features     \\-                                     ``feature``                            ``features``
+features     \\-                                     ``feature``, else what follows the     ``features``
+                                                    path in ``category``
 pictures     ``imUrl``                              ``imageURLHighRes``, then              ``images``: variant MAIN first; of
                                                     ``imageURL``, then ``image``           each hi_res, large, thumb
 ===========  =====================================  =====================================  ====================================
@@ -39,9 +40,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import orjson
 import polars as pl
 
-from sda_core.data.cleaning import MAX_ENTRIES, clean_label, clean_name, clean_price, clean_text, clean_texts, image_reference
+from sda_core.data.cleaning import MAX_ENTRIES, clean_label, clean_name, clean_price, clean_text, clean_texts, image_references
 from sda_core.data.literals import parse_literal
 from sda_core.errors import ConfigError, DataError
 
@@ -61,7 +63,12 @@ _SLOW_LINES = 64  # a block of so few lines is read one by one when the fast rea
 _HOPELESS_LINES = 10_000  # when so many lines have been read and none could be used, the rest is not tried
 _MAX_TIME = 1 << 33  # seconds; the year 2242
 _MAX_RATING = 1e6
+_MAX_NAME_CHARS = 60  # of a category of 2018
 _NUM_QUOTES = 5
+_BLANKS = b" \t\r\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# How UTF-16 and UTF-32 begin: with their byte order marks, or with a brace and what surrounds it.
+_WIDE = re.compile(rb"\xff\xfe|(?:\x00\x00)?\xfe\xff|\{\x00.\x00|\{\x00\x00\x00|\x00\{\x00|\x00\x00\x00\{", re.DOTALL)
 
 REVIEW_SCHEMA = {
     "raw_user_id": pl.String,
@@ -124,7 +131,7 @@ class LineCount:
         _log.warning(
             "%s: %d of %d lines cannot be used: %s; %s", path, self.num_bad, self.total, _counts(self.bad), "; ".join(self.quotes)
         )
-        if self.num_bad > max_bad_share * self.total:
+        if self.num_bad / self.total > max_bad_share:  # a product would round: 0.29 * 100 is less than 29
             share = f"{self.num_bad} of {self.total} lines ({self.num_bad / self.total:.2%})"
             raise DataError(
                 str(path),
@@ -215,6 +222,8 @@ def _stream_reviews(
 
 
 def _reviews_of_block(block: bytes, number: int, fields: _ReviewFields, lines: LineCount) -> list[pl.DataFrame]:
+    if not block.strip(_BLANKS):
+        return []
     frame = _reviews_fast(block, fields)
     if frame is not None:
         lines.total += len(frame)
@@ -395,16 +404,22 @@ def read_metadata(
 
 
 def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozenset[str] | None, lines: LineCount) -> pl.DataFrame:
+    if not block.strip(_BLANKS):
+        return pl.DataFrame(schema=METADATA_SCHEMA)
     rows: list[tuple[Any, ...]] = []
     key = "parent_asin" if edition == 2023 else "asin"
     for offset, line in enumerate(block.split(b"\n")):
+        if not line:
+            continue
         if wanted is not None and _names_another(line, key, wanted):
             lines.total += 1
             continue
-        text = _decode(line, number + offset, lines)
-        if text is None:
-            continue
-        record = _literal_record(text) if edition == 2014 else _json_record(text, _METADATA_JSON)
+        record = None if edition == 2014 else _ordinary_record(line, key)
+        if record is None:
+            text = _decode(line, number + offset, lines)
+            if text is None:
+                continue
+            record = _literal_record(text) if edition == 2014 else _json_record(text, _METADATA_JSON)
         if isinstance(record, str):
             lines.add_bad(number + offset, record, line)
             continue
@@ -438,6 +453,20 @@ def _names_another(line: bytes, key: str, wanted: frozenset[str]) -> bool:
     return len(ids) == 1 and ids[0].decode("ascii") not in wanted
 
 
+def _ordinary_record(line: bytes, key: str) -> dict[str, Any] | None:
+    """A JSON object, if both readers of JSON agree on it, else None.
+
+    orjson is several times faster than Python's reader.  It refuses bytes that are no UTF-8, NUL bytes, raw control
+    characters, lone surrogates and NaN, and takes the last of equal keys as Python does; but a whole number beyond 64
+    bits becomes a float, which matters where the id is such a number.
+    """
+    try:
+        record = _object(orjson.loads(line))
+    except orjson.JSONDecodeError:
+        return None
+    return record if isinstance(record.get(key), str) else None
+
+
 def _literal_record(text: str) -> dict[str, Any] | str:
     """A dict in Python's syntax (or, in mirrors that were converted, JSON's), or the reason why there is none."""
     try:
@@ -453,16 +482,17 @@ def _metadata_row(record: dict[str, Any], edition: int) -> tuple[str, ...]:
     match edition:
         case 2014:
             brand, features = record.get("brand"), None
-            categories = _first_path(record.get("categories"))
+            categories = _names(_first_path(record.get("categories")))
             pictures = [record.get("imUrl")]
         case 2018:
-            brand, features = record.get("brand"), record.get("feature")
-            categories = _first_path(record.get("category")) or _names([record.get("main_cat")])
-            pictures = [entry for key in ("imageURLHighRes", "imageURL", "image") for entry in _entries(record.get(key))]
+            path, bullets = _path_and_bullets(_first_path(record.get("category")))
+            brand, features = record.get("brand"), record.get("feature") or bullets
+            categories = _names(path) or _names([record.get("main_cat")])
+            pictures = _entries(record.get("imageURLHighRes")) + _entries(record.get("imageURL")) + _entries(record.get("image"))
         case _:
             brand = record.get("store") or _object(record.get("details")).get("Brand")
             features = record.get("features")
-            categories = _first_path(record.get("categories")) or _names([record.get("main_category")])
+            categories = _names(_first_path(record.get("categories"))) or _names([record.get("main_category")])
             pictures = _pictures_2023(record.get("images"))
     return (
         clean_name(record.get("title")),
@@ -471,7 +501,7 @@ def _metadata_row(record: dict[str, Any], edition: int) -> tuple[str, ...]:
         _SEPARATOR.join(categories),
         _SEPARATOR.join(clean_texts(features)),
         clean_text(record.get("description")),
-        _SEPARATOR.join(_references(pictures)),
+        _SEPARATOR.join(image_references(pictures)),
     )
 
 
@@ -479,7 +509,9 @@ def _entries(value: Any) -> list[Any]:
     """A list as it is, one string as a list of one, anything else as an empty one."""
     if isinstance(value, str):
         return [value]
-    return list(cast("list[Any]", value)[: 4 * MAX_ENTRIES]) if isinstance(value, list | tuple) else []
+    if isinstance(value, tuple):
+        value = list(cast("tuple[Any, ...]", value))
+    return cast("list[Any]", value)[: 4 * MAX_ENTRIES] if isinstance(value, list) else []
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -491,11 +523,29 @@ def _names(values: list[Any]) -> list[str]:
     return [name for name in map(clean_label, values) if name]
 
 
-def _first_path(value: Any) -> list[str]:
+def _first_path(value: Any) -> list[Any]:
     """The first category path of a list of paths, or the list itself where it is one path."""
     entries = _entries(value)
-    paths = [_entries(entry) for entry in entries if isinstance(entry, list | tuple)]
-    return _names((paths[0] if paths else entries)[:MAX_ENTRIES])
+    for entry in entries:
+        if isinstance(entry, list | tuple):
+            entries = _entries(entry)
+            break
+    return entries[:MAX_ENTRIES]
+
+
+def _path_and_bullets(entries: list[Any]) -> tuple[list[Any], list[Any]]:
+    """A path of 2018, and the product's bullet points that follow it in many items.
+
+    They begin after a piece of markup (``</span></span></span>``), or with the first entry that is no name: a sentence
+    of four words or more, or a longer text than any category's name.
+    """
+    for position, entry in enumerate(entries):
+        if isinstance(entry, str):
+            if entry.startswith("</"):
+                return entries[:position], entries[position + 1 :]
+            if position and (len(entry) > _MAX_NAME_CHARS or (entry.endswith(".") and entry.count(" ") >= 3)):
+                return entries[:position], entries[position:]
+    return entries, []
 
 
 def _pictures_2023(value: Any) -> list[Any]:
@@ -508,24 +558,22 @@ def _pictures_2023(value: Any) -> list[Any]:
         length = max(map(len, columns.values()))
         pictures = [{key: column[row] for key, column in columns.items() if row < len(column)} for row in range(length)]
     else:
-        pictures = [_object(entry) for entry in _entries(value)]
+        pictures = [cast("dict[str, Any]", entry) for entry in _entries(value) if isinstance(entry, dict)]
     pictures.sort(key=lambda picture: picture.get("variant") != "MAIN")
     return [picture.get(size) for picture in pictures for size in ("hi_res", "large", "thumb")]
-
-
-def _references(values: list[Any]) -> list[str]:
-    usable = (image_reference(value) for value in values)
-    return list(dict.fromkeys(reference for reference in usable if reference is not None))[:MAX_ENTRIES]
 
 
 # ----------------------------------------------------------------------------------------------------- lines
 def _decode(line: bytes, number: int, lines: LineCount) -> str | None:
     """A line's text, repaired where that is possible; None for a blank or hopeless one."""
-    stripped = line.strip(b" \t\r")
+    stripped = line.strip(_BLANKS)
     if not stripped:
         return None
+    if stripped.startswith(_BYTE_ORDER_MARK):  # inside a file: it was put together from several
+        stripped = stripped.removeprefix(_BYTE_ORDER_MARK).strip(_BLANKS)
+        lines.repaired["byte order mark"] += 1
     if b"\x00" in stripped:
-        stripped = stripped.replace(b"\x00", b"").strip(b" \t\r")
+        stripped = stripped.replace(b"\x00", b"").strip(_BLANKS)
         if not stripped:
             lines.add_bad(number, "NUL bytes only", line)
             return None
@@ -591,11 +639,22 @@ def _chunks(path: Path) -> Iterator[bytes]:
             rest = iter(lambda: handle.read(_READ_BYTES), b"")
             pieces = _gunzip(path, head, rest) if head.startswith(b"\x1f\x8b") else _chain(head, rest)
             for position, piece in enumerate(pieces):
-                yield piece.removeprefix(b"\xef\xbb\xbf") if position == 0 else piece
+                yield _text_start(path, piece) if position == 0 else piece
     except OSError as error:
         raise DataError(
             str(path), f"cannot be read ({error.strerror or error})", "run the download stage, or name the right file"
         ) from None
+
+
+def _text_start(path: Path, piece: bytes) -> bytes:
+    """The first bytes of a text without UTF-8's byte order mark.
+
+    Raises:
+        DataError: it is UTF-16 or UTF-32, which would look like lines full of NUL bytes.
+    """
+    if _WIDE.match(piece):
+        raise DataError(str(path), "is UTF-16 or UTF-32 text, expected UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
+    return piece.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _chain(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

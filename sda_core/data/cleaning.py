@@ -19,6 +19,9 @@ MAX_ENTRIES = 100
 
 MAX_REFERENCE_CHARS = 2_048
 
+# A letter or digit, then anything of ASCII that is printable and begins no entity, tag or rule.
+_PLAIN = re.compile(r"[A-Za-z0-9][ -%'-;=-z|}~]*+")
+_BLOCK_START = re.compile("<[sS][cCtT]")  # cheap, and told before the costly pattern is tried
 _BLOCK = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*+>|<!--.*?-->|<![A-Za-z][^<>]*+>", re.DOTALL)
 # Control characters, direction overrides, lone surrogates, byte order marks and the two non-characters.
@@ -34,9 +37,11 @@ _BY_LINE = re.compile(r"\s*by\s*\n\s*", re.IGNORECASE)
 _CURRENCY = r"(?:US ?\$|C(?:DN|A) ?\$|USD|EUR|GBP|CAD|INR|JPY|AUD|Rs\.?|[$€£¥₹])"
 _AMOUNT = rf"(?:{_CURRENCY}\s?)?\d[\d.,]*(?:\s?{_CURRENCY})?"
 _PRICE = re.compile(rf"(?:from\s+)?{_AMOUNT}(?:\s?[-\u2013]\s?{_AMOUNT})?", re.IGNORECASE)
+_DOLLARS = re.compile(r"\$[0-9][0-9.,]{0,20}(?: - \$[0-9][0-9.,]{0,20})?")  # prices as they nearly always are
 _ALPHANUMERIC = re.compile(r"[^\W_]")
 _NO_VALUE = frozenset({"none", "null", "nan", "n/a", "na", "unknown"})
 _WEB = re.compile(r"https?://[^\s/]+/\S*", re.IGNORECASE)
+_WEB_START = re.compile(r"https?://[^\s/]+/")
 _RELATIVE = re.compile(r"[^\s:\\/~][^\s:\\]*")
 
 
@@ -44,8 +49,14 @@ def strings(value: Any) -> list[str]:
     """The strings of a value that may be one string, a list of them (nested once or not), or something else."""
     if isinstance(value, str):
         return [value] if value else []
-    found: list[str] = []
-    for entry in cast("list[Any]", value) if isinstance(value, list | tuple) else []:
+    if not isinstance(value, list | tuple):
+        return []
+    entries = cast("list[Any]", value)
+    found: list[str] = [entry for entry in entries if isinstance(entry, str) and entry]
+    if len(found) == len(entries):
+        return found[:MAX_ENTRIES]
+    found = []
+    for entry in entries:
         inner = cast("list[Any]", entry) if isinstance(entry, list | tuple) else [entry]
         found.extend(text for text in inner if isinstance(text, str) and text)
         if len(found) >= MAX_ENTRIES:
@@ -58,12 +69,12 @@ def clean_text(value: Any) -> str:
 
     A list is joined with spaces.
     """
-    return " ".join(text for text in (_clean(part) for part in strings(value)) if text)[:MAX_TEXT_CHARS]
+    return " ".join(clean_texts(value))[:MAX_TEXT_CHARS]
 
 
 def clean_texts(value: Any) -> list[str]:
     """As :func:`clean_text`, entry by entry; empty ones left out."""
-    return [text for text in (_clean(part) for part in strings(value)) if text]
+    return [text for part in strings(value) if (text := _clean(part))]
 
 
 def clean_name(value: Any) -> str:
@@ -71,9 +82,11 @@ def clean_name(value: Any) -> str:
 
     Such values (``<span class=...``, ``<img src=...``) are pieces of the page, not names with a bold word in them.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return ""
     raw = value[:MAX_TEXT_CHARS]
+    if _is_plain(raw):
+        return raw
     if by := _BY_LINE.match(raw):  # "by", a line feed and much space before some brands of 2018
         raw = raw[by.end() :]
     raw = _unescape(raw)
@@ -97,6 +110,8 @@ def clean_price(value: Any) -> str:
     if isinstance(value, int | float):
         # Compared before it is formatted: an integer may be too large for a float.
         return f"{value:.2f}" if 0 < value < 1e9 and math.isfinite(value) else ""
+    if isinstance(value, str) and _DOLLARS.fullmatch(value):
+        return value
     text = clean_name(value)
     return text if len(text) <= 64 and _PRICE.fullmatch(text) else ""
 
@@ -119,9 +134,34 @@ def image_reference(value: Any) -> str | None:
     return None
 
 
+def image_references(values: list[Any]) -> list[str]:
+    """The usable ones of many references, as :func:`image_reference` gives them; each once, in order."""
+    given = [value for value in values if value]
+    usable = given if _are_plain(given) else [text for value in given if (text := image_reference(value)) is not None]
+    return list(dict.fromkeys(usable))[:MAX_ENTRIES]
+
+
+def _are_plain(references: list[Any]) -> bool:
+    """Whether all are web addresses in which there is nothing to resolve or to refuse, which is nearly always so."""
+    try:
+        together = " ".join(references)
+    except TypeError:  # not only strings
+        return False
+    return (
+        together.isprintable()
+        and together.count(" ") == len(references) - 1
+        and "&" not in together
+        and "/no-img" not in together
+        and (len(together) <= MAX_REFERENCE_CHARS or max(map(len, references)) <= MAX_REFERENCE_CHARS)
+        and all(map(_WEB_START.match, references))
+    )
+
+
 def is_meaningful(text: str) -> bool:
     """Whether a text says anything: it has a letter or a digit, and is no placeholder for a missing value."""
-    return _ALPHANUMERIC.search(text) is not None and not (len(text) <= 7 and text.lower() in _NO_VALUE)
+    if not text[:1].isalnum() and _ALPHANUMERIC.search(text) is None:
+        return False
+    return len(text) > 7 or text.lower() not in _NO_VALUE
 
 
 def is_page_junk(text: str) -> bool:
@@ -142,17 +182,38 @@ def _unescape(text: str) -> str:
     return text
 
 
+def _is_plain(text: str) -> bool:
+    """Whether cleaning would leave a text as it is, as far as that can be told cheaply; most texts are like this."""
+    return (
+        _PLAIN.fullmatch(text) is not None
+        and len(text) > 7  # placeholders are shorter
+        and "  " not in text
+        and text[-1] != " "
+        and "getTime" not in text
+        and "P.when" not in text
+        and not text.startswith("var ")
+    )
+
+
 def _clean(raw: str) -> str:
-    return _clean_unescaped(_unescape(raw[:MAX_TEXT_CHARS]))
+    raw = raw[:MAX_TEXT_CHARS]
+    return raw if _is_plain(raw) else _clean_unescaped(_unescape(raw))
 
 
 def _clean_unescaped(text: str) -> str:
     if "<" in text:
-        text = _BLOCK.sub(" ", text)
+        if _BLOCK_START.search(text):
+            text = _BLOCK.sub(" ", text)
         text = _cut_open_tag(_TAG.sub(" ", text))
     if not text.isprintable():
-        text = _UNPRINTABLE.sub(" ", text)
-    text = " ".join(text.split())
+        return _or_empty(" ".join(_UNPRINTABLE.sub(" ", text).split()))
+    while "  " in text:  # of all white space, only the space is printable
+        text = text.replace("  ", " ")
+    return _or_empty(text.strip(" "))
+
+
+def _or_empty(text: str) -> str:
+    """The text, or nothing where it says nothing."""
     return text if is_meaningful(text) and not is_page_junk(text) else ""
 
 

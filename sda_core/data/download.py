@@ -13,9 +13,11 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path, PureWindowsPath
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -24,14 +26,23 @@ from pydantic import ValidationError
 
 from sda_core.artifacts import write_json
 from sda_core.data.folders import kept_folder, remove
-from sda_core.data.manifest import NAME_PATTERN, RawFile, Role, check, manifest_file, manifest_path, read_manifest
-from sda_core.data.transfer import RefusedError, copy_file, discard_part, fetch_file, part_path, shown
+from sda_core.data.manifest import (
+    NAME_PATTERN,
+    RawFile,
+    Role,
+    check,
+    check_file,
+    manifest_file,
+    manifest_path,
+    read_manifest,
+)
+from sda_core.data.transfer import RefusedError, Wanted, check_contents, copy_file, discard_part, fetch_file, shown
 from sda_core.data.web import new_client, reason, run
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.fingerprint import sha256_file
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
 
-__all__ = ["check", "download", "manifest_file"]
+__all__ = ["Verdict", "check", "download", "manifest_file", "verify"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,20 +50,34 @@ _OWN_SUFFIXES = (".part", ".part.json", ".entry.json")
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """One file to get."""
+class _File:
+    """One file to get, and where from."""
 
-    role: Literal["reviews", "metadata"]
+    role: Role
     sources: tuple[str, ...]
     sha256: str | None
+
+    @property
+    def setting(self) -> str:
+        """Its sources' place in params.yaml."""
+        return "dataset.image_archive" if self.role == "images" else f"dataset.{self.role}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`verify` found about one file of the folder: one line to show."""
+
+    line: str
+    ok: bool
 
 
 # ------------------------------------------------------------------------------------------------- public
 def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: Path, root: Path) -> dict[str, Any]:
     """Bring the raw files of a dataset into ``raw``.
 
-    Afterwards ``raw`` holds the reviews file, the metadata file, for the built-in shop ``images.zip``, and the
-    manifest; nothing else.  What is there already and whole is kept, what is unfinished is gone on with.
+    Afterwards ``raw`` holds the reviews file, the metadata file, an archive of pictures where the dataset names one
+    (for the built-in shop ``images.zip``), and the manifest; nothing else.  What is there already and whole is kept,
+    what is unfinished is gone on with.
 
     Args:
         dataset: where the files come from; each list of sources is tried in turn.
@@ -78,16 +103,54 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
         return _finish(files, raw)
 
 
+def verify(raw: Path) -> list[Verdict]:
+    """Compare a folder of raw files with its manifest, and see that every file unpacks; nothing is changed.
+
+    Args:
+        raw: the folder of raw files.
+
+    Returns:
+        One verdict a file of the manifest, in its order, then one for each thing that it does not name.
+
+    Raises:
+        ArtifactError: the manifest is missing or damaged.
+    """
+    entries = read_manifest(raw)
+    verdicts: list[Verdict] = []
+    for entry in entries:
+        path = raw / entry.name
+        try:
+            check_file(raw, entry)
+            check_contents(path, Wanted(path, entry.role, entry.sha256))
+        except ArtifactError as error:
+            verdicts.append(Verdict(str(error), ok=False))
+        except RefusedError as problem:
+            verdicts.append(Verdict(f"{path}: {problem}; delete it and run `dvc repro download`", ok=False))
+        except OSError as error:
+            verdicts.append(Verdict(f"{path}: cannot be read ({reason(error)}); mend its permissions", ok=False))
+        else:
+            verdicts.append(Verdict(f"{entry.role} {entry.name} {entry.bytes} bytes sha256 {entry.sha256[:16]} ok", ok=True))
+    known = {entry.name for entry in entries} | {manifest_path(raw).name}
+    verdicts += [
+        Verdict(f"{raw}: {path.name!r} is not in the manifest; run `dvc repro download`, which removes it", ok=False)
+        for path in sorted(raw.iterdir())
+        if path.name not in known
+    ]
+    return verdicts
+
+
 # ----------------------------------------------------------------------------------------------- manifest
 def _known_entries(raw: Path) -> list[RawFile]:
     """Files that an earlier run finished, whether or not it lived to write the manifest."""
     entries: list[RawFile] = []
-    if (manifest_path(raw)).exists():
+    if manifest_path(raw).exists():
         try:
             entries += read_manifest(raw)
         except ArtifactError as error:
             _log.warning("%s", error)
     for path in sorted(raw.glob("*.entry.json")):
+        if not path.is_file():
+            continue
         try:
             entries.append(RawFile.model_validate_json(path.read_bytes()))
         except (ValidationError, OSError) as error:
@@ -118,7 +181,7 @@ def _simulate(dataset: DemoDataset, raw: Path) -> list[RawFile]:
     remove(folder)
     folder.mkdir()
     write_shop(dataset, folder)
-    (manifest_path(raw)).unlink(missing_ok=True)
+    remove(manifest_path(raw))
     files: list[RawFile] = []
     roles: tuple[Role, Role, Role] = ("reviews", "metadata", "images")
     for role, name in zip(roles, file_names(dataset), strict=True):
@@ -131,23 +194,69 @@ def _simulate(dataset: DemoDataset, raw: Path) -> list[RawFile]:
 
 # ------------------------------------------------------------------------------------------------- amazon
 async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, root: Path) -> list[RawFile]:
-    wanted = (
-        _Wanted("reviews", _located(dataset.reviews, dataset.local_folder), dataset.reviews_sha256),
-        _Wanted("metadata", _located(dataset.metadata, dataset.local_folder), dataset.metadata_sha256),
-    )
-    clash = {_name(source) for source in wanted[0].sources} & {_name(source) for source in wanted[1].sources} - {""}
-    if clash:
-        raise DownloadError(
-            "params.yaml: dataset", f"reviews and metadata are both named {min(clash)}", "give two files with different names"
-        )
+    wanted = [
+        _File("reviews", _located(dataset.reviews, dataset.local_folder), dataset.reviews_sha256),
+        _File("metadata", _located(dataset.metadata, dataset.local_folder), dataset.metadata_sha256),
+    ]
+    if dataset.image_archive is not None:
+        sources = _located(dataset.image_archive, dataset.local_folder)
+        wanted.append(_File("images", sources, dataset.image_archive_sha256))
+    _check_apart(wanted)
+    _check_folders(dataset, raw, root)
     known = _known_entries(raw)
     kept = {file.role: entry for file in wanted if (entry := _whole(file, known, raw, root)) is not None}
     for entry in kept.values():  # so that they are still known when the manifest is gone and this run is killed
         write_json(raw / f"{entry.name}.entry.json", entry.model_dump(mode="json"))
-    if len(kept) < len(wanted):
-        (manifest_path(raw)).unlink(missing_ok=True)
-    async with new_client(params.timeout_seconds, num_connections=2) as client:
+    missing = [file for file in wanted if file.role not in kept]
+    if missing:
+        remove(manifest_path(raw))
+    web = any(_is_web(source) for file in missing for source in file.sources)
+    # without an address nothing of the network's settings matters
+    async with new_client(params.timeout_seconds, num_connections=2) if web else nullcontext() as client:
         return [kept.get(file.role) or await _fetch_first(client, file, params, raw, root) for file in wanted]
+
+
+def _check_apart(wanted: Sequence[_File]) -> None:
+    """All files lie in one folder, whose file system may not tell upper from lower case.
+
+    Raises:
+        DownloadError: two of them would have the same name.
+    """
+    for first, second in combinations(wanted, 2):
+        names = {_name(source).casefold(): _name(source) for source in first.sources}
+        clash = sorted(names.keys() & {_name(source).casefold() for source in second.sources} - {""})
+        if clash:
+            raise DownloadError(
+                "params.yaml: dataset",
+                f"{first.setting.removeprefix('dataset.')} and {second.setting.removeprefix('dataset.')} are both named "
+                f"{names[clash[0]]}",
+                "give files with different names",
+            )
+
+
+def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
+    """The user's own folders must not lie where everything that is not in the manifest is removed.
+
+    Raises:
+        DownloadError: one does, or is in the home of nobody.
+    """
+    for name, folder in (("local_folder", dataset.local_folder), ("image_folder", dataset.image_folder)):
+        if folder is None:
+            continue
+        where, advice = f"params.yaml: dataset.{name}", "name another folder"
+        try:
+            inside = _inside(_local_path(folder, root), raw)
+        except RefusedError as problem:
+            raise DownloadError(where, str(problem), advice) from None
+        if inside:
+            raise DownloadError(where, f"{folder} lies in {raw}, which this stage clears of everything else", advice)
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a NUL in the path, which leads nowhere
+        return False
 
 
 def _located(sources: Sequence[str], local_folder: str | None) -> tuple[str, ...]:
@@ -164,7 +273,10 @@ def _is_web(source: str) -> bool:
 def _name(source: str) -> str:
     """Base name under which a source's file is stored; "" where it has none that could be used."""
     if _is_web(source) or source.lower().startswith("file:"):
-        name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
+        try:
+            name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
+        except ValueError:  # brackets that are no IPv6 address
+            return ""
     else:
         name = PureWindowsPath(source).name if os.name == "nt" else source.rstrip("/").rsplit("/", 1)[-1]
     reserved = name == manifest_path(Path()).name or name.endswith(_OWN_SUFFIXES)
@@ -172,64 +284,91 @@ def _name(source: str) -> str:
 
 
 def _local_path(source: str, root: Path) -> Path:
-    """Where a plain path or a ``file:`` URL points."""
+    """Where a plain path or a ``file:`` URL points.
+
+    Raises:
+        RefusedError: to another host, or to the home of nobody.
+    """
     if not source.lower().startswith("file:"):
-        return root / Path(source).expanduser()
+        try:
+            return root / Path(source).expanduser()
+        except RuntimeError as error:
+            raise RefusedError(reason(error)) from None
     parts = urlsplit(source)
     if parts.netloc not in ("", "localhost"):
         raise RefusedError(f"a file: URL of another host ({parts.netloc})")
     return root / url2pathname(parts.path)
 
 
-def _whole(file: _Wanted, known: Sequence[RawFile], raw: Path, root: Path) -> RawFile | None:
+def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawFile | None:
     """The entry of a file that is there already and need not be fetched."""
     sources = {shown(source): source for source in file.sources}
     for entry in known:
-        path = raw / entry.name
         if entry.role != file.role or entry.source not in sources or entry.name != _name(sources[entry.source]):
             continue
-        if file.sha256 not in (None, entry.sha256) or not path.is_file() or path.stat().st_size != entry.bytes:
+        if file.sha256 not in (None, entry.sha256) or _outdated(entry, sources[entry.source], root):
             continue
-        if sha256_file(path) == entry.sha256 and not _outdated(entry, sources[entry.source], root):
-            _log.info("%s is whole, kept", path)
+        wanted = Wanted(raw / entry.name, file.role, file.sha256)
+        if _is_content(wanted.target, entry):
+            _log.info("%s is whole, kept", wanted.target)
+            return entry
+        if not wanted.part.is_symlink() and _is_content(wanted.part, entry):  # killed between the check and the rename
+            _put_in_place(wanted)
+            _log.info("%s was whole, put in place", wanted.target)
             return entry
     return None
+
+
+def _is_content(path: Path, entry: RawFile) -> bool:
+    """Whether a file is the one that an entry describes."""
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+
+
+def _put_in_place(wanted: Wanted) -> None:
+    if wanted.target.is_dir():
+        remove(wanted.target)
+    wanted.part.replace(wanted.target)
+    discard_part(wanted.part)
 
 
 def _outdated(entry: RawFile, source: str, root: Path) -> bool:
     """Whether the local file that an entry was copied from has another content now."""
     if _is_web(source):
         return False
-    path = _local_path(source, root)
-    return path.is_file() and (path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256)
+    try:
+        path = _local_path(source, root)
+        return path.is_file() and not _is_content(path, entry)
+    except (RefusedError, OSError):  # what is here already is whole, and there is nothing better to be had
+        return False
 
 
-async def _fetch_first(client: httpx.AsyncClient, file: _Wanted, params: DownloadParams, raw: Path, root: Path) -> RawFile:
-    """Try the sources of one file in turn."""
+async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: DownloadParams, raw: Path, root: Path) -> RawFile:
+    """Try the sources of one file in turn; there is a client where one of them is an address."""
     problems: list[str] = []
     for source in file.sources:
-        target = raw / _name(source)
+        wanted = Wanted(raw / _name(source), file.role, file.sha256)
         try:
-            if target == raw:
+            if wanted.target == raw:
                 raise RefusedError("has no base name that a file could be stored under")
-            if _is_web(source):
-                digest, etag = await fetch_file(client, source, target, file.sha256, params)
+            if client is not None and _is_web(source):
+                digest, etag = await fetch_file(client, source, wanted, params)
             else:
-                digest, etag = copy_file(_local_path(source, root), target, file.sha256, params), None
+                path = _local_path(source, root)
+                if _inside(path, raw):
+                    raise RefusedError(f"lies in {raw}, which this stage writes to")
+                digest, etag = copy_file(path, wanted, params), None
         except RefusedError as problem:
             _log.warning("%s: %s: %s", file.role, shown(source), problem)
             problems.append(f"{shown(source)}: {problem}")
             continue
-        part = part_path(target)
-        size = part.stat().st_size
-        entry = RawFile(role=file.role, name=target.name, source=shown(source), bytes=size, sha256=digest, etag=etag)
-        write_json(raw / f"{target.name}.entry.json", entry.model_dump(mode="json"))
-        part.replace(target)
-        discard_part(part)
+        name, size = wanted.target.name, wanted.part.stat().st_size
+        entry = RawFile(role=file.role, name=name, source=shown(source), bytes=size, sha256=digest, etag=etag)
+        write_json(raw / f"{name}.entry.json", entry.model_dump(mode="json"))
+        _put_in_place(wanted)
         _log.info("%s: %s, %d bytes", file.role, entry.source, entry.bytes)
         return entry
     raise DownloadError(
-        f"params.yaml: dataset.{file.role}",
+        f"params.yaml: {file.setting}",
         f"no source gave the file [{' | '.join(problems)}]",
         "mend the addresses, or name a folder with the files in dataset.local_folder",
     )

@@ -4,39 +4,53 @@ Steps with ``method: kcore``:
 
 1. read the reviews; lines that cannot be used are dropped (``rows_bad``);
 2. drop ratings below ``min_rating`` (``rows_dropped_rating``);
-3. ``items_without_metadata: drop``: drop interactions with items that the metadata does not know
-   (``rows_dropped_no_metadata``), before the core, so that the core holds for what is left;
-4. ``duplicates: first | last``: of several interactions of one user with one item keep the earliest or the latest by
+3. ``duplicates: first | last``: of several interactions of one user with one item keep the earliest or the latest by
    time, raw-file order among equal times (``rows_dropped_duplicate``), before the core, so that a repeated purchase
    does not carry a user or an item over its threshold;
-5. k-core (``rows_dropped_core``).
+4. k-core (``rows_dropped_core``);
+5. read the metadata of the items that are left;
+6. ``items_without_metadata: drop``: drop interactions with items that the metadata does not know
+   (``rows_dropped_no_metadata``);
+7. ``items_without_image: drop``: drop interactions with items whose metadata names no picture, or that have no metadata
+   (``rows_dropped_no_image``);
+8. k-core once more (also ``rows_dropped_core``), so that the core holds for what is left.
+
+The core comes before the metadata, because the metadata of all items would be much to read for the few that are left.
+The rows kept are the same as if the items had been dropped first: dropping items from a core and taking the core again
+gives the core of the smaller set (whatever is in that one is in the larger core, too).  The counts are not the same: a
+row whose item has no metadata counts as ``rows_dropped_core`` where the first core has no place for it.
 
 Steps with ``method: single_pass``, the order of the paper's public code: 1, 2, then thresholds counted once on the raw
-rows (duplicates included), then 4, then users that are left with fewer than ``min_user_interactions``, then 3; nothing is
-counted again, so items and users below the thresholds may be left.
+rows (duplicates included), then 3, then users that are left with fewer than ``min_user_interactions``, then 5, 6, 7;
+nothing is counted again, so items and users below the thresholds may be left.
 
 Then, for both: ids run from 1 in the order of the raw ids (by code point), so they depend on what was kept and not on
 the order of the file; histories are sorted by time, to the millisecond where the edition has it, equal times in
 raw-file order; the split labels each row.
 
-``rows_read`` is always the number of interactions kept plus all drops.
+``rows_read`` is always the number of interactions kept plus ``rows_bad`` and all ``rows_dropped_*``.
+
+Memory: 20 bytes a row, every raw id once, the metadata of the items of the core, and a block of the file; the single
+steps take a few arrays of 8 bytes a row on top of that.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, USERS
-from sda_core.data.amazon import REVIEW_SCHEMA, LineCount, read_metadata, read_reviews
+from sda_core.data.amazon import BLOCK_BYTES, LineCount, read_metadata, read_reviews
 from sda_core.data.kcore import core_mask, single_pass_mask
-from sda_core.data.split import MIN_SPLIT_LENGTH, label_last
+from sda_core.data.split import label_by_time, label_last
 from sda_core.errors import DataError
 from sda_core.params import FilterParams
 
@@ -55,7 +69,9 @@ class FilteredData:
     statistics: Mapping[str, Scalar]
 
 
-def filter_dataset(reviews: Path, metadata: Path, edition: int, params: FilterParams) -> FilteredData:
+def filter_dataset(
+    reviews: Path, metadata: Path, edition: int, params: FilterParams, *, block_bytes: int = BLOCK_BYTES
+) -> FilteredData:
     """Read, filter, number and split a data set; the steps and their order are in the module's docstring.
 
     Args:
@@ -63,26 +79,22 @@ def filter_dataset(reviews: Path, metadata: Path, edition: int, params: FilterPa
         metadata: the raw metadata.
         edition: 2014, 2018 or 2023.
         params: section ``filter``.
+        block_bytes: how much of a file is read at a time; has no influence on the tables.
 
     Returns:
         Interactions sorted by user and time, items and users sorted by id, and the counts.
 
     Raises:
         ConfigError: no such edition.
-        DataError: a file cannot be read, has too many bad lines, or no interaction is left (the message says after
-            which step).
+        DataError: a file cannot be read, has too many bad lines, no interaction is left (the message says after which
+            step), or the cuts of the split leave a part without rows.
     """
     review_lines, metadata_lines = LineCount(), LineCount()
-    rows = _read_coded(reviews, edition, params, review_lines)
+    rows = _read_coded(reviews, edition, params, review_lines, block_bytes)
     rows, num_rating = _keep(rows, pl.col("rating") >= params.min_rating)
     _require_rows(rows, "filter.min_rating", f"every rating is below {params.min_rating:g}")
-
-    wanted = frozenset(rows.items["raw_item_id"].gather(rows.frame["item"].unique()))
-    known = read_metadata(metadata, edition, max_bad_line_share=params.max_bad_line_share, keep=wanted, lines=metadata_lines)
-    num_no_metadata = num_core = 0
     match params.method:
         case "kcore":
-            rows, num_no_metadata = _drop_without_metadata(rows, known["raw_item_id"], params)
             rows, num_duplicate = _drop_duplicates(rows, params)
             rows, num_core = _keep_core(rows, params)
         case "single_pass":
@@ -90,24 +102,38 @@ def filter_dataset(reviews: Path, metadata: Path, edition: int, params: FilterPa
             rows, num_duplicate = _drop_duplicates(rows, params)
             rows, num_short = _keep_long_histories(rows, params)
             num_core = num_threshold + num_short
-            rows, num_no_metadata = _drop_without_metadata(rows, known["raw_item_id"], params)
         case _:
             assert_never(params.method)
+    known = read_metadata(
+        metadata,
+        edition,
+        max_bad_line_share=params.max_bad_line_share,
+        keep=frozenset(rows.items["raw_item_id"].gather(rows.frame["item"].unique())),
+        lines=metadata_lines,
+        block_bytes=block_bytes,
+    )
+    rows, num_no_metadata = _drop_without_metadata(rows, known, params)
+    rows, num_no_image = _drop_without_image(rows, known, params)
+    if params.method == "kcore" and num_no_metadata + num_no_image:
+        rows, num_again = _keep_core(rows, params)
+        num_core += num_again
 
     data = _tables(rows, known, params)
     statistics: dict[str, Scalar] = {
         "rows_read": review_lines.total,
         "rows_bad": review_lines.num_bad,
-        "rows_dropped_duplicate": num_duplicate,
         "rows_dropped_rating": num_rating,
-        "rows_dropped_no_metadata": num_no_metadata,
+        "rows_dropped_duplicate": num_duplicate,
         "rows_dropped_core": num_core,
+        "rows_dropped_no_metadata": num_no_metadata,
+        "rows_dropped_no_image": num_no_image,
         "rows_repaired": review_lines.repaired.total(),
         "metadata_rows_read": metadata_lines.total,
         "metadata_rows_bad": metadata_lines.num_bad,
+        "metadata_rows_repaired": metadata_lines.repaired.total(),
         **data.statistics,
     }
-    dropped = sum(statistics[f"rows_{reason}"] for reason in ("bad", *(f"dropped_{step}" for step in _DROPS)))
+    dropped = sum(value for name, value in statistics.items() if name == "rows_bad" or name.startswith("rows_dropped_"))
     assert statistics["rows_read"] == statistics["num_interactions"] + dropped
     _log.info(
         "%d rows read, %d kept: %d users, %d items, density %.5f",
@@ -120,15 +146,12 @@ def filter_dataset(reviews: Path, metadata: Path, edition: int, params: FilterPa
     return FilteredData(data.interactions, data.items, data.users, statistics)
 
 
-_DROPS = ("duplicate", "rating", "no_metadata", "core")
-
-
 # ------------------------------------------------------------------------------------------------ coded rows
 @dataclass(frozen=True)
 class _Rows:
     """Interactions with ids as numbers into two tables of raw ids, sorted by user, time and raw-file order."""
 
-    frame: pl.DataFrame  # user, item (UInt32), rating, timestamp, millisecond
+    frame: pl.DataFrame  # user, item (UInt32), rating, milliseconds
     users: pl.DataFrame  # raw_user_id, sorted
     items: pl.DataFrame  # raw_item_id, sorted
 
@@ -139,26 +162,38 @@ class _Rows:
         return self.frame[column].to_numpy().astype(np.int64)
 
 
-def _read_coded(path: Path, edition: int, params: FilterParams, lines: LineCount) -> _Rows:
-    stream = read_reviews(path, edition, max_bad_line_share=params.max_bad_line_share, lines=lines)
-    table = pl.concat([pl.DataFrame(schema=REVIEW_SCHEMA), *stream])
-    if table.is_empty():
+def _read_coded(path: Path, edition: int, params: FilterParams, lines: LineCount, block_bytes: int) -> _Rows:
+    # Each side has its own categories: every block's ids become numbers at once, and only new ids are stored.
+    user, item = (pl.Categorical(pl.Categories.random()) for _ in range(2))
+    blocks = [pl.DataFrame(schema={"user": user, "item": item, "rating": pl.Float32, "milliseconds": pl.Int64})]
+    for block in read_reviews(path, edition, max_bad_line_share=params.max_bad_line_share, lines=lines, block_bytes=block_bytes):
+        blocks.append(
+            block.select(
+                pl.col("raw_user_id").cast(user).alias("user"),
+                pl.col("raw_item_id").cast(item).alias("item"),
+                pl.col("rating").cast(pl.Float32),
+                (pl.col("timestamp") * 1000 + pl.col("millisecond")).alias("milliseconds"),
+            )
+        )
+    frame = pl.concat(blocks)
+    del blocks
+    if frame.is_empty():
         raise DataError(str(path), "holds no usable review", "check dataset.edition and the file")
-    users = table.select(pl.col("raw_user_id").unique().sort())
-    items = table.select(pl.col("raw_item_id").unique().sort())
-    frame = table.select(
-        _code("raw_user_id", users).alias("user"),
-        _code("raw_item_id", items).alias("item"),
-        pl.col("rating").cast(pl.Float32),
-        "timestamp",
-        "millisecond",
-    )
-    return _Rows(frame.sort(["user", "timestamp", "millisecond"], maintain_order=True), users, items)
+    user_codes, users = _coded(frame["user"])
+    item_codes, items = _coded(frame["item"])
+    frame = frame.with_columns(user_codes, item_codes)  # the categories are gone before the sort needs room
+    frame = frame.sort(["user", "milliseconds"], maintain_order=True)
+    return _Rows(frame, users.rename({"user": "raw_user_id"}), items.rename({"item": "raw_item_id"}))
 
 
-def _code(column: str, sorted_ids: pl.DataFrame) -> pl.Expr:
-    """Each id's place in a table of sorted ids."""
-    return pl.col(column).cast(pl.Enum(sorted_ids[column])).to_physical().cast(pl.UInt32)
+def _coded(ids: pl.Series) -> tuple[pl.Series, pl.DataFrame]:
+    """Each id's place in the table of sorted ids, and that table."""
+    distinct = ids.unique()
+    table = pl.DataFrame({ids.name: distinct.cast(pl.String), "code": distinct.to_physical()}).sort(ids.name)
+    found = table["code"].to_numpy()
+    place = np.zeros(int(found.max()) + 1, dtype=np.uint32)
+    place[found] = np.arange(len(found), dtype=np.uint32)
+    return pl.Series(ids.name, place[ids.to_physical().to_numpy()]), table.select(ids.name)
 
 
 # ----------------------------------------------------------------------------------------------------- steps
@@ -168,11 +203,10 @@ def _keep(rows: _Rows, condition: pl.Expr | pl.Series) -> tuple[_Rows, int]:
     return _Rows(frame, rows.users, rows.items), len(rows) - len(frame)
 
 
-def _drop_without_metadata(rows: _Rows, known: pl.Series, params: FilterParams) -> tuple[_Rows, int]:
+def _drop_without_metadata(rows: _Rows, known: pl.DataFrame, params: FilterParams) -> tuple[_Rows, int]:
     if params.items_without_metadata == "keep":
         return rows, 0
-    has_metadata = rows.items["raw_item_id"].is_in(known.implode())
-    kept = _keep(rows, has_metadata.gather(rows.frame["item"]))
+    kept = _keep(rows, _is_among(rows, known["raw_item_id"]))
     _require_rows(
         kept[0],
         "filter.items_without_metadata",
@@ -182,12 +216,31 @@ def _drop_without_metadata(rows: _Rows, known: pl.Series, params: FilterParams) 
     return kept
 
 
+def _drop_without_image(rows: _Rows, known: pl.DataFrame, params: FilterParams) -> tuple[_Rows, int]:
+    if params.items_without_image == "keep":
+        return rows, 0
+    pictured = known.filter(pl.col("image_references").list.len() > 0)
+    kept = _keep(rows, _is_among(rows, pictured["raw_item_id"]))
+    _require_rows(
+        kept[0],
+        "filter.items_without_image",
+        "is 'drop', and the metadata names a picture of none of the items left",
+        "set it to 'keep'",
+    )
+    return kept
+
+
+def _is_among(rows: _Rows, raw_item_ids: pl.Series) -> pl.Series:
+    """Which rows are of these items."""
+    return rows.items["raw_item_id"].is_in(raw_item_ids.implode()).gather(rows.frame["item"])
+
+
 def _drop_duplicates(rows: _Rows, params: FilterParams) -> tuple[_Rows, int]:
     if params.duplicates == "keep":
         return rows, 0
+    pairs = pl.Series(rows.codes("user") * len(rows.items) + rows.codes("item"))
     # The rows are in history order: the first of a pair is the earliest.
-    frame = rows.frame.unique(["user", "item"], keep=params.duplicates, maintain_order=True)
-    return _Rows(frame, rows.users, rows.items), len(rows) - len(frame)
+    return _keep(rows, pairs.is_first_distinct() if params.duplicates == "first" else pairs.is_last_distinct())
 
 
 def _keep_core(rows: _Rows, params: FilterParams) -> tuple[_Rows, int]:
@@ -232,12 +285,16 @@ def _tables(rows: _Rows, known: pl.DataFrame, params: FilterParams) -> FilteredD
     interactions = rows.frame.select(
         _new_ids(rows.frame["user"], len(rows.users)).alias("user_id"),
         _new_ids(rows.frame["item"], len(rows.items)).alias("item_id"),
-        "timestamp",
+        (pl.col("milliseconds") // 1000).alias("timestamp"),
         "rating",
     )
     match params.split:
         case "leave_one_out":
             interactions = label_last(interactions)
+        case "global_time":
+            assert params.valid_from is not None  # FilterParams sees to it
+            assert params.test_from is not None
+            interactions = label_by_time(interactions, params.valid_from, params.test_from)
         case _:
             assert_never(params.split)
     text, texts = pl.lit(""), pl.lit([], dtype=pl.List(pl.String))
@@ -270,29 +327,46 @@ def _new_ids(codes: pl.Series, num_codes: int) -> pl.Series:
 
 
 def _describe(interactions: pl.DataFrame, items: pl.DataFrame) -> dict[str, Scalar]:
-    histories = interactions["user_id"].value_counts()["count"].to_numpy()
-    popularity = interactions["item_id"].value_counts()["count"].to_numpy()
-    num_users, num_items = len(histories), len(popularity)
-    parts = dict(interactions["split"].value_counts().iter_rows())
+    """Sizes, lengths, popularity and coverage; ``mean_title_chars`` is over the items that have a title."""
+    histories = np.bincount(interactions["user_id"].to_numpy())[1:]
+    popularity = np.bincount(interactions["item_id"].to_numpy())[1:]
+    num_users, num_items, num_interactions = len(histories), len(popularity), len(interactions)
+    parts = {str(label): int(count) for label, count in interactions["split"].value_counts().iter_rows()}
+    num_top = math.ceil(0.2 * num_items)
+    titles = items["title"].str.len_chars().to_numpy()
     return {
         "num_users": num_users,
         "num_items": num_items,
-        "num_interactions": len(interactions),
-        "num_train": int(parts.get("train", 0)),
-        "num_valid": int(parts.get("valid", 0)),
-        "num_test": int(parts.get("test", 0)),
-        "num_users_too_short_to_test": int((histories < MIN_SPLIT_LENGTH).sum()),
-        "density": len(interactions) / (num_users * num_items),
-        "history_length_mean": float(histories.mean()),
-        "history_length_median": float(np.median(histories)),
-        "history_length_max": int(histories.max()),
-        "item_count_p10": float(np.percentile(popularity, 10)),
-        "item_count_p50": float(np.percentile(popularity, 50)),
-        "item_count_p90": float(np.percentile(popularity, 90)),
-        "item_count_max": int(popularity.max()),
+        "num_interactions": num_interactions,
+        "num_train": parts.get("train", 0),
+        "num_valid": parts.get("valid", 0),
+        "num_test": parts.get("test", 0),
+        "num_rest": parts.get("valid_rest", 0) + parts.get("test_rest", 0),
+        "num_users_without_target": num_users - parts.get("test", 0),
+        "density": num_interactions / (num_users * num_items),
+        "first_time": int(interactions["timestamp"].to_numpy().min()),
+        "last_time": int(interactions["timestamp"].to_numpy().max()),
+        **_quantiles("history_length", histories),
+        **_quantiles("item_count", popularity),
+        "share_interactions_top_20_percent": float(np.sort(popularity)[-num_top:].sum() / num_interactions),
         "share_items_with_metadata": _share(items["has_metadata"]),
         "share_items_with_title": _share(items["title"] != ""),
+        "share_items_with_brand": _share(items["brand"] != ""),
+        "share_items_with_price": _share(items["price"] != ""),
+        "share_items_with_categories": _share(items["categories"].list.len() > 0),
+        "share_items_with_features": _share(items["features"].list.len() > 0),
+        "share_items_with_description": _share(items["description"] != ""),
         "share_items_with_image_reference": _share(items["image_references"].list.len() > 0),
+        "mean_title_chars": float(titles.sum() / max(np.count_nonzero(titles), 1)),
+    }
+
+
+def _quantiles(name: str, counts: npt.NDArray[np.int64]) -> dict[str, Scalar]:
+    return {
+        f"{name}_mean": float(counts.mean()),
+        f"{name}_min": int(counts.min()),
+        **{f"{name}_p{percent}": float(np.percentile(counts, percent)) for percent in (10, 50, 90, 99)},
+        f"{name}_max": int(counts.max()),
     }
 
 

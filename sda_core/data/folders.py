@@ -26,7 +26,11 @@ else:
 _log = logging.getLogger(__name__)
 
 _USERS_ERRNOS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR}
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    }
 )
 
 
@@ -49,6 +53,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def user_folder(text: str | None, root: Path, where: str) -> Path | None:
+    """A folder as a params file names it: relative to the project, ``~`` for the user's home; None for null.
+
+    Raises:
+        DownloadError: the home of a user that is not known.
+    """
+    try:
+        return None if text is None else root / Path(text).expanduser()
+    except RuntimeError as error:
+        raise DownloadError(where, f"{text!r} leads nowhere ({error})", "give the folder's full path") from None
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Pictures of the kept items: found, fetched politely, checked, and stored in shards.
 
-* Where a picture comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (``.jpeg``, ``.png``,
-  ``.webp``); then each of the item's references: an address, a path inside ``local_folder``, or an entry of
-  ``raw/images.zip``.  With a local folder nothing is fetched over the network.
+* Where a picture comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (``.jpeg``, ``.png``, ``.webp``);
+  ``<image_folder>/<raw_item_id>.jpg``; the item's relative references, inside ``local_folder``, ``image_folder`` or the
+  archive of pictures (the file of the manifest with the role ``images``); the archive's entry that is named after the item;
+  the item's addresses.  With a local folder nothing is fetched over the network.
 * References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
 * When several references fail, the item gets the status that leaves most hope: ``timeout``, ``http_error``,
   ``too_large``, ``corrupt``, ``http_404``, ``missing_file``, ``missing_url``.
@@ -19,10 +20,10 @@ import asyncio
 import hashlib
 import logging
 import os
-import zipfile
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -32,9 +33,20 @@ import polars as pl
 
 from sda_core.artifacts import ITEMS, write_json
 from sda_core.data.folders import kept_folder, remove
-from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, Source, ZipEntry
+from sda_core.data.manifest import manifest_file, read_manifest
+from sda_core.data.picture_archives import Entry
+from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, Source, open_archive
 from sda_core.data.pictures import Picture, prepare
-from sda_core.data.web import RETRIED_STATUSES, backoff, content_length, new_client, retry_after, run
+from sda_core.data.web import (
+    RETRIED_STATUSES,
+    backoff,
+    certificate_problem,
+    content_length,
+    new_client,
+    open_stream,
+    retry_after,
+    run,
+)
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.image_store import (
     STATUSES,
@@ -56,7 +68,7 @@ _TRIED_AGAIN = frozenset({"timeout", "http_error"})
 _GONE = frozenset({404, 410})
 _HOST_WAITS = frozenset({429, 503})
 _MAX_HOST_FAILURES = 50
-_MAX_DECODERS = 4  # each may hold max_pixels x 4 bytes
+_MAX_DECODERS = 4  # each may hold a few copies of 4 million pixels, and one of them of max_pixels
 _BLOCKS_AT_ONCE = 2  # so that one slow picture at the end of a block does not idle the others
 
 
@@ -68,6 +80,7 @@ class _Host:
         self.slots = asyncio.Semaphore(max_requests)
         self.num_failures = 0
         self.given_up: str | None = None
+        self.distrusted = False  # told once
         self._resume_at = 0.0
 
     def pause(self, seconds: float) -> None:
@@ -105,7 +118,7 @@ class _Fetcher:
         match source:
             case Nothing(status):
                 return Picture(status)
-            case LocalFile() | ZipEntry():
+            case LocalFile() | Entry():
                 async with self._workers:
                     return await asyncio.get_running_loop().run_in_executor(self._decoders, self._local, source)
             case Address(url):
@@ -114,9 +127,9 @@ class _Fetcher:
                 assert_never(source)
 
     def _prepare(self, data: bytes) -> Picture:
-        return prepare(data, self._params.max_pixels, self._params.max_side)
+        return prepare(data, self._params.max_pixels, self._params.stored_pixels)
 
-    def _local(self, source: LocalFile | ZipEntry) -> Picture:
+    def _local(self, source: LocalFile | Entry) -> Picture:
         data = self._finder.read(source)
         return Picture(data) if isinstance(data, str) else self._prepare(data)
 
@@ -128,17 +141,18 @@ class _Fetcher:
         for attempt in range(self._params.num_retries + 1):
             if attempt:
                 await asyncio.sleep(backoff(attempt - 1, self._params.backoff_seconds, url))
-            async with host.slots:
-                await host.ready()
-                if host.given_up is not None:
-                    return Picture(host.given_up)
-                async with self._workers:
+            async with AsyncExitStack() as held:
+                async with host.slots:
+                    await host.ready()
+                    if host.given_up is not None:
+                        return Picture(host.given_up)
+                    await held.enter_async_context(self._workers)
                     answer = await self._request(url, host, attempt)
-                    if isinstance(answer, bytes):
-                        host.num_failures = 0
-                        picture = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
-                        # a transparent or white dot is what shops send for pictures that they no longer have
-                        return Picture("http_404") if (picture.width, picture.height) == (1, 1) else picture
+                if isinstance(answer, bytes):  # the host may serve another while this one is decoded
+                    host.num_failures = 0
+                    picture = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
+                    # a transparent or white dot is what shops send for pictures that they no longer have
+                    return Picture("http_404") if (picture.width, picture.height) == (1, 1) else picture
                 status, final = answer
                 if final:
                     host.num_failures = 0
@@ -155,7 +169,10 @@ class _Fetcher:
         """One request: the body, or a status and whether it is final."""
         limit = self._params.max_bytes
         try:
-            async with asyncio.timeout(self._params.timeout_seconds), self._client.stream("GET", url) as response:
+            async with (
+                asyncio.timeout(self._params.timeout_seconds),
+                aclosing(await open_stream(self._client, url)) as response,
+            ):
                 code = response.status_code
                 if code in RETRIED_STATUSES:
                     if code in _HOST_WAITS:
@@ -177,8 +194,12 @@ class _Fetcher:
             return "timeout", False
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects):
             return "http_error", True
-        except httpx.TransportError:
-            return "http_error", False
+        except httpx.TransportError as error:
+            problem = certificate_problem(error)
+            if problem is not None and not host.distrusted:
+                host.distrusted = True
+                _log.warning("%s: %s", httpx.URL(url).host, problem)
+            return "http_error", problem is not None
 
 
 # ------------------------------------------------------------------------------------------------- shelf
@@ -255,7 +276,7 @@ class _Shelf:
 
 # ------------------------------------------------------------------------------------------------- public
 def fetch_images(
-    items: pl.DataFrame, raw: Path, local_folder: Path | None, params: FetchImagesParams, out: Path
+    items: pl.DataFrame, raw: Path, local_folder: Path | None, image_folder: Path | None, params: FetchImagesParams, out: Path
 ) -> dict[str, int | float]:
     """Bring the pictures of all items into ``out``, in shards of ``shard_rows`` items in ``item_id`` order.
 
@@ -264,8 +285,9 @@ def fetch_images(
 
     Args:
         items: table ``ITEMS``.
-        raw: folder of raw files; its ``images.zip`` is used where it exists.
+        raw: folder of raw files with its manifest; an archive of pictures that the manifest names is used.
         local_folder: folder that relative references are relative to; with it, nothing is fetched over the network.
+        image_folder: another folder of pictures; what is not there is fetched.
         params: bounds, retries, politeness.
         out: folder of the shards and of ``coverage.json``, which is written last.
 
@@ -273,8 +295,8 @@ def fetch_images(
         Coverage: ``num_items``, ``num_ok``, ``share_ok``, and ``num_<status>`` for every other status.
 
     Raises:
-        ArtifactError: ``items`` has another schema, or ``raw/images.zip`` is damaged.
-        DownloadError: ``local_folder`` is no folder, another run is writing to ``out``, or it cannot be written.
+        ArtifactError: ``items`` has another schema, or the manifest or the archive cannot be read.
+        DownloadError: a folder of pictures is missing, another run is writing to ``out``, or it cannot be written.
     """
     ITEMS.check(dict(items.schema), Path("items"))
     columns = items.sort("item_id").select("item_id", "raw_item_id", "image_references")
@@ -282,22 +304,23 @@ def fetch_images(
         Item(item_id, raw_item_id, tuple(filter(None, references or ())))
         for item_id, raw_item_id, references in columns.iter_rows()
     ]
-    archive_path = raw / "images.zip"
-    if local_folder is not None and not local_folder.is_dir():
-        raise DownloadError(
-            "params.yaml: dataset.local_folder", f"there is no folder {local_folder}", "mend the path, or set it to null"
-        )
+    for name, folder in (("local_folder", local_folder), ("image_folder", image_folder)):
+        if folder is not None and not folder.is_dir():
+            raise DownloadError(
+                f"params.yaml: dataset.{name}", f"there is no folder {folder}", "mend the path, or set it to null"
+            )
+    archive = None
+    if any(file.role == "images" for file in read_manifest(raw)):
+        archive = open_archive(manifest_file(raw, "images"), table)
     with kept_folder(out):
-        if not archive_path.is_file():
-            return _run(table, Finder(local_folder, None, params), params, out)
-        try:
-            archive = zipfile.ZipFile(archive_path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ArtifactError(
-                str(archive_path), f"is no readable zip file ({error})", "delete it and run `dvc repro`"
-            ) from None
-        with archive:
-            return _run(table, Finder(local_folder, archive, params), params, out)
+        return _run(table, Finder(local_folder, image_folder, archive, params), params, out)
+
+
+def to_try_again(coverage: Mapping[str, int | float]) -> dict[str, str]:
+    """What to tell of pictures that failed for a time: how many, and what to do; empty where there are none."""
+    num_failed = sum(coverage[f"num_{status}"] for status in _TRIED_AGAIN)
+    advice = "`dvc repro --single-item --force fetch_images` tries them again, and only them"
+    return {"failed for a time": f"{num_failed} ({advice})"} if num_failed else {}
 
 
 def _run(table: Sequence[Item], finder: Finder, params: FetchImagesParams, out: Path) -> dict[str, int | float]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sda_core.artifacts import read_json
 from sda_core.errors import ArtifactError
 from sda_core.fingerprint import sha256_file
 
 Role = Literal["reviews", "metadata", "images"]
 
-NAME_PATTERN = r"^[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]*$"
-"""A file name that stays in its folder and is not hidden."""
+NAME_PATTERN = r"^[^/\\:\x00-\x1f\x7f.][^/\\:\x00-\x1f\x7f]*$"
+"""A file name that stays in its folder (on Windows too, hence no colon) and is not hidden."""
 
 
 class RawFile(BaseModel):
@@ -31,6 +30,21 @@ class RawFile(BaseModel):
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     etag: str | None
+
+
+class _Manifest(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    files: tuple[RawFile, ...]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> _Manifest:
+        for values in ([file.role for file in self.files], [file.name.casefold() for file in self.files]):
+            if len(set(values)) < len(values):
+                raise ValueError(f"names a role or a file twice: {', '.join(values)}")
+        return self
 
 
 def manifest_file(raw: Path, role: Role) -> Path:
@@ -53,14 +67,23 @@ def check(raw: Path) -> None:
         ArtifactError: at the first file that differs.
     """
     for entry in read_manifest(raw):
-        _check_size(raw, entry)
-        digest = sha256_file(raw / entry.name)
-        if digest != entry.sha256:
-            raise ArtifactError(
-                str(raw / entry.name),
-                f"sha256 is {digest} (the manifest says {entry.sha256})",
-                "delete it and run `dvc repro download`",
-            )
+        check_file(raw, entry)
+
+
+def check_file(raw: Path, entry: RawFile) -> None:
+    """Compare one raw file with its entry: presence, size, sha256.
+
+    Raises:
+        ArtifactError: it differs.
+    """
+    _check_size(raw, entry)
+    digest = sha256_file(raw / entry.name)
+    if digest != entry.sha256:
+        raise ArtifactError(
+            str(raw / entry.name),
+            f"sha256 is {digest} (the manifest says {entry.sha256})",
+            "delete it and run `dvc repro download`",
+        )
 
 
 def manifest_path(raw: Path) -> Path:
@@ -75,12 +98,19 @@ def read_manifest(raw: Path) -> list[RawFile]:
         ArtifactError: the manifest is missing or damaged.
     """
     path = manifest_path(raw)
-    data = read_json(path, "manifest of raw files")
+    advice = "delete it and run `dvc repro download`"
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ArtifactError(str(path), "is no manifest (no regular file)", advice)
     try:
-        return [RawFile.model_validate(entry) for entry in data["files"]]
-    except (ValidationError, KeyError, TypeError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise ArtifactError(str(path), f"is no manifest ({problem})", "delete it and run `dvc repro download`") from None
+        return list(_Manifest.model_validate_json(path.read_bytes()).files)
+    except FileNotFoundError:
+        raise ArtifactError(str(path), "manifest of raw files is missing", "run `dvc repro download`") from None
+    except OSError as error:
+        raise ArtifactError(str(path), f"cannot be read ({type(error).__name__}: {error})", advice) from None
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False)[0]
+        problem = f"{'.'.join(map(str, found['loc']))}: {found['msg']}" if found["loc"] else found["msg"]
+        raise ArtifactError(str(path), f"is no manifest ({problem[:200]})", advice) from None
 
 
 def _check_size(raw: Path, entry: RawFile) -> None:

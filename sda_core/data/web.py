@@ -2,6 +2,8 @@
 
 * Asynchronous throughout, because only a deadline around the whole exchange stops a server that drips its headers.
 * Proxies come from the environment, as httpx reads them.
+* Certificate authorities come from the first of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` (both are used where both are
+  set), ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` that is set, or else from the certifi package.
 * Redirects are followed, to http and https only.
 """
 
@@ -15,11 +17,13 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
 from sda_core import __version__
+from sda_core.errors import DownloadError
 from sda_core.seed import derive
 
 T = TypeVar("T")
@@ -30,6 +34,9 @@ RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 MAX_BACKOFF_SECONDS = 60.0
 MAX_RETRY_AFTER_SECONDS = 120.0
 _MAX_REDIRECTS = 8
+_MAX_PORT = 65_535
+_PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})  # X509_V_ERR_*: self-signed, or no known issuer
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -46,24 +53,98 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         return pool.submit(asyncio.run, coroutine).result()
 
 
+# ------------------------------------------------------------------------------------------------- client
+def _authorities() -> tuple[str, str, str]:
+    """Which variables say whom to trust, and the file and the folder they name; "" where there is none."""
+    file, folder = os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", "")
+    if file or folder:
+        return " and ".join(name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), file, folder
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        if place := os.environ.get(name, ""):
+            return (name, "", place) if Path(place).is_dir() else (name, place, "")
+    return "", "", ""
+
+
 @functools.cache
-def _tls() -> ssl.SSLContext:
+def _tls(variables: str, file: str, folder: str) -> ssl.SSLContext:
     """One for the process: reading the certificates takes longer than fetching a picture."""
-    return httpx.create_ssl_context()
+    if not variables:
+        return httpx.create_ssl_context(trust_env=False)
+    try:
+        return ssl.create_default_context(cafile=file or None, capath=folder or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise DownloadError(
+            f"environment: {variables}",
+            f"cannot be used as certificate authorities ({file or folder}: {reason(error)})",
+            "name a PEM file with the certificates to trust, or unset the variable",
+        ) from None
 
 
 def new_client(timeout_seconds: float, num_connections: int) -> httpx.AsyncClient:
-    """A client that asks for bodies as they are stored, so that lengths, ranges and hashes speak of the file itself."""
-    return httpx.AsyncClient(
-        verify=_tls(),
-        timeout=httpx.Timeout(timeout_seconds, pool=None),  # waiting for one of our own connections is no fault of the server
-        limits=httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections),
-        follow_redirects=True,
-        max_redirects=_MAX_REDIRECTS,
-        headers={"User-Agent": f"sda/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
-    )
+    """A client that asks for bodies as they are stored, so that lengths, ranges and hashes speak of the file itself.
+
+    Raises:
+        DownloadError: the environment's proxies or certificate authorities cannot be used.
+    """
+    verify = _tls(*_authorities())
+    try:
+        return httpx.AsyncClient(
+            verify=verify,
+            # waiting for one of our own connections is no fault of the server
+            timeout=httpx.Timeout(timeout_seconds, pool=None),
+            limits=httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections),
+            follow_redirects=True,
+            max_redirects=_MAX_REDIRECTS,
+            headers={"User-Agent": f"sda/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
+        )
+    except (httpx.InvalidURL, ValueError):  # without their text, which can hold a piece of a password
+        problem, advice = "one of them is no address that can be used", "a proxy is given as http://host:port"
+    except ImportError:
+        problem, advice = "a SOCKS proxy needs the package socksio", "run `pip install 'httpx[socks]'`, or use an HTTP proxy"
+    names = [name for name in _PROXY_VARIABLES for name in (name, name.lower()) if os.environ.get(name)]
+    raise DownloadError(f"environment: {', '.join(names)}", problem, advice)
 
 
+async def open_stream(client: httpx.AsyncClient, url: str, headers: dict[str, str] | None = None) -> httpx.Response:
+    """GET an address; the body is still to be read, and to be closed, by the caller.
+
+    Redirects are followed here, because httpx reads the body of each into memory, however long it is.
+
+    Raises:
+        httpx.InvalidURL: the address, or one that it leads to, cannot be asked.
+        httpx.HTTPError: as ``client.send``.
+    """
+    try:
+        request = client.build_request("GET", url, headers=headers)
+        for _ in range(_MAX_REDIRECTS + 1):
+            if (request.url.port or 0) > _MAX_PORT:
+                raise httpx.InvalidURL(f"there is no port {request.url.port}")
+            response = await client.send(request, stream=True, follow_redirects=False)
+            if response.next_request is None:
+                return response
+            await response.aclose()
+            request = response.next_request
+    except UnicodeError as error:  # a host name that cannot be encoded
+        raise httpx.InvalidURL(reason(error)) from None
+    raise httpx.TooManyRedirects(f"more than {_MAX_REDIRECTS} redirects", request=request)
+
+
+def certificate_problem(error: BaseException) -> str | None:
+    """Why a server's certificate was not accepted, and what to do; None where that was not the failure."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    text = f"its certificate is not accepted ({cause.verify_message})"
+    if cause.verify_code not in _UNKNOWN_ISSUER:
+        return text
+    variables, file, folder = _authorities()
+    trusted = f"{variables}: {', '.join(filter(None, (file, folder)))}" if variables else "the certifi package"
+    return f"{text}; trusted are the authorities of {trusted}; if yours is another one, name its PEM file in SSL_CERT_FILE"
+
+
+# ------------------------------------------------------------------------------------------------ waiting
 def backoff(attempt: int, base_seconds: float, url: str) -> float:
     """Seconds to wait before attempt number ``attempt + 1``: exponential with jitter.
 
@@ -81,7 +162,7 @@ def retry_after(response: httpx.Response) -> float | None:
         return min(float(text[:9]), MAX_RETRY_AFTER_SECONDS)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return min(max(0.0, (moment - datetime.now(UTC)).total_seconds()), MAX_RETRY_AFTER_SECONDS)

@@ -4,7 +4,8 @@
 train_lt_k    tail: fewer than ``max_count`` interactions in the *training* split (the default: nothing leaks)
 pareto        tail: the least popular ``share`` of the catalogue by training counts
 paper         tail: fewer than ``max_count`` interactions over *all* splits, as in the public code of LLM-ESR, LLMEmb
-              and SDA.  A true 5-core has no such item when ``max_count`` is 4: the group is empty, no number exists
+              and SDA (``*_rest`` rows of a split by time are among them).  A true 5-core has no such item when
+              ``max_count`` is 4: the group is empty, no number exists
 ============  ==================================================================================================
 
 Head is what is not tail.  Cold is a training count of 0, whatever the definition of tail; cold items are tail, too.

@@ -9,7 +9,8 @@ pop100        the same, drawn one after another in proportion to training popula
 
 Sampled candidates are drawn once per data set, from the interactions and ``negatives_seed`` alone: they do not depend
 on the model, on the order of rows, or on what was drawn for other users, so every variant meets the same ones (compare
-:func:`candidates_hash`).  Items of *all* of the user's splits are left out, so that a validation item is no negative.
+:func:`candidates_hash`).  Items of *all* of the user's rows are left out, whatever their split, so that neither a
+validation item nor one that the user took after the target is a negative.
 """
 
 from __future__ import annotations

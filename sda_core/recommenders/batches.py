@@ -4,7 +4,8 @@ Choices made here:
 
 * Histories are one flat array with offsets (compressed rows), so that a batch is cut out by index arithmetic and
   never by a Python loop over users.
-* :func:`training_data` drops every test row before anything else looks at the table: ``fit`` cannot see them.
+* :func:`training_data` takes ``train`` rows and ``valid`` targets and nothing else: ``fit`` cannot see any other row.
+  What came before a test target is its history, the ``valid_rest`` rows of a split by time included.
 * Sequences are batched by length, and a batch holds an equal share of the *targets* rather than of the rows.  Little
   is computed on padding then, every step costs about the same, and a target weighs the same whichever batch it falls
   into (equal rows would make a target of a long history count less than one of a short history).
@@ -74,11 +75,11 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Users that have a test item, and everything they did before it."""
+    """Users that have a target, and everything they did before it."""
 
     num_users: int
     num_items: int
-    histories: Histories  # of all users: train and valid
+    histories: Histories  # of all users: every row before the target's part
     users: np.ndarray  # (number of test users,) int32, ascending
     targets: np.ndarray  # (number of test users,) int32
 
@@ -96,7 +97,7 @@ def _one_target(interactions: pl.DataFrame, split: str, num_users: int) -> np.nd
     users = rows["user_id"].to_numpy()
     if len(np.unique(users)) < len(users):
         raise DataError(
-            "interactions table", f"a user has more than one {split} row (expected at most one)", "split with leave_one_out"
+            "interactions table", f"a user has more than one {split} row (expected at most one)", "run `dvc repro` from filter on"
         )
     target = np.zeros(num_users + 1, dtype=np.int32)
     target[users] = rows["item_id"].to_numpy()
@@ -143,7 +144,7 @@ def training_data(
 
 
 def evaluation_data(interactions: pl.DataFrame, num_users: int | None = None, num_items: int | None = None) -> EvaluationData:
-    """Test users with their targets, and the histories (train and valid) that precede them.
+    """Test users with their targets, and the histories that precede them: ``train``, ``valid`` and ``valid_rest``.
 
     Raises:
         DataError: no user has a test row, a user has two, or an id exceeds its space.
@@ -154,7 +155,7 @@ def evaluation_data(interactions: pl.DataFrame, num_users: int | None = None, nu
     users = np.flatnonzero(target).astype(np.int32)
     if len(users) == 0:
         raise DataError("interactions table", "has no row of split 'test'", "loosen the thresholds of filter")
-    known = interactions.filter(pl.col("split").is_in(["train", "valid"]))
+    known = interactions.filter(pl.col("split").is_in(["train", "valid", "valid_rest"]))
     return EvaluationData(num_users, num_items, _histories(known, num_users), users, target[users])
 
 

@@ -16,7 +16,10 @@ from sda_core.recommenders.batches import TrainingData
 
 
 class Pop(Recommender):
-    """Scores are counts, so ties are real; they are float64, which is exact to 2^53."""
+    """Scores are counts, so ties are real; they are float64, which is exact to 2^53.
+
+    Of validation and test, the targets are counted (with a split by time a period may hold further interactions).
+    """
 
     counts_I: Tensor
 

@@ -9,6 +9,7 @@ content vectors the last two terms go, which leaves BPR-MF (Rendle et al. 2009).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sda_core.errors import TrainingError
 from sda_core.params import VBPRParams
 from sda_core.recommenders import losses
+from sda_core.recommenders.base import EpochRecord
 from sda_core.recommenders.batches import TrainingData
 from sda_core.recommenders.features import standardise
 from sda_core.recommenders.fit import Batch, TrainedRecommender
@@ -66,6 +68,15 @@ class VBPR(TrainedRecommender):
     def _users(self, user_ids_B: Tensor) -> Tensor:
         factors = self.user_factors(user_ids_B)
         return torch.cat([factors, self.user_content_factors(user_ids_B)], dim=1) if self.has_content else factors
+
+    def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
+        """As the base does; users without a training interaction get factors of zero, so biases alone rank their items."""
+        unknown = torch.from_numpy(np.flatnonzero(data.train.lengths == 0))
+        with torch.no_grad():
+            self.user_factors.weight[unknown] = 0.0
+            if self.has_content:
+                self.user_content_factors.weight[unknown] = 0.0
+        return super().fit(data, checkpoint=checkpoint, fingerprint=fingerprint, device=device)
 
     def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
         """Every training interaction once an epoch, each with an item that the user has not in training."""

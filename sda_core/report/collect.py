@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, assert_never
+from typing import Any, Literal, Protocol, assert_never
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,22 @@ from sda_core import __version__
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json
 from sda_core.errors import ArtifactError
 from sda_core.image_store import ImageStore
-from sda_core.params import AmazonDataset, DemoDataset, LossParams, Params, Qwen25VL, ReportParams, TailParams, TinyQwen25VL
+from sda_core.params import (
+    CLIP,
+    AmazonDataset,
+    BackboneParams,
+    Checkpoint,
+    Cut,
+    DemoDataset,
+    FilterParams,
+    LossParams,
+    Params,
+    ReportParams,
+    SigLIP,
+    TailParams,
+    TinyQwen25VL,
+)
+from sda_core.report.coverage import data_coverage
 from sda_core.report.model import (
     Change,
     Chart,
@@ -79,17 +94,24 @@ def describe_dataset(dataset: DemoDataset | AmazonDataset) -> str:
             assert_never(dataset)
 
 
-def describe_backbone(backbone: TinyQwen25VL | Qwen25VL) -> str:
+def describe_backbone(backbone: BackboneParams) -> str:
     """The backbone in a few words."""
     match backbone:
         case TinyQwen25VL():
             size = f"{backbone.num_layers} layers of width {backbone.hidden_size}"
             return f"Qwen2.5-VL architecture, {size}, random weights (seed {backbone.seed})"
-        case Qwen25VL():
+        case Checkpoint():
             revision = "" if backbone.revision is None else f" at {backbone.revision}"
             return f"{backbone.name}{revision}, {backbone.dtype}"
         case _:
             assert_never(backbone)
+
+
+def describe_pooling(backbone: BackboneParams) -> str:
+    """How a backbone's states become one vector, in a few words."""
+    if isinstance(backbone, CLIP | SigLIP):
+        return "that of the two towers"
+    return f"{backbone.pooling} over the last hidden states"
 
 
 def describe_tail(tail: TailParams) -> str:
@@ -103,6 +125,52 @@ def describe_tail(tail: TailParams) -> str:
             return f"items with fewer than {tail.max_count} interactions over all splits"
         case _:
             assert_never(tail.definition)
+
+
+def describe_filter(section: FilterParams) -> str:
+    """Which rows and items the filter keeps, in a sentence."""
+    method = "k-core" if section.method == "kcore" else "single pass"
+    parts = [f"{method}, at least {section.min_user_interactions} per user, {section.min_item_interactions} per item"]
+    if section.min_rating > 0.0:
+        parts.append(f"ratings from {section.min_rating:g}")
+    match section.duplicates:
+        case "keep":
+            parts.append("repeated purchases kept")
+        case "first" | "last":
+            parts.append(f"of repeated purchases the {section.duplicates}")
+        case _:
+            assert_never(section.duplicates)
+    for what, policy in (("metadata", section.items_without_metadata), ("a picture's address", section.items_without_image)):
+        parts.append(f"items without {what} {'dropped' if policy == 'drop' else 'kept'}")
+    return "; ".join(parts)
+
+
+def describe_split(section: FilterParams) -> str:
+    """How training, validation and test are told apart, in a sentence."""
+
+    def cut(value: Cut | None) -> str:
+        return f"after {100 * value:g} % of the interactions" if isinstance(value, float) else f"on {value} (UTC)"
+
+    match section.split:
+        case "leave_one_out":
+            return "leave one out: each user's last item is the test target, the one before it the validation target"
+        case "global_time":
+            return f"by time: validation begins {cut(section.valid_from)}, the test {cut(section.test_from)}"
+        case _:
+            assert_never(section.split)
+
+
+def describe_ties(ties: Literal["pessimistic", "mean", "optimistic"]) -> str:
+    """Where a target stands among items of its own score, in a few words."""
+    match ties:
+        case "pessimistic":
+            return "pessimistic (items that score as the target does stand before it)"
+        case "mean":
+            return "mean (the target stands in the middle of the items that score as it does)"
+        case "optimistic":
+            return "optimistic (items that score as the target does stand behind it)"
+        case _:
+            assert_never(ties)
 
 
 def _describe_loss(loss: LossParams) -> str:
@@ -146,28 +214,26 @@ def _notes(params: Params) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _set_up(params: Params, statistics: Mapping[str, Any]) -> tuple[Fact, ...]:
+def _set_up(params: Params) -> tuple[Fact, ...]:
     protocols = {
         "fullrank": "full rank: every item the user has not seen",
         "uni100": "100 sampled items, uniform over the catalogue",
         "pop100": "100 sampled items, by training popularity",
     }
-    core = f"{params.filter.min_user_interactions} per user, {params.filter.min_item_interactions} per item"
-    filtering = f"{'k-core' if params.filter.method == 'kcore' else 'single pass'}, at least {core}"
     training = params.train_adapter.training
     facts = [
         Fact("Data set", describe_dataset(params.dataset)),
-        Fact("Filter", filtering),
-        Fact("Split", "leave one out: each user's last item is the test target, the one before it the validation target"),
+        Fact("Filter", describe_filter(params.filter)),
+        Fact("Split", describe_split(params.filter)),
         Fact("Backbone", describe_backbone(params.backbone)),
-        Fact("Pooling", f"{params.backbone.pooling} over the last hidden states"),
+        Fact("Pooling", describe_pooling(params.backbone)),
         Fact("Adapter training", f"{training.num_steps:,} steps of {training.batch_size} items, seed {training.seed}"),
         Fact(
             "Item vectors",
             f"{params.export_embeddings.fusion.replace('_', ' ')}, at most {params.export_embeddings.fused_dim} wide",
         ),
         Fact("Protocol", protocols[params.evaluate.protocol]),
-        Fact("Ties", params.evaluate.ties),
+        Fact("Ties", describe_ties(params.evaluate.ties)),
         Fact("Tail", describe_tail(params.evaluate.tail)),
         Fact(
             "Uncertainty",
@@ -181,8 +247,6 @@ def _set_up(params: Params, statistics: Mapping[str, Any]) -> tuple[Fact, ...]:
         }
     )
     facts.append(Fact("Recommender seed", ", ".join(str(seed) for seed in seeds)))
-    if "rows_read" in statistics:
-        facts.append(Fact("Raw rows read", f"{statistics['rows_read']:,}"))
     return tuple(facts)
 
 
@@ -382,7 +446,6 @@ def collect(
     Raises:
         ArtifactError: a file of the run is missing or damaged.
     """
-    statistics = read_json(workspace.statistics, "statistics of the filter stage")
     return ReportData(
         title=params.report.title,
         dataset=describe_dataset(params.dataset),
@@ -390,12 +453,11 @@ def collect(
         notes=_notes(params),
         version=__version__,
         commit=commit,
-        set_up=_set_up(params, statistics),
+        set_up=_set_up(params),
         variants=describe_variants(params),
-        statistics=statistics,
-        image_coverage=read_json(workspace.image_coverage, "coverage of the picture stage"),
+        coverage=data_coverage(workspace, params.filter, _training_counts(workspace)),
         cutoff=params.report.cutoff,
-        ties=params.evaluate.ties,
+        ties=describe_ties(params.evaluate.ties),
         tail_definition=describe_tail(params.evaluate.tail),
         results=_results(workspace, params, comparisons),
         validation_charts=_validation_charts(workspace, params),

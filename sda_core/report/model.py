@@ -120,6 +120,68 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Count:
+    """How many of a kind there are.  ``name`` is the key in the files of the run, ``label`` what a reader is told."""
+
+    name: str
+    label: str
+    value: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which share (0..1) of the items has something."""
+
+    label: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A distribution in seven numbers; ``p10`` is the value that a tenth lies at or below."""
+
+    mean: float
+    minimum: float
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class DataCoverage:
+    """What came in, what was dropped and why, and what the kept part looks like.
+
+    ``rows_read`` is ``num_interactions`` plus all ``drops``; the ``splits`` add up to ``num_interactions`` and the
+    ``pictures`` to the number of items.
+    """
+
+    rows_read: int
+    drops: tuple[Count, ...]  # in the order of the filter
+    rows_repaired: int
+    metadata_rows_read: int
+    metadata_rows_bad: int
+    metadata_rows_repaired: int
+    num_users: int
+    num_items: int
+    num_interactions: int
+    density: float  # interactions / (users x items)
+    first_time: int  # seconds since 1970
+    last_time: int
+    splits: tuple[Count, ...]
+    num_users_without_target: int
+    history_lengths: Spread
+    item_counts: Spread
+    share_top_20_percent: float  # of all interactions, held by the most popular fifth of the items
+    long_tail: tuple[tuple[float, float], ...]  # share of items, most popular first; share of training interactions they hold
+    texts: tuple[Share, ...]
+    mean_title_chars: float
+    pictures: tuple[Count, ...]  # by status
+    num_pictures_to_retry: int
+
+
+@dataclass(frozen=True)
 class ReportData:
     """The whole page.
 
@@ -134,8 +196,7 @@ class ReportData:
     commit: str | None
     set_up: tuple[Fact, ...]
     variants: tuple[Variant, ...]
-    statistics: Mapping[str, int | float]
-    image_coverage: Mapping[str, int | float]
+    coverage: DataCoverage
     cutoff: int
     ties: str
     tail_definition: str

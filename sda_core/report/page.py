@@ -8,7 +8,9 @@ that the template does not know is an error instead of a blank.  Equal data give
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sda_core.report.model import Change, Chart, Example, Picture, ReportData, Result, Score
-from sda_core.report.plots import ladder_chart, line_chart, share_bar, swatch
+from sda_core.report.model import Change, Chart, Count, DataCoverage, Example, Picture, ReportData, Result, Score
+from sda_core.report.plots import held_share, ladder_chart, line_chart, long_tail_chart, share_bar, swatch
 
 _FOLDER = Path(__file__).parent
 _SIGNIFICANT = 0.05
@@ -25,15 +27,35 @@ _EQUAL = 1e-12
 
 
 # ------------------------------------------------------------------------------------------------ as text
-def words(name: str) -> str:
-    """``num_rows_dropped`` as "Rows dropped"."""
-    text = name.removeprefix("num_").replace("_", " ")
-    return text[:1].upper() + text[1:]
-
-
 def number(value: float) -> str:
-    """A count with thousands separators, or a share with four decimals."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+    """A number with thousands separators; one decimal unless it is whole."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def percent(share: float) -> str:
+    """``0.7291`` as "72.9 %"; what is not quite nothing or everything does not read as if it were."""
+    if 0.0 < share < 0.0005:
+        text = "< 0.1 %"
+    elif 0.9995 <= share < 1.0:
+        text = "> 99.9 %"
+    else:
+        text = "0 %" if share == 0.0 else "100 %" if share == 1.0 else f"{100 * share:.1f} %"
+    return text.replace(" ", "\u00a0")
+
+
+def small_percent(share: float) -> str:
+    """A share to three digits, however small: ``0.0000733`` as "0.00733 %"."""
+    decimals = max(0, 2 - math.floor(math.log10(100 * share))) if share > 0.0 else 0
+    digits = f"{100 * share:.{decimals}f}"
+    return f"{digits.rstrip('0').rstrip('.') if decimals else digits}\u00a0%"
+
+
+def day(seconds: int) -> str:
+    """Seconds since 1970 as a day in UTC; as they are where the calendar ends."""
+    try:
+        return (datetime.date(1970, 1, 1) + datetime.timedelta(days=seconds // 86_400)).isoformat()
+    except OverflowError:
+        return f"{seconds:,} s"
 
 
 def duration(seconds: float) -> str:
@@ -214,6 +236,57 @@ def _ladders(results: Sequence[Result], cutoff: int, colours: Mapping[str, int])
     return drawn
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A line of a table of counts or shares, with its bar."""
+
+    label: str
+    value: str
+    share: str
+    bar: Markup
+    kind: str = ""  # the line's class
+
+
+def funnel(coverage: DataCoverage) -> list[Bar]:
+    """From the rows read, minus every reason to drop one, to the rows kept; the bar shows what is left, and what just went."""
+    whole = max(coverage.rows_read, 1)
+    left = coverage.rows_read
+    made = [Bar("Rows read", number(left), percent(1.0), share_bar(1.0))]
+    for drop in coverage.drops:
+        left -= drop.value
+        amount = f"\u2212{number(drop.value)}" if drop.value else "0"
+        bar = share_bar(left / whole, drop.value / whole)
+        made.append(Bar(drop.label, amount, percent(drop.value / whole), bar, "" if drop.value else "nothing"))
+    kept = coverage.num_interactions
+    made.append(Bar("Kept", number(kept), percent(kept / whole), share_bar(kept / whole), "total"))
+    return made
+
+
+def count_bars(counts: Sequence[Count]) -> list[Bar]:
+    """Parts of a whole."""
+    whole = max(sum(count.value for count in counts), 1)
+    return [
+        Bar(c.label, number(c.value), percent(c.value / whole), share_bar(c.value / whole), "" if c.value else "nothing")
+        for c in counts
+    ]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The long-tail chart and its numbers: share of items, share of interactions."""
+
+    svg: Markup
+    numbers: tuple[tuple[str, str], ...]
+
+
+def _long_tail(coverage: DataCoverage) -> Tail | None:
+    points = coverage.long_tail
+    if not points:
+        return None
+    rows = tuple((percent(share), percent(held_share(points, share))) for share in (0.01, 0.05, 0.1, 0.2, 0.5, 0.8))
+    return Tail(long_tail_chart("Long tail of the training interactions", points), rows)
+
+
 def _shared(example: Example) -> dict[str, set[int]]:
     """Per variant, the neighbours that the first variant has, too; empty for the first."""
     if not example.lists:
@@ -242,7 +315,15 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(words=words, number=number, duration=duration, data_uri=data_uri, share_bar=share_bar)
+    environment.filters.update(
+        number=number,
+        percent=percent,
+        small_percent=small_percent,
+        day=day,
+        duration=duration,
+        data_uri=data_uri,
+        share_bar=share_bar,
+    )
     css = (_FOLDER / "style.css").read_text(encoding="utf-8")
     labels = dict.fromkeys(
         [variant.name for variant in data.variants]
@@ -267,6 +348,10 @@ def render(data: ReportData) -> str:
         has_tail=any(result.tail_ndcg is not None for result in data.results),
         num_users=max((result.num_users for result in data.results), default=0),
         tail_num_users=max((result.tail_num_users for result in data.results), default=0),
+        funnel=funnel(data.coverage),
+        splits=count_bars(data.coverage.splits),
+        pictures=count_bars(data.coverage.pictures),
+        long_tail=_long_tail(data.coverage),
         ladders=_ladders(data.results, data.cutoff, colours),
         validation=_figures(data.validation_charts, colours),
         adapters=_figures(data.adapter_charts, colours),

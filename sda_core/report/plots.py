@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -75,6 +76,48 @@ def swatch(colour: int) -> Markup:
     )
 
 
+@dataclass(frozen=True)
+class _Axes:
+    """Where numbers are drawn on a line chart, and its grid, ticks and name of the x axis."""
+
+    x_low: float
+    x_high: float
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+    x_label: str
+    unit: str = ""  # behind each tick
+
+    left, right, top, bottom, height = 48.0, 18.0, 10.0, 36.0, 220.0
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point is drawn."""
+        across = (x - self.x_low) / ((self.x_high - self.x_low) or 1.0)
+        up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
+        return (
+            self.left + across * (_WIDTH - self.left - self.right),
+            self.height - self.bottom - up * (self.height - self.top - self.bottom),
+        )
+
+    def draw(self) -> list[str]:
+        """The elements behind the lines."""
+        left, end, floor = self.left, _WIDTH - self.right, self.height - self.bottom
+        parts: list[str] = []
+        for tick in self.y_ticks:
+            y, text = self.place(self.x_low, tick)[1], tick_label(tick, self.y_ticks) + self.unit
+            parts.append(f'<line class="grid" x1="{_n(left)}" y1="{_n(y)}" x2="{_n(end)}" y2="{_n(y)}"/>')
+            parts.append(f'<text x="{_n(left - 6)}" y="{_n(y + 4)}" text-anchor="end">{text}</text>')
+        for tick in self.x_ticks:
+            x, text = self.place(tick, self.y_ticks[0])[0], tick_label(tick, self.x_ticks) + self.unit
+            parts.append(f'<text x="{_n(x)}" y="{_n(floor + 16)}" text-anchor="middle">{text}</text>')
+        middle = (left + end) / 2
+        parts.append(f'<text x="{_n(middle)}" y="{_n(self.height - 4)}" text-anchor="middle">{escape(self.x_label)}</text>')
+        return parts
+
+
+def _path(axes: _Axes, points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{_n(x)},{_n(y)}" for x, y in (axes.place(*point) for point in points))
+
+
 def line_chart(chart: Chart, colours: Mapping[str, int]) -> Markup:
     """Lines over a common x axis; each curve's best point is marked.
 
@@ -82,37 +125,56 @@ def line_chart(chart: Chart, colours: Mapping[str, int]) -> Markup:
         chart: at least one curve with at least one point.
         colours: number of each curve's colour, by label.
     """
-    left, right, top, bottom, height = 48.0, 18.0, 10.0, 36.0, 220.0
     xs = [x for curve in chart.curves for x, _ in curve.points]
     ys = [y for curve in chart.curves for _, y in curve.points]
-    y_ticks = ticks(min(ys), max(ys))
-    x_ticks = [tick for tick in ticks(min(xs), max(xs)) if min(xs) <= tick <= max(xs)]
-    x_low, x_span = min(xs), (max(xs) - min(xs)) or 1.0
-    y_low, y_span = y_ticks[0], y_ticks[-1] - y_ticks[0]
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (x - x_low) / x_span * (_WIDTH - left - right)
-        return across, height - bottom - (y - y_low) / y_span * (height - top - bottom)
-
-    parts: list[str] = []
-    for tick in y_ticks:
-        y = place(x_low, tick)[1]
-        parts.append(f'<line class="grid" x1="{_n(left)}" y1="{_n(y)}" x2="{_n(_WIDTH - right)}" y2="{_n(y)}"/>')
-        parts.append(f'<text x="{_n(left - 6)}" y="{_n(y + 4)}" text-anchor="end">{tick_label(tick, y_ticks)}</text>')
-    for tick in x_ticks:
-        x = place(tick, y_low)[0]
-        parts.append(f'<text x="{_n(x)}" y="{_n(height - bottom + 16)}" text-anchor="middle">{tick_label(tick, x_ticks)}</text>')
-    middle = (left + _WIDTH - right) / 2
-    parts.append(f'<text x="{_n(middle)}" y="{_n(height - 4)}" text-anchor="middle">{escape(chart.x_label)}</text>')
+    whole = all(x == int(x) for x in xs)  # of epochs and steps there are no halves
+    x_ticks = [tick for tick in ticks(min(xs), max(xs)) if min(xs) <= tick <= max(xs) and (tick == int(tick) or not whole)]
+    axes = _Axes(min(xs), max(xs), x_ticks, ticks(min(ys), max(ys)), chart.x_label)
+    parts = axes.draw()
     for curve in chart.curves:
         colour = colours[curve.label]
         shown, dash = colour % NUM_COLOURS, _DASHES[colour % NUM_COLOURS]
-        path = " ".join(f"{_n(x)},{_n(y)}" for x, y in (place(*point) for point in curve.points))
-        parts.append(f'<polyline class="line s{shown}" points="{path}" stroke-dasharray="{dash}"/>')
+        points = _path(axes, curve.points)
+        parts.append(f'<polyline class="line s{shown}" points="{points}" stroke-dasharray="{dash}"/>')
         choose = min if chart.lower_is_better else max
         best = choose(curve.points, key=lambda point: point[1])
-        parts.append(_marker(colour, *place(*best), f"mark s{shown}"))
-    return _svg(height, f"{chart.title}: {chart.y_label} by {chart.x_label}", parts)
+        parts.append(_marker(colour, *axes.place(*best), f"mark s{shown}"))
+    return _svg(axes.height, f"{chart.title}: {chart.y_label} by {chart.x_label}", parts)
+
+
+def held_share(points: Sequence[tuple[float, float]], share: float) -> float:
+    """The y of a curve at ``share``, between its points in a straight line.
+
+    Args:
+        points: in order of x, from 0 to 1.
+        share: 0..1.
+    """
+    for (x, y), (next_x, next_y) in itertools.pairwise(points):
+        if share <= next_x:
+            return y + (next_y - y) * (share - x) / (next_x - x)
+    return points[-1][1]
+
+
+def long_tail_chart(title: str, points: Sequence[tuple[float, float]]) -> Markup:
+    """Share of the interactions by share of the items, most popular first, over the line where all items are alike.
+
+    Args:
+        title: what is shown, for those who cannot see it.
+        points: from (0, 0) to (1, 1), in order of x.
+    """
+    whole = (0.0, 20.0, 40.0, 60.0, 80.0, 100.0)
+    axes = _Axes(0.0, 100.0, whole, whole, "of the items, most popular first", "\u00a0%")
+    parts = axes.draw()
+    parts.append(f'<polyline class="line even" points="{_path(axes, ((0.0, 0.0), (100.0, 100.0)))}"/>')
+    x, y = axes.place(62.0, 50.0)
+    parts.append(f'<text x="{_n(x)}" y="{_n(y)}">if all items were alike</text>')
+    parts.append(f'<polyline class="line s1" points="{_path(axes, [(100 * x, 100 * y) for x, y in points])}"/>')
+    spoken: list[str] = []
+    for share in (0.01, 0.1, 0.2, 0.5):
+        held = held_share(points, share)
+        parts.append(_marker(0, *axes.place(100 * share, 100 * held), "mark s1"))
+        spoken.append(f"{100 * share:g} % of the items hold {100 * held:.0f} %")
+    return _svg(axes.height, f"{title}: {', '.join(spoken)}", parts)
 
 
 def ladder_chart(title: str, rows: Sequence[tuple[str, Score]], colours: Mapping[str, int]) -> Markup:
@@ -152,10 +214,14 @@ def ladder_chart(title: str, rows: Sequence[tuple[str, Score]], colours: Mapping
     return _svg(height, f"{title}: {spoken}", parts)
 
 
-def share_bar(share: float) -> Markup:
-    """A bar filled to ``share`` (0..1)."""
-    width = _n(100 * min(1.0, max(0.0, share)))
+def share_bar(share: float, lost: float = 0.0) -> Markup:
+    """A bar filled to ``share`` (0..1); ``lost`` (0..1) more is marked as gone behind it."""
+    filled = 100 * min(1.0, max(0.0, share))
+    gone = min(100 - filled, 100 * max(0.0, lost))
+    parts = [f'<rect class="trough" width="100" height="6"/><rect class="fill" width="{_n(filled)}" height="6"/>']
+    if gone > 0.0:
+        gone = min(max(gone, 0.6), 100 - filled)  # a few rows of a million are still a line that can be seen
+        parts.append(f'<rect class="gone" x="{_n(filled)}" width="{_n(gone)}" height="6"/>')
     return Markup(  # noqa: S704 (numbers only)
-        '<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="trough" width="100" height="6"/><rect class="fill" width="{width}" height="6"/></svg>'
+        f'<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'
     )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import select
 import socket
+import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -213,6 +220,34 @@ class FaultyServer(ThreadingHTTPServer):
 
         return fault
 
+    @staticmethod
+    def endless_redirect(location: str) -> Callable[[Handler], None]:
+        """A redirect whose body has no end that a client should wait for."""
+
+        def fault(handler: Handler) -> None:
+            handler.send_response(302)
+            handler.send_header("Location", location)
+            handler.send_header("Transfer-Encoding", "chunked")
+            handler.end_headers()
+            chunk = bytes(65_536)
+            for _ in range(1000):
+                handler.wfile.write(b"10000\r\n" + chunk + b"\r\n")
+            handler.hang_up()
+
+        return fault
+
+    def block(self, num_bytes: int) -> Callable[[Handler], None]:
+        """Send the first bytes of what is due, then nothing more, with the connection open."""
+
+        def fault(handler: Handler) -> None:
+            code, offset, headers = handler.begin()
+            rest = handler.page.body[offset:]
+            handler.answer(code, rest[:num_bytes], headers, len(rest))
+            handler.wfile.flush()
+            self.stopped.wait()
+
+        return fault
+
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
@@ -237,3 +272,185 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+# ------------------------------------------------------------------------------------------ TLS and proxies
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority of our own, and what a server needs that it vouches for."""
+
+    certificate: Path
+    server_chain: Path
+
+
+def make_authority(folder: Path) -> Authority:
+    """An authority, and a certificate of it for 127.0.0.1 and shop.test."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = datetime.now(UTC)
+    authority_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    key_ids = {key: x509.SubjectKeyIdentifier.from_public_key(key.public_key()) for key in (authority_key, server_key)}
+
+    def builder(subject: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name(subject))
+            .issuer_name(name("our authority"))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(key_ids[key], critical=False)
+        )
+
+    others = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment"]
+    others += ["key_agreement", "encipher_only", "decipher_only"]
+    usage = x509.KeyUsage(**dict.fromkeys(others, False), key_cert_sign=True, crl_sign=True)
+    authority = (
+        builder("our authority", authority_key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    names = [x509.DNSName("shop.test"), x509.IPAddress(ip_address("127.0.0.1"))]
+    certificate = (
+        builder("shop.test", server_key)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_ids[authority_key]), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "authority.pem").write_bytes(authority.public_bytes(pem))
+    (folder / "server.pem").write_bytes(key + certificate.public_bytes(pem))
+    return Authority(folder / "authority.pem", folder / "server.pem")
+
+
+class TLSServer(FaultyServer):
+    """The same pages, over TLS."""
+
+    def __init__(self, authority: Authority) -> None:
+        super().__init__()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(authority.server_chain)
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def url(self, path: str) -> str:
+        return super().url(path).replace("http://", "https://", 1)
+
+
+class ProxyHandler(BaseHTTPRequestHandler):
+    """Forwards to 127.0.0.1 whatever host is asked for, so that only what came this way can arrive at all."""
+
+    proxy: Proxy
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        self.proxy.seen.append(f"GET {parts.netloc}{parts.path}")
+        headers = {name: value for name, value in self.headers.items() if not name.lower().startswith("proxy-")}
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", parts.port)) as connection:
+            connection.request("GET", parts.path, headers=headers | {"Connection": "close"})
+            with connection.getresponse() as answer:
+                body = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_CONNECT(self) -> None:
+        self.proxy.seen.append(f"CONNECT {self.path}")
+        with socket.create_connection(("127.0.0.1", int(self.path.rpartition(":")[2]))) as upstream:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.flush()
+            self.pump(upstream)
+        self.close_connection = True
+
+    def pump(self, upstream: socket.socket) -> None:
+        num_bytes = 0
+        while True:
+            for end in select.select([self.connection, upstream], [], [])[0]:
+                try:
+                    data = end.recv(65_536)
+                except OSError:
+                    data = b""
+                if not data:
+                    return
+                if end is upstream:
+                    num_bytes += len(data)
+                    if self.proxy.garble_after is not None and num_bytes > self.proxy.garble_after:
+                        data, self.proxy.garble_after = bytes(len(data)), None
+                (self.connection if end is upstream else upstream).sendall(data)
+
+
+class Proxy(ThreadingHTTPServer):
+    """A proxy for http and, by CONNECT, https; keeps a list of what went through it."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.garble_after: int | None = None  # bytes of a tunnel after which one piece of it is spoilt, once
+        super().__init__(("127.0.0.1", 0), type("BoundProxyHandler", (ProxyHandler,), {"proxy": self}))
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        if isinstance(server, FaultyServer):
+            server.stopped.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    pytest.importorskip("cryptography")
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxies and no certificate authorities from outside."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tls_server(authority: Authority, bare_environment: None) -> Iterator[TLSServer]:
+    shop = TLSServer(authority)
+    with serving(shop):
+        yield shop
+
+
+@pytest.fixture
+def proxy(bare_environment: None) -> Iterator[Proxy]:
+    server = Proxy()
+    with serving(server):
+        yield server

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import gzip
+import html
 import json
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +90,8 @@ ODD_LINES = {
     "raw tab in a string": (GOOD.replace(b" 50", b"\t50"), None),
     "no UTF-8 beside the ids": (GOOD.replace(b" 50", b"caf\xe9"), None),
     "lone surrogate beside the ids": (GOOD.replace(b" 50", b"\\ud800"), None),
+    "byte order mark inside the file": (b"\xef\xbb\xbf" + GOOD, None),
+    "minus nothing as rating": (GOOD.replace(b"5.0", b"-0"), None),
     "escaped id": (GOOD.replace(b'"B1"', b'"\\u0042\\u0031"'), None),
     "no user": (line_of(REVIEW_2018, reviewerID="(absent)"), "no user id"),
     "null user": (line_of(REVIEW_2018, reviewerID=None), "no user id"),
@@ -97,20 +103,27 @@ ODD_LINES = {
     "object as item": (line_of(REVIEW_2018, asin={"a": 1}), "no item id"),
     "path as item": (line_of(REVIEW_2018, asin="../../etc/passwd"), "no item id"),
     "back slash in item": (line_of(REVIEW_2018, asin="a\\b"), "no item id"),
+    "path of another system as item": (line_of(REVIEW_2018, asin="..\\x"), "no item id"),
+    "absolute path as item": (line_of(REVIEW_2018, asin="/etc/passwd"), "no item id"),
+    "terminal escape in item": (line_of(REVIEW_2018, asin="\x1b[2JB1"), "no item id"),
+    "boolean item": (line_of(REVIEW_2018, asin=False), "no item id"),
     "dot as item": (line_of(REVIEW_2018, asin=".."), "no item id"),
     "NUL in item": (line_of(REVIEW_2018, asin="B1\0"), "no item id"),
     "line feed in item": (line_of(REVIEW_2018, asin="B1\n"), "no item id"),
     "surrogate in item": (line_of(REVIEW_2018, asin="\ud800"), "no item id"),
-    "very long item": (line_of(REVIEW_2018, asin="B" * 65), "no item id"),
+    "long item": (line_of(REVIEW_2018, asin="B" * 65), "no item id"),
+    "very long item": (line_of(REVIEW_2018, asin="B" * 10_000), "no item id"),
     "null rating": (line_of(REVIEW_2018, overall=None), "no rating"),
     "boolean rating": (line_of(REVIEW_2018, overall=True), "no rating"),
     "word as rating": (line_of(REVIEW_2018, overall="good"), "no rating"),
     "infinite rating": (GOOD.replace(b"5.0", b"1e999"), "no rating"),
+    "endless rating": (GOOD.replace(b"5.0", b"-Infinity"), "no rating"),
     "rating that is no number": (GOOD.replace(b"5.0", b"NaN"), "no rating"),
     "no time": (line_of(REVIEW_2018, unixReviewTime="(absent)"), "no time"),
     "broken time": (line_of(REVIEW_2018, unixReviewTime=1529193600.5), "no time"),
     "negative time": (line_of(REVIEW_2018, unixReviewTime=-1), "no time"),
     "milliseconds for seconds": (line_of(REVIEW_2018, unixReviewTime=1529193600000), "no time"),
+    "time that is no number": (GOOD.replace(b"1529193600", b"NaN"), "no time"),
     "huge time": (line_of(REVIEW_2018, unixReviewTime=10**30), "no time"),
     "cut": (GOOD[:-9], "no JSON"),
     "Python literal": (repr(REVIEW_2018).encode(), "no JSON"),
@@ -213,6 +226,27 @@ def test_bad_lines_are_quoted_in_the_log_and_too_many_are_an_error(tmp_path: Pat
     assert count.first_bad == 98
 
 
+def test_the_share_of_bad_lines_may_be_just_the_limit(tmp_path: Path) -> None:
+    # 0.29 * 100 is a little less than 29
+    for num_bad in (7, 29, 57):
+        lines = [GOOD] * (100 - num_bad) + [b"{"] * num_bad
+        assert len(reviews_of(tmp_path / "r", lines, share=num_bad / 100)[0]) == 100 - num_bad
+        with pytest.raises(DataError, match=f"{num_bad} of 100 lines"):
+            reviews_of(tmp_path / "r", lines, share=num_bad / 100 - 1e-9)
+
+
+def test_what_is_quoted_of_a_line_cannot_reach_the_terminal_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    odd = [b"\x1b]0;title\x07\x1b[2J" + b"y" * 10_000, "\u202eabc\x9b".encode(), b"\x00\x08\r\xff", b"%s {0}"] + [b"[5]"] * 9
+    with pytest.raises(DataError) as error, caplog.at_level(logging.WARNING):
+        reviews_of(tmp_path / "r", odd, share=0.5)
+    assert caplog.text.count("(no JSON)") == 4  # then one list: five in all
+    assert caplog.text.count("(no object)") == 1
+    for text in (str(error.value), *caplog.messages):
+        assert text.isascii()
+        assert text.isprintable()
+        assert "y" * 80 not in text
+
+
 def test_a_file_of_another_format_is_given_up_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amazon, "_HOPELESS_LINES", 100)
     stream = read_reviews(tmp_path / "r", 2023, max_bad_line_share=1.0, block_bytes=10_000)
@@ -303,7 +337,233 @@ def test_memory_is_bounded_by_the_block_for_a_file_that_unpacks_to_a_huge_one(tm
         list(read_reviews(tmp_path / "bomb", 2018, max_bad_line_share=0.0))
 
 
+MEASURE = """
+import sys
+from pathlib import Path
+from sda_core.data.amazon import read_metadata, read_reviews
+from sda_core.errors import DataError
+
+def peak_mebibytes():
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+
+path, before = Path(sys.argv[1]), peak_mebibytes()
+for read in (
+    lambda: list(read_reviews(path, 2018, max_bad_line_share=0.5)),
+    lambda: read_metadata(path, 2014, max_bad_line_share=0.5),
+):
+    try:
+        read()
+        print("read")
+    except DataError as error:
+        print(error)
+print(peak_mebibytes() - before)
+"""
+
+
+@pytest.mark.parametrize(("byte", "problem"), [(b"[", "1 of 1 lines"), (b"\r\n", "holds no line")])
+def test_a_gzip_bomb_costs_neither_memory_nor_hours(byte: bytes, problem: str, tmp_path: Path) -> None:
+    member = gzip.compress(byte * ((32 << 20) // len(byte)), compresslevel=6)
+    bomb = tmp_path / "bomb"
+    bomb.write_bytes(member * 5)
+    assert bomb.stat().st_size < 1 << 20
+    command = [sys.executable, "-c", MEASURE, str(bomb)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    assert len(output) == 3
+    assert all(problem in line for line in output[:2])
+    assert int(output[2]) < 150
+
+
+def test_a_line_of_a_hundred_megabytes_is_passed_over(tmp_path: Path) -> None:
+    metadata = b"{'asin': 'B%d', 'title': 'some title'}\n"
+    piece = b"'related'," * 1_000_000
+    with gzip.open(tmp_path / "m", "wb", compresslevel=1) as handle:
+        handle.write(metadata % 1 + b"{'asin': 'B2', 'x': [")
+        for _ in range(10):
+            handle.write(piece)
+        handle.write(b"]}\n" + metadata % 3)
+    count = LineCount()
+    frame = read_metadata(tmp_path / "m", 2014, max_bad_line_share=0.5, lines=count)
+    assert frame["raw_item_id"].to_list() == ["B1", "B3"]
+    assert (count.total, count.first_bad, dict(count.bad)) == (3, 2, {"too long": 1})
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_a_file_in_another_unicode_encoding_is_told_in_one_line(encoding: str, mark: str, tmp_path: Path) -> None:
+    text = (mark + GOOD.decode() + "\n") * 3
+    for content in (text.encode(encoding), gzip.compress(text.encode(encoding))):
+        with pytest.raises(DataError, match=r"is UTF-16 or UTF-32 text, expected UTF-8; convert it"):
+            reviews_of(tmp_path / "r", content)
+        with pytest.raises(DataError, match="expected UTF-8"):
+            read_metadata(tmp_path / "r", 2023, max_bad_line_share=1.0)
+
+
+def test_mixed_encodings_and_line_ends_in_one_file(tmp_path: Path) -> None:
+    good = [line_of(REVIEW_2018, unixReviewTime=number) for number in range(200)]
+    utf8, windows = (good[0].replace(b" 50", text) for text in ("\u65e5\u672c".encode(), "\u20ac".encode("cp1252")))
+    lines = [*good[:100], utf8, b"\xef\xbb\xbf" + utf8, windows, good[0].decode().encode("utf-16-le"), *good[100:]]
+    frame, count = reviews_of(tmp_path / "r", b"\r\n".join(lines))
+    assert len(frame) == 204
+    assert dict(count.repaired) == {"byte order mark": 1, "NUL bytes": 1, "not UTF-8": 1}
+    assert frame["raw_item_id"].unique().to_list() == ["B1"]
+    assert (count.total, count.num_bad) == (204, 0)
+    # a carriage return alone ends no line, and polars' reader alone takes a file with both
+    content = b"\r\n".join(good) + b"\r\n"
+    assert amazon._reviews_fast(content, amazon._review_fields(2018)) is not None
+    assert reviews_of(tmp_path / "r", content)[0]["timestamp"].to_list() == list(range(200))
+    assert reviews_of(tmp_path / "r", b"\r".join(good))[1].bad == {"no JSON": 1}
+
+
 # -------------------------------------------------------------------------------------------------- metadata
+ODD_IDS = [None, True, False, 1.5, [], ["B1"], {}, "", " B1", "../../x", "..\\x", "/etc/passwd", "C:\\x", ".", ".."]
+ODD_IDS += ["a\x00b", "a\nb", "\x1b[2J", "\x7f", "\u202eB1", "\ud800", "\ufffd", "B" * 65, "B" * 10_000, 10**64]
+
+
+@pytest.mark.parametrize("edition", [2014, 2018, 2023])
+def test_no_odd_id_of_an_item_gets_through(edition: int, tmp_path: Path) -> None:
+    key = "parent_asin" if edition == 2023 else "asin"
+    write: Callable[[object], str] = repr if edition == 2014 else json.dumps
+    records = [{key: "B1", "title": "good"}, {"title": "none"}, *({key: value, "title": "odd"} for value in ODD_IDS)]
+    (tmp_path / "m").write_text("\n".join(map(write, records)), encoding="utf-8")
+    count = LineCount()
+    assert read_metadata(tmp_path / "m", edition, max_bad_line_share=1.0, lines=count)["raw_item_id"].to_list() == ["B1"]
+    assert dict(count.bad) == {"no item id": len(ODD_IDS) + 1}
+    assert count.total == len(records)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits"),
+    [(b"123", "123"), (b"-0", "0"), (b"18446744073709551616", "18446744073709551616"), (b"9" * 64, "9" * 64)],
+)
+def test_whole_numbers_of_any_size_are_ids_of_items(value: bytes, digits: str, tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(b'{"asin": ' + value + b', "title": "some title"}')
+    for edition in (2014, 2018):
+        assert read_metadata(tmp_path / "m", edition, max_bad_line_share=0.0)["raw_item_id"].to_list() == [digits]
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "<script>alert(1)</script>",
+        "a good <script src='x'>alert(1)</script> title",
+        "a good <SCRIPT>alert(1)",
+        "a <scr<script>ipt>alert(1)</scr</script>ipt> title",
+        "a <img src=x onerror=alert(1)> title",
+        "a <img src=x onerror=alert(1)",
+        "<svg/onload=alert(1)>",
+        "a &lt;script&gt;alert(1)&lt;/script&gt; title",
+        "a &amp;lt;script&amp;gt;alert(1)&amp;lt;/script&amp;gt; title",
+        'a <b onclick="alert(1)">bold</b> title',
+        "a \x00<script>\ud800alert(1)</script>\x1b title",
+    ],
+)
+def test_no_script_gets_through(title: str, tmp_path: Path) -> None:
+    for edition, key in ((2014, "asin"), (2018, "asin"), (2023, "parent_asin")):
+        record = {key: "B1", "title": title, "brand": title, "store": title, "description": [title], "features": [title]}
+        texts = str(metadata_of(tmp_path / "m", [record | {"feature": [title], "categories": [title]}], edition).row(0))
+        assert not re.search(r"<\s*/?\s*(script|svg|img|b)|onerror|onload|onclick|\\x|\\u", texts, re.IGNORECASE)
+
+
+def test_odd_numbers_are_no_prices(tmp_path: Path) -> None:
+    values = [
+        b"1e999",
+        b"-1e999",
+        b"-0",
+        b"-0.0",
+        b"NaN",
+        b"Infinity",
+        b"-Infinity",
+        b"true",
+        b"1e10",
+        b"9" * 400,
+        b'"1e5"',
+        b"12.5",
+    ]
+    lines = [b'{"parent_asin": "B%02d", "price": %s, "price": %s}' % (at, b"1", value) for at, value in enumerate(values)]
+    (tmp_path / "m").write_bytes(b"\n".join(lines))
+    frame = read_metadata(tmp_path / "m", 2023, max_bad_line_share=0.0)
+    assert frame["price"].to_list() == [""] * (len(values) - 1) + ["12.50"]  # of equal keys the last one counts
+
+
+def test_deep_nesting_is_refused_or_passed_over(tmp_path: Path) -> None:
+    inside = {"asin": "B2", "title": "[" * 20_000 + "{(" * 10_000}  # in a string it is only text
+    for edition, write in ((2014, repr), (2018, json.dumps)):
+        deep = [
+            "[" * 10_000 + "]" * 10_000,
+            "[{'a':(" * 10_000 + ")}]" * 10_000,
+            '[{"a":' * 10_000 + "1" + "}]" * 10_000,
+            "{" * 100_000,
+        ]
+        lines = [
+            write({"asin": "B1", "title": "some title"}),
+            *deep,
+            *(f"{{'asin': 'B3', 'x': {text}}}" for text in deep),
+            write(inside),
+        ]
+        (tmp_path / "m").write_text("\n".join(lines))
+        count = LineCount()
+        frame = read_metadata(tmp_path / "m", edition, max_bad_line_share=1.0, lines=count)
+        assert frame["raw_item_id"].to_list() == ["B1", "B2"]
+        assert (count.total, count.num_bad) == (10, 8)
+
+
+FRAGMENTS = [
+    *(
+        b'{"asin":',
+        b'"B1"',
+        b'"B2"',
+        b'"t"',
+        b',"title":',
+        b',"price":',
+        b',"x":',
+        b"}",
+        b"[",
+        b"]",
+        b"{}",
+        b"null",
+        b"true",
+        b"-0",
+        b"5",
+    ),
+    *(
+        b"1e999",
+        b"NaN",
+        b"18446744073709551616",
+        b'"\\ud800"',
+        b'"\\u0000"',
+        b'"caf\xe9"',
+        b'"\xed\xa0\x80"',
+        b'"\t"',
+        b'"\x00"',
+        b"\x00",
+    ),
+    *(b',"asin":', b" ", b"\r", b"\xef\xbb\xbf", b'"<b>&amp;</b>"', b'"unfinished', b"//", b"\x0b", b"\xa0"),
+]
+RECORD = (b'{"asin":"B%d","title":', b',"x":', b"}")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(FRAGMENTS), max_size=8).map(b"".join)
+        | st.tuples(st.sampled_from(FRAGMENTS), st.sampled_from(FRAGMENTS)).map(
+            lambda two: RECORD[0] % 3 + two[0] + RECORD[1] + two[1] + b"}"
+        ),
+        max_size=5,
+    )
+)
+@example([b'{"asin":18446744073709551616}', b'{"asin":"B1","asin":"B2"}', b'\x00{"asin":"B1"}', b'{"asin":"B1","x":"\xe9"}'])
+def test_the_fast_reader_of_json_changes_nothing(tmp_path_factory, lines: list[bytes]) -> None:
+    path = tmp_path_factory.mktemp("json") / "m"
+    path.write_bytes(b"\n".join([b'{"asin":"B1","title":"one good line"}', *lines]))
+    fast, slow = LineCount(), LineCount()
+    table = read_metadata(path, 2018, max_bad_line_share=1.0, lines=fast)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amazon, "_ordinary_record", lambda line, key: None)
+        assert read_metadata(path, 2018, max_bad_line_share=1.0, lines=slow).equals(table)
+    assert fast == slow
+
+
 def test_metadata_2014(tmp_path: Path) -> None:
     record = {
         "asin": "0041913574",
@@ -337,7 +597,7 @@ def test_metadata_2014(tmp_path: Path) -> None:
 def test_metadata_2018_in_both_releases(tmp_path: Path) -> None:
     record = {
         "asin": "B1",
-        "category": ["Gift Cards", "</span></span></span>", "Gift Cards"],
+        "category": ["Gift Cards", "Gift Cards", "</span></span></span>", "A bullet point"],
         "title": " Maggiano&#39;s Gift Card",
         "brand": "by\n    \n    Apple",
         "feature": ['<span class="a-size-base">\n No expiration. \n</span>'],
@@ -370,6 +630,18 @@ def test_metadata_2018_in_both_releases(tmp_path: Path) -> None:
     older_frame = metadata_of(tmp_path / "m", [older], 2018)
     assert older_frame["image_references"].to_list() == [record["imageURL"]]
     assert older_frame.drop("image_references").equals(newer.drop("image_references"))
+    # bullet points after the path: after a piece of markup, or from the first sentence on; features where there are none
+    path = ["Gift Cards", "Dr. Seuss Inc."]
+    for mark in ([], ["</span></span></span>"]):
+        bullets = [*mark, "No expiration, no fees.", "Imported"]
+        frame = metadata_of(tmp_path / "m", [{"asin": "B1", "category": path + bullets, "feature": []}], 2018)
+        assert frame["categories"].to_list() == [path]
+        assert frame["features"].to_list() == [["No expiration, no fees.", "Imported"]]
+    frame = metadata_of(tmp_path / "m", [{"asin": "B1", "category": path + bullets, "feature": ["own"], "main_cat": "x"}], 2018)
+    assert frame.select("categories", "features").row(0) == (path, ["own"])
+    assert metadata_of(tmp_path / "m", [{"asin": "B1", "category": ["One whole sentence, no path."]}], 2018).row(0)[4] == [
+        "One whole sentence, no path."
+    ]
     # fields of other types, junk, nothing at all
     odd = {
         "asin": "B2",
@@ -470,7 +742,14 @@ def test_raw_samples_of_2014(real_data: Path) -> None:
         assert row["price"] == (f"{record['price']:.2f}" if "price" in record else "")
         assert len(row["categories"]) == len(record["categories"][0])
         assert bool(row["image_references"]) == ("imUrl" in record and "/no-img" not in record["imUrl"])
+        assert row["brand"] == record.get("brand", "").replace("&amp;", "&")
+        assert row["title"] == html.unescape(record.get("title", "")).strip()
+        assert row["categories"] == [name.replace("&amp;", "&") for name in record["categories"][0]]
+        assert row["description"].split()[:3] == html.unescape(record.get("description", "")).split()[:3]
+    raw = [json.loads(line) for line in (folder / "musical_instruments_top100.json").read_text(encoding="utf-8").splitlines()]
     reviews = pl.concat(list(read_reviews(folder / "musical_instruments_top100.json", 2014, max_bad_line_share=0.0)))
+    expected = [(record["reviewerID"], record["asin"], record["overall"], record["unixReviewTime"], 0) for record in raw]
+    assert reviews.rows() == expected
     assert (len(reviews), reviews["raw_item_id"].n_unique(), reviews["raw_user_id"].n_unique()) == (100, 8, 96)
 
 
@@ -484,6 +763,15 @@ def test_raw_samples_of_2023(real_data: Path) -> None:
     assert row["brand"] == "Loved Again Media"
     assert row["image_references"][0] == "https://m.media-amazon.com/images/I/91Qthwjgl+L._AC_SL1500_.jpg"
     assert frame.filter(pl.col("raw_item_id") == "B0751M85FV")["price"].item() == "69.00"
+    for line in (folder / "meta_sample.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        row = frame.filter(pl.col("raw_item_id") == record["parent_asin"]).row(0, named=True)
+        assert row["title"] == record["title"]
+        assert row["features"] == [" ".join(text.split()) for text in record["features"]]
+        assert row["categories"] == (record["categories"] or [record["main_category"]])
+        assert len(row["image_references"]) == sum(
+            bool(image[size]) for image in record["images"] for size in ("hi_res", "large", "thumb")
+        )
     reviews = pl.concat(list(read_reviews(folder / "reviews_sample.jsonl", 2023, max_bad_line_share=0.0)))
     assert reviews["raw_item_id"].to_list() == ["B07KM6T8GV", "B08N5QKX1Y"]  # the second one's asin is another
     assert reviews.select("timestamp", "millisecond").rows() == [(1616156351, 887), (1563230263, 551)]
@@ -499,3 +787,24 @@ def test_junk_of_the_2018_release_is_gone(real_data: Path) -> None:
     assert texts.str.contains(r"<[a-z/]|&[a-z#0-9]+;|a-box|\n").sum() == 0
     assert (frame["title"] != "").all()
     assert sorted(frame.filter(pl.col("price") != "")["price"].str.slice(0, 1).unique()) == ["$"]
+
+
+@pytest.mark.real_data
+def test_both_releases_of_2018_tell_the_same_of_the_same_items(real_data: Path) -> None:
+    folder = real_data / "amazon_2018_gift_cards"
+    newer = read_metadata(folder / "meta_Gift_Cards.json.gz", 2018, max_bad_line_share=0.0)
+    older = read_metadata(folder / "older_scrape" / "meta_Gift_Cards.json.gz", 2018, max_bad_line_share=0.0)
+    assert newer["raw_item_id"].to_list() == older["raw_item_id"].to_list()
+    for column in ("title", "brand"):
+        pairs = [pair for pair in zip(newer[column], older[column], strict=True) if all(pair)]
+        assert len(pairs) > (1500 if column == "title" else 100)
+        assert all(one == other for one, other in pairs)
+    # the path holds categories only: no bullet points, no markup
+    assert set(newer["categories"].explode().drop_nulls()) == {"Gift Cards", "Gift Card Accessories"}
+    # each item of the file, against the file itself
+    lines = gzip.decompress((folder / "meta_Gift_Cards.json.gz").read_bytes()).splitlines()
+    raw = {record["asin"]: record for record in map(json.loads, lines)}
+    for row in newer.iter_rows(named=True):
+        record = raw[row["raw_item_id"]]
+        assert row["title"] == " ".join(html.unescape(record["title"]).split())
+        assert row["image_references"] == list(dict.fromkeys(record["imageURLHighRes"] + record["imageURL"]))

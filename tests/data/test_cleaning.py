@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sda_core.data.cleaning import MAX_TEXT_CHARS, clean_label, clean_name, clean_price, clean_text, clean_texts, image_reference
+from sda_core.data import cleaning
+from sda_core.data.cleaning import (
+    MAX_ENTRIES,
+    MAX_TEXT_CHARS,
+    clean_label,
+    clean_name,
+    clean_price,
+    clean_text,
+    clean_texts,
+    image_reference,
+    image_references,
+)
 
 ANYTHING = st.recursive(
     st.none()
@@ -65,6 +79,8 @@ def test_names(raw: object, clean: str) -> None:
         ('<span class="a-size-base">\n                No expiration, no fees.\n            </span>', "No expiration, no fees."),
         (["One.", "", None, "Two."], "One. Two."),
         ("<p>One</p><script>var x = '</p>';</script><style>.a{b:c}</style>Two", "One Two"),
+        ("<SCRIPT>var x</SCRIPT>One", "One"),
+        ("One<StYle>.a{b:c}</StYle> two", "One two"),
         ("cut off <div class='a-section a-spacing-none", "cut off"),
         ("<!-- note -->text", "text"),
         ({"a": "b"}, ""),
@@ -132,6 +148,95 @@ def test_prices(raw: object, clean: str) -> None:
 )
 def test_picture_references(raw: object, reference: str | None) -> None:
     assert image_reference(raw) == reference
+
+
+PIECES = [
+    "",
+    "b",
+    "Ab1 ",
+    " ",
+    "  ",
+    "&",
+    "&amp;",
+    "<",
+    "<b>",
+    ">",
+    "{",
+    "}",
+    ";",
+    ".a{b:c}",
+    "\t",
+    "\n",
+    "\u00a0",
+    "\u00e9",
+    "null",
+    "NA",
+]
+PIECES += [
+    "getTime(",
+    "P.when(",
+    "var a =",
+    "by\n",
+    "-",
+    "'",
+    '"',
+    "_",
+    "\u200b",
+    "\x00",
+    "\x1c",
+    "\u2028",
+    "x" * (MAX_TEXT_CHARS - 3),
+]
+
+
+@pytest.mark.parametrize("start", ["", "abc", "-"])
+def test_the_short_way_for_plain_texts_changes_nothing(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [start + "".join(pieces) for pieces in itertools.product(PIECES, PIECES, ["", "defghij"])]
+    found = [(clean_name(text), clean_text(text)) for text in texts]
+    assert start != "abc" or any(map(cleaning._is_plain, texts))
+    monkeypatch.setattr(cleaning, "_is_plain", lambda text: False)
+    assert found == [(clean_name(text), clean_text(text)) for text in texts]
+
+
+PLAIN_AND_ODD = [
+    "http://h/a",
+    "https://h.example/b.jpg",
+    "http://h/a&amp;b",
+    "http://h/a http://h/b",
+    "http://h/a\nhttp://h/b",
+    "http://h",
+]
+PLAIN_AND_ODD += [
+    "http:///a",
+    "http://h/icons/no-img-sm.gif",
+    "images/a.jpg",
+    "/etc/passwd",
+    "../a",
+    " http://h/a",
+    "http://h/\u00e9",
+]
+PLAIN_AND_ODD += ["http://h/" + "a" * 2040, "HTTP://h/c", "ftp://h/a", "http://h\\x/", "http://h/\x1b[2J", ""]
+ANY_REFERENCES = [*PLAIN_AND_ODD, None, 0, 5, True, [], ["http://h/a"], {"a": 1}]
+
+
+def test_picture_references_together_are_those_taken_one_by_one() -> None:
+    for values in ([], *itertools.product(ANY_REFERENCES), *itertools.product(ANY_REFERENCES, repeat=2)):
+        single = [reference for value in values if (reference := image_reference(value)) is not None]
+        assert image_references(list(values)) == list(dict.fromkeys(single)), values
+
+
+def test_so_many_picture_references_and_no_more() -> None:
+    values = [f"http://h/{number}" for number in range(500)]
+    assert image_references(values) == values[:MAX_ENTRIES]
+
+
+def test_the_short_way_for_prices_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = ["", "$", "$1", "$1.25", "$1,000.00", "-", " - ", " -  ", " ", "\n", "\u0661", ".", "$" + "1" * 40, "x"]
+    texts = ["".join(three) for three in itertools.product(pieces, repeat=3)]
+    found = [clean_price(text) for text in texts]
+    assert "$1.25 - $1,000.00" in found
+    monkeypatch.setattr(cleaning, "_DOLLARS", re.compile("(?!)"))
+    assert found == [clean_price(text) for text in texts]
 
 
 @settings(max_examples=50, deadline=None)

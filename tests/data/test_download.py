@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sda_core.data.download import download
+from sda_core.data import transfer
+from sda_core.data.download import download, verify
 from sda_core.data.folders import folder_lock
 from sda_core.data.manifest import check, manifest_file
 from sda_core.errors import ArtifactError, DownloadError
@@ -49,8 +53,11 @@ def amazon(reviews: str | tuple[str, ...], metadata: str | tuple[str, ...], **ch
         "category": "Things",
         "reviews": (reviews,) if isinstance(reviews, str) else reviews,
         "metadata": (metadata,) if isinstance(metadata, str) else metadata,
+        "image_archive": None,
         "reviews_sha256": None,
         "metadata_sha256": None,
+        "image_archive_sha256": None,
+        "image_folder": None,
         "local_folder": None,
     }
     return AmazonDataset(**(values | changes))
@@ -432,10 +439,16 @@ def test_a_changed_local_file_is_copied_again(tmp_path: Path) -> None:
         ("text.json.gz", "is no gzip file"),
         ("big.json.gz", "more than download.max_file_bytes"),
         ("nul\0.json.gz", "no base name"),
+        ("x\0y/r.json.gz", "no such file"),
+        ("loop/r.json.gz", "no such file"),
         ("manifest.json", "no base name"),
         ("x/..", "no base name"),
         (".hidden", "no base name"),
         ("file://elsewhere/r.json.gz", "another host"),
+        ("~nobody-of-this-name/r.json.gz", "home directory"),
+        ("http://[x/r.json.gz", "no base name"),
+        ("c:r.json.gz", "no base name"),
+        ("raw/r.json.gz", "which this stage writes to"),
         ("http://127.0.0.1:x/r.json.gz", "InvalidURL"),
         ("http://127.0.0.1/", "no base name"),
         ("http://127.0.0.1/%2e%2e%2fpasswd", "no base name"),
@@ -443,6 +456,7 @@ def test_a_changed_local_file_is_copied_again(tmp_path: Path) -> None:
 )
 def test_local_sources_that_will_not_do(tmp_path: Path, source: str, problem: str) -> None:
     (tmp_path / "folder.json.gz").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "cut.json.gz").write_bytes(BODY[:1000])
     (tmp_path / "text.json.gz").write_bytes(b"hello, I am text")
     (tmp_path / "big.json.gz").write_bytes(packed(600_000))
@@ -451,14 +465,21 @@ def test_local_sources_that_will_not_do(tmp_path: Path, source: str, problem: st
     assert problem in refusal(lambda: download(dataset, settings(max_file_bytes=500_000), tmp_path / "raw", tmp_path))
 
 
-def test_two_files_of_one_name(tmp_path: Path) -> None:
-    dataset = amazon("a/x.json.gz", "b/x.json.gz")
-    assert "both named x.json.gz" in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
+@pytest.mark.parametrize(
+    ("reviews", "metadata", "archive", "clash"),
+    [
+        ("a/x.json.gz", "b/x.json.gz", "c.zip", "reviews and metadata are both named x.json.gz"),
+        ("a/x.json.gz", "b/X.json.gz", "c.zip", "reviews and metadata are both named x.json.gz"),
+        ("a", "b/x", "http://c/x?y", "metadata and image_archive are both named x"),
+        ("x/a", "b", "a", "reviews and image_archive are both named a"),
+    ],
+)
+def test_two_files_of_one_name(tmp_path: Path, reviews: str, metadata: str, archive: str, clash: str) -> None:
+    dataset = amazon(reviews, metadata, image_archive=(archive,))
+    assert clash in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
 
 
 def test_full_disk(fetch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sda_core.data import transfer
-
     monkeypatch.setattr(transfer, "_DISK_RESERVE_BYTES", 1 << 60)
     assert "more bytes, and the disk has" in refusal(fetch)
 
@@ -470,7 +491,388 @@ def test_unwritable_place(tmp_path: Path) -> None:
     assert "cannot be written" in text
 
 
+@pytest.mark.parametrize("name", ["local_folder", "image_folder"])
+def test_own_folders_in_the_folder_that_is_cleared(tmp_path: Path, name: str) -> None:
+    kept = tmp_path / "raw" / "mine" / "B1.jpg"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"picture")
+    (tmp_path / "link").symlink_to(tmp_path / "raw" / "mine")
+    for place in ("raw/mine", str(tmp_path / "link"), "raw"):
+        dataset = amazon("r.json.gz", "m.json.gz", **{name: place})
+        text = refusal(lambda dataset=dataset: download(dataset, settings(), tmp_path / "raw", tmp_path))
+        assert f"dataset.{name}" in text
+        assert "clears" in text
+    assert kept.read_bytes() == b"picture"
+    dataset = amazon("r.json.gz", "m.json.gz", **{name: "~nobody-of-this-name/x"})
+    assert "home directory" in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
+
+
+def test_a_local_file_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("r.json", "m.json"):
+        (tmp_path / name).write_bytes(b"{}\n" * 1000)
+    read = transfer._read
+
+    def growing(reader: Any) -> bytes:
+        with (tmp_path / "r.json").open("ab") as writer:
+            writer.write(b"{}\n")
+        return read(reader)
+
+    monkeypatch.setattr(transfer, "_read", growing)
+    text = refusal(lambda: download(amazon("r.json", "m.json"), settings(), tmp_path / "raw", tmp_path))
+    assert "changed while it was copied" in text
+    assert names(tmp_path / "raw") == []
+
+
+def test_local_files_do_not_need_the_network_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://nothing")
+    for name in ("r.json", "m.json"):
+        (tmp_path / name).write_bytes(b"{}\n")
+    download(amazon("r.json", "m.json"), settings(), tmp_path / "raw", tmp_path)
+    text = refusal(lambda: download(amazon("http://127.0.0.1/r2.json", "m.json"), settings(), tmp_path / "raw", tmp_path))
+    assert text.startswith("environment: SSL_CERT_FILE")
+
+
+# ------------------------------------------------------------------------------------- archives of pictures
+def zipped(pictures: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in pictures.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return stream.getvalue()
+
+
+def tarred(pictures: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
+        for name, data in pictures.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+PICTURES = {f"images/B{number}.jpg": np.random.default_rng(number).bytes(3000) for number in range(5)}
+ZIP = zipped(PICTURES)
+TAR = tarred(PICTURES)
+LAST_HEADER = TAR.rindex(b"images/B4.jpg")
+
+
+@pytest.mark.parametrize("form", ["web", "path", "folder"])
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("pictures.zip", ZIP),
+        ("pictures", ZIP),
+        ("pictures.tar", TAR),
+        ("pictures.zip", tarred(PICTURES, tarfile.USTAR_FORMAT)),  # what it is stands in it
+        ("p.tar", tarred({"x" * 150 + ".jpg": b"long name"}, tarfile.GNU_FORMAT)),
+        ("p.tar", tarred({"x" * 150 + ".jpg": b"long name"}, tarfile.PAX_FORMAT)),
+    ],
+    ids=["zip", "zip without suffix", "tar", "tar named zip", "gnu long name", "pax long name"],
+)
+def test_an_archive_of_pictures(server: Any, tmp_path: Path, name: str, body: bytes, form: str) -> None:
+    (tmp_path / "r.json.gz").write_bytes(BODY)
+    (tmp_path / "m.json.gz").write_bytes(META)
+    (tmp_path / name).write_bytes(body)
+    url = server.put(f"/{name}", body, faults=[server.drop(1), server.drop(10), server.drop(259)])
+    source = {"web": url, "path": name, "folder": f"https://example.org/{name}"}[form]
+    digest = hashlib.sha256(body).hexdigest()
+    dataset = amazon(
+        "r.json.gz",
+        "m.json.gz",
+        image_archive=(source,),
+        image_archive_sha256=digest,
+        local_folder="." if form == "folder" else None,
+    )
+    raw = tmp_path / "raw"
+    manifest = download(dataset, settings(), raw, tmp_path)
+    assert names(raw) == sorted(["m.json.gz", "manifest.json", "r.json.gz", name])
+    assert [file["role"] for file in manifest["files"]] == ["reviews", "metadata", "images"]
+    assert manifest_file(raw, "images").read_bytes() == body
+    assert all(verdict.ok for verdict in verify(raw))
+    assert download(dataset, settings(), raw, tmp_path) == manifest
+    without = download(amazon("r.json.gz", "m.json.gz"), settings(), raw, tmp_path)
+    assert len(without["files"]) == 2
+    assert not (raw / name).exists()
+
+
+INNER = zipped({"inner.zip": ZIP, "after.jpg": b"x" * 100})
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"<!DOCTYPE html><html><body>Sorry</body></html>", "an HTML page came"),
+        (b"<html>" + bytes(1000), "an HTML page came"),
+        (b"", "is empty"),
+        (b"P", "is no zip or tar file"),
+        (b'{"asin": "B1"}\n' * 100, "is no zip or tar file"),
+        (gzip.compress(TAR), "is a gzip file, in which single pictures cannot be reached"),
+        (ZIP[:-30], "zip is truncated or damaged"),
+        (ZIP[: len(ZIP) // 2], "zip is truncated or damaged"),
+        (ZIP[:4], "zip is truncated or damaged"),
+        (ZIP[:3000] + ZIP[3500:], "zip is damaged (its directory does not begin at its first entry)|zip is truncated or damaged"),
+        (INNER[: INNER.index(b"PK\x05\x06") + 22], "zip is damaged (its directory does not begin at its first entry)"),
+        (ZIP.replace(b"PK\x01\x02", b"PK\x01\x03"), "zip is truncated or damaged"),
+        (zipped({}), "zip holds no files"),
+        (zipped({"images/": b""}), "zip holds no files"),
+        (TAR[:1000], "tar is truncated or damaged"),
+        (TAR[:LAST_HEADER], "tar is truncated or damaged (no header and no end"),
+        (TAR[: LAST_HEADER + 200], "tar is truncated or damaged"),
+        (TAR[: LAST_HEADER + 2000], "tar is truncated or damaged"),
+        (TAR[:LAST_HEADER] + b"?" * 512 + TAR[LAST_HEADER + 512 :], "tar is truncated or damaged (no header and no end"),
+        (tarred({}), "is no zip or tar file"),
+    ],
+    ids=[str(number) for number in range(20)],
+)
+def test_archives_that_will_not_do(server: Any, tmp_path: Path, body: bytes, problem: str) -> None:
+    (tmp_path / "r.json.gz").write_bytes(BODY)
+    (tmp_path / "m.json.gz").write_bytes(META)
+    (tmp_path / "local.zip").write_bytes(body)
+    for source in (server.put("/pictures.zip", body), "local.zip"):
+        dataset = amazon("r.json.gz", "m.json.gz", image_archive=(source,))
+        text = refusal(lambda dataset=dataset: download(dataset, settings(), tmp_path / "raw", tmp_path))
+        assert "params.yaml: dataset.image_archive" in text
+        assert any(part in text for part in problem.split("|")), text
+        assert names(tmp_path / "raw") == ["m.json.gz", "m.json.gz.entry.json", "r.json.gz", "r.json.gz.entry.json"]
+
+
+def test_an_archive_in_small_pieces(server: Any, tmp_path: Path) -> None:
+    def pieces(handler: Any) -> None:
+        handler.answer(200, b"", handler.headers_of(handler.page), len(TAR))
+        for start in range(0, 1000, 50):
+            handler.wfile.write(TAR[start : start + 50])
+            handler.wfile.flush()
+            server.stopped.wait(0.002)
+        handler.wfile.write(TAR[1000:])
+
+    (tmp_path / "r.json.gz").write_bytes(BODY)
+    (tmp_path / "m.json.gz").write_bytes(META)
+    url = server.put("/p.tar", TAR, faults=[pieces])
+    download(amazon("r.json.gz", "m.json.gz", image_archive=(url,)), settings(num_retries=0), tmp_path / "raw", tmp_path)
+    assert (tmp_path / "raw" / "p.tar").read_bytes() == TAR
+
+
+def test_a_zip_is_no_reviews_file(fetch: Any, server: Any, tmp_path: Path) -> None:
+    dataset = amazon(server.put("/r.json", ZIP), server.put("/m.json.gz", META))
+    assert "is no file of JSON lines" in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
+
+
+def test_gzip_is_checked_under_any_name(server: Any, tmp_path: Path) -> None:
+    dataset = amazon(server.put("/get?file=r", BODY[:-50]), server.put("/m.json.gz", META))
+    assert "gzip is truncated" in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
+
+
+def test_gzip_bomb(fetch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_EXPANSION_FREE_BYTES", 1 << 20)
+    assert "more than 300 times its size" in refusal(lambda: fetch(body=gzip.compress(bytes(20_000_000))))
+    fetch(body=gzip.compress(bytes(1 << 20)))  # small ones may
+
+
+# ------------------------------------------------------------------------------------------ hostile answers
+def test_an_etag_that_cannot_be_sent_back(fetch: Any, server: Any, tmp_path: Path) -> None:
+    fetch(etag='"\xe9"', faults=[server.drop(100_000)])
+    assert (tmp_path / "raw" / "r.json.gz").read_bytes() == BODY
+    assert all("range" not in {name.lower() for name in headers} for _, headers in server.requests)
+
+
+def test_file_changes_midway_and_only_its_date_tells(server: Any, tmp_path: Path) -> None:
+    older, newer = b'{"old": 1}\n' * 20_000, b'{"new": 1}\n' * 20_000
+    dates = {"Last-Modified": "Wed, 21 Oct 2020 07:28:00 GMT"}
+
+    def careless(handler: Any) -> None:
+        handler.page.body, handler.page.last_modified = newer, dates["Last-Modified"]
+        handler.answer(206, newer[100_000:], dates | {"Content-Range": f"bytes 100000-{len(newer) - 1}/{len(newer)}"})
+
+    url = server.put(
+        "/r.json", older, etag=None, last_modified="Wed, 21 Oct 2015 07:28:00 GMT", faults=[server.drop(100_000), careless]
+    )
+    download(amazon(url, server.put("/m.json.gz", META)), settings(), tmp_path / "raw", tmp_path)
+    assert (tmp_path / "raw" / "r.json").read_bytes() == newer
+
+
+@pytest.mark.parametrize("place", ["http://xn--/x", "http://127.0.0.1:99999/x", "http://[::1/x"])
+def test_redirects_to_nowhere(fetch: Any, server: Any, place: str) -> None:
+    assert "dataset.reviews: no source" in refusal(
+        lambda: fetch(settings(num_retries=1), always=server.status(302, Location=place))
+    )
+
+
+def test_the_body_of_a_redirect_is_not_read(fetch: Any, server: Any, tmp_path: Path) -> None:
+    server.put("/elsewhere", BODY)
+    fetch(always=server.endless_redirect("/elsewhere"))
+    assert (tmp_path / "raw" / "r.json.gz").read_bytes() == BODY
+
+
+def test_a_useless_piece_does_not_count_as_taken_room(
+    fetch: Any, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece that cannot be gone on with is removed before the room is looked at."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "r.json.gz.part").write_bytes(bytes(1000))
+    seen: list[bool] = []
+    check_room = transfer._check_room
+
+    def spy(*arguments: Any) -> None:
+        seen.append((raw / "r.json.gz.part").exists())
+        check_room(*arguments)
+
+    monkeypatch.setattr(transfer, "_check_room", spy)
+    fetch()
+    assert seen == [False, False]
+
+
+def test_an_untrusted_certificate_is_not_tried_again(tls_server: Any, tmp_path: Path) -> None:
+    (tmp_path / "m.json.gz").write_bytes(META)
+    dataset = amazon(tls_server.put("/r.json.gz", BODY), "m.json.gz")
+    text = refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
+    assert "certificate is not accepted" in text
+    assert "retries" not in text
+    assert "SSL_CERT_FILE" in text
+
+
+def test_a_garbled_tunnel_is_resumed(
+    tls_server: Any, proxy: Any, authority: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    (tmp_path / "m.json.gz").write_bytes(META)
+    proxy.garble_after = 150_000
+    dataset = amazon(tls_server.put("/r.json.gz", BODY).replace("127.0.0.1", "shop.test"), "m.json.gz")
+    download(dataset, settings(), tmp_path / "raw", tmp_path)
+    assert (tmp_path / "raw" / "r.json.gz").read_bytes() == BODY
+    assert tls_server.count()["/r.json.gz"] == 2
+    assert proxy.garble_after is None
+
+
+# --------------------------------------------------------------------------- what someone else left in the folder
+def planted(raw: Path, version: dict[str, Any] | bytes, piece: bytes) -> None:
+    raw.mkdir(exist_ok=True)
+    (raw / "r.json.gz.part").write_bytes(piece)
+    data = version if isinstance(version, bytes) else json.dumps(version).encode()
+    (raw / "r.json.gz.part.json").write_bytes(data)
+
+
+@pytest.mark.parametrize("etag", ['"v1"\r\nX-Other: 1', '"\u00e9"', "", "x" * 5000, 7])
+def test_a_crafted_record_of_a_piece(fetch: Any, server: Any, tmp_path: Path, etag: object) -> None:
+    planted(tmp_path / "raw", {"source": server.url("/r.json.gz"), "etag": etag, "last_modified": None}, BODY[:1000])
+    fetch(settings(num_retries=0))
+    assert (tmp_path / "raw" / "r.json.gz").read_bytes() == BODY
+    assert all("range" not in {name.lower() for name in headers} for _, headers in server.requests)
+
+
+def test_a_planted_link_leads_nowhere(fetch: Any, server: Any, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(BODY[:1000])
+    planted(tmp_path / "raw", {"source": server.url("/r.json.gz"), "etag": '"v1"', "last_modified": None}, b"")
+    for name in ("r.json.gz.part", "r.json.gz", "m.json.gz.part.json", "m.json.gz.part", "manifest.json", "m.json.gz.entry.json"):
+        (tmp_path / "raw" / name).unlink(missing_ok=True)
+        (tmp_path / "raw" / name).symlink_to(outside)
+    fetch()
+    assert outside.read_bytes() == BODY[:1000]
+    assert not any(path.is_symlink() for path in (tmp_path / "raw").iterdir())
+    check(tmp_path / "raw")
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["r.json.gz.part", "r.json.gz.part.json", "r.json.gz", "manifest.json", "x.entry.json"])
+def test_folders_and_pipes_in_the_way(fetch: Any, tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    (tmp_path / "raw").mkdir()
+    make(tmp_path / "raw" / name)
+    if make is os.mkdir:
+        (tmp_path / "raw" / name / "inner").touch()
+    fetch()
+    assert names(tmp_path / "raw") == ["m.json.gz", "manifest.json", "r.json.gz"]
+    check(tmp_path / "raw")
+
+
+ENTRY = {"role": "reviews", "source": "x", "bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest(), "etag": None}
+
+
+@pytest.mark.parametrize(
+    "name", ["../victim", "/victim", "a/../../victim", "..\\victim", "C:victim", ".victim", "", "v\n", "a" * 300]
+)
+@pytest.mark.parametrize("where", ["manifest.json", "r.json.gz.entry.json"])
+def test_a_crafted_name_leads_nowhere(fetch: Any, server: Any, tmp_path: Path, where: str, name: str) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (tmp_path / "victim").write_bytes(b"abc")
+    entry = ENTRY | {"name": name, "source": server.url("/r.json.gz")}
+    (raw / where).write_text(json.dumps({"files": [entry]} if where == "manifest.json" else entry))
+    if where == "manifest.json":
+        for reader in (check, verify, lambda raw: manifest_file(raw, "reviews")):
+            with pytest.raises(ArtifactError, match="is no manifest"):
+                reader(raw)
+    fetch()
+    assert (tmp_path / "victim").read_bytes() == b"abc"
+    assert (raw / "r.json.gz").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"files": ' * 100_000,
+        json.dumps({"files": [ENTRY | {"name": "a"}, ENTRY | {"name": "b"}]}),
+        json.dumps({"files": [ENTRY | {"name": "a"}, ENTRY | {"name": "A", "role": "metadata"}]}),
+        json.dumps({"files": [ENTRY | {"name": "a", "bytes": -1}]}),
+        json.dumps({"files": [ENTRY | {"name": "a", "bytes": 1e300}]}),
+        "\ud800",
+    ],
+    ids=["deep", "deep objects", "a role twice", "a name twice", "negative", "huge", "surrogate"],
+)
+def test_crafted_manifests(fetch: Any, tmp_path: Path, text: str) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ArtifactError, match="is no manifest") as caught:
+        check(tmp_path / "raw")
+    assert len(str(caught.value)) < 600
+    fetch()
+    check(tmp_path / "raw")
+
+
 # ------------------------------------------------------------------------------------------ kept and checked
+def test_verify(fetch: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    with pytest.raises(ArtifactError, match="manifest of raw files is missing"):
+        verify(raw)
+    manifest = fetch()
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in raw.iterdir()}
+    assert [(verdict.ok, verdict.line) for verdict in verify(raw)] == [
+        (True, f"{file['role']} {file['name']} {file['bytes']} bytes sha256 {file['sha256'][:16]} ok")
+        for file in manifest["files"]
+    ]
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in raw.iterdir()} == before
+
+
+def test_verify_tells_all_problems(fetch: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    fetch()
+    (raw / "r.json.gz").write_bytes(BODY[:-1] + b"?")
+    (raw / "m.json.gz").unlink()
+    (raw / "x\ny").touch()
+    verdicts = verify(raw)
+    assert [verdict.ok for verdict in verdicts] == [False] * 3
+    texts = ["sha256 is", "raw file is missing", "'x\\ny' is not in the manifest"]
+    assert all(text in verdict.line for text, verdict in zip(texts, verdicts, strict=True))
+    assert not any("\n" in verdict.line for verdict in verdicts)
+
+
+def test_verify_unpacks(fetch: Any, tmp_path: Path) -> None:
+    """A manifest that was written for a damaged file."""
+    raw = tmp_path / "raw"
+    manifest = fetch()
+    cut = BODY[:-100]
+    (raw / "r.json.gz").write_bytes(cut)
+    manifest["files"][0] |= {"bytes": len(cut), "sha256": hashlib.sha256(cut).hexdigest()}
+    (raw / "manifest.json").write_text(json.dumps(manifest))
+    check(raw)
+    assert [verdict.ok for verdict in verify(raw)] == [False, True]
+    assert "gzip is truncated" in verify(raw)[0].line
+
+
 def test_manifest_problems(fetch: Any, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     with pytest.raises(ArtifactError, match="missing"):
@@ -614,6 +1016,22 @@ def test_a_whole_part_is_only_checked(server: Any, tmp_path: Path) -> None:
     download(dataset, settings(num_retries=0), raw, tmp_path)
     assert server.count()["/r.json.gz"] == 1
     assert (raw / "r.json.gz").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("etag", ['"v1"', None])
+def test_killed_between_check_and_rename(server: Any, tmp_path: Path, etag: str | None) -> None:
+    dataset = amazon(server.put("/r.json.gz", BODY, etag=etag), server.put("/m.json.gz", META))
+    raw = tmp_path / "raw"
+    manifest = download(dataset, settings(), raw, tmp_path)
+    before = contents(raw)
+    (raw / "r.json.gz").rename(raw / "r.json.gz.part")
+    (raw / "r.json.gz.entry.json").write_text(json.dumps(manifest["files"][0]))
+    (raw / "m.json.gz.entry.json").write_text(json.dumps(manifest["files"][1]))
+    (raw / "manifest.json").unlink()
+    server.requests.clear()
+    download(dataset, settings(), raw, tmp_path)
+    assert contents(raw) == before
+    assert server.requests == []
 
 
 # -------------------------------------------------------------------------------------------- shop, real data

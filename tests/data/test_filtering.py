@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,32 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, USERS
+from sda_core.data.amazon import read_reviews
 from sda_core.data.filtering import FilteredData, filter_dataset
 from sda_core.errors import ConfigError, DataError
 from sda_core.params import FilterParams
 
-DROPS = ["rows_bad", "rows_dropped_duplicate", "rows_dropped_rating", "rows_dropped_no_metadata", "rows_dropped_core"]
+DROPS = [
+    "rows_bad",
+    "rows_dropped_rating",
+    "rows_dropped_duplicate",
+    "rows_dropped_core",
+    "rows_dropped_no_metadata",
+    "rows_dropped_no_image",
+]
+COUNTS = ["mean", "min", "p10", "p50", "p90", "p99", "max"]
+STATISTICS = [
+    "rows_read", *DROPS, "rows_repaired",
+    "metadata_rows_read", "metadata_rows_bad", "metadata_rows_repaired",
+    "num_users", "num_items", "num_interactions",
+    "num_train", "num_valid", "num_test", "num_rest", "num_users_without_target", "density", "first_time", "last_time",
+    *(f"history_length_{count}" for count in COUNTS),
+    *(f"item_count_{count}" for count in COUNTS),
+    "share_interactions_top_20_percent",
+    "share_items_with_metadata", "share_items_with_title", "share_items_with_brand", "share_items_with_price",
+    "share_items_with_categories", "share_items_with_features", "share_items_with_description",
+    "share_items_with_image_reference", "mean_title_chars",
+]  # fmt: skip
 
 Row = tuple[str, str, float, int]
 
@@ -31,20 +54,36 @@ def filter_params(**changes: object) -> FilterParams:
         "min_item_interactions": 1,
         "duplicates": "first",
         "items_without_metadata": "keep",
+        "items_without_image": "keep",
         "min_rating": 0.0,
         "max_bad_line_share": 1.0,
         "split": "leave_one_out",
+        "valid_from": None,
+        "test_from": None,
     }
     return FilterParams.model_validate(values | changes)
 
 
-def run(folder: Path, rows: list[Row], known: list[str], params: FilterParams, bad_lines: int = 0) -> FilteredData:
-    lines = [
+def review_lines(rows: list[Row]) -> list[str]:
+    return [
         json.dumps({"reviewerID": user, "asin": item, "overall": rating, "unixReviewTime": time})
         for user, item, rating, time in rows
     ]
+
+
+def metadata_lines(known: Iterable[str], pictured: Iterable[str] = ()) -> list[str]:
+    return [
+        json.dumps({"asin": item, "title": f"title {item}"} | ({"imageURL": ["http://x/y.jpg"]} if item in pictured else {}))
+        for item in [*known, "other"]
+    ]
+
+
+def run(
+    folder: Path, rows: list[Row], known: Iterable[str], params: FilterParams, bad_lines: int = 0, pictured: Iterable[str] = ()
+) -> FilteredData:
+    lines = review_lines(rows)
     (folder / "r").write_text("\n".join(lines[:1] + ["{broken"] * bad_lines + lines[1:]) + "\n")
-    (folder / "m").write_text("".join(json.dumps({"asin": item, "title": f"title {item}"}) + "\n" for item in [*known, "other"]))
+    (folder / "m").write_text("\n".join(metadata_lines(known, pictured)))
     return filter_dataset(folder / "r", folder / "m", 2018, params)
 
 
@@ -71,8 +110,15 @@ def check_invariants(data: FilteredData) -> None:
         frame[column].null_count() for frame in (data.interactions, data.items, data.users) for column in frame.columns
     )
     counts = data.statistics
+    assert list(counts) == STATISTICS
     assert counts["rows_read"] == counts["num_interactions"] + sum(counts[drop] for drop in DROPS)
-    assert counts["num_train"] + counts["num_valid"] + counts["num_test"] == counts["num_interactions"]
+    parts = Counter(data.interactions["split"])
+    assert [counts[f"num_{part}"] for part in ("train", "valid", "test")] == [parts[part] for part in ("train", "valid", "test")]
+    assert counts["num_rest"] == parts["valid_rest"] + parts["test_rest"]
+    assert (
+        parts.total() == counts["num_interactions"] == sum(counts[f"num_{part}"] for part in ("train", "valid", "test", "rest"))
+    )
+    assert counts["num_users_without_target"] == counts["num_users"] - parts["test"]
     assert all(type(value) in (int, float) for value in counts.values())
     json.dumps(dict(counts), allow_nan=False)
 
@@ -82,72 +128,170 @@ ROWS = st.lists(
     min_size=1,
     max_size=40,
 )
+CUTS = st.sampled_from(
+    [
+        {"split": "leave_one_out"},
+        {"split": "global_time", "valid_from": 0.5, "test_from": 0.8},
+        {"split": "global_time", "valid_from": 0.2, "test_from": 0.4},
+    ]
+)
 PARAMS = st.builds(
-    filter_params,
+    lambda cuts, **changes: filter_params(**changes, **cuts),
+    CUTS,
     method=st.sampled_from(["kcore", "single_pass"]),
     min_user_interactions=st.integers(1, 3),
     min_item_interactions=st.integers(1, 3),
     duplicates=st.sampled_from(["first", "last", "keep"]),
     items_without_metadata=st.sampled_from(["drop", "keep"]),
+    items_without_image=st.sampled_from(["drop", "keep"]),
     min_rating=st.sampled_from([0.0, 2.0, 3.0]),
 )
 
 
-def plain_filter(rows: list[Row], known: str, params: FilterParams) -> tuple[list[Row], Counter[str]]:
-    """The documented steps, over plain lists."""
-    dropped: Counter[str] = Counter()
+class PlainFilter:
+    """The documented steps, over plain lists; ``dropped`` counts by reason."""
 
-    def keep(name: str, kept: list[Row], before: list[Row]) -> list[Row]:
-        dropped[name] += len(before) - len(kept)
+    def __init__(self, params: FilterParams, known: str, pictured: str) -> None:
+        self.params, self.known, self.pictured = params, known, pictured
+        self.dropped: Counter[str] = Counter()
+
+    def keep(self, reason: str, before: list[Row], kept: list[Row]) -> list[Row]:
+        self.dropped[reason] += len(before) - len(kept)
         return kept
 
-    def with_metadata(rows: list[Row]) -> list[Row]:
-        wanted = params.items_without_metadata == "keep"
-        return keep("rows_dropped_no_metadata", [row for row in rows if wanted or row[1] in known], rows)
+    def rated(self, rows: list[Row]) -> list[Row]:
+        return self.keep("rows_dropped_rating", rows, [row for row in rows if row[2] >= self.params.min_rating])
 
-    def without_duplicates(rows: list[Row]) -> list[Row]:
+    def with_items(self, rows: list[Row]) -> list[Row]:
+        if self.params.items_without_metadata == "drop":
+            rows = self.keep("rows_dropped_no_metadata", rows, [row for row in rows if row[1] in self.known])
+        if self.params.items_without_image == "drop":
+            rows = self.keep("rows_dropped_no_image", rows, [row for row in rows if row[1] in self.pictured])
+        return rows
+
+    def without_duplicates(self, rows: list[Row]) -> list[Row]:
         rows = sorted(rows, key=lambda row: (row[0], row[3]))
-        if params.duplicates == "keep":
+        if self.params.duplicates == "keep":
             return rows
-        ordered = rows if params.duplicates == "first" else rows[::-1]
+        ordered = rows if self.params.duplicates == "first" else rows[::-1]
         seen: set[tuple[str, str]] = set()
         kept = [row for row in ordered if (row[0], row[1]) not in seen and not seen.add((row[0], row[1]))]
-        return keep("rows_dropped_duplicate", kept if params.duplicates == "first" else kept[::-1], rows)
+        return self.keep("rows_dropped_duplicate", rows, kept if self.params.duplicates == "first" else kept[::-1])
 
-    def frequent(rows: list[Row], min_item: int) -> list[Row]:
+    def frequent(self, rows: list[Row], min_item: int) -> list[Row]:
         users, items = Counter(row[0] for row in rows), Counter(row[1] for row in rows)
-        return [row for row in rows if users[row[0]] >= params.min_user_interactions and items[row[1]] >= min_item]
+        kept = [row for row in rows if users[row[0]] >= self.params.min_user_interactions and items[row[1]] >= min_item]
+        return self.keep("rows_dropped_core", rows, kept)
 
-    rows = keep("rows_dropped_rating", [row for row in rows if row[2] >= params.min_rating], rows)
-    if params.method == "kcore":
-        rows = core = without_duplicates(with_metadata(rows))
-        while len(frequent(core, params.min_item_interactions)) < len(core):
-            core = frequent(core, params.min_item_interactions)
-        return keep("rows_dropped_core", core, rows), dropped
-    rows = keep("rows_dropped_core", frequent(rows, params.min_item_interactions), rows)
-    rows = without_duplicates(rows)
-    rows = keep("rows_dropped_core", frequent(rows, 0), rows)
-    return with_metadata(rows), dropped
+    def core(self, rows: list[Row]) -> list[Row]:
+        while len(smaller := self.frequent(rows, self.params.min_item_interactions)) < len(rows):
+            rows = smaller
+        return rows
+
+    def steps(self, rows: list[Row]) -> list[Row]:
+        rows = self.rated(rows)
+        if self.params.method == "kcore":
+            return self.core(self.with_items(self.core(self.without_duplicates(rows))))
+        rows = self.without_duplicates(self.frequent(rows, self.params.min_item_interactions))
+        return self.with_items(self.frequent(rows, 0))
+
+    def items_first(self, rows: list[Row]) -> list[Row]:
+        """The k-core when items are dropped before anything is counted."""
+        return self.core(self.without_duplicates(self.with_items(self.rated(rows))))
 
 
-@settings(max_examples=50, deadline=None)
+def plain_labels(rows: list[Row], params: FilterParams) -> list[str] | None:
+    """The splits of rows in history order; None where a part is missing."""
+    histories: dict[str, list[int]] = {}
+    for user, _, _, time in rows:
+        histories.setdefault(user, []).append(time)
+    labels: list[str] = []
+    if params.split == "leave_one_out":
+        for history in histories.values():
+            labels += ["train"] * len(history) if len(history) < 3 else ["train"] * (len(history) - 2) + ["valid", "test"]
+        return labels
+    assert isinstance(params.valid_from, float)
+    assert isinstance(params.test_from, float)
+    times = sorted(row[3] for row in rows)
+    valid_from, test_from = (times[min(round(cut * len(times)), len(times) - 1)] for cut in (params.valid_from, params.test_from))
+    for history in histories.values():
+        parts = ["train" if time < valid_from else "valid" if time < test_from else "test" for time in history]
+        for place, part in enumerate(parts):
+            is_first = place > 0 and part not in parts[:place]
+            labels.append(part if part == "train" or is_first else f"{part}_rest")
+    return labels if {"train", "valid", "test"} <= set(labels) else None
+
+
+@settings(max_examples=150, deadline=None)
 @given(ROWS, PARAMS, st.integers(0, 3))
 def test_equals_the_documented_steps_and_accounts_for_every_row(
     tmp_path_factory, rows: list[Row], params: FilterParams, bad_lines: int
 ) -> None:
     folder = tmp_path_factory.mktemp("shop")
-    expected, dropped = plain_filter(rows, "abc", params)
+    plain = PlainFilter(params, known="abc", pictured="bc")
+    expected = plain.steps(rows)
+    labels = plain_labels(expected, params) if expected else None
+    if labels is None:
+        with pytest.raises(DataError, match=r"params\.yaml: filter"):
+            run(folder, rows, "abc", params, bad_lines, pictured="bc")
+        return
+    data = run(folder, rows, "abc", params, bad_lines, pictured="bc")
+    check_invariants(data)
+    assert raw_rows(data) == [(user, item, time, label) for (user, item, _, time), label in zip(expected, labels, strict=True)]
+    assert data.interactions["rating"].to_list() == [row[2] for row in expected]
+    assert {drop: data.statistics[drop] for drop in DROPS} == {drop: plain.dropped[drop] for drop in DROPS} | {
+        "rows_bad": bad_lines
+    }
+    assert data.statistics["rows_read"] == len(rows) + bad_lines
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS, st.integers(1, 4), st.integers(1, 4), st.sampled_from(["first", "last", "keep"]))
+def test_a_core_before_the_metadata_keeps_the_rows_of_a_core_after_it(
+    tmp_path_factory, rows: list[Row], min_user: int, min_item: int, duplicates: str
+) -> None:
+    params = filter_params(
+        min_user_interactions=min_user,
+        min_item_interactions=min_item,
+        duplicates=duplicates,
+        items_without_metadata="drop",
+        items_without_image="drop",
+    )
+    expected = PlainFilter(params, known="abc", pictured="ab").items_first(rows)
+    folder = tmp_path_factory.mktemp("shop")
     if not expected:
         with pytest.raises(DataError, match=r"params\.yaml: filter"):
-            run(folder, rows, list("abc"), params, bad_lines)
+            run(folder, rows, "abc", params, pictured="ab")
         return
-    data = run(folder, rows, list("abc"), params, bad_lines)
-    check_invariants(data)
-    expected = sorted(expected, key=lambda row: (row[0], row[3]))
+    data = run(folder, rows, "abc", params, pictured="ab")
     assert [row[:3] for row in raw_rows(data)] == [(user, item, time) for user, item, _, time in expected]
     assert data.interactions["rating"].to_list() == [row[2] for row in expected]
-    assert {drop: data.statistics[drop] for drop in DROPS} == {drop: dropped[drop] for drop in DROPS} | {"rows_bad": bad_lines}
-    assert data.statistics["rows_read"] == len(rows) + bad_lines
+
+
+@settings(max_examples=40, deadline=None)
+@given(ROWS, st.integers(0, 3), st.data())
+def test_blocks_of_any_size_give_the_same_tables(tmp_path_factory, rows: list[Row], bad_lines: int, data: st.DataObject) -> None:
+    """A gzip file of many members is unpacked member by member, so that small blocks really are small."""
+    folder = tmp_path_factory.mktemp("shop")
+    whole = run(folder, rows, "abc", filter_params(), bad_lines, pictured="bc")
+    for name in "rm":
+        raw = (folder / name).read_bytes()
+        cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=12))), len(raw)]
+        pieces = [gzip.compress(raw[begin:end], compresslevel=1) for begin, end in pairwise(cuts)]
+        (folder / name).write_bytes(b"".join(pieces))
+    small = filter_dataset(folder / "r", folder / "m", 2018, filter_params(), block_bytes=1)
+    assert small.interactions.equals(whole.interactions)
+    assert small.items.equals(whole.items)
+    assert small.users.equals(whole.users)
+    assert small.statistics == whole.statistics
+
+
+def test_small_blocks_are_many(tmp_path: Path) -> None:
+    """The test above would prove nothing if the reader gave everything at once."""
+    rows: list[Row] = [(f"u{number}", "a", 5.0, number) for number in range(10)]
+    (tmp_path / "r").write_bytes(b"".join(gzip.compress(line.encode() + b"\n") for line in review_lines(rows)))
+    blocks = list(read_reviews(tmp_path / "r", 2018, max_bad_line_share=0.0, block_bytes=1))
+    assert [len(block) for block in blocks] == [1] * 10
 
 
 HISTORY: list[Row] = [
@@ -168,7 +312,7 @@ def test_duplicates_are_settled_by_time(tmp_path: Path) -> None:
     both = run(tmp_path, HISTORY, [], filter_params(duplicates="keep"))
     assert raw_rows(both)[:3] == [("u", "b", 10, "train"), ("u", "a", 20, "valid"), ("u", "a", 30, "test")]
     assert [data.statistics["rows_dropped_duplicate"] for data in (first, last, both)] == [1, 1, 0]
-    assert first.statistics["num_users_too_short_to_test"] == 1
+    assert first.statistics["num_users_without_target"] == 1
 
 
 def test_items_without_metadata_stay_with_empty_fields_or_go(tmp_path: Path) -> None:
@@ -184,6 +328,65 @@ def test_items_without_metadata_stay_with_empty_fields_or_go(tmp_path: Path) -> 
     gone = run(tmp_path, HISTORY, ["a", "c"], filter_params(items_without_metadata="drop"))
     assert gone.items["raw_item_id"].to_list() == ["a", "c"]
     assert gone.statistics["rows_dropped_no_metadata"] == 2
+
+
+def test_items_without_a_picture_go_and_the_core_is_taken_again(tmp_path: Path) -> None:
+    # d has no metadata, c no picture; u and v have two items each, w has c and d besides a.
+    rows: list[Row] = [
+        (user, item, 5.0, time) for time, (user, item) in enumerate([*product("uv", "ab"), ("w", "a"), ("w", "c"), ("w", "d")])
+    ]
+    core = {"min_user_interactions": 2, "min_item_interactions": 1, "items_without_image": "drop"}
+    both = run(tmp_path, rows, "abc", filter_params(**core, items_without_metadata="drop"), pictured="ab")
+    assert [row[:2] for row in raw_rows(both)] == [("u", "a"), ("u", "b"), ("v", "a"), ("v", "b")]
+    assert [both.statistics[drop] for drop in DROPS] == [0, 0, 0, 1, 1, 1]  # w's a goes with the second core
+    image = run(tmp_path, rows, "abc", filter_params(**core), pictured="ab")
+    assert image.interactions.equals(both.interactions)
+    assert [image.statistics[drop] for drop in DROPS] == [0, 0, 0, 1, 0, 2]  # no metadata names no picture either
+    with pytest.raises(DataError, match=r"filter\.items_without_image: is 'drop', and the metadata names a picture of none"):
+        run(tmp_path, rows, "abc", filter_params(**core))
+
+
+def test_metadata_is_read_for_what_the_core_leaves(tmp_path: Path) -> None:
+    """The broken line of an item that is not wanted is not even parsed."""
+    rows: list[Row] = [("u", "a", 5.0, 1), ("v", "a", 5.0, 2), ("v", "rare", 5.0, 3)]
+    (tmp_path / "r").write_text("\n".join(review_lines(rows)))
+    (tmp_path / "m").write_text('{"asin": "a", "title": "A"}\n{"asin": "rare", broken\n{"asin": "other", broken\n')
+    params = filter_params(min_item_interactions=2, max_bad_line_share=0.0)
+    counts = filter_dataset(tmp_path / "r", tmp_path / "m", 2018, params).statistics
+    assert (counts["metadata_rows_read"], counts["metadata_rows_bad"]) == (3, 0)
+    with pytest.raises(DataError, match="1 of 3 lines"):
+        filter_dataset(tmp_path / "r", tmp_path / "m", 2018, params.model_copy(update={"min_item_interactions": 1}))
+
+
+def test_statistics_by_hand(tmp_path: Path) -> None:
+    rows: list[Row] = [("u", "a", 5.0, 10), ("u", "b", 5.0, 20), ("u", "c", 5.0, 40), ("v", "a", 4.0, 15), ("w", "a", 3.0, 7)]
+    (tmp_path / "r").write_bytes(
+        "\n".join(review_lines(rows)).encode() + b"\n\x00" + review_lines([("w", "e", 1, 8)])[0].encode()
+    )
+    metadata = [
+        {"asin": "a", "title": "four", "brand": "x", "price": "$2.50", "category": ["k", "l"], "imageURL": ["http://x/a.jpg"]},
+        {"asin": "b", "title": "sixsix", "feature": ["soft"], "description": ["long"]},
+        {"asin": "c"},
+    ]
+    (tmp_path / "m").write_bytes(b"\xe9" + "\n".join(["", *map(json.dumps, metadata)]).encode())
+    data = filter_dataset(tmp_path / "r", tmp_path / "m", 2018, filter_params())
+    check_invariants(data)
+    assert data.statistics == {
+        "rows_read": 6, "rows_bad": 0, "rows_dropped_rating": 0, "rows_dropped_duplicate": 0, "rows_dropped_core": 0,
+        "rows_dropped_no_metadata": 0, "rows_dropped_no_image": 0, "rows_repaired": 1,
+        "metadata_rows_read": 4, "metadata_rows_bad": 1, "metadata_rows_repaired": 1,
+        "num_users": 3, "num_items": 4, "num_interactions": 6,
+        "num_train": 4, "num_valid": 1, "num_test": 1, "num_rest": 0, "num_users_without_target": 2,
+        "density": 0.5, "first_time": 7, "last_time": 40,
+        "history_length_mean": 2.0, "history_length_min": 1, "history_length_p10": pytest.approx(1.2), "history_length_p50": 2.0,
+        "history_length_p90": pytest.approx(2.8), "history_length_p99": pytest.approx(2.98), "history_length_max": 3,
+        "item_count_mean": 1.5, "item_count_min": 1, "item_count_p10": 1.0, "item_count_p50": 1.0,
+        "item_count_p90": pytest.approx(2.4), "item_count_p99": pytest.approx(2.94), "item_count_max": 3,
+        "share_interactions_top_20_percent": 0.5,  # one item of four, rounded up from 0.8
+        "share_items_with_metadata": 0.75, "share_items_with_title": 0.5, "share_items_with_brand": 0.25,
+        "share_items_with_price": 0.25, "share_items_with_categories": 0.25, "share_items_with_features": 0.25,
+        "share_items_with_description": 0.25, "share_items_with_image_reference": 0.25, "mean_title_chars": 5.0,
+    }  # fmt: skip
 
 
 def test_ids_do_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
@@ -210,6 +413,10 @@ def test_times_within_a_second_order_a_history_of_2023(tmp_path: Path) -> None:
     [
         ({"min_rating": 6.0}, "filter.min_rating: every rating is below 6; lower it"),
         ({"items_without_metadata": "drop"}, "filter.items_without_metadata: is 'drop', and none"),
+        (
+            {"split": "global_time", "valid_from": "1970-01-01", "test_from": "1970-01-02"},
+            "filter.valid_from, filter.test_from: no interaction is before 1970-01-01",
+        ),
         (
             {"min_user_interactions": 4},
             "at least 4 a user and 1 an item .method kcore.; of 5 before, the longest history had 3, the most frequent item 2",

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from sda_core.data.folders import folder_lock, kept_folder, remove
+from sda_core.data.folders import folder_lock, kept_folder, remove, user_folder
 from sda_core.errors import DownloadError
+
+
+def test_a_folder_as_the_params_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert user_folder(None, tmp_path, "here") is None
+    assert user_folder("pictures", tmp_path, "here") == tmp_path / "pictures"
+    assert user_folder("~/pictures", tmp_path, "here") == tmp_path / "home" / "pictures"
+    assert user_folder(str(tmp_path / "a"), Path("root"), "here") == tmp_path / "a"
+    with pytest.raises(DownloadError, match="here: '~nobody-at-all/x' leads nowhere"):
+        user_folder("~nobody-at-all/x", tmp_path, "here")
 
 
 def test_remove(tmp_path: Path) -> None:
@@ -44,7 +54,7 @@ def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, errno.EIO])
 def test_what_a_user_can_mend_is_one_line(tmp_path: Path, number: int) -> None:
     with pytest.raises(DownloadError, match="cannot be written") as caught, kept_folder(tmp_path / "a"):
         raise OSError(number, os.strerror(number))

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
-import os
 import random
-import signal
 import struct
-import subprocess
-import sys
-import textwrap
+import tarfile
 import time
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -29,12 +25,10 @@ from sda_core.artifacts import IMAGES, ITEMS
 from sda_core.data import images as module
 from sda_core.data.folders import folder_lock
 from sda_core.data.images import fetch_images
+from sda_core.data.pictures import Picture, prepare
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.image_store import STATUSES, ImageStore, read_images
 from sda_core.params import FetchImagesParams
-
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT / ".." / "shared" / "data"
 
 Reference = str | Sequence[str] | None
 
@@ -48,7 +42,7 @@ def settings(**changes: Any) -> FetchImagesParams:
         "backoff_seconds": 0.01,
         "max_bytes": 200_000,
         "max_pixels": 1_000_000,
-        "max_side": 64,
+        "stored_pixels": 64 * 64,
         "shard_rows": 4,
     }
     return FetchImagesParams(**(values | changes))
@@ -91,6 +85,22 @@ def pixels(data: bytes | None) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+def list_raw_files(raw: Path, archive: str | None = None) -> None:
+    """The manifest, as the download stage leaves it."""
+    entry = {"role": "images", "name": archive, "source": "x", "bytes": 0, "sha256": "0" * 64, "etag": None}
+    files = [] if archive is None else [entry | {"bytes": (raw / archive).stat().st_size}]
+    (raw / "manifest.json").write_text(json.dumps({"files": files}))
+
+
+def fetch(
+    items: pl.DataFrame, raw: Path, local_folder: Path | None, params: FetchImagesParams, out: Path, **folders: Path
+) -> dict[str, int | float]:
+    """Fetch with the archive ``raw/images.zip`` where there is one."""
+    if not (raw / "manifest.json").exists():
+        list_raw_files(raw, "images.zip" if (raw / "images.zip").exists() else None)
+    return fetch_images(items, raw, local_folder, folders.get("image_folder"), params, out)
+
+
 def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
@@ -109,7 +119,7 @@ def shop(server: Any) -> list[str]:
 def test_shards_and_coverage(shop: list[str], tmp_path: Path) -> None:
     out = tmp_path / "images"
     table = items_table([*shop, None])
-    coverage = fetch_images(table, tmp_path, None, settings(), out)
+    coverage = fetch(table, tmp_path, None, settings(), out)
     assert coverage == {
         "num_items": 11,
         "num_ok": 10,
@@ -140,12 +150,12 @@ def test_shards_and_coverage(shop: list[str], tmp_path: Path) -> None:
 
 def test_order_of_rows_and_workers_do_not_matter(shop: list[str], server: Any, tmp_path: Path) -> None:
     table = items_table([*shop, server.url("/none.png"), None])
-    fetch_images(table, tmp_path, None, settings(), tmp_path / "a")
+    fetch(table, tmp_path, None, settings(), tmp_path / "a")
     for page in server.pages.values():
         page.delay_seconds = random.Random(page.body).random() / 20
     shuffled = table.sample(fraction=1.0, shuffle=True, seed=3)
-    fetch_images(shuffled, tmp_path, None, settings(num_workers=1, max_per_host=1), tmp_path / "b")
-    fetch_images(shuffled, tmp_path, None, settings(num_workers=32, max_per_host=32), tmp_path / "c")
+    fetch(shuffled, tmp_path, None, settings(num_workers=1, max_per_host=1), tmp_path / "b")
+    fetch(shuffled, tmp_path, None, settings(num_workers=32, max_per_host=32), tmp_path / "c")
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
@@ -153,14 +163,55 @@ def test_order_of_rows_and_workers_do_not_matter(shop: list[str], server: Any, t
 def test_requests_at_a_time(shop: list[str], server: Any, tmp_path: Path, num_workers: int, max_per_host: int, most: int) -> None:
     for page in server.pages.values():
         page.delay_seconds = 0.05
-    fetch_images(
-        items_table(shop), tmp_path, None, settings(num_workers=num_workers, max_per_host=max_per_host), tmp_path / "images"
-    )
+    fetch(items_table(shop), tmp_path, None, settings(num_workers=num_workers, max_per_host=max_per_host), tmp_path / "images")
     assert server.most_in_flight == most
 
 
+def test_hosts_do_not_wait_for_each_other(
+    shop: list[str], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
+) -> None:
+    """One host that answers only when the other has served all it has; with one limit for both nobody would move."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+    def late(handler: Any) -> None:
+        wait_until(lambda: sum(server.count()[f"/{number}.png"] for number in range(1, 10)) == 9)
+        handler.plain()
+
+    server.pages["/0.png"].always = late
+    others = [url.replace("127.0.0.1", "localhost") for url in shop[1:]]
+    coverage = fetch(
+        items_table([shop[0], *others]),
+        tmp_path,
+        None,
+        settings(num_workers=2, max_per_host=1, num_retries=0, shard_rows=10),
+        tmp_path / "images",
+    )
+    assert coverage["num_ok"] == 10
+
+
+def test_a_host_serves_on_while_a_picture_is_decoded(
+    shop: list[str], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
+) -> None:
+    """But no more bodies are gathered than there are workers."""
+    num_asked: list[int] = []
+
+    def slow(*arguments: Any) -> Picture:
+        if not num_asked:
+            wait_until(lambda: len(server.requests) == 3)
+            time.sleep(0.2)
+        num_asked.append(len(server.requests))
+        return prepare(*arguments)
+
+    monkeypatch.setattr(module, "prepare", slow)
+    monkeypatch.setattr(module, "_MAX_DECODERS", 1)
+    fetch(items_table(shop), tmp_path, None, settings(num_workers=3, max_per_host=1), tmp_path / "images")
+    assert num_asked[0] == 3
+    assert statuses(tmp_path / "images") == ["ok"] * 10
+
+
 def test_no_items(tmp_path: Path) -> None:
-    coverage = fetch_images(items_table([]), tmp_path, None, settings(), tmp_path / "images")
+    coverage = fetch(items_table([]), tmp_path, None, settings(), tmp_path / "images")
     assert (coverage["num_items"], coverage["share_ok"]) == (0, 0.0)
     assert len(ImageStore(tmp_path / "images")) == 0
 
@@ -171,7 +222,7 @@ def test_best_reference_first(server: Any, tmp_path: Path) -> None:
     table = items_table(
         [[better, good], [gone, junk, "", good], [gone, junk], ["not an address", gone], ["http://[::bad/x.png"], [junk, gone]]
     )
-    fetch_images(table, tmp_path, None, settings(), tmp_path / "images")
+    fetch(table, tmp_path, None, settings(), tmp_path / "images")
     store = ImageStore(tmp_path / "images")
     assert np.array_equal(pixels(store.get(1)), pixels(picture(2)))
     assert np.array_equal(pixels(store.get(2)), pixels(picture(1)))
@@ -181,7 +232,7 @@ def test_best_reference_first(server: Any, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- faults of servers
 def fetched(server: Any, tmp_path: Path, body: bytes | None = None, params: FetchImagesParams | None = None, **page: Any) -> str:
     url = server.put("/x.png", picture() if body is None else body, **page)
-    fetch_images(items_table([url]), tmp_path, None, params or settings(), tmp_path / "images")
+    fetch(items_table([url]), tmp_path, None, params or settings(), tmp_path / "images")
     return statuses(tmp_path / "images")[0]
 
 
@@ -206,12 +257,13 @@ def test_errors_that_stay(server: Any, tmp_path: Path, code: int, status: str, n
     assert server.count()["/x.png"] == num_requests
 
 
-def test_retry_after_stops_the_whole_host(shop: list[str], server: Any, tmp_path: Path) -> None:
-    server.pages["/0.png"].faults = [server.status(429, Retry_After="1")]
+@pytest.mark.parametrize("code", [429, 503])
+def test_retry_after_stops_the_whole_host(shop: list[str], server: Any, tmp_path: Path, code: int) -> None:
+    server.pages["/0.png"].faults = [server.status(code, Retry_After="1")]
     for number in range(1, 10):
         server.pages[f"/{number}.png"].delay_seconds = 0.01
     began = time.monotonic()
-    fetch_images(items_table(shop), tmp_path, None, settings(max_per_host=1), tmp_path / "images")
+    fetch(items_table(shop), tmp_path, None, settings(max_per_host=1), tmp_path / "images")
     assert time.monotonic() - began >= 1.0
     assert statuses(tmp_path / "images") == ["ok"] * 10
     assert server.count()["/0.png"] == 2
@@ -220,7 +272,7 @@ def test_retry_after_stops_the_whole_host(shop: list[str], server: Any, tmp_path
 def test_drops_in_the_body(server: Any, tmp_path: Path) -> None:
     assert fetched(server, tmp_path, faults=[server.drop(100)]) == "ok"
     assert fetched(server, tmp_path, body=picture(9), always=server.drop(100)) == "ok", "kept from the first time: same address"
-    assert fetched(server, tmp_path, params=settings(max_side=32), always=server.drop(100)) == "http_error"
+    assert fetched(server, tmp_path, params=settings(stored_pixels=32 * 32), always=server.drop(100)) == "http_error"
 
 
 @pytest.mark.parametrize("fault", ["drip", "drip_headers", "silence"])
@@ -233,8 +285,11 @@ def test_timeouts(server: Any, tmp_path: Path, fault: str) -> None:
 
 def test_too_many_bytes(server: Any, tmp_path: Path) -> None:
     assert fetched(server, tmp_path, body=bytes(200_001)) == "too_large"
-    assert fetched(server, tmp_path, params=settings(max_side=32), always=server.endless()) == "too_large"
-    assert fetched(server, tmp_path, params=settings(max_side=33), body=bytes(200_001), announce_length=False) == "too_large"
+    assert fetched(server, tmp_path, params=settings(stored_pixels=32 * 32), always=server.endless()) == "too_large"
+    assert (
+        fetched(server, tmp_path, params=settings(stored_pixels=33 * 33), body=bytes(200_001), announce_length=False)
+        == "too_large"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,12 +313,33 @@ def test_html_page_with_status_200(server: Any, tmp_path: Path) -> None:
 def test_redirects(server: Any, tmp_path: Path) -> None:
     server.put("/target.png", picture())
     assert fetched(server, tmp_path, always=server.status(302, Location="/target.png")) == "ok"
-    params = settings(max_side=32)
+    params = settings(stored_pixels=32 * 32)
     assert fetched(server, tmp_path, params=params, always=server.status(302, Location="/x.png")) == "http_error"
     assert (
-        fetched(server, tmp_path, params=settings(max_side=33), always=server.status(302, Location="ftp://127.0.0.1/"))
+        fetched(server, tmp_path, params=settings(stored_pixels=33 * 33), always=server.status(302, Location="ftp://127.0.0.1/"))
         == "http_error"
     )
+
+
+def test_a_redirect_with_an_endless_body(server: Any, tmp_path: Path) -> None:
+    server.put("/target.png", picture())
+    page = {"always": server.endless_redirect("/target.png")}
+    assert fetched(server, tmp_path, **page) == "ok"
+
+
+def test_an_unknown_authority_is_told_once(
+    tls_server: Any, authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = [tls_server.put(f"/{number}.png", picture(number)) for number in range(3)]
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    coverage = fetch(items_table(urls), tmp_path, None, settings(), tmp_path / "images")
+    assert coverage["num_http_error"] == 3
+    assert len(caplog.records) == 1
+    assert "127.0.0.1: its certificate is not accepted" in caplog.records[0].message
+    assert "SSL_CERT_FILE" in caplog.records[0].message
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    assert fetch(items_table(urls), tmp_path, None, settings(), tmp_path / "images")["num_ok"] == 3
 
 
 def test_a_dead_host_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,9 +347,7 @@ def test_a_dead_host_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "_MAX_HOST_FAILURES", 5)
     params = settings(backoff_seconds=0.2, num_retries=4, max_per_host=1)
     began = time.monotonic()
-    fetch_images(
-        items_table([f"http://127.0.0.1:9/{number}.png" for number in range(40)]), tmp_path, None, params, tmp_path / "images"
-    )
+    fetch(items_table([f"http://127.0.0.1:9/{number}.png" for number in range(40)]), tmp_path, None, params, tmp_path / "images")
     assert time.monotonic() - began < 10, "all retries of all pictures would take minutes"
     assert statuses(tmp_path / "images") == ["http_error"] * 40
 
@@ -285,7 +359,7 @@ def test_a_host_that_only_drips_is_given_up(
     for page in server.pages.values():
         page.always = server.drip()
     params = settings(timeout_seconds=0.1, num_retries=0, max_per_host=1)
-    fetch_images(items_table(shop), tmp_path, None, params, tmp_path / "images")
+    fetch(items_table(shop), tmp_path, None, params, tmp_path / "images")
     assert statuses(tmp_path / "images") == ["timeout"] * 10
     assert sum(server.count().values()) == 3
 
@@ -314,7 +388,7 @@ def test_local_folder(server: Any, tmp_path: Path) -> None:
         None,
     ]
     table = items_table(references, [f"ID{number}" for number in range(1, 11)])
-    coverage = fetch_images(table, tmp_path, folder, settings(), tmp_path / "images")
+    coverage = fetch(table, tmp_path, folder, settings(), tmp_path / "images")
     store = ImageStore(tmp_path / "images")
     for number in range(1, 6):
         assert np.array_equal(pixels(store.get(number)), pixels(picture(number)))
@@ -358,7 +432,7 @@ def test_path_tricks(tmp_path: Path, source: str) -> None:
             for name in ("../secret.png", "images/../../secret.png", "/etc/passwd", "C:/secret.png", "..", "images/"):
                 archive.writestr(name, picture())
     table = items_table([reference.format(absolute=secret) for reference in TRICKS])
-    coverage = fetch_images(table, tmp_path, folder if source == "folder" else None, settings(), tmp_path / "images")
+    coverage = fetch(table, tmp_path, folder if source == "folder" else None, settings(), tmp_path / "images")
     assert coverage["num_missing_file"] == coverage["num_items"] == len(TRICKS)
 
 
@@ -368,9 +442,7 @@ def test_tricks_in_ids(tmp_path: Path, raw_id: str) -> None:
     (folder / "images" / "a").mkdir(parents=True)
     for path in (tmp_path / "secret.png", folder / "secret.png", folder / "images" / "a" / "b.png"):
         path.write_bytes(picture())
-    fetch_images(
-        items_table([None], [raw_id.format(absolute=tmp_path / "secret")]), tmp_path, folder, settings(), tmp_path / "images"
-    )
+    fetch(items_table([None], [raw_id.format(absolute=tmp_path / "secret")]), tmp_path, folder, settings(), tmp_path / "images")
     assert statuses(tmp_path / "images") == ["missing_url"]
 
 
@@ -386,32 +458,56 @@ def test_zip_entries(tmp_path: Path) -> None:
     data[data.index(b"IDAT", data.index(b"images/6.png")) + 20] ^= 1  # its checksum no longer fits
     (tmp_path / "images.zip").write_bytes(data)
     table = items_table([f"images/{number}.png" for number in range(1, 8)])
-    fetch_images(table, tmp_path, None, settings(), tmp_path / "images")
+    fetch(table, tmp_path, None, settings(), tmp_path / "images")
     assert statuses(tmp_path / "images") == ["ok", "corrupt", "too_large", "corrupt", "corrupt", "corrupt", "missing_file"]
 
 
-def test_zip_entry_that_lies_about_its_size(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        archive.writestr("1.png", bytes(10_000_000), zipfile.ZIP_DEFLATED)
-    data = (tmp_path / "images.zip").read_bytes().replace(struct.pack("<I", 10_000_000), struct.pack("<I", 100))
-    (tmp_path / "images.zip").write_bytes(data)
-    fetch_images(items_table(["1.png"]), tmp_path, None, settings(), tmp_path / "images")
-    assert statuses(tmp_path / "images") == ["corrupt"]
+def make_tar(path: Path, files: dict[str, bytes], mode: Literal["w", "w:gz"] = "w") -> None:
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
 
 
-def test_damaged_zip(tmp_path: Path) -> None:
-    (tmp_path / "images.zip").write_bytes(b"PK no more")
-    with pytest.raises(ArtifactError, match="no readable zip file"):
-        fetch_images(items_table(["1.png"]), tmp_path, None, settings(), tmp_path / "images")
+def test_tar_entries(server: Any, tmp_path: Path) -> None:
+    """By path, by name, and what is not there from its address; the archive is the one that the manifest names."""
+    make_tar(tmp_path / "pictures.tar", {"a/1.png": picture(1), "b/B2.jpg": picture(2), "a/3.png": b"text", "B4.png": picture(4)})
+    list_raw_files(tmp_path, "pictures.tar")
+    url = server.put("/x.png", picture(5))
+    table = items_table(["a/1.png", None, "a/3.png", url, url, None], [f"B{number}" for number in range(1, 7)])
+    fetch(table, tmp_path, None, settings(), tmp_path / "images")
+    store = ImageStore(tmp_path / "images")
+    for number in (1, 2, 4, 5):
+        assert np.array_equal(pixels(store.get(number)), pixels(picture(number)))
+    assert (store.status(3), store.status(6)) == ("corrupt", "missing_url")
+    assert server.count() == {"/x.png": 1}
+
+
+def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
+    make_tar(tmp_path / "x.tar.gz", {"1.png": picture()}, "w:gz")
+    (tmp_path / "x.zip").write_bytes(b"PK no more")
+    for name, message in (("x.zip", "neither a zip nor a tar"), ("x.tar.gz", "compressed as a whole.*unpack it to a plain .tar")):
+        list_raw_files(tmp_path, name)
+        with pytest.raises(ArtifactError, match=message) as caught:
+            fetch(items_table(["1.png"]), tmp_path, None, settings(), tmp_path / "images")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "x.tar.gz").unlink()
+    with pytest.raises(ArtifactError, match="raw file is missing"):
+        fetch(items_table(["1.png"]), tmp_path, None, settings(), tmp_path / "images")
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"manifest.*dvc repro download"):
+        fetch_images(items_table(["1.png"]), tmp_path, None, None, settings(), tmp_path / "images")
+    assert not (tmp_path / "images").exists()
 
 
 # ------------------------------------------------------------------------------------------ kept and resumed
 def test_nothing_to_do(shop: list[str], server: Any, tmp_path: Path) -> None:
     out = tmp_path / "images"
-    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    fetch(items_table(shop), tmp_path, None, settings(), out)
     before, times = contents(out), {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     server.requests.clear()
-    fetch_images(items_table(shop), tmp_path, None, settings(num_workers=3, timeout_seconds=9.0), out)
+    fetch(items_table(shop), tmp_path, None, settings(num_workers=3, timeout_seconds=9.0), out)
     assert server.requests == []
     assert contents(out) == before
     assert times == {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
@@ -419,15 +515,15 @@ def test_nothing_to_do(shop: list[str], server: Any, tmp_path: Path) -> None:
 
 def test_only_what_failed_for_a_time_is_tried_again(shop: list[str], server: Any, tmp_path: Path) -> None:
     out = tmp_path / "images"
-    fetch_images(items_table([*shop, server.url("/11.png")]), tmp_path, None, settings(), tmp_path / "undisturbed")
+    fetch(items_table([*shop, server.url("/11.png")]), tmp_path, None, settings(), tmp_path / "undisturbed")
     server.pages["/2.png"].always = server.status(500)
     server.pages["/7.png"].always = server.silence()
     table = items_table([*shop, server.url("/11.png")])
-    first = fetch_images(table, tmp_path, None, settings(timeout_seconds=1.0, num_retries=0), out)
+    first = fetch(table, tmp_path, None, settings(timeout_seconds=1.0, num_retries=0), out)
     assert (first["num_http_error"], first["num_timeout"], first["num_http_404"]) == (1, 1, 1)
     server.pages["/2.png"].always = server.pages["/7.png"].always = None
     server.requests.clear()
-    second = fetch_images(table, tmp_path, None, settings(), out)
+    second = fetch(table, tmp_path, None, settings(), out)
     assert server.count() == {"/2.png": 1, "/7.png": 1}
     assert second["num_ok"] == 10
     assert contents(out) == contents(tmp_path / "undisturbed")
@@ -435,23 +531,23 @@ def test_only_what_failed_for_a_time_is_tried_again(shop: list[str], server: Any
 
 def test_another_choice_of_items_keeps_the_pictures(shop: list[str], server: Any, tmp_path: Path) -> None:
     out = tmp_path / "images"
-    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    fetch(items_table(shop), tmp_path, None, settings(), out)
     ids = [f"B{number:09d}" for number in range(1, 11)]
     chosen = [9, 8, 5, 3, 2, 0]
     table = items_table([shop[number] for number in chosen], [ids[number] for number in chosen])
     server.requests.clear()
-    fetch_images(table, tmp_path, None, settings(shard_rows=5), out)
+    fetch(table, tmp_path, None, settings(shard_rows=5), out)
     assert server.requests == []
     assert sorted(contents(out)) == ["coverage.json", "shard-00000.parquet", "shard-00001.parquet"]
-    fetch_images(table, tmp_path, None, settings(shard_rows=5), tmp_path / "anew")
+    fetch(table, tmp_path, None, settings(shard_rows=5), tmp_path / "anew")
     assert contents(out) == contents(tmp_path / "anew")
 
 
-@pytest.mark.parametrize("change", [{"max_side": 32}, {"max_bytes": 150_000}, {"max_pixels": 900_000}])
+@pytest.mark.parametrize("change", [{"stored_pixels": 1024}, {"max_bytes": 150_000}, {"max_pixels": 900_000}])
 def test_other_bounds_make_pictures_anew(shop: list[str], server: Any, tmp_path: Path, change: dict[str, int]) -> None:
-    fetch_images(items_table(shop[:2]), tmp_path, None, settings(), tmp_path / "images")
+    fetch(items_table(shop[:2]), tmp_path, None, settings(), tmp_path / "images")
     server.requests.clear()
-    fetch_images(items_table(shop[:2]), tmp_path, None, settings(**change), tmp_path / "images")
+    fetch(items_table(shop[:2]), tmp_path, None, settings(**change), tmp_path / "images")
     assert sum(server.count().values()) == 2
 
 
@@ -460,14 +556,14 @@ def test_a_changed_local_picture_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "local" / "images" / "A.png"
     for seed in (1, 2):
         path.write_bytes(picture(seed))
-        fetch_images(items_table([None], ["A"]), tmp_path, tmp_path / "local", settings(), tmp_path / "images")
+        fetch(items_table([None], ["A"]), tmp_path, tmp_path / "local", settings(), tmp_path / "images")
         assert np.array_equal(pixels(ImageStore(tmp_path / "images").get(1)), pixels(picture(seed)))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "folder"])
 def test_damaged_shards_and_strange_files(shop: list[str], server: Any, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "images"
-    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    fetch(items_table(shop), tmp_path, None, settings(), out)
     before = contents(out)
     path = out / "shard-00001.parquet"
     data = path.read_bytes()
@@ -481,80 +577,36 @@ def test_damaged_shards_and_strange_files(shop: list[str], server: Any, tmp_path
     (out / "shard-00009.parquet").write_bytes(data)
     (out / "notes.txt").write_text("x")
     server.requests.clear()
-    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    fetch(items_table(shop), tmp_path, None, settings(), out)
     assert contents(out) == before
     assert sum(server.count().values()) <= 4
 
 
 def test_one_run_at_a_time(shop: list[str], tmp_path: Path) -> None:
     with folder_lock(tmp_path / "images"), pytest.raises(DownloadError, match="another run is writing"):
-        fetch_images(items_table(shop), tmp_path, None, settings(), tmp_path / "images")
+        fetch(items_table(shop), tmp_path, None, settings(), tmp_path / "images")
 
 
 def test_no_such_local_folder(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"dataset\.local_folder: there is no folder"):
-        fetch_images(items_table([]), tmp_path, tmp_path / "none", settings(), tmp_path / "images")
+        fetch(items_table([]), tmp_path, tmp_path / "none", settings(), tmp_path / "images")
 
 
 def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file, not a folder")
     with pytest.raises(DownloadError, match="cannot be written"):
-        fetch_images(items_table([]), tmp_path, None, settings(), tmp_path / "images")
+        fetch(items_table([]), tmp_path, None, settings(), tmp_path / "images")
 
 
 def test_wrong_table(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="image_references"):
-        fetch_images(items_table([]).drop("image_references"), tmp_path, None, settings(), tmp_path / "images")
-
-
-@pytest.mark.parametrize("num_kills", [1, 2])
-def test_killed_and_run_again(
-    shop: list[str], server: Any, tmp_path: Path, wait_until: Callable[..., None], num_kills: int
-) -> None:
-    out = tmp_path / "images"
-    table = items_table([*shop, server.url("/none.png"), *shop])
-    params = settings(max_per_host=1, shard_rows=2)
-    fetch_images(table, tmp_path, None, params, tmp_path / "undisturbed")
-    table.write_parquet(tmp_path / "items.parquet")
-    code = f"""
-        import polars as pl
-        from pathlib import Path
-        from sda_core.data.images import fetch_images
-        from sda_core.params import FetchImagesParams
-        params = FetchImagesParams.model_validate_json({params.model_dump_json()!r})
-        folder = Path({str(tmp_path)!r})
-        fetch_images(pl.read_parquet(folder / "items.parquet"), folder, None, params, folder / "images")
-    """
-    for page in server.pages.values():
-        page.delay_seconds = 0.1
-    server.requests.clear()
-    for _ in range(num_kills):
-        before = len(list(out.glob("shard-*.parquet")))
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
-        try:
-            wait_until(
-                lambda goal=before, child=process: len(list(out.glob("shard-*.parquet"))) > goal or child.poll() is not None
-            )
-            assert process.poll() is None, "ended before it could be killed"
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        with pytest.raises(ArtifactError, match="not all fetched"):
-            ImageStore(out)
-    for page in server.pages.values():
-        page.delay_seconds = 0.0
-    fetch_images(table, tmp_path, None, params, out)
-    assert contents(out) == contents(tmp_path / "undisturbed")
-    most = 2 * 10 + 1 + num_kills * 5  # every picture once, and what the killed runs had under way
-    assert sum(server.count().values()) <= most
+        fetch(items_table([]).drop("image_references"), tmp_path, None, settings(), tmp_path / "images")
 
 
 def test_a_full_disk_leaves_no_sign_of_a_whole_folder(shop: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "images"
-    fetch_images(items_table(shop), tmp_path, None, settings(), tmp_path / "undisturbed")
-    fetch_images(items_table(shop), tmp_path, None, settings(max_side=32), out)
+    fetch(items_table(shop), tmp_path, None, settings(), tmp_path / "undisturbed")
+    fetch(items_table(shop), tmp_path, None, settings(stored_pixels=32 * 32), out)
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -562,60 +614,83 @@ def test_a_full_disk_leaves_no_sign_of_a_whole_folder(shop: list[str], tmp_path:
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_shard", full)
         with pytest.raises(DownloadError, match="No space left"):
-            fetch_images(items_table(shop), tmp_path, None, settings(), out)
+            fetch(items_table(shop), tmp_path, None, settings(), out)
     with pytest.raises(ArtifactError, match="not all fetched"):
         ImageStore(out)
-    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    fetch(items_table(shop), tmp_path, None, settings(), out)
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
 def test_killed_while_shards_make_way(shop: list[str], server: Any, tmp_path: Path) -> None:
     """A run that was killed between setting a shard aside and writing its successor."""
     out = tmp_path / "images"
-    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    fetch(items_table(shop), tmp_path, None, settings(), out)
     before = contents(out)
     (out / "shard-00001.parquet").rename(out / ".old-0123456789abcdef.parquet")
     (out / "coverage.json").unlink()
     server.requests.clear()
-    fetch_images(items_table(shop), tmp_path, None, settings(), out)
+    fetch(items_table(shop), tmp_path, None, settings(), out)
     assert server.requests == []
     assert contents(out) == before
 
 
 # ---------------------------------------------------------------------------------------------- real data
-@pytest.mark.real_data
-@pytest.mark.skipif(not (SHARED / "amazon_2018_gift_cards").is_dir(), reason="../shared/data is absent")
-def test_gift_cards(tmp_path: Path) -> None:
-    folder = SHARED / "amazon_2018_gift_cards"
-    import gzip
-
+def gift_cards(folder: Path) -> pl.DataFrame:
     with gzip.open(folder / "Gift_Cards_5.json.gz") as stream:
         ids = sorted({json.loads(line)["asin"] for line in stream})
     with gzip.open(folder / "meta_Gift_Cards.json.gz") as stream:
         metadata = {row["asin"]: row for row in map(json.loads, stream)}
     references = [[*metadata[raw_id].get("imageURLHighRes", []), *metadata[raw_id].get("imageURL", [])] for raw_id in ids]
-    params = settings(max_bytes=20_000_000, max_pixels=50_000_000, max_side=256, shard_rows=64)
-    coverage = fetch_images(items_table(references, ids), tmp_path, folder, params, tmp_path / "images")
-    assert (coverage["num_items"], coverage["num_ok"]) == (148, 115)
-    assert coverage["num_missing_file"] + coverage["num_missing_url"] == 33
-    store = ImageStore(tmp_path / "images")
-    sizes = [pixels(store.get(int(item_id))).shape for item_id in store.item_ids if store.status(int(item_id)) == "ok"]
-    assert all(max(shape[:2]) <= 256 and shape[2] == 3 for shape in sizes)
+    return items_table(references, ids)
+
+
+def movies(folder: Path) -> pl.DataFrame:
+    ids = sorted(path.stem for path in (folder / "images").iterdir())[:120]
+    return items_table([f"images/{raw_id}.jpg" for raw_id in ids], ids)
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (SHARED / "movies_2023_format").is_dir(), reason="../shared/data is absent")
-def test_movie_posters(tmp_path: Path) -> None:
-    """References relative to the local folder, and pictures by id, give the same posters."""
-    folder = SHARED / "movies_2023_format"
-    ids = sorted(path.stem for path in (folder / "images").iterdir())[:120]
-    by_reference = items_table([f"images/{raw_id}.jpg" for raw_id in ids], [f"X{number}" for number in range(120)])
-    params = settings(max_side=128, shard_rows=50)
-    fetch_images(by_reference, tmp_path, folder, params, tmp_path / "a")
-    fetch_images(items_table([None] * 120, ids), tmp_path, folder, params, tmp_path / "b")
-    first, second = ImageStore(tmp_path / "a"), ImageStore(tmp_path / "b")
-    assert Counter(first.status(number) for number in range(1, 121)) == {"ok": 120}
-    assert all(first.get(number) == second.get(number) for number in range(1, 121))
+@pytest.mark.parametrize(
+    ("name", "table", "num_items", "num_ok"),
+    [("amazon_2018_gift_cards", gift_cards, 148, 115), ("movies_2023_format", movies, 120, 120)],
+)
+def test_real_pictures_from_everywhere(
+    real_data: Path,
+    tmp_path: Path,
+    name: str,
+    table: Callable[[Path], pl.DataFrame],
+    num_items: int,
+    num_ok: int,
+) -> None:
+    """The same bytes for every item from the local folder, the folder of pictures, a zip file and a tar file."""
+    source = real_data / name
+    items = table(source)
+    params = settings(max_bytes=20_000_000, max_pixels=50_000_000, stored_pixels=65_536, shard_rows=64, num_retries=0)
+    wanted = set(items["raw_item_id"])
+    paths = [path for path in sorted((source / "images").iterdir()) if path.stem in wanted]
+    no_addresses = items.with_columns(
+        pl.col("image_references").list.eval(pl.element().filter(~pl.element().str.starts_with("http")))
+    )
+    with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in paths:
+            archive.write(path, f"images/{path.name}")
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        for path in reversed(paths):
+            archive.add(path, f"./some/where/{path.name}")
+    list_raw_files(tmp_path)
+    coverage = fetch(items, tmp_path, source, params, tmp_path / "local")
+    assert (coverage["num_items"], coverage["num_ok"]) == (num_items, num_ok)
+    assert coverage["num_missing_file"] + coverage["num_missing_url"] == num_items - num_ok
+    fetch(no_addresses, tmp_path, None, params, tmp_path / "folder", image_folder=source / "images")
+    for kind in ("zip", "tar"):
+        list_raw_files(tmp_path, f"images.{kind}")
+        fetch(no_addresses, tmp_path, None, params, tmp_path / kind)
+    local, *others = (ImageStore(tmp_path / kind) for kind in ("local", "folder", "zip", "tar"))
+    pictures = {number: local.get(number) for number in range(1, num_items + 1)}
+    for store in others:
+        assert {number: store.get(number) for number in pictures} == pictures
+    shapes = [pixels(data).shape for data in pictures.values() if data is not None]
+    assert all(shape[0] * shape[1] <= 65_536 and shape[2] == 3 for shape in shapes)
 
 
 def test_statuses_are_ordered_by_hope() -> None:

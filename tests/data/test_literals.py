@@ -99,6 +99,13 @@ def test_what_python_writes_is_read_back(value: object) -> None:
 @example("01")
 @example("1e999")
 @example("- -1")
+@example("[-0, -0.0]")
+@example("{'a': 9223372036854775807, 'b': -9223372036854775808}")
+@example("{'a': 18446744073709551615, 'b': [18446744073709551616]}")
+@example("-123456789012345678901234567890")
+@example("[0.1000000000000000055511151231257827, 1e400, 2.5e-324]")
+@example("'1234567890123456789012'")
+@example("'\ud83d'")
 @example("{'a': \"it's\", 'b': 'say \"x\"', 'c': 'both \\' and \"'}")
 def test_odd_lines_are_read_as_python_reads_them(line: str) -> None:
     assert same(we_say(line), python_says(line))
@@ -133,6 +140,10 @@ def test_the_fast_path_is_left_where_the_languages_differ(line: str) -> None:
         "{'a': __import__('os').getcwd()}",
         "{{}: 1}",
         "9" * 5_000,
+        "[{(" * 5_000 + ")}]" * 5_000,
+        "{'a':[" * 5_000 + "]}" * 5_000,
+        "[(" * 60 + "'[[['" + ")]" * 60,
+        "{'asin': '" + "'" * 1_000_001,
     ],
     ids=lambda line: line[:12],
 )

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import shutil
+import ssl
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,12 +20,15 @@ from sda_core.data.web import (
     MAX_BACKOFF_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
     backoff,
+    certificate_problem,
     content_length,
     new_client,
+    open_stream,
     reason,
     retry_after,
     run,
 )
+from sda_core.errors import DownloadError
 
 
 @settings(deadline=None, max_examples=50)
@@ -61,7 +69,10 @@ def test_retry_after_a_date() -> None:
     assert retry_after(httpx.Response(503, headers={"Retry-After": far})) == MAX_RETRY_AFTER_SECONDS
 
 
-@pytest.mark.parametrize("text", [None, "", "soon", "-5", "1.5", "\u0663", "Wed, 99 Foo 2015"])
+HUGE_DATES = ["Wed, 21 Oct 99999999999999999999 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 +99999999999999"]
+
+
+@pytest.mark.parametrize("text", [None, "", "soon", "-5", "1.5", "\u0663", "Wed, 99 Foo 2015", *HUGE_DATES])
 def test_retry_after_without_sense(text: str | None) -> None:
     assert retry_after(httpx.Response(503, headers={} if text is None else {"Retry-After": text.encode()})) is None
 
@@ -109,3 +120,159 @@ def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -
 def test_reason_without_text() -> None:
     assert reason(httpx.ReadTimeout("")) == "ReadTimeout"
     assert reason(ValueError("two\n lines")) == "ValueError: two lines"
+
+
+# ------------------------------------------------------------------------------------------ what is opened
+def get(url: str) -> tuple[int, bytes]:
+    """Status and body of an address, as the downloader asks for it."""
+
+    async def ask() -> tuple[int, bytes]:
+        async with new_client(2.0, 1) as client:
+            response = await open_stream(client, url)
+            body = await response.aread()
+            await response.aclose()
+            return response.status_code, body
+
+    return run(ask())
+
+
+def test_redirects_are_followed_and_their_bodies_left(server: Any) -> None:
+    server.put("/end", b"here")
+    url = server.put("/begin", b"", always=server.endless_redirect("/middle"))
+    server.put("/middle", b"", always=server.status(307, Location=server.url("/end")))
+    assert get(url) == (200, b"here")
+
+
+def test_redirects_without_end(server: Any) -> None:
+    url = server.put("/r", b"", always=server.status(302, Location="/r"))
+    with pytest.raises(httpx.TooManyRedirects):
+        get(url)
+    assert server.count()["/r"] == 9
+
+
+@pytest.mark.parametrize("place", ["http://xn--/x", "http://127.0.0.1:99999/x"])
+def test_addresses_that_cannot_be_asked(server: Any, place: str) -> None:
+    with pytest.raises(httpx.InvalidURL):
+        get(place)
+    with pytest.raises(httpx.InvalidURL):
+        get(server.put("/r", b"", always=server.status(302, Location=place)))
+
+
+# ------------------------------------------------------------------------------------------------- proxies
+def test_a_real_proxy_for_http(server: Any, proxy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    url = server.put("/x", b"pages")
+    assert get(url.replace("127.0.0.1", "shop.test")) == (200, b"pages")
+    assert [line.split(":")[0] for line in proxy.seen] == ["GET shop.test"]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert get(url) == (200, b"pages")
+    assert len(proxy.seen) == 1, "NO_PROXY"
+
+
+def test_a_real_proxy_for_https(tls_server: Any, proxy: Any, authority: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    url = tls_server.put("/x", b"pages")
+    assert get(url.replace("127.0.0.1", "shop.test")) == (200, b"pages")
+    assert [line.split(":")[0] for line in proxy.seen] == ["CONNECT shop.test"]
+    monkeypatch.setenv("NO_PROXY", "example.org,127.0.0.1")
+    assert get(url) == (200, b"pages")
+    assert len(proxy.seen) == 1, "NO_PROXY"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("HTTP_PROXY", "ftp://me:hunter2@127.0.0.1:3128", "http://host:port"),
+        ("HTTPS_PROXY", "http://me:hunter2/@127.0.0.1:x", "http://host:port"),
+        ("NO_PROXY", "[::1]", "http://host:port"),
+    ],
+)
+def test_proxies_that_cannot_be_used(
+    bare_environment: None, monkeypatch: pytest.MonkeyPatch, name: str, value: str, advice: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(DownloadError, match=f"^environment: {name}: ") as caught:
+        new_client(1.0, 1)
+    assert advice in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_socks_without_its_package(bare_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "socksio", None)
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(DownloadError, match=r"^environment: all_proxy: .*socksio"):
+        new_client(1.0, 1)
+
+
+# -------------------------------------------------------------------------------------------- certificates
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_an_authority_of_ones_own(tls_server: Any, authority: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    url = tls_server.put("/x", b"pages")
+    with pytest.raises(httpx.ConnectError) as caught:
+        get(url)
+    text = certificate_problem(caught.value)
+    assert text is not None
+    assert "certifi" in text
+    assert "SSL_CERT_FILE" in text
+    monkeypatch.setenv(name, str(authority.certificate))
+    assert get(url) == (200, b"pages")
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"])
+def test_a_folder_of_authorities(
+    tls_server: Any, authority: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    url = tls_server.put("/x", b"pages")
+    shutil.copy(authority.certificate, tmp_path / f"{subject_hash(authority.certificate)}.0")
+    monkeypatch.setenv(name, str(tmp_path))
+    assert get(url) == (200, b"pages")
+
+
+def subject_hash(certificate: Path) -> str:
+    """The name under which OpenSSL looks for an authority: SHA-1 of its canonical subject, first four bytes reversed."""
+    from cryptography import x509
+
+    (attribute,) = x509.load_pem_x509_certificate(certificate.read_bytes()).subject
+    value = str(attribute.value).lower().encode()
+    oid = bytes.fromhex("0603550403")  # common name
+    pair = oid + b"\x0c" + bytes([len(value)]) + value
+    sequence = b"\x30" + bytes([len(pair)]) + pair
+    digest = hashlib.sha1(b"\x31" + bytes([len(sequence)]) + sequence).digest()
+    return digest[3::-1].hex()
+
+
+def test_another_authority_than_the_one_that_is_trusted(
+    tls_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authority: Any
+) -> None:
+    other = Path(httpx.__file__).parent  # any folder without certificates
+    monkeypatch.setenv("SSL_CERT_DIR", str(other))
+    with pytest.raises(httpx.ConnectError) as caught:
+        get(tls_server.put("/x", b"pages"))
+    assert f"SSL_CERT_DIR: {other}" in str(certificate_problem(caught.value))
+
+
+def test_a_certificate_of_another_host(tls_server: Any, authority: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    with pytest.raises(httpx.ConnectError) as caught:
+        get(tls_server.put("/x", b"pages").replace("127.0.0.1", "localhost"))
+    text = str(certificate_problem(caught.value))
+    assert "localhost" in text
+    assert "SSL_CERT_FILE" not in text, "another authority would not help"
+
+
+@pytest.mark.parametrize("contents", [None, b"", b"no certificate"])
+def test_authorities_that_cannot_be_used(
+    bare_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, contents: bytes | None
+) -> None:
+    if contents is not None:
+        (tmp_path / "ca.pem").write_bytes(contents)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with pytest.raises(DownloadError, match=r"^environment: SSL_CERT_FILE: .*ca\.pem") as caught:
+        new_client(1.0, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_failures_are_no_certificate_problem() -> None:
+    assert certificate_problem(httpx.ConnectError("refused")) is None
+    assert certificate_problem(ssl.SSLError(1, "bad record")) is None

@@ -93,6 +93,14 @@ def test_invariants(counts: list[int], definition: str, share: float, random) ->
     assert {order[item - 1] for item in ids(groups.tail)} == ids(shuffled.tail)
 
 
+def test_paper_counts_the_rest_of_a_split_by_time() -> None:
+    shop = shop_with({1: 3, 2: 3}, held_out={1: 1})
+    rest = shop[-1:].with_columns(split=pl.lit("test_rest"), item_id=pl.lit(2, pl.Int32))
+    groups = item_groups(pl.concat([shop, rest]), tail_params("paper"))
+    assert not groups.tail.any()
+    assert ids(item_groups(pl.concat([shop, rest]), tail_params()).tail) == {1, 2}
+
+
 def test_training_counts_leave_the_other_splits_out() -> None:
     assert training_counts(shop_with({1: 2, 3: 1}, held_out={2: 5, 3: 1}), 3).tolist() == [0, 2, 0, 1]
 

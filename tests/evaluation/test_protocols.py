@@ -88,6 +88,18 @@ def test_users_without_a_test_target_have_no_row() -> None:
     assert len(table) == 9
 
 
+@SAMPLED
+def test_what_a_user_took_after_the_target_is_no_negative(protocol: str) -> None:
+    """A split by time: of 103 items the user has three, so that just a hundred are left."""
+    rows = [(1, 1, "train"), (1, 2, "test"), (1, 3, "test_rest"), (2, 4, "train"), (2, 5, "valid_rest")]
+    rows += [(3, item, "train") for item in range(1, 104)] + [(4, 3, "test_rest")]
+    shop = pl.DataFrame(rows, schema={"user_id": pl.Int32, "item_id": pl.Int32, "split": pl.String}, orient="row")
+    assert evaluated_users(shop).tolist() == [1]  # a rest row alone makes no target
+    table = candidates(protocol, shop, 7)  # type: ignore[arg-type]
+    assert table is not None
+    assert table.tolist() == [list(range(4, 104))]
+
+
 def test_uniform_is_uniform_and_popular_is_popular() -> None:
     shop = shop_of(600, 300, length=5)
     uniform, popular = candidates("uni100", shop, 7), candidates("pop100", shop, 7)

@@ -58,6 +58,34 @@ def test_only_users_with_a_test_item_are_evaluated(make_table):
     assert evaluation_data(interactions).users.tolist() == [1, 3]
 
 
+def test_a_split_by_time_hands_out_what_each_part_may_know():
+    rows = [
+        (1, [(1, "train"), (2, "train"), (3, "valid"), (4, "valid_rest"), (5, "test"), (6, "test_rest")]),
+        (2, [(2, "train"), (7, "test")]),  # no validation target
+        (3, [(1, "train"), (3, "valid"), (8, "valid_rest")]),  # no test target
+        (4, [(4, "valid_rest"), (9, "test"), (1, "test_rest")]),  # no training row
+        (5, [(9, "test_rest")]),
+    ]
+    interactions = pl.DataFrame(
+        [(user, item, time, 5.0, split) for user, history in rows for time, (item, split) in enumerate(history)],
+        schema={"user_id": pl.Int32, "item_id": pl.Int32, "timestamp": pl.Int64, "rating": pl.Float32, "split": pl.String},
+        orient="row",
+    )
+    data = training_data(interactions)
+    assert [data.train.of(user).tolist() for user in range(1, 6)] == [[1, 2], [2], [1], [], []]
+    assert data.valid_target.tolist() == [0, 3, 0, 3, 0, 0]
+    handed_over = training_data(interactions.filter(pl.col("split").is_in(["train", "valid"])), num_users=5, num_items=9)
+    assert (handed_over.num_users, handed_over.num_items) == (data.num_users, data.num_items) == (5, 9)
+    assert handed_over.train.item_ids.tolist() == data.train.item_ids.tolist()
+    assert handed_over.valid_target.tolist() == data.valid_target.tolist()
+    view = validation_view(data)
+    assert (view.users.tolist(), view.targets.tolist()) == ([1, 3], [3, 3])
+    assert [view.histories.of(user).tolist() for user in (1, 3)] == [[1, 2], [1]]
+    evaluation = evaluation_data(interactions)
+    assert (evaluation.users.tolist(), evaluation.targets.tolist()) == ([1, 2, 4], [5, 7, 9])
+    assert [evaluation.histories.of(user).tolist() for user in (1, 2, 4)] == [[1, 2, 3, 4], [2], [4]]
+
+
 def test_rows_of_one_time_keep_their_order(make_table):
     interactions = make_table([[5, 3, 4, 9, 1]]).with_columns(timestamp=pl.lit(7, pl.Int64))
     assert training_data(interactions).train.of(1).tolist() == [5, 3, 4]

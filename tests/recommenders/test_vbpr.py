@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sda_core import recommenders
+from sda_core.params import load_params
 from sda_core.recommenders.features import standardise
 from sda_core.recommenders.vbpr import draw_unseen
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_scores_are_the_equation(fitted, checkerboard):
@@ -29,6 +36,21 @@ def test_scores_are_the_equation(fitted, checkerboard):
 def test_without_vectors_it_is_matrix_factorisation(fitted):
     model, _, _ = fitted("bpr")
     assert sorted(model.state_dict()) == ["item_bias", "item_factors.weight", "user_factors.weight"]
+
+
+def test_a_user_without_a_training_row_gets_the_items_biases(checkerboard, tmp_path):
+    """A split by time has such users; what they were initialised with must not rank their items."""
+    interactions, vectors = checkerboard
+    newcomer = 3
+    known = interactions.filter((pl.col("user_id") != newcomer) & pl.col("split").is_in(["train", "valid"]))
+    sizes = interactions["user_id"].n_unique(), interactions["item_id"].n_unique()
+    section = load_params(ROOT / "params.yaml").train_recommender.vbpr.model_copy(update={"max_epochs": 2})
+    model = recommenders.build(section, *sizes, vectors)
+    data = recommenders.training_data(known, *sizes)
+    model.fit(data, checkpoint=tmp_path / "c.safetensors", fingerprint="f", device=torch.device("cpu"))
+    scores = model.score(torch.tensor([newcomer, 0, 1]), torch.zeros((3, 0), dtype=torch.int64))
+    torch.testing.assert_close(scores[0], scores[1])
+    assert not torch.allclose(scores[0, 1:], scores[2, 1:])
 
 
 @settings(deadline=None, max_examples=50)

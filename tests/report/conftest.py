@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw
 from sda_core.report.model import (
     Change,
     Chart,
+    Count,
     Curve,
+    DataCoverage,
     Example,
     Fact,
     Item,
@@ -20,6 +22,8 @@ from sda_core.report.model import (
     ReportData,
     Result,
     Score,
+    Share,
+    Spread,
     Variant,
 )
 
@@ -32,6 +36,50 @@ def drawn_picture(hue: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def coverage() -> DataCoverage:
+    """A shop of 300 items, of which the first 60 hold 70 % of the interactions."""
+    return DataCoverage(
+        rows_read=12_345,
+        drops=(
+            Count("rows_bad", "Line that cannot be read", 11),
+            Count("rows_dropped_rating", "Rating below 3", 1_204),
+            Count("rows_dropped_core", "User or item too rare", 2_129),
+            Count("rows_dropped_no_image", NASTY, 1),
+            Count("rows_dropped_duplicate", "Same user, same item again", 0),
+        ),
+        rows_repaired=3,
+        metadata_rows_read=412,
+        metadata_rows_bad=2,
+        metadata_rows_repaired=1,
+        num_users=1200,
+        num_items=300,
+        num_interactions=9000,
+        density=0.025,
+        first_time=1_230_768_000,
+        last_time=1_406_073_599,
+        splits=(
+            Count("num_train", "Training", 6_602),
+            Count("num_valid", "Validation", 1_199),
+            Count("num_test", "Test", 1_199),
+            Count("num_rest", "Further rows of the held-out periods", 0),
+        ),
+        num_users_without_target=1,
+        history_lengths=Spread(7.5, 5, 5.0, 7.0, 12.0, 21.5, 48),
+        item_counts=Spread(30.0, 5, 6.0, 14.0, 71.0, 240.0, 1_013),
+        share_top_20_percent=0.7004,
+        long_tail=((0.0, 0.0), (0.01, 0.2), (0.1, 0.5), (0.2, 0.7), (0.5, 0.9), (1.0, 1.0)),
+        texts=(Share("Title", 0.9997), Share("Brand", 0.812), Share("Price", 0.0003), Share("Description", 0.0)),
+        mean_title_chars=42.25,
+        pictures=(
+            Count("ok", "Picture in place", 290),
+            Count("missing_url", "Metadata names no picture", 7),
+            Count("http_404", "Gone from the server", 0),
+            Count("timeout", "No answer in time", 3),
+        ),
+        num_pictures_to_retry=3,
+    )
 
 
 @pytest.fixture
@@ -68,8 +116,7 @@ def page_data() -> ReportData:
         commit=None,
         set_up=(Fact("Backbone", NASTY),),
         variants=(Variant("id", "ids"), Variant("zero_shot", "base"), Variant("sda", "adapted")),
-        statistics={"rows_read": 12_345, "num_users": 1200, "num_items": 300, "num_interactions": 9000},
-        image_coverage={"num_items": 300, "num_ok": 290, "share_ok": 290 / 300, "num_corrupt": 10},
+        coverage=coverage(),
         cutoff=10,
         ties="pessimistic",
         tail_definition="items with fewer than 4 training interactions",

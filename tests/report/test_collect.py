@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
         ),
         workspace.items,
     )
-    write_json(workspace.statistics, {"rows_read": 361, "num_users": NUM_USERS, "num_items": NUM_ITEMS, "num_interactions": 361})
+    write_json(workspace.statistics, statistics(interactions))
     pictures = [
         ImageRow(n, f"B{n:09d}", "ok", png(n), 300, 200) if n % 5 else ImageRow(n, f"B{n:09d}", "missing_url", None, None, None)
         for n in range(1, NUM_ITEMS + 1)
@@ -103,6 +103,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
     return workspace
 
 
+def statistics(interactions: pl.DataFrame) -> dict[str, float]:
+    """What the filter stage writes; ``test_coverage`` has the real one."""
+    dropped = dict.fromkeys((f"rows_dropped_{reason}" for reason in ("duplicate", "core", "no_metadata", "no_image")), 0)
+    ends = ("mean", "min", "p10", "p50", "p90", "p99", "max")
+    shares = ("metadata", "title", "brand", "price", "categories", "features", "description", "image_reference")
+    parts = dict(interactions["split"].value_counts().iter_rows())
+    return {
+        "rows_read": len(interactions) + 5,
+        "rows_bad": 2,
+        "rows_dropped_rating": 3,
+        **dropped,
+        **dict.fromkeys(("rows_repaired", "metadata_rows_read", "metadata_rows_bad", "metadata_rows_repaired"), 0),
+        "num_users": NUM_USERS,
+        "num_items": NUM_ITEMS,
+        "num_interactions": len(interactions),
+        **{f"num_{part}": parts.get(part, 0) for part in ("train", "valid", "test", "rest")},
+        "num_users_without_target": 0,
+        "density": 0.2,
+        "first_time": 900,
+        "last_time": 1005,
+        **{f"{name}_{end}": 6.0 for name in ("history_length", "item_count") for end in ends},
+        "share_interactions_top_20_percent": 0.4,
+        **{f"share_items_with_{name}": 1.0 for name in shares},
+        "mean_title_chars": 12.5,
+    }
+
+
 def page(workspace: Workspace, params: Params) -> str:
     """What the report stage does."""
     positions = {(v, r): POSITIONS.read(workspace.positions(v, r)) for r in params.recommenders for v in params.variants}
@@ -122,7 +149,7 @@ def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> N
     assert "Item &lt;b&gt;" in html
     assert html.count(">any</th>") == 1  # popularity looks at no vectors: one row for all variants
     assert 'id="cost"' not in html
-    assert html.count("<figure>") == 3  # a ladder, a validation chart, an adapter's loss
+    assert html.count("<figure>") == 4  # a ladder, the long tail, a validation chart, an adapter's loss
 
 
 def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:
@@ -145,6 +172,10 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     assert data.validation_charts[0].curves[0].points == ((2.0, 0.05), (3.0, 0.06))  # epoch 1 was not evaluated
     assert data.adapter_charts[0].curves[0].points == ((5.0, 3.0), (10.0, 2.0))
     assert data.examples == ()
+    train = INTERACTIONS.read(finished.interactions).filter(pl.col("split") == "train")
+    popular = train["item_id"].value_counts()["count"].sort(descending=True)
+    assert dict(data.coverage.long_tail)[0.2] == pytest.approx(popular[: NUM_ITEMS // 5].sum() / len(train))
+    assert data.coverage.rows_read == 366
     assert (data.commit, data.is_simulation, dict(data.seconds)) == ("abc", True, {"filter": 2.0})
 
 
@@ -193,7 +224,7 @@ def test_curves_that_are_none(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_one_line(finished: Workspace, params: Params) -> None:
-    with pytest.raises(ArtifactError, match="statistics"):
+    with pytest.raises(ArtifactError, match="is missing"):
         collect(Workspace(finished.root / "nowhere"), params, [], {}, commit=None, seconds={})
     incomplete = params.model_copy(update={"report": params.report.model_copy(update={"cutoff": 20})})
     with pytest.raises(ArtifactError, match=r"no hit@20"):
@@ -219,3 +250,33 @@ def test_every_data_set_and_backbone_can_be_described(preset: str, params: Param
     texts += [variant.description for variant in describe_variants(chosen)]
     assert len(set(texts)) == len(texts)
     assert all(texts)
+
+
+def test_filter_and_split_in_words(params: Params) -> None:
+    from sda_core.report.collect import describe_filter, describe_split, describe_ties
+
+    section = params.filter.model_copy(
+        update={"method": "single_pass", "min_rating": 3.0, "duplicates": "last", "items_without_image": "drop"}
+    )
+    assert describe_filter(section) == (
+        "single pass, at least 5 per user, 5 per item; ratings from 3; of repeated purchases the last; "
+        "items without metadata dropped; items without a picture's address dropped"
+    )
+    assert describe_split(params.filter).startswith("leave one out")
+    days = params.filter.model_copy(update={"split": "global_time", "valid_from": "2014-01-01", "test_from": "2014-05-01"})
+    assert describe_split(days) == "by time: validation begins on 2014-01-01 (UTC), the test on 2014-05-01 (UTC)"
+    shares = days.model_copy(update={"valid_from": 0.8, "test_from": 0.9})
+    assert describe_split(shares) == (
+        "by time: validation begins after 80 % of the interactions, the test after 90 % of the interactions"
+    )
+    assert len({describe_ties(ties) for ties in ("pessimistic", "mean", "optimistic")}) == 3
+
+
+def test_backbones_in_words(params: Params) -> None:
+    from sda_core.params import CLIP
+    from sda_core.report.collect import describe_backbone, describe_pooling
+
+    towers = CLIP(kind="clip", name="some/clip", revision="abc", dtype="float32", attention="auto", max_text_tokens=77)
+    assert describe_backbone(towers) == "some/clip at abc, float32"
+    assert describe_pooling(towers) == "that of the two towers"
+    assert describe_pooling(params.backbone) == f"{params.backbone.model_dump()['pooling']} over the last hidden states"

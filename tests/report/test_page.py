@@ -15,7 +15,7 @@ import pytest
 
 from sda_core.report import ReportData, render
 from sda_core.report.model import Change, Score
-from sda_core.report.page import _best, change_cell, duration, p_text
+from sda_core.report.page import _best, change_cell, day, duration, funnel, number, p_text, percent, small_percent
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_EMPTY = {"line", "circle", "rect", "polygon", "polyline"}
@@ -148,11 +148,89 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
     text = visible(render(page_data))
     for expected in (
         "Simulated shop.", "The backbone has random weights.", "1,200 test users, 90 of them with a tail target",
-        "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610", "12,345", "96.7 %",
+        "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610",
         "commit unknown", "1 min 13 s", "1.5 s", "1 of 3 shared",
         "Difference +0.0010 to +0.0030 (95 % interval)", "0.900", "(no title)", "no picture", "clearly higher",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def table_of(html: str, heading: str) -> list[list[str]]:
+    """Texts of the body cells of the table under a heading, row by row."""
+    found = re.search(rf'<table [^>]*aria-labelledby="{heading}".*?</table>', html, re.DOTALL)
+    assert found is not None
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", found.group(0), re.DOTALL)
+    return [[visible(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows[1:]]
+
+
+def test_rows_read_minus_the_reasons_are_the_rows_kept(page_data: ReportData) -> None:
+    html = render(page_data)
+    rows = table_of(html, "data-funnel")
+    assert rows[0] == ["Rows read", "12,345", "100 %"]
+    assert rows[-1] == ["Kept", "9,000", "72.9 %"]
+    assert rows[1] == ["Line that cannot be read", "−11", "0.1 %"]
+    assert rows[4][1:] == ["−1", "< 0.1 %"]
+    assert "<script>alert(1)</script>" in rows[4][0]  # as text: the page has no such element
+    assert rows[5] == ["Same user, same item again", "0", "0 %"]
+    amounts = [int(row[1].replace(",", "").replace("−", "-")) for row in rows]
+    assert sum(amounts[:-1]) == amounts[-1]
+
+
+def test_bars_of_the_steps_shrink_by_what_went(page_data: ReportData) -> None:
+    whole = page_data.coverage.rows_read
+    left = whole
+    for drop, line in zip(page_data.coverage.drops, funnel(page_data.coverage)[1:-1], strict=True):
+        left -= drop.value
+        drawn = dict(re.findall(r'class="(fill|gone)"[^>]*? width="([\d.]+)"', line.bar))
+        assert float(drawn["fill"]) == pytest.approx(100 * left / whole, abs=0.01)
+        assert ("gone" in drawn) == (drop.value > 0)
+        if drop.value / whole > 0.01:
+            assert float(drawn["gone"]) == pytest.approx(100 * drop.value / whole, abs=0.01)
+        assert sum(float(width) for width in drawn.values()) <= 100.01
+
+
+def test_data_section_in_full(page_data: ReportData) -> None:
+    html = render(page_data)
+    text = visible(html)
+    for expected in (
+        "Users 1,200", "Items 300", "Interactions 9,000", "Density 2.5 %", "First interaction 2009-01-01",
+        "Last interaction 2014-07-22", "3 damaged rows were repaired",
+        "412 metadata rows, 2 could not be read and 1 was repaired.",
+        "1 of 1,200 users (0.1 %) has no test target and is not evaluated.",
+        "The most popular 20 % of the items hold 70.0 % of all interactions.",
+        "42.2 characters", "3 pictures failed for reasons that may pass", "dvc repro -f -s fetch_images",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert table_of(html, "data-split")[0] == ["Training", "6,602", "73.4 %"]
+    assert [row[0] for row in table_of(html, "data-split")] == [split.label for split in page_data.coverage.splits]
+    assert table_of(html, "data-spread") == [
+        ["Mean", "7.5", "30"], ["Fewest", "5", "5"], ["10 % have at most", "5", "6"], ["Half have at most", "7", "14"],
+        ["90 % have at most", "12", "71"], ["99 % have at most", "21.5", "240"], ["Most", "48", "1,013"],
+    ]  # fmt: skip
+    assert table_of(html, "data-words") == [
+        ["Title", "> 99.9 %"], ["Brand", "81.2 %"], ["Price", "< 0.1 %"], ["Description", "0 %"],
+    ]  # fmt: skip
+    assert table_of(html, "data-pictures") == [
+        ["Picture in place", "290", "96.7 %"], ["Metadata names no picture", "7", "2.3 %"],
+        ["Gone from the server", "0", "0 %"], ["No answer in time", "3", "1.0 %"],
+    ]  # fmt: skip
+    assert "10 % of the items hold 50 %" in html
+
+
+def test_data_section_of_a_shop_without_faults(page_data: ReportData) -> None:
+    clean = dataclasses.replace(
+        page_data.coverage,
+        rows_repaired=0,
+        metadata_rows_repaired=0,
+        num_users_without_target=0,
+        num_pictures_to_retry=0,
+        long_tail=(),
+    )
+    text = visible(render(dataclasses.replace(page_data, coverage=clean)))
+    assert "Every user has a test target." in text
+    assert "repaired" not in text
+    assert "fetch_images" not in text
+    assert "The long tail" not in text
 
 
 def rows_of(html: str) -> dict[str, str]:
@@ -207,8 +285,6 @@ def test_an_almost_empty_run(page_data: ReportData) -> None:
         adapter_charts=(),
         examples=(),
         seconds={},
-        statistics={},
-        image_coverage={},
         set_up=(),
     )
     html = render(bare)
@@ -252,6 +328,17 @@ def test_small_texts() -> None:
     assert [p_text(p).replace("\u00a0", " ") for p in (None, 0.0002, 0.001, 0.5)] == ["", "p < 0.001", "p = 0.001", "p = 0.500"]
 
 
+def test_numbers_as_text() -> None:
+    shares = (0.0, 1e-9, 0.0005, 0.7291, 0.9994, 0.99951, 1.0)
+    shown = ["0 %", "< 0.1 %", "0.1 %", "72.9 %", "99.9 %", "> 99.9 %", "100 %"]
+    assert [percent(share).replace("\u00a0", " ") for share in shares] == shown
+    densities = [small_percent(share).replace("\u00a0", " ") for share in (0.0, 2.2e-7, 0.000733, 0.025, 1.0)]
+    assert densities == ["0 %", "0.000022 %", "0.0733 %", "2.5 %", "100 %"]
+    assert [number(value) for value in (0, 1_234, 5.0, 8.876)] == ["0", "1,234", "5", "8.9"]
+    assert [day(seconds) for seconds in (0, 86_399, 86_400, -1)] == ["1970-01-01", "1970-01-01", "1970-01-02", "1969-12-31"]
+    assert day(2**62) == f"{2**62:,} s"
+
+
 def contrast(first: str, second: str) -> float:
     """WCAG 2.1 contrast ratio of two ``#rrggbb`` colours."""
 
@@ -279,8 +366,9 @@ def test_colours_reach_aa_in_light_dark_and_print(page_data: ReportData) -> None
         for name in ("text", "muted", "up"):
             assert contrast(colours[name], colours["best"]) >= 4.5, name
         assert contrast(colours["warn-text"], colours["warn-page"]) >= 4.5
-        for number in range(8):
-            assert contrast(colours[f"s{number}"], colours["card"]) >= 3.0, number
+        assert contrast(colours["s2"], colours["page"]) >= 3.0  # what a step of the funnel took away
+        for position in range(8):
+            assert contrast(colours[f"s{position}"], colours["card"]) >= 3.0, position
 
 
 def test_the_page_needs_no_torch() -> None:

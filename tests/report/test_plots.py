@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sda_core.report.model import Chart, Curve, Score
-from sda_core.report.plots import ladder_chart, line_chart, share_bar, swatch, tick_label, ticks
+from sda_core.report.plots import held_share, ladder_chart, line_chart, long_tail_chart, share_bar, swatch, tick_label, ticks
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 6))
 
@@ -110,8 +110,43 @@ def test_labels_are_escaped() -> None:
     coordinates(svg)  # well-formed
 
 
+def test_epochs_have_no_halves() -> None:
+    def x_labels(*points: tuple[float, float]) -> list[str | None]:
+        svg = str(line_chart(Chart("t", "epoch", "y", False, (Curve("a", points),)), {"a": 0}))
+        floor = [n for n in ElementTree.fromstring(svg).iter() if n.tag == "text" and n.attrib["y"] == "200"]
+        return [node.text for node in floor]
+
+    assert x_labels((1.0, 0.1), (3.0, 0.2)) == ["1", "2", "3"]
+    assert x_labels((1.0, 0.1)) == ["1"]
+    assert x_labels((0.5, 0.1), (1.5, 0.2)) == ["0.5", "1.0", "1.5"]
+
+
+def test_held_share_between_points() -> None:
+    points = ((0.0, 0.0), (0.1, 0.5), (1.0, 1.0))
+    assert [held_share(points, share) for share in (0.0, 0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert held_share(points, 1.5) == 1.0
+
+
+def test_long_tail_is_drawn_from_corner_to_corner_above_the_even_line() -> None:
+    svg = str(long_tail_chart("<t>", ((0.0, 0.0), (0.2, 0.7), (1.0, 1.0))))
+    assert inside(svg)
+    assert "20 % of the items hold 70 %" in svg
+    even, curve = [
+        [tuple(float(v) for v in pair.split(",")) for pair in node.attrib["points"].split()]
+        for node in ElementTree.fromstring(svg).iter()
+        if node.tag == "polyline"
+    ]
+    assert (curve[0], curve[-1]) == (even[0], even[-1])
+    (left, bottom), (right, top) = even
+    assert curve[1] == pytest.approx((left + 0.2 * (right - left), bottom + 0.7 * (top - bottom)), abs=0.01)
+
+
 def test_bar_and_swatch_are_well_formed() -> None:
     for share, width in ((-1, "0"), (0.5, "50"), (7, "100")):
         assert f'class="fill" width="{width}"' in share_bar(share)
+        assert "gone" not in share_bar(share)
+    assert 'class="gone" x="50" width="25"' in share_bar(0.5, 0.25)
+    assert 'class="gone" x="50" width="0.6"' in share_bar(0.5, 1e-9)  # one row of many is still seen
+    assert 'class="gone" x="99.9" width="0.1"' in share_bar(0.999, 0.5)
     for colour in range(20):
         coordinates(str(swatch(colour)))

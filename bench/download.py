@@ -1,0 +1,157 @@
+"""The downloader against `curl` + `sha256sum` + `gunzip -t`, on one large gzip file from a server on this machine.
+
+Both sides bring the same file to the disk, know its sha256 and have unpacked it once; ours in one process, the yardstick
+in three commands one after the other.  Rounds alternate, and the best of each side counts.
+
+    python bench/download.py                          # 500 MB
+    python bench/download.py --megabytes 2000 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from sda_core.fingerprint import sha256_file
+
+OURS = """
+    import sys
+    from pathlib import Path
+    from sda_core.data.download import download
+    from sda_core.params import AmazonDataset, DownloadParams
+
+    reviews, metadata, raw = sys.argv[1:]
+    dataset = AmazonDataset(
+        source="amazon", edition=2018, category="Bench", reviews=(reviews,), metadata=(metadata,), image_archive=None,
+        reviews_sha256=None, metadata_sha256=None, image_archive_sha256=None, image_folder=None, local_folder=None,
+    )
+    params = DownloadParams(timeout_seconds=60.0, num_retries=0, backoff_seconds=1.0, max_file_bytes=1 << 40)
+    download(dataset, params, Path(raw), Path())
+"""
+
+
+def write_file(path: Path, num_bytes: int) -> None:
+    """A gzip file of many equal members, each of JSON lines of random words."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 10))) for _ in range(20_000)]
+    lines = [
+        json.dumps(
+            {
+                "reviewerID": f"A{generator.randrange(10**12):012d}",
+                "asin": f"B{generator.randrange(10**9):09d}",
+                "overall": float(generator.randint(1, 5)),
+                "reviewText": " ".join(generator.choices(words, k=60)),
+                "unixReviewTime": generator.randrange(10**9, 1_600_000_000),
+            }
+        )
+        for _ in range(20_000)
+    ]
+    member = gzip.compress(("\n".join(lines) + "\n").encode(), compresslevel=6, mtime=0)
+    with path.open("wb") as writer:
+        while writer.tell() < num_bytes:
+            writer.write(member)
+
+
+def serve(folder: Path, port: Connection) -> None:
+    """Answer GET with the file of that name, by sendfile."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = folder / self.path.rsplit("/", 1)[-1]
+            self.send_response(200)
+            self.send_header("Content-Length", str(path.stat().st_size))
+            self.send_header("ETag", '"bench"')
+            self.end_headers()
+            self.wfile.flush()
+            with path.open("rb") as reader:
+                self.connection.sendfile(reader)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    port.send(server.server_port)
+    server.serve_forever()
+
+
+def measured(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
+    """Seconds, seconds of processor time, and peak memory in MiB (not less than this script's own) of a command."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command[0]} ended with {process.returncode}")
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=None, help="where the files go; a temporary folder by default")
+    arguments = parser.parse_args()
+    curl = shutil.which("curl")
+    if curl is None:
+        raise SystemExit("curl is not here")
+    environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        (folder / "served").mkdir()
+        file = folder / "served" / "reviews.json.gz"
+        write_file(file, arguments.megabytes * 1_000_000)
+        (folder / "served" / "metadata.json").write_text("{}\n")
+        context = get_context("spawn")
+        receiver, sender = context.Pipe()
+        server = context.Process(target=serve, args=(folder / "served", sender), daemon=True)
+        server.start()
+        address = f"http://127.0.0.1:{receiver.recv()}"
+        ours, steps = [], []
+        try:
+            for number in range(arguments.rounds):
+                raw, copy = folder / f"raw{number}", folder / f"copy{number}.gz"
+                addresses = [f"{address}/reviews.json.gz", f"{address}/metadata.json"]
+                ours.append(measured([sys.executable, "-c", textwrap.dedent(OURS), *addresses, str(raw)], environment))
+                commands = [[curl, "-sS", "-o", str(copy), addresses[0]], ["sha256sum", str(copy)], ["gunzip", "-t", str(copy)]]
+                steps.append([measured(command, environment) for command in commands])
+                assert sha256_file(raw / "reviews.json.gz") == sha256_file(copy) == sha256_file(file)
+                shutil.rmtree(raw)
+                copy.unlink()
+        finally:
+            server.terminate()
+            server.join()
+        size = file.stat().st_size
+    seconds, cpu_seconds, memory = (min(values) for values in zip(*ours, strict=True))
+    best = [[min(values) for values in zip(*step, strict=True)] for step in zip(*steps, strict=True)]
+    print(f"file: {size / 1e6:.0f} MB gzip, best of {arguments.rounds}, load average {os.getloadavg()[0]:.1f}")
+    print(
+        f"sda download  {seconds:6.2f} s  {size / seconds / 1e6:5.0f} MB/s  processor {cpu_seconds:6.2f} s  peak {memory:.0f} MiB"
+    )
+    for tool, (step, cpu_step, _) in zip(("curl -o", "sha256sum", "gunzip -t"), best, strict=True):
+        print(f"  {tool:10s}  {step:6.2f} s  {size / step / 1e6:5.0f} MB/s  processor {cpu_step:6.2f} s")
+    yardstick, cpu_yardstick = sum(step[0] for step in best), sum(step[1] for step in best)
+    print(f"the three     {yardstick:6.2f} s              processor {cpu_yardstick:6.2f} s")
+    print(f"ours takes {seconds / yardstick:.2f} x their time, {cpu_seconds / cpu_yardstick:.2f} x their processor time")
+
+
+if __name__ == "__main__":
+    main()

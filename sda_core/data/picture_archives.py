@@ -1,0 +1,330 @@
+"""Pictures in a zip or tar file: the wanted entries are found in one pass and read one at a time; nothing is unpacked to disk.
+
+* Archives are strangers' files and may name millions of entries.  ``zipfile`` and ``tarfile`` keep every entry in memory,
+  and ``tarfile`` reads extended headers of any length; here the memory depends on what is wanted, not on the archive.
+* An entry is found by its path, or by its base name ``<raw_item_id>.jpg`` (``.jpeg``, ``.png``, ``.webp``) in any folder:
+  the first one in the order of paths.  Where a path occurs twice, the later entry counts, as it does on unpacking.
+* Entries with absolute or climbing paths, links and devices are passed over.
+* Zip (APPNOTE 6.3.9, with Zip64; stored or deflated entries) and uncompressed tar (POSIX.1-1988, pax, GNU long names).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
+
+from sda_core.errors import ArtifactError
+
+_log = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+"""Of a picture that is named after its item, best first."""
+
+_PLAIN_PATH = re.compile(r"[^\\:\x00-\x1f\x7f]{1,1000}")
+_ADVICE = "give a whole zip or uncompressed tar file (dataset.image_archive), or delete it and run `dvc repro download`"
+
+Packing = Literal["stored", "deflated", "unknown"]
+
+_END = struct.Struct("<4s4H2LH")
+_END64_LOCATOR = struct.Struct("<4sLQL")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_END_MARK, _END64_MARK, _END64_LOCATOR_MARK = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_CENTRAL_MARK, _LOCAL_MARK = b"PK\x01\x02", b"PK\x03\x04"
+_MAX_COMMENT_BYTES = 65_535
+_ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly, with masked headers
+_UTF8 = 0x800
+_PACKINGS: dict[int, Packing] = {0: "stored", 8: "deflated"}
+_PACKED_SLACK_BYTES = 65_536  # by how much packing may lengthen a picture
+
+_BLOCK_BYTES = 512
+_MAX_NAME_BYTES = 65_536
+_MAX_PAX_BYTES = 1 << 20
+_PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]*)=")
+_WITHOUT_CONTENTS = frozenset(b"123456")  # links, devices, folders, pipes: their size says nothing
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one entry lies, and what the archive states of it."""
+
+    offset: int  # of the local header in a zip file, of the contents in a tar file
+    num_bytes: int
+    num_packed_bytes: int
+    packing: Packing
+    crc: int | None  # CRC-32 of the contents; tar files have none
+
+
+class _DamageError(Exception):
+    """The archive cannot be read; the text says why."""
+
+
+def plain_path(reference: str) -> PurePosixPath | None:
+    """A relative path that stays where it begins, or None."""
+    path = PurePosixPath(reference)
+    if not _PLAIN_PATH.fullmatch(reference) or path.is_absolute() or ".." in path.parts or not path.parts:
+        return None
+    return path
+
+
+class PictureArchive:
+    """The wanted entries of a zip or tar file.
+
+    Args:
+        path: the archive.
+        paths: entries wanted by their path (relative, plain, with ``/``).
+        item_ids: entries wanted by their base name.
+
+    Raises:
+        ArtifactError: it cannot be read: neither zip nor tar, compressed tar, truncated, or damaged.
+    """
+
+    def __init__(self, path: Path, paths: Collection[str], item_ids: Collection[str]) -> None:
+        self.path = path
+        self._paths = frozenset(paths)
+        self._item_ids = frozenset(item_ids)
+        self._by_path: dict[str, Entry] = {}
+        self._by_id: dict[str, tuple[str, Entry]] = {}
+        ambiguous: set[str] = set()
+        try:
+            with path.open("rb") as stream:
+                self._num_bytes = path.stat().st_size
+                for name, entry in _scan(stream, self._num_bytes, self._wants):
+                    self._add(name, entry, ambiguous)
+        except (_DamageError, OSError) as error:
+            raise ArtifactError(str(path), f"is no readable picture archive ({error})", _ADVICE) from None
+        if ambiguous:
+            example = min(ambiguous)
+            _log.warning(
+                "%s: %d items have several pictures of their name; the first path counts (for %s: %s)",
+                path, len(ambiguous), example, self._by_id[example][0],
+            )  # fmt: skip
+
+    def _item_id(self, name: str) -> str | None:
+        stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+        return stem if f"{dot}{suffix}".lower() in SUFFIXES and stem in self._item_ids else None
+
+    def _wants(self, name: str) -> bool:
+        return name in self._paths or self._item_id(name) is not None
+
+    def _add(self, name: str, entry: Entry, ambiguous: set[str]) -> None:
+        if name in self._paths:
+            self._by_path[name] = entry
+        item_id = self._item_id(name)
+        if item_id is None or plain_path(name) is None:
+            return
+        known = self._by_id.get(item_id)
+        if known is not None and known[0] != name:
+            ambiguous.add(item_id)
+        if known is None or name <= known[0]:
+            self._by_id[item_id] = (name, entry)
+
+    def at(self, path: PurePosixPath) -> Entry | None:
+        """The entry at a wanted path."""
+        return self._by_path.get(path.as_posix())
+
+    def of(self, item_id: str) -> Entry | None:
+        """The entry that is named after a wanted item."""
+        return self._by_id.get(item_id, ("", None))[1]
+
+    def read(self, entry: Entry, limit: int) -> bytes | Literal["too_large", "corrupt"]:
+        """The contents of an entry, checked, or the status that says why there are none.
+
+        Args:
+            entry: of this archive.
+            limit: bound on the contents in bytes; never more than about this is held.
+
+        Raises:
+            OSError: the archive itself cannot be read any more.
+        """
+        if entry.num_bytes > limit or entry.num_packed_bytes > limit + _PACKED_SLACK_BYTES:
+            return "too_large"
+        if entry.packing == "unknown" or entry.offset + entry.num_packed_bytes > self._num_bytes:
+            return "corrupt"
+        with self.path.open("rb") as stream:  # one each, so that threads do not move each other's place
+            stream.seek(entry.offset)
+            if entry.crc is not None:
+                head = stream.read(_LOCAL.size)
+                if len(head) < _LOCAL.size or not head.startswith(_LOCAL_MARK):
+                    return "corrupt"
+                name_bytes, extra_bytes = _LOCAL.unpack(head)[-2:]
+                stream.seek(entry.offset + _LOCAL.size + name_bytes + extra_bytes)
+            data = stream.read(entry.num_packed_bytes)
+        if entry.packing == "deflated":
+            try:  # one byte more than stated is enough to see that there is more
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.num_bytes + 1)
+            except zlib.error:
+                return "corrupt"
+        if len(data) != entry.num_bytes or entry.crc not in (None, zlib.crc32(data)):
+            return "corrupt"
+        return data
+
+
+_Wants = Callable[[str], bool]
+
+
+def _scan(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
+    """The wanted entries of an archive, with their paths, in its own order."""
+    head = stream.read(_BLOCK_BYTES)
+    if head.startswith((_LOCAL_MARK, _END_MARK)):
+        return _scan_zip(stream, num_bytes, wants)
+    if head.startswith(_COMPRESSED):
+        raise _DamageError("it is compressed as a whole, so that single pictures cannot be reached; unpack it to a plain .tar")
+    if len(head) == _BLOCK_BYTES and (not any(head) or _tar_checksum_fits(head)):
+        return _scan_tar(stream, num_bytes, wants)
+    raise _DamageError(f"it is neither a zip nor a tar file; it begins {head[:16]!r}")
+
+
+# ---------------------------------------------------------------------------------------------------- zip
+def _read_exactly(stream: BinaryIO, num_bytes: int, what: str) -> bytes:
+    data = stream.read(num_bytes)
+    if len(data) < num_bytes:
+        raise _DamageError(f"it is truncated: {what} is cut off")
+    return data
+
+
+def _zip_directory(stream: BinaryIO, num_bytes: int) -> tuple[int, int]:
+    """First byte and end of the central directory."""
+    tail_start = max(0, num_bytes - _END.size - _MAX_COMMENT_BYTES)
+    stream.seek(tail_start)
+    tail = stream.read()
+    place = tail.rfind(_END_MARK)
+    while place >= 0 and place + _END.size > len(tail):
+        place = tail.rfind(_END_MARK, 0, place)
+    if place < 0:
+        raise _DamageError("it is truncated: the zip file has no directory at its end")
+    size, start = _END.unpack_from(tail, place)[5:7]
+    end = tail_start + place
+    if place >= _END64_LOCATOR.size and tail.startswith(_END64_LOCATOR_MARK, place - _END64_LOCATOR.size):
+        end = _END64_LOCATOR.unpack_from(tail, place - _END64_LOCATOR.size)[2]
+        if end > num_bytes:
+            raise _DamageError("the place of its zip directory lies beyond its end")
+        stream.seek(end)
+        record = _read_exactly(stream, _END64.size, "the end of the zip directory")
+        if not record.startswith(_END64_MARK):
+            raise _DamageError("the end of its zip directory is damaged")
+        size, start = _END64.unpack(record)[-2:]
+    if start + size > end:
+        raise _DamageError("its zip directory overlaps its end")
+    return start, start + size
+
+
+def _scan_zip(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
+    place, end = _zip_directory(stream, num_bytes)
+    stream.seek(place)
+    while place < end:
+        head = _read_exactly(stream, _CENTRAL.size, "the zip directory")
+        if not head.startswith(_CENTRAL_MARK):
+            raise _DamageError(f"its zip directory is damaged at byte {place}")
+        fields = _CENTRAL.unpack(head)
+        flags, method, crc, packed, size, name_bytes, extra_bytes, comment_bytes = (*fields[3:5], *fields[7:13])
+        rest = _read_exactly(stream, name_bytes + extra_bytes + comment_bytes, "the zip directory")
+        place += len(head) + len(rest)
+        name = rest[:name_bytes].decode("utf-8" if flags & _UTF8 else "cp437", "replace").removeprefix("./")
+        if wants(name):
+            offset = fields[16]
+            size, packed, offset = _wide(rest[name_bytes : name_bytes + extra_bytes], size, packed, offset)
+            packing: Packing = "unknown" if flags & _ENCRYPTED else _PACKINGS.get(method, "unknown")
+            yield name, Entry(offset, size, packed, packing, crc)
+
+
+def _wide(extra: bytes, *values: int) -> list[int]:
+    """The values, those of 32 one bits replaced by the 64 bits of the Zip64 field, as far as it has them."""
+    found = list(values)
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == 1:
+            for position, value in enumerate(found):
+                if value == 0xFFFFFFFF and len(field) >= 8:
+                    found[position] = int.from_bytes(field[:8], "little")
+                    field = field[8:]
+            break
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- tar
+def _tar_checksum_fits(head: bytes) -> bool:
+    try:
+        stated = _tar_number(head[148:156])
+    except _DamageError:
+        return False
+    return stated == sum(head[:148]) + sum(b"        ") + sum(head[156:])
+
+
+def _tar_number(digits: bytes) -> int:
+    """Octal digits, or GNU's big-endian number behind a byte 0x80."""
+    if digits[0] == 0x80:
+        return int.from_bytes(digits[1:], "big")
+    text = digits.split(b"\0")[0].strip()
+    if text.strip(b"01234567"):
+        raise _DamageError(f"a number in it is no number ({text!r})")
+    return int(text or b"0", 8)
+
+
+def _pax_values(data: bytes) -> dict[str, str]:
+    """The records ``<length> <key>=<value>`` that matter here, a line each."""
+    values: dict[str, str] = {}
+    place, end = 0, len(data.rstrip(b"\0"))
+    while place < end:
+        match = _PAX_RECORD.match(data, place)
+        if match is None or not match.end() < place + int(match[1]) <= len(data):
+            raise _DamageError("an extended header in it is damaged")
+        place += int(match[1])
+        key = match[2].decode("utf-8", "replace")
+        if key in ("path", "size") or key.startswith("GNU.sparse"):
+            values[key] = data[match.end() : place - 1].decode("utf-8", "replace")
+    return values
+
+
+def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
+    place = 0
+    long_name: str | None = None
+    pax: dict[str, str] = {}
+    while True:
+        stream.seek(place)
+        head = _read_exactly(stream, _BLOCK_BYTES, "its end")
+        if not any(head):
+            return
+        if not _tar_checksum_fits(head):
+            raise _DamageError(f"its tar header at byte {place} is damaged")
+        kind = head[156]
+        start = place + _BLOCK_BYTES
+        size = _tar_number(head[124:136])
+        if kind in b"Lx":
+            if size > (_MAX_NAME_BYTES if kind == ord("L") else _MAX_PAX_BYTES):
+                raise _DamageError(f"its extended header at byte {place} has {size} bytes")
+            data = _read_exactly(stream, size, "an extended header")
+            if kind == ord("L"):
+                long_name = data.split(b"\0")[0].decode("utf-8", "replace")
+            else:
+                pax = _pax_values(data)
+        elif kind in b"Kg":  # long link names, and what is common to all entries
+            pass
+        elif kind == ord("S"):
+            raise _DamageError("it holds sparse files; pack it without --sparse")
+        else:
+            if not re.fullmatch(r"[0-9]{1,19}", pax.get("size", "0")):
+                raise _DamageError(f"an extended header in it states the size {pax['size'][:20]!r}")
+            size = 0 if kind in _WITHOUT_CONTENTS else int(pax.get("size", size))
+            name = pax.get("path", long_name or _tar_name(head)).removeprefix("./")
+            sparse = any(key.startswith("GNU.sparse") for key in pax)
+            if kind in b"\x0007" and wants(name):
+                yield name, Entry(start, size, size, "unknown" if sparse else "stored", None)
+            long_name, pax = None, {}
+        if start + size > num_bytes:
+            raise _DamageError(f"it is truncated: an entry ends at byte {start + size} of {num_bytes}")
+        place = start + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+
+
+def _tar_name(head: bytes) -> str:
+    name, prefix = (head[begin:end].split(b"\0")[0].decode("utf-8", "replace") for begin, end in ((0, 100), (345, 500)))
+    return f"{prefix}/{name}" if prefix and head[257:263] == b"ustar\0" else name

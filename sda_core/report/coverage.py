@@ -1,0 +1,170 @@
+"""From the counts of the filter and picture stages to :class:`DataCoverage`: every row read is kept or dropped for a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+
+from sda_core.artifacts import Workspace, read_json
+from sda_core.errors import ArtifactError
+from sda_core.image_store import STATUSES
+from sda_core.params import FilterParams
+from sda_core.report.model import Count, DataCoverage, Share, Spread
+
+_DROPPED = "rows_dropped_"
+_ADVICE = "run `dvc repro` to make it anew"
+_SPLITS = {
+    "train": "Training",
+    "valid": "Validation",
+    "test": "Test",
+    "rest": "Further rows of the held-out periods",
+}
+_TEXTS = ("title", "brand", "price", "categories", "features", "description")
+_STATUS_LABELS = {
+    "ok": "Picture in place",
+    "missing_url": "Metadata names no picture",
+    "missing_file": "File is not there",
+    "http_404": "Gone from the server",
+    "http_error": "Server gave an error",
+    "corrupt": "Not a readable picture",
+    "too_large": "Over the size limits",
+    "timeout": "No answer in time",
+}
+_RETRIED = ("http_error", "timeout")  # what another run of the picture stage asks for again
+_GRID = np.concatenate([np.arange(0.0, 3.0, 0.5), np.arange(3.0, 10.0), np.arange(10.0, 100.1, 2.5)]) / 100
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A flat JSON file of numbers, read by name."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def number(self, name: str) -> float:
+        value = self.values.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ArtifactError(str(self.path), f"should hold a number {name!r} (got {value!r})", _ADVICE)
+        return value
+
+    def count(self, name: str) -> int:
+        value = self.number(name)
+        if not isinstance(value, int) or value < 0:
+            raise ArtifactError(str(self.path), f"{name!r} should be a count (got {value!r})", _ADVICE)
+        return value
+
+    def spread(self, prefix: str) -> Spread:
+        return Spread(*(self.number(f"{prefix}_{end}") for end in ("mean", "min", "p10", "p50", "p90", "p99", "max")))
+
+
+def _read(path: Path, name: str) -> _Numbers:
+    values = read_json(path, name)
+    if not isinstance(values, dict):
+        raise ArtifactError(str(path), f"{name} should be names with numbers", _ADVICE)
+    return _Numbers(path, values)
+
+
+def _reasons(params: FilterParams) -> Iterator[tuple[str, str]]:
+    """Every reason to drop a row, by its name in the statistics, in the order of the filter's steps."""
+    least = (params.min_user_interactions, params.min_item_interactions)
+    core = ("core", f"User below {least[0]} or item below {least[1]} interactions")
+    others = {"first": "the first stays", "last": "the last stays", "keep": "all stay"}
+    duplicate = ("duplicate", f"Same user, same item again ({others[params.duplicates]})")
+    yield "rating", f"Rating below {params.min_rating:g}"
+    match params.method:
+        case "kcore":
+            yield from (duplicate, core)
+        case "single_pass":
+            yield from (core, duplicate)
+        case _:
+            assert_never(params.method)
+    yield "no_metadata", "Item without metadata"
+    yield "no_image", "Item whose metadata names no picture"
+
+
+def _drops(statistics: _Numbers, params: FilterParams) -> tuple[Count, ...]:
+    labels = {f"{_DROPPED}{name}": label for name, label in _reasons(params)}
+    missing = [name for name in statistics.values if name.startswith(_DROPPED) and name not in labels]
+    if missing:
+        raise ArtifactError(str(statistics.path), f"drops rows for reasons unknown here: {', '.join(missing)}", _ADVICE)
+    named = {"rows_bad": "Line that cannot be read", **labels}
+    return tuple(Count(name, label, statistics.count(name)) for name, label in named.items())
+
+
+def long_tail(counts: Mapping[int, int], num_items: int) -> tuple[tuple[float, float], ...]:
+    """How the interactions are spread over the items: a Lorenz curve, most popular items first.
+
+    Args:
+        counts: interactions by item id; items that are missing have none.
+        num_items: of the catalogue.
+
+    Returns:
+        A few dozen points (share of items, share of the interactions that these items hold), from (0, 0) to (1, 1);
+        empty where there is no interaction.
+    """
+    popularity = np.zeros(num_items, dtype=np.int64)
+    popularity[: len(counts)] = sorted(counts.values(), reverse=True)
+    held = np.concatenate([[0], np.cumsum(popularity)])
+    if held[-1] == 0:
+        return ()
+    places = np.unique((_GRID * num_items).round().astype(np.int64))
+    return tuple((place / num_items, float(held[place] / held[-1])) for place in places.tolist())
+
+
+def data_coverage(workspace: Workspace, params: FilterParams, training_counts: Mapping[int, int]) -> DataCoverage:
+    """Read the counts of the filter and picture stages, and see that they add up.
+
+    Args:
+        workspace: of a finished run.
+        params: section ``filter`` of that run.
+        training_counts: training interactions by item id.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, lacks a count, or its counts do not add up.
+    """
+    statistics = _read(workspace.statistics, "statistics of the filter stage")
+    images = _read(workspace.image_coverage, "coverage of the picture stage")
+    rows_read, num_interactions, num_items = (statistics.count(n) for n in ("rows_read", "num_interactions", "num_items"))
+    drops = _drops(statistics, params)
+    splits = tuple(Count(f"num_{n}", label, statistics.count(f"num_{n}")) for n, label in _SPLITS.items())
+    pictures = tuple(Count(n, _STATUS_LABELS[n], images.count(f"num_{n}")) for n in STATUSES)
+    _add_up(statistics.path, "rows_read", rows_read, [num_interactions, *(drop.value for drop in drops)])
+    _add_up(statistics.path, "num_interactions", num_interactions, [split.value for split in splits])
+    _add_up(images.path, "num_items", images.count("num_items"), [picture.value for picture in pictures])
+    return DataCoverage(
+        rows_read=rows_read,
+        drops=drops,
+        rows_repaired=statistics.count("rows_repaired"),
+        metadata_rows_read=statistics.count("metadata_rows_read"),
+        metadata_rows_bad=statistics.count("metadata_rows_bad"),
+        metadata_rows_repaired=statistics.count("metadata_rows_repaired"),
+        num_users=statistics.count("num_users"),
+        num_items=num_items,
+        num_interactions=num_interactions,
+        density=statistics.number("density"),
+        first_time=int(statistics.number("first_time")),
+        last_time=int(statistics.number("last_time")),
+        splits=splits,
+        num_users_without_target=statistics.count("num_users_without_target"),
+        history_lengths=statistics.spread("history_length"),
+        item_counts=statistics.spread("item_count"),
+        share_top_20_percent=statistics.number("share_interactions_top_20_percent"),
+        long_tail=long_tail(training_counts, num_items),
+        texts=(
+            Share("Metadata", statistics.number("share_items_with_metadata")),
+            *(Share(name.capitalize(), statistics.number(f"share_items_with_{name}")) for name in _TEXTS),
+            Share("Address of a picture", statistics.number("share_items_with_image_reference")),
+        ),
+        mean_title_chars=statistics.number("mean_title_chars"),
+        pictures=pictures,
+        num_pictures_to_retry=sum(picture.value for picture in pictures if picture.name in _RETRIED),
+    )
+
+
+def _add_up(path: Path, name: str, total: int, parts: list[int]) -> None:
+    if total != sum(parts):
+        raise ArtifactError(str(path), f"{name} is {total}, but its parts add up to {sum(parts)}", _ADVICE)

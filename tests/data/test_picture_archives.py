@@ -1,0 +1,405 @@
+"""Zip and tar files of pictures: what is found in them, and that hostile ones do no harm."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import subprocess
+import sys
+import tarfile
+import textwrap
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from sda_core.data.picture_archives import Entry, PictureArchive
+from sda_core.errors import ArtifactError
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 100_000
+
+Names = Mapping[str, bytes] | Collection[tuple[str, bytes]]
+
+
+def pairs(files: Names) -> Collection[tuple[str, bytes]]:
+    return list(files.items()) if isinstance(files, Mapping) else files
+
+
+def make_zip(path: Path, files: Names, packing: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, data in pairs(files):
+            archive.writestr(zipfile.ZipInfo(name), data, packing)
+    return path
+
+
+def make_stored_zip(path: Path, files: Names) -> Path:
+    return make_zip(path, files, zipfile.ZIP_STORED)
+
+
+def make_tar(path: Path, files: Names, form: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in pairs(files):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def make_gnu_tar(path: Path, files: Names) -> Path:
+    return make_tar(path, files, tarfile.GNU_FORMAT)
+
+
+def make_ustar(path: Path, files: Names) -> Path:
+    return make_tar(path, files, tarfile.USTAR_FORMAT)
+
+
+Maker = Callable[[Path, Names], Path]
+every_kind = pytest.mark.parametrize("make", [make_zip, make_stored_zip, make_tar, make_gnu_tar, make_ustar])
+
+
+def at(archive: PictureArchive, path: str, limit: int = LIMIT) -> bytes | str | None:
+    entry = archive.at(PurePosixPath(path))
+    return None if entry is None else archive.read(entry, limit)
+
+
+def of(archive: PictureArchive, item_id: str, limit: int = LIMIT) -> bytes | str | None:
+    entry = archive.of(item_id)
+    return None if entry is None else archive.read(entry, limit)
+
+
+# ---------------------------------------------------------------------------------------------- the good
+@every_kind
+def test_by_path_and_by_name(tmp_path: Path, make: Maker) -> None:
+    files = {
+        "images/A.jpg": b"a" * 1_000,
+        "./images/dotted.png": b"dotted",
+        "deep/er/B.PNG": b"b",
+        "C.webp": b"",
+        "C.txt": b"text",
+        "images/D.jpg.bak": b"not D",
+        "._E.jpg": b"not E",
+        "é/ü.png": b"accents",
+        "x" * 90 + "/" + "y" * 90 + "/long.png": b"long",
+    }
+    long = "x" * 90 + "/" + "y" * 90 + "/long.png"
+    wanted = ["images/A.jpg", "images/dotted.png", "é/ü.png", long, "none.png", "deep/er"]
+    archive = PictureArchive(make(tmp_path / "x", files), wanted, ["A", "B", "C", "D", "E", "long"])
+    assert at(archive, "images/A.jpg") == of(archive, "A") == b"a" * 1_000
+    assert at(archive, "images/dotted.png") == b"dotted"
+    assert at(archive, "é/ü.png") == b"accents"
+    assert at(archive, long) == of(archive, "long") == b"long"
+    assert (of(archive, "B"), of(archive, "C")) == (b"b", b"")
+    assert (at(archive, "none.png"), at(archive, "deep/er"), at(archive, "C.webp")) == (None, None, None), "absent or not wanted"
+    assert (of(archive, "D"), of(archive, "E"), of(archive, "F")) == (None, None, None)
+    assert at(archive, "images/A.jpg", 999) == "too_large"
+    assert at(archive, "images/A.jpg", 1_000) == b"a" * 1_000
+
+
+@every_kind
+def test_several_of_one_name(tmp_path: Path, make: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    files = {
+        "b/A.jpg": b"1",
+        "a/A.png": b"2",
+        "c/A.jpg": b"3",
+        "a/B.jpg": b"4",
+        "a/B.png": b"5",
+        "C.jpg": b"6",
+        "no/X.jpg": b"",
+        "X.jpg": b"",
+    }
+    archive = PictureArchive(make(tmp_path / "x", files), ["b/A.jpg"], ["A", "B", "C"])
+    assert (of(archive, "A"), of(archive, "B"), of(archive, "C"), at(archive, "b/A.jpg")) == (b"2", b"4", b"6", b"1")
+    assert [record.message.split(": ", 1)[1] for record in caplog.records] == [
+        "2 items have several pictures of their name; the first path counts (for A: a/A.png)"
+    ]
+
+
+@every_kind
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_the_later_of_two_entries_counts(tmp_path: Path, make: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    files = [("a/A.jpg", b"old"), ("a/B.jpg", b"b"), ("a/A.jpg", b"new")]
+    archive = PictureArchive(make(tmp_path / "x", files), ["a/A.jpg"], ["A"])
+    assert at(archive, "a/A.jpg") == of(archive, "A") == b"new"
+    assert not caplog.records
+
+
+@every_kind
+@pytest.mark.parametrize("name", ["../A.jpg", "a/../../A.jpg", "/A.jpg", "a\\A.jpg", "C:/A.jpg", "a/" * 600 + "A.jpg"])
+def test_tricks_in_names(tmp_path: Path, make: Maker, name: str) -> None:
+    if make is make_ustar and len(name) > 250:
+        pytest.skip("the format knows no such names")
+    archive = PictureArchive(make(tmp_path / "x", {name: b"x", "B.jpg": b"b"}), ["A.jpg", "a/A.jpg"], ["A", "B"])
+    assert (of(archive, "A"), at(archive, "A.jpg"), at(archive, "a/A.jpg")) == (None, None, None)
+    assert of(archive, "B") == b"b"
+
+
+@every_kind
+def test_nothing_in_it(tmp_path: Path, make: Maker) -> None:
+    assert of(PictureArchive(make(tmp_path / "x", {}), [], ["A"]), "A") is None
+
+
+# ------------------------------------------------------------------------------------------------ refused
+@pytest.mark.parametrize(
+    ("mode", "message"), [("w:gz", "unpack it to a plain .tar"), ("w:bz2", "unpack it"), ("w:xz", "unpack it")]
+)
+def test_compressed_tar(tmp_path: Path, mode: str, message: str) -> None:
+    with tarfile.open(tmp_path / "x.tar.gz", mode) as archive:  # type: ignore[call-overload]
+        archive.addfile(tarfile.TarInfo("A.jpg"))
+    with pytest.raises(ArtifactError, match=message) as caught:
+        PictureArchive(tmp_path / "x.tar.gz", [], ["A"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"<html>" * 200, bytes(range(256)) * 4, b"PK\x03\x04" + bytes(600), bytes(100)])
+def test_no_archive(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(ArtifactError, match="is no readable picture archive"):
+        PictureArchive(tmp_path / "x.zip", [], ["A"])
+
+
+def test_absent(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no readable picture archive"):
+        PictureArchive(tmp_path / "x.zip", [], ["A"])
+
+
+@every_kind
+def test_truncated(tmp_path: Path, make: Maker) -> None:
+    """Cut anywhere, an archive is refused, or (in what pads its end) whole."""
+    path = make(tmp_path / "x", {f"{number}.jpg": bytes([number]) * 700 for number in range(4)})
+    data = path.read_bytes()
+    whole = len(data.rstrip(b"\0"))
+    for length in [*range(0, len(data), 97), *range(511, len(data), 512), *range(512, len(data), 512)]:
+        path.write_bytes(data[:length])
+        try:
+            archive = PictureArchive(path, [], ["0", "3"])
+        except ArtifactError:
+            continue
+        assert length > whole
+        assert (of(archive, "0"), of(archive, "3")) == (b"\0" * 700, b"\3" * 700)
+
+
+@every_kind
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, make: Maker) -> None:
+    draw = random.Random(3)
+    path = make(tmp_path / "x", {"a/" * 70 + f"{number}.jpg": draw.randbytes(300) for number in range(3)})
+    data = path.read_bytes()
+    results: set[str] = set()
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(draw.choice((1, 2, 10))):
+            damaged[draw.randrange(len(data.rstrip(b"\0")))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            archive = PictureArchive(path, [], ["0", "1", "2"])
+        except ArtifactError:
+            results.add("refused")
+            continue
+        results |= {
+            type(found).__name__ if not isinstance(found, str) else found for found in (of(archive, number) for number in "012")
+        }
+    assert {"refused", "bytes"} <= results <= {"refused", "bytes", "corrupt", "too_large", "NoneType"}
+
+
+# -------------------------------------------------------------------------------------------------- lies
+def patched(path: Path, old: bytes, new: bytes) -> Path:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new))
+    return path
+
+
+def test_zip_entries_that_lie_about_their_size(tmp_path: Path) -> None:
+    bomb = make_zip(tmp_path / "a.zip", {"A.jpg": bytes(10_000_000)})
+    for stated in (0, 100, LIMIT):
+        path = tmp_path / f"{stated}.zip"
+        path.write_bytes(bomb.read_bytes())
+        archive = PictureArchive(patched(path, struct.pack("<I", 10_000_000), struct.pack("<I", stated)), [], ["A"])
+        assert of(archive, "A") == "corrupt"
+    assert of(PictureArchive(bomb, [], ["A"]), "A") == "too_large"
+    packed = make_stored_zip(tmp_path / "c.zip", {"A.jpg": bytes(10_000_000)})
+    data = bytearray(packed.read_bytes())
+    place = data.rindex(b"PK\x01\x02") + 24
+    data[place : place + 4] = struct.pack("<I", 100)
+    packed.write_bytes(data)
+    assert of(PictureArchive(packed, [], ["A"]), "A") == "too_large", "it need not be read to see that"
+    short = make_zip(tmp_path / "b.zip", {"A.jpg": b"x" * 1_000})
+    archive = PictureArchive(patched(short, struct.pack("<I", 1_000), struct.pack("<I", 1_001)), [], ["A"])
+    assert of(archive, "A") == "corrupt"
+
+
+def test_what_a_zip_entry_unpacks_to_is_never_held_beyond_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sda_core.data import picture_archives
+
+    lengths: list[int] = []
+    inflate = picture_archives.zlib.decompressobj
+
+    class Watched:
+        def __init__(self, bits: int) -> None:
+            self.inner = inflate(bits)
+
+        def decompress(self, data: bytes, limit: int) -> bytes:
+            made = self.inner.decompress(data, limit)
+            lengths.append(len(made))
+            return made
+
+    monkeypatch.setattr(picture_archives.zlib, "decompressobj", Watched)
+    path = make_zip(tmp_path / "a.zip", {"A.jpg": bytes(10_000_000)})
+    archive = PictureArchive(patched(path, struct.pack("<I", 10_000_000), struct.pack("<I", 100)), [], ["A"])
+    assert of(archive, "A") == "corrupt"
+    assert lengths == [101]
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_odd_packings(tmp_path: Path, packing: int) -> None:
+    archive = PictureArchive(make_zip(tmp_path / "a.zip", {"A.jpg": b"x" * 1_000}, packing), [], ["A"])
+    assert of(archive, "A") == "corrupt"
+
+
+def test_zip_flags_and_checksum(tmp_path: Path) -> None:
+    path = make_stored_zip(tmp_path / "a.zip", {"A.jpg": b"contents", "B.jpg": b"b"})
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02", 0, data.rindex(b"A.jpg"))
+    data[place + 8] |= 1  # encrypted
+    path.write_bytes(data)
+    archive = PictureArchive(path, [], ["A", "B"])
+    assert (of(archive, "A"), of(archive, "B")) == ("corrupt", b"b")
+    data[place + 8] &= ~1
+    path.write_bytes(data.replace(b"contents", b"contenTs"))
+    assert of(PictureArchive(path, [], ["A"]), "A") == "corrupt"
+
+
+def test_zip64(tmp_path: Path) -> None:
+    """As written for files that may grow beyond 4 GiB, and with sizes that a 32-bit field cannot hold."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("A.jpg", "w", force_zip64=True) as stream:
+        stream.write(b"large")
+    assert of(PictureArchive(path, [], ["A"]), "A") == b"large"
+    directory = b"PK\x01\x02" + struct.pack(
+        "<6H3L5H2L", 45, 45, 0, 0, 0, 0, 0, 2**32 - 1, 2**32 - 1, 5, 28, 0, 0, 0, 0, 2**32 - 1
+    )
+    directory += b"A.jpg" + struct.pack("<HHQQQ", 1, 24, 2**40, 2**40, 2**50)
+    end64 = b"PK\x06\x06" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, 1, 1, len(directory), 4)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, 4 + len(directory), 1)
+    end = b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 1, 1, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(b"PK\x03\x04" + directory + end64 + locator + end)
+    archive64 = PictureArchive(path, [], ["A"])
+    assert archive64.of("A") == Entry(2**50, 2**40, 2**40, "stored", 0)
+    assert of(archive64, "A") == "too_large"
+    assert of(archive64, "A", 2**41) == "corrupt", "it lies beyond the end of the file"
+
+
+def test_a_zip_comment_that_looks_like_an_end(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", {"A.jpg": b"a"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"x" * 40 + b"PK\x05\x06"
+    assert of(PictureArchive(path, [], ["A"]), "A") == b"a"
+
+
+def test_links_and_devices_in_a_tar(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for number, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        info = tarfile.TarInfo("5.jpg")
+        info.type = tarfile.DIRTYPE
+        archive.addfile(info)
+        info = tarfile.TarInfo("6.jpg")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"good"))
+    archive = PictureArchive(path, [f"{number}.jpg" for number in range(7)], [str(number) for number in range(7)])
+    assert [of(archive, str(number)) for number in range(7)] == [None] * 6 + [b"good"]
+    assert [at(archive, f"{number}.jpg") for number in range(7)] == [None] * 6 + [b"good"]
+
+
+def tar_header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    head = bytearray(512)
+    head[: len(name)] = name
+    head[124 : 124 + len(size)] = size
+    head[156:157] = kind
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (tar_header(b"A.jpg", b"777777777777"), "truncated: an entry ends at byte"),
+        (tar_header(b"A.jpg", b"\x80" + b"\xff" * 11), "truncated: an entry ends at byte"),
+        (tar_header(b"A.jpg", b"\xff" * 12), "is no number"),  # a negative size
+        (tar_header(b"A.jpg", b"-1"), "is no number"),
+        (tar_header(b"A.jpg", b"0_7"), "is no number"),
+        (tar_header(b"A.jpg", b"0"), "truncated: its end is cut off"),
+        (tar_header(b"L", b"77777777777", b"L"), "extended header at byte 0 has"),
+        (tar_header(b"x", b"77777777777", b"x"), "extended header at byte 0 has"),
+        (tar_header(b"x", b"%o" % 512, b"x") + b"9" * 512, "an extended header in it is damaged"),
+        (tar_header(b"x", b"5", b"x") + b"0 a=b".ljust(512, b"\0"), "an extended header in it is damaged"),
+        (tar_header(b"x", b"13", b"x") + b"11 size=-1\n".ljust(512, b"\0") + tar_header(b"A.jpg", b"0"), "states the size '-1'"),
+        (tar_header(b"A.jpg", b"0", b"S"), "holds sparse files"),
+        (tar_header(b"A.jpg", b"0") + b"x" * 512, "tar header at byte 512 is damaged"),
+    ],
+)  # fmt: skip
+def test_hostile_tar(tmp_path: Path, blocks: bytes, message: str) -> None:
+    (tmp_path / "a.tar").write_bytes(blocks)
+    with pytest.raises(ArtifactError, match=message):
+        PictureArchive(tmp_path / "a.tar", [], ["A"])
+
+
+def test_a_long_row_of_extended_headers(tmp_path: Path) -> None:
+    """tarfile calls itself for each, until Python's stack is used up."""
+    link = tar_header(b"x", b"%o" % 14, b"x") + b"14 path=A.jpg\n".ljust(512, b"\0")
+    (tmp_path / "a.tar").write_bytes(link * 5_000 + tar_header(b"y", b"1") + b"a".ljust(512, b"\0") + bytes(1_024))
+    assert of(PictureArchive(tmp_path / "a.tar", [], ["A"]), "A") == b"a"
+
+
+def test_the_size_of_a_link_says_nothing(tmp_path: Path) -> None:
+    """Old writers note the size of what a hard link leads to."""
+    data = tar_header(b"A.jpg", b"4000", b"1") + tar_header(b"B.jpg", b"1") + b"b".ljust(512, b"\0") + bytes(1_024)
+    (tmp_path / "a.tar").write_bytes(data)
+    archive = PictureArchive(tmp_path / "a.tar", [], ["A", "B"])
+    assert (of(archive, "A"), of(archive, "B")) == (None, b"b")
+
+
+def test_a_size_from_an_extended_header(tmp_path: Path) -> None:
+    """It stands there where it is too large for the header proper, whose own size then says nothing."""
+    pax = tar_header(b"x", b"%o" % 10, b"x") + b"10 size=3\n".ljust(512, b"\0")
+    data = pax + tar_header(b"A.jpg", b"777") + b"abc".ljust(512, b"\0") + tar_header(b"B.jpg", b"1") + b"b".ljust(512, b"\0")
+    (tmp_path / "a.tar").write_bytes(data + bytes(1_024))
+    archive = PictureArchive(tmp_path / "a.tar", [], ["A", "B"])
+    assert (of(archive, "A"), of(archive, "B")) == (b"abc", b"b")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak of memory is read with the resource module")
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_memory_depends_on_what_is_wanted(tmp_path: Path, kind: str) -> None:
+    """A directory of 60,000 entries, of which two are wanted."""
+    num_entries = 60_000
+    path = tmp_path / f"a.{kind}"
+    with path.open("wb") as stream:
+        if kind == "tar":
+            for number in range(num_entries // 4):
+                stream.write(tar_header(b"images/%09d.jpg" % number, b"0"))
+            stream.write(bytes(1_024))
+        else:
+            stream.write(b"PK\x03\x04")
+            for number in range(num_entries):
+                stream.write(b"PK\x01\x02" + struct.pack("<6H3L5H2L", 20, 20, 0, 0, 0, 0, 0, 0, 0, 20, 200, 0, 0, 0, 0, 0))
+                stream.write(b"images/%09d.jpg" % number + bytes(200))
+            size = stream.tell() - 4
+            stream.write(b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 0, 0, size, 4, 0))
+    code = f"""
+        import resource
+        from pathlib import Path
+        from sda_core.data.picture_archives import PictureArchive
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        archive = PictureArchive(Path({str(path)!r}), ["images/000000007.jpg"], ["000000009"])
+        assert archive.of("000000009") is not None
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // (1024 if {sys.platform != "darwin"} else 1 << 20))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 8
