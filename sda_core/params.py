@@ -10,14 +10,27 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sda_core.errors import ConfigError
+
+
+def _cut(value: float | str) -> float | str:
+    """A calendar day in the form 2014-01-31, or a share between 0 and 1."""
+    try:
+        fits = date.fromisoformat(value).isoformat() == value if isinstance(value, str) else 0.0 < value < 1.0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"should be a day such as 2014-01-31, or a share between 0 and 1 (got {value!r})")
+    return value
+
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -27,6 +40,7 @@ Strength = Annotated[float, Field(ge=0.0, le=1000.0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Cut = Annotated[float | str, AfterValidator(_cut)]
 
 
 class Section(BaseModel):
@@ -62,6 +76,11 @@ class DemoDataset(Section):
         """The built-in shop brings its pictures with its raw files."""
         return
 
+    @property
+    def image_folder(self) -> None:
+        """As :attr:`local_folder`."""
+        return
+
     @model_validator(mode="after")
     def _shares_fit(self) -> DemoDataset:
         if self.image_share + self.text_share > 1.0:
@@ -77,9 +96,12 @@ class AmazonDataset(Section):
     category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
     reviews: Annotated[tuple[str, ...], Field(min_length=1)]  # URLs, file: URLs or plain paths
     metadata: Annotated[tuple[str, ...], Field(min_length=1)]
+    image_archive: Annotated[tuple[str, ...], Field(min_length=1)] | None  # a zip or tar file of pictures, sources as above
     reviews_sha256: Sha256 | None
     metadata_sha256: Sha256 | None
-    local_folder: str | None  # when set: files are taken from here by base name, pictures from <folder>/images
+    image_archive_sha256: Sha256 | None
+    image_folder: str | None  # pictures as <item id>.jpg or under the metadata's paths; what it lacks is fetched
+    local_folder: str | None  # when set: all files are taken from here by base name, pictures from <folder>/images; no network
 
 
 Dataset = Annotated[DemoDataset | AmazonDataset, Field(discriminator="source")]
@@ -102,9 +124,31 @@ class FilterParams(Section):
     min_item_interactions: Count
     duplicates: Literal["first", "last", "keep"]
     items_without_metadata: Literal["drop", "keep"]
+    items_without_image: Literal["drop", "keep"]  # items whose metadata names no picture
     min_rating: NonNegative
     max_bad_line_share: Share
-    split: Literal["leave_one_out"]
+    split: Literal["leave_one_out", "global_time"]
+    valid_from: Cut | None  # global_time: where validation begins, a day (UTC) or the share of interactions before it
+    test_from: Cut | None  # global_time: where the test begins
+
+    @model_validator(mode="after")
+    def _cuts_fit(self) -> FilterParams:
+        cuts = (self.valid_from, self.test_from)
+        if self.split == "leave_one_out":
+            if cuts != (None, None):
+                raise ValueError("valid_from and test_from must be null with split 'leave_one_out' (they would be ignored)")
+            return self
+        match cuts:
+            case (str(valid), str(test)) if valid < test:
+                pass
+            case (float(valid), float(test)) if valid < test:
+                pass
+            case _:
+                raise ValueError(
+                    "split 'global_time' needs valid_from before test_from, both days (2014-01-01) or both shares (0.8);"
+                    f" got {self.valid_from!r} and {self.test_from!r}"
+                )
+        return self
 
 
 class FetchImagesParams(Section):
@@ -116,8 +160,8 @@ class FetchImagesParams(Section):
     num_retries: CountOrZero
     backoff_seconds: NonNegative
     max_bytes: Count
-    max_pixels: Count
-    max_side: Annotated[int, Field(ge=16)]  # pixels; larger pictures are stored reduced to it
+    max_pixels: Count  # of a picture as it comes; larger ones are not decoded
+    stored_pixels: Annotated[int, Field(ge=256)]  # larger pictures are stored reduced to so many; see backbone.max_pixels
     shard_rows: Count
 
 
@@ -151,24 +195,88 @@ class TinyQwen25VL(Section):
     pooling: Literal["mean", "last"]
 
 
-class Qwen25VL(Section):
-    """A published Qwen2.5-VL checkpoint (a hub id with a pinned revision, or a local folder)."""
+class Checkpoint(Section):
+    """What every published checkpoint needs: a hub id with a pinned revision, or a local folder."""
 
-    kind: Literal["qwen2_5_vl"]
     name: Annotated[str, Field(min_length=1)]
-    revision: Annotated[str, Field(min_length=1)] | None  # None only for a local folder
+    revision: Annotated[str, Field(min_length=1)] | None  # a commit of the hub id; only a local folder needs none
     dtype: Literal["float32", "bfloat16", "float16"]
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"]
+    max_text_tokens: Count
+
+
+class QwenVLCheckpoint(Checkpoint):
+    """What the Qwen-VL families share: pictures of any size, as many tokens as they have pixels."""
+
     min_pixels: Count
     max_pixels: Count
-    max_text_tokens: Count
     pooling: Literal["mean", "last"]
 
 
-BackboneParams = Annotated[TinyQwen25VL | Qwen25VL, Field(discriminator="kind")]
+class Qwen2VL(QwenVLCheckpoint):
+    """A Qwen2-VL checkpoint."""
+
+    kind: Literal["qwen2_vl"]
+
+
+class Qwen25VL(QwenVLCheckpoint):
+    """A Qwen2.5-VL checkpoint."""
+
+    kind: Literal["qwen2_5_vl"]
+
+
+class Qwen3VL(QwenVLCheckpoint):
+    """A (dense) Qwen3-VL checkpoint."""
+
+    kind: Literal["qwen3_vl"]
+
+
+class LlavaOnevision(Checkpoint):
+    """A LLaVA-OneVision checkpoint in transformers' own format (``llava-hf/...``)."""
+
+    kind: Literal["llava_onevision"]
+    max_tiles: CountOrZero  # beside the whole picture; 0: the whole picture alone
+    pooling: Literal["mean", "last"]
+
+
+class InternVL(Checkpoint):
+    """An InternVL checkpoint in transformers' own format (``OpenGVLab/...-hf``)."""
+
+    kind: Literal["internvl"]
+    max_tiles: CountOrZero  # beside the whole picture; 0 and 1: the whole picture alone
+    pooling: Literal["mean", "last"]
+
+
+class SmolVLM(Checkpoint):
+    """A SmolVLM, SmolVLM2 or Idefics3 checkpoint."""
+
+    kind: Literal["smolvlm"]
+    max_tiles: CountOrZero  # beside the whole picture; below 4: the whole picture alone
+    pooling: Literal["mean", "last"]
+
+
+class CLIP(Checkpoint):
+    """A CLIP checkpoint: two towers, each with its own pooling."""
+
+    kind: Literal["clip"]
+
+
+class SigLIP(Checkpoint):
+    """A SigLIP 2 checkpoint of fixed resolution (or a SigLIP one with a ``tokenizer.json``): two towers, as CLIP."""
+
+    kind: Literal["siglip"]
+
+
+BackboneParams = Annotated[
+    TinyQwen25VL | Qwen2VL | Qwen25VL | Qwen3VL | LlavaOnevision | InternVL | SmolVLM | CLIP | SigLIP,
+    Field(discriminator="kind"),
+]
 
 
 # ----------------------------------------------------------------------------------------- train_adapter
+Targets = Literal["language", "language_and_vision"]
+
+
 class TrainedVariant(Section):
     """Which adapter section and which loss section of ``train_adapter`` a trained variant uses."""
 
@@ -201,6 +309,7 @@ class AdapterParams(Section):
     expert_rank: Literal["split", "full"]
     gate: Literal["modality", "onehot", "uniform"]
     modality_dim: Count
+    targets: Targets  # which linear layers of the backbone
 
     @model_validator(mode="after")
     def _rank_splits(self) -> AdapterParams:
@@ -250,8 +359,12 @@ class TrainAdapterParams(Section):
 class ExportParams(Section):
     """Item vectors: one pass a modality, then fusion."""
 
+    engine: Literal["local", "ray"]  # ray: the cluster that RAY_ADDRESS names, else one on this machine
+    num_workers: Count  # of ray; with local, torchrun or accelerate say how many
     batch_size: Count
     shard_rows: Count
+    merge: bool  # fold the adapter into the base weights, one modality at a time
+    compile: bool  # torch.compile, for GPUs and big shops
     fusion: Literal["late_concat_pca", "concat", "mean", "image", "text"]
     fused_dim: Count  # of the PCA; capped by the concatenation's width and the number of fitted items
     normalize: bool
@@ -438,6 +551,12 @@ class Params(Section):
         reserved = {"id", "zero_shot"} & set(self.train_adapter.variants)
         if reserved:
             raise ValueError(f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)")
+        max_pixels = self.backbone.max_pixels if isinstance(self.backbone, TinyQwen25VL | QwenVLCheckpoint) else 0
+        if max_pixels > self.fetch_images.stored_pixels:
+            raise ValueError(
+                f"backbone.max_pixels: {max_pixels} is more than fetch_images.stored_pixels"
+                f" ({self.fetch_images.stored_pixels}), so stored pictures would be enlarged again; raise the latter"
+            )
         if self.report.cutoff not in self.evaluate.cutoffs:
             raise ValueError(f"report.cutoff: {self.report.cutoff} is not among evaluate.cutoffs {list(self.evaluate.cutoffs)}")
         return self
@@ -481,6 +600,13 @@ def _describe(error: dict[str, Any]) -> str:
     return f"{path}: {message} (got {found if len(found) <= 80 else found[:77] + '...'})"
 
 
+def _plain(value: Any) -> str:
+    """A day without quotes is a date in YAML; a text everywhere else."""
+    if type(value) is date:
+        return value.isoformat()
+    raise TypeError(type(value).__name__)
+
+
 def parse_params(data: Any, where: str) -> Params:
     """Check plain data against :class:`Params`.
 
@@ -493,7 +619,7 @@ def parse_params(data: Any, where: str) -> Params:
     """
     try:
         # Through JSON, because pydantic's strict mode then takes a list for a tuple, and nothing else more.
-        return Params.model_validate_json(json.dumps(data))
+        return Params.model_validate_json(json.dumps(data, default=_plain))
     except ValidationError as error:
         problems = " | ".join(_describe(dict(e)) for e in error.errors(include_url=False))
         raise ConfigError(where, problems) from None

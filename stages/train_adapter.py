@@ -23,9 +23,8 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
         device = prepare_torch(run.params.runtime)
         source = item_source(run.workspace, run.params.items)
         backbone = backbones.build(run.params.backbone, device)
-        model = adapters.build(
-            backbone.model, adapter, MODALITIES, backbone.adapter_pattern, backbone.num_adapter_layers, seed=training.seed
-        )
+        pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
+        model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=training.seed)
         inputs = fingerprint(
             adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
         )
@@ -37,7 +36,12 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
             adapters.save(model, folder)
             write_tsv(folder / "loss.tsv", records)
         shutil.rmtree(scratch, ignore_errors=True)
-        run.counts = {"variant": variant, "steps": len(records), "last loss": records[-1].loss if records else "none"}
+        run.counts = {
+            "variant": variant,
+            "adapted layers": num_layers,
+            "steps": len(records),
+            "last loss": records[-1].loss if records else "none",
+        }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def train_recommender(variant: Variant, recommender: Recommender, root: Root = P
         test = interactions.filter(pl.col("split") == "test")
         vectors_path = run.workspace.embeddings(variant)
         data = recommenders.training_data(
-            interactions.filter(pl.col("split") != "test"),
+            interactions.filter(pl.col("split").is_in(["train", "valid"])),
             num_users=interactions["user_id"].n_unique(),
             num_items=interactions["item_id"].n_unique(),
             leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,

@@ -26,7 +26,9 @@ from sda_core.items import ItemBatch, ItemSource
 from sda_core.params import AdapterParams, LossParams, TrainingParams
 
 CPU = torch.device("cpu")
-MODA = AdapterParams(r=4, lora_alpha=8.0, lora_dropout=0.1, num_experts=2, expert_rank="split", gate="modality", modality_dim=4)
+MODA = AdapterParams(
+    r=4, lora_alpha=8.0, lora_dropout=0.1, num_experts=2, expert_rank="split", gate="modality", modality_dim=4, targets="language"
+)
 LORA = MODA.model_copy(update={"num_experts": 1, "gate": "uniform"})
 LOSS = LossParams(
     variant="paper",
@@ -409,7 +411,8 @@ def test_a_real_backbone_with_and_without_gradient_checkpointing(tmp_path: Path)
     found = []
     for on in (False, True):
         backbone = backbones.build(tiny, CPU)
-        model = build(backbone.model, MODA, ["image", "text"], backbone.adapter_pattern, backbone.num_adapter_layers, seed=1)
+        pattern, num_layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
+        model = build(backbone.model, MODA, ["image", "text"], pattern, num_layers, seed=1)
         chosen = changed(training, gradient_checkpointing=on)
         curve = train_adapter(backbone, model, items(), chosen, LOSS, tmp_path / f"checkpoint-{on}", "inputs", CPU)
         assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

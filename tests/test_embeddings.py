@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import io
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,13 +31,23 @@ from sklearn.decomposition import PCA
 from sda_core import adapters
 from sda_core.artifacts import EMBEDDINGS, read_vectors
 from sda_core.backbones import build
-from sda_core.embeddings import EmbeddedItems, embed_items, embedding_metadata, fuse, write_embeddings, write_ids_only
+from sda_core.embeddings import (
+    EmbeddedItems,
+    embed,
+    embed_items,
+    embedding_metadata,
+    fuse,
+    processes,
+    write_embeddings,
+    write_ids_only,
+)
 from sda_core.errors import ConfigError, DataError
 from sda_core.items import ItemSource
 from sda_core.params import AdapterParams, ExportParams, TinyQwen25VL
 from sda_core.seed import derive
 
 MissingImage = Literal["placeholder", "text_only"]
+Engine = Literal["local", "ray"]
 CPU = torch.device("cpu")
 TINY = {
     "kind": "tiny_qwen2_5_vl",
@@ -67,8 +80,14 @@ class NoisePictures:
         return "missing_url" if item_id % 5 == 0 else "ok"
 
 
+class NoPictures(NoisePictures):
+    def status(self, item_id: int) -> str:
+        return "missing_url"
+
+
 def export_params(**changes) -> ExportParams:
-    values = {"batch_size": 4, "shard_rows": 8, "fusion": "late_concat_pca", "fused_dim": 8, "normalize": True}
+    values = {"engine": "local", "num_workers": 2, "batch_size": 4, "shard_rows": 8, "merge": True, "compile": False}
+    values |= {"fusion": "late_concat_pca", "fused_dim": 8, "normalize": True}
     return ExportParams(**(values | changes))
 
 
@@ -83,8 +102,10 @@ def nothing(_modality: str):
     return nullcontext()
 
 
-def embed(source: ItemSource, backbone, resume: Path, fingerprint: str = "f", context=nothing, **changes) -> EmbeddedItems:
-    return embed_items(backbone, backbone.model, source, export_params(**changes), resume, fingerprint, CPU, context)
+def encoded(source: ItemSource, backbone, resume: Path, fingerprint: str = "f", context=nothing, **changes) -> EmbeddedItems:
+    result = embed_items(backbone, backbone.model, source, export_params(**changes), resume, fingerprint, CPU, context)
+    assert result is not None
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +115,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def embedded(backbone, tmp_path_factory):
-    return embed(shop(30), backbone, tmp_path_factory.mktemp("resume"))
+    return encoded(shop(30), backbone, tmp_path_factory.mktemp("resume"))
 
 
 def assert_close(a: EmbeddedItems, b: EmbeddedItems, tolerance: float = 1e-5) -> None:
@@ -129,17 +150,17 @@ def test_each_row_is_its_item(backbone, embedded):
     "changes", [{"batch_size": 1}, {"batch_size": 30, "shard_rows": 100}, {"batch_size": 7, "shard_rows": 5}, {"shard_rows": 1}]
 )
 def test_batch_and_block_sizes_do_not_matter(backbone, embedded, tmp_path, changes):
-    assert_close(embed(shop(30), backbone, tmp_path, **changes), embedded)
+    assert_close(encoded(shop(30), backbone, tmp_path, **changes), embedded)
 
 
 def test_order_does_not_matter(backbone, embedded, tmp_path):
     order = np.random.default_rng(1).permutation(30)
-    shuffled = embed(shop(30, order=order), backbone, tmp_path)
+    shuffled = encoded(shop(30, order=order), backbone, tmp_path)
     np.testing.assert_allclose(shuffled.text_ID, embedded.text_ID[order], atol=1e-5)
 
 
 def test_twice_is_byte_equal(backbone, embedded, tmp_path):
-    assert_equal(embed(shop(30), backbone, tmp_path), embedded)
+    assert_equal(encoded(shop(30), backbone, tmp_path), embedded)
 
 
 def test_placeholder_counts_as_a_picture(backbone, embedded):
@@ -149,7 +170,7 @@ def test_placeholder_counts_as_a_picture(backbone, embedded):
 
 
 def test_text_only_leaves_rows_out(backbone, embedded, tmp_path):
-    result = embed(shop(30, missing_image="text_only"), backbone, tmp_path, shard_rows=5)
+    result = encoded(shop(30, missing_image="text_only"), backbone, tmp_path, shard_rows=5)
     absent = np.arange(1, 31) % 5 == 0
     assert np.array_equal(result.has_image, ~absent)
     assert not result.image_ID[absent].any()
@@ -158,12 +179,8 @@ def test_text_only_leaves_rows_out(backbone, embedded, tmp_path):
 
 
 def test_no_picture_at_all(backbone, tmp_path):
-    class NoPictures(NoisePictures):
-        def status(self, item_id: int) -> str:
-            return "missing_url"
-
     source = ItemSource(np.arange(1, 4), ["a", "b", "c"], "p", "h", NoPictures(), "text_only")
-    result = embed(source, backbone, tmp_path)
+    result = encoded(source, backbone, tmp_path)
     assert not result.has_image.any()
     fused = fuse(result.image_ID, result.text_ID, result.has_image, np.array([1, 2, 3]), export_params(fusion="concat"))
     np.testing.assert_allclose(np.linalg.norm(fused, axis=1), 1, atol=1e-6)
@@ -186,58 +203,145 @@ def test_modality_is_set_around_its_passes(backbone, tmp_path):
 
     hook = backbone.model.model.register_forward_pre_hook(spy, with_kwargs=True)
     try:
-        embed(shop(10), backbone, tmp_path, context=context)
+        encoded(shop(10), backbone, tmp_path, context=context)
     finally:
         hook.remove()
     assert active == []
     assert {("image", True), ("text", False)} == set(seen)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21, transformers 5.23
-def test_adapted_model_in_its_modality_and_merged(embedded, tmp_path):
+@pytest.fixture
+def adapted():
+    """A backbone with an adapter that was trained: its weights are random."""
     fresh = build(TinyQwen25VL(**TINY), CPU)
     params = AdapterParams(
-        r=4, lora_alpha=8.0, lora_dropout=0.1, num_experts=2, expert_rank="split", gate="modality", modality_dim=8
+        r=4,
+        lora_alpha=8.0,
+        lora_dropout=0.1,
+        num_experts=2,
+        expert_rank="split",
+        gate="modality",
+        modality_dim=8,
+        targets="language",
     )
-    adapted = adapters.build(fresh.model, params, ["image", "text"], fresh.adapter_pattern, fresh.num_adapter_layers, seed=1)
-
-    def run(name: str, context) -> EmbeddedItems:
-        return embed_items(fresh, adapted, shop(30), export_params(), tmp_path / name, "f", CPU, context)
-
-    @contextmanager
-    def merged(modality: str):
-        adapters.merge_modality(adapted, modality)
-        try:
-            yield
-        finally:
-            adapters.unmerge_modality(adapted)
-
-    assert_close(run("untrained", lambda name: adapters.modality(adapted, name)), embedded)
+    pattern, num_layers = fresh.adapter_pattern("language"), fresh.num_adapter_layers("language")
+    model = adapters.build(fresh.model, params, ["image", "text"], pattern, num_layers, seed=1)
     with torch.no_grad():
-        for name, weight in adapted.named_parameters():
+        for name, weight in model.named_parameters():
             if weight.requires_grad:
                 weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(derive(0, name)))
-    trained = run("trained", lambda name: adapters.modality(adapted, name))
+    return fresh, model
+
+
+def test_adapted_model_in_its_modality(embedded, adapted, tmp_path):
+    fresh, model = adapted
+
+    def run(name: str, context) -> EmbeddedItems:
+        result = embed_items(fresh, model, shop(30), export_params(), tmp_path / name, "f", CPU, context)
+        assert result is not None
+        return result
+
+    with model.disable_adapter():
+        assert_close(run("disabled", lambda name: adapters.modality(model, name)), embedded)
+    trained = run("trained", lambda name: adapters.modality(model, name))
     assert np.abs(trained.text_ID - embedded.text_ID).max() > 0.01
     assert np.abs(trained.image_ID - embedded.image_ID).max() > 0.01
-    assert_close(run("merged", merged), trained, tolerance=1e-4)
-    swapped = run("swapped", lambda name: adapters.modality(adapted, {"image": "text", "text": "image"}[name]))
+    swapped = run("swapped", lambda name: adapters.modality(model, {"image": "text", "text": "image"}[name]))
     assert np.abs(swapped.text_ID - trained.text_ID).max() > 1e-3, "the gate looks at the modality"
+
+
+@pytest.mark.parametrize("sizes", [(1, 8), (3, 30), (32, 7)])
+def test_merged_equals_unmerged_whatever_the_batches(adapted, tmp_path, sizes):
+    """Written and loaded, as the stage does it; the base weights come back to the bit."""
+    fresh, model = adapted
+    unmerged = embed_items(
+        fresh, model, shop(30), export_params(), tmp_path / "a", "f", CPU, lambda name: adapters.modality(model, name)
+    )
+    adapters.save(model, tmp_path / "adapter")
+    again = build(TinyQwen25VL(**TINY), CPU)
+    before = {name: weight.clone() for name, weight in again.model.state_dict().items()}
+    loaded, context = adapters.load(again.model, tmp_path / "adapter", merge=True)
+    changes = {"batch_size": sizes[0], "shard_rows": sizes[1]}
+    merged = embed_items(again, loaded, shop(30), export_params(**changes), tmp_path / "b", "f", CPU, context)
+    assert unmerged is not None
+    assert merged is not None
+    assert_close(merged, unmerged, tolerance=1e-4)
+    after = {name.replace(".base_layer", ""): weight for name, weight in again.model.state_dict().items() if "moda_" not in name}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_merging_happens_once_a_modality_and_only_for_what_is_left(adapted, tmp_path):
+    fresh, model = adapted
+    entered: list[str] = []
+
+    def context(name: str):
+        entered.append(name)
+        return adapters.merged_modality(model, name)
+
+    for expected in (["image", "text"], []):
+        entered.clear()
+        embed_items(fresh, model, shop(30), export_params(), tmp_path, "f", CPU, context)
+        assert entered == expected
+    (tmp_path / "text-00001.safetensors").unlink()
+    embed_items(fresh, model, shop(30), export_params(), tmp_path, "f", CPU, context)
+    assert entered == ["text"]
+
+
+def test_half_precision(adapted, tmp_path):
+    """bfloat16 weights give float32 vectors near the full ones, merged or not."""
+    fresh, model = adapted
+    full, half = (
+        embed_items(fresh, model.to(dtype), shop(12), export_params(), tmp_path / str(dtype), "f", CPU, context)
+        for dtype, context in (
+            (torch.float32, lambda name: adapters.modality(model, name)),
+            (torch.bfloat16, lambda name: adapters.merged_modality(model, name)),
+        )
+    )
+    for exact, rounded in ((full.image_ID, half.image_ID), (full.text_ID, half.text_ID)):
+        assert rounded.dtype == np.float32
+        assert (np.sum(unit(exact) * unit(rounded), axis=1) > 0.99).all()
+        assert np.abs(exact - rounded).max() > 1e-4, "it did run in half precision"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_equals_eager(adapted, tmp_path):
+    """The texts only: the compiler works for seconds, and pictures go through the same layers."""
+    fresh, model = adapted
+    source = ItemSource(np.arange(1, 17), ["good " * place for place in range(16)], "p", "h", NoPictures(), "text_only")
+    vectors: list[np.ndarray] = []
+    for compiled in (False, True):
+        params = export_params(compile=compiled, batch_size=8, shard_rows=16)
+        resume = tmp_path / str(compiled)
+        result = embed_items(fresh, model, source, params, resume, "f", CPU, lambda name: adapters.merged_modality(model, name))
+        assert result is not None
+        vectors.append(result.text_ID)
+    np.testing.assert_allclose(*vectors, atol=1e-5)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 0, "it was compiled"
+    assert not counters["graph_break"]
+
+
+def test_compiling_needs_a_compiler(backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"export_embeddings\.compile: needs a C\+\+ compiler .*use false"):
+        encoded(shop(8), backbone, tmp_path, compile=True)
 
 
 def test_model_is_put_into_evaluation_mode(backbone, embedded, tmp_path):
     backbone.model.train()
-    assert_equal(embed(shop(30), backbone, tmp_path), embedded)
+    assert_equal(encoded(shop(30), backbone, tmp_path), embedded)
     assert not backbone.model.training
 
 
 def test_cut_texts_are_reported(backbone, tmp_path, caplog):
     source = ItemSource(np.arange(1, 4), ["a" * 500, "short", "b" * 160], "p", "h", NoisePictures(), "text_only")
     with caplog.at_level(logging.INFO, logger="sda_core"):
-        embed(source, backbone, tmp_path)
+        encoded(source, backbone, tmp_path)
         assert "2 of 3 texts fill backbone.max_text_tokens" in caplog.text
         caplog.clear()
-        embed(source, backbone, tmp_path)  # resumed
+        encoded(source, backbone, tmp_path)  # resumed
         assert "2 of 3 texts fill backbone.max_text_tokens" in caplog.text
 
 
@@ -246,7 +350,7 @@ def test_vector_that_is_not_finite(tmp_path):
     with torch.no_grad():
         broken.model.model.language_model.norm.weight[0] = float("inf")
     with pytest.raises(DataError, match=r"image vectors: should be finite .*item_id 1, 2, 3, 4, 5"):
-        embed(shop(8), broken, tmp_path)
+        encoded(shop(8), broken, tmp_path)
     assert not list(tmp_path.iterdir()), "nothing broken is kept for later"
 
 
@@ -257,23 +361,23 @@ def test_out_of_memory_is_one_line(backbone, tmp_path):
     hook = backbone.model.model.register_forward_pre_hook(exhausted)
     try:
         with pytest.raises(ConfigError, match=r"export_embeddings\.batch_size: 4 items do not fit .*lower it"):
-            embed(shop(8), backbone, tmp_path)
+            encoded(shop(8), backbone, tmp_path)
     finally:
         hook.remove()
 
 
 # ------------------------------------------------------------------------------------------------ resume
 def test_finished_blocks_are_not_computed_again(backbone, embedded, tmp_path):
-    embed(shop(30), backbone, tmp_path)
+    encoded(shop(30), backbone, tmp_path)
     passes: list[int] = []
     hook = backbone.model.model.register_forward_pre_hook(lambda *_: passes.append(1))
     try:
-        assert_equal(embed(shop(30), backbone, tmp_path), embedded)
+        assert_equal(encoded(shop(30), backbone, tmp_path), embedded)
         assert not passes
         (tmp_path / "text-00001.safetensors").unlink()
         damaged = tmp_path / "image-00002.safetensors"
         damaged.write_bytes(damaged.read_bytes()[:-50])
-        assert_equal(embed(shop(30), backbone, tmp_path), embedded)
+        assert_equal(encoded(shop(30), backbone, tmp_path), embedded)
         assert len(passes) == 4, "two blocks of two batches"
     finally:
         hook.remove()
@@ -281,68 +385,67 @@ def test_finished_blocks_are_not_computed_again(backbone, embedded, tmp_path):
 
 @pytest.mark.parametrize("change", ["fingerprint", "texts", "missing_image", "batch_size"])
 def test_blocks_of_other_inputs_are_not_taken(backbone, tmp_path, change):
-    embed(shop(16), backbone, tmp_path)
+    encoded(shop(16), backbone, tmp_path)
     passes: list[int] = []
     hook = backbone.model.model.register_forward_pre_hook(lambda *_: passes.append(1))
     try:
         match change:
             case "fingerprint":
-                embed(shop(16), backbone, tmp_path, fingerprint="other")
+                encoded(shop(16), backbone, tmp_path, fingerprint="other")
             case "texts":
-                embed(shop(16, order=np.arange(16)[::-1]), backbone, tmp_path)
+                encoded(shop(16, order=np.arange(16)[::-1]), backbone, tmp_path)
             case "missing_image":
-                embed(shop(16, missing_image="text_only"), backbone, tmp_path)
+                encoded(shop(16, missing_image="text_only"), backbone, tmp_path)
             case _:
-                embed(shop(16), backbone, tmp_path, batch_size=8)
+                encoded(shop(16), backbone, tmp_path, batch_size=8)
     finally:
         hook.remove()
     assert len(passes) >= 4
 
 
-def export_to(resume: Path, out: Path) -> None:
+def export_to(resume: Path, out: Path, engine: Engine = "local") -> None:
     """What the export stage does, with real pieces."""
     torch.set_num_threads(1)
-    backbone = build(TinyQwen25VL(**TINY), CPU)
-    params = export_params(batch_size=2, shard_rows=4)
-    result = embed_items(backbone, backbone.model, shop(160, "text_only"), params, resume, "f", CPU, nothing)
+    params = export_params(engine=engine, batch_size=2, shard_rows=4)
+    source, store = shop(160, "text_only"), NoisePictures()
+    with processes() as team:
+        result = embed(TinyQwen25VL(**TINY), None, source, store, params, resume, "f", CPU, team)
+    if result is None:
+        return
     fused = fuse(result.image_ID, result.text_ID, result.has_image, np.arange(1, 150), params)
-    metadata = embedding_metadata(backbone.info, params, "prompt", "", backbone.dim, fused.shape[1])
+    metadata = embedding_metadata(result.info, params, "prompt", "", result.text_ID.shape[1], fused.shape[1])
     raw_ids = [f"B{place:05d}" for place in result.item_ids]
     write_embeddings(out, result.item_ids, raw_ids, result.image_ID, result.text_ID, fused, metadata, result.has_image)
 
 
-def export_script(resume: Path, out: Path) -> str:
+def export_script(resume: Path, out: Path, engine: Engine = "local") -> str:
     """A program of its own that runs :func:`export_to`, without this file's test libraries (they take seconds to import)."""
-    parts = [inspect.getsource(part) for part in (NoisePictures, export_params, shop, nothing, export_to)]
+    parts = [inspect.getsource(part) for part in (NoisePictures, export_params, shop, export_to)]
     return "\n".join(
         [
             "from __future__ import annotations",
             "import io, numpy as np, torch",
-            "from contextlib import nullcontext",
             "from pathlib import Path",
             "from typing import Literal",
+            "Engine = Literal['local', 'ray']",
             "MissingImage = Literal['placeholder', 'text_only']",
             "from PIL import Image",
             "from sda_core.backbones import build",
-            "from sda_core.embeddings import embed_items, embedding_metadata, fuse, write_embeddings",
+            "from sda_core.embeddings import embed, embedding_metadata, fuse, processes, write_embeddings",
             "from sda_core.items import ItemSource",
             "from sda_core.params import ExportParams, TinyQwen25VL",
             "CPU = torch.device('cpu')",
             f"TINY = {TINY!r}",
             *parts,
-            f"export_to(Path({str(resume)!r}), Path({str(out)!r}))",
+            f"if __name__ == '__main__':\n    export_to(Path({str(resume)!r}), Path({str(out)!r}), {engine!r})",
         ]
     )
 
 
 def test_killed_export_resumes_to_the_same_bytes(tmp_path):
     resume, out = tmp_path / "resume", tmp_path / "killed.parquet"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", export_script(resume, out)], env=environment)
-    deadline = time.monotonic() + 120
-    while len(list(resume.glob("*.safetensors"))) < 43 and time.monotonic() < deadline:  # of 80: in the middle of the texts
-        assert process.poll() is None, "it should still be running"
-        time.sleep(0.002)
+    process = subprocess.Popen([sys.executable, "-c", export_script(resume, out)], env=environment())
+    wait_for(lambda: len(list(resume.glob("*.safetensors"))) >= 43, process)  # of 80: in the middle of the texts
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not out.exists()
@@ -358,6 +461,107 @@ def test_killed_export_resumes_to_the_same_bytes(tmp_path):
     assert len(list(resume.glob("*.safetensors"))) == 80
     assert out.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
     assert pq.read_metadata(out).num_rows == 160
+
+
+def undisturbed(folder: Path) -> bytes:
+    """The file that one process writes."""
+    num_threads = torch.get_num_threads()
+    try:
+        export_to(folder / "fresh", folder / "undisturbed.parquet")
+    finally:
+        torch.set_num_threads(num_threads)
+    return (folder / "undisturbed.parquet").read_bytes()
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"} | changes
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        assert process.poll() is None, "it should still be running"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_two_processes_one_killed(tmp_path, victim):
+    """The other says so in one line; the next launch takes what is finished and ends with the bytes of one process."""
+    resume, out, script = tmp_path / "resume", tmp_path / "shared.parquet", tmp_path / "export.py"
+    script.write_text(export_script(resume, out), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, str(script)], env=environment(RANK=str(index), **address), stderr=subprocess.PIPE, text=True
+        )
+        for index in range(2)
+    ]
+    try:
+        wait_for(lambda: len(list(resume.glob("*.safetensors"))) >= 10, pair[victim])
+        pair[victim].send_signal(signal.SIGKILL)
+        said = pair[1 - victim].communicate(timeout=120)[1].strip().splitlines()[-1]
+    finally:
+        for process in pair:
+            process.kill()
+            process.communicate()
+    assert pair[1 - victim].returncode == 1
+    assert f"process {1 - victim} of 2: another process of this launch is gone" in said
+    assert "run the same command again" in said
+    assert not out.exists()
+    assert 10 <= len(list(resume.glob("*.safetensors"))) < 80
+    if victim == 1:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+        subprocess.run(launch, env=environment(), check=True, capture_output=True, timeout=300)
+        assert out.read_bytes() == undisturbed(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- ray
+def test_ray_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"export_embeddings\.engine: is 'ray', and the module ray .*use 'local'"):
+        export_to(tmp_path / "resume", tmp_path / "out.parquet", "ray")
+
+
+def workers_of(mark: str) -> list[int]:
+    """Ids of the Ray actors that carry a mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title, variables = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:  # gone meanwhile
+            continue
+        if title.startswith(b"ray::") and b"_Worker" in title and mark.encode() in variables:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="worker processes are found through /proc")
+def test_ray_workers_one_killed(tmp_path):
+    """Two worker processes; one is killed in the middle, and the rows are those of one process."""
+    resume, out, script = tmp_path / "resume", tmp_path / "ray.parquet", tmp_path / "export.py"
+    script.write_text(export_script(resume, out, "ray"), encoding="utf-8")
+    variables = environment(SDA_TEST_MARK=str(tmp_path))
+    variables.pop("RAY_ADDRESS", None)
+    with (tmp_path / "log.txt").open("w") as log:
+        driver = subprocess.Popen([sys.executable, str(script)], env=variables, stdout=log, stderr=log)
+        try:
+            wait_for(lambda: len(list(resume.glob("*.safetensors"))) >= 5, driver)
+            workers = workers_of(str(tmp_path))
+            assert len(workers) == 2
+            os.kill(workers[0], signal.SIGKILL)
+            assert driver.wait(timeout=300) == 0, (tmp_path / "log.txt").read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+    undisturbed(tmp_path)
+    shared, alone = pl.read_parquet(out), pl.read_parquet(tmp_path / "undisturbed.parquet")
+    assert shared.select("item_id", "raw_item_id").equals(alone.select("item_id", "raw_item_id"))
+    for column in ("image_embedding", "text_embedding", "embedding"):
+        assert shared[column].is_null().equals(alone[column].is_null())
+        np.testing.assert_allclose(shared[column].drop_nulls().to_numpy(), alone[column].drop_nulls().to_numpy(), atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ fusion
@@ -397,7 +601,7 @@ def test_chunks_do_not_change_the_components(monkeypatch):
     image, text = random_halves(100, 8)
     arguments = (image, text, np.ones(100, dtype=bool), np.arange(1, 91), export_params())
     whole = fuse(*arguments)
-    monkeypatch.setattr("sda_core.embeddings._CHUNK_ROWS", 7)
+    monkeypatch.setattr("sda_core.embeddings.fusion._CHUNK_ROWS", 7)
     np.testing.assert_allclose(fuse(*arguments), whole, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -24,6 +24,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from torch import Tensor, nn
 
 from sda_core.adapters.loading import load, save, without_rename_warning
+from sda_core.adapters.merging import merge_modality, merged_modality, moda_layers, unmerge_modality
 from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, modality
 from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
@@ -39,6 +40,7 @@ __all__ = [
     "gate_values",
     "load",
     "merge_modality",
+    "merged_modality",
     "modality",
     "save",
     "unmerge_modality",
@@ -115,45 +117,6 @@ def _summary(names: Sequence[str] | dict[str, nn.Module]) -> str:
     return ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, MoDALinear]]:
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, MoDALinear)]
-    if not found:
-        raise TrainingError("adapter", f"{type(model).__name__} has no MoDA layer", "build or load the adapter first")
-    yield from found
-
-
-def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> None:
-    """Fold the active adapters into the base weights, for one modality; then a pass costs what the base model costs.
-
-    The model stays a PEFT model; ``unmerge_modality`` restores the base weights to the bit, and a pass inside
-    ``with modality(model, other)`` is refused.  Merging for another modality unmerges first.
-
-    Args:
-        model: a model with MoDA layers.
-        name: of the modality.
-        safe_merge: refuse weights that are not finite.
-
-    Raises:
-        TrainingError: no such modality, no MoDA layer, or a base weight that takes no sum.
-    """
-    with modality(model, name):
-        for _, layer in _layers(model):
-            if layer.merged:
-                layer.unmerge()
-            layer.merge(safe_merge=safe_merge)
-
-
-def unmerge_modality(model: nn.Module) -> None:
-    """Undo :func:`merge_modality`; nothing happens where nothing is merged.
-
-    Raises:
-        TrainingError: the model has no MoDA layer.
-    """
-    for _, layer in _layers(model):
-        if layer.merged:
-            layer.unmerge()
-
-
 def gate_values(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
     """How much each expert counts, by layer: ``(M, E)``, float32 on the CPU.
 
@@ -162,7 +125,7 @@ def gate_values(model: nn.Module, adapter_name: str = "default") -> dict[str, Te
     """
     return {
         name: layer.gates(adapter_name).detach().float().cpu()
-        for name, layer in _layers(model)
+        for name, layer in moda_layers(model)
         if adapter_name in layer.moda_config
     }
 
@@ -173,4 +136,4 @@ def adapter_is_zero(model: nn.Module, adapter_name: str = "default") -> bool:
     Raises:
         TrainingError: the model has no MoDA layer.
     """
-    return not any(bool(layer.moda_B[adapter_name].any()) for _, layer in _layers(model) if adapter_name in layer.moda_B)
+    return not any(bool(layer.moda_B[adapter_name].any()) for _, layer in moda_layers(model) if adapter_name in layer.moda_B)

@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 
+from sda_core.adapters.merging import merged_modality
 from sda_core.adapters.moda import modality
 from sda_core.errors import ArtifactError, SDAError
 
@@ -30,12 +31,13 @@ def save(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def load(model: nn.Module, folder: Path | None) -> tuple[nn.Module, ModalityContext]:
+def load(model: nn.Module, folder: Path | None, *, merge: bool = False) -> tuple[nn.Module, ModalityContext]:
     """Put a saved adapter into a base model, frozen.
 
     Args:
         model: the base model; its layers are replaced in place.
         folder: what :func:`save` or PEFT wrote; None for the base model as it is.
+        merge: around a modality's passes, fold the adapter into the base weights (:func:`merged_modality`).
 
     Returns:
         The model in evaluation mode, and what to enter around a pass of a modality (nothing, without an adapter).
@@ -59,7 +61,8 @@ def load(model: nn.Module, folder: Path | None) -> tuple[nn.Module, ModalityCont
         first_line = str(error).strip().split("\n", 1)[0]
         problem = f"adapter cannot be put on this {type(model).__name__} ({type(error).__name__}: {first_line})"
         raise ArtifactError(str(folder), problem, f"{advice}, or name the backbone it was made for") from None
-    return adapted.eval(), lambda name: modality(adapted, name)
+    around = merged_modality if merge else modality
+    return adapted.eval(), lambda name: around(adapted, name)
 
 
 @contextmanager

@@ -1,5 +1,18 @@
 """Vision-language models that turn an item's picture and words into vectors: the one interface, and its builder.
 
+===================  =======================================  ====================================================
+``kind``             family                                   vector
+===================  =======================================  ====================================================
+``qwen2_vl``         Qwen2-VL                                 mean (or last) of the decoder's last hidden states
+``qwen2_5_vl``       Qwen2.5-VL                               the same
+``qwen3_vl``         Qwen3-VL, dense                          the same
+``llava_onevision``  LLaVA-OneVision                          the same
+``internvl``         InternVL, transformers' format           the same
+``smolvlm``          SmolVLM, SmolVLM2, Idefics3              the same
+``clip``             CLIP                                     the towers' own pooling and projection
+``siglip``           SigLIP 2 of fixed resolution, SigLIP     the towers' own pooling
+===================  =======================================  ====================================================
+
 A backbone knows how to make model inputs from pictures and from texts and how to pool the model's hidden states; it
 does not know what an adapter or a loss is.  :func:`build` chooses by the type of the params section.  This package is
 the only importer of transformers, and imports it only inside the case that needs it.
@@ -12,7 +25,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, assert_never
 
-from sda_core.params import BackboneParams, Qwen25VL, TinyQwen25VL
+from sda_core.params import (
+    CLIP,
+    BackboneParams,
+    InternVL,
+    LlavaOnevision,
+    Qwen2VL,
+    Qwen3VL,
+    Qwen25VL,
+    SigLIP,
+    SmolVLM,
+    Targets,
+    TinyQwen25VL,
+)
 
 if TYPE_CHECKING:  # for the signatures only: choosing a backbone needs neither library
     import torch
@@ -32,9 +57,10 @@ class BackboneInfo:
         revision: pinned commit of a hub id, ``sha256:...`` of a local folder's files, or the seed of a random model.
         dtype: of the weights, e.g. ``"bfloat16"``.
         attention: the attention implementation that was chosen.
-        pooling: ``"mean"`` over the attention mask, or ``"last"`` token.
-        min_pixels: pictures are enlarged to this many pixels.
-        max_pixels: pictures are reduced to this many pixels.
+        pooling: ``"mean"`` over the attention mask, ``"last"`` token, or the ``"tower"``'s own.
+        min_pixels: pictures are enlarged to this many pixels; None where the model has its own size.
+        max_pixels: pictures are reduced to this many pixels; None where the model has its own size.
+        max_tiles: pictures are cut into at most this many tiles; None where the model cuts none.
         max_text_tokens: length at which a text sequence is cut, template included.
     """
 
@@ -43,14 +69,15 @@ class BackboneInfo:
     revision: str
     dtype: str
     attention: str
-    pooling: Literal["mean", "last"]
-    min_pixels: int
-    max_pixels: int
+    pooling: Literal["mean", "last", "tower"]
+    min_pixels: int | None
+    max_pixels: int | None
+    max_tiles: int | None
     max_text_tokens: int
 
     def metadata(self) -> dict[str, str]:
-        """The fields as text, ready for an Arrow schema's metadata."""
-        return {f"backbone_{key}": str(value) for key, value in asdict(self).items()}
+        """The fields that this kind of model has, as text, ready for an Arrow schema's metadata."""
+        return {f"backbone_{key}": str(value) for key, value in asdict(self).items() if value is not None}
 
 
 class Backbone(Protocol):
@@ -75,18 +102,21 @@ class Backbone(Protocol):
         """What the vectors depend on."""
         ...
 
-    @property
-    def adapter_pattern(self) -> str:
-        """Regular expression for PEFT's ``target_modules``: matches, in full, the language model's linear layers only."""
+    def adapter_pattern(self, targets: Targets) -> str:
+        """Regular expression for PEFT's ``target_modules``: matches, in full, linear layers of the transformer blocks.
+
+        Args:
+            targets: ``"language"`` for those of the language model (or text tower) only, ``"language_and_vision"``
+                for those of the vision tower as well.
+        """
         ...
 
-    @property
-    def num_adapter_layers(self) -> int:
-        """How many modules :attr:`adapter_pattern` matches: 7 a decoder layer (q, k, v, o, gate, up, down)."""
+    def num_adapter_layers(self, targets: Targets) -> int:
+        """How many modules :meth:`adapter_pattern` matches; for a language model 7 a layer (q, k, v, o, gate, up, down)."""
         ...
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence a picture: the picture, then the prompt."""
+        """One sequence a picture: the picture, then the prompt (which a dual encoder does not read)."""
         ...
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -94,7 +124,7 @@ class Backbone(Protocol):
         ...
 
     def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Pooled last hidden states, ``(B, D)`` float32, **not** normalised.
+        """Pooled last hidden states, or a dual encoder's projections: ``(B, D)`` float32, **not** normalised.
 
         Args:
             model: :attr:`model` itself, or the PEFT model around it.
@@ -120,8 +150,36 @@ def build(params: BackboneParams, device: torch.device) -> Backbone:
             from sda_core.backbones.qwen2_5_vl import make_tiny
 
             return make_tiny(params, device)
+        case Qwen2VL():
+            from sda_core.backbones.qwen2_vl import load
+
+            return load(params, device)
         case Qwen25VL():
             from sda_core.backbones.qwen2_5_vl import load
+
+            return load(params, device)
+        case Qwen3VL():
+            from sda_core.backbones.qwen3_vl import load
+
+            return load(params, device)
+        case LlavaOnevision():
+            from sda_core.backbones.llava_onevision import load
+
+            return load(params, device)
+        case InternVL():
+            from sda_core.backbones.internvl import load
+
+            return load(params, device)
+        case SmolVLM():
+            from sda_core.backbones.smolvlm import load
+
+            return load(params, device)
+        case CLIP():
+            from sda_core.backbones.clip import load
+
+            return load(params, device)
+        case SigLIP():
+            from sda_core.backbones.siglip import load
 
             return load(params, device)
         case _:

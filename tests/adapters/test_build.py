@@ -11,7 +11,14 @@ from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
 
 PARAMS = AdapterParams(
-    r=8, lora_alpha=32.0, lora_dropout=0.1, num_experts=4, expert_rank="split", gate="modality", modality_dim=16
+    r=8,
+    lora_alpha=32.0,
+    lora_dropout=0.1,
+    num_experts=4,
+    expert_rank="split",
+    gate="modality",
+    modality_dim=16,
+    targets="language",
 )
 LANGUAGE = r"language\.\d+\.(up|down)"
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import importlib.util
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from sda_core.backbones import build
-from sda_core.params import Qwen25VL, TinyQwen25VL
+from sda_core.params import BackboneParams, Qwen25VL, TinyQwen25VL
 
 CPU = torch.device("cpu")
 
@@ -76,3 +81,46 @@ def noise_picture():
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
     return make
+
+
+# ------------------------------------------------------------------------------------------- other families
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Folder of a family's tiny checkpoint, written at its first use; not to be written to."""
+    root = tmp_path_factory.mktemp("families")
+    path = Path(__file__).with_name("tiny_checkpoints.py")
+    spec = importlib.util.spec_from_file_location("tiny_checkpoints", path)
+    assert spec is not None
+    assert spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+
+    @cache
+    def make(family: str) -> Path:
+        return writer.write(family, root / family)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def family_params(tiny_folder):
+    """Make the params of a family's tiny checkpoint, with some values changed."""
+
+    def make(family: str, **changes):
+        kind = "smolvlm" if family == "idefics3" else family
+        values = {"kind": kind, "name": str(tiny_folder(family)), "revision": None, "dtype": "float32", "attention": "auto"}
+        if kind in {"clip", "siglip"}:
+            values |= {"max_text_tokens": 40}
+        elif kind.startswith("qwen"):
+            values |= {"max_text_tokens": 160, "min_pixels": 784, "max_pixels": 9408, "pooling": "mean"}
+        else:
+            values |= {"max_text_tokens": 160, "max_tiles": 4, "pooling": "mean"}
+        return TypeAdapter(BackboneParams).validate_python(values | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def family(family_params):
+    """A family's tiny backbone, one for all tests; not to be changed."""
+    return cache(lambda name: build(family_params(name), CPU))

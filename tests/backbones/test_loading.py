@@ -44,7 +44,7 @@ def test_saved_and_loaded_is_the_same(tiny, saved_folder, checkpoint_params, noi
     picture = noise_picture(64, 48)
     loaded = build(checkpoint_params(saved_folder), CPU)
     assert torch.equal(vectors_of(loaded, picture), vectors_of(tiny, picture))
-    assert (loaded.dim, loaded.num_adapter_layers, loaded.info.attention) == (64, 14, "sdpa")
+    assert (loaded.dim, loaded.num_adapter_layers("language"), loaded.info.attention) == (64, 14, "sdpa")
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
     save_backbone(loaded, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (saved_folder / "model.safetensors").read_bytes()

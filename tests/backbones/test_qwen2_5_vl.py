@@ -22,13 +22,13 @@ from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from sda_core.backbones import build, save_backbone
+from sda_core.backbones._qwen_vl import LANGUAGE_PATTERN
+from sda_core.backbones._text import pool
 from sda_core.backbones.qwen2_5_vl import (
-    ADAPTER_PATTERN,
     IMAGE_TOKEN,
     SPECIAL_TOKENS,
     Qwen25VLBackbone,
     _byte_tokenizer,
-    _pool,
     _tiny_config,
 )
 from sda_core.errors import ConfigError
@@ -37,6 +37,7 @@ from sda_core.errors import ConfigError
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 CPU = torch.device("cpu")
+
 PROMPT = "The picture shows a product."
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
@@ -58,7 +59,7 @@ def kept_ids(inputs, row):
 # ------------------------------------------------------------------------------------------- the model
 def test_sizes_and_description(tiny):
     assert tiny.dim == 64
-    assert tiny.num_adapter_layers == 14
+    assert tiny.num_adapter_layers("language") == 14
     assert tiny.info.pooling == "mean"
     assert tiny.info.metadata()["backbone_revision"] == "seed:0"
     assert not tiny.model.training
@@ -119,34 +120,34 @@ def test_pattern_hits_the_language_model_of_7b_only():
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(config_of_7b())
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    hit = [name for name in linear if re.fullmatch(ADAPTER_PATTERN, name)]
+    hit = [name for name in linear if re.fullmatch(LANGUAGE_PATTERN, name)]
     assert len(hit) == 196 == 7 * 28
     assert not [name for name in hit if "visual" in name]
     suffixes = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert len([name for name in linear if name.endswith(suffixes)]) == 292, "the trap: suffixes hit the vision tower too"
     # only linear layers match, and the same ones in a model without head
-    assert hit == [name for name, _ in model.named_modules() if re.fullmatch(ADAPTER_PATTERN, name)]
-    assert len([name for name, _ in model.model.named_modules() if re.fullmatch(ADAPTER_PATTERN, name)]) == 196
+    assert hit == [name for name, _ in model.named_modules() if re.fullmatch(LANGUAGE_PATTERN, name)]
+    assert len([name for name, _ in model.model.named_modules() if re.fullmatch(LANGUAGE_PATTERN, name)]) == 196
 
 
 def test_pattern_hits_the_names_in_checkpoint_files(tiny, saved_folder):
     with safe_open(saved_folder / "model.safetensors", framework="pt") as handle:
         names = [name.removesuffix(".weight") for name in handle.keys() if name.endswith(".weight")]  # noqa: SIM118 (no mapping)
-    assert len([name for name in names if re.fullmatch(tiny.adapter_pattern, name)]) == tiny.num_adapter_layers
+    assert len([name for name in names if re.fullmatch(LANGUAGE_PATTERN, name)]) == tiny.num_adapter_layers("language")
 
 
 def test_peft_model_is_encoded_and_trained(tiny_params, noise_picture):
     backbone = build(tiny_params(), CPU)
     images = [noise_picture(64, 64), noise_picture(100, 40, seed=1)]
     plain = encode_images(backbone, images)
-    wrapped = peft.get_peft_model(backbone.model, peft.LoraConfig(r=2, target_modules=backbone.adapter_pattern))
-    assert len(wrapped.targeted_module_names) == backbone.num_adapter_layers
+    wrapped = peft.get_peft_model(backbone.model, peft.LoraConfig(r=2, target_modules=backbone.adapter_pattern("language")))
+    assert len(wrapped.targeted_module_names) == backbone.num_adapter_layers("language")
     inputs = backbone.image_inputs(images, PROMPT)
     with torch.inference_mode():
         assert torch.equal(backbone.encode(wrapped, inputs), plain)  # B is zero at first
     backbone.encode(wrapped, inputs).square().sum().backward()
     trained = {name: weight.grad for name, weight in wrapped.named_parameters() if weight.requires_grad}
-    assert len(trained) == 2 * backbone.num_adapter_layers
+    assert len(trained) == 2 * backbone.num_adapter_layers("language")
     assert all(gradient is not None and gradient.abs().sum() > 0 for name, gradient in trained.items() if "lora_B" in name)
     assert all(weight.grad is None for weight in wrapped.parameters() if not weight.requires_grad)
     with torch.no_grad():
@@ -162,7 +163,7 @@ def test_peft_model_is_encoded_and_trained(tiny_params, noise_picture):
 
 def test_adapted_backbone_is_not_saved(tiny_params, tmp_path):
     backbone = build(tiny_params(), CPU)
-    wrapped = peft.get_peft_model(backbone.model, peft.LoraConfig(r=2, target_modules=backbone.adapter_pattern))
+    wrapped = peft.get_peft_model(backbone.model, peft.LoraConfig(r=2, target_modules=backbone.adapter_pattern("language")))
     with pytest.raises(ConfigError, match="adapter"):
         save_backbone(backbone, tmp_path / "no")
     wrapped.unload()
@@ -440,10 +441,10 @@ def test_eager_attention_agrees(saved_folder, checkpoint_params, tiny):
 def test_pooling_reads_kept_places_only():
     hidden = torch.tensor([[[float("nan")], [2.0], [4.0]], [[1.0], [2.0], [6.0]]])
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    assert _pool(hidden, mask, "mean").tolist() == [[3.0], [3.0]]
-    assert _pool(hidden, mask, "last").tolist() == [[4.0], [6.0]]
+    assert pool(hidden, mask, "mean").tolist() == [[3.0], [3.0]]
+    assert pool(hidden, mask, "last").tolist() == [[4.0], [6.0]]
     half = torch.full((1, 4096, 1), 100.0, dtype=torch.float16)
-    assert _pool(half, torch.ones(1, 4096), "mean").tolist() == [[100.0]], "summed in float32: float16 ends at 65,504"
+    assert pool(half, torch.ones(1, 4096), "mean").tolist() == [[100.0]], "summed in float32: float16 ends at 65,504"
 
 
 @pytest.mark.real_data

@@ -1,0 +1,236 @@
+"""The export: items and tokens a second, and how much of the device's matmul peak that is; base, unmerged, merged.
+
+All sides run in one process on the same weights and items, in turns; ratios are of medians.  The weights are random,
+which costs what real ones cost.  The peak is that of a large square matmul, measured in the same run.
+On a CPU one thread is used, and what is counted is its processor time, so that other work on the machine does not count.
+
+    python bench/export.py                                        # the tiny shape, on the CPU or the GPU
+    python bench/export.py --shape 7b --batch 64 --items 512      # Qwen2.5-VL-7B's shape, bfloat16 on a GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from sda_core import adapters
+from sda_core.backbones import Backbone, build
+from sda_core.backbones._attention import use_batched_vision_attention
+from sda_core.params import AdapterParams, TinyQwen25VL
+
+TINY = {
+    "kind": "tiny_qwen2_5_vl", "seed": 0, "hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 192,
+    "vision_depth": 4, "min_pixels": 784, "max_pixels": 12544, "max_text_tokens": 256, "pooling": "mean",
+}  # fmt: skip
+# Qwen2.5-VL-7B-Instruct, from its published config
+TEXT_7B = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
+}  # fmt: skip
+VISION_7B = {
+    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}  # fmt: skip
+SIDES = ("base", "unmerged", "merged")
+
+
+class Shaped:
+    """A backbone whose model was exchanged for one of another shape, of random weights."""
+
+    def __init__(self, small: Backbone, device: torch.device, dtype: torch.dtype) -> None:
+        own: Any = small.model.config
+        ids = {name: getattr(own.text_config, name) for name in ("bos_token_id", "eos_token_id")}
+        config: Any = Qwen2_5_VLConfig(text_config={**TEXT_7B, **ids, "vocab_size": 152064}, vision_config=VISION_7B)
+        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+            setattr(config, name, getattr(own, name))
+        with torch.device("meta"):
+            model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        self.model: nn.Module = model.to_empty(device=device).eval().requires_grad_(requires_grad=False)
+        generator = torch.Generator(device=device).manual_seed(0)
+        for name, weight in self.model.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                weight.normal_(0.0, 0.02, generator=generator)
+        for module in self.model.modules():  # the rotary tables are buffers, which meta tensors do not fill
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                if name.endswith("inv_freq"):
+                    module.register_buffer(name, _frequencies(module, buffer, device), persistent=False)
+        self.dim = TEXT_7B["hidden_size"]
+        self.num_adapter_layers = lambda _: 7 * TEXT_7B["num_hidden_layers"]
+        self.adapter_pattern, self.info = small.adapter_pattern, small.info
+        self.image_inputs, self.text_inputs, self.encode = small.image_inputs, small.text_inputs, small.encode
+
+
+def _frequencies(module: nn.Module, buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
+    theta = 10_000.0 if "Vision" in type(module).__name__ else 1_000_000.0
+    return theta ** -(torch.arange(len(buffer), device=device, dtype=torch.float32) / len(buffer))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Floating-point operations a second of the best of some square matmuls."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(12):
+        start = _now(device)
+        torch.mm(a, b)
+        best = min(best, _now(device) - start)
+    return 2 * size**3 / best
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when the device has done all that was asked of it."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def operations_of(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matmuls, convolutions and attentions of a run, counted by torch."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=["tiny", "7b"], default="tiny")
+    parser.add_argument("--items", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--side", type=int, default=0, help="pixels; 0 for 112 (tiny) or 252 (7b)")
+    parser.add_argument("--words", type=int, default=20, help="words of an item's text, on average")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--matmul", type=int, default=0, help="width of the peak's matmul; 0 for 2048 (CPU) or 8192 (GPU)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the language model's layers")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    side = options.side or (112 if options.shape == "tiny" else 252)
+    peak = matmul_peak(device, dtype, options.matmul or (8192 if device.type == "cuda" else 2048))
+
+    small = build(TinyQwen25VL(**{**TINY, "max_pixels": max(side * side, 784)}), torch.device("cpu"))
+    if options.shape == "tiny":
+        small.model.to(device, dtype)
+    backbone: Any = small if options.shape == "tiny" else Shaped(small, device, dtype)
+    use_batched_vision_attention(backbone.model)
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(options.batch)]
+    lengths = np.sort(random.integers(1, 2 * options.words, options.items))
+    starts = range(0, options.items, options.batch)
+    images = backbone.image_inputs(pictures, "The picture shows a product.")
+    batches = {
+        "image": [images for _ in starts],
+        "text": [backbone.text_inputs(["words " * n for n in lengths[start : start + options.batch]]) for start in starts],
+    }
+    batches = {name: [{k: v.to(device) for k, v in inputs.items()} for inputs in some] for name, some in batches.items()}
+    num_tokens = {name: sum(int(inputs["attention_mask"].sum()) for inputs in some) for name, some in batches.items()}
+    num_padded = {name: sum(inputs["attention_mask"].numel() for inputs in some) for name, some in batches.items()}
+
+    def encode(model: nn.Module, name: str) -> None:
+        with torch.inference_mode():
+            for inputs in batches[name]:
+                backbone.encode(model, inputs)
+
+    operations = {name: operations_of(lambda name=name: encode(backbone.model, name)) for name in batches}
+    adapted = _adapted(backbone)
+    if options.compile:
+        for layer in adapted.get_base_model().model.language_model.layers:
+            layer.compile(dynamic=True)
+    around: dict[str, Callable[[str], AbstractContextManager[object]]] = {
+        "base": lambda _: _Bare(adapted),
+        "unmerged": lambda name: adapters.modality(adapted, name),
+        "merged": lambda name: adapters.merged_modality(adapted, name),
+    }
+    seconds: dict[tuple[str, str], list[float]] = {(s, name): [] for s in SIDES for name in batches}
+    memory: dict[str, int] = dict.fromkeys(SIDES, 0)
+    for turn in range(options.rounds + 1):  # the first is for warming up
+        for which in SIDES[turn % 3 :] + SIDES[: turn % 3]:
+            for name in batches:
+                with around[which](name):
+                    if device.type == "cuda":
+                        torch.cuda.reset_peak_memory_stats()
+                    start = _now(device)
+                    encode(adapted, name)
+                    if turn:
+                        seconds[which, name].append(_now(device) - start)
+                    if device.type == "cuda":
+                        memory[which] = max(memory[which], torch.cuda.max_memory_allocated())
+
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{where}, {dtype}, shape {options.shape}, {options.items} items in batches of {options.batch}, pictures of {side} px")
+    print(
+        f"matmul peak {peak / 1e12:.3g} TFLOP/s; padding {1 - num_tokens['text'] / num_padded['text']:.1%} of the texts' places"
+    )
+    print("\n| side     | modality | items/s | tokens/s | of peak | x base's time |\n|---|---|---|---|---|---|")
+    for which in SIDES:
+        for name in batches:
+            spent = statistics.median(seconds[which, name])
+            ratio = spent / statistics.median(seconds["base", name])
+            print(
+                f"| {which:8} | {name:8} | {options.items / spent:.4g} | {num_tokens[name] / spent:.4g} "
+                f"| {operations[name] / spent / peak:.1%} | {ratio:.3f} |"
+            )
+    if device.type == "cuda":
+        print("\npeak memory, GiB: " + ", ".join(f"{which} {memory[which] / 2**30:.1f}" for which in SIDES))
+    else:
+        print(f"\npeak resident memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def _adapted(backbone: Any) -> Any:
+    """The paper's adapter around the model, of random weights."""
+    params = AdapterParams(
+        r=8,
+        lora_alpha=32.0,
+        lora_dropout=0.1,
+        num_experts=4,
+        expert_rank="split",
+        gate="modality",
+        modality_dim=64,
+        targets="language",
+    )
+    pattern, num_layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
+    model = adapters.build(backbone.model, params, ["image", "text"], pattern, num_layers, seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "moda_B" in name:
+                weight.normal_(0.0, 0.01)
+    return model.eval()
+
+
+class _Bare:
+    """The base model alone: its linear layers stand where the adapted ones stood."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._places = [
+            (model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], layer)
+            for path, layer in model.named_modules()
+            if isinstance(layer, adapters.MoDALinear)
+        ]
+
+    def __enter__(self) -> None:
+        for parent, child, layer in self._places:
+            setattr(parent, child, layer.base_layer)
+
+    def __exit__(self, *_: object) -> None:
+        for parent, child, layer in self._places:
+            setattr(parent, child, layer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What CLIP and SigLIP share: a picture tower and a text tower that end in one space, each with a pooling of its own.
+
+* There is no common decoder: the image prompt is not used, and an adapter on ``language`` changes the words' vectors only.
+* The image vector is the vision tower's pooled projection, the text vector that of the text tower.
+* Words are cut to ``max_text_tokens``, which the text tower's table of positions bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sda_core.backbones import BackboneInfo
+from sda_core.backbones._checkpoint import save_parts
+from sda_core.backbones._layers import VIT_LINEAR, AdapterLayers
+from sda_core.backbones._pictures import as_rgb
+from sda_core.backbones._text import Words, padded, special_frame
+from sda_core.errors import ArtifactError, ConfigError
+from sda_core.params import Targets
+
+_MAX_ASPECT_RATIO = 50.0  # the shorter side is enlarged to a tower's square, and the longer one with it
+
+
+class DualEncoderBackbone:
+    """Two towers as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract.
+
+    Args:
+        model: a ``CLIPModel`` or the like; it is frozen and put into evaluation mode.
+        tokenizer: its fast tokenizer.
+        image_processor: its picture processor, of the PIL kind.
+        info: what the vectors depend on.
+        image_dim: width of the image vectors.
+        text_dim: width of the text vectors.
+
+    Raises:
+        ConfigError: ``max_text_tokens`` leaves no room for text, or exceeds the text tower's positions.
+        ArtifactError: the parts do not belong together.
+    """
+
+    lower_case: ClassVar[bool] = False
+    """Whether words are put into lower case here, because the model knows no other and its tokenizer may not do it."""
+    pads_to_full_length: ClassVar[bool] = False
+    """Whether the text tower was trained on sequences of one length, whose padding it attends to."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, image_processor: Any, info: BackboneInfo, *, image_dim: int, text_dim: int
+    ) -> None:
+        self.model: nn.Module = model.eval().requires_grad_(requires_grad=False)
+        self.info = info
+        self.dim = image_dim
+        self._tokenizer = tokenizer
+        self._image_processor = image_processor
+        text, vision = model.config.text_config, model.config.vision_config
+        self._layers = AdapterLayers(
+            language=rf"text_model\.encoder\.layers\.\d+\.{VIT_LINEAR}",
+            num_language=6 * text.num_hidden_layers,
+            vision=rf"vision_model\.encoder\.layers\.\d+\.{VIT_LINEAR}",
+            num_vision=6 * vision.num_hidden_layers,
+        )
+        if image_dim != text_dim:
+            raise ArtifactError(info.name, f"both towers should end in vectors of one width (got {image_dim} and {text_dim})")
+        made = dict(getattr(image_processor, "crop_size", None) or image_processor.size)
+        expected = {"height": vision.image_size, "width": vision.image_size}
+        if made != expected:
+            raise ArtifactError(
+                info.name,
+                f"picture processor and model disagree on the size of a picture (got {made}, expected {expected})",
+                "fetch the checkpoint anew, its picture processor is of another model",
+            )
+        self._num_patches = (vision.image_size // vision.patch_size) ** 2
+        self._words = Words(tokenizer, info.name)
+        self._frame = special_frame(tokenizer, info.name)
+        self._pad_token_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._max_length: int = text.max_position_embeddings
+        longest = len(self._frame.before) + len(self._frame.after)
+        if not longest < info.max_text_tokens <= self._max_length:
+            raise ConfigError(
+                "params.yaml: backbone.max_text_tokens",
+                f"should be more than {longest} and at most {self._max_length}, the text tower's length"
+                f" (got {info.max_text_tokens})",
+            )
+
+    def adapter_pattern(self, targets: Targets) -> str:
+        """Regular expression for PEFT's ``target_modules``; see :class:`sda_core.backbones.Backbone`."""
+        return self._layers.pattern(targets)
+
+    def num_adapter_layers(self, targets: Targets) -> int:
+        """How many modules :meth:`adapter_pattern` matches."""
+        return self._layers.count(targets)
+
+    def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
+        """The pictures, in the tower's size.
+
+        Args:
+            images: B pictures of any mode and size.
+            prompt: not used, the vision tower reads no words.
+
+        Returns:
+            ``pixel_values`` (B, 3, H, W), and ``attention_mask`` (B, patches), all ones; on the CPU.
+        """
+        del prompt
+        prepared = [as_rgb(image, _MAX_ASPECT_RATIO) for image in images]
+        pixel_values = self._image_processor(prepared, return_tensors="pt")["pixel_values"]
+        return {
+            "pixel_values": pixel_values,
+            "attention_mask": torch.ones((len(images), self._num_patches), dtype=torch.long),
+        }
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """One sequence a text, between the tokenizer's own special tokens.
+
+        Args:
+            texts: B texts; empty ones are allowed, special tokens in them are plain characters.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` (B, L); on the CPU.
+        """
+        before, after = self._frame.before, self._frame.after
+        taken = [text.lower() for text in texts] if self.lower_case else texts
+        words = self._words(taken, self.info.max_text_tokens - len(before) - len(after))
+        side: Literal["left", "right"] = "right"
+        if self.pads_to_full_length and self._tokenizer.padding_side == "left":
+            side = "left"
+        length = self._max_length if self.pads_to_full_length else None
+        return padded([[*before, *row, *after] for row in words], self._pad_token_id, side=side, length=length)
+
+    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The towers' pooled projections.
+
+        Args:
+            model: :attr:`model`, or a PEFT model around it.
+            inputs: of :meth:`image_inputs` or :meth:`text_inputs`, on any device.
+
+        Returns:
+            ``(B, D)`` float32, not normalised; with a gradient where the adapter has one.
+        """
+        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        moved = {name: tensor.to(inner.device, non_blocking=True) for name, tensor in inputs.items()}
+        if "pixel_values" in moved:
+            found = inner.get_image_features(pixel_values=moved["pixel_values"])
+        elif self.pads_to_full_length:
+            found = inner.get_text_features(input_ids=moved["input_ids"])
+        else:
+            found = inner.get_text_features(input_ids=moved["input_ids"], attention_mask=moved["attention_mask"])
+        return found.pooler_output.float()
+
+    def save(self, folder: Path) -> None:
+        """Write model, tokenizer and picture processor; see :func:`sda_core.backbones.save_backbone`."""
+        save_parts(folder, self.model, self._tokenizer, self._image_processor)

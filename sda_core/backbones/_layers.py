@@ -1,0 +1,50 @@
+"""Which linear layers of a backbone an adapter may take: patterns by full name, and how many layers each should meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sda_core.params import Targets
+
+LLAMA_LINEAR = r"(?:self_attn\.(?:q_proj|k_proj|v_proj|o_proj)|mlp\.(?:gate_proj|up_proj|down_proj))"
+"""The seven linear layers of a decoder layer in Llama, Qwen2 and Qwen3."""
+
+VIT_LINEAR = r"(?:self_attn\.(?:q_proj|k_proj|v_proj|out_proj)|mlp\.(?:fc1|fc2))"
+"""The six linear layers of an encoder layer in CLIP and SigLIP, and in the towers made from them."""
+
+
+@dataclass(frozen=True)
+class AdapterLayers:
+    """The linear layers of the transformer blocks, by part.
+
+    Patch embeddings, projectors between the parts, pooling heads and the language-model head are never among them:
+    they are few, and some are used without a call of their ``forward`` (SigLIP's pooling head), where an adapter would
+    change nothing.
+
+    Attributes:
+        language: matches, in full, the names in the language model or text tower.
+        num_language: how many those are.
+        vision: matches, in full, the names in the vision tower.
+        num_vision: how many those are.
+    """
+
+    language: str
+    num_language: int
+    vision: str
+    num_vision: int
+
+    def pattern(self, targets: Targets) -> str:
+        """Regular expression for PEFT's ``target_modules``."""
+        match targets:
+            case "language":
+                return self.language
+            case "language_and_vision":
+                return f"(?:{self.language}|{self.vision})"
+
+    def count(self, targets: Targets) -> int:
+        """How many modules :meth:`pattern` should match."""
+        match targets:
+            case "language":
+                return self.num_language
+            case "language_and_vision":
+                return self.num_language + self.num_vision

@@ -1,0 +1,93 @@
+"""What the Qwen-VL families share: pictures of any size as patches, and rotary positions in three dimensions.
+
+Pictures whose sides differ so much that even one row of patches would exceed ``max_pixels`` are put on a grey canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sda_core.backbones._layers import LLAMA_LINEAR, AdapterLayers
+from sda_core.backbones._pictures import as_rgb
+from sda_core.backbones._vision_language import Pictures, VisionLanguageBackbone
+from sda_core.errors import ArtifactError, ConfigError
+
+LANGUAGE_PATTERN = rf"(?:model\.)?(?:language_model\.)?layers\.\d+\.{LLAMA_LINEAR}"
+"""Linear layers of the decoder, by their names in memory (``model.language_model.layers...``) and in checkpoint files
+(``model.layers...``).  The vision tower's MLPs may carry the same last names, but sit in ``visual.blocks``."""
+
+_MAX_ASPECT_RATIO = 200.0  # of the picture processor; it refuses more
+
+
+class QwenVLBackbone(VisionLanguageBackbone):
+    """A Qwen-VL checkpoint; pictures take one token for each ``spatial_merge_size`` squared patches."""
+
+    image_token = "<|image_pad|>"  # noqa: S105
+    vision_linear: tuple[str, ...] = ()
+    """The linear layers of one block of the vision tower."""
+
+    def _adapter_layers(self) -> AdapterLayers:
+        names = "|".join(name.replace(".", r"\.") for name in self.vision_linear)
+        return AdapterLayers(
+            language=LANGUAGE_PATTERN,
+            num_language=7 * self._config.text_config.num_hidden_layers,
+            vision=rf"(?:model\.)?visual\.blocks\.\d+\.(?:{names})",
+            num_vision=len(self.vision_linear) * self._config.vision_config.depth,
+        )
+
+    def _set_up_pictures(self) -> None:
+        low, high = self.info.min_pixels, self.info.max_pixels
+        assert low is not None
+        assert high is not None
+        if low > high:
+            raise ConfigError("params.yaml: backbone.min_pixels", f"should be at most max_pixels (got {low} > {high})")
+        vision, processor = self._config.vision_config, self._image_processor
+        expected = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+        got = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+        if got != expected:
+            raise ArtifactError(
+                self.info.name,
+                f"picture processor and model disagree on patch size, merge size and temporal patch size"
+                f" (got {got}, expected {expected})",
+                "fetch the checkpoint anew, its picture processor is of another model",
+            )
+        self._merge_size: int = vision.spatial_merge_size
+        processor.size = {"shortest_edge": low, "longest_edge": high}
+        factor = processor.patch_size * processor.merge_size
+        self._max_aspect_ratio = min(_MAX_ASPECT_RATIO, max(1.0, high / factor**2))
+
+    def _pictures(self, images: Sequence[Image.Image]) -> Pictures:
+        """Patches of all pictures, flattened, in ``pixel_values``; rows and columns of patches in ``image_grid_thw`` (B, 3)."""
+        prepared = [as_rgb(image, self._max_aspect_ratio) for image in images]
+        pixels = self._image_processor(prepared, return_tensors="pt")
+        grid_B3: Tensor = pixels["image_grid_thw"]
+        counts = (grid_B3.prod(-1) // self._merge_size**2).tolist()
+        tensors = {"pixel_values": pixels["pixel_values"], "image_grid_thw": grid_B3}
+        return Pictures([[self._image_token_id] * count for count in counts], tensors)
+
+    def _text_positions(self, mask_BL: Tensor) -> Tensor:
+        return super()._text_positions(mask_BL).expand(3, -1, -1).contiguous()
+
+    def _image_positions(self, mask_BL: Tensor, pictures: Pictures, image_start: int) -> Tensor:
+        """Multimodal rotary positions (temporal, height, width), ``(3, B, L)``; padding has position 0.
+
+        Words count up in all three.  A picture of h x w merged patches that begins at position s has (s, s + row,
+        s + column); the next word continues at s + max(h, w)  (Wang et al. 2024, arXiv 2409.12191, section 2.1).
+        """
+        positions_3BL = torch.zeros((3, *mask_BL.shape), dtype=torch.long)
+        length = mask_BL.shape[1]
+        grids = pictures.tensors["image_grid_thw"].tolist()
+        for place, (run, grid) in enumerate(zip(pictures.tokens, grids, strict=True)):
+            height, width = grid[1] // self._merge_size, grid[2] // self._merge_size
+            row_length = int(mask_BL[place].sum())
+            image_end = image_start + len(run)
+            row_3L = torch.arange(row_length).expand(3, -1).clone()
+            cells = torch.arange(len(run))
+            row_3L[:, image_start:image_end] = image_start + torch.stack([torch.zeros_like(cells), cells // width, cells % width])
+            row_3L[:, image_end:] += max(height, width) - len(run)
+            positions_3BL[:, place, length - row_length :] = row_3L
+        return positions_3BL

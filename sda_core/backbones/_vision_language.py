@@ -1,0 +1,186 @@
+"""What the vision-language families share: one decoder over picture tokens and words.
+
+* An item gives two sequences, each one user turn of the checkpoint's own chat template (with the template's default
+  system line, without a generation prompt): ``picture, image prompt`` and ``text prompt``.
+* Pictures go through transformers' PIL processors, because the stock processors need torchvision; text, picture tokens
+  and positions are composed here.
+* Only the item's words are cut at ``max_text_tokens`` (which counts the template, but no picture tokens).
+* Padding is on the left, and positions are computed here per sequence, padding left out, so that a vector depends
+  neither on its batch nor on state kept in the model.
+* The decoder's output after the final norm is pooled in float32; the language-model head is never run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+from torch import Tensor, nn
+
+from sda_core.backbones import BackboneInfo
+from sda_core.backbones._checkpoint import save_parts
+from sda_core.backbones._layers import AdapterLayers
+from sda_core.backbones._text import Words, chat_frame, padded, pool, text_positions
+from sda_core.errors import ArtifactError, ConfigError
+from sda_core.params import Targets
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures as a model takes them.
+
+    Attributes:
+        tokens: the token ids that stand for each picture, in the place of the template's one image token.
+        tensors: what the model's ``forward`` takes besides the tokens.
+    """
+
+    tokens: list[list[int]]
+    tensors: dict[str, Tensor]
+
+
+class VisionLanguageBackbone(ABC):
+    """A vision-language model as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract.
+
+    Args:
+        model: a ``...ForConditionalGeneration`` of transformers; it is frozen and put into evaluation mode.
+        tokenizer: its fast tokenizer, with a chat template.
+        image_processor: its picture processor, of the PIL kind.
+        info: what the vectors depend on; its pooling is ``"mean"`` or ``"last"``.
+
+    Raises:
+        ConfigError: ``max_text_tokens`` leaves no room for text, or a picture limit cannot be met.
+        ArtifactError: tokenizer, template, picture processor and model do not belong together.
+    """
+
+    image_token: ClassVar[str]
+    """What the chat template writes for a picture."""
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, info: BackboneInfo) -> None:
+        self.model: nn.Module = model.eval().requires_grad_(requires_grad=False)
+        self.info = info
+        self.dim: int = model.config.text_config.hidden_size
+        self._config = model.config
+        self._tokenizer = tokenizer
+        self._image_processor = image_processor
+        self._image_token_id: int = model.config.image_token_id
+        self._layers = self._adapter_layers()
+        self._set_up_pictures()
+
+        got = tokenizer.convert_tokens_to_ids(self.image_token)
+        if got != self._image_token_id:
+            raise ArtifactError(
+                info.name,
+                f"tokenizer and model disagree on {self.image_token} (got {got}, expected {self._image_token_id})",
+                "fetch the checkpoint anew, its tokenizer files are missing or of another model",
+            )
+        self._pad_token_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._words = Words(tokenizer, info.name)
+        text, image = (chat_frame(tokenizer, info.name, with_image=with_image) for with_image in (False, True))
+        image_at = [place for place, token in enumerate(image.before) if token == self._image_token_id]
+        if len(image_at) != 1:
+            raise ArtifactError(
+                info.name, f"chat template should write {self.image_token} once before the text (got {len(image_at)} times)"
+            )
+        self._text_frame = (text.before, text.after)
+        self._image_frame = (image.before[: image_at[0]], image.before[image_at[0] + 1 :], image.after)
+        self._text_lead, self._image_lead = text.lead, image.lead
+
+        longest = max(sum(map(len, self._text_frame)), sum(map(len, self._image_frame)))
+        if info.max_text_tokens <= longest:
+            raise ConfigError(
+                "params.yaml: backbone.max_text_tokens",
+                f"should be more than {longest}, the length of the chat template (got {info.max_text_tokens})",
+            )
+
+    # ------------------------------------------------------------------------------------------- of a family
+    @abstractmethod
+    def _adapter_layers(self) -> AdapterLayers:
+        """The linear layers of the two parts."""
+
+    @abstractmethod
+    def _set_up_pictures(self) -> None:
+        """Tell the picture processor the limits of ``info``, and check that it fits the model."""
+
+    @abstractmethod
+    def _pictures(self, images: Sequence[Image.Image]) -> Pictures:
+        """Token ids and tensors of some pictures."""
+
+    def _image_positions(self, mask_BL: Tensor, pictures: Pictures, image_start: int) -> Tensor:
+        """Positions of sequences whose picture begins at ``image_start``; a picture's tokens are counted like words."""
+        del pictures, image_start
+        return text_positions(mask_BL)
+
+    def _text_positions(self, mask_BL: Tensor) -> Tensor:
+        """Positions of sequences without a picture."""
+        return text_positions(mask_BL)
+
+    # ------------------------------------------------------------------------------------------- layers
+    def adapter_pattern(self, targets: Targets) -> str:
+        """Regular expression for PEFT's ``target_modules``; see :class:`sda_core.backbones.Backbone`."""
+        return self._layers.pattern(targets)
+
+    def num_adapter_layers(self, targets: Targets) -> int:
+        """How many modules :meth:`adapter_pattern` matches."""
+        return self._layers.count(targets)
+
+    # ------------------------------------------------------------------------------------------- inputs
+    def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
+        """One sequence a picture: template, picture tokens, prompt.
+
+        Args:
+            images: B pictures of any mode and size.
+            prompt: the words beside each picture.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L), and the family's picture
+            tensors, of which ``pixel_values`` is one; on the CPU.
+        """
+        pictures = self._pictures(images)
+        start, between, end = self._image_frame
+        room = self.info.max_text_tokens - sum(map(len, self._image_frame))
+        words = self._words([self._image_lead + prompt], room)[0]
+        inputs = padded([[*start, *run, *between, *words, *end] for run in pictures.tokens], self._pad_token_id, side="left")
+        inputs["position_ids"] = self._image_positions(inputs["attention_mask"], pictures, len(start))
+        return inputs | pictures.tensors
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """One sequence a text: template and the text, cut so that both fit into ``max_text_tokens``.
+
+        Args:
+            texts: B texts; empty ones are allowed, special tokens in them are plain characters.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L); on the CPU.
+        """
+        before, after = self._text_frame
+        words = self._words([self._text_lead + text for text in texts], self.info.max_text_tokens - len(before) - len(after))
+        inputs = padded([[*before, *row, *after] for row in words], self._pad_token_id, side="left")
+        inputs["position_ids"] = self._text_positions(inputs["attention_mask"])
+        return inputs
+
+    # ------------------------------------------------------------------------------------------- vectors
+    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Pooled last hidden states.
+
+        Args:
+            model: :attr:`model`, or a PEFT model around it.
+            inputs: of :meth:`image_inputs` or :meth:`text_inputs`, on any device.
+
+        Returns:
+            ``(B, D)`` float32, not normalised; with a gradient where the adapter has one.
+        """
+        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        moved = {name: tensor.to(inner.device, non_blocking=True) for name, tensor in inputs.items()}
+        # The inner model has no language-model head: logits over 150,000 words are the largest tensor of a pass, and unused.
+        hidden_BLD = inner.model(**moved, use_cache=False).last_hidden_state
+        assert self.info.pooling != "tower"
+        return pool(hidden_BLD, moved["attention_mask"], self.info.pooling)
+
+    # ------------------------------------------------------------------------------------------- files
+    def save(self, folder: Path) -> None:
+        """Write model, tokenizer, picture processor and chat template; see :func:`sda_core.backbones.save_backbone`."""
+        save_parts(folder, self.model, self._tokenizer, self._image_processor)

@@ -1,0 +1,155 @@
+"""One vector an item from its two.
+
+The principal components of ``late_concat_pca`` are computed exactly and in float64, from a covariance that is summed in
+chunks: a shop of 57,000 items and 7,168 columns is never held a third time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import assert_never
+
+import numpy as np
+
+from sda_core.errors import DataError
+from sda_core.params import ExportParams
+
+_log = logging.getLogger(__name__)
+
+_CHUNK_ROWS = 4096
+
+
+def fuse(
+    image_ID: np.ndarray, text_ID: np.ndarray, has_image: np.ndarray, fit_ids: np.ndarray, params: ExportParams
+) -> np.ndarray:
+    """One vector an item from its two.
+
+    With ``params.normalize`` each half is brought to unit length first, and the result last.  A row without a picture
+    takes the mean image vector of the fitted items that have one (of all that have one, where none is fitted): the
+    point that says nothing about the item.
+
+    ===================  ====================================================================================
+    ``late_concat_pca``  principal components of ``[image, text]``, fitted on ``fit_ids`` only, centred, not
+                         whitened; ``min(fused_dim, 2 D, number of fitted items)`` of them; of each, the loading of
+                         largest size is positive
+    ``concat``           ``[image, text]``, 2 D wide
+    ``mean``             ``(image + text) / 2``
+    ``image``, ``text``  one of the two
+    ===================  ====================================================================================
+
+    Args:
+        image_ID: ``(I, D)`` float32, row r belongs to item id r + 1.
+        text_ID: ``(I, D)`` float32.
+        has_image: ``(I,)`` bool, where a row of ``image_ID`` counts.
+        fit_ids: item ids seen in training.
+        params: fusion, ``fused_dim``, ``normalize``.
+
+    Returns:
+        ``(I, F)`` float32.
+
+    Raises:
+        DataError: nothing to fit on, an id out of range, or pictures alone are asked for and there are none.
+    """
+    fit_rows = np.unique(np.asarray(fit_ids, dtype=np.int64)) - 1
+    if len(fit_rows) and (fit_rows[0] < 0 or fit_rows[-1] >= len(image_ID)):
+        raise DataError(
+            "item fusion", f"ids of training items should lie in 1..{len(image_ID)} (got {fit_rows[0] + 1}..{fit_rows[-1] + 1})"
+        )
+    match params.fusion:
+        case "late_concat_pca":
+            fused_IF = _principal_components(_joined(image_ID, text_ID, has_image, fit_rows, params), fit_rows, params.fused_dim)
+        case "concat":
+            fused_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
+        case "mean":
+            width = image_ID.shape[1]
+            joined_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
+            fused_IF = (joined_IF[:, :width] + joined_IF[:, width:]) / 2
+        case "image":
+            if not has_image.any():
+                raise DataError("params.yaml: export_embeddings.fusion", "is 'image', but no item has a picture", "use 'text'")
+            fused_IF = image_ID.astype(np.float32)
+            _prepare_images(fused_IF, has_image, fit_rows, params)
+        case "text":
+            fused_IF = text_ID.astype(np.float32)
+        case _:
+            assert_never(params.fusion)
+    if params.normalize:
+        _scale_to_unit(fused_IF)
+    return fused_IF
+
+
+def _joined(
+    image_ID: np.ndarray, text_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams
+) -> np.ndarray:
+    """``[image, text]``, ``(I, 2 D)`` float32: the one further copy that a fusion makes."""
+    joined_IF = np.concatenate([image_ID, text_ID], axis=1, dtype=np.float32)
+    width = image_ID.shape[1]
+    _prepare_images(joined_IF[:, :width], has_image, fit_rows, params)
+    if params.normalize:
+        _scale_to_unit(joined_IF[:, width:])
+    return joined_IF
+
+
+def _prepare_images(image_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams) -> None:
+    """In place: unit length if asked, and the mean vector in the rows that have no picture."""
+    if params.normalize:
+        _scale_to_unit(image_ID)
+    if has_image.all():
+        return
+    fitted = np.zeros(len(has_image), dtype=bool)
+    fitted[fit_rows] = True
+    known = has_image & fitted if (has_image & fitted).any() else has_image
+    image_ID[~has_image] = image_ID[known].mean(0, dtype=np.float64) if known.any() else 0.0
+
+
+def _scale_to_unit(vectors_ID: np.ndarray) -> None:
+    """In place: rows of length one; zero rows stay zero."""
+    norms_I = np.sqrt(np.einsum("id,id->i", vectors_ID, vectors_ID))
+    vectors_ID /= np.where(norms_I > 0, norms_I, 1.0)[:, None]
+
+
+def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_components: int) -> np.ndarray:
+    """Centred projections on the principal axes of the fitted rows, ``(I, K)`` float32.
+
+    The axes come from the covariance where there are at least as many rows as columns, else from the singular value
+    decomposition of the rows: both exact.
+    """
+    width = vectors_IF.shape[1]
+    if not len(fit_rows):
+        raise DataError(
+            "item fusion", "there is no training item to fit the principal components on", "look at the filter's statistics"
+        )
+    kept = min(num_components, width, len(fit_rows))
+    if kept < num_components:
+        _log.info(
+            "late_concat_pca: %d components instead of %d (%d columns, %d fitted items)",
+            kept,
+            num_components,
+            width,
+            len(fit_rows),
+        )
+    mean_F = np.zeros(width, dtype=np.float64)
+    for chunk in _chunks(fit_rows):
+        mean_F += vectors_IF[chunk].sum(0, dtype=np.float64)
+    mean_F /= len(fit_rows)
+    if len(fit_rows) >= width:
+        scatter_FF = np.zeros((width, width), dtype=np.float64)
+        for chunk in _chunks(fit_rows):
+            centred = vectors_IF[chunk] - mean_F
+            scatter_FF += centred.T @ centred
+        axes_FK = np.linalg.eigh(scatter_FF)[1][:, ::-1][:, :kept]
+    else:
+        axes_FK = np.linalg.svd(vectors_IF[fit_rows] - mean_F, full_matrices=False)[2][:kept].T
+    signs_K = np.sign(axes_FK[np.abs(axes_FK).argmax(0), np.arange(kept)])
+    axes_FK = axes_FK * signs_K
+    projected_IK = np.empty((len(vectors_IF), kept), dtype=np.float32)
+    for chunk in _chunks(np.arange(len(vectors_IF))):
+        projected_IK[chunk] = (vectors_IF[chunk] - mean_F) @ axes_FK
+    return projected_IK
+
+
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Consecutive pieces of at most ``_CHUNK_ROWS`` rows."""
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        yield rows[start : start + _CHUNK_ROWS]

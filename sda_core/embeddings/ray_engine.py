@@ -1,0 +1,259 @@
+"""The export as a Ray Data batch-inference job, over the machines of a Ray cluster.
+
+The driver sends blocks of prompts and encoded pictures through Ray's object store, so the machines need no shared disk;
+what does not fit into its memory Ray spills.  Every worker is an actor that loads backbone and adapter once.  Ray
+schedules, holds back what nobody can take yet, and gives the block of a lost worker to another.  The driver alone writes:
+each result becomes a finished block in the resume folder, so that a lost driver, too, costs only what was under way.
+
+On every machine this package has to be installed in the same version, and the backbone has to be reachable: built in, in
+the hub's cache or fetched from it, or a folder of the same path.  The adapter travels with the job.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sda_core import backbones, errors
+from sda_core.adapters.loading import load
+from sda_core.backbones import BackboneInfo
+from sda_core.embeddings.blocks import Block, BlockEncoder, BlockFolder, EmbeddedItems, EncodedBlock, Modality, blocks_of
+from sda_core.errors import ArtifactError, ConfigError, SDAError
+from sda_core.fingerprint import fingerprint as fingerprint_of
+from sda_core.fingerprint import sha256_path
+from sda_core.items import ImageStore, ItemSource
+from sda_core.log import progress
+from sda_core.params import BackboneParams, ExportParams
+
+
+def embed_with_ray(
+    backbone_params: BackboneParams,
+    adapter: Path | None,
+    source: ItemSource,
+    store: ImageStore,
+    params: ExportParams,
+    resume: Path,
+    fingerprint: str,
+    device_type: str,
+) -> EmbeddedItems:
+    """Encode every item on a Ray cluster: the one that ``RAY_ADDRESS`` names, else one on this machine, for this job.
+
+    Args:
+        backbone_params: of the backbone.
+        adapter: folder of the adapter; None for the backbone as it is.
+        source: the items.
+        store: their pictures.
+        params: number of workers, batch and block sizes, whether to merge and to compile.
+        resume: folder of finished blocks, on the driver's disk.
+        fingerprint: of everything the vectors depend on besides these arguments.
+        device_type: ``cuda`` gives every worker a GPU, ``cpu`` a core.
+
+    Returns:
+        The vectors, equal to those of one process to float tolerance.
+
+    Raises:
+        ConfigError: Ray is not installed or not reachable, or a batch does not fit into a worker's memory.
+        ArtifactError, DataError: as a worker found it.
+        SDAError: Ray gave up.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        problem = f"is 'ray', and the module {error.name} is not installed"
+        raise ConfigError("params.yaml: export_embeddings.engine", problem, "install the extra ray, or use 'local'") from None
+    local_files = Path(getattr(backbone_params, "name", ""))
+    revision = sha256_path(local_files) if local_files.is_dir() and local_files.name else ""
+    folder = BlockFolder(resume, fingerprint_of(fingerprint, backbone_params, revision, "ray"), source, params)
+    blocks = blocks_of(source, params.shard_rows)
+    unfinished = folder.unfinished(blocks)
+    todo = [block for block, open_ in zip(blocks, unfinished, strict=True) if open_]
+    if todo:
+        by_place = {(block.modality, block.number): block for block in todo}
+        try:
+            with _cluster(params.num_workers), progress(sum(len(block.rows) for block in todo), "embed", "items") as bar:
+                job = ray.data.from_arrow([_packed(source, store, block) for block in todo]).map_batches(
+                    _Worker,
+                    fn_constructor_kwargs={
+                        "backbone_params": backbone_params,
+                        "adapter_files": _files_of(adapter),
+                        "params": params,
+                        "image_prompt": source.image_prompt,
+                        "device_type": device_type,
+                    },
+                    batch_size=1,
+                    batch_format="pyarrow",
+                    compute=ray.data.ActorPoolStrategy(size=min(params.num_workers, len(todo))),
+                    num_cpus=1,
+                    num_gpus=1 if device_type == "cuda" else 0,
+                )
+                for row in job.iter_rows():
+                    _raise_as_found(row["error"])
+                    block = by_place[row["modality"], row["number"]]
+                    vectors = np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(block.rows), -1)
+                    info = BackboneInfo(**json.loads(row["info"]))
+                    folder.save(block, EncodedBlock(torch.from_numpy(vectors.copy()), row["num_full"], info))
+                    bar.update(len(block.rows))
+        except RayError as error:
+            reason = next((line for line in reversed(str(error).split("\n")) if line.strip()), type(error).__name__)
+            advice = "look at the cluster, and run the same command again: finished blocks are kept"
+            raise SDAError("export on Ray", f"gave up ({reason.strip()[:200]})", advice) from None
+    return folder.assemble(source, blocks, int((~unfinished).sum()))
+
+
+@contextmanager
+def _cluster(num_workers: int) -> Iterator[None]:
+    """A connection to the cluster; a cluster of this job's own ends with it, and one that was connected before stays."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    # a cluster of its own: one core a worker, and no dashboard, which would be a server of its own
+    own: dict[str, Any] = {} if address else {"num_cpus": num_workers, "include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise ConfigError("RAY_ADDRESS", f"names no cluster that answers (got {address!r}: {first_line})") from None
+    try:
+        # its own bars and its plan are for people who look into Ray; our progress bar and log say the rest
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+    finally:
+        ray.shutdown()
+
+
+# ------------------------------------------------------------------------------------------ what travels
+def _packed(source: ItemSource, store: ImageStore, block: Block) -> pa.Table:
+    """A block as one row: ids, and the texts or the encoded pictures (null where a placeholder is to be shown)."""
+    ids = source.item_ids[block.rows]
+    pictures = [store.get(int(item_id)) for item_id in ids] if block.modality == "image" else []
+    for item_id, expected, picture in zip(ids, source.has_image[block.rows], pictures, strict=False):
+        if expected and picture is None:  # a worker could not tell it from an item that has none
+            problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the pictures anew"
+            raise ArtifactError(f"picture of item {item_id}", problem, advice)
+    texts = source.texts(block.rows) if block.modality == "text" else []
+    return pa.table(
+        {
+            "modality": pa.array([block.modality]),
+            "number": pa.array([block.number], pa.int64()),
+            "item_ids": pa.array([ids.tolist()], pa.list_(pa.int32())),
+            "texts": pa.array([texts], pa.list_(pa.string())),
+            "pictures": pa.array([pictures], pa.list_(pa.large_binary())),
+        }
+    )
+
+
+def _files_of(adapter: Path | None) -> dict[str, bytes] | None:
+    """An adapter's two files, small enough to travel."""
+    if adapter is None:
+        return None
+    return {path.name: path.read_bytes() for path in sorted(adapter.glob("adapter_*")) if path.is_file()}
+
+
+class _SentPictures:
+    """The pictures of one block, where they arrived."""
+
+    def __init__(self, pictures: dict[int, bytes | None]) -> None:
+        self._pictures = pictures
+
+    def get(self, item_id: int) -> bytes | None:
+        """See :class:`sda_core.items.ImageStore`."""
+        return self._pictures.get(item_id)
+
+    def status(self, item_id: int) -> str:
+        """See :class:`sda_core.items.ImageStore`."""
+        return "ok" if self._pictures.get(item_id) is not None else "not sent"
+
+
+class _Worker:
+    """An actor of the job: loads the model once, then encodes a block a call.
+
+    A user's mistake must not look like a lost worker, which Ray would try again for ever: it travels back as a row.
+    """
+
+    def __init__(
+        self,
+        backbone_params: BackboneParams,
+        adapter_files: dict[str, bytes] | None,
+        params: ExportParams,
+        image_prompt: str,
+        device_type: str,
+    ) -> None:
+        self._image_prompt = image_prompt
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="item-inputs")
+        self._entered: Modality | None = None
+        self._around = ExitStack()
+        self._error: SDAError | None = None
+        device = torch.device(device_type)
+        try:
+            backbone = backbones.build(backbone_params, device)
+            with tempfile.TemporaryDirectory() as temporary:
+                for name, content in (adapter_files or {}).items():
+                    (Path(temporary) / name).write_bytes(content)
+                model, self._context = load(
+                    backbone.model, Path(temporary) if adapter_files is not None else None, merge=params.merge
+                )
+            self._encoder = BlockEncoder(backbone, model.eval(), params, device)
+            self._encoder.prepare()
+        except SDAError as error:
+            self._error = error
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One packed block to its vectors."""
+        (row,) = batch.to_pylist()
+        error, vectors, num_full, info = self._error, b"", 0, "{}"
+        if error is None:
+            try:
+                encoded = self._encode(row)
+                vectors, num_full = encoded.vectors_BD.numpy().tobytes(), encoded.num_full
+                info = json.dumps(asdict(encoded.info))
+            except SDAError as found:
+                error = found
+        described = json.dumps([type(error).__name__, error.where, error.problem, error.advice]) if error else ""
+        return pa.table(
+            {
+                "modality": [row["modality"]],
+                "number": [row["number"]],
+                "vectors": pa.array([vectors], pa.large_binary()),
+                "num_full": [num_full],
+                "info": [info],
+                "error": [described],
+            }
+        )
+
+    def _encode(self, row: dict[str, Any]) -> EncodedBlock:
+        modality: Modality = row["modality"]
+        ids = np.array(row["item_ids"], dtype=np.int32)
+        texts = row["texts"] or [""] * len(ids)
+        pictures: dict[int, bytes | None] = dict(zip(ids.tolist(), row["pictures"] or [None] * len(ids), strict=True))
+        block = ItemSource(ids, texts, self._image_prompt, "", _SentPictures(pictures), "placeholder")
+        if modality != self._entered:  # the driver sends all pictures first, so merging happens about twice in a worker's life
+            self._around.close()
+            self._entered = None
+            self._around.enter_context(self._context(modality))
+            self._entered = modality
+        return self._encoder.encode(block, modality, np.arange(len(ids)), self._reader)
+
+
+def _raise_as_found(described: str) -> None:
+    """Raise the error that a worker sent, as what it was there."""
+    if described:
+        kind, where, problem, advice = json.loads(described)
+        raise getattr(errors, kind)(where, problem, advice)

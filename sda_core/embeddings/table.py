@@ -1,0 +1,84 @@
+"""The parquet file of item vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sda_core.artifacts import replace_file
+from sda_core.backbones import BackboneInfo
+from sda_core.params import ExportParams
+
+_ROW_GROUP_ROWS = 8192
+
+
+def embedding_metadata(
+    info: BackboneInfo, params: ExportParams, prompt_hash: str, adapter_hash: str, dim: int, fused_dim: int
+) -> dict[str, str]:
+    """What a file of vectors says about itself: backbone (name, revision, dtype, pooling, ...), adapter, prompts, fusion.
+
+    Args:
+        info: of the backbone.
+        params: of the export.
+        prompt_hash: of the item source.
+        adapter_hash: of the adapter's files; ``""`` where there is none.
+        dim: width of a modality's vectors.
+        fused_dim: width of the fused vectors.
+    """
+    return {
+        **info.metadata(),
+        "adapter_hash": adapter_hash,
+        "prompt_hash": prompt_hash,
+        "fusion": params.fusion,
+        "normalized": str(params.normalize).lower(),
+        "modality_dim": str(dim),
+        "embedding_dim": str(fused_dim),
+    }
+
+
+def write_embeddings(
+    path: Path,
+    item_ids: np.ndarray,
+    raw_item_ids: list[str],
+    image: np.ndarray,
+    text: np.ndarray,
+    fused: np.ndarray,
+    metadata: Mapping[str, str],
+    has_image: np.ndarray,
+) -> None:
+    """Write ``item_id, raw_item_id, image_embedding, text_embedding, embedding`` as parquet.
+
+    The three matrices become ``fixed_size_list<float32>`` columns; ``image_embedding`` is null where ``has_image`` is false.
+    ``metadata`` goes into the Arrow schema, keys sorted.  Equal arguments give equal bytes (and the same pyarrow version).
+    """
+    columns = {
+        "item_id": pa.array(np.asarray(item_ids, dtype=np.int32)),
+        "raw_item_id": pa.array(raw_item_ids, pa.string()),
+        "image_embedding": _vector_column(image, ~np.asarray(has_image, dtype=bool)),
+        "text_embedding": _vector_column(text),
+        "embedding": _vector_column(fused),
+    }
+    _write(path, pa.table(columns), metadata)
+
+
+def write_ids_only(path: Path, item_ids: np.ndarray, raw_item_ids: list[str], metadata: Mapping[str, str]) -> None:
+    """Write a table of ids without vectors, for the variant that learns its item vectors from interactions alone."""
+    columns = {"item_id": pa.array(np.asarray(item_ids, dtype=np.int32)), "raw_item_id": pa.array(raw_item_ids, pa.string())}
+    _write(path, pa.table(columns), metadata)
+
+
+def _vector_column(matrix_ID: np.ndarray, null: np.ndarray | None = None) -> pa.FixedSizeListArray:
+    """A matrix as ``fixed_size_list<float32>[D]``, without a copy."""
+    flat = pa.array(np.ascontiguousarray(matrix_ID, dtype=np.float32).reshape(-1))
+    mask = pa.array(null) if null is not None and null.any() else None
+    return pa.FixedSizeListArray.from_arrays(flat, matrix_ID.shape[1], mask=mask)
+
+
+def _write(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
+    described = table.replace_schema_metadata(dict(sorted(metadata.items())))
+    with replace_file(path) as temporary:
+        pq.write_table(described, temporary, compression="zstd", row_group_size=_ROW_GROUP_ROWS, use_dictionary=False)
