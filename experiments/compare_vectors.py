@@ -4,6 +4,9 @@ Takes a finished workspace (``data/filtered`` and ``embeddings/``) and its ``par
 variant's vectors with every seed, and places the test targets.  Positions are kept as parquet below
 ``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone.
 
+Besides the variants of the pipeline there are controls, made of ``embeddings/zero_shot.parquet``: ``random`` (random directions),
+``shuffled`` (the right vectors on the wrong items), ``image_only`` and ``text_only``.
+
 For each user the gain is averaged over the seeds first; the interval is a paired bootstrap over users of the difference between
 two variants, and beside it stands the range of the difference over the single seeds.
 
@@ -21,7 +24,7 @@ import numpy as np
 import polars as pl
 
 from sda_core import evaluation, log, recommenders
-from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, read_vectors
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, POSITIONS, Workspace, read_vectors
 from sda_core.evaluation.groups import item_groups
 from sda_core.evaluation.metrics import per_user
 from sda_core.evaluation.significance import bootstrap_interval
@@ -58,6 +61,33 @@ def main() -> None:
         print(table(workspace, params, folder / recommender, options.variants, options.baselines, options.seeds))
 
 
+def vectors_of(workspace: Workspace, variant: str) -> np.ndarray | None:
+    """Item vectors of a variant or a control, row number = item id, row 0 zero."""
+    if variant not in ("random", "shuffled", "image_only", "text_only"):
+        return read_vectors(workspace.embeddings(variant))
+    path = workspace.embeddings("zero_shot")
+    vectors = read_vectors(path)
+    assert vectors is not None, "zero_shot has vectors"
+    random = generator(0, "control vectors", variant)
+    match variant:
+        case "random":
+            made = random.normal(size=(len(vectors) - 1, vectors.shape[1]))
+            made /= np.linalg.norm(made, axis=1, keepdims=True)
+        case "shuffled":
+            circle = random.permutation(len(vectors) - 1)  # each item gets the next one's on a random circle: never its own
+            made = np.empty_like(vectors[1:])
+            made[circle] = vectors[1:][np.roll(circle, 1)]
+        case _:
+            frame = EMBEDDINGS.read(path).sort("item_id")
+            column = frame["image_embedding" if variant == "image_only" else "text_embedding"]
+            has_vector = column.is_not_null().to_numpy()
+            made = np.zeros((len(frame), column.dtype.size), dtype=np.float32)  # pyright: ignore
+            made[has_vector] = column.drop_nulls().to_numpy()
+            made[~has_vector] = made[has_vector].mean(axis=0)
+            made /= np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
+    return np.concatenate([np.zeros((1, made.shape[1])), made]).astype(np.float32)
+
+
 def placed(
     workspace: Workspace, params: Params, variant: str, recommender: str, seed: int, max_epochs: int | None
 ) -> pl.DataFrame:
@@ -66,7 +96,7 @@ def placed(
     section = params.train_recommender.of(recommender).model_copy(update=changes)
     device = prepare_torch(params.runtime)
     interactions = INTERACTIONS.read(workspace.interactions)
-    vectors = read_vectors(workspace.embeddings(variant))
+    vectors = vectors_of(workspace, variant)
     data = recommenders.training_data(
         interactions.filter(pl.col("split").is_in(["train", "valid"])),
         num_users=interactions["user_id"].n_unique(),
@@ -74,7 +104,7 @@ def placed(
     )
     model = recommenders.build(section, data.num_users, data.num_items, vectors)
     scratch = workspace.resume("experiments", variant, recommender) / "checkpoint.safetensors"
-    inputs = fingerprint(section, workspace.interactions, workspace.embeddings(variant))
+    inputs = fingerprint(section, workspace.interactions, "" if vectors is None else recommenders.hash_vectors(vectors))
     records = model.fit(data, checkpoint=scratch, fingerprint=inputs, device=device)
     scratch.unlink(missing_ok=True)
     known = recommenders.evaluation_data(interactions)

@@ -195,6 +195,16 @@ class TinyQwen25VL(Section):
     pooling: Literal["mean", "last"]
 
 
+class Nano(Section):
+    """The small pre-trained Qwen2.5-VL that comes with the package."""
+
+    kind: Literal["nano"]
+    min_pixels: Count
+    max_pixels: Count
+    max_text_tokens: Count
+    pooling: Literal["mean", "last"]
+
+
 class Checkpoint(Section):
     """What every published checkpoint needs: a hub id with a pinned revision, or a local folder."""
 
@@ -268,7 +278,7 @@ class SigLIP(Checkpoint):
 
 
 BackboneParams = Annotated[
-    TinyQwen25VL | Qwen2VL | Qwen25VL | Qwen3VL | LlavaOnevision | InternVL | SmolVLM | CLIP | SigLIP,
+    TinyQwen25VL | Nano | Qwen2VL | Qwen25VL | Qwen3VL | LlavaOnevision | InternVL | SmolVLM | CLIP | SigLIP,
     Field(discriminator="kind"),
 ]
 
@@ -551,7 +561,7 @@ class Params(Section):
         reserved = {"id", "zero_shot"} & set(self.train_adapter.variants)
         if reserved:
             raise ValueError(f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)")
-        max_pixels = self.backbone.max_pixels if isinstance(self.backbone, TinyQwen25VL | QwenVLCheckpoint) else 0
+        max_pixels = self.backbone.max_pixels if isinstance(self.backbone, TinyQwen25VL | Nano | QwenVLCheckpoint) else 0
         if max_pixels > self.fetch_images.stored_pixels:
             raise ValueError(
                 f"backbone.max_pixels: {max_pixels} is more than fetch_images.stored_pixels"
@@ -580,11 +590,15 @@ class Params(Section):
         raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
 
 
+_TAGS = frozenset({"demo", "amazon", "tiny_qwen2_5_vl", "nano", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}) | {
+    "llava_onevision", "internvl", "smolvlm", "clip", "siglip"
+}  # fmt: skip
+
+
 def _describe(error: dict[str, Any]) -> str:
     """One problem as ``path: what should be (got value)``."""
     # pydantic puts the discriminator's value into the path of a union; the user's file has no such level.
-    tags = {"demo", "amazon", "tiny_qwen2_5_vl", "qwen2_5_vl"}
-    path = ".".join(str(part) for part in error["loc"] if part not in tags)
+    path = ".".join(str(part) for part in error["loc"] if part not in _TAGS)
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if message.startswith("input "):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from ruamel.yaml import YAML
 
 from sda_core.errors import ConfigError
-from sda_core.params import load_params, parse_params
+from sda_core.params import BackboneParams, load_params, parse_params
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,6 +62,15 @@ def test_the_shipped_file_is_valid() -> None:
 )
 def test_a_mistake_is_named_with_its_path(path: str, value: object, expected: str) -> None:
     assert expected in problem(put(path, value))
+
+
+def test_the_path_of_a_mistake_is_the_path_in_the_file() -> None:
+    """pydantic puts the chosen kind of a union into the path; users have no such level."""
+    kinds = {section.model_fields["kind"].annotation.__args__[0] for section in get_args(get_args(BackboneParams)[0])}
+    assert len(kinds) >= 10
+    for kind in kinds:
+        text = problem(lambda tree, kind=kind: tree.update(backbone={"kind": kind, "max_text_tokens": "many"}))
+        assert "backbone.max_text_tokens: should be a valid integer (got 'many')" in text, text
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -30,6 +30,7 @@ from sda_core.params import (
     BackboneParams,
     InternVL,
     LlavaOnevision,
+    Nano,
     Qwen2VL,
     Qwen3VL,
     Qwen25VL,
@@ -150,6 +151,10 @@ def build(params: BackboneParams, device: torch.device) -> Backbone:
             from sda_core.backbones.qwen2_5_vl import make_tiny
 
             return make_tiny(params, device)
+        case Nano():
+            from sda_core.backbones._nano import load_nano
+
+            return load_nano(params, device)
         case Qwen2VL():
             from sda_core.backbones.qwen2_vl import load
 

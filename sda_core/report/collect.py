@@ -24,6 +24,7 @@ from sda_core.params import (
     DemoDataset,
     FilterParams,
     LossParams,
+    Nano,
     Params,
     ReportParams,
     SigLIP,
@@ -100,6 +101,8 @@ def describe_backbone(backbone: BackboneParams) -> str:
         case TinyQwen25VL():
             size = f"{backbone.num_layers} layers of width {backbone.hidden_size}"
             return f"Qwen2.5-VL architecture, {size}, random weights (seed {backbone.seed})"
+        case Nano():
+            return "nano, a Qwen2.5-VL of 9 million parameters, pre-trained on icons, clip art and words"
         case Checkpoint():
             revision = "" if backbone.revision is None else f" at {backbone.revision}"
             return f"{backbone.name}{revision}, {backbone.dtype}"
@@ -205,6 +208,10 @@ def _notes(params: Params) -> tuple[str, ...]:
         notes.append(
             "The backbone has random weights: it has never seen a word or a picture. It stands in for a real one to try the "
             "pipeline, so differences between variants are no verdict on the method."
+        )
+    if isinstance(params.backbone, Nano):
+        notes.append(
+            "The backbone is a small model whose pictures were icons and clip art. What it shows need not hold for a large one."
         )
     if params.evaluate.protocol != "fullrank":
         notes.append(

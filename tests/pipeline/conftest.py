@@ -14,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 SMALL = [
+    "backbone=tiny",
     "dataset.num_users=120",
     "dataset.num_items=60",
     "dataset.image_side=32",

@@ -1,0 +1,51 @@
+"""Write the trained model as a checkpoint folder: float16 weights, tokenizer, chat template, picture processor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from pretraining.common import CHECKPOINT, WORK, settings
+from pretraining.train import resume, start
+
+
+def write_checkpoint(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype) -> None:
+    """Save ``model`` in ``dtype`` (the model itself is left as it is) with all that its loader needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # the head is the token table; stored once
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    model.save_pretrained(folder, state_dict=state)
+    # save_pretrained writes the type of the weights in memory, and the file readable by its owner alone
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "model.safetensors").chmod(0o644)
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=112 * 112).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Export what the training saved last."""
+    parser = argparse.ArgumentParser(description="Export nano.")
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--folder", type=Path, default=CHECKPOINT)
+    parser.add_argument("--float32", action="store_true", help="keep the weights as they were trained, to compare")
+    arguments = parser.parse_args()
+    model, heads, encoder, _ = start(arguments.work, settings())
+    step = resume(arguments.work / "training.safetensors", model, heads, None)
+    write_checkpoint(model, encoder.tokenizer, arguments.folder, torch.float32 if arguments.float32 else torch.float16)
+    size = sum(file.stat().st_size for file in arguments.folder.iterdir())
+    print(
+        f"step {step}: {sum(weight.numel() for weight in model.parameters())} weights, {size / 1e6:.1f} MB in {arguments.folder}"
+    )
+
+
+if __name__ == "__main__":
+    main()

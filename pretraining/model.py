@@ -1,0 +1,316 @@
+"""Nano's architecture and first weights, and a batched forward pass for its training.
+
+The stock forward pass of transformers loops over pictures and windows, and runs the template's first words anew for every
+sequence.  In training all pictures of a batch have one size, and sequences are padded on the right; so here the
+vision tower runs as one batch, with a mask where attention has windows, and the template's beginning, which no later token
+can change (attention is causal), runs once a batch.  A test holds both passes to equal vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids, get_vision_window_index
+
+from sda_core.backbones.qwen2_5_vl import IMAGE_TOKEN, SPECIAL_TOKENS
+
+PATCH, MERGE = 14, 2
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+
+def configuration(params: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """The transformers configuration for the section ``model`` of the settings."""
+    token: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    head_dim = params["hidden_size"] // params["num_heads"]
+    temporal = head_dim // 8
+    height = (head_dim // 2 - temporal) // 2
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": params["hidden_size"],
+            "intermediate_size": params["intermediate_size"],
+            "num_hidden_layers": params["num_layers"],
+            "num_attention_heads": params["num_heads"],
+            "num_key_value_heads": params["num_key_value_heads"],
+            "max_position_embeddings": 2048,
+            "bos_token_id": token["<|endoftext|>"],
+            "eos_token_id": token["<|im_end|>"],
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [temporal, height, head_dim // 2 - temporal - height],
+            },
+        },  # type: ignore[arg-type]
+        vision_config={
+            "depth": params["vision_depth"],
+            "hidden_size": params["vision_hidden_size"],
+            "intermediate_size": params["vision_intermediate_size"],
+            "num_heads": params["vision_num_heads"],
+            "out_hidden_size": params["hidden_size"],
+            "window_size": params["vision_window_pixels"],
+            "fullatt_block_indexes": params["vision_full_attention_blocks"],
+        },  # type: ignore[arg-type]
+        image_token_id=token[IMAGE_TOKEN],
+        video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"],
+        vision_end_token_id=token["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def principal_axes(vectors: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` orthonormal directions ``(width, count)`` that keep most of the vectors' length, not centred."""
+    _, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors.astype(np.float64))
+    axes = axes[:, ::-1][:, :count]
+    # an axis has no sign of its own: its largest entry is made positive
+    return axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(count)])
+
+
+def first_weights(
+    config: Qwen2_5_VLConfig, token_vectors: np.ndarray, token_shares: np.ndarray, num_free: int, seed: int
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A model whose token table starts at known vectors.
+
+    The table's first D - ``num_free`` columns are ``token_vectors`` ``(tokens, D - num_free)`` at unit length, times
+    a / (a + p) with a = 1e-3 and p the token's share of the corpus (Arora et al. 2017, "A simple but tough-to-beat
+    baseline for sentence embeddings").  What a frequent token thereby lacks in length goes into the free
+    columns, since the norms of the decoder would undo a mere weight; special tokens live in the free columns alone, and the
+    final norm starts by hiding these from the pooled vector.  So the model starts near a weighted bag of words.
+    Residual branches start small.
+    """
+    torch.manual_seed(seed)
+    text: Any = config.text_config
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    depth = text.num_hidden_layers
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            fan_in = weight[0].numel()
+            small = 0.5 * (2 * depth) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+            weight.normal_(0.0, small * fan_in**-0.5)
+        width = text.hidden_size
+        num_known = width - num_free
+        known = torch.from_numpy(token_vectors.astype(np.float32))
+        weights = torch.from_numpy((1e-3 / (1e-3 + token_shares)).astype(np.float32))[:, None]
+        known *= weights * (num_known / known.pow(2).sum(1, keepdim=True).clamp_min(1e-6)).sqrt()
+        table = model.model.language_model.embed_tokens.weight
+        table.zero_()
+        table[: len(known), :num_known] = known
+        free = torch.randn(len(table), num_free)
+        lengths = torch.full((len(table), 1), num_known**0.5)
+        lengths[: len(known)] *= (1 - weights**2).clamp_min(0.0).sqrt()
+        table[:, num_known:] = free / free.norm(dim=1, keepdim=True) * lengths
+        model.model.language_model.norm.weight[num_known:] = 0.05
+    return model
+
+
+# ------------------------------------------------------------------------------------------------- vision
+@dataclass(frozen=True)
+class PictureGrid:
+    """What the vision tower needs to know of pictures of one size: rotary angles and attention masks in window order."""
+
+    height: int
+    width: int
+    order_N: Tensor
+    inverse_M: Tensor
+    cos_ND: Tensor
+    sin_ND: Tensor
+    window_mask_NN: Tensor
+
+    @classmethod
+    def of(cls, visual: nn.Module, height: int, width: int) -> PictureGrid:
+        """For pictures of ``height`` x ``width`` patches (both even)."""
+        tower: Any = visual
+        grid = torch.tensor([[1, height, width]])
+        positions = get_vision_position_ids(grid, MERGE, kwargs={})
+        window_index, bounds = get_vision_window_index(
+            grid, spatial_merge_size=MERGE, window_size=tower.window_size, patch_size=PATCH, kwargs={}
+        )
+        get_vision_attention_seqlens(grid, tower.config, kwargs={})
+        order_N = (window_index[:, None] * MERGE**2 + torch.arange(MERGE**2)).flatten()
+        cos, sin = tower.rotary_pos_emb(torch.zeros(1), positions)
+        window_N = torch.bucketize(torch.arange(height * width), bounds[1:], right=True)
+        return cls(
+            height, width, order_N, torch.argsort(window_index), cos[order_N].float(), sin[order_N].float(),
+            window_N[:, None] == window_N[None, :],
+        )  # fmt: skip
+
+
+def patches(rgb_BCHW: Tensor) -> Tensor:
+    """Pictures of 0 to 1 as the picture processor cuts them: ``(B, N, 1176)``, in blocks of 2 x 2 patches."""
+    mean, deviation = torch.tensor(_MEAN).view(1, 3, 1, 1), torch.tensor(_DEVIATION).view(1, 3, 1, 1)
+    pixels = (rgb_BCHW - mean) / deviation
+    batch, channels, height, width = pixels.shape
+    rows, columns = height // (PATCH * MERGE), width // (PATCH * MERGE)
+    cut = pixels.view(batch, channels, rows, MERGE, PATCH, columns, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    flat = cut.reshape(batch, rows * columns * MERGE**2, channels, 1, PATCH * PATCH)
+    return flat.expand(-1, -1, -1, 2, -1).reshape(batch, -1, channels * 2 * PATCH * PATCH)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention written out: for short sequences on a CPU its backward pass is several times PyTorch's fused one's speed."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -1e4)
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def vision_forward(visual: nn.Module, patches_BNP: Tensor, grid: PictureGrid) -> Tensor:
+    """Merged picture tokens ``(B, N / 4, D)`` of pictures of one size; equals the stock tower's output."""
+    tower: Any = visual
+    batch, num_patches, _ = patches_BNP.shape
+    kernel = tower.patch_embed.proj.weight.flatten(1)
+    hidden = F.linear(patches_BNP, kernel)[:, grid.order_N]
+    for place, block in enumerate(tower.blocks):
+        attention = block.attn
+        qkv = attention.qkv(block.norm1(hidden)).view(batch, num_patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv[0], qkv[1], qkv[2]
+        mask = None if place in tower.fullatt_block_indexes else grid.window_mask_NN
+        mixed = _attended(_rotated(query, grid.cos_ND, grid.sin_ND), _rotated(key, grid.cos_ND, grid.sin_ND), value, mask)
+        hidden = hidden + attention.proj(mixed.transpose(1, 2).reshape(batch, num_patches, -1))
+        hidden = hidden + block.mlp(block.norm2(hidden))
+    merged = tower.merger(hidden.reshape(batch * num_patches, -1)).view(batch, num_patches // MERGE**2, -1)
+    return merged[:, grid.inverse_M]
+
+
+# ------------------------------------------------------------------------------------------------- language
+def language_forward(
+    language: nn.Module, prefix_PD: Tensor, suffix_BLD: Tensor, suffix_positions_3L: Tensor, lengths_B: Tensor
+) -> Tensor:
+    """Mean of the last hidden states over the prefix and each sequence's kept tokens, ``(B, D)`` float32.
+
+    Args:
+        language: the decoder.
+        prefix_PD: embeddings of the tokens that all sequences begin with; positions 0 to P - 1.
+        suffix_BLD: embeddings of the rest, padded on the right.
+        suffix_positions_3L: multimodal positions of the rest, the same for the whole batch.
+        lengths_B: how many tokens of the rest each sequence has.
+    """
+    decoder: Any = language
+    num_prefix, (batch, length, width) = len(prefix_PD), suffix_BLD.shape
+    positions = torch.arange(num_prefix).expand(3, -1)
+    cos_P, sin_P = (angle[0] for angle in decoder.rotary_emb(prefix_PD.float(), positions[:, None]))
+    cos_L, sin_L = (angle[0] for angle in decoder.rotary_emb(suffix_BLD.float(), suffix_positions_3L[:, None]))
+    causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = torch.cat([torch.ones(length, num_prefix, dtype=torch.bool), causal_LL], dim=1)
+    prefix, suffix = prefix_PD[None], suffix_BLD
+    for layer in decoder.layers:
+        attention = layer.self_attn
+
+        def heads(x: Tensor, projection: nn.Module, head_dim: int = attention.head_dim) -> Tensor:
+            return projection(x).view(x.shape[0], x.shape[1], -1, head_dim).transpose(1, 2)
+
+        first, rest = layer.input_layernorm(prefix), layer.input_layernorm(suffix)
+        groups = attention.num_key_value_groups
+        query_P = _rotated(heads(first, attention.q_proj), cos_P, sin_P)
+        key_P = _rotated(heads(first, attention.k_proj), cos_P, sin_P).repeat_interleave(groups, 1)
+        value_P = heads(first, attention.v_proj).repeat_interleave(groups, 1)
+        query_L = _rotated(heads(rest, attention.q_proj), cos_L, sin_L)
+        key_L = _rotated(heads(rest, attention.k_proj), cos_L, sin_L).repeat_interleave(groups, 1)
+        value_L = heads(rest, attention.v_proj).repeat_interleave(groups, 1)
+        mixed_P = _attended(query_P, key_P, value_P, torch.ones(num_prefix, num_prefix, dtype=torch.bool).tril())
+        keys = torch.cat([key_P.expand(batch, -1, -1, -1), key_L], dim=2)
+        values = torch.cat([value_P.expand(batch, -1, -1, -1), value_L], dim=2)
+        mixed_L = _attended(query_L, keys, values, mask)
+        prefix = prefix + attention.o_proj(mixed_P.transpose(1, 2).reshape(1, num_prefix, width))
+        suffix = suffix + attention.o_proj(mixed_L.transpose(1, 2).reshape(batch, length, width))
+        prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
+        suffix = suffix + layer.mlp(layer.post_attention_layernorm(suffix))
+    prefix, suffix = decoder.norm(prefix).float(), decoder.norm(suffix).float()
+    kept_BL1 = (torch.arange(length) < lengths_B[:, None]).unsqueeze(-1)
+    total_BD = prefix.sum(1) + (suffix * kept_BL1).sum(1)
+    return total_BD / (num_prefix + lengths_B[:, None])
+
+
+class Encoder:
+    """Vectors of texts and pictures as the backbone's ``encode`` gives them, in batches with a gradient.
+
+    Args:
+        model: the model in training.
+        tokenizer: its tokenizer, with the chat template.
+        image_prompts: what may stand beside a picture.
+    """
+
+    def __init__(
+        self, model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, image_prompts: Sequence[str]
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._grids: dict[tuple[int, int], PictureGrid] = {}
+        marker = "\ue000"
+        text_frame = self._rendered([{"type": "text", "text": marker}]).split(marker)
+        image_frame = self._rendered([{"type": "image"}, {"type": "text", "text": marker}]).split(marker)
+        before, after = (self._ids(part) for part in text_frame)
+        image_before, _ = (self._ids(part) for part in image_frame)
+        if image_before[: len(before)] != before:
+            raise ValueError("chat template: texts and pictures should begin alike")
+        self.prefix, self.after = before, after
+        image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        image_at = image_before.index(image_token)
+        self._before_image = image_before[len(before) : image_at]
+        self._after_image = [[*image_before[image_at + 1 :], *row, *after] for row in self.words(image_prompts, 1000)]
+
+    def _rendered(self, content: list[dict[str, str]]) -> str:
+        conversation: Any = [{"role": "user", "content": content}]
+        return str(self.tokenizer.apply_chat_template(conversation, tokenize=False))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+    def words(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """Token ids of the texts' own words, cut at ``max_tokens``."""
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [row[:max_tokens] for row in rows]  # type: ignore[union-attr]
+
+    def _embedded(self, ids: Any) -> Tensor:
+        return self.model.model.language_model.embed_tokens(torch.as_tensor(ids))
+
+    def texts(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Vectors ``(B, D)`` of texts given as token ids."""
+        full = [[*row, *self.after] for row in rows]
+        lengths_B = torch.tensor([len(row) for row in full])
+        ids_BL = torch.zeros(len(full), int(lengths_B.max()), dtype=torch.long)
+        for place, row in enumerate(full):
+            ids_BL[place, : len(row)] = torch.tensor(row)
+        positions_3L = (len(self.prefix) + torch.arange(ids_BL.shape[1])).expand(3, -1)
+        language = self.model.model.language_model
+        return language_forward(language, self._embedded(self.prefix), self._embedded(ids_BL), positions_3L, lengths_B)
+
+    def grid(self, height: int, width: int) -> PictureGrid:
+        """The grid of a size in patches, made once."""
+        if (height, width) not in self._grids:
+            self._grids[height, width] = PictureGrid.of(self.model.model.visual, height, width)
+        return self._grids[height, width]
+
+    def pictures(self, rgb_BCHW: Tensor, prompt: int = 0) -> Tensor:
+        """Vectors ``(B, D)`` of pictures of one size, RGB from 0 to 1; sides are multiples of 28; ``prompt`` by its place."""
+        grid = self.grid(rgb_BCHW.shape[2] // PATCH, rgb_BCHW.shape[3] // PATCH)
+        tokens_BMD = vision_forward(self.model.model.visual, patches(rgb_BCHW), grid)
+        batch, num_tokens, _ = tokens_BMD.shape
+        start, end = self._embedded(self._before_image), self._embedded(self._after_image[prompt])
+        suffix = torch.cat([start.expand(batch, -1, -1), tokens_BMD.to(start.dtype), end.expand(batch, -1, -1)], dim=1)
+        first = len(self.prefix) + len(start)
+        rows, columns = grid.height // MERGE, grid.width // MERGE
+        cells = torch.arange(num_tokens)
+        positions_3L = torch.cat([
+            (len(self.prefix) + torch.arange(len(start))).expand(3, -1),
+            first + torch.stack([torch.zeros_like(cells), cells // columns, cells % columns]),
+            (first + max(rows, columns) + torch.arange(len(end))).expand(3, -1),
+        ], dim=1)  # fmt: skip
+        lengths_B = torch.full((batch,), suffix.shape[1])
+        return language_forward(self.model.model.language_model, self._embedded(self.prefix), suffix, positions_3L, lengths_B)

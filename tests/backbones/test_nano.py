@@ -1,0 +1,146 @@
+"""The checkpoint that ships with the package: it loads, is small, and means something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors import safe_open
+
+import sda_core.backbones
+from sda_core.backbones import Backbone, build
+from sda_core.params import Qwen25VL
+
+FOLDER = Path(sda_core.backbones.__file__).parent / "nano"
+PROMPT = "picture of an item"
+
+RED, GREEN, BLUE, YELLOW, WHITE = (215, 35, 35), (45, 150, 60), (40, 90, 205), (245, 210, 50), (255, 255, 255)
+
+
+@pytest.fixture(scope="module")
+def nano() -> Backbone:
+    params = Qwen25VL(
+        kind="qwen2_5_vl", name=str(FOLDER), revision=None, dtype="float32", attention="sdpa",
+        min_pixels=784, max_pixels=12544, max_text_tokens=128, pooling="mean",
+    )  # fmt: skip
+    return build(params, torch.device("cpu"))
+
+
+@torch.inference_mode()
+def texts(nano: Backbone, *words: str) -> torch.Tensor:
+    return torch.nn.functional.normalize(nano.encode(nano.model, nano.text_inputs(words)), dim=-1)
+
+
+@torch.inference_mode()
+def pictures(nano: Backbone, *images: Image.Image) -> torch.Tensor:
+    return torch.nn.functional.normalize(nano.encode(nano.model, nano.image_inputs(images, PROMPT)), dim=-1)
+
+
+def drawn(shape: str, colour: tuple[int, int, int], size: int = 112, shift: int = 0) -> Image.Image:
+    """A plain shape on white."""
+    picture = Image.new("RGB", (size, size), WHITE)
+    draw = ImageDraw.Draw(picture)
+    low, high = size // 5 + shift, size - size // 5 + shift
+    match shape:
+        case "disc":
+            draw.ellipse((low, low, high, high), fill=colour)
+        case "square":
+            draw.rectangle((low, low, high, high), fill=colour)
+        case "triangle":
+            draw.polygon([(low, high), (high, high), ((low + high) // 2, low)], fill=colour)
+        case _:
+            raise ValueError(shape)
+    return picture
+
+
+def test_the_folder_is_small_and_whole():
+    names = {file.name for file in FOLDER.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "MODEL_CARD.md"} <= names
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*")) <= 20e6
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".py"))]
+
+
+def test_weights_are_float16_and_sound():
+    with safe_open(FOLDER / "model.safetensors", "pt") as stored:
+        for name in stored.keys():  # noqa: SIM118 - not a dictionary
+            tensor = stored.get_tensor(name)
+            assert tensor.dtype == torch.float16, name
+            assert torch.isfinite(tensor.float()).all(), name
+            # nothing near the end of float16's range, hence nothing lost there
+            assert tensor.float().abs().max() < 1000, name
+
+
+def test_it_is_the_real_architecture(nano):
+    config = nano.model.config
+    assert type(nano.model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert config.vision_config.window_size == 56
+    assert 0 < len(config.vision_config.fullatt_block_indexes) < config.vision_config.depth
+    head_dim = config.text_config.hidden_size // config.text_config.num_attention_heads
+    assert 2 * sum(config.text_config.rope_parameters["mrope_section"]) == head_dim
+    assert config.tie_word_embeddings
+    assert sum(weight.numel() for weight in nano.model.parameters()) < 10e6
+
+
+def test_vectors_do_not_depend_on_the_batch(nano):
+    words = ["red lipstick", "a long title of a garden hose with many words, 12 oz", ""]
+    together = texts(nano, *words)
+    alone = torch.cat([texts(nano, word) for word in words])
+    assert torch.allclose(together, alone, atol=1e-4)
+    images = [drawn("disc", RED), drawn("square", BLUE, size=60), Image.new("RGB", (300, 40), GREEN)]
+    assert torch.allclose(pictures(nano, *images), torch.cat([pictures(nano, image) for image in images]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("word", "alike", "unlike"),
+    [
+        ("red lipstick", "crimson lip colour", "garden hose"),
+        ("running shoes", "sneakers", "coffee maker"),
+        ("moisturizing face cream", "skin lotion", "screwdriver"),
+        ("acoustic guitar", "violin", "dog food"),
+        ("puppy", "dog", "airplane"),
+        ("Organic Green Tea, 20 Bags", "herbal tea", "Cordless Drill 18V"),
+    ],
+)
+def test_alike_words_are_near(nano, word, alike, unlike):
+    own, near, far = texts(nano, word, alike, unlike)
+    assert own @ near > own @ far + 0.1
+
+
+COLOURS = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": YELLOW}
+
+
+def test_pictures_of_one_colour_are_near(nano):
+    """Plain shapes in four colours, moved a little: the nearest has the same colour, whatever its shape."""
+    shapes = [(shape, colour) for shape in ("disc", "square", "triangle") for colour in COLOURS.values()]
+    first = pictures(nano, *[drawn(*shape) for shape in shapes])
+    moved = pictures(nano, *[drawn(*shape, shift=5) for shape in shapes])
+    scores = first @ moved.T
+    same = torch.tensor([[one[1] == other[1] for other in shapes] for one in shapes])
+    assert scores[same].min() > scores[~same].max()
+
+
+def test_colour_words_find_their_colour(nano):
+    """No picture of this test was ever trained on."""
+    shapes = pictures(nano, *[drawn("disc", colour) for colour in COLOURS.values()])
+    words = texts(nano, *[f"{name} circle" for name in COLOURS])
+    assert (words @ shapes.T).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_card_says_what_it_must():
+    card = (FOLDER / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for word in (
+        "WordNet",
+        "openclipart",
+        "emojibase",
+        "MiniLM",
+        "EfficientNet",
+        "CC-BY",
+        "Apache-2.0",
+        "MIT",
+        "seed",
+        "steps",
+        "R@10",
+    ):
+        assert word in card, word
