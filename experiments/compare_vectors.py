@@ -3,6 +3,8 @@
 Takes a finished workspace (``data/filtered`` and ``embeddings/``) and its ``params.yaml``; trains every recommender on every
 variant's vectors with every seed, and places the test targets.  Positions are kept as parquet below
 ``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone.
+With ``--root 'experiments/runs/effect/seed-{seed}'`` every seed has a workspace of its own, hence adapters of its own
+(``experiments/train_seeds.py`` makes them).
 
 Besides the variants of the pipeline there are controls, made of ``embeddings/zero_shot.parquet``: ``random`` (random directions),
 ``shuffled`` (the right vectors on the wrong items), ``image_only`` and ``text_only``.
@@ -39,7 +41,7 @@ _log = logging.getLogger("experiments")
 def main() -> None:
     """Read the options, run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(), help="the project folder of the run")
+    parser.add_argument("--root", default=".", help="the project folder of the run; {seed} in it stands for the seed")
     parser.add_argument("--name", required=True, help="folder of the results below experiments/positions")
     parser.add_argument("--variants", nargs="+", required=True)
     parser.add_argument("--baselines", nargs="+", required=True)
@@ -48,17 +50,23 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, help="instead of each recommender's own max_epochs")
     options = parser.parse_args()
     log.configure()
-    params = load_params(options.root / "params.yaml")
-    workspace = Workspace(options.root)
-    folder = options.root / "experiments" / "positions" / options.name
+    folder = Path("experiments") / "positions" / options.name
     for seed in options.seeds:
+        workspace, params = workspace_of(options.root, seed)
         for recommender in options.recommenders:
             for variant in dict.fromkeys([*options.variants, *options.baselines]):
                 path = folder / recommender / variant / f"{seed}.parquet"
                 if not path.exists():
                     POSITIONS.write(placed(workspace, params, variant, recommender, seed, options.max_epochs), path)
     for recommender in options.recommenders:
+        workspace, params = workspace_of(options.root, options.seeds[0])
         print(table(workspace, params, folder / recommender, options.variants, options.baselines, options.seeds))
+
+
+def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
+    """The workspace that a seed's vectors come from, and its params."""
+    folder = Path(root.replace("{seed}", str(seed)))
+    return Workspace(folder), load_params(folder / "params.yaml")
 
 
 def vectors_of(workspace: Workspace, variant: str) -> np.ndarray | None:

@@ -107,6 +107,12 @@ def captions(title: str, keywords: list[str], key: str, num_keywords: int) -> li
     return [title, f"{title}, {', '.join(some)}"]
 
 
+def stricter(first: str, second: str) -> str:
+    """Of two splits that the same words fall into, the one that keeps them farther from training."""
+    order = ("foreign", "train", "valid", "test")
+    return max(first, second, key=order.index)
+
+
 def sampled(texts: list[str], count: int, *key: object) -> list[str]:
     """``count`` different texts, the same ones each time, in an order of their own."""
     unique = sorted(set(texts))
@@ -121,11 +127,11 @@ def main() -> None:
     kinds: dict[str, tuple[str, str]] = {}  # text -> (kind, split)
     pairs: list[tuple[int, str]] = []
     for place, row in enumerate(pictures.iter_rows(named=True)):
-        split = "foreign" if row["foreign"] else row["split"]
+        # a concept is in one split across all sources, so a foreign picture of a trained concept holds no words back
+        split = "foreign" if row["foreign"] and row["split"] == "train" else row["split"]
         for text in captions(row["title"], row["keywords"], f"{row['concept']}:{row['title']}", text_params["num_keywords"]):
-            # the same words under two concepts stay out of the training texts
             known = kinds.get(text)
-            kinds[text] = ("caption", split if known is None or known[1] == "train" else known[1])
+            kinds[text] = ("caption", split if known is None else stricter(split, known[1]))
             pairs.append((place, text))
 
     words: list[str] = []

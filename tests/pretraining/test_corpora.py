@@ -18,7 +18,7 @@ from pretraining.pictures import (
     split_of,
     svg_words,
 )
-from pretraining.texts import captions, sampled, shop_text
+from pretraining.texts import captions, sampled, shop_text, stricter
 
 
 def test_a_concept_is_in_one_split_only():
@@ -131,3 +131,11 @@ def test_captions_and_titles_are_the_same_each_time():
     assert "title: " in shop_text(generator("b"), with_fields=True)
     assert sampled(["c", "a", "b", "a"], 2, "key") == sampled(["a", "b", "c"], 2, "key")
     assert number("a", "b") != number("ab", "")
+
+
+def test_words_shared_by_splits_keep_to_the_strictest():
+    """Words of a held-out concept are never trained on; a foreign picture of a trained concept holds none back."""
+    assert stricter("train", "test") == stricter("test", "train") == "test"
+    assert stricter("valid", "train") == "valid"
+    assert stricter("valid", "test") == "test"
+    assert stricter("train", "foreign") == stricter("foreign", "train") == "train"
