@@ -37,9 +37,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--folder", type=Path, default=CHECKPOINT)
     parser.add_argument("--float32", action="store_true", help="keep the weights as they were trained, to compare")
+    parser.add_argument("--untrained", action="store_true", help="the model before its first step, to compare")
     arguments = parser.parse_args()
     model, heads, encoder, _ = start(arguments.work, settings())
-    step = resume(arguments.work / "training.safetensors", model, heads, None)
+    step = 0 if arguments.untrained else resume(arguments.work / "training.safetensors", model, heads, None)
     write_checkpoint(model, encoder.tokenizer, arguments.folder, torch.float32 if arguments.float32 else torch.float16)
     size = sum(file.stat().st_size for file in arguments.folder.iterdir())
     print(
