@@ -171,9 +171,9 @@ def frame(found: Iterator[GradientProducts], model: nn.Module, when: str) -> pl.
             "place": place,
             "layer": layer,
             "matrix": matrix,
-            "image_image": float(measured.products_LPMM[place, column, 0, 0]),
-            "image_text": float(measured.products_LPMM[place, column, 0, 1]),
-            "text_text": float(measured.products_LPMM[place, column, 1, 1]),
+            "image_image": float(measured.products[place, column, 0, 0]),
+            "image_text": float(measured.products[place, column, 0, 1]),
+            "text_text": float(measured.products[place, column, 1, 1]),
             "gate_similarity": gates[layer],
         }
         for batch, measured in enumerate(found)

@@ -34,15 +34,15 @@ class GradientProducts:
 
     Attributes:
         modalities: M names.
-        layers: L names of adapted modules, in the model's order.
-        products_LPMM: ``(L, 2, M, M)`` float64, ``<g_m, g_n>`` of A and of B in each layer.
-        both_LMM: ``(L, M, M)`` int64, how many coordinates of A and B neither gradient leaves at 0.
+        layers: names of the adapted modules, in the model's order.
+        products: ``(layers, 2, M, M)`` float64, ``<g_m, g_n>`` of A and of B in each layer.
+        both: ``(layers, M, M)`` int64, how many coordinates of A and B neither gradient leaves at 0.
     """
 
     modalities: tuple[str, ...]
     layers: tuple[str, ...]
-    products_LPMM: Tensor
-    both_LMM: Tensor
+    products: Tensor
+    both: Tensor
 
     def cosine(self, layers: str = ".*", matrices: str = "AB") -> Tensor:
         """Cosines of the gradients of some weights, taken as one long vector: ``(M, M)`` float64.
@@ -59,16 +59,16 @@ class GradientProducts:
             TrainingError: no layer matches.
         """
         rows, columns = self._rows(layers), [MATRICES.index(matrix) for matrix in matrices]
-        return _cosine(self.products_LPMM[rows][:, columns].sum(dim=(0, 1)))
+        return _cosine(self.products[rows][:, columns].sum(dim=(0, 1)))
 
     def cosine_by_layer(self, one: str, two: str) -> dict[str, float]:
         """Cosine between two modalities in each layer, A and B together."""
         m, n = self.modalities.index(one), self.modalities.index(two)
-        return dict(zip(self.layers, _cosine(self.products_LPMM.sum(dim=1))[:, m, n].tolist(), strict=True))
+        return dict(zip(self.layers, _cosine(self.products.sum(dim=1))[:, m, n].tolist(), strict=True))
 
     def norms(self, layers: str = ".*") -> dict[str, float]:
         """Length of each modality's gradient; raises as :meth:`cosine`."""
-        total_MM = self.products_LPMM[self._rows(layers)].sum(dim=(0, 1))
+        total_MM = self.products[self._rows(layers)].sum(dim=(0, 1))
         return dict(zip(self.modalities, total_MM.diagonal().sqrt().tolist(), strict=True))
 
     def overlap(self, layers: str = ".*") -> Tensor:
@@ -76,7 +76,7 @@ class GradientProducts:
 
         1 for plain LoRA, 0 for disjoint experts, not a number where a gradient is 0; raises as :meth:`cosine`.
         """
-        both_MM = self.both_LMM[self._rows(layers)].sum(dim=0).double()
+        both_MM = self.both[self._rows(layers)].sum(dim=0).double()
         return both_MM / torch.minimum(both_MM.diagonal()[:, None], both_MM.diagonal()[None, :])
 
     def _rows(self, layers: str) -> list[int]:
@@ -142,18 +142,18 @@ def gradient_products(
             gradients.append([torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights])
             for weight in weights:
                 weight.grad = None
-    products, both = [], []
+    inner, touched = [], []
     for at in range(len(weights)):
         rows_MN = torch.stack([of_modality[at].flatten() for of_modality in gradients]).double()
         touched_MN = (rows_MN != 0).double()
-        products.append((rows_MN @ rows_MN.T).cpu())
-        both.append((touched_MN @ touched_MN.T).cpu())
+        inner.append((rows_MN @ rows_MN.T).cpu())
+        touched.append((touched_MN @ touched_MN.T).cpu())
     M = len(passes)
-    products_LPMM = torch.stack(products).view(len(layers), 2, M, M)
-    if not (torch.isfinite(value.detach()) and torch.isfinite(products_LPMM).all()):
+    products = torch.stack(inner).view(len(layers), 2, M, M)
+    if not (torch.isfinite(value.detach()) and torch.isfinite(products).all()):
         raise TrainingError("gradients", f"loss {value.item()} or a gradient is not finite", "look at the items of the batch")
-    both_LMM = torch.stack(both).view(len(layers), 2, M, M).sum(dim=1).long()
-    return GradientProducts(tuple(passes), tuple(layers), products_LPMM, both_LMM)
+    both = torch.stack(touched).view(len(layers), 2, M, M).sum(dim=1).long()
+    return GradientProducts(tuple(passes), tuple(layers), products, both)
 
 
 @contextmanager

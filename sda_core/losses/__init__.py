@@ -111,13 +111,13 @@ class AlignmentLoss(nn.Module):
             TrainingError: as :meth:`forward`.
         """
         params = self.params
-        image_BP, text_BP = prepare({"image": image_BD, "text": text_BD}, params.normalize).values()
-        twins = find_twins(groups_B, params.false_negatives, image_BP)
+        v_BD, t_BD = prepare({"image": image_BD, "text": text_BD}, params.normalize).values()
+        twins = find_twins(groups_B, params.false_negatives, v_BD)
         if params.variant == "reference":
-            image_BP, text_BP, sharpness = pool_width(image_BP), pool_width(text_BP), 1 / self.temperature
+            v_BD, t_BD, sharpness = pool_width(v_BD), pool_width(t_BD), 1 / self.temperature
         else:
             sharpness = params.teacher_temperature or self.temperature
-        image_BB, text_BB = image_BP @ image_BP.T / sharpness, text_BP @ text_BP.T / sharpness
+        image_BB, text_BB = v_BD @ v_BD.T / sharpness, t_BD @ t_BD.T / sharpness
         match params.teacher:
             case "mean" | "agreement":
                 structure_BB = (image_BB + text_BB) / 2
@@ -129,7 +129,7 @@ class AlignmentLoss(nn.Module):
                 structure_BB = torch.full_like(image_BB, -torch.inf).fill_diagonal_(0)
             case _:
                 assert_never(params.teacher)
-        same_BB = None if groups_B is None else same_group(groups_B, image_BP)
+        same_BB = None if groups_B is None else same_group(groups_B, v_BD)
         return measures(image_BD, text_BD, twins.log_target(structure_BB), (image_BB, text_BB), twins, same_BB)
 
 

@@ -109,9 +109,9 @@ def test_products_are_those_of_the_formula() -> None:
         of_b[name], of_a[name] = 3.0 * c.T @ (x @ a.T), 3.0 * b.T @ c.T @ x
     for m, one in enumerate(inputs):
         for n, two in enumerate(inputs):
-            assert found.products_LPMM[0, 0, m, n].item() == pytest.approx((of_a[one] * of_a[two]).sum().item(), rel=1e-12)
-            assert found.products_LPMM[0, 1, m, n].item() == pytest.approx((of_b[one] * of_b[two]).sum().item(), rel=1e-12)
-    assert not found.products_LPMM[1].any()  # nothing pulls at the right layer
+            assert found.products[0, 0, m, n].item() == pytest.approx((of_a[one] * of_a[two]).sum().item(), rel=1e-12)
+            assert found.products[0, 1, m, n].item() == pytest.approx((of_b[one] * of_b[two]).sum().item(), rel=1e-12)
+    assert not found.products[1].any()  # nothing pulls at the right layer
     assert found.cosine(r".*\.right").isnan().all()
     assert found.overlap(r".*\.right").isnan().all()
 
@@ -166,7 +166,7 @@ def test_the_gradients_add_up_to_that_of_training(names: tuple[str, ...], use_re
     matrices = [p.grad for name, p in model.named_parameters() if "moda_A" in name or "moda_B" in name]
     square = sum(float((grad**2).sum()) for grad in matrices if grad is not None)
     assert len(matrices) == 4
-    assert found.products_LPMM.sum().item() == pytest.approx(square, rel=1e-9)
+    assert found.products.sum().item() == pytest.approx(square, rel=1e-9)
     assert found.cosine().shape == (len(names), len(names))
     assert found.modalities == names
     assert len({round(value, 9) for value in found.cosine()[0].tolist()}) == len(names)  # a matrix of all pairs
@@ -216,7 +216,7 @@ def test_a_frozen_adapter_is_measured_all_the_same() -> None:
     passes = {"image": lambda: model(x), "text": lambda: model(x + 1)}
     found = gradient_products(model, passes, align)
     frozen = gradient_products(model.requires_grad_(False), passes, align)
-    torch.testing.assert_close(frozen.products_LPMM, found.products_LPMM)
+    torch.testing.assert_close(frozen.products, found.products)
     assert not any(p.requires_grad for p in model.parameters())
 
 
