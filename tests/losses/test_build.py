@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sda_core.errors import ConfigError
+from sda_core.errors import ConfigError, TrainingError
 from sda_core.losses import build, cmsa, cmsa_reference, infonce
 from sda_core.params import LossParams
 
@@ -20,6 +20,7 @@ PAPER: dict[str, Any] = {
     "learn_temperature": False,
     "detach_teacher": True,
     "normalize": True,
+    "false_negatives": "keep",
 }
 PUBLIC_CODE = {"variant": "reference", "temperature": 3.0, "learn_temperature": True, "detach_teacher": False, "normalize": False}
 
@@ -46,6 +47,24 @@ def test_values_choose_the_loss() -> None:
     gradients = [torch.autograd.grad(loss(detach_teacher=value)(image, text), image)[0] for value in (True, False)]
     assert not torch.allclose(*gradients)
     assert list(loss().parameters()) == []
+
+
+@pytest.mark.parametrize("teacher", ["mean", "none"])
+def test_false_negatives_are_a_value(teacher: str) -> None:
+    image, text = pair()
+    groups = torch.tensor([0, 0, 1, 2, 3, 3])
+    plain = loss(teacher=teacher)(image, text)
+    assert torch.equal(loss(teacher=teacher)(image, text, groups), plain)  # keep looks at no group
+    found = {}
+    for policy in ("mask", "share"):
+        value = loss(teacher=teacher, false_negatives=policy)(image, text, groups)
+        options = {"groups_B": groups, "false_negatives": policy}
+        expected = cmsa(image, text, 0.05, **options) if teacher == "mean" else infonce(image, text, 0.05, **options)  # type: ignore[arg-type]
+        assert torch.equal(value, expected)
+        found[policy] = value.item()
+        with pytest.raises(TrainingError, match=f"false_negatives is '{policy}', and the batch came without groups"):
+            loss(teacher=teacher, false_negatives=policy)(image, text)
+    assert len({plain.item(), *found.values()}) == 3
 
 
 def test_learned_temperature() -> None:
@@ -77,5 +96,7 @@ def test_the_public_codes_variant() -> None:
         ConfigError, match=r"set detach_teacher: false, normalize: false; the public code also has temperature: 3\.0"
     ):
         loss(variant="reference")
+    with pytest.raises(ConfigError, match="set false_negatives: keep"):
+        loss(**{**PUBLIC_CODE, "false_negatives": "mask"})
     with pytest.raises(ConfigError, match="set teacher: mean, teacher_temperature: null"):
         loss(**{**PUBLIC_CODE, "teacher": "none", "teacher_temperature": 1.0})

@@ -1,0 +1,93 @@
+"""The experiment's arithmetic: what is put together, averaged and shown; and who is held out."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sda_core.errors import TrainingError
+
+
+@pytest.fixture(scope="module")
+def script(repository: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gradient_conflict", repository / "experiments" / "gradient_conflict.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gradient_conflict"] = module  # a dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def products(cosine: float, when: str = "after", **changes: Any) -> list[dict[str, Any]]:
+    """Two blocks with a q_proj and an up_proj each; gradients of the lengths 2 and 3."""
+    rows = []
+    for place, layer in enumerate(["blocks.0.q_proj", "blocks.0.up_proj", "blocks.1.q_proj", "blocks.1.up_proj"]):
+        for matrix in "AB":
+            values = {"image_image": 4.0, "image_text": 6.0 * cosine, "text_text": 9.0, "gate_similarity": 0.5, "batch": 0}
+            row = {"when": when, "place": place, "layer": layer, "matrix": matrix, "kind": layer.rpartition(".")[2]}
+            rows.append({**row, **values, **changes})
+    return rows
+
+
+def test_weights_are_put_together_before_batches_are_averaged(script: ModuleType) -> None:
+    # batch 0: cosine 1 with products of 4 and 9; batch 1: cosine -1, ten times as strong; a batch without gradient
+    strong = {"image_image": 40.0, "image_text": -60.0, "text_text": 90.0, "batch": 1}
+    nothing = {"image_image": 0.0, "image_text": 0.0, "text_text": 0.0, "batch": 2}
+    frame = pl.DataFrame(products(1.0) + products(0.0, **strong) + products(0.0, **nothing))
+    assert script.cosines(frame, ["when"])["cosine"].to_list() == pytest.approx([0.0])
+    mixed = pl.DataFrame(products(0.5)).with_columns(
+        image_text=pl.when(pl.col("kind") == "q_proj").then(-6.0).otherwise(pl.col("image_text"))
+    )
+    assert script.together(mixed) == pytest.approx((4 * -6 + 4 * 3) / (8 * 6))
+    assert script.cosines(mixed, ["layer"])["cosine"].to_list() == pytest.approx([-1, 0.5, -1, 0.5])
+    assert script.together(pl.DataFrame(products(0.0, **nothing))) is None
+
+
+def test_table_and_plot(script: ModuleType, tmp_path: Path) -> None:
+    lora, moda = script.Rung("lora", "cmsa"), script.Rung("moda", "cmsa")
+    before = products(0.0, "before")
+    for row in before:
+        row["image_image"] *= row["matrix"] == "B"  # a new adapter: no gradient in A
+        row["text_text"] *= row["matrix"] == "B"
+    results = {
+        lora: [pl.DataFrame(before + products(value)) for value in (-0.2, -0.1)],
+        moda: [pl.DataFrame(products(value)) for value in (0.4, 0.5)],
+    }
+    lines = script.table(results).splitlines()
+    row = next(line for line in lines if line.startswith("| lora+cmsa, after |"))
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells[:3] == ["-0.150 (-0.20 .. -0.10)"] * 3
+    assert cells[3:] == [
+        "-0.150 (-0.20 .. -0.10)",
+        "+1.000 (+1.00 .. +1.00)",
+        "+0.667 (+0.67 .. +0.67)",
+        "+0.500 (+0.50 .. +0.50)",
+    ]
+    new = next(line for line in lines if line.startswith("| lora+cmsa, before |"))
+    assert new.split("|")[3].strip() == "-"
+    assert sum(line.startswith("| moda+cmsa, before |") for line in lines) == 0
+    script.plot(results, tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert drawn.count('id="axes_') == 2
+
+
+def test_held_out_items_have_pictures_and_come_once(script: ModuleType) -> None:
+    class Source:
+        has_image = np.array([True] * 9 + [False] * 3 + [True] * 9)
+
+    first = script.draw(Source(), 1, 2, 4)
+    assert first.shape == (2, 4)
+    assert len(set(first.ravel())) == 8
+    assert Source.has_image[first].all()
+    assert not np.array_equal(first, script.draw(Source(), 2, 2, 4))
+    np.testing.assert_array_equal(first, script.draw(Source(), 1, 2, 4))
+    with pytest.raises(TrainingError, match="20 items are to be held out and 4 are needed for a training batch, but 18 have"):
+        script.draw(Source(), 1, 5, 4)
