@@ -39,11 +39,15 @@ class StageRun:
 
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """Show an :class:`SDAError` as one line and exit with 1; a bug keeps its traceback."""
+    """Show an :class:`SDAError` as one line and exit with 1; a bug keeps its traceback.
+
+    Where every process of a launch has the same error, process 0 says it.
+    """
     try:
         yield
     except SDAError as error:
-        typer.echo(f"sda {name}: error: {error}", err=True)
+        if log.is_main_process() or not error.known_to_all:
+            typer.echo(f"sda {name}: error: {error}", err=True)
         raise typer.Exit(1) from None
 
 

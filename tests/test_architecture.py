@@ -34,14 +34,14 @@ LEVELS = {
     "stages": 0,
     "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
-    "image_store": 3,
+    "image_store": 3, "processes": 3,
     "artifacts": 4,
     "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "_peft_hook": 5,
     "errors": 6,
 }  # fmt: skip
 
 ONLY_IN = {
-    "torch": {"adapters", "alignment", "backbones", "checkpoint", "embeddings", "losses", "recommenders", "runtime"},
+    "torch": {"adapters", "alignment", "backbones", "checkpoint", "embeddings", "losses", "processes", "recommenders", "runtime"},
     "transformers": {"backbones"},
     "peft": {"adapters"},
     "faiss": {"index"},
