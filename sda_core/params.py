@@ -341,6 +341,7 @@ class LossParams(Section):
     learn_temperature: bool
     detach_teacher: bool
     normalize: bool
+    false_negatives: Literal["keep", "mask", "share"]  # rows of a batch that show the same thing: sda_core.losses.twins
 
 
 class TrainAdapterParams(Section):

@@ -38,6 +38,7 @@ LOSS = LossParams(
     learn_temperature=True,
     detach_teacher=True,
     normalize=True,
+    false_negatives="keep",
 )
 TRAINING = TrainingParams(
     seed=3,

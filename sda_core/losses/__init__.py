@@ -1,4 +1,4 @@
-"""Losses on pairs of embeddings: tensors in, a scalar out; none of them owns a model."""
+"""Losses on embeddings of several modalities: tensors in, a scalar out; none of them owns a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sda_core.errors import ConfigError
-from sda_core.losses.cmsa import cmsa, cmsa_reference
-from sda_core.losses.infonce import infonce
+from sda_core.losses.cmsa import cmsa, cmsa_many, cmsa_reference, pool_width
+from sda_core.losses.infonce import infonce, infonce_many, prepare
+from sda_core.losses.measures import measures
+from sda_core.losses.twins import find_twins, same_group
 from sda_core.params import LossParams
 
-__all__ = ["AlignmentLoss", "build", "cmsa", "cmsa_reference", "infonce"]
+__all__ = ["AlignmentLoss", "build", "cmsa", "cmsa_many", "cmsa_reference", "infonce", "infonce_many", "measures"]
 
 _MIN_LOG_TEMPERATURE = math.log(0.01)  # CLIP's bound on a learned temperature (Radford et al. 2021, section 2.5)
 
@@ -52,8 +54,17 @@ class AlignmentLoss(nn.Module):
             return self.params.temperature
         return self._raw if self.params.variant == "reference" else self._raw.exp()
 
-    def forward(self, image_BD: Tensor, text_BD: Tensor) -> Tensor:
-        """The loss of a batch; row ``i`` of one belongs to row ``i`` of the other."""
+    def forward(self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None) -> Tensor:
+        """The loss of a batch; row ``i`` of one belongs to row ``i`` of the other.
+
+        Args:
+            image_BD: ``(B, D)``.
+            text_BD: ``(B, D)``.
+            groups_B: ``(B,)`` integers, equal for rows that show the same thing; see ``false_negatives`` of :func:`cmsa`.
+
+        Raises:
+            TrainingError: the section's ``false_negatives`` needs groups, and there are none, or not one integer a row.
+        """
         params = self.params
         if self._raw is not None and params.variant == "paper":
             with torch.no_grad():  # on the parameter, so that it can come back from the bound
@@ -62,7 +73,14 @@ class AlignmentLoss(nn.Module):
             return cmsa_reference(image_BD, text_BD, self.temperature)
         match params.teacher:
             case "none":
-                return infonce(image_BD, text_BD, self.temperature, params.normalize)
+                return infonce(
+                    image_BD,
+                    text_BD,
+                    self.temperature,
+                    params.normalize,
+                    groups_B=groups_B,
+                    false_negatives=params.false_negatives,
+                )
             case "mean" | "image" | "text" | "agreement":
                 return cmsa(
                     image_BD,
@@ -72,14 +90,58 @@ class AlignmentLoss(nn.Module):
                     teacher_temperature=params.teacher_temperature,
                     detach_teacher=params.detach_teacher,
                     normalize=params.normalize,
+                    groups_B=groups_B,
+                    false_negatives=params.false_negatives,
                 )
             case _:
                 assert_never(params.teacher)
 
+    @torch.no_grad()
+    def diagnostics(self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None) -> dict[str, float]:
+        """What the loss sees in a batch, as plain numbers: the names and meanings are those of :func:`measures`.
+
+        With ``teacher: none`` the targets are hard: entropy 0, one target a row (``false_negatives: share`` has more).
+
+        Args:
+            image_BD: ``(B, D)``.
+            text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
+            groups_B: as :meth:`forward` takes it; besides, rows of one group are no rivals in ``retrieval``.
+
+        Raises:
+            TrainingError: as :meth:`forward`.
+        """
+        params = self.params
+        image_BP, text_BP = prepare({"image": image_BD, "text": text_BD}, params.normalize).values()
+        twins = find_twins(groups_B, params.false_negatives, image_BP)
+        if params.variant == "reference":
+            image_BP, text_BP, sharpness = pool_width(image_BP), pool_width(text_BP), 1 / self.temperature
+        else:
+            sharpness = params.teacher_temperature or self.temperature
+        image_BB, text_BB = image_BP @ image_BP.T / sharpness, text_BP @ text_BP.T / sharpness
+        match params.teacher:
+            case "mean" | "agreement":
+                structure_BB = (image_BB + text_BB) / 2
+            case "image":
+                structure_BB = image_BB
+            case "text":
+                structure_BB = text_BB
+            case "none":  # certain of the own row
+                structure_BB = torch.full_like(image_BB, -torch.inf).fill_diagonal_(0)
+            case _:
+                assert_never(params.teacher)
+        same_BB = None if groups_B is None else same_group(groups_B, image_BP)
+        return measures(image_BD, text_BD, twins.log_target(structure_BB), (image_BB, text_BB), twins, same_BB)
+
 
 def _check_reference(params: LossParams) -> None:
     """The public code has no such options; a section that sets them would not say what is computed."""
-    fixed = {"teacher": "mean", "teacher_temperature": None, "detach_teacher": False, "normalize": False}
+    fixed = {
+        "teacher": "mean",
+        "teacher_temperature": None,
+        "detach_teacher": False,
+        "normalize": False,
+        "false_negatives": "keep",
+    }
     wrong = {name: value for name, value in fixed.items() if getattr(params, name) != value}
     if wrong:
         raise ConfigError(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from itertools import combinations
 from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
 
+from sda_core.errors import TrainingError
 from sda_core.losses.infonce import prepare
+from sda_core.losses.twins import NO_TWINS, FalseNegatives, Twins, find_twins
 
 Teacher = Literal["mean", "image", "text", "agreement"]
+TeacherScope = Literal["all", "pair"]
 
 REFERENCE_DIM = 768
 
@@ -23,6 +29,9 @@ def cmsa(
     teacher_temperature: float | None = None,
     detach_teacher: bool = True,
     normalize: bool = True,
+    *,
+    groups_B: Tensor | None = None,
+    false_negatives: FalseNegatives = "keep",
 ) -> Tensor:
     """Soft-target alignment of two modalities (SDA, arXiv 2512.06883).
 
@@ -32,7 +41,7 @@ def cmsa(
         L = 1/2 [ KL(P || softmax(V T^T / temperature)) + KL(P || softmax(T V^T / temperature)) ]
 
     Relations: as ``teacher_temperature`` goes to 0, ``P`` becomes the identity (rows of one batch differing) and the
-    loss :func:`~sda_core.losses.infonce`.
+    loss :func:`~sda_core.losses.infonce`.  :func:`cmsa_many` takes more modalities.
 
     Args:
         image_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of ``text_BD``.
@@ -45,55 +54,123 @@ def cmsa(
         teacher_temperature: of the teacher; None for the same as ``temperature``.
         detach_teacher: no gradient through ``P``.  Without it the entropy of ``P`` is part of what is minimised.
         normalize: scale the rows to unit length first.
+        groups_B: ``(B,)`` integers, equal for rows that show the same thing; unused where ``false_negatives`` is ``keep``.
+        false_negatives: ``keep``, as above; ``mask``, for each row the *other* rows of its group leave every softmax, the
+            teacher's and the student's; ``share``, what ``P`` gives to a group is spread evenly over its members, in the
+            rows that the weights of ``agreement`` compare too.  With all groups different the three are one.
 
     Returns:
         Scalar in nats, at least 0; in float32 at least, whatever the inputs are.
+
+    Raises:
+        TrainingError: ``false_negatives`` needs groups, and there are none, or not one integer a row.
     """
-    image_BD, text_BD = prepare(image_BD, text_BD, normalize)
-    sharpness: float | Tensor = temperature if teacher_temperature is None else teacher_temperature
-    if isinstance(sharpness, Tensor):
-        sharpness = sharpness.detach()  # a learned temperature sharpens the teacher, but learns nothing from it
-    image_BB, text_BB = image_BD @ image_BD.T, text_BD @ text_BD.T
-    match teacher:
-        case "mean" | "agreement":
-            structure_BB = (image_BB + text_BB) / 2
-        case "image":
-            structure_BB = image_BB
-        case "text":
-            structure_BB = text_BB
-        case _:
-            assert_never(teacher)
-    log_teacher_BB = torch.log_softmax(structure_BB / sharpness, dim=-1)
-    if detach_teacher:
-        log_teacher_BB = log_teacher_BB.detach()
-    logits_BB = image_BD @ text_BD.T / temperature
-    log_across_BB = torch.log_softmax(logits_BB, dim=-1)
-    log_back_BB = torch.log_softmax(logits_BB.T, dim=-1)
-    row_B = (_divergence(log_teacher_BB, log_across_BB) + _divergence(log_teacher_BB, log_back_BB)) / 2
-    if teacher != "agreement":
-        return row_B.mean()
-    weight_B = agreement(image_BB.detach(), text_BB.detach(), sharpness)
-    return (weight_B * row_B).sum() / weight_B.sum().clamp_min(torch.finfo(weight_B.dtype).tiny)
+    return cmsa_many(
+        {"image": image_BD, "text": text_BD},
+        temperature,
+        teacher,
+        teacher_temperature,
+        detach_teacher,
+        normalize,
+        groups_B=groups_B,
+        false_negatives=false_negatives,
+    )
 
 
-def agreement(image_BB: Tensor, text_BB: Tensor, temperature: float | Tensor) -> Tensor:
-    """How far two similarity structures agree, row by row: ``1 - JS / log 2``, in [0, 1].
+def cmsa_many(
+    vectors: Mapping[str, Tensor],
+    temperature: float | Tensor,
+    teacher: str = "mean",
+    teacher_temperature: float | None = None,
+    detach_teacher: bool = True,
+    normalize: bool = True,
+    *,
+    teacher_scope: TeacherScope = "all",
+    groups_B: Tensor | None = None,
+    false_negatives: FalseNegatives = "keep",
+) -> Tensor:
+    """:func:`cmsa` of any number M of modalities: the mean over all unordered pairs of them.
+
+    With ``X_m`` the unit vectors of modality ``m``::
+
+        P    = softmax( sum_m X_m X_m^T / (M teacher_temperature) )
+        L_ab = 1/2 [ KL(P || softmax(X_a X_b^T / temperature)) + KL(P || softmax(X_b X_a^T / temperature)) ]
+        L    = mean of L_ab over the pairs a < b
+
+    The paper has two modalities and leaves the teacher of a pair open.  One teacher of all modalities is the default:
+    the third view then has a say in how the first two are aligned, and every pair is pulled towards one structure.
 
     Args:
-        image_BB: similarities inside the image modality.
-        text_BB: similarities inside the text modality.
-        temperature: of the softmax that makes a row a distribution.
+        vectors: ``(B, D)`` by modality, at least two; row ``i`` of each is the same item.
+        temperature: see :func:`cmsa`, as for what is not named here.
+        teacher: ``"mean"``, ``"agreement"`` (``w_i = 1 - JS / log M`` over the M rows) or the name of the modality that
+            teaches every pair.
+        teacher_temperature: the same.
+        detach_teacher: the same.
+        normalize: the same.
+        teacher_scope: whose structures ``"mean"`` and ``"agreement"`` look at: ``"all"`` modalities, or the ``"pair"``.
+        groups_B: the same.
+        false_negatives: the same.
+
+    Returns:
+        Scalar in nats; with two modalities that of :func:`cmsa`, to the bit.
+
+    Raises:
+        TrainingError: as :func:`cmsa`; fewer than two modalities, or a teacher that is none of them.
     """
-    log_image_BB = torch.log_softmax(image_BB / temperature, dim=-1)
-    log_text_BB = torch.log_softmax(text_BB / temperature, dim=-1)
-    log_middle_BB = torch.logaddexp(log_image_BB, log_text_BB) - math.log(2)
-    js_B = (_divergence(log_image_BB, log_middle_BB) + _divergence(log_text_BB, log_middle_BB)) / 2
-    return (1 - js_B / math.log(2)).clamp(0, 1)
+    prepared = prepare(vectors, normalize)
+    if teacher not in {"mean", "agreement", *prepared}:
+        raise TrainingError("loss", f"teacher should be one of mean, agreement, {', '.join(prepared)} (got {teacher!r})")
+    twins = find_twins(groups_B, false_negatives, next(iter(prepared.values())))
+    # a learned temperature sharpens the teacher, but learns nothing from it
+    sharpness = temperature if teacher_temperature is None else teacher_temperature
+    sharpness = sharpness.detach() if isinstance(sharpness, Tensor) else sharpness
+    own = {name: x_BD @ x_BD.T for name, x_BD in prepared.items()}
+    shared = _teacher(list(own.values()) if teacher not in own else [own[teacher]], sharpness, detach_teacher, twins)
+    losses = []
+    for one, two in combinations(prepared, 2):
+        match teacher_scope:
+            case "all":
+                taught_by, log_teacher_BB = list(own.values()), shared
+            case "pair":
+                taught_by = [own[one], own[two]]
+                log_teacher_BB = shared if teacher in own else _teacher(taught_by, sharpness, detach_teacher, twins)
+            case _:
+                assert_never(teacher_scope)
+        logits_BB = prepared[one] @ prepared[two].T / temperature
+        row_B = twins.divergence(log_teacher_BB, twins.log_softmax(logits_BB))
+        row_B = (row_B + twins.divergence(log_teacher_BB, twins.log_softmax(logits_BB.T))) / 2
+        if teacher == "agreement":
+            weight_B = agreement([structure_BB.detach() for structure_BB in taught_by], sharpness, twins)
+            losses.append((weight_B * row_B).sum() / weight_B.sum().clamp_min(torch.finfo(weight_B.dtype).tiny))
+        else:
+            losses.append(row_B.mean())
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
-def _divergence(log_p_BB: Tensor, log_q_BB: Tensor) -> Tensor:
-    """``KL(p || q)`` of each row, in nats, from log-probabilities."""
-    return (log_p_BB.exp() * (log_p_BB - log_q_BB)).sum(dim=-1)
+def _teacher(structures: Sequence[Tensor], sharpness: float | Tensor, detach: bool, twins: Twins) -> Tensor:
+    """``log P`` of the mean of some structures ``(B, B)``."""
+    structure_BB = reduce(torch.add, structures) / len(structures)
+    log_teacher_BB = twins.log_target(structure_BB / sharpness)
+    return log_teacher_BB.detach() if detach else log_teacher_BB
+
+
+def agreement(structures: Sequence[Tensor], temperature: float | Tensor, twins: Twins = NO_TWINS) -> Tensor:
+    """How far the similarity structures of M modalities agree, row by row: ``1 - JS / log M``, in [0, 1].
+
+    Args:
+        structures: ``(B, B)`` similarities inside each modality.
+        temperature: of the softmax that makes a row a distribution.
+        twins: rows of one content, see :func:`~sda_core.losses.twins.find_twins`.
+
+    Returns:
+        ``(B,)``.
+    """
+    num = len(structures)
+    logs = [twins.log_target(structure_BB / temperature) for structure_BB in structures]
+    log_middle_BB = reduce(torch.logaddexp, logs) - math.log(num)
+    js_B = reduce(torch.add, [twins.divergence(log_BB, log_middle_BB) for log_BB in logs]) / num
+    return (1 - js_B / math.log(num)).clamp(0, 1)
 
 
 def cmsa_reference(image_BD: Tensor, text_BD: Tensor, temperature: float | Tensor) -> Tensor:
@@ -117,8 +194,7 @@ def cmsa_reference(image_BD: Tensor, text_BD: Tensor, temperature: float | Tenso
     Returns:
         Scalar, mean over rows.
     """
-    image_BD, text_BD = prepare(image_BD, text_BD, normalize=False)
-    image_BD, text_BD = pool_width(image_BD), pool_width(text_BD)
+    image_BD, text_BD = (pool_width(x_BD) for x_BD in prepare({"image": image_BD, "text": text_BD}, normalize=False).values())
     logits_BB = image_BD @ text_BD.T / temperature
     targets_BB = torch.softmax((image_BD @ image_BD.T + text_BD @ text_BD.T) / 2 * temperature, dim=-1)
     across_B = -(targets_BB * torch.log_softmax(logits_BB, dim=-1)).sum(dim=1)

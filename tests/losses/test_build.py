@@ -20,6 +20,7 @@ PAPER: dict[str, Any] = {
     "learn_temperature": False,
     "detach_teacher": True,
     "normalize": True,
+    "false_negatives": "keep",
 }
 PUBLIC_CODE = {"variant": "reference", "temperature": 3.0, "learn_temperature": True, "detach_teacher": False, "normalize": False}
 

@@ -132,12 +132,12 @@ def test_properties(teacher: Any, num_rows: int, seed: int, scale: float, temper
 def test_agreement_weighs_rows_by_what_the_modalities_share() -> None:
     eye = torch.eye(4, dtype=torch.float64)
     similar = torch.tensor([[9.0, 9, 0, 0], [9, 9, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9]], dtype=torch.float64)
-    torch.testing.assert_close(agreement(similar, similar, 0.1), torch.ones(4, dtype=torch.float64))
-    weight = agreement(similar, 9 * eye, 0.1)
+    torch.testing.assert_close(agreement([similar, similar], 0.1), torch.ones(4, dtype=torch.float64))
+    weight = agreement([similar, 9 * eye], 0.1)
     torch.testing.assert_close(weight[2:], torch.ones(2, dtype=torch.float64))
     assert (weight[:2] < 0.75).all()
     disjoint = torch.tensor([[-9.0, 9.0], [9.0, -9.0]], dtype=torch.float64)
-    torch.testing.assert_close(agreement(disjoint, -disjoint, 0.1), torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(agreement([disjoint, -disjoint], 0.1), torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def test_without_normalising_length_counts() -> None:

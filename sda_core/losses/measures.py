@@ -1,0 +1,73 @@
+"""What a batch of vectors looks like to a loss: plain numbers for the training curve, no gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sda_core.losses.cmsa import agreement
+from sda_core.losses.infonce import prepare
+from sda_core.losses.twins import Twins
+
+
+@torch.no_grad()
+def measures(
+    image_BD: Tensor,
+    text_BD: Tensor,
+    log_teacher_BB: Tensor,
+    structures: tuple[Tensor, Tensor],
+    twins: Twins,
+    same_BB: Tensor | None = None,
+) -> dict[str, float]:
+    """Health of a batch, flat names.
+
+    ==================  ===========================================================================================
+    ``teacher_entropy``  mean over rows of the entropy of the teacher's targets, nats; 0 = certain of the own partner
+    ``teacher_targets``  its exponent: the effective number of targets of a row, 1 to B
+    ``agreement``        mean of ``1 - JS / log 2`` between the rows of the image's and the text's own structure, 0 to 1
+    ``alignment``        mean squared distance of matching unit vectors, 0 to 4 (Wang & Isola 2020, exponent 2)
+    ``uniformity_image``, ``uniformity_text``
+                         ``log mean exp(-2 d^2)`` over the pairs of different rows of unit vectors, -8 to 0; 0 = all alike
+                         (Wang & Isola 2020, t = 2); not a number for a single row
+    ``retrieval``        share of rows to which the own partner is nearer than every other row's, mean of both directions;
+                         a tie counts as a miss
+    ==================  ===========================================================================================
+
+    Args:
+        image_BD: ``(B, D)``, any length.
+        text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
+        log_teacher_BB: ``log P``, rows.
+        structures: logits ``(B, B)`` of the image's and the text's own rows, the temperature in them.
+        twins: the loss's policy about rows of one content.
+        same_BB: true where two rows show the same thing: none of them is held to be another's rival in ``retrieval``.
+    """
+    image_BD, text_BD = prepare({"image": image_BD, "text": text_BD}, normalize=True).values()
+    B = len(image_BD)
+    teacher_BB = log_teacher_BB.exp()
+    entropy = torch.special.entr(teacher_BB).sum(dim=-1).mean()
+    other_BB = ~torch.eye(B, dtype=torch.bool, device=image_BD.device)
+    rival_BB = other_BB if same_BB is None else ~same_BB
+    across_BB = image_BD @ text_BD.T
+    own_B = across_BB.diagonal()
+    found = [
+        (own_B > across.masked_fill(~rival_BB, -torch.inf).amax(dim=-1)).to(own_B.dtype).mean()
+        for across in (across_BB, across_BB.T)
+    ]
+    values = {
+        "teacher_entropy": entropy,
+        "teacher_targets": entropy.exp(),
+        "agreement": agreement(structures, 1.0, twins).mean(),
+        "alignment": (image_BD - text_BD).square().sum(dim=-1).mean(),
+        "uniformity_image": _uniformity(image_BD, other_BB),
+        "uniformity_text": _uniformity(text_BD, other_BB),
+        "retrieval": (found[0] + found[1]) / 2,
+    }
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+
+
+def _uniformity(x_BD: Tensor, other_BB: Tensor) -> Tensor:
+    """``log mean exp(-2 d^2)`` over different rows of unit vectors, with ``d^2 = 2 - 2 cos``."""
+    exponents = (-4 * (1 - x_BD @ x_BD.T).clamp_min(0))[other_BB]
+    if len(exponents) == 0:
+        return x_BD.new_tensor(torch.nan)
+    return torch.logsumexp(exponents, dim=0) - torch.log(exponents.new_tensor(len(exponents)))
