@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import cast
 
 import numpy as np
 import torch
@@ -196,7 +197,7 @@ def processes() -> Iterator[Processes]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     with own.meeting():
         dist.init_process_group(backend, rank=own.index, world_size=own.count)
-        talk = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+        talk = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_LONGEST_WAIT))
     try:
         yield Processes(own.index, own.count, talk)
     finally:

@@ -22,8 +22,9 @@ from sda_core.adapters import build, modality
 from sda_core.alignment import StepRecord, batch_rows, learning_rate, train_adapter
 from sda_core.checkpoint import load_checkpoint
 from sda_core.errors import TrainingError
-from sda_core.items import ItemBatch, ItemSource
+from sda_core.items import ItemSource
 from sda_core.params import AdapterParams, LossParams, TrainingParams
+from sda_core.processes import ALONE
 
 CPU = torch.device("cpu")
 MODA = AdapterParams(
@@ -44,11 +45,14 @@ TRAINING = TrainingParams(
     seed=3,
     num_steps=12,
     batch_size=6,
+    micro_batch_size=None,
     learning_rate=0.01,
     weight_decay=0.01,
     warmup_steps=3,
     max_grad_norm=1.0,
     gradient_checkpointing=False,
+    sharding="none",
+    vision_cache="never",
     checkpoint_every=5,
     log_every=4,
 )
@@ -161,27 +165,30 @@ def test_two_runs_are_one(tmp_path: Path) -> None:
 def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
     """One backward call on one graph, by hand."""
     from sda_core import losses
-    from sda_core.alignment import _backward, _Batch, _trained_parameters
+    from sda_core.alignment.inputs import Chunks, InputMaker
+    from sda_core.alignment.state import trained_parameters
+    from sda_core.alignment.training import Step
 
     encoder, source = Encoder(), items()
     model = build(encoder.model, changed(MODA, lora_dropout=0.0), ["image", "text"], "0|2", 2, seed=1)
     for parameter in weights(model).values():
         nn.init.normal_(parameter, std=0.3)
     criterion = losses.build(LOSS)
-    batch = source.batch(np.arange(6))
-    images = [image for image in batch.images if image is not None]
-    inputs = _Batch(batch.item_ids, encoder.image_inputs(images, source.image_prompt), encoder.text_inputs(batch.texts))
-    trained = _trained_parameters(model, criterion)
+    rows = np.arange(6)
+    ready = list(InputMaker(encoder, source, None).stream([("image", rows), ("text", rows)]))
+    trained = trained_parameters(model, criterion)
     moved = {"image": False, "text": False}
-    value = _backward(encoder, model, criterion, inputs, trained, moved)
+    chunks = Chunks(((0, 6),), 0)
+    step = Step(0, TRAINING, chunks, ALONE, encoder, model, criterion, iter(ready))
+    value = step.backward(trained, moved)
     got = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
     assert moved == {"image": True, "text": True}
     for parameter in trained.values():
         parameter.grad = None
     with modality(model, "image"):
-        image_BD = encoder.encode(model, inputs.image_inputs)
+        image_BD = encoder.encode(model, ready[0].inputs)
     with modality(model, "text"):
-        text_BD = encoder.encode(model, inputs.text_inputs)
+        text_BD = encoder.encode(model, ready[1].inputs)
     whole = criterion(image_BD, text_BD)
     whole.backward()
     assert value == pytest.approx(whole.item(), abs=1e-6)
@@ -295,9 +302,9 @@ def test_items_without_a_picture(tmp_path: Path, missing_image: str, shown: bool
     seen: set[int] = set()
 
     class Watching(ItemSource):
-        def batch(self, rows: np.ndarray) -> ItemBatch:
+        def images(self, rows: np.ndarray) -> list[Image.Image | None]:
             seen.update(self.item_ids[rows].tolist())
-            return super().batch(rows)
+            return super().images(rows)
 
     plain = items(missing_image=missing_image)
     source = Watching(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", Pictures(), missing_image)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,7 +87,6 @@ class Chunks:
     Attributes:
         bounds: of this process's chunks in the batch, (from, to).
         first: number of the first of them among all chunks.
-        twice: every chunk is embedded twice (gradient caching).
     """
 
     bounds: tuple[tuple[int, int], ...]
@@ -105,11 +105,8 @@ def chunks_of(training: TrainingParams, team: Processes) -> Chunks:
         ConfigError: the chunks cannot be shared evenly.
     """
     B, m = training.batch_size, training.micro_batch_size
-    if m is None:
-        cuts = [B * index // team.count for index in range(team.count + 1)]
-    else:
-        cuts = [*range(0, B, m), B]
-    bounds = list(zip(cuts[:-1], cuts[1:], strict=True))
+    cuts = [B * index // team.count for index in range(team.count + 1)] if m is None else [*range(0, B, m), B]
+    bounds = list(itertools.pairwise(cuts))
     if len(bounds) % team.count or any(start == stop for start, stop in bounds):
         got = f"{len(bounds)} chunks (batch_size {B} in chunks of {m})" if m is not None else f"a batch_size of {B}"
         raise ConfigError(

@@ -74,9 +74,9 @@ def sum_gradients(trained: Mapping[str, nn.Parameter], team: Processes) -> None:
     """Replace the gradients by their sums over the processes; all end with the same bits.
 
     Each process has run its own rows backward, so the adapter's gradients are parts of a sum.  The loss was the same
-    everywhere, and its own parameters (a learned temperature) count once.  One buffer a type, instead of DistributedDataParallel's
-    buckets: a step runs backward once a chunk and modality, the adapter is small, and the base has no gradient to hide
-    the transfer behind.
+    everywhere, and its own parameters (a learned temperature) count once.  One buffer a type, instead of
+    DistributedDataParallel: its buckets are sent during *one* backward pass, and here there is one a chunk and modality, so
+    it would be told to wait for the last anyway; the adapter is small; and the sum is one that a test can follow.
     """
     if team.count == 1:
         return
@@ -87,7 +87,9 @@ def sum_gradients(trained: Mapping[str, nn.Parameter], team: Processes) -> None:
         by_type.setdefault((parameter.dtype, parameter.device), []).append(parameter)
     for parameters in by_type.values():
         grads = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
-        present = [grad.new_tensor([0.0 if parameter.grad is None else 1.0]) for grad, parameter in zip(grads, parameters, strict=True)]
+        present = [
+            grad.new_tensor([0.0 if parameter.grad is None else 1.0]) for grad, parameter in zip(grads, parameters, strict=True)
+        ]
         flat = torch.cat([*(grad.flatten() for grad in grads), *present])
         team.sum(flat)
         # an optimizer passes over a parameter without a gradient, and would decay one with a zero

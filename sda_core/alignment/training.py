@@ -15,7 +15,18 @@ from torch import Tensor, nn
 from sda_core import losses
 from sda_core.adapters import modality
 from sda_core.alignment import health
-from sda_core.alignment.inputs import MODALITIES, Chunks, Encoder, InputMaker, Modality, Ready, Source, batch_rows, chunks_of, jobs
+from sda_core.alignment.inputs import (
+    MODALITIES,
+    Chunks,
+    Encoder,
+    InputMaker,
+    Modality,
+    Ready,
+    Source,
+    batch_rows,
+    chunks_of,
+    jobs,
+)
 from sda_core.alignment.sharding import shard
 from sda_core.alignment.state import StepRecord, parameter_groups, resume_run, save_run, sum_gradients, trained_parameters
 from sda_core.alignment.vision_cache import open_cache
@@ -252,9 +263,7 @@ def _some(item_ids: np.ndarray) -> str:
 
 
 @torch.no_grad()
-def _vectors(
-    backbone: Encoder, model: Any, maker: InputMaker, rows: np.ndarray, adapter: bool = True
-) -> dict[str, Tensor]:
+def _vectors(backbone: Encoder, model: Any, maker: InputMaker, rows: np.ndarray, adapter: bool = True) -> dict[str, Tensor]:
     """Vectors of some items by modality, with the adapter or without."""
     found = {}
     with nullcontext() if adapter else model.disable_adapter():

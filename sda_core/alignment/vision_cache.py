@@ -157,7 +157,9 @@ def open_cache(
     sharded = training.sharding != "none"
     if training.vision_cache == "always" and (sharded or not can):
         problem = "is 'always', and " + (
-            "the model is sharded" if sharded else f"a {type(backbone).__name__} has no frozen vision tower that can be run by itself"
+            "the model is sharded"
+            if sharded
+            else f"a {type(backbone).__name__} has no frozen vision tower that can be run by itself"
         )
         raise ConfigError("params.yaml: train_adapter.training.vision_cache", problem, "set it to auto")
     shown = training.num_steps * training.batch_size  # of the whole run, so that a resumed one decides alike
