@@ -8,9 +8,8 @@ the work through the folder.  A read maps the file and takes the item's part, so
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sda_core.artifacts import replace_file
+from sda_core.backbones import VisionTower
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.log import progress
 from sda_core.params import TrainingParams
@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 
 _BLOCK_ITEMS = 256
 _OPEN_FILES = 64
-
-
-@runtime_checkable
-class VisionEncoder(Protocol):
-    """A backbone whose vision tower can be run by itself; see ``sda_core.backbones.Backbone``."""
-
-    def vision_features(self, images: Sequence[Image.Image]) -> list[dict[str, Tensor]] | None:
-        """What the tower makes of each picture, on the CPU; None where that cannot be had."""
-        ...
-
-    def image_inputs_from(self, features: Sequence[Mapping[str, Tensor]], prompt: str) -> dict[str, Tensor]:
-        """As ``image_inputs``, from the tower's results instead of pictures."""
-        ...
 
 
 class Pictures(Protocol):
@@ -64,7 +51,7 @@ class VisionCache:
         fingerprint: of the run's inputs; blocks of other inputs are made anew.
     """
 
-    def __init__(self, backbone: VisionEncoder, source: Pictures, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
+    def __init__(self, backbone: VisionTower, source: Pictures, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
         self._backbone = backbone
         self._source = source
         self._rows = rows
@@ -153,7 +140,7 @@ def open_cache(
     """
     if training.vision_cache == "never":
         return None
-    can = isinstance(backbone, VisionEncoder) and backbone.vision_features([]) is not None
+    can = isinstance(backbone, VisionTower) and backbone.vision_features([]) is not None
     sharded = training.sharding != "none"
     if training.vision_cache == "always" and (sharded or not can):
         problem = "is 'always', and " + (
@@ -165,5 +152,5 @@ def open_cache(
     shown = training.num_steps * training.batch_size  # of the whole run, so that a resumed one decides alike
     if not can or sharded or (training.vision_cache == "auto" and shown < 2 * len(rows)):
         return None
-    assert isinstance(backbone, VisionEncoder)
+    assert isinstance(backbone, VisionTower)
     return VisionCache(backbone, source, rows, folder, fingerprint)
