@@ -199,13 +199,13 @@ class Step:
             nonlocal before
             image_BD, text_BD = gather(image_BD), gather(text_BD)
             groups_B = self._groups(image_BD.device)
+            if moved is not None:  # before the loss, so that their matrices of B x B are not held beside its graph
+                self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B)
+                before = _norms(trained)
             value = self._criterion(image_BD, text_BD, groups_B)
             if not bool(torch.isfinite(value.detach())):
                 finite_B = torch.isfinite(image_BD.detach()).all(-1) & torch.isfinite(text_BD.detach()).all(-1)
                 self.broken = (~finite_B).nonzero().flatten().cpu().numpy()
-            elif moved is not None:
-                self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B)
-                before = _norms(trained)
             return value
 
         def look(position: int) -> None:
