@@ -129,10 +129,8 @@ def run_whole(folder: Path, team: Processes) -> tuple[nn.Module, list[StepRecord
     return run(folder, training, adapter=changed(MODA, lora_dropout=0.0), team=team, dtype=torch.float64)
 
 
-def run_tiny(
-    folder: Path, team: Processes = ALONE, missing_image: Any = "text_only", **changes: Any
-) -> tuple[nn.Module, list[StepRecord]]:
-    """A Qwen2.5-VL architecture, pictures and words through its own inputs."""
+def tiny_backbone() -> Any:
+    """A Qwen2.5-VL architecture of two layers."""
     from sda_core import backbones
     from sda_core.params import TinyQwen25VL
 
@@ -149,15 +147,17 @@ def run_tiny(
         max_text_tokens=96,
         pooling="mean",
     )
+    return backbones.build(tiny, CPU)
+
+
+def run_tiny(folder: Path, team: Processes = ALONE, **changes: Any) -> tuple[nn.Module, list[StepRecord]]:
+    """That architecture trained, pictures and words through its own inputs."""
     adapter = changed(MODA, targets=changes.pop("targets", "language"))
     training = changed(TRAINING, **({"num_steps": 4, "batch_size": 4} | changes))
-    backbone = backbones.build(tiny, CPU)
+    backbone = tiny_backbone()
     layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
     model = build(backbone.model, adapter, ["image", "text"], *layers, seed=1)
-    curve = train_adapter(
-        backbone, model, items(missing_image=missing_image), training, LOSS, folder / "checkpoint", "inputs", CPU, team
-    )
-    return model, curve
+    return model, train_adapter(backbone, model, items(), training, LOSS, folder / "checkpoint", "inputs", CPU, team)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -475,7 +475,9 @@ def test_a_vision_cache_changes_nothing_and_is_resumed(tmp_path: Path, monkeypat
     assert sum(shown) == 19
     assert [record.loss for record in cached_curve] == pytest.approx([record.loss for record in curve], rel=1e-5)
     for name, value in weights(plain).items():
-        torch.testing.assert_close(weights(cached)[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            weights(cached)[name], value, rtol=0, atol=5e-5
+        )  # Adam makes a step of a rounding error where a gradient is 0
     (tmp_path / "cached" / "checkpoint").unlink()
     shown.clear()
     again, again_curve = run_tiny(tmp_path / "cached", vision_cache="always")
@@ -491,18 +493,27 @@ def test_a_vision_cache_changes_nothing_and_is_resumed(tmp_path: Path, monkeypat
     assert block.read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    ("changes", "made"),
-    [
-        ({"num_steps": 10}, True),  # 40 shows of 19 items
-        ({"num_steps": 9}, False),
-        ({"num_steps": 10, "targets": "language_and_vision"}, False),
-        ({"num_steps": 10, "vision_cache": "never"}, False),
-    ],
-)
-def test_auto_makes_a_vision_cache_where_it_pays(tmp_path: Path, changes: dict[str, Any], made: bool) -> None:
-    run_tiny(tmp_path, **({"vision_cache": "auto", "log_every": 20, "checkpoint_every": 20} | changes))
-    assert bool(list(tmp_path.glob("vision-*"))) == made
+def test_auto_makes_a_vision_cache_where_it_pays() -> None:
+    from sda_core.alignment.vision_cache import open_cache
+
+    backbone, source = tiny_backbone(), items()
+    rows = np.flatnonzero(source.shows_image)
+
+    def asked(**changes: Any) -> bool:
+        training = changed(TRAINING, **({"vision_cache": "auto", "num_steps": 10, "batch_size": 4} | changes))
+        return open_cache(backbone, source, rows, training, Path(), "inputs") is not None
+
+    assert asked()  # 40 shows of 19 items
+    assert not asked(num_steps=9)
+    assert asked(num_steps=9, vision_cache="always")
+    assert not asked(vision_cache="never")
+    assert not asked(sharding="fsdp")
+    build(backbone.model, MODA, ["image", "text"], backbone.adapter_pattern("language"), 14, seed=1)
+    assert asked()
+    backbone = tiny_backbone()
+    num_layers = backbone.num_adapter_layers("language_and_vision")
+    build(backbone.model, MODA, ["image", "text"], backbone.adapter_pattern("language_and_vision"), num_layers, seed=1)
+    assert not asked()  # the tower learns
 
 
 def test_a_vision_cache_that_cannot_be_had(tmp_path: Path) -> None:

@@ -86,10 +86,10 @@ def test_a_sharded_base_gives_the_same_adapter(helpers: Any, run_processes: Any,
     assert run_processes(CHILD, 2, "sharded", tmp_path, address="127.0.0.2") == [0, 0]
     model, _ = helpers.run_tiny(tmp_path / "plain", micro_batch_size=2)
     for recompute in (False, True):
-        assert_close(tmp_path / f"sharded-{recompute}", tmp_path / "plain", tolerance=2e-6)
+        assert_close(tmp_path / f"sharded-{recompute}", tmp_path / "plain", tolerance=5e-5)
     saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
     trained = helpers.weights(model)
     assert len(saved) == len(trained) == 2 * 7 * 4
     for name, value in saved.items():
         (expected,) = (one for key, one in trained.items() if key.replace(".default", "") == name)
-        torch.testing.assert_close(value, expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(value, expected, rtol=0, atol=5e-5)

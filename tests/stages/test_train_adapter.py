@@ -82,7 +82,7 @@ def test_two_processes_write_what_one_writes(run_processes: Any, shop: Path, tmp
     (alone, curve), (shared, shared_curve) = found.values()
     assert alone.keys() == shared.keys()
     for name, value in alone.items():
-        torch.testing.assert_close(shared[name], value, rtol=0, atol=2e-6)
+        torch.testing.assert_close(shared[name], value, rtol=0, atol=5e-6)
     assert len(curve) == 3
     assert {"teacher_entropy", "retrieval", "uniformity_image"} <= set(curve.columns)
     np.testing.assert_allclose(shared_curve.to_numpy(), curve.to_numpy(), rtol=1e-3, atol=1e-5)
