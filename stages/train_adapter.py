@@ -31,9 +31,8 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
             backbone = backbones.build(run.params.backbone, alignment.home(training, device))
             pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
             model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=training.seed)
-            inputs = fingerprint(
-                adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
-            )
+        parts = adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
+        inputs = team.bytes_of_main(fingerprint(*parts).encode() if team.is_main else None).decode()
         scratch = run.workspace.resume("train_adapter", variant)
         records = alignment.train_adapter(
             backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device, team

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from sda_core.errors import ConfigError
 from sda_core.params import TrainingParams
@@ -53,9 +54,10 @@ def shard(model: nn.Module, device: torch.device, team: Processes) -> None:
     if not blocks:
         raise ConfigError(where, f"is 'fsdp', but a {type(base).__name__} does not say what its blocks are", "set it to none")
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    for parameter in whole:
-        parameter.data = parameter.data.to(device)
     mesh = init_device_mesh(device.type, (team.count,))
     units = [*blocks, *([inner] if inner is not base else [])]
     for unit in units:
         fully_shard(cast("nn.Module", unit), mesh=mesh, ignored_params=whole)
+    for tensor in (*inner.parameters(), *inner.buffers()):  # what no unit holds; the head around ``inner`` is never run
+        if not isinstance(tensor, DTensor):
+            tensor.data = tensor.data.to(device)

@@ -72,24 +72,25 @@ def train_adapter(
             checkpointing asked of a model that has none.
         ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that cannot be had.
     """
-    rows = np.flatnonzero(source.shows_image)
-    if len(rows) < training.batch_size:
-        raise TrainingError(
-            "params.yaml: train_adapter.training.batch_size",
-            f"is {training.batch_size}, but only {len(rows)} items show a picture",
-            "reduce it, or give items without a picture a placeholder (items.missing_image)",
-        )
-    chunks = chunks_of(training, team)
-    if training.sharding == "fsdp":
-        shard(model, device, team)
-    else:
-        model.to(device)
-    criterion = losses.build(loss).to(device)
-    trained = trained_parameters(model, criterion)
+    with team.together():
+        rows = np.flatnonzero(source.shows_image)
+        if len(rows) < training.batch_size:
+            raise TrainingError(
+                "params.yaml: train_adapter.training.batch_size",
+                f"is {training.batch_size}, but only {len(rows)} items show a picture",
+                "reduce it, or give items without a picture a placeholder (items.missing_image)",
+            )
+        chunks = chunks_of(training, team)
+        cache = open_cache(backbone, source, rows, training, checkpoint.parent, fingerprint)
+        if training.sharding == "fsdp":
+            shard(model, device, team)
+        else:
+            model.to(device)
+        criterion = losses.build(loss).to(device)
+        trained = trained_parameters(model, criterion)
     optimizer = torch.optim.AdamW(parameter_groups(trained, training), lr=training.learning_rate)
     curve, moved = resume_run(checkpoint, fingerprint, trained, optimizer, team)
     first = curve[-1].step + 1 if curve else 0  # a checkpoint is always written behind a record
-    cache = open_cache(backbone, source, rows, training, checkpoint.parent, fingerprint)
     if cache is not None and first < training.num_steps:
         cache.fill(max(stop - start for start, stop in chunks.bounds), team)
     maker, gates = InputMaker(backbone, source, cache), health.GateWatch()
