@@ -21,7 +21,12 @@ class SDAError(Exception):
         where: the file, parameter or stage concerned, e.g. ``"params.yaml: filter.min_user_interactions"``.
         problem: what was found and what was expected.
         advice: what to do about it; optional where the problem says it.
+
+    Attributes:
+        known_to_all: every process of the launch raises this error, so it is enough that process 0 says it.
     """
+
+    known_to_all = False
 
     def __init__(self, where: str, problem: str, advice: str = "") -> None:
         self.where = where

@@ -299,12 +299,15 @@ class TrainingParams(Section):
 
     seed: CountOrZero
     num_steps: CountOrZero
-    batch_size: Annotated[int, Field(ge=2)]  # items a step
+    batch_size: Annotated[int, Field(ge=2)]  # items a step, over all processes
+    micro_batch_size: Count | None  # items a pass of one process, with gradient caching; null: its whole part of the batch
     learning_rate: Positive
     weight_decay: NonNegative
     warmup_steps: CountOrZero
     max_grad_norm: Positive
     gradient_checkpointing: bool
+    sharding: Literal["none", "fsdp"]  # fsdp: the frozen base is cut over the processes
+    vision_cache: Literal["never", "auto", "always"]  # the frozen vision tower's results, computed once an item and kept on disk
     checkpoint_every: Count  # steps
     log_every: Count  # steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,11 +40,15 @@ class StageRun:
 
 @contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """Show an :class:`SDAError` as one line and exit with 1; a bug keeps its traceback."""
+    """Show an :class:`SDAError` as one line and exit with 1; a bug keeps its traceback.
+
+    Where every process of a launch has the same error, process 0 says it.
+    """
     try:
         yield
     except SDAError as error:
-        typer.echo(f"sda {name}: error: {error}", err=True)
+        if log.is_main_process() or not error.known_to_all:
+            typer.echo(f"sda {name}: error: {error}", err=True)
         raise typer.Exit(1) from None
 
 
@@ -59,13 +64,22 @@ def stage(name: str, root: Path, params: Path | None) -> Iterator[StageRun]:
     log.configure()
     begin = time.perf_counter()
     with one_line_errors(name):
-        run = StageRun(load_params(params or root / "params.yaml"), Workspace(root))
+        run = StageRun(_read(params or root / "params.yaml"), Workspace(root))
         yield run
         seconds = time.perf_counter() - begin
         counts = ", ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in run.counts.items()
         )
         logging.getLogger("stages").info("%s: %s (%.1f s)", name, counts, seconds)
+
+
+def _read(path: Path) -> Params:
+    """The params; of a launch's processes on one machine, which all read the same file, the first one says what is wrong."""
+    try:
+        return load_params(path)
+    except SDAError as error:
+        error.known_to_all = os.environ.get("LOCAL_RANK", "0") != "0"
+        raise
 
 
 def run_as_script(command: Callable[..., None]) -> None:

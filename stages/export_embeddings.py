@@ -21,10 +21,11 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
     from sda_core.artifacts import INTERACTIONS, ITEMS
     from sda_core.fingerprint import fingerprint
     from sda_core.image_store import ImageStore
+    from sda_core.processes import processes
     from sda_core.runtime import prepare_torch
     from stages._items import item_source
 
-    with stage("export-embeddings", root, params) as run, embeddings.processes() as team:
+    with stage("export-embeddings", root, params) as run, processes() as team:
         target = run.workspace.embeddings(variant)
         items = ITEMS.read(run.workspace.items)
         ids, raw_ids = items["item_id"].to_numpy(), items["raw_item_id"].to_list()

@@ -1,4 +1,8 @@
-"""Phase one: an adapter trained on items alone."""
+"""Phase one: an adapter trained on items alone.
+
+Alone, or in several processes that share every batch: ``torchrun --nproc-per-node 4 -m stages.train_adapter --variant sda``
+(``accelerate launch --multi_gpu --num_processes 4 -m ...`` likewise).
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,27 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
     from sda_core import adapters, alignment, backbones
     from sda_core.artifacts import replace_directory, write_tsv
     from sda_core.fingerprint import fingerprint
+    from sda_core.processes import processes
     from sda_core.runtime import prepare_torch
     from stages._items import MODALITIES, item_source
 
-    with stage("train-adapter", root, params) as run:
-        section, training = run.params.train_adapter, run.params.train_adapter.training
-        adapter, loss = section.of(variant)
-        device = prepare_torch(run.params.runtime)
-        source = item_source(run.workspace, run.params.items)
-        backbone = backbones.build(run.params.backbone, device)
-        pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
-        model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=training.seed)
-        inputs = fingerprint(
-            adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
-        )
+    with stage("train-adapter", root, params) as run, processes() as team:
+        with team.together():
+            section, training = run.params.train_adapter, run.params.train_adapter.training
+            adapter, loss = section.of(variant)
+            device = team.device(prepare_torch(run.params.runtime))
+            source = item_source(run.workspace, run.params.items)
+            backbone = backbones.build(run.params.backbone, alignment.home(training, device))
+            pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
+            model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=training.seed)
+        parts = adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
+        inputs = team.bytes_of_main(fingerprint(*parts).encode() if team.is_main else None).decode()
         scratch = run.workspace.resume("train_adapter", variant)
         records = alignment.train_adapter(
-            backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device
+            backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device, team
         )
+        if not team.is_main:
+            return
         with replace_directory(run.workspace.adapter(variant)) as folder:
             adapters.save(model, folder)
             write_tsv(folder / "loss.tsv", records)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
+import socket
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,3 +34,45 @@ def real_data(repository: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("no real data beside this checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def start_processes() -> Callable[..., list[BaseProcess]]:
+    """Start a Python file in several processes of one launch, told apart by an index.
+
+    They are forked from one server that has imported torch already, so a process costs milliseconds instead of seconds.
+    The file runs as ``__main__`` and finds ``INDEX``, ``COUNT``, ``ADDRESS``, ``PORT`` and its ``ARGUMENTS`` as globals.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "peft", "sda_core.alignment"])
+
+    def start(file: Path, count: int, *arguments: Any, address: str = "127.0.0.1") -> list[BaseProcess]:
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            port = probe.getsockname()[1]
+        found: list[BaseProcess] = []
+        for index in range(count):
+            names = {"ARGUMENTS": arguments, "INDEX": index, "COUNT": count, "ADDRESS": address, "PORT": port}
+            found.append(context.Process(target=runpy.run_path, args=(str(file), names, "__main__"), daemon=True))
+            found[-1].start()
+        return found
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_processes(start_processes: Callable[..., list[BaseProcess]]) -> Callable[..., list[int | None]]:
+    """As ``start_processes``, and wait for their ends: exit statuses by process index."""
+
+    def run(file: Path, count: int, *arguments: Any, **options: Any) -> list[int | None]:
+        found = start_processes(file, count, *arguments, **options)
+        try:
+            for process in found:
+                process.join(120)
+            return [process.exitcode for process in found]
+        finally:
+            for process in found:
+                process.kill()
+                process.join()
+
+    return run

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from sda_core.adapters import build, modality
 from sda_core.alignment import StepRecord, batch_rows, learning_rate, train_adapter
 from sda_core.checkpoint import load_checkpoint
-from sda_core.errors import TrainingError
-from sda_core.items import ItemBatch, ItemSource
+from sda_core.errors import ConfigError, TrainingError
+from sda_core.items import ItemSource
 from sda_core.params import AdapterParams, LossParams, TrainingParams
+from sda_core.processes import ALONE, Processes
 
 CPU = torch.device("cpu")
 MODA = AdapterParams(
@@ -44,13 +45,20 @@ TRAINING = TrainingParams(
     seed=3,
     num_steps=12,
     batch_size=6,
+    micro_batch_size=None,
     learning_rate=0.01,
     weight_decay=0.01,
     warmup_steps=3,
     max_grad_norm=1.0,
     gradient_checkpointing=False,
+    sharding="none",
+    vision_cache="never",
     checkpoint_every=5,
     log_every=4,
+)
+
+SHARED = TRAINING.model_copy(
+    update={"num_steps": 6, "batch_size": 8, "micro_batch_size": 2, "checkpoint_every": 2, "log_every": 2}
 )
 
 
@@ -75,7 +83,7 @@ class Encoder:
         }
 
     def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        return model(inputs["x"])
+        return model(inputs["x"].to(next(model.parameters()).dtype))
 
 
 class Pictures:
@@ -104,9 +112,52 @@ def run(
     folder: Path, training: TrainingParams = TRAINING, loss: LossParams = LOSS, adapter: AdapterParams = MODA, **options: Any
 ) -> tuple[nn.Module, list[StepRecord]]:
     encoder = options.get("encoder", Encoder())
-    model = build(encoder.model, adapter, ["image", "text"], "0|2", 2, seed=1)
-    curve = train_adapter(encoder, model, options.get("source", items()), training, loss, folder / "checkpoint", "inputs", CPU)
+    model = build(encoder.model, adapter, ["image", "text"], "0|2", 2, seed=1).to(options.get("dtype"))
+    source, team = options.get("source", items()), options.get("team", ALONE)
+    curve = train_adapter(encoder, model, source, training, loss, folder / "checkpoint", "inputs", CPU, team)
     return model, curve
+
+
+def run_shared(folder: Path, team: Processes, encoder: Encoder, **options: Any) -> tuple[nn.Module, list[StepRecord]]:
+    """In chunks whose draws do not depend on the number of processes."""
+    return run(folder, SHARED, team=team, encoder=encoder, dtype=torch.float64, **options)
+
+
+def run_whole(folder: Path, team: Processes) -> tuple[nn.Module, list[StepRecord]]:
+    """Each process its part at once, without dropout."""
+    training = changed(SHARED, micro_batch_size=None)
+    return run(folder, training, adapter=changed(MODA, lora_dropout=0.0), team=team, dtype=torch.float64)
+
+
+def tiny_backbone() -> Any:
+    """A Qwen2.5-VL architecture of two layers."""
+    from sda_core import backbones
+    from sda_core.params import TinyQwen25VL
+
+    tiny = TinyQwen25VL(
+        kind="tiny_qwen2_5_vl",
+        seed=0,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        vision_hidden_size=32,
+        vision_depth=1,
+        min_pixels=784,
+        max_pixels=784,
+        max_text_tokens=96,
+        pooling="mean",
+    )
+    return backbones.build(tiny, CPU)
+
+
+def run_tiny(folder: Path, team: Processes = ALONE, **changes: Any) -> tuple[nn.Module, list[StepRecord]]:
+    """That architecture trained, pictures and words through its own inputs."""
+    adapter = changed(MODA, targets=changes.pop("targets", "language"))
+    training = changed(TRAINING, **({"num_steps": 4, "batch_size": 4} | changes))
+    backbone = tiny_backbone()
+    layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
+    model = build(backbone.model, adapter, ["image", "text"], *layers, seed=1)
+    return model, train_adapter(backbone, model, items(), training, LOSS, folder / "checkpoint", "inputs", CPU, team)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -161,27 +212,30 @@ def test_two_runs_are_one(tmp_path: Path) -> None:
 def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
     """One backward call on one graph, by hand."""
     from sda_core import losses
-    from sda_core.alignment import _backward, _Batch, _trained_parameters
+    from sda_core.alignment.inputs import Chunks, InputMaker
+    from sda_core.alignment.state import trained_parameters
+    from sda_core.alignment.training import Step
 
     encoder, source = Encoder(), items()
     model = build(encoder.model, changed(MODA, lora_dropout=0.0), ["image", "text"], "0|2", 2, seed=1)
     for parameter in weights(model).values():
         nn.init.normal_(parameter, std=0.3)
     criterion = losses.build(LOSS)
-    batch = source.batch(np.arange(6))
-    images = [image for image in batch.images if image is not None]
-    inputs = _Batch(batch.item_ids, encoder.image_inputs(images, source.image_prompt), encoder.text_inputs(batch.texts))
-    trained = _trained_parameters(model, criterion)
+    rows = np.arange(6)
+    ready = list(InputMaker(encoder, source, None).stream([("image", rows), ("text", rows)]))
+    trained = trained_parameters(model, criterion)
     moved = {"image": False, "text": False}
-    value = _backward(encoder, model, criterion, inputs, trained, moved)
+    chunks = Chunks(((0, 6),), 0)
+    step = Step(0, TRAINING, chunks, ALONE, encoder, model, criterion, iter(ready))
+    value = step.backward(trained, moved)
     got = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
     assert moved == {"image": True, "text": True}
     for parameter in trained.values():
         parameter.grad = None
     with modality(model, "image"):
-        image_BD = encoder.encode(model, inputs.image_inputs)
+        image_BD = encoder.encode(model, ready[0].inputs)
     with modality(model, "text"):
-        text_BD = encoder.encode(model, inputs.text_inputs)
+        text_BD = encoder.encode(model, ready[1].inputs)
     whole = criterion(image_BD, text_BD)
     whole.backward()
     assert value == pytest.approx(whole.item(), abs=1e-6)
@@ -295,9 +349,9 @@ def test_items_without_a_picture(tmp_path: Path, missing_image: str, shown: bool
     seen: set[int] = set()
 
     class Watching(ItemSource):
-        def batch(self, rows: np.ndarray) -> ItemBatch:
+        def images(self, rows: np.ndarray) -> list[Image.Image | None]:
             seen.update(self.item_ids[rows].tolist())
-            return super().batch(rows)
+            return super().images(rows)
 
     plain = items(missing_image=missing_image)
     source = Watching(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", Pictures(), missing_image)  # type: ignore[arg-type]
@@ -392,35 +446,109 @@ def test_weight_decay_spares_gate_and_temperature(tmp_path: Path) -> None:
 
 def test_a_real_backbone_with_and_without_gradient_checkpointing(tmp_path: Path) -> None:
     """A Qwen2.5-VL architecture, pictures and words through its own inputs; recomputing changes nothing but time."""
-    from sda_core import backbones
-    from sda_core.params import TinyQwen25VL
-
-    tiny = TinyQwen25VL(
-        kind="tiny_qwen2_5_vl",
-        seed=0,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        vision_hidden_size=32,
-        vision_depth=1,
-        min_pixels=784,
-        max_pixels=784,
-        max_text_tokens=96,
-        pooling="mean",
-    )
-    training = changed(TRAINING, num_steps=4, batch_size=4)
-    found = []
-    for on in (False, True):
-        backbone = backbones.build(tiny, CPU)
-        pattern, num_layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
-        model = build(backbone.model, MODA, ["image", "text"], pattern, num_layers, seed=1)
-        chosen = changed(training, gradient_checkpointing=on)
-        curve = train_adapter(backbone, model, items(), chosen, LOSS, tmp_path / f"checkpoint-{on}", "inputs", CPU)
-        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-        found.append((weights(model), curve))
-    (plain, curve), (recomputed, recomputed_curve) = found
+    plain_model, curve = run_tiny(tmp_path / "plain")
+    again_model, recomputed_curve = run_tiny(tmp_path / "recomputed", gradient_checkpointing=True)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in again_model.modules())
     assert [record.loss for record in recomputed_curve] == pytest.approx([record.loss for record in curve], rel=1e-5)
+    plain, recomputed = weights(plain_model), weights(again_model)
     assert len(plain) == 2 * 7 * 4
     for name, value in plain.items():
         torch.testing.assert_close(recomputed[name], value, rtol=1e-4, atol=1e-6)
         assert value.any(), name
+
+
+# ------------------------------------------------------------------------------------------------ vision cache
+def test_a_vision_cache_changes_nothing_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sda_core.backbones.qwen2_5_vl import Qwen25VLBackbone
+
+    shown: list[int] = []
+    features = Qwen25VLBackbone.vision_features
+
+    def counting(self: Any, images: Any) -> Any:
+        shown.append(len(images))
+        return features(self, images)
+
+    monkeypatch.setattr(Qwen25VLBackbone, "vision_features", counting)
+    plain, curve = run_tiny(tmp_path / "plain")
+    assert not shown
+    cached, cached_curve = run_tiny(tmp_path / "cached", vision_cache="always")
+    assert sum(shown) == 19
+    assert [record.loss for record in cached_curve] == pytest.approx([record.loss for record in curve], rel=1e-5)
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(
+            weights(cached)[name], value, rtol=0, atol=5e-5
+        )  # Adam makes a step of a rounding error where a gradient is 0
+    (tmp_path / "cached" / "checkpoint").unlink()
+    shown.clear()
+    again, again_curve = run_tiny(tmp_path / "cached", vision_cache="always")
+    assert sum(shown) == 0
+    assert again_curve == cached_curve
+    assert_bit_equal(again, cached)
+    (block,) = (tmp_path / "cached").glob("vision-*.safetensors")
+    whole = block.read_bytes()
+    (tmp_path / "cached" / "checkpoint").unlink()
+    block.write_bytes(whole[: len(whole) // 2])
+    run_tiny(tmp_path / "cached", vision_cache="always", num_steps=1)
+    assert sum(shown) == 19  # a torn block is made anew
+    assert block.read_bytes() == whole
+
+
+def test_auto_makes_a_vision_cache_where_it_pays() -> None:
+    from sda_core.alignment.vision_cache import open_cache
+
+    backbone, source = tiny_backbone(), items()
+    rows = np.flatnonzero(source.shows_image)
+
+    def asked(**changes: Any) -> bool:
+        training = changed(TRAINING, **({"vision_cache": "auto", "num_steps": 10, "batch_size": 4} | changes))
+        return open_cache(backbone, source, rows, training, Path(), "inputs") is not None
+
+    assert asked()  # 40 shows of 19 items
+    assert not asked(num_steps=9)
+    assert asked(num_steps=9, vision_cache="always")
+    assert not asked(vision_cache="never")
+    assert not asked(sharding="fsdp")
+    build(backbone.model, MODA, ["image", "text"], backbone.adapter_pattern("language"), 14, seed=1)
+    assert asked()
+    backbone = tiny_backbone()
+    num_layers = backbone.num_adapter_layers("language_and_vision")
+    build(backbone.model, MODA, ["image", "text"], backbone.adapter_pattern("language_and_vision"), num_layers, seed=1)
+    assert not asked()  # the tower learns
+
+
+def test_a_vision_cache_that_cannot_be_had(tmp_path: Path) -> None:
+    message = "vision_cache: is 'always', and a Encoder has no frozen vision tower"
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, changed(TRAINING, vision_cache="always"))
+    with pytest.raises(ConfigError, match="has no frozen vision tower"):
+        run_tiny(tmp_path, vision_cache="always", targets="language_and_vision")
+    with pytest.raises(ConfigError, match="sharding: is 'fsdp', which cuts the model over several processes"):
+        run_tiny(tmp_path, sharding="fsdp")
+
+
+# ------------------------------------------------------------------------------------------------------ health
+def test_vectors_that_become_alike_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Narrow(Encoder):
+        def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+            found = super().encode(model, inputs)
+            adapted = any(parameter.requires_grad for parameter in model.parameters()) and not model.training
+            off = any(getattr(module, "_disable_adapters", False) for module in model.modules())
+            return found * (1.0 if off or not adapted else 1e-3) + (0.0 if off or not adapted else 1.0)
+
+    run(tmp_path, encoder=Narrow())
+    assert "all image vectors have become alike" in caplog.text
+    assert "all text vectors have become alike" in caplog.text
+
+
+def test_gates_that_swing_are_counted() -> None:
+    from sda_core.alignment.health import GateWatch
+
+    model = build(Encoder().model, MODA, ["image", "text"], "0|2", 2, seed=1)
+    watch = GateWatch()
+    embedding = next(parameter for name, parameter in model.named_parameters() if "moda_embedding" in name)
+    start = embedding.detach().clone()
+    for sign in (1.0, -1.0, 1.0, -1.0):
+        with torch.no_grad():
+            embedding.copy_(20 * sign * start)
+        watch.look(model)
+    assert list(watch.swings.values()) == [2, 0]

@@ -148,3 +148,30 @@ def test_no_items():
     source = ItemSource(np.zeros(0, dtype=np.int32), [], "p", "h", MemoryStore({}), "placeholder")
     assert len(source) == 0
     assert source.batch(np.zeros(0, dtype=int)).texts == []
+
+
+def test_content_keys_tell_what_is_shown() -> None:
+    class Store:
+        pictures = {1: b"a", 2: b"a", 3: b"b", 5: b"at", 6: b"a"}  # noqa: RUF012 (a test's own)
+
+        def get(self, item_id: int) -> bytes | None:
+            return self.pictures.get(item_id)
+
+        def status(self, item_id: int) -> str:
+            return "ok" if item_id in self.pictures else "missing_url"
+
+    texts = [
+        "tea",
+        "tea",
+        "tea",
+        "tea",
+        "ea",
+        "pot",
+        "tea",
+    ]  # picture and text of the fifth are those of the first, cut elsewhere
+    source = ItemSource(np.arange(1, 8), texts, "", "", Store(), "placeholder")
+    keys = source.content_keys(np.arange(7))
+    assert keys[0] == keys[1]
+    assert keys[3] == keys[6]  # no picture both
+    assert len(set(keys.tolist())) == 5
+    assert np.array_equal(source.content_keys(np.array([6, 0])), keys[[6, 0]])

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, assert_never
+from typing import TYPE_CHECKING, Literal, Protocol, assert_never, runtime_checkable
 
 from sda_core.params import (
     CLIP,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # for the signatures only: choosing a backbone needs neither 
     from PIL import Image
     from torch import Tensor, nn
 
-__all__ = ["Backbone", "BackboneInfo", "build", "save_backbone"]
+__all__ = ["Backbone", "BackboneInfo", "VisionTower", "build", "save_backbone"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,25 @@ class Backbone(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that can be loaded by its path."""
+        ...
+
+
+@runtime_checkable
+class VisionTower(Protocol):
+    """What a backbone may offer besides: its vision tower run by itself, so that a frozen one need run only once an item."""
+
+    def vision_features(self, images: Sequence[Image.Image]) -> list[dict[str, Tensor]] | None:
+        """What the tower makes of each picture, to be kept for :meth:`image_inputs_from`: named tensors on the CPU.
+
+        None where the model does not offer it, or where something in the tower learns; an empty list of pictures asks.
+        """
+        ...
+
+    def image_inputs_from(self, features: Sequence[Mapping[str, Tensor]], prompt: str) -> dict[str, Tensor]:
+        """As :meth:`Backbone.image_inputs`, from results of :meth:`vision_features` in the pictures' place.
+
+        :meth:`Backbone.encode` then gives the same vectors without running the tower.
+        """
         ...
 
 

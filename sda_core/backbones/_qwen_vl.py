@@ -5,11 +5,14 @@ Pictures whose sides differ so much that even one row of patches would exceed ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sda_core.backbones._layers import LLAMA_LINEAR, AdapterLayers
 from sda_core.backbones._pictures import as_rgb
@@ -29,6 +32,8 @@ class QwenVLBackbone(VisionLanguageBackbone):
     image_token = "<|image_pad|>"  # noqa: S105
     vision_linear: tuple[str, ...] = ()
     """The linear layers of one block of the vision tower."""
+    tower_ends_in_tokens: ClassVar[bool] = False
+    """Whether all that the decoder takes from the tower are the vectors in the picture tokens' places."""
 
     def _adapter_layers(self) -> AdapterLayers:
         names = "|".join(name.replace(".", r"\.") for name in self.vision_linear)
@@ -68,6 +73,41 @@ class QwenVLBackbone(VisionLanguageBackbone):
         counts = (grid_B3.prod(-1) // self._merge_size**2).tolist()
         tensors = {"pixel_values": pixels["pixel_values"], "image_grid_thw": grid_B3}
         return Pictures([[self._image_token_id] * count for count in counts], tensors)
+
+    @torch.no_grad()
+    def vision_features(self, images: Sequence[Image.Image]) -> list[dict[str, Tensor]] | None:
+        """What the vision tower makes of each picture: ``tokens (P, D)`` in the weights' type, ``grid (3,)``; on the CPU.
+
+        None where the decoder takes more than that from the tower, or where something in the tower learns.
+        """
+        inner: Any = self.model
+        learns = any(parameter.requires_grad for parameter in inner.model.visual.parameters())
+        takes_them = "mm_encoder_outputs" in inspect.signature(inner.model.forward).parameters  # not in older transformers
+        if not self.tower_ends_in_tokens or learns or not takes_them:
+            return None
+        if not images:
+            return []
+        pictures = self._pictures(images).tensors
+        pixels, grid_B3 = (pictures[name].to(inner.device) for name in ("pixel_values", "image_grid_thw"))
+        tokens = inner.model.get_image_features(pixels, grid_B3, return_dict=True).pooler_output
+        return [{"tokens": one.cpu(), "grid": grid.cpu()} for one, grid in zip(tokens, grid_B3, strict=True)]
+
+    def image_inputs_from(self, features: Sequence[Mapping[str, Tensor]], prompt: str) -> dict[str, Tensor]:
+        """As :meth:`image_inputs`, from results of :meth:`vision_features`, in the place of the pixels."""
+        tensors = {
+            "image_tokens": torch.cat([one["tokens"] for one in features]),
+            "image_grid_thw": torch.stack([one["grid"] for one in features]),
+        }
+        runs = [[self._image_token_id] * len(one["tokens"]) for one in features]
+        return self._image_sequences(Pictures(runs, tensors), prompt)
+
+    def _arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        if "image_tokens" not in inputs:
+            return dict(inputs)
+        counts = (inputs["image_grid_thw"].prod(-1) // self._merge_size**2).tolist()
+        tokens = inputs["image_tokens"].split(counts)
+        rest = {name: tensor for name, tensor in inputs.items() if name not in ("image_tokens", "image_grid_thw")}
+        return rest | {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=tokens)}}  # type: ignore[arg-type]
 
     def _text_positions(self, mask_BL: Tensor) -> Tensor:
         return super()._text_positions(mask_BL).expand(3, -1, -1).contiguous()

@@ -139,7 +139,9 @@ class VisionLanguageBackbone(ABC):
             ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L), and the family's picture
             tensors, of which ``pixel_values`` is one; on the CPU.
         """
-        pictures = self._pictures(images)
+        return self._image_sequences(self._pictures(images), prompt)
+
+    def _image_sequences(self, pictures: Pictures, prompt: str) -> dict[str, Tensor]:
         start, between, end = self._image_frame
         room = self.info.max_text_tokens - sum(map(len, self._image_frame))
         words = self._words([self._image_lead + prompt], room)[0]
@@ -162,6 +164,10 @@ class VisionLanguageBackbone(ABC):
         inputs["position_ids"] = self._text_positions(inputs["attention_mask"])
         return inputs
 
+    def _arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What ``forward`` takes, of inputs on its device."""
+        return dict(inputs)
+
     # ------------------------------------------------------------------------------------------- vectors
     def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Pooled last hidden states.
@@ -176,7 +182,7 @@ class VisionLanguageBackbone(ABC):
         inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         moved = {name: tensor.to(inner.device, non_blocking=True) for name, tensor in inputs.items()}
         # The inner model has no language-model head: logits over 150,000 words are the largest tensor of a pass, and unused.
-        hidden_BLD = inner.model(**moved, use_cache=False).last_hidden_state
+        hidden_BLD = inner.model(**self._arguments(moved), use_cache=False).last_hidden_state
         assert self.info.pooling != "tower"
         return pool(hidden_BLD, moved["attention_mask"], self.info.pooling)
 

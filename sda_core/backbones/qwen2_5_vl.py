@@ -64,6 +64,7 @@ class Qwen25VLBackbone(QwenVLBackbone):
     """A Qwen2.5-VL checkpoint as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract."""
 
     image_token = IMAGE_TOKEN
+    tower_ends_in_tokens = True
     vision_linear = ("attn.qkv", "attn.proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 

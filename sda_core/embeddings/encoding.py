@@ -13,14 +13,12 @@ from sda_core import backbones
 from sda_core.adapters.loading import load
 from sda_core.backbones import Backbone
 from sda_core.embeddings.blocks import MODALITIES, BlockEncoder, BlockFolder, EmbeddedItems, ModalityContext, blocks_of
-from sda_core.embeddings.processes import Processes
 from sda_core.errors import ConfigError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.items import ImageStore, ItemSource
 from sda_core.log import progress
 from sda_core.params import BackboneParams, ExportParams
-
-ALONE = Processes(index=0, count=1)
+from sda_core.processes import ALONE, Processes
 
 
 def embed(

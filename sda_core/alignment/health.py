@@ -1,0 +1,92 @@
+"""What looks wrong about a run, said when it ends, each with what to try."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sda_core.adapters import adapter_is_zero, gate_values
+from sda_core.alignment.inputs import MODALITIES
+
+_log = logging.getLogger(__name__)
+
+_SWING = 0.1
+_SAME = 1e-5
+_NARROWER = 10.0
+
+
+class GateWatch:
+    """Looks whether the gates go back and forth instead of settling.
+
+    A swing is a gate value that moves by more than 0.1 between two looks and by more than 0.1 back until the next.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Tensor] = {}
+        self._moves: dict[str, Tensor] = {}
+        self.swings: dict[str, int] = {}
+
+    def look(self, model: nn.Module) -> None:
+        """Take note of the gates as they are."""
+        now = gate_values(model)
+        for name, gate_ME in now.items():
+            if name in self._last:
+                move_ME = gate_ME - self._last[name]
+                if name in self._moves:
+                    back_ME = (self._moves[name] * move_ME < 0) & (torch.minimum(self._moves[name].abs(), move_ME.abs()) > _SWING)
+                    self.swings[name] = self.swings.get(name, 0) + int(back_ME.any())
+                self._moves[name] = move_ME
+        self._last = now
+
+
+def warn(
+    model: nn.Module,
+    moved: Mapping[str, bool],
+    gates: GateWatch,
+    base: Mapping[str, Tensor],
+    adapted: Mapping[str, Tensor],
+) -> None:
+    """Say what looks wrong about a finished run.
+
+    Args:
+        model: with the adapter.
+        moved: which modality's pass ever gave a gradient.
+        gates: what was seen of the gates.
+        base: vectors ``(B, D)`` of some items without the adapter, by modality.
+        adapted: the same with it.
+    """
+    if adapter_is_zero(model):
+        _log.warning(
+            "the adapter is still zero, so vectors equal the base model's; raise the learning rate or the number of steps"
+        )
+    for name in MODALITIES:
+        if not moved[name]:
+            _log.warning("no gradient ever came from the %s pass; look at its inputs and at what the adapter hits", name)
+    swinging = [name for name, count in gates.swings.items() if count > 1]
+    if swinging:
+        _log.warning(
+            "the gates of %d layers swing back and forth (%s first); lower the learning rate, or begin with another seed",
+            len(swinging),
+            swinging[0],
+        )
+    for name, before_BD in base.items():
+        before_BD, after_BD = F.normalize(before_BD), F.normalize(adapted[name])
+        if not adapter_is_zero(model) and float((before_BD - after_BD).abs().max()) < _SAME and moved[name]:
+            _log.warning("the %s vectors equal the base model's; raise the learning rate or the number of steps", name)
+        if len(after_BD) > 1 and _spread(after_BD) * _NARROWER < _spread(before_BD):
+            _log.warning(
+                "all %s vectors have become alike (mean distance %.2g, %.2g before); lower the learning rate or the temperature",
+                name,
+                _spread(after_BD),
+                _spread(before_BD),
+            )
+
+
+def _spread(x_BD: Tensor) -> float:
+    """Mean of ``1 - cosine`` over the pairs of different unit rows."""
+    B = len(x_BD)
+    return float((B * B - (x_BD @ x_BD.T).sum()) / (B * B - B))

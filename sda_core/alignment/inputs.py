@@ -1,0 +1,181 @@
+"""What a step shows to the model: the batch, its chunks, and their inputs, made ahead in a thread."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from sda_core.alignment.vision_cache import VisionCache
+from sda_core.errors import ConfigError
+from sda_core.params import TrainingParams
+from sda_core.processes import Processes
+from sda_core.seed import generator
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, Modality] = ("image", "text")
+
+
+class Encoder(Protocol):
+    """What training asks of a backbone; see ``sda_core.backbones.Backbone``."""
+
+    def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
+        """One sequence a picture."""
+        ...
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """One sequence a text."""
+        ...
+
+    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Pooled vectors ``(B, D)``, not normalised."""
+        ...
+
+
+class Source(Protocol):
+    """What training asks of the items; see ``sda_core.items.ItemSource``."""
+
+    item_ids: np.ndarray
+
+    @property
+    def shows_image(self) -> np.ndarray:
+        """``(I,)`` bool: whether there is a picture to show for the item."""
+        ...
+
+    @property
+    def image_prompt(self) -> str:
+        """The words beside every picture."""
+        ...
+
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """Prompts of some rows."""
+        ...
+
+    def images(self, rows: np.ndarray) -> list[Image.Image | None]:
+        """Pictures of some rows."""
+        ...
+
+    def content_keys(self, rows: np.ndarray) -> np.ndarray:
+        """``(B,)`` int64, equal where prompt and picture are equal byte for byte."""
+        ...
+
+
+def batch_rows(rows: np.ndarray, step: int, training: TrainingParams) -> np.ndarray:
+    """The ``(B,)`` rows of a step, over all processes: slices of one seeded permutation an epoch."""
+    per_epoch = len(rows) // training.batch_size
+    epoch, place = divmod(step, per_epoch)
+    permuted = rows[generator(training.seed, "batches", epoch).permutation(len(rows))]
+    return permuted[place * training.batch_size : (place + 1) * training.batch_size]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How this process takes its part of every batch.
+
+    The batch is cut at multiples of ``micro_batch_size``, and each process takes as many consecutive chunks as every other.
+    The cuts do not depend on the number of processes then, and neither does what is drawn for a chunk.  Without a
+    ``micro_batch_size`` a process has one chunk, its whole part.
+
+    Attributes:
+        bounds: of this process's chunks in the batch, (from, to).
+        first: number of the first of them among all chunks.
+    """
+
+    bounds: tuple[tuple[int, int], ...]
+    first: int
+
+    @property
+    def twice(self) -> bool:
+        """Whether there is more than one chunk, so that each is embedded a second time, for its gradient."""
+        return len(self.bounds) > 1
+
+
+def chunks_of(training: TrainingParams, team: Processes) -> Chunks:
+    """The chunks of this process.
+
+    Raises:
+        ConfigError: the chunks cannot be shared evenly.
+    """
+    B, m = training.batch_size, training.micro_batch_size
+    cuts = [B * index // team.count for index in range(team.count + 1)] if m is None else [*range(0, B, m), B]
+    bounds = list(itertools.pairwise(cuts))
+    if len(bounds) % team.count or any(start == stop for start, stop in bounds):
+        got = f"{len(bounds)} chunks (batch_size {B} in chunks of {m})" if m is not None else f"a batch_size of {B}"
+        raise ConfigError(
+            "params.yaml: train_adapter.training.micro_batch_size",
+            f"should cut the batch into a multiple of {team.count} chunks, one launch's processes (got {got})",
+            "choose a smaller micro_batch_size, another batch_size, or another number of processes",
+        )
+    each = len(bounds) // team.count
+    first = team.index * each
+    return Chunks(tuple(bounds[first : first + each]), first)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Inputs of a chunk, on the CPU.
+
+    Attributes:
+        inputs: what the backbone encodes.
+        keys: with pictures, the ``content_keys`` of the rows; else empty.
+    """
+
+    inputs: dict[str, Tensor]
+    keys: np.ndarray
+
+
+class InputMaker:
+    """Makes the inputs of chunks.
+
+    Args:
+        backbone: makes inputs from pictures and texts.
+        source: the items.
+        cache: what the vision tower made of the pictures; None to show the pictures themselves.
+    """
+
+    def __init__(self, backbone: Encoder, source: Source, cache: VisionCache | None) -> None:
+        self._backbone = backbone
+        self._source = source
+        self._cache = cache
+
+    def make(self, modality: Modality, rows: np.ndarray) -> Ready:
+        """Inputs of one modality of some rows, all of which show a picture."""
+        source = self._source
+        if modality == "text":
+            return Ready(self._backbone.text_inputs(source.texts(rows)), np.empty(0, dtype=np.int64))
+        keys = source.content_keys(rows)
+        if self._cache is not None:
+            return Ready(self._cache.inputs(rows, source.image_prompt), keys)
+        images = [image for image in source.images(rows) if image is not None]
+        assert len(images) == len(rows)
+        return Ready(self._backbone.image_inputs(images, source.image_prompt), keys)
+
+    def stream(self, jobs: Iterable[tuple[Modality, np.ndarray]]) -> Iterator[Ready]:
+        """The inputs of all jobs in order, each made while the one before it is in use."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inputs") as worker:
+            waiting: Future[Ready] | None = None
+            for modality, rows in jobs:
+                coming = worker.submit(self.make, modality, rows)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = coming
+            if waiting is not None:
+                yield waiting.result()
+
+
+def jobs(rows: np.ndarray, first: int, training: TrainingParams, chunks: Chunks) -> Iterator[tuple[Modality, np.ndarray]]:
+    """What is embedded from step ``first`` on, in the order of use; see ``sda_core.losses.grad_cache``."""
+    for step in range(first, training.num_steps):
+        batch = batch_rows(rows, step, training)
+        for _ in range(2 if chunks.twice else 1):
+            for modality in MODALITIES:
+                for start, stop in chunks.bounds:
+                    yield modality, batch[start:stop]

@@ -1,0 +1,158 @@
+"""What is trained, and an unfinished run on disk: resumed to the bit, by as many processes as there are then."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as tensors_of_bytes
+from safetensors.torch import save as bytes_of_tensors
+from torch import Tensor, nn
+
+from sda_core.alignment.inputs import MODALITIES
+from sda_core.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from sda_core.errors import TrainingError
+from sda_core.params import TrainingParams
+from sda_core.processes import Processes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One point of the training curve.
+
+    Attributes:
+        step: from 0.
+        loss: of the step's batch, in nats.
+        learning_rate: that the step used.
+        grad_norm: over all trained parameters, before clipping.
+        temperature: of the loss, as the step used it.
+        teacher_entropy: this and what follows: see ``sda_core.losses.measures``.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    temperature: float
+    teacher_entropy: float
+    teacher_targets: float
+    agreement: float
+    alignment: float
+    uniformity_image: float
+    uniformity_text: float
+    retrieval: float
+
+
+def trained_parameters(model: nn.Module, criterion: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained, by names that are stable between runs.
+
+    Raises:
+        TrainingError: nothing is.
+    """
+    adapter = {f"adapter.{name}": parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not adapter:
+        raise TrainingError("train_adapter", "no parameter of the model is trainable", "build the adapter first, or unfreeze it")
+    return adapter | {f"loss.{name}": parameter for name, parameter in criterion.named_parameters()}
+
+
+def parameter_groups(trained: Mapping[str, nn.Parameter], training: TrainingParams) -> list[dict[str, Any]]:
+    """Weight decay on the low-rank matrices only: a gate or a temperature has no reason to shrink to zero."""
+    matrices = [parameter for name, parameter in trained.items() if ".moda_A." in name or ".moda_B." in name]
+    others = [parameter for name, parameter in trained.items() if not (".moda_A." in name or ".moda_B." in name)]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def sum_gradients(trained: Mapping[str, nn.Parameter], team: Processes) -> None:
+    """Replace the gradients by their sums over the processes; all end with the same bits.
+
+    Each process has run its own rows backward, so the adapter's gradients are parts of a sum.  The loss was the same
+    everywhere, and its own parameters (a learned temperature) count once.  One buffer a type, instead of
+    DistributedDataParallel: its buckets are sent during *one* backward pass, and here there is one a chunk and modality, so
+    it would be told to wait for the last anyway; the adapter is small; and the sum is one that a test can follow.
+    """
+    if team.count == 1:
+        return
+    by_type: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        if name.startswith("loss.") and parameter.grad is not None:
+            parameter.grad /= team.count
+        by_type.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for parameters in by_type.values():
+        grads = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters]
+        present = [
+            grad.new_tensor([0.0 if parameter.grad is None else 1.0]) for grad, parameter in zip(grads, parameters, strict=True)
+        ]
+        flat = torch.cat([*(grad.flatten() for grad in grads), *present])
+        team.sum(flat)
+        # an optimizer passes over a parameter without a gradient, and would decay one with a zero
+        *summed, present_N = flat.split([*(grad.numel() for grad in grads), len(grads)])
+        for parameter, grad, there in zip(parameters, summed, present_N.tolist(), strict=True):
+            parameter.grad = grad.view_as(parameter).clone() if there else None
+
+
+def save_run(
+    path: Path,
+    fingerprint: str,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    curve: list[StepRecord],
+    moved: Mapping[str, bool],
+) -> None:
+    """Write the unfinished run whole."""
+    tensors = {f"weight.{name}": parameter.data for name, parameter in trained.items()}
+    state = {"curve": [asdict(record) for record in curve], "moved": dict(moved)}
+    save_checkpoint(path, {**tensors, **optimizer_tensors(optimizer)}, state, fingerprint)
+
+
+def resume_run(
+    path: Path,
+    fingerprint: str,
+    trained: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    team: Processes,
+) -> tuple[list[StepRecord], dict[str, bool]]:
+    """Put back an unfinished run; an empty curve where there is none.
+
+    Process 0 reads the file and sends it to the others, which need not see its disk.
+    """
+    nothing: tuple[list[StepRecord], dict[str, bool]] = ([], dict.fromkeys(MODALITIES, False))
+    loaded = _sent_by_main(load_checkpoint(path, fingerprint) if team.is_main else None, team)
+    if loaded is None:
+        return nothing
+    tensors, state = loaded
+    shapes = {name.removeprefix("weight."): tensor.shape for name, tensor in tensors.items() if name.startswith("weight.")}
+    names = {field.name for field in fields(StepRecord)}
+    if (
+        shapes != {name: parameter.shape for name, parameter in trained.items()}
+        or set(state) != {"curve", "moved"}
+        or any(set(record) != names for record in state["curve"])
+    ):
+        if team.is_main:
+            _log.warning("%s was written by another version of this program; beginning anew", path)
+        return nothing
+    curve = [StepRecord(**record) for record in state["curve"]]
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+    restore_optimizer(optimizer, tensors)
+    _log.info("resuming behind step %d", curve[-1].step)
+    return curve, {name: bool(state["moved"][name]) for name in MODALITIES}
+
+
+def _sent_by_main(
+    loaded: tuple[dict[str, Tensor], dict[str, Any]] | None, team: Processes
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What process 0 loaded, in every process."""
+    if team.count == 1:
+        return loaded
+    state = team.bytes_of_main(json.dumps(loaded[1]).encode() if loaded is not None else b"")
+    tensors = team.bytes_of_main(bytes_of_tensors(loaded[0]) if loaded is not None else b"")
+    return (tensors_of_bytes(tensors), json.loads(state)) if state else None

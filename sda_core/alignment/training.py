@@ -1,0 +1,306 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sda_core import losses
+from sda_core.adapters import modality
+from sda_core.alignment import health
+from sda_core.alignment.inputs import (
+    MODALITIES,
+    Chunks,
+    Encoder,
+    InputMaker,
+    Modality,
+    Ready,
+    Source,
+    batch_rows,
+    chunks_of,
+    jobs,
+)
+from sda_core.alignment.sharding import shard
+from sda_core.alignment.state import StepRecord, parameter_groups, resume_run, save_run, sum_gradients, trained_parameters
+from sda_core.alignment.vision_cache import open_cache
+from sda_core.errors import TrainingError
+from sda_core.log import progress
+from sda_core.losses.gather import gather
+from sda_core.losses.grad_cache import Chunk, cached_backward
+from sda_core.params import LossParams, TrainingParams
+from sda_core.processes import ALONE, Processes
+from sda_core.seed import derive
+
+
+def train_adapter(
+    backbone: Encoder,
+    model: nn.Module,
+    source: Source,
+    training: TrainingParams,
+    loss: LossParams,
+    checkpoint: Path,
+    fingerprint: str,
+    device: torch.device,
+    team: Processes = ALONE,
+) -> list[StepRecord]:
+    """Train the adapter of ``model`` in place; it ends alike in every process.
+
+    Args:
+        backbone: makes inputs and pools hidden states.
+        model: a model with MoDA layers (``sda_core.adapters.build``); its trainable parameters are what is trained.
+        source: the items.
+        training: optimisation.
+        loss: which loss, and its temperature.
+        checkpoint: file of the unfinished run, written by process 0 every ``checkpoint_every`` steps and at the end; what
+            the vision tower made of the pictures is put beside it.
+        fingerprint: of every input of the run; a checkpoint of another run is not resumed.
+        device: where the model and the loss are put.
+        team: the processes that share every batch; all call this.
+
+    Returns:
+        The training curve, one record every ``log_every`` steps and one for the last.
+
+    Raises:
+        TrainingError: too few items for one batch, nothing to train, a loss or gradient that is not finite, or gradient
+            checkpointing asked of a model that has none.
+        ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that cannot be had.
+    """
+    with team.together():
+        rows = np.flatnonzero(source.shows_image)
+        if len(rows) < training.batch_size:
+            raise TrainingError(
+                "params.yaml: train_adapter.training.batch_size",
+                f"is {training.batch_size}, but only {len(rows)} items show a picture",
+                "reduce it, or give items without a picture a placeholder (items.missing_image)",
+            )
+        chunks = chunks_of(training, team)
+        cache = open_cache(backbone, source, rows, training, checkpoint.parent, fingerprint)
+        if training.sharding == "fsdp":
+            shard(model, device, team)
+        else:
+            model.to(device)
+        criterion = losses.build(loss).to(device)
+        trained = trained_parameters(model, criterion)
+    optimizer = torch.optim.AdamW(parameter_groups(trained, training), lr=training.learning_rate)
+    curve, moved = resume_run(checkpoint, fingerprint, trained, optimizer, team)
+    first = curve[-1].step + 1 if curve else 0  # a checkpoint is always written behind a record
+    if cache is not None and first < training.num_steps:
+        cache.fill(max(stop - start for start, stop in chunks.bounds), team)
+    maker, gates = InputMaker(backbone, source, cache), health.GateWatch()
+
+    with (
+        team.meeting(),
+        _train_mode(model, training),
+        progress(training.num_steps, "train adapter", "steps", initial=first) as bar,
+        closing(maker.stream(jobs(rows, first, training, chunks))) as stream,  # type: ignore[type-var]
+    ):
+        for step in range(first, training.num_steps):
+            last = step + 1 == training.num_steps
+            due = (step + 1) % training.checkpoint_every == 0 or last
+            logged = step % training.log_every == 0 or due
+            rate = learning_rate(step, training)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            temperature = criterion.temperature.item() if isinstance(criterion.temperature, Tensor) else criterion.temperature
+            optimizer.zero_grad(set_to_none=True)
+            batch = Step(step, training, chunks, team, backbone, model, criterion, stream)
+            value = batch.backward(trained, moved if logged else None)
+            sum_gradients(trained, team)
+            norm = float(nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm))
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                error = _not_finite(step, value, norm, source.item_ids[batch_rows(rows, step, training)], batch.broken)
+                error.known_to_all = team.count > 1
+                raise error
+            optimizer.step()
+            if logged:
+                gates.look(model)
+                curve.append(StepRecord(step, value, rate, norm, temperature, **batch.measured))
+            if due and team.is_main:
+                save_run(checkpoint, fingerprint, trained, optimizer, curve, moved)
+            bar.set_postfix_str(f"loss {value:.4f}")
+            bar.update()
+    if first < training.num_steps:
+        sample = batch_rows(rows, training.num_steps - 1, training)[slice(*chunks.bounds[0])]
+        base, adapted = _vectors(backbone, model, maker, sample, adapter=False), _vectors(backbone, model, maker, sample)
+        if team.is_main:
+            health.warn(model, moved, gates, base, adapted)
+    team.wait()
+    return [record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps]
+
+
+def learning_rate(step: int, training: TrainingParams) -> float:
+    """Linear from ``1 / warmup_steps`` of the rate up to all of it, then constant."""
+    if training.warmup_steps == 0:
+        return training.learning_rate
+    return training.learning_rate * min(1.0, (step + 1) / training.warmup_steps)
+
+
+class Step:
+    """One batch forward and backward.
+
+    Args:
+        number: of the step.
+        training: optimisation.
+        chunks: of this process.
+        team: the processes.
+        backbone: pools hidden states.
+        model: with the adapter.
+        criterion: the loss.
+        stream: the inputs of all chunks, in the order of use.
+
+    Attributes:
+        measured: what the loss says about the batch, where that was asked for.
+        broken: positions in the global batch whose vectors are not finite.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        training: TrainingParams,
+        chunks: Chunks,
+        team: Processes,
+        backbone: Encoder,
+        model: nn.Module,
+        criterion: losses.AlignmentLoss,
+        stream: Iterator[Ready],
+    ) -> None:
+        self._number = number
+        self._seed = training.seed
+        self._one_draw = training.micro_batch_size is None and team.count == 1
+        self._chunks = chunks
+        self._team = team
+        self._backbone = backbone
+        self._model = model
+        self._criterion = criterion
+        self._stream = stream
+        self._keys: dict[int, np.ndarray] = {}
+        self.measured: dict[str, float] = {}
+        self.broken: np.ndarray = np.empty(0, dtype=np.int64)
+
+    def backward(self, trained: Mapping[str, nn.Parameter], moved: dict[str, bool] | None) -> float:
+        """Leave this process's part of the gradients in the parameters, and return the loss of the global batch.
+
+        Args:
+            trained: the parameters.
+            moved: takes note of which modality's pass gave a gradient; None where nobody looks, then nothing is measured
+                either.
+        """
+        if self._one_draw:  # one stream of draws through both passes
+            torch.manual_seed(derive(self._seed, "step", self._number))
+        before: list[float] | None = None
+
+        def loss(image_BD: Tensor, text_BD: Tensor) -> Tensor:
+            nonlocal before
+            image_BD, text_BD = gather(image_BD), gather(text_BD)
+            groups_B = self._groups(image_BD.device)
+            if moved is not None:  # before the loss, so that their matrices of B x B are not held beside its graph
+                self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B)
+                before = _norms(trained)
+            value = self._criterion(image_BD, text_BD, groups_B)
+            if not bool(torch.isfinite(value.detach())):
+                finite_B = torch.isfinite(image_BD.detach()).all(-1) & torch.isfinite(text_BD.detach()).all(-1)
+                self.broken = (~finite_B).nonzero().flatten().cpu().numpy()
+            return value
+
+        def look(position: int) -> None:
+            nonlocal before
+            if moved is not None:
+                after = _norms(trained)
+                moved[MODALITIES[position]] |= after != before
+                before = after
+
+        parts = [[self._chunk(name, place) for place in range(len(self._chunks.bounds))] for name in MODALITIES]
+        return float(cached_backward(parts, loss, look))
+
+    def _chunk(self, name: Modality, place: int) -> Chunk:
+        """Embeds one chunk of one modality; its draws are seeded by what it is, whoever embeds it, and how often."""
+
+        def embed() -> Tensor:
+            with self._team.together():
+                ready = next(self._stream)
+            if name == "image":
+                self._keys[place] = ready.keys
+            if not self._one_draw:
+                torch.manual_seed(derive(self._seed, "step", self._number, name, self._chunks.first + place))
+            with modality(self._model, name):
+                return self._backbone.encode(self._model, ready.inputs)
+
+        return embed
+
+    def _groups(self, device: torch.device) -> Tensor:
+        """``(B,)`` numbers of the global batch, equal for items that cannot be told apart."""
+        keys = np.concatenate([self._keys[place] for place in range(len(self._chunks.bounds))])
+        return torch.unique(gather(torch.from_numpy(keys).to(device)), return_inverse=True)[1]
+
+
+def _norms(trained: Mapping[str, nn.Parameter]) -> list[float]:
+    """Norm of each adapter parameter's gradient; 0 where there is none."""
+    adapter = [parameter for name, parameter in trained.items() if not name.startswith("loss.")]
+    with_grad = [parameter.grad for parameter in adapter if parameter.grad is not None]
+    norms = iter(torch.stack([grad.norm() for grad in with_grad]).tolist()) if with_grad else iter(())
+    return [next(norms) if parameter.grad is not None else 0.0 for parameter in adapter]
+
+
+def _not_finite(step: int, value: float, norm: float, item_ids: np.ndarray, broken: np.ndarray) -> TrainingError:
+    """The error of a step, with the items to look at: those whose vectors are not finite, or all of the batch."""
+    named = item_ids[broken] if len(broken) else item_ids
+    return TrainingError(
+        f"train_adapter, step {step}",
+        f"loss {value} with a gradient of norm {norm}, expected finite numbers (items {_some(named)})",
+        "lower train_adapter.training.learning_rate, raise the loss's temperature, or look at those items",
+    )
+
+
+def _some(item_ids: np.ndarray) -> str:
+    shown = ", ".join(str(item_id) for item_id in item_ids[:8])
+    return shown if len(item_ids) <= 8 else f"{shown}, ... {len(item_ids)} in all"
+
+
+@torch.no_grad()
+def _vectors(backbone: Encoder, model: Any, maker: InputMaker, rows: np.ndarray, adapter: bool = True) -> dict[str, Tensor]:
+    """Vectors of some items by modality, with the adapter or without."""
+    found = {}
+    with nullcontext() if adapter else model.disable_adapter():
+        for name in MODALITIES:
+            with modality(model, name):
+                found[name] = backbone.encode(model, maker.make(name, rows).inputs)
+    return found
+
+
+@contextmanager
+def _train_mode(model: nn.Module, training: TrainingParams) -> Iterator[None]:
+    """Dropout on, and gradient checkpointing where it is asked for; both off again afterwards."""
+    model.train()
+    try:
+        if training.gradient_checkpointing:
+            _checkpointing(model, on=True)
+        yield
+    finally:
+        if training.gradient_checkpointing:
+            _checkpointing(model, on=False)
+        model.eval()
+
+
+def _checkpointing(model: nn.Module, on: bool) -> None:
+    """Switch a transformers-style model's checkpointing, under its newer name or its older one.
+
+    The kind that is not re-entrant: it needs no gradient on the inputs, which a frozen base does not have.
+    """
+    suffix = "enable" if on else "disable"
+    for name in (f"activation_checkpointing_{suffix}", f"gradient_checkpointing_{suffix}"):
+        switch = getattr(model, name, None)
+        if switch is not None:
+            switch(*([{"use_reentrant": False}] if on else []))
+            return
+    raise TrainingError(
+        "params.yaml: train_adapter.training.gradient_checkpointing",
+        f"is true, but a {type(model).__name__} has no such switch",
+        "set it to false for this backbone",
+    )
