@@ -96,6 +96,7 @@ def test_a_merge_is_pefts_and_comes_off_to_the_bit(bits: int) -> None:
 def test_a_uniform_adapter_merges_as_pefts_lora_does(bits: int) -> None:
     ours = quantised(bits, gate="uniform").eval()
     theirs = quantised(bits).unload()
+    setattr(theirs, f"is_loaded_in_{bits}bit", True)  # as transformers marks a model; PEFT's LoRA asks for it
     theirs = peft.get_peft_model(
         theirs, peft.LoraConfig(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=["0", "2"])
     ).eval()  # alpha 32 over four experts

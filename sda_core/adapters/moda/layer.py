@@ -146,8 +146,7 @@ class MoDALinear(nn.Module, MoDALayer):
         config = self.moda_config[name]
         hidden = self._hidden(name, x)
         if config.depends_on_modality:
-            value = self._known_modality(name)
-            hidden = GatedProduct.apply(hidden, self._factor(name, value, hidden), value.marker)
+            hidden = self._gated(name, hidden)
         else:
             hidden = hidden * (config.scale / config.num_experts)
         b_OR = self.moda_B[name]
@@ -162,6 +161,11 @@ class MoDALinear(nn.Module, MoDALayer):
             # a mask for each expert, drawn in the experts' order
             return torch.cat([F.linear(dropout(x), a_eD) for a_eD in a_RD.split(config.rank_per_expert)], dim=-1)
         return F.linear(dropout(x), a_RD)
+
+    @torch.compiler.disable  # which block is open is no constant of a graph, as torch.compile would take it to be
+    def _gated(self, name: str, hidden: Tensor) -> Tensor:
+        value = self._known_modality(name)
+        return GatedProduct.apply(hidden, self._factor(name, value, hidden), value.marker)
 
     def _factor(self, name: str, value: Modality, hidden: Tensor) -> Tensor:
         """The diagonal for this pass: ``(R,)``; ``(B, 1, ..., R)`` or ``(B, L, 1, ..., R)`` with ids a row or a token."""
