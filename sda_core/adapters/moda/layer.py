@@ -145,10 +145,8 @@ class MoDALinear(nn.Module, MoDALayer):
     def _low_rank(self, name: str, x: Tensor) -> Tensor:
         config = self.moda_config[name]
         hidden = self._hidden(name, x)
-        if config.depends_on_modality:
-            hidden = self._gated(name, hidden)
-        else:
-            hidden = hidden * (config.scale / config.num_experts)
+        same_for_all = config.scale / config.num_experts
+        hidden = self._gated(name, hidden) if config.depends_on_modality else hidden * same_for_all
         b_OR = self.moda_B[name]
         return F.linear(hidden.to(b_OR.dtype), b_OR)  # an adapter in half precision still has its gate in float32
 
