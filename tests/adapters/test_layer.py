@@ -436,6 +436,13 @@ def test_a_pass_reads_nothing_from_the_device(ids: object) -> None:
     assert all(parameter["default"].grad is not None for parameter in (layer.moda_A, layer.moda_B, layer.moda_gate))
 
 
+def test_an_adapter_drawn_anew_keeps_nothing_of_the_former() -> None:
+    layer = linear(5, 4, MoDAConfig(lora_dropout=0.0, target_modules=["x"]), seed=0)
+    layer.update_layer("default", MoDAConfig(gate="uniform", lora_dropout=0.0, target_modules=["x"]))
+    assert sorted(name for name, _ in layer.named_parameters() if "moda_" in name) == ["moda_A.default", "moda_B.default"]
+    assert layer.gates("default").tolist() == [[0.25] * 4] * 2
+
+
 def test_gates_of_all_kinds(make_stack: Callable[..., peft.PeftModel]) -> None:
     layer = make_stack(gate="onehot", num_experts=4).base_model.model.blocks[0].up
     assert layer.gates("default").tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]

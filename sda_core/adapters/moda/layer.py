@@ -62,6 +62,9 @@ class MoDALayer(BaseTunerLayer):
         """Add an adapter's parameters, or draw those of ``adapter_name`` anew."""
         R = config.rank_per_expert * config.num_experts
         self.moda_config[adapter_name] = config
+        for parameters in (self.moda_embedding, self.moda_gate):  # of a former adapter of this name, perhaps of another gate
+            if adapter_name in parameters:
+                del parameters[adapter_name]
         self.moda_A[adapter_name] = nn.Parameter(torch.empty(R, self.in_features).normal_(std=_INIT_STD))
         self.moda_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, R))
         if config.gate == "modality" and config.num_experts > 1:
