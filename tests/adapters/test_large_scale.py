@@ -93,3 +93,7 @@ def test_compiled_passes_keep_their_modality(make_stack: Make) -> None:
             with merged_modality(model, name):
                 whole = torch.compile(model, backend="eager", fullgraph=True)
                 torch.testing.assert_close(whole(batch()), expected, rtol=1e-12, atol=1e-12)
+    uniform = make_stack(depth=1, gate="uniform").eval()
+    torch.testing.assert_close(
+        torch.compile(uniform, backend="eager", fullgraph=True)(batch()), uniform(batch()), rtol=1e-12, atol=1e-12
+    )

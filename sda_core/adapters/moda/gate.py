@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,14 @@ def current_modality(owner: Owner) -> Modality | None:
         if owner in block.owners:
             return block.value
     return None
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def outside_graphs(function: _Function) -> _Function:
+    """Keep ``torch.compile`` out: which block is open is no constant of a graph, as it would take it to be."""
+    return cast("_Function", torch.compiler.disable(function))
 
 
 class modality:  # noqa: N801 (reads as a statement: ``with modality(model, "image")``)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sda_core.adapters.moda import base_weight
 from sda_core.adapters.moda.config import MoDAConfig
-from sda_core.adapters.moda.gate import GatedProduct, Modality, Owner, current_modality, fixed_gate, learned_gate
+from sda_core.adapters.moda.gate import GatedProduct, Modality, Owner, current_modality, fixed_gate, learned_gate, outside_graphs
 from sda_core.errors import TrainingError
 
 _INIT_STD = 0.01
@@ -117,7 +117,15 @@ class MoDALayer(BaseTunerLayer):
 
 
 class MoDALinear(nn.Module, MoDALayer):
-    """A linear layer with MoDA adapters; see :class:`MoDALayer` for the formula."""
+    """A linear layer with MoDA adapters; see :class:`MoDALayer` for the formula.
+
+    The output has the base layer's type, whatever the adapter's: float32 beside a base in half precision (PEFT's default),
+    half precision where that was asked for, and whatever ``torch.autocast`` makes of it.
+
+    A pass waits for no device.  FSDP shards the parameters like any others (``fully_shard``, with checkpointing too; a
+    merge then is refused).  ``torch.compile`` works, with a break in the graph at each gate; merged, or with a gate that
+    treats all modalities alike, there is none.
+    """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: MoDAConfig, owner: Owner) -> None:
         super().__init__()
@@ -163,7 +171,7 @@ class MoDALinear(nn.Module, MoDALayer):
             return torch.cat([F.linear(dropout(x), a_eD) for a_eD in a_RD.split(config.rank_per_expert)], dim=-1)
         return F.linear(dropout(x), a_RD)
 
-    @torch.compiler.disable  # which block is open is no constant of a graph, as torch.compile would take it to be
+    @outside_graphs
     def _gated(self, name: str, hidden: Tensor) -> Tensor:
         value = self._known_modality(name)
         return GatedProduct.apply(hidden, self._factor(name, value, hidden), value.marker)
