@@ -101,7 +101,8 @@ class Modality:
 
 def _marker(*content: bytes) -> Tensor:
     digest = hashlib.sha256(b"".join(content)).digest()
-    return torch.tensor(int.from_bytes(digest[:8], "little") >> 1)
+    # on the CPU even where torch.set_default_device says otherwise: each layer reads it
+    return torch.tensor(int.from_bytes(digest[:8], "little") >> 1, device="cpu")
 
 
 class Owner:
