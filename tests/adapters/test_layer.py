@@ -429,7 +429,6 @@ def test_a_pass_reads_nothing_from_the_device(ids: object) -> None:
     """On the meta device, whatever waits for a value raises: a GPU would stand still there, in every layer."""
     layer = linear(6, 4, MoDAConfig(modality_dim=5, target_modules=["x"]), seed=0).to("meta").train()
     x = torch.empty(3, 2, 6, dtype=torch.float64, device="meta", requires_grad=True)
-    ids = torch.tensor(ids) if isinstance(ids, list) else ids
     with torch.device("meta"), modality(layer, ids):  # a default device is where a user's tensors go, not our markers
         y = layer(x)
     y.sum().backward()

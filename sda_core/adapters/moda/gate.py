@@ -66,7 +66,7 @@ class Modality:
             if isinstance(value, str):
                 return Modality(value, None, _marker(value.encode()))
             try:
-                ids = torch.as_tensor(value)
+                ids = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
             except (ValueError, TypeError) as error:  # rows of different lengths, or no numbers at all
                 raise TrainingError("modality", f"should be a name, or ids in a vector or a matrix ({error})") from None
             if ids.dim() not in (1, 2) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
