@@ -197,7 +197,9 @@ def _adapted(backbone: Any) -> Any:
     params = AdapterParams(
         r=8,
         lora_alpha=32.0,
+        use_rslora=False,
         lora_dropout=0.1,
+        variant="paper",
         num_experts=4,
         expert_rank="split",
         gate="modality",

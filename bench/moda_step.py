@@ -1,47 +1,123 @@
-"""One training step of MoDA against PEFT's LoRA of the same total rank, and against a loop over the experts.
+"""One training step of MoDA against PEFT's LoRA of the same total rank and a loop over the experts; and merged inference.
 
-All sides run in one process, on the same weights and inputs, in turns; what is reported are ratios of medians.
+All sides run in one process, on the same base weights (in memory once) and inputs, in turns; what is reported are ratios
+of medians.  On a CPU processor time is counted, so that other work on the machine counts little.
 
-    python bench/moda_step.py                 # a stack of transformer-shaped linear layers, on the CPU or the GPU
-    python bench/moda_step.py --width 3584    # the 7B model's width
+    python bench/moda_step.py                              # a stack of transformer-shaped linear layers, on the CPU
+    python bench/moda_step.py --shape nano --threads 1     # the backbone that comes with SDA, pictures and words
+    python bench/moda_step.py --device cuda --shape 7b     # the linear layers of Qwen2.5-VL-7B, random weights, bfloat16
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import peft
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from sda_core.adapters import MoDAConfig, modality
+from sda_core import backbones
+from sda_core.adapters import MoDAConfig, merged_modality, modality, targets
+from sda_core.params import load_params
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LINEAR = r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+Context = Callable[[nn.Module, str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a stack of decoder layers."""
+
+    width: int
+    key_width: int
+    inner: int
+    depth: int
+    batch: int
+    length: int
+
+
+SHAPES = {
+    "small": Shape(width=256, key_width=64, inner=1344, depth=2, batch=8, length=128),
+    "7b": Shape(width=3584, key_width=512, inner=18944, depth=28, batch=4, length=512),  # Qwen2.5-VL-7B's language model
+}
 
 
 class Layer(nn.Module):
     """The linear layers of one decoder block, with what lies between them in the cheapest form."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        inner = int(width * 5.25)
         for name in ("q_proj", "o_proj"):
-            setattr(self, name, nn.Linear(width, width))
+            setattr(self, name, nn.Linear(shape.width, shape.width))
         for name in ("k_proj", "v_proj"):
-            setattr(self, name, nn.Linear(width, width // 4))
+            setattr(self, name, nn.Linear(shape.width, shape.key_width))
         for name in ("gate_proj", "up_proj"):
-            setattr(self, name, nn.Linear(width, inner, bias=False))
-        self.down_proj = nn.Linear(inner, width, bias=False)
+            setattr(self, name, nn.Linear(shape.width, shape.inner, bias=False))
+        self.down_proj = nn.Linear(shape.inner, shape.width, bias=False)
+        self.repeats = shape.width // shape.key_width
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, L, D)`` to ``(B, L, D)``."""
-        mixed = self.q_proj(x) + (self.k_proj(x) * self.v_proj(x)).repeat(1, 1, 4)
+        mixed = self.q_proj(x) + (self.k_proj(x) * self.v_proj(x)).repeat(1, 1, self.repeats)
         x = x + self.o_proj(mixed) / 8
         return x + self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)) / 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is adapted, and a pass of each modality through it."""
+
+    model: nn.Module
+    pattern: str
+    passes: dict[str, Callable[[nn.Module], Tensor]]
+    rows: int
+    text: str
+
+
+def stack(shape: Shape, device: torch.device, dtype: torch.dtype) -> Subject:
+    """Linear layers with random weights."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = nn.ModuleDict({"layers": nn.Sequential(*(Layer(shape).to(dtype) for _ in range(shape.depth)))})
+        x = torch.randn(shape.batch, shape.length, shape.width).to(dtype)
+
+    def run(model: nn.Module) -> Tensor:
+        return model.get_submodule("base_model.model.layers" if hasattr(model, "base_model") else "layers")(x)
+
+    text = f"{shape.depth} layers of width {shape.width}, batch {shape.batch} x {shape.length}"
+    return Subject(model, LINEAR, {"image": run, "text": run}, shape.batch, text)
+
+
+def nano(device: torch.device, batch: int) -> Subject:
+    """The backbone that comes with SDA, with pictures and words."""
+    params = load_params(Path("params.yaml"))
+    backbone = backbones.build(params.backbone, device)
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(generator.integers(0, 256, (112, 112, 3), dtype=np.uint8)) for _ in range(batch)]
+    image_inputs = backbone.image_inputs(pictures, "What is this?")
+    text_inputs = backbone.text_inputs(["title: a red kettle of steel; brand: none; price: 12; " * 3] * batch)
+    passes = {
+        "image": lambda model: backbone.encode(model, image_inputs),
+        "text": lambda model: backbone.encode(model, text_inputs),
+    }
+    lengths = ", ".join(
+        f"{inputs['input_ids'].shape[1]} tokens a {name}" for name, inputs in (("picture", image_inputs), ("text", text_inputs))
+    )
+    return Subject(backbone.model, backbone.adapter_pattern("language"), passes, batch, f"nano, batch {batch}, {lengths}")
+
+
+def shared(model: nn.Module) -> nn.Module:
+    """A copy whose weights are the same tensors."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).requires_grad_(False)
 
 
 class LoopedExperts(nn.Module):
@@ -71,23 +147,13 @@ class LoopedExperts(nn.Module):
         return result.to(dtype)
 
 
-def stack(width: int, depth: int, device: torch.device, dtype: torch.dtype) -> nn.Sequential:
-    """The base model, the same every time."""
-    torch.manual_seed(0)
-    return nn.Sequential(*(Layer(width) for _ in range(depth))).to(device, dtype)
-
-
-def looped(model: nn.Sequential, num_experts: int, r: int, alpha: float, dropout: float) -> nn.Sequential:
-    """The base model with every linear layer wrapped."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for layer in model:
-        for name in TARGETS:
-            setattr(
-                layer,
-                name,
-                LoopedExperts(getattr(layer, name), num_experts, r, alpha, dropout).to(next(model.parameters()).device),
-            )
+def looped(model: nn.Module, pattern: str, num_experts: int, r: int, alpha: float, dropout: float) -> nn.Module:
+    """A model with its targeted layers wrapped."""
+    for name in targets(model, pattern).names:
+        parent, _, child = name.rpartition(".")
+        base = model.get_submodule(name)
+        layer = LoopedExperts(base, num_experts, r, alpha, dropout).to(base.weight.device)
+        setattr(model.get_submodule(parent), child, layer)
     return model
 
 
@@ -118,83 +184,130 @@ def memory_of_a_pass(model: nn.Module, run: Callable[[], Tensor], device: torch.
     return sum(saved.values())
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--depth", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--r", type=int, default=8)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    x = torch.randn(options.batch, options.length, options.width, device=device, dtype=dtype)
-    common = {"r": options.r, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": TARGETS}
+def sides_of(subject: Subject, r: int) -> dict[str, tuple[nn.Module, Context]]:
+    """The models by name, each with what to enter around a pass of a modality."""
+    common = {"r": r, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": subject.pattern}
 
-    def base() -> nn.Sequential:
-        return stack(options.width, options.depth, device, dtype)
-
-    sides: dict[str, tuple[nn.Module, Callable[[nn.Module, int], AbstractContextManager[None]]]] = {}
-
-    def around(model: nn.Module, step: int) -> AbstractContextManager[None]:
-        return modality(model, ("image", "text")[step % 2])
-
-    def rows(model: nn.Module, step: int) -> AbstractContextManager[None]:
-        ids = torch.full((options.batch,), step % 2, device=device)
+    def rows(model: nn.Module, name: str) -> AbstractContextManager[None]:
+        device = next(model.parameters()).device
+        ids_B = torch.full((subject.rows,), ("image", "text").index(name), device=device)
         for module in model.modules():
             if isinstance(module, LoopedExperts):
-                module.rows = ids
+                module.rows = ids_B
         return nullcontext()
 
-    sides[f"LoRA, rank {options.r}"] = (peft.get_peft_model(base(), peft.LoraConfig(**common)), lambda *_: nullcontext())
+    found: dict[str, tuple[nn.Module, Context]] = {
+        f"LoRA, rank {r}": (peft.get_peft_model(shared(subject.model), peft.LoraConfig(**common)), lambda *_: nullcontext())
+    }
     for num_experts in (1, 4, 8):
-        model = peft.get_peft_model(base(), MoDAConfig(num_experts=num_experts, **common))
-        sides[f"MoDA, E = {num_experts}"] = (model, around)
+        model = peft.get_peft_model(shared(subject.model), MoDAConfig(num_experts=num_experts, **common))
+        found[f"MoDA, E = {num_experts}"] = (model, modality)
+    reference = MoDAConfig(num_experts=4, variant="reference", **common)
+    found["MoDA, E = 4, reference"] = (peft.get_peft_model(shared(subject.model), reference), modality)
     for num_experts in (4, 8):
-        model = looped(base(), num_experts, options.r, 32, 0.1).to(device)
-        sides[f"loop over experts, E = {num_experts}"] = (model, rows)
+        model = looped(shared(subject.model), subject.pattern, num_experts, r, 32, 0.1)
+        found[f"loop over experts, E = {num_experts}"] = (model, rows)
+    return found
 
-    def step(model: nn.Module, context: Callable[[nn.Module, int], AbstractContextManager[None]]) -> None:
-        for part in (0, 1):  # both modalities, one backward: a step of the training loop
-            with context(model, part):
-                model(x).float().square().mean().backward()
+
+class Clock:
+    """Seconds of the device, or of the processor where there is no other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self) -> float:
+        """Now, with everything done that was asked for."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time()
+
+
+def measure(clock: Clock, rounds: int, runs: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Median seconds of each, run in turns after one run that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            start = clock()
+            run()
+            if number:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def training(subject: Subject, device: torch.device, rounds: int, r: int) -> None:
+    """A step of every side: both modalities forward and backward."""
+    sides = sides_of(subject, r)
+
+    def step(model: nn.Module, context: Context) -> None:
+        for name, run in subject.passes.items():
+            with context(model, name):
+                run(model).float().square().mean().backward()
         for parameter in model.parameters():
             parameter.grad = None
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
     memory: dict[str, int] = {}
     for name, (model, context) in sides.items():
         model.train()
-        step(model, context)
-        with context(model, 0):
-            memory[name] = memory_of_a_pass(model, lambda model=model: model(x).float().square().mean(), device)
+        with context(model, "image"):
+            run = subject.passes["image"]
+            memory[name] = memory_of_a_pass(model, lambda model=model, run=run: run(model).float().square().mean(), device)
         model.zero_grad(set_to_none=True)
-    for _ in range(options.rounds):
-        for name, (model, context) in sides.items():
-            start = time.perf_counter()
-            step(model, context)
-            seconds[name].append(time.perf_counter() - start)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    shape = f"{options.depth} layers of width {options.width}, batch {options.batch} x {options.length}, r = {options.r}"
-    print(f"{where}, {dtype}: {shape}")
-    reference = f"LoRA, rank {options.r}"
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"\n| {'side':28} | ms a step | x LoRA | MiB held | x LoRA |\n|{'-' * 30}|-----------|--------|----------|--------|")
+    median = measure(Clock(device), rounds, {name: lambda side=side: step(*side) for name, side in sides.items()})
+    reference = f"LoRA, rank {r}"
+    print(f"| {'side':28} | ms a step | x LoRA | MiB held | x LoRA |\n|{'-' * 30}|-----------|--------|----------|--------|")
     for name in sides:
         time_ratio, memory_ratio = median[name] / median[reference], memory[name] / max(memory[reference], 1)
         print(
             f"| {name:28} | {1000 * median[name]:9.1f} | {time_ratio:6.2f} | {memory[name] / 2**20:8.0f} | {memory_ratio:6.2f} |"
         )
     for num_experts in (4, 8):
-        ratio = median[f"loop over experts, E = {num_experts}"] / median[f"MoDA, E = {num_experts}"]
-        print(f"\nMoDA against a loop over {num_experts} experts: {ratio:.2f} x faster")
+        loop, ours = f"loop over experts, E = {num_experts}", f"MoDA, E = {num_experts}"
+        times, held = median[loop] / median[ours], memory[loop] / memory[ours]
+        print(f"MoDA against a loop over {num_experts} experts: {times:.2f} x faster, memory 1/{held:.1f}")
+
+
+@torch.no_grad()
+def inference(subject: Subject, device: torch.device, rounds: int, r: int) -> None:
+    """A pass of the base model, of the adapted one, and of the adapted one merged."""
+    adapted = peft.get_peft_model(
+        shared(subject.model), MoDAConfig(r=r, lora_alpha=32, num_experts=4, target_modules=subject.pattern)
+    ).eval()
+    merged = copy.deepcopy(adapted)  # with weights of its own, which the merge changes
+    run, plain = subject.passes["image"], subject.model.eval()
+
+    def unmerged() -> None:
+        with modality(adapted, "image"):
+            run(adapted)
+
+    with merged_modality(merged, "image"):
+        sides = {"base": lambda: run(plain), "unmerged": unmerged, "merged": lambda: run(merged)}
+        median = measure(Clock(device), rounds, sides)
+    print("\n| inference, E = 4 | ms a pass | x base |\n|------------------|-----------|--------|")
+    for name, seconds in median.items():
+        print(f"| {name:16} | {1000 * seconds:9.1f} | {seconds / median['base']:6.2f} |")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shape", default="small", choices=[*SHAPES, "nano"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=8, help="for nano")
+    parser.add_argument("--r", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    subject = nano(device, options.batch) if options.shape == "nano" else stack(SHAPES[options.shape], device, dtype)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads, processor time"
+    kind = next(subject.model.parameters()).dtype
+    print(f"{where}, {kind}: {subject.text}, r = {options.r}, {len(targets(subject.model, subject.pattern))} adapted layers\n")
+    training(subject, device, options.rounds, options.r)
+    inference(subject, device, options.rounds, options.r)
 
 
 if __name__ == "__main__":

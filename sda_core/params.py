@@ -317,7 +317,9 @@ class AdapterParams(Section):
 
     r: Count  # total LoRA rank
     lora_alpha: Positive
+    use_rslora: bool  # scale lora_alpha / sqrt(r) instead of lora_alpha / r
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    variant: Literal["paper", "reference"]  # reference: a dropout mask for each expert, as in the public code
     num_experts: Count
     expert_rank: Literal["split", "full"]
     gate: Literal["modality", "onehot", "uniform"]

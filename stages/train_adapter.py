@@ -40,7 +40,7 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
         if not team.is_main:
             return
         with replace_directory(run.workspace.adapter(variant)) as folder:
-            adapters.save(model, folder)
+            adapters.save(model, folder, backbone.info.name, backbone.info.revision)
             write_tsv(folder / "loss.tsv", records)
         shutil.rmtree(scratch, ignore_errors=True)
         run.counts = {

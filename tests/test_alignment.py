@@ -28,7 +28,16 @@ from sda_core.processes import ALONE, Processes
 
 CPU = torch.device("cpu")
 MODA = AdapterParams(
-    r=4, lora_alpha=8.0, lora_dropout=0.1, num_experts=2, expert_rank="split", gate="modality", modality_dim=4, targets="language"
+    r=4,
+    lora_alpha=8.0,
+    use_rslora=False,
+    lora_dropout=0.1,
+    variant="paper",
+    num_experts=2,
+    expert_rank="split",
+    gate="modality",
+    modality_dim=4,
+    targets="language",
 )
 LORA = MODA.model_copy(update={"num_experts": 1, "gate": "uniform"})
 LOSS = LossParams(

@@ -217,7 +217,9 @@ def adapted():
     params = AdapterParams(
         r=4,
         lora_alpha=8.0,
+        use_rslora=False,
         lora_dropout=0.1,
+        variant="paper",
         num_experts=2,
         expert_rank="split",
         gate="modality",

@@ -9,13 +9,14 @@
     with modality(model, "image"):
         image_BD = model(**image_inputs)
 
+Instead of a name, ``modality`` takes ids: one a row, or one a token where a sequence holds pictures and words.
+``print(targets(base, pattern))`` shows what a pattern would hit.
+
 Adapters take any ``nn.Module``; nothing here knows which model it adapts.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from sda_core.adapters.loading import load, save, without_rename_warning
 from sda_core.adapters.merging import merge_modality, merged_modality, moda_layers, unmerge_modality
 from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, modality
+from sda_core.adapters.moda.targets import TargetSummary, linear_layers, listing, targets
 from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
 from sda_core.seed import derive
@@ -35,6 +37,7 @@ __all__ = [
     "MoDALayer",
     "MoDALinear",
     "MoDAModel",
+    "TargetSummary",
     "adapter_is_zero",
     "build",
     "gate_values",
@@ -43,6 +46,7 @@ __all__ = [
     "merged_modality",
     "modality",
     "save",
+    "targets",
     "unmerge_modality",
 ]
 
@@ -80,22 +84,22 @@ def build(
     Raises:
         TrainingError: the pattern matches another number of modules, or one that is not a linear layer.
     """
-    hit = {name: module for name, module in model.named_modules() if re.fullmatch(target_modules, name)}
+    hit = targets(model, target_modules)
+    for name, kind in hit.others.items():
+        raise TrainingError(f"module {name}", f"is a {kind}, and MoDA adapts torch.nn.Linear only", "narrow the pattern")
     if len(hit) != num_expected:
+        there = listing(hit.names) or f"no module; linear layers here are {listing(linear_layers(model)) or 'none'}"
         raise TrainingError(
             "adapter",
-            f"{target_modules!r} matches {len(hit)} modules, expected {num_expected} ({_summary(hit) or 'no module'})",
+            f"{target_modules!r} matches {len(hit)} modules, expected {num_expected} ({there})",
             "correct the pattern, or the expected number, for this model",
         )
-    for name, module in hit.items():
-        if not isinstance(module, nn.Linear):
-            raise TrainingError(
-                f"module {name}", f"is a {type(module).__name__}, and MoDA adapts torch.nn.Linear only", "narrow the pattern"
-            )
     config = MoDAConfig(
         r=params.r,
         lora_alpha=params.lora_alpha,
+        use_rslora=params.use_rslora,
         lora_dropout=params.lora_dropout,
+        variant=params.variant,
         num_experts=params.num_experts,
         expert_rank=params.expert_rank,
         gate=params.gate,
@@ -109,12 +113,6 @@ def build(
             peft_model = get_peft_model(model, config)
     assert isinstance(peft_model, PeftModel)
     return peft_model
-
-
-def _summary(names: Sequence[str] | dict[str, nn.Module]) -> str:
-    """Names with their numbers replaced by ``*`` and counted, e.g. ``layers.*.mlp.up_proj x28``."""
-    counts = Counter(re.sub(r"\d+", "*", name) for name in names)
-    return ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))
 
 
 def gate_values(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:

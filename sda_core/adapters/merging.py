@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from sda_core.adapters.moda import MoDALinear, modality
+from sda_core.adapters.moda.model import check_untied
 from sda_core.errors import TrainingError
 
 
@@ -35,9 +36,10 @@ def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> Non
         safe_merge: refuse weights that are not finite.
 
     Raises:
-        TrainingError: no such modality, no MoDA layer, or a base weight that takes no sum.
+        TrainingError: no such modality, no MoDA layer, or a base weight that takes no sum or is tied to another module's.
     """
     with modality(model, name):
+        check_untied(model)
         for _, layer in moda_layers(model):
             if layer.merged:
                 layer.unmerge()

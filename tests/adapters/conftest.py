@@ -65,3 +65,41 @@ def gradients() -> Callable[[nn.Module], dict[str, Tensor]]:
         return found
 
     return take
+
+
+def _tiny_vl() -> nn.Module:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3], "rope_type": "default"},
+        "tie_word_embeddings": False,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "fullatt_block_indexes": [1],
+        "window_size": 16,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=90, vision_start_token_id=91, vision_end_token_id=92
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+@pytest.fixture
+def tiny_vl() -> Callable[[], nn.Module]:
+    """A Qwen2.5-VL of the real architecture, the same every time; picture token 90 between 91 and 92."""
+    return _tiny_vl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sda_core.adapters import MoDAConfig, MoDALinear, modality
+from sda_core.adapters.moda.gate import Modality
 from sda_core.errors import TrainingError
 
 Make = Callable[..., peft.PeftModel]
@@ -248,41 +250,14 @@ def test_second_derivatives(make_stack: Make) -> None:
 @pytest.mark.parametrize(
     "kwargs", [{"use_reentrant": False}, {"use_reentrant": True}, None], ids=["non-reentrant", "reentrant", "default"]
 )
-def test_checkpointing_of_a_real_vision_language_model(gradients: Gradients, kwargs: dict[str, bool] | None) -> None:
+def test_checkpointing_of_a_real_vision_language_model(
+    tiny_vl: Callable[[], nn.Module], gradients: Gradients, kwargs: dict[str, bool] | None
+) -> None:
     """A Qwen2.5-VL of the real architecture, with the switch that its users turn."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": 99,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3], "rope_type": "default"},
-        "tie_word_embeddings": False,
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_heads": 2,
-        "out_hidden_size": 32,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "fullatt_block_indexes": [1],
-        "window_size": 16,
-    }
-    config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=90, vision_start_token_id=91, vision_end_token_id=92
-    )
-    base = Qwen2_5_VLForConditionalGeneration(config).eval()
     pattern = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT 0.21 uses a name that transformers 5.23 renamed
-        model = peft.get_peft_model(base, MoDAConfig(target_modules=pattern, lora_dropout=0.0)).train()
+        model = peft.get_peft_model(tiny_vl(), MoDAConfig(target_modules=pattern, lora_dropout=0.0)).train()
     for name, parameter in model.named_parameters():
         if "moda_" in name:
             nn.init.normal_(parameter, std=0.2)
@@ -415,8 +390,11 @@ def test_where_all_modalities_are_alike_none_is_needed(make_stack: Make, options
         ("audio", r"should be one of image, text \(got 'audio'\)"),
         (torch.tensor([0, 2, 1]), r"ids should be from 0 to 1 \(image, text; got 0 to 2\)"),
         (torch.tensor([-1, 0, 1]), "got -1 to 1"),
-        (torch.tensor([0.0, 1.0]), "vector of integer ids"),
-        (torch.tensor([[0], [1]]), r"got shape \(2, 1\)"),
+        (torch.tensor([0.0, 1.0]), "vector or matrix of integer ids"),
+        (torch.tensor([[[0], [1]]]), r"got shape \(1, 2, 1\)"),
+        (torch.tensor(1), r"got shape \(\)"),
+        (torch.tensor([[0, 1], [5, 0]]), r"ids should be from 0 to 1 \(image, text; got 0 to 5\)"),
+        ([[0, 1], [1]], "ids in a vector or a matrix"),
     ],
 )
 def test_wrong_modalities(make_stack: Make, value: Any, message: str) -> None:
@@ -428,6 +406,66 @@ def test_wrong_number_of_rows(make_stack: Make) -> None:
     model = make_stack()
     with modality(model, [0, 1]), pytest.raises(TrainingError, match="2 ids for an input of 3 rows"):
         model(inputs()[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3,), (2, 4), (12,)])
+def test_ids_that_do_not_fit_the_input(make_stack: Make, shape: tuple[int, ...]) -> None:
+    """Nothing is broadcast or flattened: ids that fit by accident would be wrong without a word."""
+    model = make_stack()
+    x = torch.randn(*shape, 6, dtype=torch.float64)
+    message = rf"ids of shape \(3, 4\) for an input of shape {re.escape(str(shape))}; give one id for each token"
+    with modality(model, torch.ones(3, 4, dtype=torch.long)), pytest.raises(TrainingError, match=message):
+        model(x)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_checkpointing_of_tokens_with_their_own_modality(make_stack: Make, gradients: Gradients, use_reentrant: bool) -> None:
+    model = make_stack()
+    generator = torch.Generator().manual_seed(5)
+    x, z = (torch.randn(2, 3, 6, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
+    found = []
+    for kind in (None, use_reentrant):
+        model.base_model.model.use_reentrant = kind
+        with modality(model, torch.tensor([[0, 1, 1], [0, 0, 1]])):
+            first = model(x)
+        with modality(model, torch.tensor([[1, 1, 0], [0, 1, 1]])):
+            second = model(z)
+        with modality(model, "text"):  # says nothing about the passes
+            (first * second).sum().backward()
+        found.append(gradients(model))
+    assert_same(found[1], found[0])
+
+
+def test_a_recomputation_with_other_ids_raises(make_stack: Make) -> None:
+    model = make_stack()
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    wrong = lambda: (nullcontext(), modality(model, [[0, 1, 1], [0, 1, 1]]))  # noqa: E731
+    with modality(model, [[0, 1, 1], [0, 0, 1]]):
+        y = checkpoint(model, x, use_reentrant=False, context_fn=wrong)
+    with pytest.raises(TrainingError, match="another modality than it first ran with"):
+        y.sum().backward()
+
+
+def test_markers_tell_ids_apart() -> None:
+    values = ["image", "text", [0, 1], [1, 0], [0, 1, 0], [[0, 1]], [[0], [1]], [[1, 0]]]
+    assert len({int(Modality.of(value).marker) for value in values}) == len(values)
+    assert int(Modality.of(torch.tensor([[0, 1]], dtype=torch.int32)).marker) == int(Modality.of([[0, 1]]).marker)
+    assert int(Modality.of(torch.tensor([[0, 9], [1, 9]])[:, 0]).marker) == int(Modality.of([0, 1]).marker)
+
+
+def test_ids_are_what_they_were_when_the_block_was_made(make_stack: Make) -> None:
+    model = make_stack()
+    x, _ = inputs()
+    ids = torch.tensor([0, 1, 0])
+    with torch.inference_mode():
+        block = modality(model, ids)
+        with block:
+            expected = model(x).clone()
+    ids.fill_(1)
+    with block:  # a block made for inference serves training
+        y = model(x)
+    assert torch.equal(y, expected)
+    y.sum().backward()
 
 
 def test_a_model_without_adapter() -> None:

@@ -72,7 +72,8 @@ def test_saved_and_loaded_is_the_same_to_the_bit(make_stack: Make, tmp_path: Pat
 def test_the_files_hold_what_they_should(make_stack: Make, tmp_path: Path) -> None:
     model = make_stack(depth=1)
     save(model, tmp_path / "adapter")
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    files = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == files
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["peft_type"] == "MODA"
     assert config["target_modules"] == ["down", "up"]
@@ -80,7 +81,7 @@ def test_the_files_hold_what_they_should(make_stack: Make, tmp_path: Path) -> No
     layers = [f"base_model.model.blocks.0.{name}" for name in ("down", "up")]
     assert sorted(tensors) == sorted(f"{layer}.moda_{part}" for layer in layers for part in ("A", "B", "embedding", "gate"))
     save(model, tmp_path / "again")
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in files:
         assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
@@ -133,6 +134,68 @@ def test_load_gives_the_model_and_its_context(make_stack: Make, tmp_path: Path) 
         assert torch.equal(plain(batch()), base(batch()))
 
 
+def test_the_model_card_says_what_the_adapter_is(make_stack: Make, tmp_path: Path) -> None:
+    model = make_stack(depth=2, use_rslora=True)
+    save(model, tmp_path / "a", "Some/Model-7B", "0" * 40)
+    card = (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
+    number = sum(parameter.numel() for name, parameter in model.named_parameters() if "moda_" in name)
+    for part in (
+        "base_model: Some/Model-7B\n",
+        "# MoDA adapter of Some/Model-7B",
+        f"at `{'0' * 40}`, a Stack",
+        "over 4 experts of rank 2",
+        f"`s = lora_alpha / sqrt(r) = {32 / 8**0.5:.6g}`",
+        "Modalities, in the order of their ids: `image`, `text`.",
+        f"{number:,} parameters in 4 linear layers.",
+        "| `gate` | modality |",
+        "| `blocks.*.up` | 2 |",
+    ):
+        assert part in card
+    config = peft.PeftConfig.from_pretrained(tmp_path / "a")
+    assert (config.base_model_name_or_path, config.revision) == ("Some/Model-7B", "0" * 40)
+    assert model.peft_config["default"].base_model_name_or_path is None  # the model stays as it was
+    # its example runs
+    code = card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(tmp_path / "a"))
+    names: dict[str, Any] = {"base_model": bare(model), "inputs": {"x": batch()}}
+    exec(code, names)
+    with modality(model, "image"):
+        torch.testing.assert_close(names["output"], model(batch()), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(names["plain"](batch()), names["output"], rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_saved_tells_where_the_base_model_lay(make_stack: Make, tmp_path: Path) -> None:
+    folders = []
+    for place in ("here", "there"):
+        (tmp_path / place / "base").mkdir(parents=True)
+        model = make_stack(depth=1)
+        model.base_model.model.name_or_path = str(tmp_path / place / "base")
+        model.peft_config["default"].base_model_name_or_path = str(tmp_path / place / "base")  # as get_peft_model does
+        save(model, tmp_path / place / "adapter", revision="sha256:1")
+        folders.append({path.name: path.read_bytes() for path in (tmp_path / place / "adapter").iterdir()})
+    assert folders[0] == folders[1]
+    assert json.loads(folders[0]["adapter_config.json"])["base_model_name_or_path"] == "base"
+    assert b"base_model:" not in folders[0]["README.md"]  # that is for hub ids
+    assert b"`base` at `sha256:1`" in folders[0]["README.md"]
+
+
+def test_cards_of_the_other_gates(make_stack: Make, tmp_path: Path) -> None:
+    for number, (options, part) in enumerate(
+        (
+            ({"gate": "onehot"}, "an independent LoRA a modality"),
+            ({"gate": "uniform"}, "the same share"),
+            ({"num_experts": 1}, "`y = W0 x + s B A x`: one expert, plain LoRA"),
+        )
+    ):
+        model = make_stack(depth=1, **options)
+        model.add_adapter("other", MoDAConfig(target_modules=["up"]))
+        save(model, tmp_path / str(number))
+        card = (tmp_path / str(number) / "README.md").read_text(encoding="utf-8")
+        assert part in card
+        assert "## Adapter `other`" in card
+        assert ("with modality" in card.split("## Adapter `other`")[0]) == (number == 0)
+        assert (tmp_path / str(number) / "other" / "adapter_model.safetensors").is_file()
+
+
 # --------------------------------------------------------------------------------------------------- merge
 @pytest.mark.parametrize("gate", ["modality", "onehot"])
 def test_merged_is_unmerged_for_each_modality(make_stack: Make, gate: str) -> None:
@@ -148,6 +211,10 @@ def test_merged_is_unmerged_for_each_modality(make_stack: Make, gate: str) -> No
             model(batch())
         with modality(model, [0, 1, 1]), pytest.raises(TrainingError, match="but the pass is for ids of 3 rows"):
             model(batch())
+        with modality(model, [[0, 1]] * 3), pytest.raises(TrainingError, match="for ids of 3 rows of 2 tokens"):
+            model(batch().unsqueeze(1).expand(3, 2, 6))
+        with modality(model, [["image", "text"].index(name)] * 3):  # ids that are all of the modality are as good as its name
+            torch.testing.assert_close(model(batch()), expected[name], rtol=1e-12, atol=1e-12)
     unmerge_modality(model)
     unmerge_modality(model)
     assert all(torch.equal(parameter, weights[n]) for n, parameter in model.named_parameters() if n in weights)
@@ -298,13 +365,157 @@ def test_injected_without_a_wrapper() -> None:
     assert set(peft.set_peft_model_state_dict(model, state).unexpected_keys) == set()
 
 
+# ------------------------------------------------------------------------------- a real vision-language model
+LANGUAGE = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
+
+def pictures_and_words() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "input_ids": torch.tensor([[5, 91, 90, 90, 90, 90, 92, 7], [91, 90, 90, 90, 90, 92, 8, 9]]),
+        "pixel_values": torch.randn(32, 3 * 2 * 4 * 4, generator=generator),
+        "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
+    }
+
+
+def randomise(model: nn.Module, seed: int, part: str = "moda_") -> None:
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if part in name:
+            nn.init.normal_(parameter, std=0.2)
+
+
+def logits(model: nn.Module, value: str | Tensor) -> Tensor:
+    with modality(model, value), torch.no_grad():
+        return model(**pictures_and_words(), use_cache=False).logits
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_of_a_real_model(tiny_vl: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """Two adapters of different kinds with a trained module beside one: add, set, both, save, load, merge, delete."""
+    first = MoDAConfig(target_modules=LANGUAGE, lora_dropout=0.0, modules_to_save=["lm_head"])
+    second = MoDAConfig(
+        target_modules=["q_proj", "up_proj"],
+        exclude_modules=r".*visual.*",
+        gate="onehot",
+        num_experts=3,
+        r=6,
+        modalities=["text", "image", "audio"],
+        lora_dropout=0.0,
+    )
+    base = tiny_vl()
+    with torch.no_grad():
+        plain = base(**pictures_and_words(), use_cache=False).logits
+    model = peft.get_peft_model(base, first).eval()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trainable if "moda_" not in name} == {"base_model.model.lm_head.modules_to_save.default.weight"}
+    randomise(model, 1)
+    randomise(model, 2, "modules_to_save")
+    tokens = (pictures_and_words()["input_ids"] != 90).long()  # pictures 0, words 1
+    mixed, image = logits(model, tokens), logits(model, "image")
+    assert not torch.allclose(mixed, image)
+    torch.testing.assert_close(logits(model, torch.zeros_like(tokens)), image)
+    torch.testing.assert_close(logits(model, [0, 0]), image)
+    with model.disable_adapter(), torch.no_grad():
+        assert torch.equal(model(**pictures_and_words(), use_cache=False).logits, plain)
+
+    model.add_adapter("second", second)
+    assert torch.equal(logits(model, "image"), image)
+    randomise(model, 3, ".second")
+    model.set_adapter("second")
+    audio = logits(model, "audio")
+    assert not torch.allclose(audio, plain)
+    with pytest.raises(TrainingError, match=r"one of text, image, audio \(got 'video'\)"):
+        modality(model, "video")
+    model.base_model.set_adapter(["default", "second"])
+    both = logits(model, "image")
+    other = copy.deepcopy(model)
+    with modality(other, "image"):
+        merged = other.merge_and_unload()
+    with torch.no_grad():
+        got = merged(**pictures_and_words(), use_cache=False).logits
+    torch.testing.assert_close(got, both, rtol=1e-4, atol=1e-4)
+    assert type(merged) is type(base)
+
+    model.set_adapter("default")
+    save(model, tmp_path)
+    again = peft.PeftModel.from_pretrained(tiny_vl(), tmp_path, adapter_name="one").eval()
+    assert torch.equal(logits(again, tokens), mixed)
+    again.load_adapter(tmp_path / "second", "two")
+    assert torch.equal(logits(again, tokens), mixed)
+    again.set_adapter("two")
+    assert torch.equal(logits(again, "audio"), audio)
+    with pytest.warns(UserWarning, match="Adapter two was active which is now deleted"):
+        again.delete_adapter("two")
+    again.set_adapter("one")  # PEFT turns the layers to it by itself, but not the head that is saved beside it
+    assert torch.equal(logits(again, "image"), image)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_plain_lora_in_the_vision_tower_as_in_the_public_code(tiny_vl: Callable[[], nn.Module], tmp_path: Path) -> None:
+    suffixes = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = MoDAConfig(target_modules=suffixes, plain_modules=r".*\.visual\..*", variant="reference", lora_dropout=0.0)
+    model = peft.get_peft_model(tiny_vl(), config).eval()
+    plain = {name for name, module in model.named_modules() if isinstance(module, MoDALinear) and not module.moda_gate}
+    assert len(plain) == 6
+    assert all(".visual." in name for name in plain)
+    for name, values in gate_values(model).items():
+        assert values.shape == ((2, 1) if ".visual." in name else (2, 4))
+    randomise(model, 1)
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(tiny_vl(), tmp_path).eval()
+    assert torch.equal(logits(again, "text"), logits(model, "text"))
+    by_suffix = MoDAConfig(target_modules=suffixes, plain_modules=["up_proj", "q_proj"])
+    assert by_suffix.for_module("a.q_proj").num_experts == 1
+    assert by_suffix.for_module("a.xq_proj") is by_suffix
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_pefts_word_for_all_linear_layers(tiny_vl: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = peft.get_peft_model(tiny_vl(), MoDAConfig(target_modules="all-linear")).eval()
+    names = set(gate_values(model))
+    assert not any("lm_head" in name for name in names)
+    assert any(".visual." in name for name in names)
+    save(model, tmp_path / "a")
+    save(model, tmp_path / "b")
+    assert (tmp_path / "a" / "adapter_config.json").read_bytes() == (tmp_path / "b" / "adapter_config.json").read_bytes()
+
+
+class Tied(nn.Module):
+    """A head that is the input embedding, as in many language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embedding(ids))
+
+
+def test_a_tied_weight_is_not_merged() -> None:
+    model = peft.get_peft_model(Tied(), MoDAConfig(target_modules=["head"]))
+    nn.init.normal_(model.base_model.model.head.moda_B["default"])
+    before = model.base_model.model.embedding.weight.clone()
+    for merge in (
+        lambda: merge_modality(model, "image"),
+        model.merge_and_unload,
+        model.merge_adapter,
+    ):
+        with (
+            modality(model, "image"),
+            pytest.raises(TrainingError, match=r"shares its weight with .*embedding\.weight, which a merge"),
+        ):
+            merge()
+    assert torch.equal(model.base_model.model.embedding.weight, before)
+
+
 # --------------------------------------------------------------------------------------------------- errors
 def test_targets_that_cannot_be_adapted() -> None:
     model = nn.ModuleDict({"conv": nn.Conv1d(2, 2, 1), "linear": nn.Linear(2, 2)})
     with pytest.raises(TrainingError, match=r"module conv: is a Conv1d, and MoDA adapts torch\.nn\.Linear only"):
         peft.get_peft_model(model, MoDAConfig(target_modules=["conv", "linear"]))
-    with pytest.raises(ValueError, match="not found in the base model"):  # PEFT's own
-        peft.get_peft_model(nn.ModuleDict({"linear": nn.Linear(2, 2)}), MoDAConfig(target_modules=["nowhere"]))
     with pytest.raises(ConfigError, match="target_modules: is empty"):
         peft.get_peft_model(nn.ModuleDict({"linear": nn.Linear(2, 2)}), MoDAConfig())
 
@@ -318,6 +529,9 @@ def test_targets_that_cannot_be_adapted() -> None:
         ({"r": 6}, "6 cannot be split among 4 experts; make r a multiple of num_experts, or set expert_rank='full'"),
         ({"lora_alpha": 0}, "lora_alpha: should be positive"),
         ({"lora_dropout": 1.0}, r"lora_dropout: should be at least 0 and below 1 \(got 1\.0\)"),
+        ({"variant": "code"}, r"variant: should be one of paper, reference \(got 'code'\)"),
+        ({"modules_to_save": "head"}, r"modules_to_save: should be a list of names \(got 'head'\)"),
+        ({"target_modules": "*_proj"}, r"target_modules: '\*_proj' is no regular expression"),
         ({"gate": "router"}, r"gate: should be one of modality, onehot, uniform \(got 'router'\)"),
         ({"expert_rank": "half"}, "expert_rank: should be one of split, full"),
         ({"modalities": []}, "modalities: should be a list of different names"),

@@ -408,7 +408,8 @@ def test_suffixes_would_hit_too_much(family):
 
 def moda(**changes) -> AdapterParams:
     values = {
-        "r": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "num_experts": 2, "expert_rank": "split", "gate": "modality",
+        "r": 4, "lora_alpha": 8.0, "use_rslora": False, "lora_dropout": 0.0, "variant": "paper", "num_experts": 2,
+        "expert_rank": "split", "gate": "modality",
         "modality_dim": 4, "targets": "language_and_vision",
     }  # fmt: skip
     return AdapterParams(**(values | changes))

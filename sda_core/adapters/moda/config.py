@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,7 @@ from sda_core.errors import ConfigError
 PEFT_TYPE = "MODA"
 _GATES = ("modality", "onehot", "uniform")
 _EXPERT_RANKS = ("split", "full")
+_VARIANTS = ("paper", "reference")
 
 
 def _default_modalities() -> list[str]:
@@ -27,7 +30,11 @@ class MoDAConfig(PeftConfig):
         r: LoRA rank.  With ``expert_rank="split"`` it is the total over the experts (each has ``r / num_experts``);
             with ``"full"`` every expert has rank ``r``.
         lora_alpha: numerator of the scale ``lora_alpha / r``.
+        use_rslora: the scale is ``lora_alpha / sqrt(r)`` instead (rank-stabilised LoRA, arXiv 2312.03732).
         lora_dropout: dropout on the adapter's input while training.
+        variant: ``"paper"``, the experts see the input through one dropout mask, as one LoRA does; ``"reference"``, each
+            draws a mask of its own, as the paper's public code does (in training that costs a matmul an expert).  The two
+            have the same parameters, and the same values where nothing is dropped.
         num_experts: E; one expert is plain LoRA.
         expert_rank: ``"split"`` or ``"full"``, see ``r``.
         gate: ``"modality"``, a learned softmax over the experts for each modality; ``"onehot"``, each modality owns
@@ -37,6 +44,9 @@ class MoDAConfig(PeftConfig):
         modality_dim: width of the modality embeddings of the learned gate.
         target_modules: a list of name suffixes, or one regular expression that must match a module's full name.
         exclude_modules: the same, for modules to leave out.
+        plain_modules: the same, for targeted modules that get one plain LoRA of rank ``r`` and no gate, whatever the
+            modality (the public code does this to the vision tower's layers).
+        modules_to_save: name suffixes of modules to train as they are and to save beside the adapter.
 
     Raises:
         ConfigError: a value is out of range, or values do not fit each other.
@@ -44,7 +54,9 @@ class MoDAConfig(PeftConfig):
 
     r: int = 8
     lora_alpha: float = 32
+    use_rslora: bool = False
     lora_dropout: float = 0.1
+    variant: str = "paper"
     num_experts: int = 4
     expert_rank: str = "split"
     gate: str = "modality"
@@ -52,12 +64,15 @@ class MoDAConfig(PeftConfig):
     modality_dim: int = 64
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
+    plain_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
         self.target_modules = _names(self.target_modules)
         self.exclude_modules = _names(self.exclude_modules)
+        self.plain_modules = _names(self.plain_modules)
         self.modalities = list(self.modalities)
         for name in ("r", "num_experts", "modality_dim"):
             if getattr(self, name) < 1:
@@ -70,6 +85,12 @@ class MoDAConfig(PeftConfig):
             raise ConfigError("MoDAConfig.gate", f"should be one of {', '.join(_GATES)} (got {self.gate!r})")
         if self.expert_rank not in _EXPERT_RANKS:
             raise ConfigError("MoDAConfig.expert_rank", f"should be one of {', '.join(_EXPERT_RANKS)} (got {self.expert_rank!r})")
+        if self.variant not in _VARIANTS:
+            raise ConfigError("MoDAConfig.variant", f"should be one of {', '.join(_VARIANTS)} (got {self.variant!r})")
+        if isinstance(self.modules_to_save, str):
+            raise ConfigError("MoDAConfig.modules_to_save", f"should be a list of names (got {self.modules_to_save!r})")
+        for name in ("target_modules", "exclude_modules", "plain_modules"):
+            self._check_pattern(name)
         if not self.modalities or len(set(self.modalities)) < len(self.modalities):
             raise ConfigError("MoDAConfig.modalities", f"should be a list of different names (got {self.modalities})")
         if self.expert_rank == "split" and self.r % self.num_experts:
@@ -84,6 +105,32 @@ class MoDAConfig(PeftConfig):
                 f"{self.num_experts} experts cannot be shared out among the modalities {', '.join(self.modalities)}",
                 "with gate='onehot' make num_experts a multiple of their number",
             )
+
+    def _check_pattern(self, name: str) -> None:
+        pattern = getattr(self, name)
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"MoDAConfig.{name}", f"{pattern!r} is no regular expression ({error})") from None
+
+    @property
+    def scale(self) -> float:
+        """What the sum over the experts is multiplied with."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+    def for_module(self, name: str) -> MoDAConfig:
+        """What the adapter is in one module: this, or plain LoRA in those that ``plain_modules`` names."""
+        plain = self.plain_modules
+        if isinstance(plain, str):
+            matches = re.fullmatch(plain, name) is not None
+        else:
+            matches = any(name == suffix or name.endswith(f".{suffix}") for suffix in plain or [])
+        if not matches:
+            return self
+        config = copy.copy(self)
+        config.num_experts, config.gate = 1, "uniform"
+        return config
 
     @property
     def rank_per_expert(self) -> int:

@@ -19,9 +19,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,42 +37,72 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------------------------- the open modality
 @dataclass(frozen=True)
 class Modality:
-    """The modality of a pass: one name for the whole batch, or one id a row.
+    """The modality of a pass: one name for the whole batch, or one id a row, or one id a token.
 
     Attributes:
-        name: the modality of every row, or None.
-        ids_B: ids into ``modalities``, one a row, or None.
+        name: the modality of everything, or None.
+        ids: ids into ``modalities``, int64 on the CPU, ``(B,)`` one a row or ``(B, L)`` one a token, or None.
         marker: a number that differs between different passes, as a tensor that autograd can save.
+        span: the lowest and the highest id; None without ids.
     """
 
     name: str | None
-    ids_B: Tensor | None
+    ids: Tensor | None
     marker: Tensor
+    span: tuple[int, int] | None = None
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
-    def of(value: str | Tensor | Sequence[int]) -> Modality:
+    def of(value: str | Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Modality:
         """From what the user wrote.
 
+        Ids are read once, here, so that ids on a GPU cost one wait a block and none a layer; they are copied, so that
+        the marker stays true whatever happens to the user's tensor.
+
         Raises:
-            TrainingError: neither a name nor a vector of integers.
+            TrainingError: neither a name nor a vector or matrix of integers.
         """
-        if isinstance(value, str):
-            return Modality(value, None, _marker(value.encode()))
-        ids_B = torch.as_tensor(value)
-        if ids_B.dim() != 1 or ids_B.is_floating_point() or ids_B.is_complex() or ids_B.dtype == torch.bool:
-            raise TrainingError(
-                "modality",
-                f"should be a name or a vector of integer ids, one a row (got shape {tuple(ids_B.shape)}, {ids_B.dtype})",
-            )
-        ids_B = ids_B.long()
-        return Modality(None, ids_B, _marker(repr(ids_B.tolist()).encode()))
+        with torch.inference_mode(False):  # a block may be made for inference and used again for training
+            if isinstance(value, str):
+                return Modality(value, None, _marker(value.encode()))
+            try:
+                ids = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+            except (ValueError, TypeError) as error:  # rows of different lengths, or no numbers at all
+                raise TrainingError("modality", f"should be a name, or ids in a vector or a matrix ({error})") from None
+            if ids.dim() not in (1, 2) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+                raise TrainingError(
+                    "modality",
+                    "should be a name, or a vector or matrix of integer ids, one a row (B,) or one a token (B, L) "
+                    f"(got shape {tuple(ids.shape)}, {ids.dtype})",
+                )
+            ids = ids.detach().to("cpu", torch.long, copy=True).contiguous()
+            span = (int(ids.min()), int(ids.max())) if ids.numel() else None
+            return Modality(None, ids, _marker(f"{tuple(ids.shape)}".encode(), ids.numpy().tobytes()), span)
+
+    def ids_on(self, device: torch.device) -> Tensor:
+        """The ids on a layer's device, moved there once a block: a layer that moved them would keep a GPU waiting."""
+        assert self.ids is not None
+        if device not in self._copies:
+            with torch.inference_mode(False):
+                self._copies[device] = self.ids.to(device)
+        return self._copies[device]
+
+    def name_among(self, modalities: Sequence[str]) -> str | None:
+        """The one modality that everything has; None where ids differ."""
+        if self.span is None or self.span[0] != self.span[1]:
+            return self.name
+        return modalities[self.span[0]]
 
     def __str__(self) -> str:
-        return repr(self.name) if self.ids_B is None else f"ids of {len(self.ids_B)} rows"
+        if self.ids is None:
+            return repr(self.name)
+        return f"ids of {len(self.ids)} rows" + (f" of {self.ids.shape[1]} tokens" if self.ids.dim() == 2 else "")
 
 
-def _marker(content: bytes) -> Tensor:
-    return torch.tensor(int.from_bytes(hashlib.sha256(content).digest()[:8], "little") >> 1)
+def _marker(*content: bytes) -> Tensor:
+    digest = hashlib.sha256(b"".join(content)).digest()
+    # on the CPU even where torch.set_default_device says otherwise: each layer reads it
+    return torch.tensor(int.from_bytes(digest[:8], "little") >> 1, device="cpu")
 
 
 class Owner:
@@ -157,6 +188,14 @@ def current_modality(owner: Owner) -> Modality | None:
     return None
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def outside_graphs(function: _Function) -> _Function:
+    """Keep ``torch.compile`` out: which block is open is no constant of a graph, as it would take it to be."""
+    return cast("_Function", torch.compiler.disable(function))
+
+
 class modality:  # noqa: N801 (reads as a statement: ``with modality(model, "image")``)
     """Context in which the MoDA layers of a model know what their input is.
 
@@ -167,7 +206,9 @@ class modality:  # noqa: N801 (reads as a statement: ``with modality(model, "ima
 
     Args:
         model: a PEFT model with a MoDA adapter, or any module that contains one.
-        value: a name in the adapter's ``modalities``, or a vector ``(B,)`` of ids into them, one for each row.
+        value: a name in the adapter's ``modalities``; or integer ids into them, a vector ``(B,)`` for one a row, or a matrix
+            ``(B, L)`` for one a token, where a sequence holds pictures and words.  The adapted layers' inputs must have
+            these first dimensions.
 
     Blocks can be nested; the innermost counts.  Gradient checkpointing, of either kind, sees the block in which the
     forward pass ran, whatever is open when ``backward`` is called.
@@ -176,7 +217,7 @@ class modality:  # noqa: N801 (reads as a statement: ``with modality(model, "ima
         TrainingError: the model has no MoDA layer, or the name or an id is not among the adapter's modalities.
     """
 
-    def __init__(self, model: nn.Module, value: str | Tensor | Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, value: str | Tensor | Sequence[int] | Sequence[Sequence[int]]) -> None:
         from sda_core.adapters.moda.layer import MoDALayer
 
         layers = [module for module in model.modules() if isinstance(module, MoDALayer)]
@@ -210,8 +251,8 @@ def _check_known(value: Modality, layers: Sequence[MoDALayer]) -> None:
     for names in known:
         if value.name is not None and value.name not in names:
             raise TrainingError("modality", f"should be one of {', '.join(names)} (got {value.name!r})")
-        if value.ids_B is not None and value.ids_B.numel():
-            low, high = int(value.ids_B.min()), int(value.ids_B.max())
+        if value.span is not None:
+            low, high = value.span
             if low < 0 or high >= len(names):
                 raise TrainingError(
                     "modality", f"ids should be from 0 to {len(names) - 1} ({', '.join(names)}; got {low} to {high})"
@@ -220,8 +261,16 @@ def _check_known(value: Modality, layers: Sequence[MoDALayer]) -> None:
 
 # ------------------------------------------------------------------------------------------- gate values
 def learned_gate(embedding_MK: Tensor, weight_EK: Tensor) -> Tensor:
-    """``softmax(W_g Emb_m)`` for every modality: ``(M, E)``."""
-    return torch.softmax(embedding_MK @ weight_EK.T, dim=-1)
+    """``softmax(W_g Emb_m)`` for every modality: ``(M, E)``, in float32 at least.
+
+    It is a handful of numbers, and each scales a whole expert, so it is never worth half precision: neither that of an
+    adapter in bfloat16 nor that of ``torch.autocast``.
+    """
+    dtype = torch.promote_types(embedding_MK.dtype, torch.float32)
+    device_type = embedding_MK.device.type
+    mixed = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    with torch.autocast(device_type, enabled=False) if mixed else nullcontext():
+        return torch.softmax(embedding_MK.to(dtype) @ weight_EK.to(dtype).T, dim=-1)
 
 
 def fixed_gate(kind: str, num_modalities: int, num_experts: int, like: Tensor) -> Tensor:
@@ -238,7 +287,8 @@ def fixed_gate(kind: str, num_modalities: int, num_experts: int, like: Tensor) -
 class GatedProduct(torch.autograd.Function):
     """``hidden * factor``, which makes sure that its backward belongs to the modality of its forward.
 
-    ``hidden (..., R)``; ``factor`` ``(R,)``, or ``(B, 1, ..., R)`` for one modality a row; ``marker`` of the modality.
+    ``hidden (..., R)``; ``factor`` ``(R,)``, ``(B, 1, ..., R)`` for one modality a row, or ``(B, L, 1, ..., R)`` for one a
+    token; ``marker`` of the modality.  The product is of the wider of the two types.
     """
 
     @staticmethod

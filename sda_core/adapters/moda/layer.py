@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from sda_core.adapters.moda import base_weight
 from sda_core.adapters.moda.config import MoDAConfig
-from sda_core.adapters.moda.gate import GatedProduct, Modality, Owner, current_modality, fixed_gate, learned_gate
+from sda_core.adapters.moda.gate import GatedProduct, Modality, Owner, current_modality, fixed_gate, learned_gate, outside_graphs
 from sda_core.errors import TrainingError
 
 _INIT_STD = 0.01
@@ -26,7 +27,10 @@ class MoDALayer(BaseTunerLayer):
 
     (SDA, arXiv 2512.06883).  The gate does not depend on ``x``, so the experts of a modality are one LoRA of rank
     ``R = sum_e r_e`` with a diagonal in the middle: the ``A_e`` are stored stacked as ``(R, D)``, the ``B_e`` side by
-    side as ``(O, R)``, and a forward pass is two matmuls however many experts there are.
+    side as ``(O, R)``, and a forward pass is two matmuls however many experts there are.  ``m`` may differ between rows,
+    and between tokens.  With ``use_rslora`` the scale is ``alpha / sqrt(r)``.
+
+    The base layer is only ever called, so it may be one of bitsandbytes' linear layers.
 
     Parameters by adapter name: ``moda_A (R, D)`` drawn from normal(0, 0.01), ``moda_B (O, R)`` zero, and, where the
     gate is learned, ``moda_embedding (M, K)`` from normal(0, 1) and ``moda_gate (E, K)`` uniform in ``+-K^-0.5``.
@@ -49,7 +53,7 @@ class MoDALayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.merged_modality: str | None = None
         self._disable_adapters = False
-        self._unmerged_weight: Tensor | None = None
+        self._unmerged: base_weight.Kept | None = None
         linear = self.get_base_layer()
         assert isinstance(linear, nn.Linear)
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -58,6 +62,9 @@ class MoDALayer(BaseTunerLayer):
         """Add an adapter's parameters, or draw those of ``adapter_name`` anew."""
         R = config.rank_per_expert * config.num_experts
         self.moda_config[adapter_name] = config
+        for parameters in (self.moda_embedding, self.moda_gate):  # of a former adapter of this name, perhaps of another gate
+            if adapter_name in parameters:
+                del parameters[adapter_name]
         self.moda_A[adapter_name] = nn.Parameter(torch.empty(R, self.in_features).normal_(std=_INIT_STD))
         self.moda_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, R))
         if config.gate == "modality" and config.num_experts > 1:
@@ -79,11 +86,11 @@ class MoDALayer(BaseTunerLayer):
     def _factors(self, adapter_name: str) -> Tensor:
         """What the diagonal holds for each modality, the scale ``alpha / r`` included: ``(M, R)``."""
         config = self.moda_config[adapter_name]
-        scaled_ME = self.gates(adapter_name) * (config.lora_alpha / config.r)
+        scaled_ME = self.gates(adapter_name) * config.scale
         return scaled_ME.unsqueeze(-1).expand(-1, -1, config.rank_per_expert).flatten(1)
 
     def get_delta_weight(self, adapter_name: str, modality_name: str | None = None) -> Tensor:
-        """The adapter as one matrix: ``(O, D)``, in the adapter's own type.
+        """The adapter as one matrix: ``(O, D)``, in the adapter's own type, or float32 where that is narrower.
 
         Args:
             adapter_name: which adapter.
@@ -103,11 +110,22 @@ class MoDALayer(BaseTunerLayer):
                     f"or merge inside `with modality(model, {config.modalities[0]!r})`",
                 )
             position = config.modalities.index(modality_name)
-        return (self.moda_B[adapter_name] * self._factors(adapter_name)[position]) @ self.moda_A[adapter_name]
+        factors_R = self._factors(adapter_name)[position]
+        b_OR, a_RD = self.moda_B[adapter_name], self.moda_A[adapter_name]
+        dtype = torch.promote_types(a_RD.dtype, torch.float32)
+        return (b_OR.to(dtype) * factors_R.to(dtype)) @ a_RD.to(dtype)
 
 
 class MoDALinear(nn.Module, MoDALayer):
-    """A linear layer with MoDA adapters; see :class:`MoDALayer` for the formula."""
+    """A linear layer with MoDA adapters; see :class:`MoDALayer` for the formula.
+
+    The output has the base layer's type, whatever the adapter's: float32 beside a base in half precision (PEFT's default),
+    half precision where that was asked for, and whatever ``torch.autocast`` makes of it.
+
+    A pass waits for no device.  FSDP shards the parameters like any others (``fully_shard``, with checkpointing too; a
+    merge then is refused).  ``torch.compile`` works, with a break in the graph at each gate; merged, or with a gate that
+    treats all modalities alike, there is none.
+    """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: MoDAConfig, owner: Owner) -> None:
         super().__init__()
@@ -137,29 +155,49 @@ class MoDALinear(nn.Module, MoDALayer):
 
     def _low_rank(self, name: str, x: Tensor) -> Tensor:
         config = self.moda_config[name]
+        hidden = self._hidden(name, x)
+        same_for_all = config.scale / config.num_experts
+        hidden = self._gated(name, hidden) if config.depends_on_modality else hidden * same_for_all
+        b_OR = self.moda_B[name]
+        return F.linear(hidden.to(b_OR.dtype), b_OR)  # an adapter in half precision still has its gate in float32
+
+    def _hidden(self, name: str, x: Tensor) -> Tensor:
+        """What the experts make of the input, before the gate: ``(B, ..., R)``."""
+        config, dropout = self.moda_config[name], self.moda_dropout[name]
         a_RD = self.moda_A[name]
-        hidden = F.linear(self.moda_dropout[name](self._cast_input_dtype(x, a_RD.dtype)), a_RD)
-        if config.depends_on_modality:
-            value = self._known_modality(name)
-            hidden = GatedProduct.apply(hidden, self._factor(name, value, hidden), value.marker)
-        else:
-            hidden = hidden * (config.lora_alpha / config.r / config.num_experts)
-        return F.linear(hidden, self.moda_B[name])
+        x = self._cast_input_dtype(x, a_RD.dtype)
+        if config.variant == "reference" and isinstance(dropout, nn.Dropout) and dropout.training:
+            # a mask for each expert, drawn in the experts' order
+            return torch.cat([F.linear(dropout(x), a_eD) for a_eD in a_RD.split(config.rank_per_expert)], dim=-1)
+        return F.linear(dropout(x), a_RD)
+
+    @outside_graphs
+    def _gated(self, name: str, hidden: Tensor) -> Tensor:
+        value = self._known_modality(name)
+        return GatedProduct.apply(hidden, self._factor(name, value, hidden), value.marker)
 
     def _factor(self, name: str, value: Modality, hidden: Tensor) -> Tensor:
-        """The diagonal for this pass: ``(R,)``, or ``(B, 1, ..., R)`` where each row has its own modality."""
+        """The diagonal for this pass: ``(R,)``; ``(B, 1, ..., R)`` or ``(B, L, 1, ..., R)`` with ids a row or a token."""
         factors_MR = self._factors(name)
-        if value.ids_B is None:
+        if value.ids is None:
             assert value.name is not None
             return factors_MR[self.moda_config[name].modalities.index(value.name)]
-        if len(value.ids_B) != hidden.shape[0]:
+        shape, first = value.ids.shape, hidden.shape[:-1]
+        if first[: len(shape)] != shape:
+            if len(shape) == 1:
+                raise TrainingError(
+                    "modality",
+                    f"{len(value.ids)} ids for an input of {first[0] if first else 0} rows (shape {tuple(first)})",
+                    "give one id for each row of the layer's input",
+                )
             raise TrainingError(
                 "modality",
-                f"{len(value.ids_B)} ids for an input of {hidden.shape[0]} rows (shape {tuple(hidden.shape[:-1])})",
-                "give one id for each row of the layer's input",
+                f"ids of shape {tuple(shape)} for an input of shape {tuple(first)}",
+                "give one id for each token of the layer's input (B, L, D), padding included",
             )
-        factor_BR = factors_MR[value.ids_B.to(factors_MR.device)]
-        return factor_BR.view(hidden.shape[0], *(1,) * (hidden.dim() - 2), -1)
+        # an embedding, because the backward of an index is slow on a GPU where many ids are the same
+        factor = F.embedding(value.ids_on(factors_MR.device), factors_MR)
+        return factor.view(*shape, *(1,) * (len(first) - len(shape)), -1)
 
     def _known_modality(self, name: str) -> Modality:
         value = current_modality(self.moda_owner)
@@ -174,18 +212,25 @@ class MoDALinear(nn.Module, MoDALayer):
 
     def _check_merged(self) -> None:
         value = current_modality(self.moda_owner)
-        if value is not None and self.merged_modality is not None and value.name != self.merged_modality:
+        if value is None or self.merged_modality is None:
+            return
+        merged = next(self.moda_config[name] for name in self.merged_adapters if self.moda_config[name].depends_on_modality)
+        if value.name_among(merged.modalities) != self.merged_modality:
             raise TrainingError(
                 "modality",
                 f"the adapter is merged for {self.merged_modality!r}, but the pass is for {value}",
                 "call unmerge_modality(model) first",
             )
 
+    def _modality_to_merge(self, name: str, value: Modality | None) -> str | None:
+        return value.name_among(self.moda_config[name].modalities) if value is not None else None
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the base weight, for the modality of the open ``with modality(...)``.
 
         The sum is rounded to the base weight's type once.  The weight as it was is kept (on the CPU), so that
-        :meth:`unmerge` restores it to the bit; subtracting would not, least of all in bfloat16.
+        :meth:`unmerge` restores it to the bit; subtracting would not, least of all in bfloat16.  A weight that bitsandbytes
+        has quantised is quantised anew, as PEFT does it, with a warning: that rounding is not a small one.
 
         Args:
             safe_merge: refuse a result that is not finite.
@@ -193,44 +238,37 @@ class MoDALinear(nn.Module, MoDALayer):
 
         Raises:
             TrainingError: the gate depends on the modality and none is set, the layer is merged for another modality,
-                the base weight is quantised, or the result is not finite.
+                the base weight takes no sum (quantised in another way, or sharded), or the result is not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.moda_A]
         if not names:
             return
         base = self.get_base_layer()
-        weight = base.weight
-        assert isinstance(weight, Tensor)
-        if not weight.dtype.is_floating_point:
-            raise TrainingError(
-                "merge", f"a base weight of type {weight.dtype} takes no sum", "load the base model without quantisation"
-            )
         value = current_modality(self.moda_owner)
-        modality_name = value.name if value is not None else None
         self._check_merged()
         with torch.no_grad():
-            merged = weight.to(self.moda_A[names[0]].dtype)
+            merged = base_weight.read(base)
             for name in names:
+                modality_name = self._modality_to_merge(name, value)
                 merged = merged + self.get_delta_weight(name, modality_name).to(merged.device)
-            merged = merged.to(weight.dtype)
+            merged = base_weight.rounded(base, merged)
             if safe_merge and not torch.isfinite(merged).all():
                 raise TrainingError("merge", f"adapter {', '.join(names)} gives weights that are not finite", "train it again")
-        if self._unmerged_weight is None:
-            self._unmerged_weight = weight.data.to("cpu")
-        weight.data = merged
+            if self._unmerged is None:
+                self._unmerged = base_weight.keep(base)
+            base_weight.replace(base, merged)
         self.merged_adapters.extend(names)
-        if any(self.moda_config[name].depends_on_modality for name in names):
-            self.merged_modality = modality_name
+        self.merged_modality = self.merged_modality or next(
+            (self._modality_to_merge(name, value) for name in names if self.moda_config[name].depends_on_modality), None
+        )
 
     def unmerge(self) -> None:
         """Put the base weight back, to the bit."""
-        if self._unmerged_weight is None:
+        if self._unmerged is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        weight = self.get_base_layer().weight
-        assert isinstance(weight, Tensor)
-        weight.data = self._unmerged_weight.to(weight.device, weight.dtype)
-        self._unmerged_weight = None
+        base_weight.put_back(self.get_base_layer(), self._unmerged)
+        self._unmerged = None
         self.merged_adapters.clear()
         self.merged_modality = None
 
