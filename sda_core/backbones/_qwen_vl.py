@@ -6,19 +6,25 @@ Pictures whose sides differ so much that even one row of patches would exceed ``
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from sda_core.backbones._checkpoint import Classes, describe, load_parts
 from sda_core.backbones._layers import LLAMA_LINEAR, AdapterLayers
 from sda_core.backbones._pictures import as_rgb
 from sda_core.backbones._vision_language import Pictures, VisionLanguageBackbone
 from sda_core.errors import ArtifactError, ConfigError
+from sda_core.params import Qwen2VL, Qwen3VL, Qwen25VL
 
 LANGUAGE_PATTERN = rf"(?:model\.)?(?:language_model\.)?layers\.\d+\.{LLAMA_LINEAR}"
 """Linear layers of the decoder, by their names in memory (``model.language_model.layers...``) and in checkpoint files
 (``model.layers...``).  The vision tower's MLPs may carry the same last names, but sit in ``visual.blocks``."""
+
+QwenVLParams = Qwen2VL | Qwen25VL | Qwen3VL
 
 _MAX_ASPECT_RATIO = 200.0  # of the picture processor; it refuses more
 
@@ -29,6 +35,22 @@ class QwenVLBackbone(VisionLanguageBackbone):
     image_token = "<|image_pad|>"  # noqa: S105
     vision_linear: tuple[str, ...] = ()
     """The linear layers of one block of the vision tower."""
+
+    @classmethod
+    def from_checkpoint(cls, params: QwenVLParams, device: torch.device, family: str, config: type, model: Any) -> Self:
+        """Load a published or local checkpoint; raises as :func:`sda_core.backbones.build`.
+
+        Args:
+            params: which checkpoint.
+            device: where the model goes.
+            family: what the checkpoint should be, for errors, e.g. ``"a Qwen2-VL"``.
+            config: the type of the checkpoint's configuration.
+            model: transformers' class that reads it.
+        """
+        loaded = load_parts(params, device, family, {config: Classes(model, Qwen2VLImageProcessorPil)})
+        limits = {"min_pixels": params.min_pixels, "max_pixels": params.max_pixels}
+        info = describe(params, loaded, params.kind, params.pooling, **limits)
+        return cls(loaded.model, loaded.tokenizer, loaded.image_processor, info)
 
     def _adapter_layers(self) -> AdapterLayers:
         names = "|".join(name.replace(".", r"\.") for name in self.vision_linear)
