@@ -60,6 +60,7 @@ class ItemSource:
 
     Attributes:
         item_ids: ``(I,)`` int32.
+        store: the pictures, encoded.
         has_image: ``(I,)`` bool, true only where there is a real picture.
         shows_image: ``(I,)`` bool, true where a batch holds a picture, real or placeholder.
 
@@ -88,7 +89,7 @@ class ItemSource:
         self.prompt_hash = prompt_hash
         self.has_image = np.array([store.status(int(item_id)) == "ok" for item_id in ids], dtype=bool)
         self._texts = list(texts)
-        self._store = store
+        self.store = store
         match missing_image:
             case "placeholder":
                 self._placeholder = placeholder_image()
@@ -122,7 +123,7 @@ class ItemSource:
         if not self.has_image[row]:
             return self._placeholder
         item_id = int(self.item_ids[row])
-        encoded = self._store.get(item_id)
+        encoded = self.store.get(item_id)
         if encoded is None:
             raise ArtifactError(
                 f"picture of item {item_id}", "is marked ok, but is not there", "run `dvc repro` to fetch the pictures anew"

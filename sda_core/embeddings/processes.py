@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from sda_core.errors import SDAError
+
+if TYPE_CHECKING:  # a process that was started alone, for a variant of ids, needs no torch
+    import torch
 
 # Nobody waits so long for a process that is gone, its closed connection is noticed at once; the slow ones are waited for.
 _LONGEST_EXPORT = timedelta(days=30)
@@ -43,6 +45,8 @@ class Processes:
         """The device of this process: with several GPUs on a machine each takes its own."""
         if device.type != "cuda" or self.count == 1:
             return device
+        import torch
+
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(own)
         return own
@@ -57,11 +61,14 @@ class Processes:
         Raises:
             SDAError: a process is gone.
         """
-        sent = torch.zeros(length, dtype=torch.uint8) if flags is None else torch.from_numpy(flags.astype(np.uint8))
+        sent = np.zeros(length, dtype=np.uint8) if flags is None else flags.astype(np.uint8)
         if self.count > 1:
+            import torch
+            import torch.distributed as dist
+
             with _one_line(self):
-                dist.broadcast(sent, src=0)
-        return sent.numpy().astype(bool)
+                dist.broadcast(torch.from_numpy(sent), src=0)  # into the array's own memory
+        return sent.astype(bool)
 
     def wait(self) -> None:
         """Go on when all processes are here.
@@ -70,6 +77,8 @@ class Processes:
             SDAError: a process is gone.
         """
         if self.count > 1:
+            import torch.distributed as dist
+
             with _one_line(self):
                 dist.monitored_barrier(timeout=_LONGEST_EXPORT)
 
@@ -85,6 +94,8 @@ def processes() -> Iterator[Processes]:
     if own.count == 1:
         yield own
         return
+    import torch.distributed as dist
+
     with _one_line(own):
         dist.init_process_group("gloo", rank=own.index, world_size=own.count)
     try:
