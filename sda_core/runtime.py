@@ -11,7 +11,6 @@ import torch
 from sda_core.errors import ConfigError
 from sda_core.params import RuntimeParams
 
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
