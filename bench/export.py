@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from sda_core import adapters
 from sda_core.backbones import Backbone, build
 from sda_core.backbones._attention import use_batched_vision_attention
-from sda_core.params import AdapterParams, TinyQwen25VL
+from sda_core.params import TinyQwen25VL, load_params
 
 TINY = {
     "kind": "tiny_qwen2_5_vl", "seed": 0, "hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 192,
@@ -194,18 +195,7 @@ def main() -> None:
 
 def _adapted(backbone: Any) -> Any:
     """The paper's adapter around the model, of random weights."""
-    params = AdapterParams(
-        r=8,
-        lora_alpha=32.0,
-        use_rslora=False,
-        lora_dropout=0.1,
-        variant="paper",
-        num_experts=4,
-        expert_rank="split",
-        gate="modality",
-        modality_dim=64,
-        targets="language",
-    )
+    params = load_params(Path(__file__).resolve().parents[1] / "params.yaml").train_adapter.moda
     pattern, num_layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
     model = adapters.build(backbone.model, params, ["image", "text"], pattern, num_layers, seed=0)
     with torch.no_grad():

@@ -37,6 +37,15 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
 
     A damaged file, or one of other inputs, is no error: the run begins anew, and says so.
     """
+    return _read(path, fingerprint, with_tensors=True)
+
+
+def has_checkpoint(path: Path, fingerprint: str) -> bool:
+    """Whether :func:`load_checkpoint` would find one, told from the file's header and size without reading its tensors."""
+    return _read(path, fingerprint, with_tensors=False) is not None
+
+
+def _read(path: Path, fingerprint: str, *, with_tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
@@ -45,7 +54,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], di
             if metadata.get("fingerprint") != fingerprint:
                 _log.info("%s belongs to other inputs; beginning anew", path)
                 return None
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+            names = handle.keys() if with_tensors else []
+            tensors = {name: handle.get_tensor(name) for name in names}
         return tensors, json.loads(metadata["state"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         _log.warning("%s cannot be read (%s); beginning anew", path, error)

@@ -61,6 +61,7 @@ class ItemSource:
 
     Attributes:
         item_ids: ``(I,)`` int32.
+        store: the pictures, encoded.
         has_image: ``(I,)`` bool, true only where there is a real picture.
         shows_image: ``(I,)`` bool, true where a batch holds a picture, real or placeholder.
 
@@ -89,7 +90,7 @@ class ItemSource:
         self.prompt_hash = prompt_hash
         self.has_image = np.array([store.status(int(item_id)) == "ok" for item_id in ids], dtype=bool)
         self._texts = list(texts)
-        self._store = store
+        self.store = store
         self._keys = np.full(len(ids), -1, dtype=np.int64)  # content_keys, as far as they are known
         match missing_image:
             case "placeholder":
@@ -126,7 +127,7 @@ class ItemSource:
         The first 63 bits of a SHA-256; that any two of a million items share one by chance has a probability below 1e-7.
         """
         for row in rows[self._keys[rows] < 0]:
-            picture = (self._store.get(int(self.item_ids[row])) or b"") if self.has_image[row] else b""
+            picture = (self.store.get(int(self.item_ids[row])) or b"") if self.has_image[row] else b""
             digest = hashlib.sha256(f"{len(picture)}\x1f".encode() + picture + self._texts[row].encode()).digest()
             self._keys[row] = int.from_bytes(digest[:8], "little") >> 1
         return self._keys[rows]
@@ -135,7 +136,7 @@ class ItemSource:
         if not self.has_image[row]:
             return self._placeholder
         item_id = int(self.item_ids[row])
-        encoded = self._store.get(item_id)
+        encoded = self.store.get(item_id)
         if encoded is None:
             raise ArtifactError(
                 f"picture of item {item_id}", "is marked ok, but is not there", "run `dvc repro` to fetch the pictures anew"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -596,9 +596,14 @@ class Params(Section):
         raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
 
 
-_TAGS = frozenset({"demo", "amazon", "tiny_qwen2_5_vl", "nano", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}) | {
-    "llava_onevision", "internvl", "smolvlm", "clip", "siglip"
-}  # fmt: skip
+def _tags(union: Any) -> frozenset[str]:
+    """The values that a union's discriminator may have."""
+    sections, field = get_args(union)
+    tags = (section.model_fields[field.discriminator].annotation for section in get_args(sections))
+    return frozenset(tag for literal in tags for tag in get_args(literal))
+
+
+_TAGS = _tags(Dataset) | _tags(BackboneParams)
 
 
 def _describe(error: dict[str, Any]) -> str:

@@ -1,7 +1,12 @@
 """The pipeline's stages: each loads its params, reads, calls ``sda_core``, writes.  ``sda --help`` lists them."""
 
+import gc
 import os
 
 # Before torch starts its threads: they sleep while they wait.  By default they spin, and where anything else wants the
 # same cores, small models become many times slower (measured: 12 s a step instead of 1.7 s, beside one busy process).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Importing torch and transformers makes some hundred thousand objects, which stay.  By default the collector looks at them
+# again and again (a tenth of a start's time); cycles are still found, later.
+gc.set_threshold(100_000, 20, 20)

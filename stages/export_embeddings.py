@@ -17,12 +17,10 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
 
     import polars as pl
 
-    from sda_core import embeddings
     from sda_core.artifacts import INTERACTIONS, ITEMS
+    from sda_core.embeddings import table
     from sda_core.fingerprint import fingerprint
-    from sda_core.image_store import ImageStore
     from sda_core.processes import processes
-    from sda_core.runtime import prepare_torch
     from stages._items import item_source
 
     with stage("export-embeddings", root, params) as run, processes() as team:
@@ -31,25 +29,29 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
         ids, raw_ids = items["item_id"].to_numpy(), items["raw_item_id"].to_list()
         if variant == "id":
             if team.is_main:
-                embeddings.write_ids_only(target, ids, raw_ids, {"content": "none"})
+                table.write_ids_only(target, ids, raw_ids, {"content": "none"})
             run.counts = {"variant": variant, "items": len(items)}
             return
+        from sda_core.embeddings.encoding import embed  # needs seconds for its imports
+        from sda_core.embeddings.fusion import fuse
+        from sda_core.runtime import prepare_torch
+
         section, path = run.params.export_embeddings, run.workspace.adapter(variant)
         adapter = path if run.params.is_trained(variant) else None
+        adapter_hash = fingerprint(adapter) if adapter else ""
         device = team.device(prepare_torch(run.params.runtime))
-        source, store = item_source(run.workspace, run.params.items), ImageStore(run.workspace.images)
-        inputs = fingerprint(run.params.backbone, run.params.items, run.workspace.items, run.workspace.images, adapter)
+        source = item_source(run.workspace, run.params.items)
+        inputs = fingerprint(run.params.backbone, run.params.items, run.workspace.items, run.workspace.images, adapter_hash)
         scratch = run.workspace.resume("export_embeddings", variant)
-        embedded = embeddings.embed(run.params.backbone, adapter, source, store, section, scratch, inputs, device, team)
+        embedded = embed(run.params.backbone, adapter, source, section, scratch, inputs, device, team)
         if embedded is None:
             return
         seen = INTERACTIONS.read(run.workspace.interactions).filter(pl.col("split") == "train")
         image_ID, text_ID = embedded.image_ID, embedded.text_ID
-        fused = embeddings.fuse(image_ID, text_ID, embedded.has_image, seen["item_id"].to_numpy(), section)
-        adapter_hash = fingerprint(adapter) if adapter else ""
+        fused = fuse(image_ID, text_ID, embedded.has_image, seen["item_id"].to_numpy(), section)
         dims = image_ID.shape[1], fused.shape[1]
-        described = embeddings.embedding_metadata(embedded.info, section, source.prompt_hash, adapter_hash, *dims)
-        embeddings.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused, described, embedded.has_image)
+        described = table.embedding_metadata(embedded.info, section, source.prompt_hash, adapter_hash, *dims)
+        table.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused, described, embedded.has_image)
         shutil.rmtree(scratch, ignore_errors=True)
         run.counts = {"variant": variant, "items": len(items), "width": fused.shape[1]}
 

@@ -31,24 +31,20 @@ from sklearn.decomposition import PCA
 from sda_core import adapters
 from sda_core.artifacts import EMBEDDINGS, read_vectors
 from sda_core.backbones import build
-from sda_core.embeddings import (
-    EmbeddedItems,
-    embed,
-    embed_items,
-    embedding_metadata,
-    fuse,
-    processes,
-    write_embeddings,
-    write_ids_only,
-)
+from sda_core.embeddings.blocks import EmbeddedItems
+from sda_core.embeddings.encoding import embed, embed_items
+from sda_core.embeddings.fusion import fuse
+from sda_core.embeddings.table import embedding_metadata, write_embeddings, write_ids_only
 from sda_core.errors import ConfigError, DataError
 from sda_core.items import ItemSource
-from sda_core.params import AdapterParams, ExportParams, TinyQwen25VL
+from sda_core.params import ExportParams, TinyQwen25VL, load_params
+from sda_core.processes import processes
 from sda_core.seed import derive
 
 MissingImage = Literal["placeholder", "text_only"]
 Engine = Literal["local", "ray"]
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 TINY = {
     "kind": "tiny_qwen2_5_vl",
     "seed": 0,
@@ -214,18 +210,8 @@ def test_modality_is_set_around_its_passes(backbone, tmp_path):
 def adapted():
     """A backbone with an adapter that was trained: its weights are random."""
     fresh = build(TinyQwen25VL(**TINY), CPU)
-    params = AdapterParams(
-        r=4,
-        lora_alpha=8.0,
-        use_rslora=False,
-        lora_dropout=0.1,
-        variant="paper",
-        num_experts=2,
-        expert_rank="split",
-        gate="modality",
-        modality_dim=8,
-        targets="language",
-    )
+    shipped = load_params(ROOT / "params.yaml").train_adapter.moda
+    params = shipped.model_copy(update={"r": 4, "lora_alpha": 8.0, "num_experts": 2, "modality_dim": 8})
     pattern, num_layers = fresh.adapter_pattern("language"), fresh.num_adapter_layers("language")
     model = adapters.build(fresh.model, params, ["image", "text"], pattern, num_layers, seed=1)
     with torch.no_grad():
@@ -409,9 +395,9 @@ def export_to(resume: Path, out: Path, engine: Engine = "local") -> None:
     """What the export stage does, with real pieces."""
     torch.set_num_threads(1)
     params = export_params(engine=engine, batch_size=2, shard_rows=4)
-    source, store = shop(160, "text_only"), NoisePictures()
+    source = shop(160, "text_only")
     with processes() as team:
-        result = embed(TinyQwen25VL(**TINY), None, source, store, params, resume, "f", CPU, team)
+        result = embed(TinyQwen25VL(**TINY), None, source, params, resume, "f", CPU, team)
     if result is None:
         return
     fused = fuse(result.image_ID, result.text_ID, result.has_image, np.arange(1, 150), params)
@@ -433,7 +419,10 @@ def export_script(resume: Path, out: Path, engine: Engine = "local") -> str:
             "MissingImage = Literal['placeholder', 'text_only']",
             "from PIL import Image",
             "from sda_core.backbones import build",
-            "from sda_core.embeddings import embed, embedding_metadata, fuse, processes, write_embeddings",
+            "from sda_core.embeddings.encoding import embed",
+            "from sda_core.embeddings.fusion import fuse",
+            "from sda_core.processes import processes",
+            "from sda_core.embeddings.table import embedding_metadata, write_embeddings",
             "from sda_core.items import ItemSource",
             "from sda_core.params import ExportParams, TinyQwen25VL",
             "CPU = torch.device('cpu')",

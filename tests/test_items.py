@@ -128,7 +128,7 @@ def test_decompression_bomb(monkeypatch):
 
 def test_picture_that_vanished():
     source = source_of({1: encoded("red")})
-    source._store.pictures.clear()  # type: ignore[attr-defined]
+    source.store.pictures.clear()  # type: ignore[attr-defined]
     with pytest.raises(ArtifactError, match="is not there"):
         source.images(np.array([0]))
 

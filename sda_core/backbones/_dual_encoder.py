@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from sda_core.backbones import BackboneInfo
 from sda_core.backbones._checkpoint import save_parts
-from sda_core.backbones._layers import VIT_LINEAR, AdapterLayers
+from sda_core.backbones._layers import VIT_LINEAR, AdapterLayers, WithAdapterLayers
 from sda_core.backbones._pictures import as_rgb
 from sda_core.backbones._text import Words, padded, special_frame
 from sda_core.errors import ArtifactError, ConfigError
-from sda_core.params import Targets
 
 _MAX_ASPECT_RATIO = 50.0  # the shorter side is enlarged to a tower's square, and the longer one with it
 
 
-class DualEncoderBackbone:
+class DualEncoderBackbone(WithAdapterLayers):
     """Two towers as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract.
 
     Args:
@@ -84,14 +83,6 @@ class DualEncoderBackbone:
                 f"should be more than {longest} and at most {self._max_length}, the text tower's length"
                 f" (got {info.max_text_tokens})",
             )
-
-    def adapter_pattern(self, targets: Targets) -> str:
-        """Regular expression for PEFT's ``target_modules``; see :class:`sda_core.backbones.Backbone`."""
-        return self._layers.pattern(targets)
-
-    def num_adapter_layers(self, targets: Targets) -> int:
-        """How many modules :meth:`adapter_pattern` matches."""
-        return self._layers.count(targets)
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
         """The pictures, in the tower's size.

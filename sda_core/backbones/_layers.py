@@ -48,3 +48,17 @@ class AdapterLayers:
                 return self.num_language
             case "language_and_vision":
                 return self.num_language + self.num_vision
+
+
+class WithAdapterLayers:
+    """The part of :class:`sda_core.backbones.Backbone` that names the layers; ``_layers`` is set by whoever inherits."""
+
+    _layers: AdapterLayers
+
+    def adapter_pattern(self, targets: Targets) -> str:
+        """Regular expression for PEFT's ``target_modules``; see :class:`sda_core.backbones.Backbone`."""
+        return self._layers.pattern(targets)
+
+    def num_adapter_layers(self, targets: Targets) -> int:
+        """How many modules :meth:`adapter_pattern` matches."""
+        return self._layers.count(targets)

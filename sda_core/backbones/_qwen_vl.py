@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from sda_core.backbones._checkpoint import Classes, describe, load_parts
 from sda_core.backbones._layers import LLAMA_LINEAR, AdapterLayers
 from sda_core.backbones._pictures import as_rgb
 from sda_core.backbones._vision_language import Pictures, VisionLanguageBackbone
 from sda_core.errors import ArtifactError, ConfigError
+from sda_core.params import Qwen2VL, Qwen3VL, Qwen25VL
 
 LANGUAGE_PATTERN = rf"(?:model\.)?(?:language_model\.)?layers\.\d+\.{LLAMA_LINEAR}"
 """Linear layers of the decoder, by their names in memory (``model.language_model.layers...``) and in checkpoint files
 (``model.layers...``).  The vision tower's MLPs may carry the same last names, but sit in ``visual.blocks``."""
+
+QwenVLParams = Qwen2VL | Qwen25VL | Qwen3VL
 
 _MAX_ASPECT_RATIO = 200.0  # of the picture processor; it refuses more
 
@@ -34,6 +39,22 @@ class QwenVLBackbone(VisionLanguageBackbone):
     """The linear layers of one block of the vision tower."""
     tower_ends_in_tokens: ClassVar[bool] = False
     """Whether all that the decoder takes from the tower are the vectors in the picture tokens' places."""
+
+    @classmethod
+    def from_checkpoint(cls, params: QwenVLParams, device: torch.device, family: str, config: type, model: Any) -> Self:
+        """Load a published or local checkpoint; raises as :func:`sda_core.backbones.build`.
+
+        Args:
+            params: which checkpoint.
+            device: where the model goes.
+            family: what the checkpoint should be, for errors, e.g. ``"a Qwen2-VL"``.
+            config: the type of the checkpoint's configuration.
+            model: transformers' class that reads it.
+        """
+        loaded = load_parts(params, device, family, {config: Classes(model, Qwen2VLImageProcessorPil)})
+        limits = {"min_pixels": params.min_pixels, "max_pixels": params.max_pixels}
+        info = describe(params, loaded, params.kind, params.pooling, **limits)
+        return cls(loaded.model, loaded.tokenizer, loaded.image_processor, info)
 
     def _adapter_layers(self) -> AdapterLayers:
         names = "|".join(name.replace(".", r"\.") for name in self.vision_linear)

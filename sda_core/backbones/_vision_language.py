@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from sda_core.backbones import BackboneInfo
 from sda_core.backbones._checkpoint import save_parts
-from sda_core.backbones._layers import AdapterLayers
+from sda_core.backbones._layers import AdapterLayers, WithAdapterLayers
 from sda_core.backbones._text import Words, chat_frame, padded, pool, text_positions
 from sda_core.errors import ArtifactError, ConfigError
-from sda_core.params import Targets
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Pictures:
     tensors: dict[str, Tensor]
 
 
-class VisionLanguageBackbone(ABC):
+class VisionLanguageBackbone(WithAdapterLayers, ABC):
     """A vision-language model as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract.
 
     Args:
@@ -117,15 +116,6 @@ class VisionLanguageBackbone(ABC):
     def _text_positions(self, mask_BL: Tensor) -> Tensor:
         """Positions of sequences without a picture."""
         return text_positions(mask_BL)
-
-    # ------------------------------------------------------------------------------------------- layers
-    def adapter_pattern(self, targets: Targets) -> str:
-        """Regular expression for PEFT's ``target_modules``; see :class:`sda_core.backbones.Backbone`."""
-        return self._layers.pattern(targets)
-
-    def num_adapter_layers(self, targets: Targets) -> int:
-        """How many modules :meth:`adapter_pattern` matches."""
-        return self._layers.count(targets)
 
     # ------------------------------------------------------------------------------------------- inputs
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from sda_core.backbones import BackboneInfo
 from sda_core.backbones._attention import use_batched_vision_attention
-from sda_core.backbones._checkpoint import Classes, describe, load_parts
 from sda_core.backbones._qwen_vl import QwenVLBackbone
 from sda_core.errors import ConfigError
 from sda_core.params import Qwen25VL, TinyQwen25VL
@@ -70,10 +69,7 @@ class Qwen25VLBackbone(QwenVLBackbone):
 
 def load(params: Qwen25VL, device: torch.device) -> Qwen25VLBackbone:
     """Load a published or local Qwen2.5-VL checkpoint; raises as :func:`sda_core.backbones.build`."""
-    classes = {Qwen2_5_VLConfig: Classes(Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil)}
-    loaded = load_parts(params, device, "a Qwen2.5-VL", classes)
-    info = describe(params, loaded, params.kind, params.pooling, min_pixels=params.min_pixels, max_pixels=params.max_pixels)
-    return Qwen25VLBackbone(loaded.model, loaded.tokenizer, loaded.image_processor, info)
+    return Qwen25VLBackbone.from_checkpoint(params, device, "a Qwen2.5-VL", Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
 
 
 # --------------------------------------------------------------------------------------------- tiny model

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import torch
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sda_core.backbones._checkpoint import Classes, describe, load_parts
 from sda_core.backbones._qwen_vl import QwenVLBackbone
 from sda_core.params import Qwen2VL
 
@@ -22,7 +20,4 @@ class Qwen2VLBackbone(QwenVLBackbone):
 
 def load(params: Qwen2VL, device: torch.device) -> Qwen2VLBackbone:
     """Load a published or local Qwen2-VL checkpoint; raises as :func:`sda_core.backbones.build`."""
-    classes = {Qwen2VLConfig: Classes(Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil)}
-    loaded = load_parts(params, device, "a Qwen2-VL", classes)
-    info = describe(params, loaded, params.kind, params.pooling, min_pixels=params.min_pixels, max_pixels=params.max_pixels)
-    return Qwen2VLBackbone(loaded.model, loaded.tokenizer, loaded.image_processor, info)
+    return Qwen2VLBackbone.from_checkpoint(params, device, "a Qwen2-VL", Qwen2VLConfig, Qwen2VLForConditionalGeneration)

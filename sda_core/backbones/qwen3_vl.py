@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sda_core.backbones._checkpoint import Classes, describe, load_parts
 from sda_core.backbones._qwen_vl import QwenVLBackbone
 from sda_core.params import Qwen3VL
 
@@ -24,7 +22,4 @@ class Qwen3VLBackbone(QwenVLBackbone):
 
 def load(params: Qwen3VL, device: torch.device) -> Qwen3VLBackbone:
     """Load a published or local Qwen3-VL checkpoint; raises as :func:`sda_core.backbones.build`."""
-    classes = {Qwen3VLConfig: Classes(Qwen3VLForConditionalGeneration, Qwen2VLImageProcessorPil)}
-    loaded = load_parts(params, device, "a Qwen3-VL", classes)
-    info = describe(params, loaded, params.kind, params.pooling, min_pixels=params.min_pixels, max_pixels=params.max_pixels)
-    return Qwen3VLBackbone(loaded.model, loaded.tokenizer, loaded.image_processor, info)
+    return Qwen3VLBackbone.from_checkpoint(params, device, "a Qwen3-VL", Qwen3VLConfig, Qwen3VLForConditionalGeneration)

@@ -25,7 +25,7 @@ import httpx
 from pydantic import ValidationError
 
 from sda_core.artifacts import write_json
-from sda_core.data.folders import kept_folder, remove
+from sda_core.data.folders import kept_folder, remove, user_path
 from sda_core.data.manifest import (
     NAME_PATTERN,
     RawFile,
@@ -291,9 +291,9 @@ def _local_path(source: str, root: Path) -> Path:
     """
     if not source.lower().startswith("file:"):
         try:
-            return root / Path(source).expanduser()
-        except RuntimeError as error:
-            raise RefusedError(reason(error)) from None
+            return user_path(source, root, "params.yaml: dataset")
+        except DownloadError as error:
+            raise RefusedError(error.problem) from None
     parts = urlsplit(source)
     if parts.netloc not in ("", "localhost"):
         raise RefusedError(f"a file: URL of another host ({parts.netloc})")

@@ -38,6 +38,7 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _END_MARK, _END64_MARK, _END64_LOCATOR_MARK = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _CENTRAL_MARK, _LOCAL_MARK = b"PK\x01\x02", b"PK\x03\x04"
+_ZIP_MARKS = (_LOCAL_MARK, _END_MARK)  # the second is an empty one's
 _MAX_COMMENT_BYTES = 65_535
 _ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly, with masked headers
 _UTF8 = 0x800
@@ -63,8 +64,8 @@ class Entry:
     crc: int | None  # CRC-32 of the contents; tar files have none
 
 
-class _DamageError(Exception):
-    """The archive cannot be read; the text says why."""
+class UnusableError(Exception):
+    """The archive cannot be read, or holds nothing; the text says why."""
 
 
 def plain_path(reference: str) -> PurePosixPath | None:
@@ -73,6 +74,33 @@ def plain_path(reference: str) -> PurePosixPath | None:
     if not _PLAIN_PATH.fullmatch(reference) or path.is_absolute() or ".." in path.parts or not path.parts:
         return None
     return path
+
+
+def check_archive(path: Path) -> None:
+    """Follow an archive's directory, or its headers, to the end; a damaged picture is found by whoever reads it.
+
+    Memory does not depend on the number of entries.
+
+    Raises:
+        UnusableError: as :class:`PictureArchive` would refuse it; or a zip file's entries do not lie between its begin and
+            its directory, as where the directory is that of an archive inside a truncated one; or there is no file in it.
+        OSError: it cannot be opened.
+    """
+    with path.open("rb") as stream:
+        num_bytes = path.stat().st_size
+        is_zip = stream.read(len(_LOCAL_MARK)).startswith(_ZIP_MARKS)
+        end = _zip_directory(stream, num_bytes)[0] if is_zip else num_bytes
+        stream.seek(0)
+        first, num_files = end, 0
+        for name, entry in _scan(stream, num_bytes, lambda _: True):
+            first = min(first, entry.offset)
+            num_files += not name.endswith("/")  # a folder
+            if entry.offset + entry.num_packed_bytes > end:
+                raise UnusableError("an entry lies outside of the file")
+    if not num_files:
+        raise UnusableError("it holds no files")
+    if is_zip and first:
+        raise UnusableError("its zip directory does not begin at its first entry")
 
 
 class PictureArchive:
@@ -99,7 +127,7 @@ class PictureArchive:
                 self._num_bytes = path.stat().st_size
                 for name, entry in _scan(stream, self._num_bytes, self._wants):
                     self._add(name, entry, ambiguous)
-        except (_DamageError, OSError) as error:
+        except (UnusableError, OSError) as error:
             raise ArtifactError(str(path), f"is no readable picture archive ({error})", _ADVICE) from None
         if ambiguous:
             example = min(ambiguous)
@@ -174,20 +202,20 @@ _Wants = Callable[[str], bool]
 def _scan(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
     """The wanted entries of an archive, with their paths, in its own order."""
     head = stream.read(_BLOCK_BYTES)
-    if head.startswith((_LOCAL_MARK, _END_MARK)):
+    if head.startswith(_ZIP_MARKS):
         return _scan_zip(stream, num_bytes, wants)
     if head.startswith(_COMPRESSED):
-        raise _DamageError("it is compressed as a whole, so that single pictures cannot be reached; unpack it to a plain .tar")
+        raise UnusableError("it is compressed as a whole, so that single pictures cannot be reached; unpack it to a plain .tar")
     if len(head) == _BLOCK_BYTES and (not any(head) or _tar_checksum_fits(head)):
         return _scan_tar(stream, num_bytes, wants)
-    raise _DamageError(f"it is neither a zip nor a tar file; it begins {head[:16]!r}")
+    raise UnusableError(f"it is neither a zip nor a tar file; it begins {head[:16]!r}")
 
 
 # ---------------------------------------------------------------------------------------------------- zip
 def _read_exactly(stream: BinaryIO, num_bytes: int, what: str) -> bytes:
     data = stream.read(num_bytes)
     if len(data) < num_bytes:
-        raise _DamageError(f"it is truncated: {what} is cut off")
+        raise UnusableError(f"it is truncated: {what} is cut off")
     return data
 
 
@@ -200,20 +228,20 @@ def _zip_directory(stream: BinaryIO, num_bytes: int) -> tuple[int, int]:
     while place >= 0 and place + _END.size > len(tail):
         place = tail.rfind(_END_MARK, 0, place)
     if place < 0:
-        raise _DamageError("it is truncated: the zip file has no directory at its end")
+        raise UnusableError("it is truncated: the zip file has no directory at its end")
     size, start = _END.unpack_from(tail, place)[5:7]
     end = tail_start + place
     if place >= _END64_LOCATOR.size and tail.startswith(_END64_LOCATOR_MARK, place - _END64_LOCATOR.size):
         end = _END64_LOCATOR.unpack_from(tail, place - _END64_LOCATOR.size)[2]
         if end > num_bytes:
-            raise _DamageError("the place of its zip directory lies beyond its end")
+            raise UnusableError("the place of its zip directory lies beyond its end")
         stream.seek(end)
         record = _read_exactly(stream, _END64.size, "the end of the zip directory")
         if not record.startswith(_END64_MARK):
-            raise _DamageError("the end of its zip directory is damaged")
+            raise UnusableError("the end of its zip directory is damaged")
         size, start = _END64.unpack(record)[-2:]
     if start + size > end:
-        raise _DamageError("its zip directory overlaps its end")
+        raise UnusableError("its zip directory overlaps its end")
     return start, start + size
 
 
@@ -223,7 +251,7 @@ def _scan_zip(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple
     while place < end:
         head = _read_exactly(stream, _CENTRAL.size, "the zip directory")
         if not head.startswith(_CENTRAL_MARK):
-            raise _DamageError(f"its zip directory is damaged at byte {place}")
+            raise UnusableError(f"its zip directory is damaged at byte {place}")
         fields = _CENTRAL.unpack(head)
         flags, method, crc, packed, size, name_bytes, extra_bytes, comment_bytes = (*fields[3:5], *fields[7:13])
         rest = _read_exactly(stream, name_bytes + extra_bytes + comment_bytes, "the zip directory")
@@ -255,7 +283,7 @@ def _wide(extra: bytes, *values: int) -> list[int]:
 def _tar_checksum_fits(head: bytes) -> bool:
     try:
         stated = _tar_number(head[148:156])
-    except _DamageError:
+    except UnusableError:
         return False
     return stated == sum(head[:148]) + sum(b"        ") + sum(head[156:])
 
@@ -266,7 +294,7 @@ def _tar_number(digits: bytes) -> int:
         return int.from_bytes(digits[1:], "big")
     text = digits.split(b"\0")[0].strip()
     if text.strip(b"01234567"):
-        raise _DamageError(f"a number in it is no number ({text!r})")
+        raise UnusableError(f"a number in it is no number ({text!r})")
     return int(text or b"0", 8)
 
 
@@ -277,7 +305,7 @@ def _pax_values(data: bytes) -> dict[str, str]:
     while place < end:
         match = _PAX_RECORD.match(data, place)
         if match is None or not match.end() < place + int(match[1]) <= len(data):
-            raise _DamageError("an extended header in it is damaged")
+            raise UnusableError("an extended header in it is damaged")
         place += int(match[1])
         key = match[2].decode("utf-8", "replace")
         if key in ("path", "size") or key.startswith("GNU.sparse"):
@@ -295,13 +323,13 @@ def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple
         if not any(head):
             return
         if not _tar_checksum_fits(head):
-            raise _DamageError(f"its tar header at byte {place} is damaged")
+            raise UnusableError(f"its tar header at byte {place} is damaged")
         kind = head[156]
         start = place + _BLOCK_BYTES
         size = _tar_number(head[124:136])
         if kind in b"Lx":
             if size > (_MAX_NAME_BYTES if kind == ord("L") else _MAX_PAX_BYTES):
-                raise _DamageError(f"its extended header at byte {place} has {size} bytes")
+                raise UnusableError(f"its extended header at byte {place} has {size} bytes")
             data = _read_exactly(stream, size, "an extended header")
             if kind == ord("L"):
                 long_name = data.split(b"\0")[0].decode("utf-8", "replace")
@@ -310,10 +338,10 @@ def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple
         elif kind in b"Kg":  # long link names, and what is common to all entries
             pass
         elif kind == ord("S"):
-            raise _DamageError("it holds sparse files; pack it without --sparse")
+            raise UnusableError("it holds sparse files; pack it without --sparse")
         else:
             if not re.fullmatch(r"[0-9]{1,19}", pax.get("size", "0")):
-                raise _DamageError(f"an extended header in it states the size {pax['size'][:20]!r}")
+                raise UnusableError(f"an extended header in it states the size {pax['size'][:20]!r}")
             size = 0 if kind in _WITHOUT_CONTENTS else int(pax.get("size", size))
             name = pax.get("path", long_name or _tar_name(head)).removeprefix("./")
             sparse = any(key.startswith("GNU.sparse") for key in pax)
@@ -321,7 +349,7 @@ def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple
                 yield name, Entry(start, size, size, "unknown" if sparse else "stored", None)
             long_name, pax = None, {}
         if start + size > num_bytes:
-            raise _DamageError(f"it is truncated: an entry ends at byte {start + size} of {num_bytes}")
+            raise UnusableError(f"it is truncated: an entry ends at byte {start + size} of {num_bytes}")
         place = start + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
 
 

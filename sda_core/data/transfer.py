@@ -19,10 +19,7 @@ import os
 import re
 import shutil
 import ssl
-import struct
-import tarfile
 import time
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sda_core.artifacts import write_json
 from sda_core.data.folders import remove
 from sda_core.data.manifest import Role
+from sda_core.data.picture_archives import UnusableError, check_archive
 from sda_core.data.web import RETRIED_STATUSES, backoff, certificate_problem, content_length, open_stream, reason, retry_after
 from sda_core.fingerprint import sha256_file
 from sda_core.log import progress
@@ -49,7 +47,6 @@ _HEAD_BYTES = 512  # enough to tell what a file is
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty one's
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
-_TAR_BLOCK_BYTES = 512
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _MAX_EXPANSION = 300  # JSON lines shrink to a fifth or so; deflate's limit is 1032
 _EXPANSION_FREE_BYTES = 1 << 30
@@ -194,9 +191,9 @@ def check_contents(path: Path, wanted: Wanted) -> None:
         if head.startswith(_GZIP_MAGIC):
             _check_gzip(path)
     elif _is_zip(head):
-        _check_zip(path)
+        _check_archive(path, "zip")
     elif _is_tar(head):
-        _check_tar(path)
+        _check_archive(path, "tar")
     else:
         raise RefusedError(f"is no zip or tar file (it begins {_quote(head)})")
 
@@ -214,39 +211,13 @@ def _check_gzip(path: Path) -> None:
         raise RefusedError(f"gzip is truncated or damaged ({reason(error)})") from None
 
 
-def _check_zip(path: Path) -> None:
-    """Follow the directory at the end of the file.  A damaged picture is counted by the stage that reads it."""
+def _check_archive(path: Path, kind: str) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries, end = archive.infolist(), archive.start_dir
-    except (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, EOFError, OSError) as error:
-        raise RefusedError(f"zip is truncated or damaged ({reason(error)})") from None
-    if not any(not entry.is_dir() for entry in entries):
-        raise RefusedError("zip holds no files")
-    # The first entry begins the file: otherwise the directory is that of an archive inside a truncated one.
-    if min(entry.header_offset for entry in entries) != 0:
-        raise RefusedError("zip is damaged (its directory does not begin at its first entry)")
-    if any(entry.header_offset + entry.compress_size > end for entry in entries):
-        raise RefusedError("zip is damaged (an entry lies outside of the file)")
-
-
-def _check_tar(path: Path) -> None:
-    """Follow the headers to the mark of the end: without it one cannot tell that nothing is missing."""
-    num_files = 0
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                num_files += member.isreg()
-                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
-            end = archive.offset
-    except (tarfile.TarError, struct.error, ValueError, OverflowError, EOFError, OSError) as error:
-        raise RefusedError(f"tar is truncated or damaged ({reason(error)})") from None
-    with path.open("rb") as stream:
-        stream.seek(end)
-        if stream.read(_TAR_BLOCK_BYTES) != bytes(_TAR_BLOCK_BYTES):
-            raise RefusedError(f"tar is truncated or damaged (no header and no end at byte {end})")
-    if not num_files:
-        raise RefusedError("tar holds no files")
+        check_archive(path)
+    except UnusableError as problem:
+        raise RefusedError(f"{kind} cannot be used ({problem})") from None
+    except OSError as error:
+        raise RefusedError(f"cannot be read ({reason(error)})") from None
 
 
 def _check_room(folder: Path, total: int, present: int, params: DownloadParams) -> None:

@@ -6,26 +6,7 @@
   interrupted export goes on where it stopped.  The batches of a block depend neither on what was there before nor on who
   encodes it, so all of them end with the same rows.
 * Results are put back by row; row r of every matrix is the r-th item.
+
+What one calls: :func:`~sda_core.embeddings.encoding.embed`, :func:`~sda_core.embeddings.fusion.fuse`, and the writers of
+:mod:`~sda_core.embeddings.table`.  Importing the package imports none of them, because a variant of ids alone needs no model.
 """
-
-from __future__ import annotations
-
-from sda_core.embeddings.blocks import EmbeddedItems, Modality, ModalityContext
-from sda_core.embeddings.encoding import embed, embed_items
-from sda_core.embeddings.fusion import fuse
-from sda_core.embeddings.table import embedding_metadata, write_embeddings, write_ids_only
-from sda_core.processes import Processes, processes
-
-__all__ = [
-    "EmbeddedItems",
-    "Modality",
-    "ModalityContext",
-    "Processes",
-    "embed",
-    "embed_items",
-    "embedding_metadata",
-    "fuse",
-    "processes",
-    "write_embeddings",
-    "write_ids_only",
-]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sda_core.backbones import Backbone, BackboneInfo
-from sda_core.checkpoint import load_checkpoint, save_checkpoint
+from sda_core.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from sda_core.errors import ArtifactError, ConfigError, DataError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.items import ItemSource
@@ -132,7 +132,7 @@ class BlockFolder:
 
     def unfinished(self, blocks: list[Block]) -> np.ndarray:
         """Which blocks are still to be encoded: ``(number of blocks,)`` bool."""
-        return np.array([self.read(block) is None for block in blocks], dtype=bool)
+        return np.array([not has_checkpoint(self._path(block), self._keys[block.modality]) for block in blocks], dtype=bool)
 
     def assemble(self, source: ItemSource, blocks: list[Block], num_resumed: int) -> EmbeddedItems:
         """All vectors of a finished export.
@@ -154,7 +154,9 @@ class BlockFolder:
         for block in blocks:
             encoded = self.read(block)
             if encoded is None:
-                raise ArtifactError(str(self._path(block)), "was just written, and is not there", "run the same command again")
+                raise ArtifactError(
+                    str(self._path(block)), "was just there, and cannot be read", "delete it and run the same command again"
+                )
             shape = len(source), encoded.vectors_BD.shape[1]
             for modality in MODALITIES:
                 vectors.setdefault(modality, np.zeros(shape, dtype=np.float32))
@@ -205,6 +207,9 @@ class BlockEncoder:
         if self.params.compile:
             if self.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
                 raise ConfigError("params.yaml: export_embeddings.compile", "needs a C++ compiler on the CPU", "use false")
+            # what prepare_torch chose, told to the compiler as well
+            warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+            torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warn_only)
             _compile_layers(self.model, self.backbone.adapter_pattern("language"))
 
     def encode(self, source: ItemSource, modality: Modality, rows: np.ndarray, reader: ThreadPoolExecutor) -> EncodedBlock:

@@ -15,7 +15,7 @@ from sda_core.backbones import Backbone
 from sda_core.embeddings.blocks import MODALITIES, BlockEncoder, BlockFolder, EmbeddedItems, ModalityContext, blocks_of
 from sda_core.errors import ConfigError
 from sda_core.fingerprint import fingerprint as fingerprint_of
-from sda_core.items import ImageStore, ItemSource
+from sda_core.items import ItemSource
 from sda_core.log import progress
 from sda_core.params import BackboneParams, ExportParams
 from sda_core.processes import ALONE, Processes
@@ -25,7 +25,6 @@ def embed(
     backbone_params: BackboneParams,
     adapter: Path | None,
     source: ItemSource,
-    store: ImageStore,
     params: ExportParams,
     resume: Path,
     fingerprint: str,
@@ -38,7 +37,6 @@ def embed(
         backbone_params: of the backbone.
         adapter: folder of the adapter; None for the backbone as it is.
         source: the items.
-        store: the pictures of ``source``; read only where they travel to other machines.
         params: engine, batch and block sizes, whether to merge and to compile.
         resume: as in :func:`embed_items`.
         fingerprint: as in :func:`embed_items`.
@@ -63,7 +61,7 @@ def embed(
                 raise ConfigError("params.yaml: export_embeddings.engine", problem, "start one process, or use 'local'")
             from sda_core.embeddings.ray_engine import embed_with_ray
 
-            return embed_with_ray(backbone_params, adapter, source, store, params, resume, fingerprint, device.type)
+            return embed_with_ray(backbone_params, adapter, source, params, resume, fingerprint, device.type)
         case _:
             assert_never(params.engine)
 

@@ -33,7 +33,7 @@ from sda_core.embeddings.blocks import Block, BlockEncoder, BlockFolder, Embedde
 from sda_core.errors import ArtifactError, ConfigError, SDAError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.fingerprint import sha256_path
-from sda_core.items import ImageStore, ItemSource
+from sda_core.items import ItemSource
 from sda_core.log import progress
 from sda_core.params import BackboneParams, ExportParams
 
@@ -42,7 +42,6 @@ def embed_with_ray(
     backbone_params: BackboneParams,
     adapter: Path | None,
     source: ItemSource,
-    store: ImageStore,
     params: ExportParams,
     resume: Path,
     fingerprint: str,
@@ -54,7 +53,6 @@ def embed_with_ray(
         backbone_params: of the backbone.
         adapter: folder of the adapter; None for the backbone as it is.
         source: the items.
-        store: their pictures.
         params: number of workers, batch and block sizes, whether to merge and to compile.
         resume: folder of finished blocks, on the driver's disk.
         fingerprint: of everything the vectors depend on besides these arguments.
@@ -85,7 +83,7 @@ def embed_with_ray(
         by_place = {(block.modality, block.number): block for block in todo}
         try:
             with _cluster(params.num_workers), progress(sum(len(block.rows) for block in todo), "embed", "items") as bar:
-                job = ray.data.from_arrow([_packed(source, store, block) for block in todo]).map_batches(
+                job = ray.data.from_arrow([_packed(source, block) for block in todo]).map_batches(
                     _Worker,
                     fn_constructor_kwargs={
                         "backbone_params": backbone_params,
@@ -140,10 +138,10 @@ def _cluster(num_workers: int) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------ what travels
-def _packed(source: ItemSource, store: ImageStore, block: Block) -> pa.Table:
+def _packed(source: ItemSource, block: Block) -> pa.Table:
     """A block as one row: ids, and the texts or the encoded pictures (null where a placeholder is to be shown)."""
     ids = source.item_ids[block.rows]
-    pictures = [store.get(int(item_id)) for item_id in ids] if block.modality == "image" else []
+    pictures = [source.store.get(int(item_id)) for item_id in ids] if block.modality == "image" else []
     for item_id, expected, picture in zip(ids, source.has_image[block.rows], pictures, strict=False):
         if expected and picture is None:  # a worker could not tell it from an item that has none
             problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the pictures anew"

@@ -204,8 +204,8 @@ def compare(
     return Difference(len(joined), value, baseline_value, difference, relative, low, high, p_value)
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Difference):
     """One line of the comparison table: a variant against a baseline under one recommender.
 
     ``p_adjusted`` is Holm's, over all pairs of variant and baseline of the same recommender, group and metric.
@@ -217,14 +217,6 @@ class Comparison:
     group: Group
     metric: Metric
     cutoff: int
-    num_users: int
-    value: float
-    baseline_value: float
-    difference: float
-    relative: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
     p_adjusted: float | None
 
     def flat(self) -> dict[str, float]:
@@ -299,15 +291,8 @@ def compare_variants(
                             group=group,
                             metric=metric,
                             cutoff=cutoff,
-                            num_users=found_difference.num_users,
-                            value=found_difference.value,
-                            baseline_value=found_difference.baseline_value,
-                            difference=found_difference.difference,
-                            relative=found_difference.relative,
-                            low=found_difference.low,
-                            high=found_difference.high,
-                            p_value=found_difference.p_value,
                             p_adjusted=adjusted[number] if adjusted else None,
+                            **vars(found_difference),
                         )
                     )
     return rows

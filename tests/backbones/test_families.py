@@ -27,7 +27,7 @@ from sda_core.backbones import build, save_backbone
 from sda_core.backbones._layers import LLAMA_LINEAR, VIT_LINEAR
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.image_store import ImageRow, coverage_path, shard_path, write_shard
-from sda_core.params import AdapterParams
+from sda_core.params import AdapterParams, load_params
 from sda_core.seed import derive
 
 CPU = torch.device("cpu")
@@ -395,7 +395,9 @@ def test_adapter_layers_of_published_sizes(family, published):
         model = getattr(transformers, made)(config)
     backbone = family(published.split()[0])
     names = [name for name, _ in model.named_modules()]
-    assert len([n for n in names if re.fullmatch(backbone.adapter_pattern("language"), n)]) == num_language
+    language = [n for n in names if re.fullmatch(backbone.adapter_pattern("language"), n)]
+    assert len(language) == num_language
+    assert not [n for n in language if "vis" in n], "no layer of the vision tower unless asked for"
     assert len([n for n in names if re.fullmatch(backbone.adapter_pattern("language_and_vision"), n)]) == num_both
 
 
@@ -407,12 +409,9 @@ def test_suffixes_would_hit_too_much(family):
 
 
 def moda(**changes) -> AdapterParams:
-    values = {
-        "r": 4, "lora_alpha": 8.0, "use_rslora": False, "lora_dropout": 0.0, "variant": "paper", "num_experts": 2,
-        "expert_rank": "split", "gate": "modality",
-        "modality_dim": 4, "targets": "language_and_vision",
-    }  # fmt: skip
-    return AdapterParams(**(values | changes))
+    values = {"r": 4, "lora_alpha": 8.0, "lora_dropout": 0.0, "num_experts": 2, "modality_dim": 4} | changes
+    shipped = load_params(Path(__file__).resolve().parents[2] / "params.yaml").train_adapter.moda
+    return shipped.model_copy(update={"targets": "language_and_vision"} | values)
 
 
 def adapted(backbone, params, std: float = 0.2):
@@ -425,15 +424,23 @@ def adapted(backbone, params, std: float = 0.2):
     return model
 
 
+@pytest.mark.parametrize("targets", ["language", "language_and_vision"])
 @every_family
-def test_merged_equals_unmerged(family_params, pictures, name):
+def test_merged_equals_unmerged(family_params, pictures, name, targets):
+    """Both ways of merging; and the vision tower is adapted only where it is asked for."""
     backbone = build(family_params(name), CPU)
     inputs = {"image": backbone.image_inputs(pictures[:4], PROMPT), "text": backbone.text_inputs(["", "a tea pot", "tea " * 20])}
     with torch.inference_mode():
         plain = {key: backbone.encode(backbone.model, each) for key, each in inputs.items()}
-    model = adapted(backbone, moda())
+    model = adapted(backbone, moda(targets=targets))
+    layers = [layer for layer, module in model.named_modules() if isinstance(module, adapters.MoDALinear)]
+    assert any("vis" in layer for layer in layers) == (targets == "language_and_vision")
     with torch.inference_mode():
         for key, other in (("image", "text"), ("text", "image")):
+            if (name in TOWERS, key, targets) == (True, "image", "language"):
+                with adapters.modality(model, key):
+                    assert torch.equal(backbone.encode(model, inputs[key]), plain[key]), "the other tower"
+                continue
             with adapters.modality(model, key):
                 unmerged = backbone.encode(model, inputs[key])
             with adapters.modality(model, other):
@@ -441,6 +448,9 @@ def test_merged_equals_unmerged(family_params, pictures, name):
             adapters.merge_modality(model, key)
             torch.testing.assert_close(backbone.encode(model, inputs[key]), unmerged, atol=1e-4, rtol=0)
             adapters.unmerge_modality(model)
+            with adapters.merged_modality(model, key):  # as the export does
+                assert not any(isinstance(module, adapters.MoDALinear) for module in model.modules())
+                torch.testing.assert_close(backbone.encode(model, inputs[key]), unmerged, atol=1e-4, rtol=0)
             assert (unmerged - plain[key]).abs().max() > 1e-2, "the adapter is at work"
             assert (unmerged - swapped).abs().max() > 1e-3, "and looks at the modality"
             with model.disable_adapter():

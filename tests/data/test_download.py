@@ -609,19 +609,19 @@ INNER = zipped({"inner.zip": ZIP, "after.jpg": b"x" * 100})
         (b"P", "is no zip or tar file"),
         (b'{"asin": "B1"}\n' * 100, "is no zip or tar file"),
         (gzip.compress(TAR), "is a gzip file, in which single pictures cannot be reached"),
-        (ZIP[:-30], "zip is truncated or damaged"),
-        (ZIP[: len(ZIP) // 2], "zip is truncated or damaged"),
-        (ZIP[:4], "zip is truncated or damaged"),
-        (ZIP[:3000] + ZIP[3500:], "zip is damaged (its directory does not begin at its first entry)|zip is truncated or damaged"),
-        (INNER[: INNER.index(b"PK\x05\x06") + 22], "zip is damaged (its directory does not begin at its first entry)"),
-        (ZIP.replace(b"PK\x01\x02", b"PK\x01\x03"), "zip is truncated or damaged"),
-        (zipped({}), "zip holds no files"),
-        (zipped({"images/": b""}), "zip holds no files"),
-        (TAR[:1000], "tar is truncated or damaged"),
-        (TAR[:LAST_HEADER], "tar is truncated or damaged (no header and no end"),
-        (TAR[: LAST_HEADER + 200], "tar is truncated or damaged"),
-        (TAR[: LAST_HEADER + 2000], "tar is truncated or damaged"),
-        (TAR[:LAST_HEADER] + b"?" * 512 + TAR[LAST_HEADER + 512 :], "tar is truncated or damaged (no header and no end"),
+        (ZIP[:-30], "zip cannot be used (it is truncated: the zip file has no directory"),
+        (ZIP[: len(ZIP) // 2], "zip cannot be used"),
+        (ZIP[:4], "zip cannot be used"),
+        (ZIP[:3000] + ZIP[3500:], "zip cannot be used (its zip directory overlaps its end)"),
+        (INNER[: INNER.index(b"PK\x05\x06") + 22], "zip cannot be used (its zip directory is damaged at byte"),
+        (ZIP.replace(b"PK\x01\x02", b"PK\x01\x03"), "zip cannot be used (its zip directory is damaged at byte"),
+        (zipped({}), "zip cannot be used (it holds no files)"),
+        (zipped({"images/": b""}), "zip cannot be used (it holds no files)"),
+        (TAR[:1000], "tar cannot be used (an entry lies outside of the file)"),
+        (TAR[:LAST_HEADER], "tar cannot be used (it is truncated: its end is cut off)"),
+        (TAR[: LAST_HEADER + 200], "tar cannot be used (it is truncated: its end is cut off)"),
+        (TAR[: LAST_HEADER + 2000], "tar cannot be used (an entry lies outside of the file)"),
+        (TAR[:LAST_HEADER] + b"?" * 512 + TAR[LAST_HEADER + 512 :], "tar cannot be used (its tar header at byte"),
         (tarred({}), "is no zip or tar file"),
     ],
     ids=[str(number) for number in range(20)],
@@ -634,7 +634,7 @@ def test_archives_that_will_not_do(server: Any, tmp_path: Path, body: bytes, pro
         dataset = amazon("r.json.gz", "m.json.gz", image_archive=(source,))
         text = refusal(lambda dataset=dataset: download(dataset, settings(), tmp_path / "raw", tmp_path))
         assert "params.yaml: dataset.image_archive" in text
-        assert any(part in text for part in problem.split("|")), text
+        assert problem in text
         assert names(tmp_path / "raw") == ["m.json.gz", "m.json.gz.entry.json", "r.json.gz", "r.json.gz.entry.json"]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from sda_core.data.picture_archives import Entry, PictureArchive
+from sda_core.data.picture_archives import Entry, PictureArchive, UnusableError, check_archive
 from sda_core.errors import ArtifactError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +163,41 @@ def test_no_archive(tmp_path: Path, data: bytes) -> None:
 def test_absent(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is no readable picture archive"):
         PictureArchive(tmp_path / "x.zip", [], ["A"])
+
+
+@every_kind
+def test_a_whole_archive_passes_its_check(tmp_path: Path, make: Maker) -> None:
+    check_archive(make(tmp_path / "x", {"images/": b"", "images/A.jpg": b"a" * 1_000, "x" * 90 + "/" + "y" * 90 + ".png": b""}))
+
+
+@every_kind
+@pytest.mark.parametrize("files", [{}, {"images/": b""}])
+def test_an_archive_without_files_is_of_no_use(tmp_path: Path, make: Maker, files: Names) -> None:
+    path = make(tmp_path / "x", files)
+    with pytest.raises(UnusableError, match="it holds no files"):
+        check_archive(path)
+
+
+def test_a_zip_directory_that_leaves_out_the_begin(tmp_path: Path) -> None:
+    """As that of an archive inside a truncated one may be."""
+    path = make_zip(tmp_path / "a.zip", {"A.jpg": b"a", "B.jpg": b"b"})
+    data = path.read_bytes()
+    first, second = (place for place in range(len(data)) if data.startswith(b"PK\x01\x02", place))
+    end = bytearray(data[data.index(b"PK\x05\x06") :])
+    struct.pack_into("<LL", end, 12, len(data) - len(end) - second, first)
+    path.write_bytes(data[:first] + data[second : -len(end)] + end)
+    assert of(PictureArchive(path, [], ["B"]), "B") == b"b"
+    with pytest.raises(UnusableError, match="does not begin at its first entry"):
+        check_archive(path)
+
+
+def test_a_zip_entry_beyond_the_directory(tmp_path: Path) -> None:
+    path = make_stored_zip(tmp_path / "a.zip", {"A.jpg": b"x" * 1_000})
+    patched(path, struct.pack("<II", 1_000, 1_000), struct.pack("<II", 1_010, 1_010))
+    check_archive(path)  # within the file, so the checksum will tell
+    patched(path, struct.pack("<II", 1_010, 1_010), struct.pack("<II", 1_100, 1_100))
+    with pytest.raises(UnusableError, match="an entry lies outside"):
+        check_archive(path)
 
 
 @every_kind
@@ -377,7 +412,7 @@ def test_a_size_from_an_extended_header(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="the peak of memory is read with the resource module")
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_memory_depends_on_what_is_wanted(tmp_path: Path, kind: str) -> None:
-    """A directory of 60,000 entries, of which two are wanted."""
+    """A directory of 60,000 entries, of which two are wanted, or none is."""
     num_entries = 60_000
     path = tmp_path / f"a.{kind}"
     with path.open("wb") as stream:
@@ -395,10 +430,11 @@ def test_memory_depends_on_what_is_wanted(tmp_path: Path, kind: str) -> None:
     code = f"""
         import resource
         from pathlib import Path
-        from sda_core.data.picture_archives import PictureArchive
+        from sda_core.data.picture_archives import PictureArchive, check_archive
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         archive = PictureArchive(Path({str(path)!r}), ["images/000000007.jpg"], ["000000009"])
         assert archive.of("000000009") is not None
+        check_archive(archive.path)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // (1024 if {sys.platform != "darwin"} else 1 << 20))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=True)
