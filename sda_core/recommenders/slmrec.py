@@ -17,8 +17,8 @@ The loss is BPR over ``x_ui``, plus ``task_weight`` times one of the paper's sel
 * ``fac``, fine and coarse: ``x <- G_m x`` from the items' ids through one modality after the other, each step in a space that
   is meant to be coarser (the last one half as wide): ``sum_m NCE(G_m .. G_1 e_id, H_m e_m)``.
 
-Choices made here: BPR, as the paper's comparison has it (the public code has a softmax over the batch); a user or item
-that is several times in a batch counts once (it would be its own negative); cosines in ``fac`` too (the public code takes
+Choices made here: BPR (MMRec's port of the public code has a softmax over the batch); a user or item
+that is several times in a batch counts once (it would be its own negative); cosines in ``fac`` too (that port takes
 plain products there, which grow without bound); vectors standardised as for the other recommenders.  Without item vectors
 the id channel alone is left: LightGCN, with ``fd`` if that is the task, and no other.
 """
