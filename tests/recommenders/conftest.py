@@ -84,7 +84,6 @@ _case("sasrec-id+content", _sasrec.model_copy(update={"representation": "id+cont
 _case("sasrec-bce", _sasrec.model_copy(update={"loss": "bce", "num_negatives": 1}), has_vectors=False)
 _case("sasrec-gbce", _sasrec.model_copy(update={"loss": "gbce"}), has_vectors=True)
 _case("sasrec-bidirectional", _sasrec.model_copy(update={"causal": False, "num_blocks": 2}), has_vectors=True)
-_case("sasrec-bfloat16", _sasrec.model_copy(update={"dtype": "bfloat16"}), has_vectors=True)
 _case("bert4rec-id", _bert4rec, has_vectors=False)
 _case("bert4rec-content", _bert4rec, has_vectors=True)
 _case("bert4rec-bce", _bert4rec.model_copy(update={"loss": "bce", "num_negatives": 4}), has_vectors=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import typer
 from ruamel.yaml import YAML
 
@@ -71,4 +72,7 @@ def test_slmrec_takes_pictures_and_texts_apart(workspace: Workspace) -> None:
     fused = read_vectors(path)
     assert fused is not None
     np.testing.assert_array_equal(fused, vectors["text"])
-    assert sorted(name for name, _ in load(folder, vectors, "cpu").projections.named_children()) == ["image", "text"]
+    assert sorted(name for name, _ in load(folder, vectors, torch.device("cpu")).projections.named_children()) == [
+        "image",
+        "text",
+    ]
