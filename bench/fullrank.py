@@ -62,8 +62,10 @@ def main() -> None:
     options = parser.parse_args()
     interactions = shop(options.num_users, options.num_items, options.history_length)
     params = VBPRParams(
-        seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=1, learning_rate=1.0, weight_decay=0.0, kind="vbpr",
+        seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=1, learning_rate=1.0, weight_decay=0.0, dtype="float32",
+        kind="vbpr",
         factor_size=options.width, content_factor_size=1, embedding_regularization=0.0, content_regularization=0.0,
+        content_bias_regularization=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
     model = recommenders.build(params, options.num_users, options.num_items, None)

@@ -18,7 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -299,12 +299,13 @@ def read_json(path: Path, name: str) -> Any:
 
 
 # --------------------------------------------------------------------------------------------- item vectors
-def read_vectors(path: Path, column: str = "embedding") -> np.ndarray | None:
+def read_vectors(path: Path, column: str = "embedding", fill: Literal["mean"] | None = None) -> np.ndarray | None:
     """Item vectors as a matrix whose row number is the item id.
 
     Args:
         path: an :data:`EMBEDDINGS` file.
         column: ``embedding`` (fused), ``image_embedding`` or ``text_embedding``.
+        fill: ``mean`` gives an item without a vector the mean of the others; None refuses such a column.
 
     Returns:
         ``(I + 1, D)`` float32, row 0 (padding) zero; None for a table of ids only (variant ``id``).
@@ -323,15 +324,18 @@ def read_vectors(path: Path, column: str = "embedding") -> np.ndarray | None:
     dtype = frame.schema[column]
     if not (isinstance(dtype, pl.Array) and dtype.inner == pl.Float32):
         raise ArtifactError(str(path), f"column {column!r} should be fixed_size_list<float32> (got {dtype})")
-    if frame[column].null_count():
+    has_vector = frame[column].is_not_null().to_numpy()
+    if fill is None and not has_vector.all():
         raise ArtifactError(
             str(path),
             f"column {column!r} has no vector for {frame[column].null_count()} items",
             "read 'embedding', or use placeholders",
         )
-    rows = frame[column].to_numpy()
+    rows = frame[column].drop_nulls().to_numpy()
     if not np.isfinite(rows).all():
         raise ArtifactError(str(path), f"column {column!r} holds values that are not finite")
-    matrix = np.zeros((len(ids) + 1, rows.shape[1]), dtype=np.float32)
-    matrix[ids] = rows
+    matrix = np.zeros((len(ids) + 1, dtype.size), dtype=np.float32)
+    matrix[ids[has_vector]] = rows
+    if len(rows):
+        matrix[ids[~has_vector]] = rows.mean(axis=0)
     return matrix

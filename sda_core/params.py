@@ -397,7 +397,7 @@ class IndexParams(Section):
     min_recall: Share
 
 
-Representation = Literal["content", "id+content"]
+Representation = Literal["id", "content", "id+content"]  # without item vectors it is always id
 SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 
 
@@ -411,10 +411,21 @@ class FitParams(Section):
     batch_size: Count
     learning_rate: Positive
     weight_decay: NonNegative
+    dtype: Literal["float32", "bfloat16"]  # of the matrix products in training; weights and scoring are float32
 
     @property
     def counts_test(self) -> bool:
         """No trained recommender is handed a test interaction."""
+        return False
+
+    @property
+    def takes_modalities(self) -> bool:
+        """Whether the vectors of pictures and of texts are to be handed over apart, instead of the fused ones."""
+        return False
+
+    @property
+    def aligns_to_ids(self) -> bool:
+        """Whether the item table of the same recommender, trained on ids alone, is to be handed to training."""
         return False
 
 
@@ -429,38 +440,59 @@ class PopParams(Section):
         """Whether the test interactions are to be handed to it: they leak, as in the tables that did so."""
         return self.counts == "all"
 
+    @property
+    def takes_modalities(self) -> bool:
+        """It takes no vectors at all."""
+        return False
 
-class SASRecParams(FitParams):
+    @property
+    def aligns_to_ids(self) -> bool:
+        """It has no item table."""
+        return False
+
+
+class SequentialParams(FitParams):
+    """What SASRec and BERT4Rec share."""
+
+    representation: Representation
+    hidden_size: Count
+    num_blocks: Count
+    num_heads: Count
+    max_length: Count
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    loss: SequentialLoss
+    num_negatives: Count
+    gbce_t: Share
+    align_weight: NonNegative  # of the alignment of projected item vectors to the item table trained on ids; 0: none
+    align_temperature: Positive
+
+    @property
+    def aligns_to_ids(self) -> bool:
+        """As the base says it; where there are no vectors to be projected there is nothing to align."""
+        return self.align_weight > 0.0 and self.representation != "id"
+
+
+class SASRecParams(SequentialParams):
     """SASRec (Kang & McAuley 2018)."""
 
     kind: Literal["sasrec"]
-    representation: Representation
-    hidden_size: Count
-    num_blocks: Count
-    num_heads: Count
-    max_length: Count
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     causal: bool
-    loss: SequentialLoss
-    num_negatives: Count
-    gbce_t: Share
 
 
-class BERT4RecParams(FitParams):
+class BERT4RecParams(SequentialParams):
     """BERT4Rec (Sun et al. 2019)."""
 
     kind: Literal["bert4rec"]
-    representation: Representation
-    hidden_size: Count
-    num_blocks: Count
-    num_heads: Count
-    max_length: Count
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)]
     last_item_mask_share: Share  # share of the training rows that mask the last item only
-    loss: SequentialLoss
-    num_negatives: Count
-    gbce_t: Share
+
+
+class BPRParams(FitParams):
+    """BPR-MF (Rendle et al. 2009): ids only."""
+
+    kind: Literal["bpr"]
+    factor_size: Count
+    embedding_regularization: NonNegative  # L2 on the factors and biases of the users and items in a batch
 
 
 class VBPRParams(FitParams):
@@ -470,19 +502,41 @@ class VBPRParams(FitParams):
     factor_size: Count
     content_factor_size: Count
     embedding_regularization: NonNegative  # L2 on the factors and biases of the users and items in a batch
-    content_regularization: NonNegative  # L2 on what all items share: the projection E and the visual bias beta'
+    content_regularization: NonNegative  # L2 on the projection E, which all items share
+    content_bias_regularization: NonNegative  # L2 on the visual bias beta', likewise
 
 
-RecommenderParams = PopParams | SASRecParams | VBPRParams | BERT4RecParams
+class SLMRecParams(FitParams):
+    """SLMRec (Tao et al. 2022); without vectors it is LightGCN."""
+
+    kind: Literal["slmrec"]
+    hidden_size: Count
+    num_layers: CountOrZero  # of the graph; 0: no propagation
+    embedding_regularization: NonNegative  # L2 on the user and item tables' rows in a batch
+    task: Literal["fd", "fm", "fd+fm", "fac"]  # self-supervised; see sda_core/recommenders/slmrec.py
+    task_weight: NonNegative  # 0: none
+    temperature: Positive  # of the task
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # of fd's views
+
+    @property
+    def takes_modalities(self) -> bool:
+        """Pictures and texts each have a channel of their own."""
+        return True
+
+
+RecommenderParams = PopParams | BPRParams | VBPRParams | SLMRecParams | SASRecParams | BERT4RecParams
 
 
 class TrainRecommenderParams(Section):
     """Phase two: one section a recommender."""
 
+    variants: Annotated[tuple[Name, ...], Field(min_length=1)]  # those with vectors; id is always trained, see dvc.yaml
     pop: PopParams
     sasrec: SASRecParams
     vbpr: VBPRParams
     bert4rec: BERT4RecParams
+    bpr: BPRParams
+    slmrec: SLMRecParams
 
     def of(self, recommender: str) -> RecommenderParams:
         """One recommender's section.
@@ -495,6 +549,8 @@ class TrainRecommenderParams(Section):
             "sasrec": self.sasrec,
             "vbpr": self.vbpr,
             "bert4rec": self.bert4rec,
+            "bpr": self.bpr,
+            "slmrec": self.slmrec,
         }
         if recommender not in sections:
             raise ConfigError("--recommender", f"unknown recommender {recommender!r}; known are {', '.join(sections)}")
@@ -543,7 +599,7 @@ class Params(Section):
     """The whole of ``params.yaml``."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1)]
-    recommenders: Annotated[tuple[Literal["pop", "sasrec", "vbpr", "bert4rec"], ...], Field(min_length=1)]
+    recommenders: Annotated[tuple[Literal["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1)]
     dataset: Dataset
     download: DownloadParams
     filter: FilterParams
@@ -564,6 +620,16 @@ class Params(Section):
         unknown = [name for name in self.variants if name not in known]
         if unknown:
             raise ValueError(f"variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        trained = self.train_recommender.variants
+        unknown = [name for name in trained if name not in known - {"id"}]
+        if unknown:
+            raise ValueError(
+                f"train_recommender.variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known - {'id'}))}"
+                " (id is always trained)"
+            )
+        untrained = [name for name in self.variants if name not in {"id", *trained}]
+        if untrained:
+            raise ValueError(f"train_recommender.variants: misses {', '.join(untrained)}, which variants has")
         reserved = {"id", "zero_shot"} & set(self.train_adapter.variants)
         if reserved:
             raise ValueError(f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)")

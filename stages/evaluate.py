@@ -10,7 +10,7 @@ from stages._stage import ParamsFile, Recommender, Root, Variant, run_as_script,
 def evaluate(variant: Variant, recommender: Recommender, root: Root = Path(), params: ParamsFile = None) -> None:
     """Place each test user's target among the candidates, store the positions, and compute Hit, NDCG and MRR from them."""
     from sda_core import evaluation, recommenders
-    from sda_core.artifacts import INTERACTIONS, POSITIONS, read_vectors, write_json
+    from sda_core.artifacts import INTERACTIONS, POSITIONS, write_json
     from sda_core.runtime import prepare_torch
 
     with stage("evaluate", root, params) as run:
@@ -18,7 +18,8 @@ def evaluate(variant: Variant, recommender: Recommender, root: Root = Path(), pa
         device = prepare_torch(run.params.runtime)
         interactions = INTERACTIONS.read(run.workspace.interactions)
         folder = run.workspace.recommender(variant, recommender)
-        model = recommenders.load(folder, read_vectors(run.workspace.embeddings(variant)), device)
+        vectors = recommenders.read_item_vectors(run.workspace.embeddings(variant), recommenders.saved_params(folder))
+        model = recommenders.load(folder, vectors, device)
         data = recommenders.evaluation_data(interactions)
         candidates = evaluation.candidates(section.protocol, interactions, section.negatives_seed)
         placed = recommenders.place_targets(model, data, candidates, section.batch_size, device)

@@ -14,7 +14,7 @@ def train_recommender(variant: Variant, recommender: Recommender, root: Root = P
     import polars as pl
 
     from sda_core import recommenders
-    from sda_core.artifacts import INTERACTIONS, read_vectors, replace_directory, write_tsv
+    from sda_core.artifacts import INTERACTIONS, replace_directory, write_tsv
     from sda_core.fingerprint import fingerprint
     from sda_core.runtime import prepare_torch
 
@@ -24,15 +24,18 @@ def train_recommender(variant: Variant, recommender: Recommender, root: Root = P
         interactions = INTERACTIONS.read(run.workspace.interactions)
         test = interactions.filter(pl.col("split") == "test")
         vectors_path = run.workspace.embeddings(variant)
+        vectors = recommenders.read_item_vectors(vectors_path, section)
+        reference = run.workspace.recommender("id", recommender) if section.aligns_to_ids and vectors is not None else None
         data = recommenders.training_data(
             interactions.filter(pl.col("split").is_in(["train", "valid"])),
             num_users=interactions["user_id"].n_unique(),
             num_items=interactions["item_id"].n_unique(),
             leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
+            item_table=None if reference is None else recommenders.read_item_table(reference),
         )
-        model = recommenders.build(section, data.num_users, data.num_items, read_vectors(vectors_path))
+        model = recommenders.build(section, data.num_users, data.num_items, vectors)
         scratch = run.workspace.resume("train_recommender", variant, recommender)
-        inputs = fingerprint(section, run.workspace.interactions, vectors_path)
+        inputs = fingerprint(section, run.workspace.interactions, vectors_path, reference)
         records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=inputs, device=device)
         with replace_directory(run.workspace.recommender(variant, recommender)) as folder:
             model.save(folder)

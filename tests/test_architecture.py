@@ -252,6 +252,11 @@ def test_every_preset_is_valid(dataset: str, backbone: str) -> None:
     params_module.parse_params(data, "preset")
 
 
+@pytest.mark.parametrize("recommender", sorted(p.stem for p in (ROOT / "conf" / "recommender").glob("*.yaml")))
+def test_every_recommender_preset_is_valid(recommender: str) -> None:
+    params_module.parse_params(YAML(typ="safe").load(composed(f"recommender={recommender}")), "preset")
+
+
 def test_stages_have_four_options_only() -> None:
     """Anything else belongs in params.yaml."""
     from stages.cli import STAGES

@@ -1,4 +1,5 @@
-"""Recommenders over interactions and frozen item vectors: popularity, VBPR, SASRec, BERT4Rec.
+"""Recommenders over interactions and frozen item vectors: popularity, BPR, VBPR, SLMRec,
+SASRec, BERT4Rec.
 
 :func:`build` makes one from its params section, :func:`load` brings back a saved one, :func:`place_targets` counts
 where test targets come.  A new recommender is a params class, a file and a case in :func:`build`.
@@ -6,6 +7,7 @@ where test targets come.  A new recommender is a params class, a file and a case
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, assert_never
 
@@ -13,10 +15,27 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationError
 
-from sda_core.artifacts import read_json
+from sda_core.artifacts import read_json, read_vectors
 from sda_core.errors import ArtifactError
-from sda_core.params import BERT4RecParams, PopParams, RecommenderParams, SASRecParams, Section, VBPRParams
-from sda_core.recommenders.base import DESCRIPTION, EpochRecord, Recommender, hash_vectors
+from sda_core.params import (
+    BERT4RecParams,
+    BPRParams,
+    PopParams,
+    RecommenderParams,
+    SASRecParams,
+    Section,
+    SLMRecParams,
+    VBPRParams,
+)
+from sda_core.recommenders.base import (
+    DESCRIPTION,
+    WEIGHTS,
+    EpochRecord,
+    Recommender,
+    hash_vectors,
+    load_weights,
+    side_by_side,
+)
 from sda_core.recommenders.batches import EvaluationData, Histories, TrainingData, evaluation_data, training_data
 from sda_core.recommenders.position import place_targets
 from sda_core.seed import derive
@@ -29,20 +48,69 @@ __all__ = [
     "TrainingData",
     "build",
     "evaluation_data",
+    "hash_vectors",
     "load",
     "place_targets",
+    "read_item_table",
+    "read_item_vectors",
+    "saved_params",
     "training_data",
 ]
 
+ITEM_TABLE = "items.ids.weight"  # of a sequential recommender's weights
+ItemVectors = np.ndarray | Mapping[str, np.ndarray]
+"""One matrix ``(I + 1, D)``, row 0 zero; or several, by the modality's name."""
 
-def build(params: RecommenderParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> Recommender:
+
+def read_item_vectors(path: Path, params: RecommenderParams) -> ItemVectors | None:
+    """What a recommender is to be handed of an embeddings file.
+
+    Args:
+        path: table ``EMBEDDINGS``.
+        params: the recommender's section.
+
+    Returns:
+        The fused vectors; for a recommender that takes modalities apart, those of pictures and of texts (an item without
+        a picture has the mean of the others); None for a table of ids only.
+
+    Raises:
+        ArtifactError: see :func:`sda_core.artifacts.read_vectors`.
+    """
+    if not params.takes_modalities:
+        return read_vectors(path)
+    image_ID = read_vectors(path, "image_embedding", fill="mean")
+    text_ID = read_vectors(path, "text_embedding", fill="mean")
+    return None if image_ID is None or text_ID is None else {"image": image_ID, "text": text_ID}
+
+
+def read_item_table(folder: Path) -> np.ndarray:
+    """The learned item table of a saved sequential recommender that was trained on ids alone.
+
+    Args:
+        folder: where ``Recommender.save`` wrote, for the variant id.
+
+    Returns:
+        ``(I + 1, hidden)`` float32, by item id; row 0 is padding.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or there is no such table in it.
+    """
+    path = folder / WEIGHTS
+    weights = load_weights(path)
+    if ITEM_TABLE not in weights:
+        raise ArtifactError(str(path), "has no learned item table to align to", "train the variant id first")
+    return weights[ITEM_TABLE].numpy()
+
+
+def build(params: RecommenderParams, num_users: int, num_items: int, item_vectors: ItemVectors | None) -> Recommender:
     """An unfitted recommender, with weights drawn from ``params.seed``.
 
     Args:
         params: the recommender's section.
         num_users: U, ids 1..U.
         num_items: I, ids 1..I.
-        item_vectors: ``(I + 1, D)`` content vectors, row 0 zero, or None for ids alone.
+        item_vectors: ``(I + 1, D)`` content vectors, row 0 zero, or None for ids alone.  Modalities stand side by side
+            in one matrix for a recommender that does not take them apart.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -51,23 +119,32 @@ def build(params: RecommenderParams, num_users: int, num_items: int, item_vector
     with torch.random.fork_rng(devices=[]):
         if not isinstance(params, PopParams):
             torch.manual_seed(derive(params.seed, "weights", params.kind))
+        vectors = None if item_vectors is None else side_by_side(item_vectors)
         match params:
             case PopParams():
                 from sda_core.recommenders.pop import Pop
 
-                return Pop(params, num_users, num_items, item_vectors)
+                return Pop(params, num_users, num_items, vectors)
+            case BPRParams():
+                from sda_core.recommenders.bpr import BPR
+
+                return BPR(params, num_users, num_items, vectors)
             case VBPRParams():
                 from sda_core.recommenders.vbpr import VBPR
 
-                return VBPR(params, num_users, num_items, item_vectors)
+                return VBPR(params, num_users, num_items, vectors)
+            case SLMRecParams():
+                from sda_core.recommenders.slmrec import SLMRec
+
+                return SLMRec(params, num_users, num_items, item_vectors)
             case SASRecParams():
                 from sda_core.recommenders.sasrec import SASRec
 
-                return SASRec(params, num_users, num_items, item_vectors)
+                return SASRec(params, num_users, num_items, vectors)
             case BERT4RecParams():
                 from sda_core.recommenders.bert4rec import BERT4Rec
 
-                return BERT4Rec(params, num_users, num_items, item_vectors)
+                return BERT4Rec(params, num_users, num_items, vectors)
             case _:
                 assert_never(params)
 
@@ -82,7 +159,27 @@ class _Description(Section):
     vectors_sha256: str | None
 
 
-def load(folder: Path, item_vectors: np.ndarray | None, device: torch.device) -> Recommender:
+def _describe(folder: Path) -> _Description:
+    path = folder / DESCRIPTION
+    found = read_json(path, "recommender")
+    try:
+        return _Description.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(str(path), f"{place}: {first['msg']}", "run `dvc repro` to train it anew") from None
+
+
+def saved_params(folder: Path) -> RecommenderParams:
+    """The section that a saved recommender was trained with.
+
+    Raises:
+        ArtifactError: ``model.json`` is missing or damaged.
+    """
+    return _describe(folder).params
+
+
+def load(folder: Path, item_vectors: ItemVectors | None, device: torch.device) -> Recommender:
     """A saved recommender, ready to score; its scores are those of the saved one, bit for bit.
 
     Args:
@@ -93,18 +190,13 @@ def load(folder: Path, item_vectors: np.ndarray | None, device: torch.device) ->
     Raises:
         ArtifactError: a file is missing or damaged, or the vectors are not those of the training.
     """
-    path = folder / DESCRIPTION
-    found = read_json(path, "recommender")
-    try:
-        description = _Description.model_validate(found)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(str(path), f"{place}: {first['msg']}", "run `dvc repro` to train it anew") from None
+    description = _describe(folder)
     given = None if item_vectors is None else hash_vectors(item_vectors)
     if given != description.vectors_sha256:
         raise ArtifactError(
-            str(path), "was trained with other item vectors than those given", "run `dvc repro` to bring both up to date"
+            str(folder / DESCRIPTION),
+            "was trained with other item vectors than those given",
+            "run `dvc repro` to bring both up to date",
         )
     recommender = build(description.params, description.num_users, description.num_items, item_vectors)
     recommender.restore(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,10 +158,7 @@ class Recommender(nn.Module, ABC):
             ArtifactError: they are missing, damaged, or of another model.
         """
         path = folder / WEIGHTS
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(str(path), f"cannot be read ({error})", "run `dvc repro` to train it anew") from None
+        state = load_weights(path)
         expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if expected != found:
@@ -172,8 +170,36 @@ class Recommender(nn.Module, ABC):
         self.eval()
 
 
-def hash_vectors(item_vectors: np.ndarray) -> str:
-    """Hex SHA-256 of shape and float32 bytes."""
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weights file by name.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(str(path), f"cannot be read ({error})", "run `dvc repro` to train it anew") from None
+
+
+def side_by_side(item_vectors: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+    """Vectors of one kind, or of several modalities, as one matrix.
+
+    Raises:
+        DataError: the modalities are not of equally many items.
+    """
+    if isinstance(item_vectors, np.ndarray):
+        return item_vectors
+    matrices = list(item_vectors.values())
+    if len({matrix.shape[:1] for matrix in matrices}) != 1 or any(matrix.ndim != 2 for matrix in matrices):
+        shapes = ", ".join(f"{name} {matrix.shape}" for name, matrix in item_vectors.items())
+        raise DataError("item vectors", f"should have one row an item in every modality (got {shapes or 'none'})")
+    return np.concatenate(matrices, axis=1)
+
+
+def hash_vectors(item_vectors: np.ndarray | Mapping[str, np.ndarray]) -> str:
+    """Hex SHA-256 of shape and float32 bytes; of modalities, as they stand side by side."""
+    item_vectors = side_by_side(item_vectors)
     digest = hashlib.sha256(json.dumps(item_vectors.shape).encode())
     digest.update(np.ascontiguousarray(item_vectors, dtype=np.float32).data)
     return digest.hexdigest()

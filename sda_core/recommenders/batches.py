@@ -71,6 +71,7 @@ class TrainingData:
     train: Histories
     valid_target: np.ndarray  # (U + 1,) int32, 0 = none
     leaked_test_items: np.ndarray | None  # only to reproduce published numbers that count test interactions
+    item_table: np.ndarray | None  # (I + 1, hidden) of the same recommender trained on ids alone, to align to
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def training_data(
     num_users: int | None = None,
     num_items: int | None = None,
     leaked_test_items: np.ndarray | None = None,
+    item_table: np.ndarray | None = None,
 ) -> TrainingData:
     """Training histories and validation targets; rows of any other split are dropped first.
 
@@ -127,6 +129,7 @@ def training_data(
         num_users, num_items: sizes of the id spaces; None takes the largest id of the table *as given*.  Give them
             where test rows were dropped before, since some items occur in no other.
         leaked_test_items: item ids of test interactions, for ``PopParams.counts == "all"`` and nothing else.
+        item_table: see :func:`sda_core.recommenders.read_item_table`; for params with ``aligns_to_ids``.
 
     Raises:
         DataError: there is no training row, a user has two validation rows, or an id exceeds its space.
@@ -139,7 +142,12 @@ def training_data(
     if train.is_empty():
         raise DataError("interactions table", "has no row of split 'train'", "loosen the thresholds of filter")
     return TrainingData(
-        num_users, num_items, _histories(train, num_users), _one_target(interactions, "valid", num_users), leaked_test_items
+        num_users,
+        num_items,
+        _histories(train, num_users),
+        _one_target(interactions, "valid", num_users),
+        leaked_test_items,
+        item_table,
     )
 
 

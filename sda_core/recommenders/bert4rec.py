@@ -62,10 +62,6 @@ class BERT4Rec(SequentialRecommender):
                 "negative": torch.from_numpy(self.draw_negatives(target_P, random)),
             }
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean over the masked positions of the batch."""
-        return self.loss_over(batch)
-
     def states(self, item_BLD: Tensor, history_BL: Tensor) -> Tensor:
         """As the base does, with the mask's own embedding, and the output layer on top."""
         item_BLD = torch.where((history_BL == self.mask_id)[..., None], self.mask_D, item_BLD)

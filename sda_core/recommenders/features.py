@@ -74,8 +74,8 @@ class ItemEncoder(nn.Module):
         num_items: I.
         hidden_size: width of an embedding.
         item_vectors: ``(I + 1, D)`` or None.
-        representation: ``content`` (projected vectors only) or ``id+content`` (their sum with a learned table);
-            without vectors it is always the learned table.
+        representation: ``id`` (a learned table), ``content`` (projected vectors only) or ``id+content`` (their sum);
+            without vectors it is always ``id``.
         dropout: of the embeddings, in training.
     """
 
@@ -88,18 +88,23 @@ class ItemEncoder(nn.Module):
         self.dropout = dropout
         self.ids: nn.Embedding | None = None
         self.projector: Projector | None = None
-        if item_vectors is None or representation == "id+content":
+        if item_vectors is None or representation != "content":
             self.ids = nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
             nn.init.normal_(self.ids.weight, std=INITIAL_STD)
             with torch.no_grad():
                 self.ids.weight[0] = 0.0
-        if item_vectors is not None:
+        if item_vectors is not None and representation != "id":
             self.register_buffer("vectors_ID", torch.from_numpy(standardise(item_vectors)), persistent=False)
             self.projector = Projector(item_vectors.shape[1], hidden_size, INITIAL_STD)
 
     def forward(self, item_ids_n: Tensor) -> Tensor:
         """Embeddings ``(n, hidden)`` of distinct item ids ``(n,)``; the row of padding means nothing and must be masked."""
         return self._embed(item_ids_n)
+
+    def projected(self, item_ids_n: Tensor) -> Tensor:
+        """The content's part alone, ``(n, hidden)``, without dropout."""
+        assert self.projector is not None
+        return self.projector(self.vectors_ID[item_ids_n])
 
     def table(self) -> Tensor:
         """Embeddings of all items by id, ``(I + 1, hidden)``."""

@@ -71,7 +71,8 @@ def _train_epoch(
     num_steps = 0
     for batch in model.batches(data, generator(seed, "batches", epoch)):
         optimizer.zero_grad(set_to_none=True)
-        loss = model.loss({name: tensor.to(device) for name, tensor in batch.items()})
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.fit_params.dtype == "bfloat16"):
+            loss = model.loss({name: tensor.to(device) for name, tensor in batch.items()})
         loss.backward()
         optimizer.step()
         total += loss.detach()

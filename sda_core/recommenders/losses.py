@@ -52,3 +52,43 @@ def softmax(score_PI: Tensor, target_P: Tensor) -> Tensor:
 def bpr(positive_P: Tensor, negative_P: Tensor) -> Tensor:
     """Bayesian personalised ranking, ``-log s(x+ - x-)`` (Rendle et al. 2009)."""
     return F.softplus(negative_P - positive_P).mean()
+
+
+def in_batch_softmax(x_nD: Tensor, y_nD: Tensor, temperature: float) -> Tensor:
+    """Which ``y`` belongs to each ``x``, by cosine: NCE in one direction.
+
+    ``-mean_i log (exp(cos(x_i, y_i) / temperature) / sum_j exp(cos(x_i, y_j) / temperature))``
+
+    Args:
+        x_nD, y_nD: two views of the same ``n`` things, row by row.
+        temperature: positive.
+    """
+    logits_nn = F.normalize(x_nD, dim=1) @ F.normalize(y_nD, dim=1).T / temperature
+    return F.cross_entropy(logits_nn, torch.arange(len(x_nD), device=x_nD.device))
+
+
+def soft_target_contrast(x_nD: Tensor, y_nD: Tensor, count_n: Tensor, temperature: float) -> Tensor:
+    """Alignment of two views of items whose targets are the similarities inside both views (LLMEmb, and SDA after it).
+
+    Over all P positions of a batch, with ``t`` the temperature, nothing normalised and nothing detached:
+    ``targets = softmax(t (X X' + Y Y') / 2)`` by row, ``logits = X Y' / t``; the loss is the mean over positions of half the
+    cross-entropy of the rows of ``logits`` to those of ``targets`` and half that of their columns.
+
+    An item stands at many positions, so this works with the ``n`` distinct ones and their counts instead, which gives the
+    same value from ``n x n`` numbers.
+
+    Args:
+        x_nD, y_nD: both views of the distinct items, row by row.
+        count_n: positions of each, ``P`` in sum.
+        temperature: positive; it sharpens the targets where it smooths the logits.
+    """
+    count_n = count_n.to(x_nD.dtype)
+    log_count_n = count_n.log()
+    logits_nn = x_nD @ y_nD.T / temperature
+    similarity_nn = (x_nD @ x_nD.T + y_nD @ y_nD.T) * (temperature / 2)
+    # of one position: the softmax's sum runs over all positions
+    target_nn = torch.exp(similarity_nn - torch.logsumexp(similarity_nn + log_count_n, dim=1, keepdim=True))
+    by_row_nn = logits_nn - torch.logsumexp(logits_nn + log_count_n, dim=1, keepdim=True)
+    by_column_nn = logits_nn - torch.logsumexp(logits_nn + log_count_n[:, None], dim=0, keepdim=True)
+    pairs_nn = count_n[:, None] * count_n
+    return -(pairs_nn * target_nn * (by_row_nn + by_column_nn)).sum() / (2 * count_n.sum())

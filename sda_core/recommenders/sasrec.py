@@ -56,10 +56,6 @@ class SASRec(SequentialRecommender):
                 "negative": torch.from_numpy(self.draw_negatives(target_P, random)),
             }
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean over the positions of the batch."""
-        return self.loss_over(batch)
-
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         if history_BL.shape[1] == 0:
             history_BL = F.pad(history_BL, (1, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import assert_never
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sda_core.errors import ConfigError
+from sda_core.errors import ConfigError, TrainingError
 from sda_core.params import BERT4RecParams, SASRecParams
 from sda_core.recommenders import losses
+from sda_core.recommenders.base import EpochRecord
+from sda_core.recommenders.batches import TrainingData
 from sda_core.recommenders.features import ItemEncoder
 from sda_core.recommenders.fit import Batch, TrainedRecommender
 from sda_core.recommenders.transformer import Transformer
@@ -23,6 +26,9 @@ class SequentialRecommender(TrainedRecommender):
     Negatives: ``bce`` draws its own for every target, as SASRec did; ``gbce`` and ``sampled_softmax`` draw
     ``num_negatives`` for a step and share them among all its targets, which turns N gathers a target into one matrix
     product.  A drawn item that is the target itself is left out.
+
+    With ``align_weight``, :func:`losses.soft_target_contrast` pulls the projected vectors of a batch's targets towards their
+    rows in the item table of the same recommender trained on ids alone, which ``fit`` is handed and which stays as it is.
     """
 
     def __init__(
@@ -55,6 +61,35 @@ class SequentialRecommender(TrainedRecommender):
             causal=causal,
         )
         self._table_ID: Tensor | None = None
+        self._reference_ID: Tensor | None = None
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether training aligns projected vectors to an item table."""
+        return self.sequence_params.aligns_to_ids and self.items.projector is not None
+
+    def check_data(self, data: TrainingData) -> None:
+        """As the base does, and that there is an item table to align to where one is needed."""
+        super().check_data(data)
+        if not self.is_aligned:
+            return
+        expected = (self.num_items + 1, self.sequence_params.hidden_size)
+        if data.item_table is None or data.item_table.shape != expected:
+            found = "none" if data.item_table is None else f"one of shape {data.item_table.shape}"
+            raise TrainingError(
+                f"train_recommender.{self.params.kind}",
+                f"align_weight needs an item table of shape {expected} to align to (got {found})",
+                "train the variant id first, with the same params",
+            )
+
+    def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
+        """As the base does, next to the item table to align to."""
+        self.check_data(data)
+        if self.is_aligned and data.item_table is not None:
+            self._reference_ID = torch.from_numpy(data.item_table).to(device)
+        records = super().fit(data, checkpoint=checkpoint, fingerprint=fingerprint, device=device)
+        self._reference_ID = None
+        return records
 
     def train(self, mode: bool = True) -> SequentialRecommender:
         """Switch between training and scoring; forgets the item table, which is computed once a scoring phase."""
@@ -82,6 +117,17 @@ class SequentialRecommender(TrainedRecommender):
                 return np.zeros(0, dtype=np.int64)
             case _:
                 assert_never(self.sequence_params.loss)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the targets of the batch, and the alignment over the same."""
+        loss = self.loss_over(batch)
+        if self._reference_ID is None:
+            return loss
+        item_n, count_n = torch.unique(batch["target_P"], return_counts=True)
+        alignment = losses.soft_target_contrast(
+            self._reference_ID[item_n], self.items.projected(item_n), count_n, self.sequence_params.align_temperature
+        )
+        return loss + self.sequence_params.align_weight * alignment
 
     def loss_over(self, batch: Batch) -> Tensor:
         """The loss of a batch with ``history_BL``, ``is_target_BL``, ``target_P`` and ``negative`` ids.

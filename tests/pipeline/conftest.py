@@ -41,6 +41,7 @@ SMALL = [
     "runtime.device=cpu",
     "runtime.num_threads=1",
     "variants=[id,zero_shot,sda]",
+    "train_recommender.variants=[zero_shot,sda]",
     "recommenders=[pop,sasrec,vbpr]",
     "~train_adapter.variants.lora",
 ]

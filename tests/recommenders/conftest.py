@@ -10,12 +10,21 @@ import polars as pl
 import pytest
 import torch
 
-from sda_core.params import BERT4RecParams, PopParams, RecommenderParams, SASRecParams, VBPRParams
+from sda_core.params import BERT4RecParams, BPRParams, PopParams, RecommenderParams, SASRecParams, SLMRecParams, VBPRParams
 from sda_core.recommenders import EpochRecord, Recommender, TrainingData, build, training_data
 
 CPU = torch.device("cpu")
 
-_FIT = {"seed": 5, "max_epochs": 40, "patience": 6, "eval_every": 2, "batch_size": 16, "learning_rate": 5e-3, "weight_decay": 0.0}
+_FIT = {
+    "seed": 5,
+    "max_epochs": 40,
+    "patience": 6,
+    "eval_every": 2,
+    "batch_size": 16,
+    "learning_rate": 5e-3,
+    "weight_decay": 0.0,
+    "dtype": "float32",
+}
 _SEQUENCE = {
     "hidden_size": 16,
     "num_blocks": 1,
@@ -24,7 +33,10 @@ _SEQUENCE = {
     "dropout": 0.1,
     "num_negatives": 8,
     "gbce_t": 0.75,
+    "align_weight": 0.0,
+    "align_temperature": 2.0,
 }
+_PAIRS = {**_FIT, "batch_size": 64, "learning_rate": 0.02}
 
 RECOMMENDERS: dict[str, tuple[RecommenderParams, bool]] = {}
 """Name of a case to its params and whether it gets content vectors; every contract test runs on each."""
@@ -40,7 +52,20 @@ _vbpr = VBPRParams(
     content_factor_size=8,
     embedding_regularization=1e-4,
     content_regularization=0.0,
-    **{**_FIT, "batch_size": 64, "learning_rate": 0.02},
+    content_bias_regularization=0.0,
+    **_PAIRS,
+)
+_bpr = BPRParams(kind="bpr", factor_size=8, embedding_regularization=1e-4, **_PAIRS)
+_slmrec = SLMRecParams(
+    kind="slmrec",
+    hidden_size=8,
+    num_layers=2,
+    embedding_regularization=1e-4,
+    task="fac",
+    task_weight=0.1,
+    temperature=0.2,
+    dropout=0.1,
+    **{**_PAIRS, "max_epochs": 16, "learning_rate": 0.05},
 )
 _sasrec = SASRecParams(kind="sasrec", representation="content", causal=True, loss="sampled_softmax", **_FIT, **_SEQUENCE)
 _bert4rec = BERT4RecParams(
@@ -48,8 +73,11 @@ _bert4rec = BERT4RecParams(
 )
 
 _case("pop", PopParams(kind="pop", counts="train"), has_vectors=False)
-_case("bpr", _vbpr, has_vectors=False)
+_case("bpr", _bpr, has_vectors=True)
+_case("vbpr-id", _vbpr, has_vectors=False)
 _case("vbpr", _vbpr, has_vectors=True)
+_case("slmrec", _slmrec, has_vectors=True)
+_case("slmrec-fd+fm", _slmrec.model_copy(update={"task": "fd+fm"}), has_vectors=True)
 _case("sasrec-id", _sasrec, has_vectors=False)
 _case("sasrec-content", _sasrec, has_vectors=True)
 _case("sasrec-id+content", _sasrec.model_copy(update={"representation": "id+content", "loss": "softmax"}), has_vectors=True)

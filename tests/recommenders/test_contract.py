@@ -93,7 +93,7 @@ def test_content_vectors_are_not_saved(fitted, tmp_path):
 
 
 def test_loading_a_damaged_model_says_so(fitted, tmp_path):
-    recommender, _, _ = fitted("bpr")
+    recommender, _, _ = fitted("vbpr-id")
     with pytest.raises(ArtifactError, match="missing"):
         load(tmp_path, None, CPU)
     recommender.save(tmp_path)
@@ -207,7 +207,7 @@ def test_permuting_items_permutes_the_scores(name, fitted, checkerboard, recomme
 
 
 @pytest.mark.parametrize("width", [1, 2, 33])
-@pytest.mark.parametrize("name", ["vbpr", "sasrec-content", "sasrec-id+content", "bert4rec-content"])
+@pytest.mark.parametrize("name", ["vbpr", "slmrec", "sasrec-content", "sasrec-id+content", "bert4rec-content"])
 def test_vectors_of_any_width_and_scale(name, width, checkerboard, recommender_cases, tmp_path):
     data = training_data(checkerboard[0])
     for folder, scale in (("small", 1e-4), ("large", 1e4)):
@@ -242,11 +242,11 @@ def test_one_user_with_a_long_history(case, make_table, recommender_cases, tmp_p
 
 
 def test_one_item(case, make_table, recommender_cases, tmp_path):
-    """A catalogue of one: nothing to learn, but nothing to break either (VBPR has no negative and says so)."""
+    """A catalogue of one: nothing to learn, but nothing to break either (BPR and its kin have no negative and say so)."""
     data = training_data(make_table([[1, 1, 1, 1]] * 3))
     params, has_vectors = recommender_cases[case]
     vectors = np.array([[0.0, 0.0], [1.0, 2.0]], dtype=np.float32)
-    if params.kind == "vbpr":
+    if params.kind in {"bpr", "vbpr", "slmrec"}:
         with pytest.raises(TrainingError, match="every user has every item"):
             _fit_short(params, data, vectors if has_vectors else None, tmp_path)
         return

@@ -67,6 +67,7 @@ def test_representations():
     content = ItemEncoder(6, 4, vectors, "content", 0.0)
     both = ItemEncoder(6, 4, vectors, "id+content", 0.0)
     ids = ItemEncoder(6, 4, None, "content", 0.0)
+    assert [name for name, _ in ItemEncoder(6, 4, vectors, "id", 0.0).named_parameters()] == ["ids.weight"]
     assert {name for name, _ in content.named_parameters()} == {
         f"projector.{part}" for part in ("inner.weight", "inner.bias", "outer.weight", "outer.bias")
     }

@@ -37,7 +37,7 @@ model.fit(data, checkpoint=folder / "checkpoint.safetensors", fingerprint="f", d
 """
 
 
-@pytest.mark.parametrize("name", ["vbpr", "sasrec-id+content", "bert4rec-content"])
+@pytest.mark.parametrize("name", ["vbpr", "slmrec-fd+fm", "sasrec-id+content", "bert4rec-content"])
 def test_a_killed_run_ends_as_an_undisturbed_one(name, checkerboard, recommender_cases, tmp_path, repository):
     interactions, vectors = checkerboard
     params = recommender_cases[name][0].model_copy(update={"max_epochs": 40, "patience": 40, "eval_every": 3})
@@ -181,7 +181,7 @@ def test_negatives_are_never_the_target(recommender_cases):
 
 
 GOLDEN = {
-    "bpr": [0.69383, 0.65533, 0.57026],
+    "vbpr-id": [0.69383, 0.65533, 0.57026],
     "vbpr": [0.67612, 0.53310, 0.31431],
     "sasrec-id": [2.18148, 2.15735, 2.13929],
     "sasrec-content": [2.06766, 1.84149, 1.74930],
@@ -200,3 +200,17 @@ def test_first_losses(name, checkerboard, recommender_cases, tmp_path):
     model = build(params, 48, 24, checkerboard[1] if has_vectors else None)
     records = model.fit(training_data(checkerboard[0]), checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
     assert [record.loss for record in records] == pytest.approx(GOLDEN[name], rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["sasrec-content", "slmrec", "vbpr"])
+def test_bfloat16_is_used_in_training_and_leaves_weights_and_scores_in_float32(name, checkerboard, recommender_cases, tmp_path):
+    data = training_data(checkerboard[0])
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        params = recommender_cases[name][0].model_copy(update={"max_epochs": 2, "eval_every": 2, "dtype": dtype})
+        model = build(params, 48, 24, checkerboard[1])
+        losses.append([record.loss for record in model.fit(data, checkpoint=tmp_path / dtype, fingerprint="f", device=CPU)])
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+        assert model.score(torch.tensor([1]), torch.tensor([[1, 2]])).dtype == torch.float32
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]

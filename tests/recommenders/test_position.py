@@ -92,6 +92,23 @@ def test_chunks_change_nothing(fitted, checkerboard, monkeypatch):
     assert place_targets(recommender, data, None, 48, CPU).equals(expected)
 
 
+@pytest.mark.parametrize(("batch_size", "cap", "largest"), [(1000, 70, 6), (4, 10**6, 4), (1000, 3, 1)])
+def test_no_score_matrix_is_larger_than_the_cap(batch_size, cap, largest, make_table, monkeypatch):
+    """A large catalogue is scored for fewer users at once, one by one in the end; never for all of them."""
+    rows: list[int] = []
+
+    class Watched(Given):
+        def _score(self, user_ids_B, history_BL):
+            rows.append(len(user_ids_B))
+            return super()._score(user_ids_B, history_BL)
+
+    data = evaluation_data(make_table([[1, 2, 3], [3, 4, 10]] * 20))
+    monkeypatch.setattr(position, "SCORES_PER_CHUNK", cap)
+    placed = place_targets(Watched(torch.rand(41, 11)), data, None, batch_size, CPU)
+    assert len(placed) == sum(rows) == 40
+    assert max(rows) == largest
+
+
 def test_nan_is_an_error(make_table):
     data = evaluation_data(make_table([[1, 2, 3], [3, 2, 1]]))
     scores = torch.zeros(3, 4)

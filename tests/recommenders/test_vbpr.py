@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sda_core import recommenders
 from sda_core.params import load_params
 from sda_core.recommenders.features import standardise
-from sda_core.recommenders.vbpr import draw_unseen
+from sda_core.recommenders.pairs import draw_unseen
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ def test_scores_are_the_equation(fitted, checkerboard):
 
 
 def test_without_vectors_it_is_matrix_factorisation(fitted):
-    model, _, _ = fitted("bpr")
+    model, _, _ = fitted("vbpr-id")
     assert sorted(model.state_dict()) == ["item_bias", "item_factors.weight", "user_factors.weight"]
 
 

@@ -1,0 +1,81 @@
+"""BPR: matrix factorisation on ids, trained by pairs (Rendle et al. 2009).
+
+    x_ui = beta_i + gamma_u . gamma_i
+
+The global offset and the user's bias are left out: they move all of a user's scores alike.  Item vectors are not looked
+at: every variant gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sda_core.params import BPRParams, VBPRParams
+from sda_core.recommenders import losses
+from sda_core.recommenders.base import EpochRecord
+from sda_core.recommenders.batches import TrainingData
+from sda_core.recommenders.fit import Batch, TrainedRecommender
+from sda_core.recommenders.pairs import factors, forget_unknown_users, pair_batches
+
+
+class BPR(TrainedRecommender):
+    """See the module's docstring.  User 0 (unknown) has zero factors: it gets the items' biases."""
+
+    def __init__(self, params: BPRParams | VBPRParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
+        super().__init__(params, num_users, num_items, item_vectors)
+        self.fit_params = params
+        self.regularization = params.embedding_regularization
+        self.user_factors = factors(num_users, params.factor_size)
+        self.item_factors = factors(num_items, params.factor_size)
+        self.item_bias = nn.Parameter(torch.zeros(num_items + 1))
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> BPR:
+        """Switch between training and scoring; forgets the item table, which is computed once a scoring phase."""
+        self._table = None
+        super().train(mode)
+        return self
+
+    def user_tables(self) -> tuple[nn.Embedding, ...]:
+        """The tables of user factors, side by side."""
+        return (self.user_factors,)
+
+    def items(self, item_ids_n: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Factors ``(n, K)`` and biases ``(n,)`` of items; K is as wide as all of the user's factors."""
+        return self.item_factors.weight[item_ids_n], self.item_bias[item_ids_n]
+
+    def users(self, user_ids_B: Tensor) -> Tensor:
+        """Factors ``(B, K)``."""
+        return torch.cat([table(user_ids_B) for table in self.user_tables()], dim=1)
+
+    def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
+        """As the base does; users without a training interaction get factors of zero, so biases alone rank their items."""
+        forget_unknown_users(data, *self.user_tables())
+        return super().fit(data, checkpoint=checkpoint, fingerprint=fingerprint, device=device)
+
+    def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
+        """Every training interaction once an epoch, each with an item that the user has not in training."""
+        return pair_batches(data, self.fit_params.batch_size, random, self.params.kind)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """BPR, and the squared lengths of the factors and biases in use as means over the batch."""
+        user_BK = self.users(batch["user_B"])
+        positive_BK, positive_bias_B = self.items(batch["positive_B"])
+        negative_BK, negative_bias_B = self.items(batch["negative_B"])
+        positive_B = (user_BK * positive_BK).sum(dim=1) + positive_bias_B
+        negative_B = (user_BK * negative_BK).sum(dim=1) + negative_bias_B
+        ids = torch.cat([batch["positive_B"], batch["negative_B"]])
+        penalty = user_BK.square().sum() + self.item_factors(ids).square().sum() + self.item_bias[ids].square().sum()
+        return losses.bpr(positive_B, negative_B) + self.regularization * penalty / len(user_BK)
+
+    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+        if self._table is None or self._table[0].device != self.item_bias.device:
+            factors_IK, bias_I = self.items(slice(None))
+            self._table = (factors_IK.detach(), bias_I.detach())
+        factors_IK, bias_I = self._table
+        return torch.addmm(bias_I, self.users(user_ids_B), factors_IK.T)

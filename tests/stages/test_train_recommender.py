@@ -1,0 +1,78 @@
+"""What the stage hands to a recommender: modalities, and the item table trained on ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import typer
+from ruamel.yaml import YAML
+
+from sda_core.artifacts import INTERACTIONS, Workspace, read_vectors
+from sda_core.embeddings.table import write_embeddings, write_ids_only
+from sda_core.recommenders import load, read_item_vectors, saved_params
+from stages.evaluate import evaluate
+from stages.train_recommender import train_recommender
+
+NUM_USERS, NUM_ITEMS = 12, 8
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, repository: Path) -> Workspace:
+    """Interactions, and vectors of the variants id and zero_shot; two items have no picture."""
+    params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
+    params["runtime"] = {"device": "cpu", "num_threads": 1}
+    params["evaluate"]["bootstrap_samples"] = 0
+    for name in ("sasrec", "slmrec", "bpr"):
+        params["train_recommender"][name] |= {"max_epochs": 2, "eval_every": 1}
+    params["train_recommender"]["sasrec"] |= {"align_weight": 0.5, "hidden_size": 8}
+    YAML(typ="safe", pure=True).dump(params, tmp_path / "params.yaml")
+    workspace = Workspace(tmp_path)
+    rows = [
+        (user, (user + place) % NUM_ITEMS + 1, place, 5.0, {3: "valid", 4: "test"}.get(place, "train"))
+        for user in range(1, NUM_USERS + 1)
+        for place in range(5)
+    ]
+    INTERACTIONS.write(pl.DataFrame(rows, schema=dict(INTERACTIONS.columns), orient="row"), workspace.interactions)
+    ids, raw_ids = np.arange(1, NUM_ITEMS + 1), [f"i{item}" for item in range(NUM_ITEMS)]
+    image, text = (np.random.default_rng(seed).normal(size=(NUM_ITEMS, width)) for seed, width in ((0, 3), (1, 4)))
+    workspace.embeddings("id").parent.mkdir()
+    write_ids_only(workspace.embeddings("id"), ids, raw_ids, {})
+    write_embeddings(workspace.embeddings("zero_shot"), ids, raw_ids, image, text, text, {}, ids > 2)
+    return workspace
+
+
+def test_alignment_takes_the_item_table_of_the_variant_id(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        train_recommender("zero_shot", "sasrec", workspace.root)
+    assert "error:" in capsys.readouterr().err  # there is no such table yet
+    train_recommender("id", "sasrec", workspace.root)
+    train_recommender("zero_shot", "sasrec", workspace.root)
+    table = workspace.recommender("id", "sasrec") / "model.safetensors"
+    train_recommender("id", "bpr", workspace.root)  # has no item table of that name
+    table.write_bytes((workspace.recommender("id", "bpr") / "model.safetensors").read_bytes())
+    with pytest.raises(typer.Exit):
+        train_recommender("zero_shot", "sasrec", workspace.root)
+    assert "no learned item table" in capsys.readouterr().err
+
+
+def test_slmrec_takes_pictures_and_texts_apart(workspace: Workspace) -> None:
+    for variant in ("id", "zero_shot"):
+        train_recommender(variant, "slmrec", workspace.root)
+        evaluate(variant, "slmrec", workspace.root)
+    path, folder = workspace.embeddings("zero_shot"), workspace.recommender("zero_shot", "slmrec")
+    vectors = read_item_vectors(path, saved_params(folder))
+    assert isinstance(vectors, dict)
+    assert {name: matrix.shape for name, matrix in vectors.items()} == {"image": (9, 3), "text": (9, 4)}
+    np.testing.assert_allclose(vectors["image"][1:3], np.tile(vectors["image"][3:].mean(axis=0), (2, 1)), rtol=1e-5)
+    fused = read_vectors(path)
+    assert fused is not None
+    np.testing.assert_array_equal(fused, vectors["text"])
+    assert sorted(name for name, _ in load(folder, vectors, torch.device("cpu")).projections.named_children()) == [
+        "image",
+        "text",
+    ]
