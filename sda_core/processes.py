@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from sda_core.errors import ArtifactError, ConfigError, DataError, DownloadError, SDAError, TrainingError
+
+if TYPE_CHECKING:  # a process that is alone needs no torch for this
+    import torch
+    import torch.distributed as dist
+    from torch import Tensor
 
 # Nobody waits so long for a process that is gone, its closed connection is noticed at once; the slow ones are waited for.
 _LONGEST_WAIT = timedelta(days=30)
@@ -54,6 +56,8 @@ class Processes:
         """The device of this process: with several GPUs on a machine each takes its own."""
         if device.type != "cuda" or self.count == 1:
             return device
+        import torch
+
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(own)
         return own
@@ -68,11 +72,14 @@ class Processes:
         Raises:
             SDAError: a process is gone.
         """
-        sent = torch.zeros(length, dtype=torch.uint8) if flags is None else torch.from_numpy(flags.astype(np.uint8))
+        sent = np.zeros(length, dtype=np.uint8) if flags is None else flags.astype(np.uint8)
         if self.count > 1:
+            import torch
+            import torch.distributed as dist
+
             with self.meeting():
-                dist.broadcast(sent, src=0, group=self.talk)
-        return sent.numpy().astype(bool)
+                dist.broadcast(torch.from_numpy(sent), src=0, group=self.talk)  # into the array's own memory
+        return sent.astype(bool)
 
     def bytes_of_main(self, data: bytes | None) -> bytes:
         """The bytes of process 0, in every process.
@@ -86,6 +93,9 @@ class Processes:
         own = (data or b"") if self.is_main else b""
         if self.count == 1:
             return own
+        import torch
+        import torch.distributed as dist
+
         with self.meeting():
             length = torch.tensor([len(own)])
             dist.broadcast(length, src=0, group=self.talk)
@@ -101,6 +111,9 @@ class Processes:
         """
         if self.count == 1:
             return [data]
+        import torch
+        import torch.distributed as dist
+
         with self.meeting():
             lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
             dist.all_gather(lengths, torch.tensor([len(data)]), group=self.talk)
@@ -118,6 +131,8 @@ class Processes:
             SDAError: a process is gone.
         """
         if self.count > 1:
+            import torch.distributed as dist
+
             with self.meeting():
                 dist.all_reduce(tensor)
 
@@ -128,6 +143,8 @@ class Processes:
             SDAError: a process is gone.
         """
         if self.count > 1:
+            import torch.distributed as dist
+
             with self.meeting():
                 dist.monitored_barrier(self.talk, timeout=_LONGEST_WAIT)
 
@@ -194,6 +211,9 @@ def processes() -> Iterator[Processes]:
     if own.count == 1:
         yield own
         return
+    import torch
+    import torch.distributed as dist
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     with own.meeting():
         dist.init_process_group(backend, rank=own.index, world_size=own.count)
@@ -205,11 +225,15 @@ def processes() -> Iterator[Processes]:
 
 
 def _as_tensor(data: bytes) -> Tensor:
+    import torch
+
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
     """Whether an error comes from the network between processes; gloo raises plain RuntimeErrors."""
+    import torch.distributed as dist
+
     text = str(error).lower()
     words = ("gloo", "nccl", "connection", "monitoredbarrier", "broken pipe", "timed out", "timeout")
     return isinstance(error, dist.DistError) or any(word in text for word in words)
