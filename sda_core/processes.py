@@ -18,7 +18,7 @@ import numpy as np
 
 from sda_core.errors import ArtifactError, ConfigError, DataError, DownloadError, SDAError, TrainingError
 
-if TYPE_CHECKING:  # a process that was started alone, for a variant of ids, needs no torch
+if TYPE_CHECKING:  # a process that is alone needs no torch for this
     import torch
     import torch.distributed as dist
     from torch import Tensor
