@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,27 @@ def test_scores_are_the_equation(fitted, checkerboard):
         ]
     found = model.score(torch.tensor([user]), torch.zeros((1, 0), dtype=torch.int64))[0, 1:]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_each_kind_of_parameter_has_its_own_penalty(checkerboard, recommender_cases):
+    """Those of a triple as a mean over the batch, those that all items share in full."""
+    params = recommender_cases["vbpr"][0]
+    none = {"embedding_regularization": 0.0, "content_regularization": 0.0, "content_bias_regularization": 0.0}
+    batch = {name: torch.tensor(ids) for name, ids in (("user_B", [1, 2]), ("positive_B", [3, 3]), ("negative_B", [4, 5]))}
+
+    def loss(**changes: float) -> float:
+        model = recommenders.build(params.model_copy(update=none | changes), 48, 24, checkerboard[1])
+        torch.nn.init.constant_(model.content_bias.weight, 0.5)
+        torch.nn.init.constant_(model.item_bias, 0.25)
+        return model.loss(batch).item()
+
+    model = recommenders.build(params, 48, 24, checkerboard[1])
+    used = [model.user_factors.weight[[1, 2]], model.user_content_factors.weight[[1, 2]], model.item_factors.weight[[3, 3, 4, 5]]]
+    in_use = (sum(table.square().sum().item() for table in used) + 4 * 0.25**2) / 2
+    assert loss(embedding_regularization=0.1) - loss() == pytest.approx(0.1 * in_use, rel=1e-3)
+    shared = model.content_projection.weight.square().sum().item()
+    assert loss(content_regularization=0.1) - loss() == pytest.approx(0.1 * shared, rel=1e-3)
+    assert loss(content_bias_regularization=0.1) - loss() == pytest.approx(0.1 * 7 * 0.5**2, rel=1e-3)
 
 
 def test_without_vectors_it_is_matrix_factorisation(fitted):
