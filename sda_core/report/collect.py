@@ -26,6 +26,7 @@ from sda_core.params import (
     LossParams,
     Nano,
     Params,
+    PopParams,
     ReportParams,
     SigLIP,
     TailParams,
@@ -49,7 +50,7 @@ from sda_core.report.model import (
 )
 
 _THUMBNAIL_SIDE = 128  # pixels; shown at 96, so it stays sharp on dense screens
-_CONTENT_FREE = {"pop": "any"}  # recommenders that look at no vectors: one row stands for all variants
+_CONTENT_FREE = {"pop": "any", "bpr": "any"}  # recommenders that look at no vectors: one row stands for all variants
 
 
 class ComparisonLike(Protocol):
@@ -247,13 +248,9 @@ def _set_up(params: Params) -> tuple[Fact, ...]:
             f"{params.evaluate.bootstrap_samples:,} bootstrap resamples of the users, seed {params.evaluate.bootstrap_seed}",
         ),
     ]
-    seeds = sorted(
-        {
-            section.seed
-            for section in (params.train_recommender.sasrec, params.train_recommender.bert4rec, params.train_recommender.vbpr)
-        }
-    )
-    facts.append(Fact("Recommender seed", ", ".join(str(seed) for seed in seeds)))
+    sections = [params.train_recommender.of(recommender) for recommender in params.recommenders]
+    seeds = sorted({section.seed for section in sections if not isinstance(section, PopParams)})
+    facts.append(Fact("Recommender seed", ", ".join(str(seed) for seed in seeds) or "none"))
     return tuple(facts)
 
 
@@ -342,11 +339,10 @@ def read_curve(path: Path, y_prefix: str) -> tuple[tuple[float, float], ...]:
 def _validation_charts(workspace: Workspace, params: Params) -> tuple[Chart, ...]:
     charts: list[Chart] = []
     for recommender in params.recommenders:
-        if recommender in _CONTENT_FREE:
+        if isinstance(params.train_recommender.of(recommender), PopParams):
             continue
-        curves = tuple(
-            Curve(v, read_curve(workspace.recommender(v, recommender) / "history.tsv", "valid")) for v in params.variants
-        )
+        variants = params.variants[:1] if recommender in _CONTENT_FREE else params.variants
+        curves = tuple(Curve(v, read_curve(workspace.recommender(v, recommender) / "history.tsv", "valid")) for v in variants)
         charts.append(Chart(recommender, "epoch", "Validation NDCG@10", False, curves))
     return tuple(charts)
 

@@ -36,7 +36,7 @@ def png(colour: int) -> bytes:
 def params() -> Params:
     whole = load_params(ROOT / "params.yaml").model_dump(mode="json")
     whole["variants"] = ["id", "zero_shot", "sda"]
-    whole["recommenders"] = ["pop", "sasrec"]
+    whole["recommenders"] = ["pop", "bpr", "sasrec"]
     whole["report"] |= {"num_example_items": 3, "num_neighbors": 4, "cutoff": 10}
     whole["evaluate"] |= {"cutoffs": [5, 10], "bootstrap_samples": 100, "protocol": "fullrank"}
     whole["build_index"] |= {"factory": "Flat", "nprobe": None, "ef_search": None}
@@ -147,9 +147,9 @@ def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> N
     assert html.count('<ol class="neighbors">') == 6
     assert html.count("Simulated shop.") == 1
     assert "Item &lt;b&gt;" in html
-    assert html.count(">any</th>") == 1  # popularity looks at no vectors: one row for all variants
+    assert html.count(">any</th>") == 2  # popularity and BPR look at no vectors: one row for all variants
     assert 'id="cost"' not in html
-    assert html.count("<figure>") == 4  # a ladder, the long tail, a validation chart, an adapter's loss
+    assert html.count("<figure>") == 5  # a ladder, the long tail, two validation charts, an adapter's loss
 
 
 def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:
@@ -157,7 +157,7 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     comparisons = compare_variants(positions, ["zero_shot", "id"], INTERACTIONS.read(finished.interactions), params.evaluate, 10)
     data = collect(finished, params, comparisons, {}, commit="abc", seconds={"filter": 2.0})
     found = {(result.recommender, result.variant): result for result in data.results}
-    assert set(found) == {("pop", "any"), ("sasrec", "id"), ("sasrec", "zero_shot"), ("sasrec", "sda")}
+    assert set(found) == {("pop", "any"), ("bpr", "any"), ("sasrec", "id"), ("sasrec", "zero_shot"), ("sasrec", "sda")}
     metrics = json.loads(finished.metrics("sda", "sasrec").read_text(encoding="utf-8"))
     result = found["sasrec", "sda"]
     assert (result.ndcg.value, result.ndcg.low, result.ndcg.high) == tuple(
