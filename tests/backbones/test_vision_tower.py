@@ -32,6 +32,8 @@ def test_a_tower_that_learns_is_not_run_ahead(make_tiny: Any) -> None:
     adapter = AdapterParams(
         r=2,
         lora_alpha=2.0,
+        use_rslora=False,
+        variant="paper",
         lora_dropout=0.0,
         num_experts=1,
         expert_rank="split",
