@@ -1,10 +1,10 @@
 """Do these item vectors help?  Variants against one another in several recommenders, over several seeds, with intervals.
 
 Takes a finished workspace (``data/filtered`` and ``embeddings/``) and its ``params.yaml``; trains every recommender on every
-variant's vectors with every seed, and places the test targets.  Positions are kept as parquet below
+variant's vectors with every seed, and places the test targets.  Positions are kept as parquet below the workspace's
 ``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone.
 With ``--root 'experiments/runs/effect/seed-{seed}'`` every seed has a workspace of its own, hence adapters of its own
-(``experiments/train_seeds.py`` makes them).
+(``experiments/train_seeds.py`` makes them), and positions are kept beside these.
 
 Besides the variants of the pipeline there are controls, made of ``embeddings/zero_shot.parquet``: ``random`` (random directions),
 ``shuffled`` (the right vectors on the wrong items), ``image_only`` and ``text_only``.
@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--max-epochs", type=int, help="instead of each recommender's own max_epochs")
     options = parser.parse_args()
     log.configure()
-    folder = Path("experiments") / "positions" / options.name
+    common = Path(options.root)
+    common = common.parent if "{seed}" in common.name else common
+    folder = common / "experiments" / "positions" / options.name
     for seed in options.seeds:
         workspace, params = workspace_of(options.root, seed)
         for recommender in options.recommenders:

@@ -401,21 +401,12 @@ Representation = Literal["id", "content", "id+content"]  # without item vectors 
 SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 
 
-class FitParams(Section):
-    """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
-
-    seed: CountOrZero
-    max_epochs: Count
-    patience: Count  # evaluations without a better validation NDCG@10
-    eval_every: Count  # epochs
-    batch_size: Count
-    learning_rate: Positive
-    weight_decay: NonNegative
-    dtype: Literal["float32", "bfloat16"]  # of the matrix products in training; weights and scoring are float32
+class RecommenderSection(Section):
+    """What the stages ask of every recommender's section."""
 
     @property
     def counts_test(self) -> bool:
-        """No trained recommender is handed a test interaction."""
+        """Whether the test interactions are to be handed to it; no trained recommender gets them."""
         return False
 
     @property
@@ -429,7 +420,20 @@ class FitParams(Section):
         return False
 
 
-class PopParams(Section):
+class FitParams(RecommenderSection):
+    """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
+
+    seed: CountOrZero
+    max_epochs: Count
+    patience: Count  # evaluations without a better validation NDCG@10
+    eval_every: Count  # epochs
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    dtype: Literal["float32", "bfloat16"]  # of the matrix products in training; weights and scoring are float32
+
+
+class PopParams(RecommenderSection):
     """Popularity; ``counts`` says which interactions are counted (``train`` is the honest one)."""
 
     kind: Literal["pop"]
@@ -439,16 +443,6 @@ class PopParams(Section):
     def counts_test(self) -> bool:
         """Whether the test interactions are to be handed to it: they leak, as in the tables that did so."""
         return self.counts == "all"
-
-    @property
-    def takes_modalities(self) -> bool:
-        """It takes no vectors at all."""
-        return False
-
-    @property
-    def aligns_to_ids(self) -> bool:
-        """It has no item table."""
-        return False
 
 
 class SequentialParams(FitParams):
