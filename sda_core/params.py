@@ -586,7 +586,8 @@ class RuntimeParams(Section):
     """Where it runs; no stage depends on this section, because it must not change a result."""
 
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: CountOrZero  # 0: torch's own choice
+    num_threads: CountOrZero  # 0: torch's own choice; with several trainings at once, an equal share of the cores each
+    num_trainings: Count  # recommenders that are trained at once, each in a process of its own
 
 
 class Params(Section):
