@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sda_core.artifacts import replace_file
-from sda_core.backbones import BackboneInfo
 from sda_core.params import ExportParams
+
+if TYPE_CHECKING:
+    from sda_core.backbones import BackboneInfo
 
 _ROW_GROUP_ROWS = 8192
 

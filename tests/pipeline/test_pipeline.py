@@ -57,6 +57,14 @@ def test_metrics_read_well_in_dvc(finished: Project) -> None:
     assert all(name in shown for name in ("metrics/sda/sasrec.json:ndcg@10", "zero_shot", "train_adapter.loss.temperature"))
 
 
+def test_the_full_ladder_has_a_stage_for_every_rung(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "ladder")
+    project.set_params("ladder=full")
+    names = set(project.dvc("stage", "list", "--name-only").stdout.split())
+    assert {f"control_embeddings@{name}" for name in ("random", "shuffled", "image_only", "text_only")} <= names
+    assert {f"evaluate@{name}" for name in ("id", "random", "lora_cmsa", "infonce", "sda")} <= names
+
+
 @pytest.fixture(scope="module")
 def changed(
     finished: Project, small_settings: list[str], tmp_path_factory: pytest.TempPathFactory
