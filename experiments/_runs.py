@@ -90,8 +90,8 @@ def epochs(folder: Path, seeds: Sequence[int]) -> str:
     for seed in seeds:
         path = folder / f"{seed}.tsv"
         if path.exists() and path.stat().st_size:
-            curve = pl.read_csv(path, separator="\t")
-            found.append(f"{curve.filter(pl.col('is_best') == 'True')['epoch'].max() or 0} of {len(curve)}")
+            curve = pl.read_csv(path, separator="\t", schema_overrides={"is_best": pl.Boolean})
+            found.append(f"{curve.filter('is_best')['epoch'].max() or 0} of {len(curve)}")
     return ", ".join(found)
 
 

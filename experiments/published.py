@@ -96,7 +96,9 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
                 means.append(gain_SU.mean())
                 cells.append(f"{gain_SU.mean():.4f}{deviation} [{low:.4f}, {high:.4f}]")
             cells.append("" if published is None else f"{published[0]:.4f} / {published[1]:.4f} ({MODELS[name].source})")
-            cells.append("" if published is None else " / ".join(f"{got / told:.3f}" for got, told in zip(means, published)))
+            cells.append(
+                "" if published is None else " / ".join(f"{got / told:.3f}" for got, told in zip(means, published, strict=True))
+            )
             cells.append(epochs(folder / name, done))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

@@ -1,9 +1,9 @@
 """Do words help where there is nothing else?  Ids with and without vectors of the titles, in SASRec, with intervals.
 
 Takes a workspace whose data stages are done, Amazon 2014 Beauty for one: real sequences, titles, no pictures.  Two sources of
-vectors stand side by side: the pipeline's own backbone (variant ``zero_shot``) and MiniLM (all-MiniLM-L6-v2), which reads the bare
-titles and is written beside as the variant ``minilm``.  Both pass the pipeline's fusion, hence have the same width, and the axes of
-both are fitted on the items seen in training.  Where no item has a picture the fusion's picture half is one constant.
+vectors stand side by side: the pipeline's own backbone (variant ``zero_shot``) and MiniLM (all-MiniLM-L6-v2), which reads the
+bare titles; its vectors are written as the variant ``minilm``.  Both pass the pipeline's fusion, hence have the same width, and
+the axes of both are fitted on the items seen in training.  Where no item has a picture, the picture half is one constant.
 
     sda export-embeddings --variant id
     sda export-embeddings --variant zero_shot
