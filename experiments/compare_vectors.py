@@ -6,8 +6,8 @@ variant's vectors with every seed, and places the test targets.  Positions are k
 With ``--root 'experiments/runs/effect/seed-{seed}'`` every seed has a workspace of its own, hence adapters of its own
 (``experiments/train_seeds.py`` makes them), and positions are kept beside these.
 
-Besides the variants of the pipeline there are controls, made of ``embeddings/zero_shot.parquet``: ``random`` (random directions),
-``shuffled`` (the right vectors on the wrong items), ``image_only`` and ``text_only``.
+Besides the variants of the pipeline there are controls, made of ``embeddings/zero_shot.parquet``: ``random``, ``shuffled``,
+``image_only`` and ``text_only`` (``sda_core.embeddings.controls``).
 
 For each user the gain is averaged over the seeds first; the interval is a paired bootstrap over users of the difference between
 two variants, and beside it stands the range of the difference over the single seeds.
@@ -23,16 +23,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import polars as pl
 from _runs import CUTOFF, gains, interval, keep_positions, positions_path, read_positions
 
 from sda_core import log
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_vectors
+from sda_core.artifacts import INTERACTIONS, Workspace, read_vectors
+from sda_core.embeddings import controls
 from sda_core.evaluation.groups import item_groups
-from sda_core.params import Params, SequentialParams, load_params
-from sda_core.seed import generator
+from sda_core.params import Control, Params, SequentialParams, load_params
 
 
 def main() -> None:
@@ -69,31 +70,15 @@ def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
     return Workspace(folder), load_params(folder / "params.yaml")
 
 
-def vectors_of(workspace: Workspace, variant: str) -> np.ndarray | None:
+def vectors_of(workspace: Workspace, params: Params, variant: str) -> np.ndarray | None:
     """Item vectors of a variant or a control, row number = item id, row 0 zero."""
-    if variant not in ("random", "shuffled", "image_only", "text_only"):
+    kind = next((name for name in get_args(Control) if name == variant), None)
+    if kind is None:
         return read_vectors(workspace.embeddings(variant))
-    path = workspace.embeddings("zero_shot")
-    vectors = read_vectors(path)
-    assert vectors is not None, "zero_shot has vectors"
-    random = generator(0, "control vectors", variant)
-    match variant:
-        case "random":
-            made = random.normal(size=(len(vectors) - 1, vectors.shape[1]))
-            made /= np.linalg.norm(made, axis=1, keepdims=True)
-        case "shuffled":
-            circle = random.permutation(len(vectors) - 1)  # each item gets the next one's on a random circle: never its own
-            made = np.empty_like(vectors[1:])
-            made[circle] = vectors[1:][np.roll(circle, 1)]
-        case _:
-            frame = EMBEDDINGS.read(path).sort("item_id")
-            column = frame["image_embedding" if variant == "image_only" else "text_embedding"]
-            has_vector = column.is_not_null().to_numpy()
-            made = np.zeros((len(frame), column.dtype.size), dtype=np.float32)  # pyright: ignore
-            made[has_vector] = column.drop_nulls().to_numpy()
-            made[~has_vector] = made[has_vector].mean(axis=0)
-            made /= np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
-    return np.concatenate([np.zeros((1, made.shape[1])), made]).astype(np.float32)
+    seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
+    vectors = controls.read_table(workspace.embeddings("zero_shot"))
+    made = controls.control(kind, vectors, seen, params.export_embeddings, params.control_embeddings.seed)
+    return np.concatenate([np.zeros((1, made.fused_IF.shape[1]), dtype=np.float32), made.fused_IF])
 
 
 def train_on(
@@ -115,7 +100,7 @@ def train_on(
     if not isinstance(section, SequentialParams):
         changes = {name: value for name, value in changes.items() if name != "representation"}
     section = section.model_copy(update=changes)
-    keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, variant))
+    keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant))
 
 
 def table(

@@ -12,9 +12,9 @@ def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile
     """Make control vectors of the zero_shot ones: random, shuffled (on the wrong items), image_only or text_only."""
     import polars as pl
 
-    from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, read_vectors
+    from sda_core.artifacts import EMBEDDINGS, INTERACTIONS
     from sda_core.embeddings import table
-    from sda_core.embeddings.controls import Vectors, control
+    from sda_core.embeddings.controls import control, read_table
     from sda_core.errors import ConfigError
     from sda_core.params import Control
 
@@ -24,14 +24,8 @@ def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile
             raise ConfigError("--variant", f"unknown control {variant!r}; known are {', '.join(get_args(Control))}")
         path = run.workspace.embeddings("zero_shot")
         frame = EMBEDDINGS.read(path).sort("item_id")
-        image_ID, text_ID, fused_IF = (
-            matrix[1:]
-            for column in ("image_embedding", "text_embedding", "embedding")
-            if (matrix := read_vectors(path, column, fill="mean")) is not None
-        )
         seen = INTERACTIONS.read(run.workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
-        vectors = Vectors(image_ID, text_ID, fused_IF, frame["image_embedding"].is_not_null().to_numpy())
-        made = control(kind, vectors, seen, run.params.export_embeddings, run.params.control_embeddings.seed)
+        made = control(kind, read_table(path), seen, run.params.export_embeddings, run.params.control_embeddings.seed)
         described = {"content": f"control {variant} of zero_shot", "seed": str(run.params.control_embeddings.seed)}
         table.write_embeddings(
             run.workspace.embeddings(variant),

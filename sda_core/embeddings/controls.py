@@ -14,10 +14,12 @@ they differ from that variant by the modality that is missing, and not by their 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import assert_never
 
 import numpy as np
 
+from sda_core.artifacts import EMBEDDINGS, read_vectors
 from sda_core.embeddings.fusion import fuse
 from sda_core.params import Control, ExportParams
 from sda_core.seed import generator
@@ -38,6 +40,18 @@ class Vectors:
     text_ID: np.ndarray
     fused_IF: np.ndarray
     has_image: np.ndarray
+
+
+def read_table(path: Path) -> Vectors:
+    """All vectors of an embeddings file; an item without a picture has the mean of the others.
+
+    Raises:
+        ArtifactError: see :func:`sda_core.artifacts.read_vectors`.
+    """
+    found = [read_vectors(path, column, fill="mean") for column in ("image_embedding", "text_embedding", "embedding")]
+    image, text, fused = (matrix[1:] for matrix in found if matrix is not None)
+    has_image = EMBEDDINGS.read(path).sort("item_id")["image_embedding"].is_not_null().to_numpy()
+    return Vectors(image, text, fused, has_image)
 
 
 def control(kind: Control, vectors: Vectors, fit_ids: np.ndarray, params: ExportParams, seed: int) -> Vectors:
