@@ -10,17 +10,9 @@ import polars as pl
 import pytest
 import sweep
 from _corruption import corrupt
-from ruamel.yaml import YAML
 
 from sda_core.artifacts import ITEMS, Workspace
 from sda_core.image_store import ImageStore
-from stages.fetch_images import fetch_images
-
-
-@pytest.fixture(scope="module")
-def pictured(shop: Workspace) -> Workspace:
-    fetch_images(shop.root)
-    return shop
 
 
 @pytest.mark.parametrize("how", ["shuffle", "blank", "noise"])
@@ -56,22 +48,11 @@ def test_pictures_of_a_share_are_spoilt_and_nothing_else(pictured: Workspace, tm
 
 
 def test_a_sweep_over_spoilt_texts(
-    pictured: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], repository: Path
+    on_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], repository: Path
 ) -> None:
-    yaml = YAML(typ="safe", pure=True)
-    params: dict[str, Any] = yaml.load(pictured.root / "params.yaml")
-    tiny = yaml.load(repository / "conf" / "backbone" / "tiny.yaml")
-    params["backbone"] = tiny | {"hidden_size": 16, "num_heads": 2, "vision_depth": 1}
-    params["train_adapter"]["training"] |= {"num_steps": 2, "batch_size": 8, "warmup_steps": 0}
-    params["export_embeddings"] |= {"fused_dim": 8}
-    params["fetch_images"]["stored_pixels"] = 65536
-    source = tmp_path / "source"
-    source.mkdir()
-    yaml.dump(params, source / "params.yaml")
-    (source / "data").symlink_to(pictured.root / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(repository))
-    arguments = ["--source", str(source), "--name", "noisy", "--corrupt", "text", "--values", "0.5", "--seeds", "1"]
+    arguments = ["--source", str(on_tiny), "--name", "noisy", "--corrupt", "text", "--values", "0.5", "--seeds", "1"]
     monkeypatch.setattr("sys.argv", ["sweep.py", *arguments])
     sweep.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| zero_shot", "| 0.5"))]
