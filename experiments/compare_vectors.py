@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,6 +33,7 @@ from _runs import CUTOFF, gains, interval, keep_positions, positions_path, read_
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, Workspace, read_vectors
 from sda_core.embeddings import controls
+from sda_core.embeddings.fusion import fuse
 from sda_core.evaluation.groups import item_groups
 from sda_core.params import Control, Params, SequentialParams, load_params
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--recommenders", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--max-epochs", type=int, help="instead of each recommender's own max_epochs")
+    parser.add_argument("--fused-dim", type=int, help="fuse the picture and text vectors anew, to this many components")
     parser.add_argument("--representation", choices=["id+content", "content"], help="instead of the recommender's own")
     options = parser.parse_args()
     log.configure()
@@ -58,7 +61,8 @@ def main() -> None:
         workspace, params = workspace_of(options.root, seed)
         for recommender in options.recommenders:
             for variant in dict.fromkeys([*options.variants, *options.baselines]):
-                train_on(workspace, params, variant, recommender, seed, folder / recommender / variant, changes)
+                target = folder / recommender / variant
+                train_on(workspace, params, variant, recommender, seed, target, changes, options.fused_dim)
     for recommender in options.recommenders:
         workspace, params = workspace_of(options.root, options.seeds[0])
         print(table(workspace, params, folder / recommender, options.variants, options.baselines, options.seeds))
@@ -70,19 +74,39 @@ def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
     return Workspace(folder), load_params(folder / "params.yaml")
 
 
-def vectors_of(workspace: Workspace, params: Params, variant: str) -> np.ndarray | None:
-    """Item vectors of a variant or a control, row number = item id, row 0 zero."""
+def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: int | None = None) -> np.ndarray | None:
+    """Item vectors of a variant or a control, row number = item id, row 0 zero.
+
+    Args:
+        workspace: with ``embeddings/``.
+        params: its params.
+        variant: or a control, which is made of zero_shot.
+        fused_dim: components of vectors that are fused anew; None takes them as they are.
+    """
     kind = next((name for name in get_args(Control) if name == variant), None)
-    if kind is None:
-        return read_vectors(workspace.embeddings(variant))
+    source = workspace.embeddings(variant if kind is None else "zero_shot")
+    if read_vectors(source) is None:
+        return None
+    vectors = controls.read_table(source)
     seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
-    vectors = controls.read_table(workspace.embeddings("zero_shot"))
-    made = controls.control(kind, vectors, seen, params.export_embeddings, params.control_embeddings.seed)
-    return np.concatenate([np.zeros((1, made.fused_IF.shape[1]), dtype=np.float32), made.fused_IF])
+    if fused_dim is not None:
+        section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
+        fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen, section)
+        vectors = replace(vectors, fused_IF=fused)
+    if kind is not None:
+        vectors = controls.control(kind, vectors, seen, params.export_embeddings, params.control_embeddings.seed)
+    return np.concatenate([np.zeros((1, vectors.fused_IF.shape[1]), dtype=np.float32), vectors.fused_IF])
 
 
 def train_on(
-    workspace: Workspace, params: Params, variant: str, recommender: str, seed: int, folder: Path, changes: dict[str, Any]
+    workspace: Workspace,
+    params: Params,
+    variant: str,
+    recommender: str,
+    seed: int,
+    folder: Path,
+    changes: dict[str, Any],
+    fused_dim: int | None = None,
 ) -> None:
     """Train a recommender on a variant's vectors, unless its positions are there.
 
@@ -93,6 +117,7 @@ def train_on(
         seed: of the training.
         folder: where the positions are kept.
         changes: of the section; ``representation`` says nothing to a recommender that has none.
+        fused_dim: see :func:`vectors_of`.
     """
     if positions_path(folder, seed).exists():
         return
@@ -100,7 +125,7 @@ def train_on(
     if not isinstance(section, SequentialParams):
         changes = {name: value for name, value in changes.items() if name != "representation"}
     section = section.model_copy(update=changes)
-    keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant))
+    keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant, fused_dim))
 
 
 def table(
