@@ -6,6 +6,7 @@ import typer
 
 from sda_core import __version__
 from stages.build_index import build_index
+from stages.diff import diff
 from stages.download import download
 from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings
@@ -57,6 +58,7 @@ SHORT_HELP = {
 for _name, _command in STAGES.items():
     app.command(_name, short_help=SHORT_HELP[_name])(_command)
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
+app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 
 
 def _version(show: bool) -> None:

@@ -58,7 +58,7 @@ ONLY_IN = {
     "peft": {"adapters"},
     "faiss": {"index"},
     "typer": {"stages"},
-    "dvc": set(),
+    "dvc": {"stages"},
 }
 
 
