@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,8 +68,7 @@ def _copy(root: Path, revision: str, target: Path) -> None:
         copy = target / path.lstrip("/")
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with files.open(path, "rb") as source, copy.open("wb") as written:
-                shutil.copyfileobj(source, written)
+            copy.write_bytes(files.read_bytes(path))
         except (DvcException, OSError) as error:
             problem = f"{path.lstrip('/')} is neither in the DVC cache nor on a remote ({type(error).__name__})"
             advice = "run `dvc pull` for that revision, or check it out and run `dvc repro`"
@@ -155,7 +153,7 @@ def table(
             f"{change.variant:<12} {change.recommender:<11} {change.name:<13} {change.baseline_value:7.4f} {change.value:7.4f} "
             f"{change.difference:+8.4f}  {interval:<18} {'yes' if change.is_clear else 'no'}"
         )
-    yield "clear: the interval excludes zero. It knows of the users, not of the spread between seeds; luck alone makes 1 row of 20 clear."
+    yield "clear: the interval excludes zero; by luck alone 1 row of 20 does. It knows of users, not of the spread between seeds."
 
 
 def _keys(keys: Sequence[tuple[str, str]]) -> str:

@@ -16,6 +16,7 @@ from stages.neighbors import neighbors
 from stages.report import report
 from stages.train_adapter import train_adapter
 from stages.train_recommender import train_recommender
+from stages.verify import verify
 
 app = typer.Typer(
     name="sda",
@@ -59,6 +60,7 @@ for _name, _command in STAGES.items():
     app.command(_name, short_help=SHORT_HELP[_name])(_command)
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
 app.command("diff", short_help="Compare two runs, with intervals.")(diff)
+app.command("verify", short_help="Check every artifact of the workspace.")(verify)
 
 
 def _version(show: bool) -> None:

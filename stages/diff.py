@@ -29,8 +29,8 @@ def diff(old: Old, new: New = None, root: Root = Path(), params: ParamsFile = No
     with one_line_errors("diff"), ExitStack() as opened:
         settings = load_params(params or root / "params.yaml")
         before, after = (opened.enter_context(revisions.workspace_at(root, revision)) for revision in (old, new))
-        runs = [revisions.positions(workspace, revision) for workspace, revision in ((before, old), (after, new))]
+        first, second = revisions.positions(before, old), revisions.positions(after, new)
         revisions.check_same_protocol((before, old), (after, new))
         interactions = revisions.interactions(after, before)
-        changes = evaluation.compare_runs(*runs, interactions, settings.evaluate, settings.report.cutoff)
-        typer.echo("\n".join(revisions.table(changes, *runs, (old, new), settings.evaluate.bootstrap_samples)))
+        changes = evaluation.compare_runs(first, second, interactions, settings.evaluate, settings.report.cutoff)
+        typer.echo("\n".join(revisions.table(changes, first, second, (old, new), settings.evaluate.bootstrap_samples)))

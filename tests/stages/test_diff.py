@@ -52,7 +52,7 @@ def commit(root: Path, message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Path]:
+def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """Three commits: only the code; a first evaluation; a better `sda` and another recommender.  The workspace is the last."""
     root = tmp_path_factory.mktemp("project")
     subprocess.run(["git", "init", "-q", "-b", "main"], cwd=root, check=True)
@@ -75,7 +75,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Itera
     subprocess.run(["git", "tag", "first"], cwd=root, check=True)
     write(workspace, {("id", "sasrec"): positions(old), ("sda", "sasrec"): positions(better), ("sda", "bpr"): positions(old)})
     commit(root, "second")
-    yield root
+    return root
 
 
 def diff(root: Path, *arguments: str) -> Result:
