@@ -454,7 +454,7 @@ def sizes(workspace: Workspace, params: Params) -> tuple[Size, ...]:
     paths = (
         ("filter", workspace.filtered, ""),
         ("fetch_images", workspace.images, ""),
-        ("train_adapter", workspace.adapter("").parent, seen),
+        ("train_adapter", workspace.adapter(""), seen),
         ("export_embeddings", workspace.embeddings("").parent, ""),
         ("build_index", workspace.index(""), ""),
         ("train_recommender", workspace.recommender("", ""), ""),

@@ -233,6 +233,17 @@ def in_short(found: Sequence[Finding]) -> str:
     return f"{found[0].variant} against {found[0].baseline}: {'; '.join(parts)}."
 
 
+def leaders(results: Sequence[Result]) -> str:
+    """Which variant has the highest NDCG, by recommender; recommenders without a choice are left out."""
+    parts: list[str] = []
+    for recommender in dict.fromkeys(result.recommender for result in results):
+        own = [result for result in results if result.recommender == recommender]
+        best = _best(result.ndcg for result in own)
+        if best is not None:
+            parts.append(f"{max(own, key=lambda result: result.ndcg.value).variant} in {recommender}")
+    return ", ".join(parts)
+
+
 @dataclass(frozen=True)
 class Figure:
     """A drawn chart with its legend and the numbers in words."""
@@ -393,6 +404,8 @@ def render(data: ReportData) -> str:
         data_uri=data_uri,
         share_bar=share_bar,
         size=size,
+        signed=lambda value: f"{value:+.2f}".replace("-", "\u2212"),
+        minus=lambda value: f"{value:.3f}".replace("-", "\u2212"),
     )
     css = (_FOLDER / "style.css").read_text(encoding="utf-8")
     labels = dict.fromkeys(
@@ -417,6 +430,7 @@ def render(data: ReportData) -> str:
         blocks=blocks(data.results, baselines),
         findings=found,
         in_short=in_short(found),
+        leaders=leaders(data.results),
         has_tail=any(result.tail_ndcg is not None for result in data.results),
         num_users=max((result.num_users for result in data.results), default=0),
         tail_num_users=max((result.tail_num_users for result in data.results), default=0),

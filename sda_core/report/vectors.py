@@ -6,8 +6,8 @@
 * **Conflicting items** are pairs that are alike in one modality and unlike in the other: the largest differences of the
   two cosines, each standardised over all pairs, after the mean vector has been taken off (vectors of language models
   share a large common part).  Every item occurs once.
-* **The map** is a t-SNE (van der Maaten & Hinton 2008) of the fused vectors, each variant's for itself, so only what lies
-  near what can be compared, not places.
+* **The map** is a t-SNE (van der Maaten & Hinton 2008) of the fused vectors.  The last variant's starts where the first one's
+  ended: two runs from scratch differ by luck alone, far more than a few steps of adaptation move a vector.
 
 Big shops are sampled evenly over the item ids; everything runs on one thread, because equal vectors have to give equal bytes.
 """
@@ -28,7 +28,7 @@ from sda_core.image_store import ImageStore
 from sda_core.report.model import Geometry, VectorMap
 
 MAX_COMPARED = 1500  # items, of which all pairs are looked at
-MAX_MAPPED = 400  # items on a map
+MAX_MAPPED = 300  # items on a map
 _PERPLEXITY = 20.0
 _SEED = 7
 
@@ -121,16 +121,31 @@ def conflicting(ids: npt.NDArray[np.int64], image_ND: Vectors, text_ND: Vectors,
     return tuple(pairs)
 
 
-def project(vectors_ND: Vectors) -> npt.NDArray[np.float64]:
-    """Two coordinates a row, each scaled to 0..1; a straight line for fewer than four rows."""
+def project(vectors_ND: Vectors, start_N2: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+    """Two coordinates a row; a straight line for fewer than four rows.
+
+    Args:
+        vectors_ND: one vector a row.
+        start_N2: coordinates to go on from, as this function gave them; None: from scratch.
+    """
     if len(vectors_ND) < 4:
         return np.stack([np.linspace(0, 1, len(vectors_ND)), np.full(len(vectors_ND), 0.5)], axis=1)
-    perplexity = min(_PERPLEXITY, (len(vectors_ND) - 1) / 3)
+    tsne = TSNE(
+        perplexity=min(_PERPLEXITY, (len(vectors_ND) - 1) / 3),
+        init="pca" if start_N2 is None else start_N2.astype(np.float32),  # pyright: ignore[reportArgumentType] (says sklearn's guide)
+        early_exaggeration=12.0 if start_N2 is None else 1.0,
+        random_state=_SEED,
+        max_iter=500 if start_N2 is None else 250,
+        metric="cosine",
+    )
     with threadpool_limits(limits=1):
-        tsne = TSNE(perplexity=perplexity, init="pca", random_state=_SEED, max_iter=500, metric="cosine")
-        placed = tsne.fit_transform(np.asarray(vectors_ND, dtype=np.float32)).astype(np.float64)
-    low, high = placed.min(axis=0), placed.max(axis=0)
-    return (placed - low) / np.where(high > low, high - low, 1.0)
+        return tsne.fit_transform(np.asarray(vectors_ND, dtype=np.float32)).astype(np.float64)
+
+
+def _to_frame(*maps: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """All maps on one frame of 0..1, four decimals."""
+    low, high = np.concatenate(maps).min(axis=0), np.concatenate(maps).max(axis=0)
+    return [((placed - low) / np.where(high > low, high - low, 1.0)).round(4) for placed in maps]
 
 
 @dataclass(frozen=True)
@@ -178,8 +193,11 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int) -> Findi
     mapped = np.unique([*sampled(len(fused[variants[0]]) - 1, MAX_MAPPED), *(i for p in pairs for i in (p.first, p.second))])
     places = {int(item): place for place, item in enumerate(mapped.tolist())}
     ends = tuple((places[pair.first], places[pair.second]) for pair in pairs)
+    shown = list(dict.fromkeys((variants[0], variants[-1])))
+    drawn = [project(fused[shown[0]][mapped])]
+    drawn += [project(fused[variant][mapped], drawn[0]) for variant in shown[1:]]
     maps = [
-        VectorMap(variant, tuple((float(x), float(y)) for x, y in project(fused[variant][mapped]).round(4)), ends)
-        for variant in dict.fromkeys((variants[0], variants[-1]))
+        VectorMap(variant, tuple((float(x), float(y)) for x, y in placed), ends)
+        for variant, placed in zip(shown, _to_frame(*drawn), strict=True)
     ]
     return Findings(tuple(numbers), pairs, cosines, tuple(maps))
