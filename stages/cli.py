@@ -7,6 +7,7 @@ import typer
 from sda_core import __version__
 from stages.build_index import build_index
 from stages.control_embeddings import control_embeddings
+from stages.diff import diff
 from stages.download import download
 from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings
@@ -16,6 +17,7 @@ from stages.neighbors import neighbors
 from stages.report import report
 from stages.train_adapter import train_adapter
 from stages.train_recommender import train_recommender
+from stages.verify import verify
 
 app = typer.Typer(
     name="sda",
@@ -60,6 +62,8 @@ SHORT_HELP = {
 for _name, _command in STAGES.items():
     app.command(_name, short_help=SHORT_HELP[_name])(_command)
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
+app.command("diff", short_help="Compare two runs, with intervals.")(diff)
+app.command("verify", short_help="Check every artifact of the workspace.")(verify)
 
 
 def _version(show: bool) -> None:

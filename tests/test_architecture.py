@@ -32,6 +32,7 @@ KERNEL = {
 # Who may import whom: a package may import those of a higher number only (and itself).
 LEVELS = {
     "stages": 0,
+    "verification": 0.5,  # sees every artifact, so it may ask whoever reads one
     "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
     "diagnostics": 1,
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
@@ -58,7 +59,7 @@ ONLY_IN = {
     "peft": {"adapters"},
     "faiss": {"index"},
     "typer": {"stages"},
-    "dvc": set(),
+    "dvc": {"stages"},
 }
 
 
