@@ -26,7 +26,7 @@ def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile
         frame = EMBEDDINGS.read(path).sort("item_id")
         seen = INTERACTIONS.read(run.workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
         made = control(kind, read_table(path), seen, run.params.export_embeddings, run.params.control_embeddings.seed)
-        described = {"content": f"control {variant} of zero_shot", "seed": str(run.params.control_embeddings.seed)}
+        described = table.read_metadata(path) | {"control": variant, "control_seed": str(run.params.control_embeddings.seed)}
         table.write_embeddings(
             run.workspace.embeddings(variant),
             frame["item_id"].to_numpy(),

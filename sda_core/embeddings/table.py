@@ -43,6 +43,11 @@ def embedding_metadata(
     }
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What :func:`write_embeddings` was told of a file."""
+    return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+
+
 def write_embeddings(
     path: Path,
     item_ids: np.ndarray,

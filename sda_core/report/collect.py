@@ -502,7 +502,7 @@ def collect(
     Raises:
         ArtifactError: a file of the run is missing or damaged.
     """
-    looked = look(workspace, params.variants_with_vectors, _NUM_PAIRS)
+    looked = look(workspace, params.indexed_variants, _NUM_PAIRS)
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
     return ReportData(
         title=params.report.title,
