@@ -15,7 +15,7 @@ items of the history left out, to show that all sides have learned; it is no con
 where a PYTHON is that of a virtual environment in which one of these was done (``--install`` prints them again):
 
     pip install "rectools[torch]"
-    pip install recbole
+    pip install "recbole==1.2.1" "numpy<2" "pandas<3"    # it uses names that newer releases have dropped
     pip install cornac
 
 Without ``--reviews`` a random shop of the size of the Amazon 2014 Beauty 5-core is made, on which nothing can be learned.
@@ -45,7 +45,7 @@ Array = npt.NDArray[Any]
 Rows = dict[str, Array]  # user, item (both from 1), time, split (0 train, 1 valid, 2 test): one entry an interaction
 SIDES = ("ours", "rectools", "recbole", "cornac")
 MODELS = {"sasrec": ("ours", "rectools", "recbole"), "bert4rec": ("ours", "rectools", "recbole"), "vbpr": ("ours", "cornac")}
-WHAT_TO_INSTALL = {"rectools": '"rectools[torch]"', "recbole": "recbole", "cornac": "cornac"}
+WHAT_TO_INSTALL = {"rectools": '"rectools[torch]"', "recbole": '"recbole==1.2.1" "numpy<2" "pandas<3"', "cornac": "cornac"}
 SHAPE = {"hidden": 64, "blocks": 1, "heads": 1, "length": 50, "dropout": 0.2, "learning_rate": 1e-3, "mask_probability": 0.3}
 FACTORS, CONTENT_WIDTH, PAIRS_PER_BATCH, USERS_PER_CHUNK = 32, 64, 1024, 256
 K = 10
@@ -281,7 +281,10 @@ def run_cornac(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) 
     uid_map, iid_map = (
         {name: place for place, name in enumerate(range(1, int(rows[key].max()) + 1))} for key in ("user", "item")
     )
-    train, valid, test = (Dataset.build(triples(split), uid_map, iid_map, exclude_unknowns=False) for split in range(3))
+    train, valid, test = (
+        Dataset.build(triples(split), global_uid_map=uid_map, global_iid_map=iid_map, exclude_unknowns=False)
+        for split in range(3)
+    )
     images = ImageModality(features=vectors_for(num_items)[1:], ids=list(range(1, num_items + 1)), normalized=False)
     images.build(id_map=iid_map)
     train.add_modalities(item_image=images)
@@ -321,6 +324,10 @@ def compare(options: argparse.Namespace) -> None:
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         rows = rows_of(options.reviews) if options.reviews else random_rows()
+        if options.users:
+            chosen = rows["user"] <= options.users
+            rows = {name: column[chosen] for name, column in rows.items()}
+            rows["item"] = np.unique(rows["item"], return_inverse=True)[1] + 1
         np.savez(Path(name) / "rows.npz", **rows)
         one_thread = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"], "1")
         environment = {**os.environ, **one_thread, "CUDA_VISIBLE_DEVICES": ""}
@@ -329,7 +336,9 @@ def compare(options: argparse.Namespace) -> None:
                 for side in [side for side in MODELS[model] if side in pythons]:
                     one = ["--side", side, "--model", model, "--folder", name, "--loss", options.loss]
                     sizes = ["--epochs", str(options.epochs), "--batch", str(options.batch)]
-                    subprocess.run([pythons[side], __file__, *one, *sizes], check=True, env=environment)
+                    subprocess.run(
+                        [pythons[side], __file__, *one, *sizes], check=True, env=environment, stdout=subprocess.DEVNULL
+                    )
                     result = json.loads((Path(name) / "result.json").read_text())
                     results.setdefault((model, side), []).append(result)
                     print(f"round {turn + 1}: {model} of {side}: {result}", file=sys.stderr, flush=True)
@@ -357,6 +366,7 @@ def main() -> None:
         parser.add_argument(f"--{side}", type=Path, help=f"a Python that has {side}; left out where there is none")
     parser.add_argument("--install", action="store_true", help="print what to install, and end")
     parser.add_argument("--reviews", type=Path, help="reviews of the 2014 edition, packed JSON lines")
+    parser.add_argument("--users", type=int, help="take the first so many of the file alone, and what they have")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument(
         "--loss", choices=("softmax", "bce"), default="softmax", help="of SASRec and BERT4Rec; RecBole's is CE or BPR"
