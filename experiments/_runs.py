@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from sda_core import evaluation, recommenders
-from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, write_tsv
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_tsv
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.significance import bootstrap_interval
 from sda_core.fingerprint import fingerprint
@@ -48,7 +48,7 @@ def keep_positions(
     A run that was stopped goes on from its last validation.
 
     Args:
-        workspace: with ``data/filtered``.
+        workspace: with ``data/filtered``; its items are the catalogue, whether anybody has met them or not.
         params: its params, of which ``evaluate`` and ``runtime`` are used.
         section: the recommender's settings, whose seed is replaced.
         seed: of the training.
@@ -62,19 +62,19 @@ def keep_positions(
     if isinstance(section, FitParams):
         section = section.model_copy(update={"seed": seed})
     device = prepare_torch(params.runtime)
-    interactions = INTERACTIONS.read(workspace.interactions)
+    interactions, num_items = INTERACTIONS.read(workspace.interactions), len(ITEMS.read(workspace.items))
     test = interactions.filter(pl.col("split") == "test")
     data = recommenders.training_data(
         interactions.filter(pl.col("split").is_in(["train", "valid"])),
         num_users=interactions["user_id"].n_unique(),
-        num_items=interactions["item_id"].n_unique(),
+        num_items=num_items,
         leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
     )
     model = recommenders.build(section, data.num_users, data.num_items, vectors)
     scratch = folder / f".{seed}.checkpoint.safetensors"
     inputs = fingerprint(section, workspace.interactions, "" if vectors is None else recommenders.hash_vectors(vectors))
     records = model.fit(data, checkpoint=scratch, fingerprint=inputs, device=device)
-    known = recommenders.evaluation_data(interactions)
+    known = recommenders.evaluation_data(interactions, num_items=num_items)
     write_tsv(folder / f"{seed}.tsv", records)
     for protocol, path in wanted.items():
         candidates = evaluation.candidates(protocol, interactions, params.evaluate.negatives_seed)

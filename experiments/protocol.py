@@ -33,7 +33,7 @@ import polars as pl
 from _runs import CUTOFF, gains, interval, keep_positions, positions_path, read_positions
 
 from sda_core import log
-from sda_core.artifacts import INTERACTIONS, Workspace
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.data.filtering import filter_dataset
 from sda_core.data.manifest import manifest_file
 from sda_core.evaluation.groups import item_groups
@@ -122,10 +122,12 @@ def main() -> None:
 
 
 def filter_once(source: Workspace, params: Params, target: Workspace) -> None:
-    """The interactions of ``filter.method: single_pass``, from the same raw files."""
+    """The tables of ``filter.method: single_pass``, from the same raw files."""
     section = params.filter.model_copy(update={"method": "single_pass"})
     reviews, metadata = manifest_file(source.raw, "reviews"), manifest_file(source.raw, "metadata")
-    INTERACTIONS.write(filter_dataset(reviews, metadata, params.dataset.edition, section).interactions, target.interactions)
+    data = filter_dataset(reviews, metadata, params.dataset.edition, section)
+    ITEMS.write(data.items, target.items)
+    INTERACTIONS.write(data.interactions, target.interactions)
 
 
 def train(

