@@ -337,7 +337,11 @@ def compare(options: argparse.Namespace) -> None:
                     one = ["--side", side, "--model", model, "--folder", name, "--loss", options.loss]
                     sizes = ["--epochs", str(options.epochs), "--batch", str(options.batch)]
                     subprocess.run(
-                        [pythons[side], __file__, *one, *sizes], check=True, env=environment, stdout=subprocess.DEVNULL
+                        [pythons[side], Path(__file__).resolve(), *one, *sizes],
+                        check=True,
+                        env=environment,
+                        stdout=subprocess.DEVNULL,
+                        cwd=name,  # RecBole leaves logs where it runs
                     )
                     result = json.loads((Path(name) / "result.json").read_text())
                     results.setdefault((model, side), []).append(result)
