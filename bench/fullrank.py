@@ -83,7 +83,7 @@ def main() -> None:
         factor_size=options.width, content_factor_size=1, embedding_regularization=0.0, content_regularization=0.0,
         content_bias_regularization=0.0,
     )  # fmt: skip
-    device = prepare_torch(RuntimeParams(device="cpu", num_threads=0))
+    device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
     torch.manual_seed(0)
     model = recommenders.build(params, options.num_users, options.num_items, None)
     settings = EvaluateParams.model_validate(

@@ -43,7 +43,7 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     from sda_core.recommenders.fit import TrainedRecommender, _train_epoch
     from sda_core.runtime import prepare_torch
 
-    device = prepare_torch(RuntimeParams(device="cpu", num_threads=0))
+    device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
     params = SASRecParams(
         seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=BATCH, learning_rate=1e-3, weight_decay=0.0, dtype="float32",
         representation="id", hidden_size=HIDDEN, num_blocks=1, num_heads=1, max_length=50, dropout=0.2,

@@ -104,7 +104,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     from sda_core.recommenders.fit import TrainedRecommender, _train_epoch
     from sda_core.runtime import prepare_torch
 
-    device = prepare_torch(RuntimeParams(device="cpu", num_threads=1))
+    device = prepare_torch(RuntimeParams(device="cpu", num_threads=1, num_trainings=1))
     fit: dict[str, Any] = {
         "seed": 0, "max_epochs": epochs, "patience": 1, "eval_every": 1, "batch_size": batch, "weight_decay": 0.0,
         "learning_rate": SHAPE["learning_rate"], "dtype": "float32",
@@ -337,7 +337,7 @@ def compare(options: argparse.Namespace) -> None:
                     one = ["--side", side, "--model", model, "--folder", name, "--loss", options.loss]
                     sizes = ["--epochs", str(options.epochs), "--batch", str(options.batch)]
                     subprocess.run(
-                        [pythons[side], Path(__file__).resolve(), *one, *sizes],
+                        [pythons[side].absolute(), Path(__file__).resolve(), *one, *sizes],
                         check=True,
                         env=environment,
                         stdout=subprocess.DEVNULL,

@@ -22,7 +22,7 @@ def test_determinism_without_the_compiler_and_memory_that_is_kept() -> None:
         import resource, sys, torch
         from sda_core.params import RuntimeParams
         from sda_core.runtime import prepare_torch
-        print(prepare_torch(RuntimeParams(device="cpu", num_threads=0)))
+        print(prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1)))
         print(torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory)
         print(sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
         for turn in range(5):
@@ -44,4 +44,4 @@ def test_determinism_without_the_compiler_and_memory_that_is_kept() -> None:
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees no GPU"):
-        prepare_torch(RuntimeParams(device="cuda", num_threads=0))
+        prepare_torch(RuntimeParams(device="cuda", num_threads=0, num_trainings=1))
