@@ -8,10 +8,13 @@ from sda_core import __version__
 from stages.build_index import build_index
 from stages.download import download
 from stages.evaluate import evaluate
+from stages.export import export
 from stages.export_embeddings import export_embeddings
 from stages.fetch_images import fetch_images
 from stages.filter import filter_
+from stages.import_embeddings import import_embeddings
 from stages.neighbors import neighbors
+from stages.recommend import recommend
 from stages.report import report
 from stages.train_adapter import train_adapter
 from stages.train_recommender import train_recommender
@@ -37,6 +40,7 @@ STAGES = {
     "fetch-images": fetch_images,
     "train-adapter": train_adapter,
     "export-embeddings": export_embeddings,
+    "import-embeddings": import_embeddings,
     "build-index": build_index,
     "train-recommender": train_recommender,
     "evaluate": evaluate,
@@ -49,6 +53,7 @@ SHORT_HELP = {
     "fetch-images": "Fetch the pictures of the kept items.",
     "train-adapter": "Train LoRA or MoDA on items alone.",
     "export-embeddings": "Write a variant's item vectors.",
+    "import-embeddings": "Take in vectors made elsewhere.",
     "build-index": "Build a FAISS index, measure its recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
     "evaluate": "Place the test targets, compute metrics.",
@@ -57,6 +62,8 @@ SHORT_HELP = {
 for _name, _command in STAGES.items():
     app.command(_name, short_help=SHORT_HELP[_name])(_command)
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
+app.command("recommend", short_help="Recommend for a history of items.")(recommend)
+app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
 
 
 def _version(show: bool) -> None:
