@@ -74,11 +74,12 @@ def write_recbole(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
         .sort("user_id", "timestamp", maintain_order=True)
     )
     columns = {"user": "user_id:token", "item": "item_id:token", "rating": "rating:float", "timestamp": "timestamp:float"}
-    _write(rows.select(*columns, "split").rename({**columns, "split": "split:token"}), folder / f"{name}.inter")
+    headed = [pl.col(column).alias(header) for column, header in columns.items()]
+    _write(rows.select(*headed, pl.col("split").alias("split:token")), folder / f"{name}.inter")
     targets: dict[str, int] = {}
     for split in ("train", "valid", "test"):
         part = rows.filter(pl.col("split") == split)
-        _write(part.select(columns).rename(columns), folder / f"{name}.{split}.inter")
+        _write(part.select(headed), folder / f"{name}.{split}.inter")
         sequences = _sequences(rows, split)
         targets[f"{split}_sequences"] = len(sequences)
         _write(sequences, folder / f"{name}.seq_{split}.inter")
