@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from sda_core.artifacts import INTERACTIONS, Workspace
+from sda_core.data.filtering import filter_dataset
 from sda_core.errors import ArtifactError, ConfigError, DataError
 from sda_core.exchange import Format
 from sda_core.exchange.export import export
 from sda_core.exchange.recbole import MAX_ITEM_LIST_LENGTH, token
 from sda_core.exchange.shop import Shop
+from sda_core.params import load_params
 
 RAW_ITEMS = ["B01", "a b", 'say "so"', "NA", "100%", "tab\there", "Ünïcode"]
 
@@ -269,3 +272,40 @@ def test_rows_are_joined_by_id(workspace: Workspace) -> None:
     for column, matrix in before.vectors.items():
         np.testing.assert_allclose(after.vectors[column], matrix, rtol=1e-6)
         np.testing.assert_array_equal(after.has_vector[column], before.has_vector[column])
+
+
+# ----------------------------------------------------------------------------------------------- the way back
+@pytest.mark.parametrize(
+    ("source", "target", "folder"), [("RecBole", Format.RECBOLE, "dataset"), ("MMRec", Format.MMREC, "data")]
+)
+def test_the_guide_brings_interactions_back(
+    workspace: Workspace,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    target: Format,
+    folder: str,
+) -> None:
+    """The code that docs/exchange.md shows, on an export of ours, then the filter stage's own reader."""
+    guide = (repository / "docs" / "exchange.md").read_text(encoding="utf-8")
+    code = re.search(rf"<!-- code: from {source} -->\n```python\n(.+?)```", guide, re.S)
+    assert code is not None
+    shop = Shop.read(workspace, "id")
+    export(shop, target, tmp_path / folder / "shop")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], source, "exec"), {})
+    section = load_params(repository / "params.yaml").filter
+    changes = {"min_user_interactions": 1, "min_item_interactions": 1, "duplicates": "keep", "max_bad_line_share": 1.0}
+    reviews, metadata = tmp_path / "mine" / "reviews.jsonl", tmp_path / "mine" / "meta.jsonl"
+    made = filter_dataset(reviews, metadata, 2023, section.model_copy(update=changes))
+    back = made.interactions.join(made.items.select("item_id", "raw_item_id"), on="item_id").join(made.users, on="user_id")
+    found = {(user, item, time) for user, item, time in back.select("raw_user_id", "raw_item_id", "timestamp").iter_rows()}
+    ours = shop.interactions.join(shop.items.select("item_id", "raw_item_id"), on="item_id").join(shop.users, on="user_id")
+    ours = ours.filter(
+        ~pl.col("raw_item_id").str.contains("\t") | (target is Format.RECBOLE)
+    )  # no id to the filter, unless encoded
+    name = token if target is Format.RECBOLE else str
+    assert found == {
+        (name(user), name(item), time) for user, item, time in ours.select("raw_user_id", "raw_item_id", "timestamp").iter_rows()
+    }
