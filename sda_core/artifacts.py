@@ -104,8 +104,13 @@ class Workspace:
 
     @property
     def comparisons(self) -> Path:
-        """Paired differences between variants, flat JSON, written by the report stage."""
-        return self.root / "report" / "comparisons.json"
+        """What the trained variants gain, with intervals: flat JSON for ``dvc metrics diff``, written by the report stage."""
+        return self.root / "comparisons.json"
+
+    @property
+    def pairs(self) -> Path:
+        """Every paired difference between variants, with p-values: flat JSON beside the page."""
+        return self.report.parent / "pairs.json"
 
     @property
     def report(self) -> Path:

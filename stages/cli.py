@@ -6,6 +6,8 @@ import typer
 
 from sda_core import __version__
 from stages.build_index import build_index
+from stages.control_embeddings import control_embeddings
+from stages.diff import diff
 from stages.download import download
 from stages.evaluate import evaluate
 from stages.export import export
@@ -18,6 +20,7 @@ from stages.recommend import recommend
 from stages.report import report
 from stages.train_adapter import train_adapter
 from stages.train_recommender import train_recommender
+from stages.verify import verify
 
 app = typer.Typer(
     name="sda",
@@ -40,6 +43,7 @@ STAGES = {
     "fetch-images": fetch_images,
     "train-adapter": train_adapter,
     "export-embeddings": export_embeddings,
+    "control-embeddings": control_embeddings,
     "import-embeddings": import_embeddings,
     "build-index": build_index,
     "train-recommender": train_recommender,
@@ -53,6 +57,7 @@ SHORT_HELP = {
     "fetch-images": "Fetch the pictures of the kept items.",
     "train-adapter": "Train LoRA or MoDA on items alone.",
     "export-embeddings": "Write a variant's item vectors.",
+    "control-embeddings": "Write vectors to be beaten.",
     "import-embeddings": "Take in vectors made elsewhere.",
     "build-index": "Build a FAISS index, measure its recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
@@ -62,6 +67,8 @@ SHORT_HELP = {
 for _name, _command in STAGES.items():
     app.command(_name, short_help=SHORT_HELP[_name])(_command)
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
+app.command("diff", short_help="Compare two runs, with intervals.")(diff)
+app.command("verify", short_help="Check every artifact of the workspace.")(verify)
 app.command("recommend", short_help="Recommend for a history of items.")(recommend)
 app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
 

@@ -28,12 +28,14 @@ def report(root: Root = Path(), params: ParamsFile = None) -> None:
         shown = page.example_items(workspace, section)
         neighbors = {
             variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)
-            for variant in run.params.variants_with_vectors
+            for variant in run.params.indexed_variants
         }
         data = page.collect(workspace, run.params, comparisons, neighbors, commit=None, seconds={})
         with replace_directory(workspace.report.parent) as folder:
             write_text(folder / workspace.report.name, page.render(data))
-            write_json(folder / workspace.comparisons.name, evaluation.flat_comparisons(comparisons))
+            write_json(folder / workspace.pairs.name, evaluation.flat_comparisons(comparisons))
+        gains = evaluation.flat_gains(comparisons, tuple(run.params.train_adapter.variants), ("zero_shot", "id"))
+        write_json(workspace.comparisons, gains)
         run.counts = {"page": workspace.report, "comparisons": len(comparisons)}
 
 

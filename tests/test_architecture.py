@@ -32,6 +32,7 @@ KERNEL = {
 # Who may import whom: a package may import those of a higher number only (and itself).
 LEVELS = {
     "stages": 0,
+    "verification": 0.5,  # sees every artifact, so it may ask whoever reads one
     "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
     "diagnostics": 1, "exchange": 1,
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
@@ -58,7 +59,7 @@ ONLY_IN = {
     "peft": {"adapters"},
     "faiss": {"index"},
     "typer": {"stages"},
-    "dvc": set(),
+    "dvc": {"stages"},
 }
 
 
@@ -255,6 +256,11 @@ def test_every_preset_is_valid(dataset: str, backbone: str) -> None:
 @pytest.mark.parametrize("recommender", sorted(p.stem for p in (ROOT / "conf" / "recommender").glob("*.yaml")))
 def test_every_recommender_preset_is_valid(recommender: str) -> None:
     params_module.parse_params(YAML(typ="safe").load(composed(f"recommender={recommender}")), "preset")
+
+
+def test_the_full_ladder_is_valid() -> None:
+    params = params_module.parse_params(YAML(typ="safe").load(composed("ladder=full")), "preset")
+    assert set(params.variants) == {"id", *params.train_recommender.variants}
 
 
 def test_stages_have_four_options_only() -> None:

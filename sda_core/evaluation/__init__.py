@@ -9,18 +9,23 @@ from sda_core.evaluation.groups import ItemGroups, item_groups, training_counts
 from sda_core.evaluation.metrics import Metric, Ties, hit, mrr, ndcg, positions_under
 from sda_core.evaluation.protocols import candidates, candidates_hash, evaluated_users
 from sda_core.evaluation.significance import (
+    Change,
     Comparison,
     Difference,
     bootstrap_interval,
     compare,
+    compare_runs,
     compare_variants,
+    excludes_zero,
     flat_comparisons,
+    flat_gains,
     holm,
     sign_flip_p_value,
 )
 from sda_core.evaluation.summary import score_positions, summarise
 
 __all__ = [
+    "Change",
     "Comparison",
     "Difference",
     "ItemGroups",
@@ -30,9 +35,12 @@ __all__ = [
     "candidates",
     "candidates_hash",
     "compare",
+    "compare_runs",
     "compare_variants",
     "evaluated_users",
+    "excludes_zero",
     "flat_comparisons",
+    "flat_gains",
     "hit",
     "holm",
     "item_groups",

@@ -239,6 +239,26 @@ def flat_comparisons(comparisons: Sequence[Comparison]) -> dict[str, float]:
     return {key: value for comparison in comparisons for key, value in comparison.flat().items()}
 
 
+def flat_gains(comparisons: Sequence[Comparison], variants: Sequence[str], baselines: Sequence[str]) -> dict[str, float]:
+    """What variants gain in NDCG over all users, under names that ``dvc metrics diff`` and ``dvc exp show`` print well.
+
+    For each variant and baseline ``sasrec/sda_vs_id/ndcg@10_gain`` (the difference), ``..._low`` and ``..._high`` (its 95 %
+    interval) and ``..._clear`` (1 where the interval excludes zero, else 0).  Where every user's NDCG is the same under
+    both, there is nothing to tell (a recommender that looks at no vectors) and the pair is left out.
+    """
+    flat: dict[str, float] = {}
+    for row in comparisons:
+        if row.group != "all" or row.metric != "ndcg" or row.variant not in variants or row.baseline not in baselines:
+            continue
+        if row.difference == row.low == row.high == 0.0:
+            continue
+        name = f"{row.recommender}/{row.variant}_vs_{row.baseline}/{row.metric}@{row.cutoff}"
+        flat[f"{name}_gain"] = row.difference
+        if row.low is not None and row.high is not None:
+            flat |= {f"{name}_low": row.low, f"{name}_high": row.high, f"{name}_clear": int(excludes_zero(row.low, row.high))}
+    return flat
+
+
 def compare_variants(
     positions: Mapping[tuple[str, str], pl.DataFrame],
     baselines: Sequence[str],
@@ -295,4 +315,55 @@ def compare_variants(
                             **vars(found_difference),
                         )
                     )
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change(Difference):
+    """One line of a comparison of two runs: the same variant and recommender, before (``baseline_value``) and now."""
+
+    variant: str
+    recommender: str
+    name: str  # of the metric, e.g. tail_ndcg@10
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the 95 % interval excludes zero; False without one."""
+        return excludes_zero(self.low, self.high)
+
+
+def excludes_zero(low: float | None, high: float | None) -> bool:
+    """Whether an interval lies on one side of zero; False where there is none."""
+    return low is not None and high is not None and (low > 0.0 or high < 0.0)
+
+
+def compare_runs(
+    old: Mapping[tuple[str, str], pl.DataFrame],
+    new: Mapping[tuple[str, str], pl.DataFrame],
+    interactions: pl.DataFrame | None,
+    params: EvaluateParams,
+    cutoff: int,
+) -> list[Change]:
+    """What changed from one run to another, for every variant and recommender that both have, in the order of ``new``.
+
+    Args:
+        old: POSITIONS tables by (variant, recommender).
+        new: the same, of the other run.
+        interactions: the whole table, all splits; says which items are tail.  None: no tail numbers.
+        params: number of samples, seed, definition of tail.
+        cutoff: of the metrics.
+
+    Raises:
+        DataError: evaluations that cannot be compared (see :func:`compare`).
+    """
+    groups: list[tuple[str, Metric, Mask | None]] = [("", "hit", None), ("", "ndcg", None)]
+    if interactions is not None:
+        groups.append(("tail_", "ndcg", item_groups(interactions, params.tail).tail))
+    rows: list[Change] = []
+    for key in (key for key in new if key in old):
+        for prefix, metric, mask in groups:
+            found = compare(new[key], old[key], metric, cutoff, params.bootstrap_samples, params.bootstrap_seed, mask)
+            if found is not None:
+                name = f"{prefix}{metric}@{cutoff}"
+                rows.append(Change(variant=key[0], recommender=key[1], name=name, **vars(found)))
     return rows

@@ -33,9 +33,12 @@ from sda_core.params import (
     TinyQwen25VL,
 )
 from sda_core.report.coverage import data_coverage
+from sda_core.report.experiments import experiments
+from sda_core.report.gates import gate_map
 from sda_core.report.model import (
     Change,
     Chart,
+    Conflict,
     Curve,
     Example,
     Fact,
@@ -46,9 +49,12 @@ from sda_core.report.model import (
     ReportData,
     Result,
     Score,
+    Size,
     Variant,
 )
+from sda_core.report.vectors import Findings, look
 
+_NUM_PAIRS = 3  # conflicting items, of each kind
 _THUMBNAIL_SIDE = 128  # pixels; shown at 96, so it stays sharp on dense screens
 _CONTENT_FREE = {"pop": "any", "bpr": "any"}  # recommenders that look at no vectors: one row stands for all variants
 
@@ -183,6 +189,14 @@ def _describe_loss(loss: LossParams) -> str:
     return "CMSA" if loss.variant == "paper" else "CMSA as in the public code"
 
 
+_CONTROL_TEXT = {
+    "random": "Control: random directions instead of content vectors.",
+    "shuffled": "Control: the vectors of zero_shot, each on a wrong item.",
+    "image_only": "Control: the picture vectors of zero_shot alone.",
+    "text_only": "Control: the text vectors of zero_shot alone.",
+}
+
+
 def describe_variants(params: Params) -> tuple[Variant, ...]:
     """What each rung of the ladder is."""
     made: list[Variant] = []
@@ -191,6 +205,8 @@ def describe_variants(params: Params) -> tuple[Variant, ...]:
             text = "No content: the recommender learns a vector for each item id."
         elif name == "zero_shot":
             text = "Content vectors of the backbone as it is, without adaptation."
+        elif name in params.control_embeddings.variants:
+            text = _CONTROL_TEXT[name]
         elif name in params.import_embeddings.variants:
             text = "Content vectors that were made elsewhere and imported."
         else:
@@ -399,21 +415,27 @@ def example_items(workspace: Workspace, params: ReportParams) -> list[int]:
     return spread_items(pictured, params.num_example_items)
 
 
-def _examples(workspace: Workspace, neighbors: Neighbors) -> tuple[Example, ...]:
-    wanted = list(dict.fromkeys(item for found in neighbors.values() for item in found))
-    if not wanted:
-        return ()
-    shown = {*wanted, *(near for found in neighbors.values() for pairs in found.values() for near, _ in pairs)}
-    rows = ITEMS.scan(workspace.items).filter(pl.col("item_id").is_in(sorted(shown))).select("item_id", "title").collect()
-    titles, counts, store = dict(rows.iter_rows()), _training_counts(workspace), ImageStore(workspace.images)
+def _shown(workspace: Workspace, ids: set[int]) -> dict[int, Item]:
+    """Titles and small pictures, by id."""
+    rows = ITEMS.scan(workspace.items).filter(pl.col("item_id").is_in(sorted(ids))).select("item_id", "title").collect()
+    titles, store = dict(rows.iter_rows()), ImageStore(workspace.images)
     items: dict[int, Item] = {}
-    for item_id in sorted(shown):
+    for item_id in sorted(ids):
         if item_id not in titles:
             raise ArtifactError(
                 str(workspace.items), f"has no item {item_id}, which an index names", "run `dvc repro` to make the index anew"
             )
         image = store.get(item_id)
         items[item_id] = Item(item_id, titles[item_id], None if image is None else thumbnail(image))
+    return items
+
+
+def _examples(workspace: Workspace, neighbors: Neighbors) -> tuple[Example, ...]:
+    wanted = list(dict.fromkeys(item for found in neighbors.values() for item in found))
+    if not wanted:
+        return ()
+    shown = {*wanted, *(near for found in neighbors.values() for pairs in found.values() for near, _ in pairs)}
+    items, counts = _shown(workspace, shown), _training_counts(workspace)
     return tuple(
         Example(
             items[item_id],
@@ -425,6 +447,37 @@ def _examples(workspace: Workspace, neighbors: Neighbors) -> tuple[Example, ...]
         )
         for item_id in wanted
     )
+
+
+def _conflicts(workspace: Workspace, looked: Findings) -> tuple[Conflict, ...]:
+    items = _shown(workspace, {item for pair in looked.pairs for item in (pair.first, pair.second)})
+    return tuple(
+        Conflict(
+            items[pair.first], items[pair.second], pair.alike_in, pair.image_cosine, pair.text_cosine, tuple(cosines.items())
+        )
+        for pair, cosines in zip(looked.pairs, looked.cosines, strict=True)
+    )
+
+
+def sizes(workspace: Workspace, params: Params) -> tuple[Size, ...]:
+    """What the run left on disk, by stage; equal for equal runs, unlike seconds."""
+    training = params.train_adapter.training
+    seen = f"{training.num_steps * training.batch_size:,} items seen by each adapter"
+    paths = (
+        ("filter", workspace.filtered, ""),
+        ("fetch_images", workspace.images, ""),
+        ("train_adapter", workspace.adapter(""), seen),
+        ("export_embeddings", workspace.embeddings("").parent, ""),
+        ("build_index", workspace.index(""), ""),
+        ("train_recommender", workspace.recommender("", ""), ""),
+        ("evaluate", workspace.positions("", "").parent, ""),
+    )
+    made: list[Size] = []
+    for stage, folder, note in paths:
+        files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        if files:
+            made.append(Size(stage, len(files), sum(path.stat().st_size for path in files), note))
+    return tuple(made)
 
 
 # ---------------------------------------------------------------------------------------------------- whole
@@ -451,6 +504,8 @@ def collect(
     Raises:
         ArtifactError: a file of the run is missing or damaged.
     """
+    looked = look(workspace, params.variants_with_vectors, _NUM_PAIRS)
+    gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
     return ReportData(
         title=params.report.title,
         dataset=describe_dataset(params.dataset),
@@ -468,5 +523,11 @@ def collect(
         validation_charts=_validation_charts(workspace, params),
         adapter_charts=_adapter_charts(workspace, params),
         examples=_examples(workspace, neighbors),
+        geometry=looked.geometry,
+        conflicts=_conflicts(workspace, looked),
+        maps=looked.maps,
+        gates=tuple(gate for gate in gates if gate is not None),
+        experiments=experiments(workspace.root / "experiments"),
+        sizes=sizes(workspace, params),
         seconds=dict(seconds),
     )

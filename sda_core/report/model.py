@@ -182,6 +182,82 @@ class DataCoverage:
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """How one variant's vectors of pictures and texts lie; see ``sda_core.report.vectors``.
+
+    ``own_text_first`` is the share of items whose picture has no text nearer than its own.
+    """
+
+    variant: str
+    num_items: int
+    alignment: float
+    uniformity_image: float
+    uniformity_text: float
+    own_text_first: float
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two items that are alike in one modality and unlike in the other.
+
+    ``image_cosine`` and ``text_cosine`` are the base model's, its mean vector taken off; ``fused`` are the cosines of the
+    vectors that recommenders see, by variant.
+    """
+
+    first: Item
+    second: Item
+    alike_in: str  # image or text
+    image_cosine: float
+    text_cosine: float
+    fused: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class VectorMap:
+    """Items on a plane: a point each, 0..1; ``pairs`` are places of points that belong together, as in the conflicts."""
+
+    variant: str
+    points: tuple[tuple[float, float], ...]
+    pairs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class GateMap:
+    """Which experts each modality uses: ``mass[block][modality][expert]``, a modality's add up to 1.
+
+    ``largest_difference`` is that of one expert's mass between two modalities, over all ``num_layers`` adapted layers.
+    """
+
+    variant: str
+    blocks: tuple[int, ...]
+    modalities: tuple[str, ...]
+    mass: tuple[tuple[tuple[float, ...], ...], ...]
+    num_layers: int
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A file under ``experiments/``: a table, or a plot, and a remark."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    plot: Picture | None
+    remark: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a stage left on disk."""
+
+    stage: str
+    files: int
+    bytes: int
+    note: str
+
+
+@dataclass(frozen=True)
 class ReportData:
     """The whole page.
 
@@ -204,4 +280,10 @@ class ReportData:
     validation_charts: tuple[Chart, ...]
     adapter_charts: tuple[Chart, ...]
     examples: tuple[Example, ...]
+    geometry: tuple[Geometry, ...]
+    conflicts: tuple[Conflict, ...]
+    maps: tuple[VectorMap, ...]
+    gates: tuple[GateMap, ...]
+    experiments: tuple[Experiment, ...]
+    sizes: tuple[Size, ...]
     seconds: Mapping[str, float]

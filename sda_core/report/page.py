@@ -18,8 +18,30 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sda_core.report.model import Change, Chart, Count, DataCoverage, Example, Picture, ReportData, Result, Score
-from sda_core.report.plots import held_share, ladder_chart, line_chart, long_tail_chart, share_bar, swatch
+from sda_core.report.model import (
+    Change,
+    Chart,
+    Conflict,
+    Count,
+    DataCoverage,
+    Example,
+    GateMap,
+    Picture,
+    ReportData,
+    Result,
+    Score,
+    VectorMap,
+)
+from sda_core.report.plots import (
+    heat_map,
+    held_share,
+    ladder_chart,
+    line_chart,
+    long_tail_chart,
+    share_bar,
+    swatch,
+    vector_map,
+)
 
 _FOLDER = Path(__file__).parent
 _SIGNIFICANT = 0.05
@@ -201,6 +223,27 @@ def findings(results: Sequence[Result], baselines: Sequence[str]) -> list[Findin
     return made
 
 
+def in_short(found: Sequence[Finding]) -> str:
+    """The findings as one sentence: which recommenders gain, which lose, where nothing is clear."""
+    if not found:
+        return ""
+    parts: list[str] = []
+    for verdict in dict.fromkeys(finding.verdict for finding in sorted(found, key=lambda finding: finding.verdict)):
+        parts.append(f"{verdict} in {', '.join(f.recommender for f in found if f.verdict == verdict)}")
+    return f"{found[0].variant} against {found[0].baseline}: {'; '.join(parts)}."
+
+
+def leaders(results: Sequence[Result]) -> str:
+    """Which variant has the highest NDCG, by recommender; recommenders without a choice are left out."""
+    parts: list[str] = []
+    for recommender in dict.fromkeys(result.recommender for result in results):
+        own = [result for result in results if result.recommender == recommender]
+        best = _best(result.ndcg for result in own)
+        if best is not None:
+            parts.append(f"{max(own, key=lambda result: result.ndcg.value).variant} in {recommender}")
+    return ", ".join(parts)
+
+
 @dataclass(frozen=True)
 class Figure:
     """A drawn chart with its legend and the numbers in words."""
@@ -298,6 +341,43 @@ def _shared(example: Example) -> dict[str, set[int]]:
     }
 
 
+def size(num_bytes: int) -> str:
+    """``1234567`` as "1.2 MB"."""
+    value, unit = float(num_bytes), "B"
+    for following in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, following
+    return f"{value:.0f}\u00a0{unit}" if unit == "B" else f"{value:.1f}\u00a0{unit}"
+
+
+def _maps(maps: Sequence[VectorMap], conflicts: Sequence[Conflict]) -> list[tuple[str, Markup]]:
+    num_images = sum(conflict.alike_in == "image" for conflict in conflicts)
+    return [
+        (
+            found.variant,
+            vector_map(
+                f"Map of {len(found.points)} items by their vectors under {found.variant}; {len(found.pairs)} pairs are marked",
+                found.points, found.pairs, num_images,
+            ),
+        )
+        for found in maps
+    ]  # fmt: skip
+
+
+def _heat_maps(gates: Sequence[GateMap]) -> list[tuple[str, str, Markup]]:
+    """Variant, modality and picture: experts down, blocks across."""
+    drawn: list[tuple[str, str, Markup]] = []
+    for gate in gates:
+        for place, modality in enumerate(gate.modalities):
+            num_experts = len(gate.mass[0][place])
+            rows = [(f"expert {e + 1}", [block[place][e] for block in gate.mass]) for e in range(num_experts)]
+            means = ", ".join(f"{label} {sum(values) / len(values):.2f}" for label, values in rows)
+            title = f"Gate of {gate.variant} for {modality}, mean over the blocks: {means}"
+            drawn.append((gate.variant, modality, heat_map(title, [str(block) for block in gate.blocks], rows, "block")))
+    return drawn
+
+
 def render(data: ReportData) -> str:
     """The page as HTML text.
 
@@ -323,6 +403,9 @@ def render(data: ReportData) -> str:
         duration=duration,
         data_uri=data_uri,
         share_bar=share_bar,
+        size=size,
+        signed=lambda value: f"{value:+.2f}".replace("-", "\u2212"),
+        minus=lambda value: f"{value:.3f}".replace("-", "\u2212"),
     )
     css = (_FOLDER / "style.css").read_text(encoding="utf-8")
     labels = dict.fromkeys(
@@ -337,6 +420,7 @@ def render(data: ReportData) -> str:
     first = next((variant.name for variant in data.variants if variant.name == "zero_shot"), None)
     if first in baselines:  # the unadapted model is what the method is measured against: its column comes first
         baselines = [first, *(name for name in baselines if name != first)]
+    found = findings(data.results, baselines)
     total = sum(data.seconds.values())
     return environment.get_template("template.html.j2").render(
         data=data,
@@ -344,7 +428,9 @@ def render(data: ReportData) -> str:
         css_hash=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
         baselines=baselines,
         blocks=blocks(data.results, baselines),
-        findings=findings(data.results, baselines),
+        findings=found,
+        in_short=in_short(found),
+        leaders=leaders(data.results),
         has_tail=any(result.tail_ndcg is not None for result in data.results),
         num_users=max((result.num_users for result in data.results), default=0),
         tail_num_users=max((result.tail_num_users for result in data.results), default=0),
@@ -355,6 +441,8 @@ def render(data: ReportData) -> str:
         ladders=_ladders(data.results, data.cutoff, colours),
         validation=_figures(data.validation_charts, colours),
         adapters=_figures(data.adapter_charts, colours),
+        maps=_maps(data.maps, data.conflicts),
+        heat_maps=_heat_maps(data.gates),
         shared=[_shared(example) for example in data.examples],
         total_seconds=total,
         longest_seconds=max(data.seconds.values(), default=0.0),

@@ -214,6 +214,73 @@ def ladder_chart(title: str, rows: Sequence[tuple[str, Score]], colours: Mapping
     return _svg(height, f"{title}: {spoken}", parts)
 
 
+def vector_map(title: str, points: Sequence[tuple[float, float]], pairs: Sequence[tuple[int, int]], num_images: int) -> Markup:
+    """Items as points; the pairs stand out, joined by a line and numbered.
+
+    Args:
+        title: what is shown, for those who cannot see it.
+        points: 0..1 each way.
+        pairs: places in ``points``.
+        num_images: how many of the pairs, the first ones, are alike in pictures; the others are in words.
+    """
+    margin, height = 14.0, 300.0
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        return margin + point[0] * (_WIDTH - 2 * margin), margin + point[1] * (height - 2 * margin)
+
+    special = {place for pair in pairs for place in pair}
+    parts = [
+        f'<circle class="dust" cx="{_n(x)}" cy="{_n(y)}" r="1.8"/>'
+        for number, (x, y) in enumerate(map(place, points))
+        if number not in special
+    ]
+    for number, pair in enumerate(pairs):
+        colour = 1 if number < num_images else 2
+        (x1, y1), (x2, y2) = (place(points[end]) for end in pair)
+        dash = _DASHES[colour if number >= num_images else 0]
+        parts.append(
+            f'<line class="line s{colour}" x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}" stroke-dasharray="{dash}"/>'
+        )
+        for x, y in ((x1, y1), (x2, y2)):
+            parts.append(_marker(colour - 1, x, y, f"mark s{colour}"))
+            anchor, shift = ("end", -7.0) if x > _WIDTH - 30 else ("start", 7.0)
+            parts.append(f'<text class="label" x="{_n(x + shift)}" y="{_n(y + 4)}" text-anchor="{anchor}">{number + 1}</text>')
+    return _svg(height, title, parts)
+
+
+def heat_map(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], column_label: str) -> Markup:
+    """Numbers 0..1 as cells, the fuller the larger; written into the cells where there is room.
+
+    Args:
+        title: what is shown, for those who cannot see it.
+        columns: names of the columns.
+        rows: label and one number a column.
+        column_label: what the columns are.
+    """
+    left, top, step, bottom = 76.0, 4.0, 24.0, 34.0
+    width, height = (_WIDTH - left - 6.0) / max(1, len(columns)), top + step * len(rows) + bottom
+    every = max(1, math.ceil(len(columns) / 14))
+    parts: list[str] = []
+    for number, (label, values) in enumerate(rows):
+        y = top + step * number
+        parts.append(f'<text class="label" x="{_n(left - 6)}" y="{_n(y + 16)}" text-anchor="end">{escape(label)}</text>')
+        for column, value in enumerate(values):
+            x = left + width * column
+            box = f'x="{_n(x)}" y="{_n(y)}" width="{_n(max(width - 1.5, 0.5))}" height="{_n(step - 1.5)}"'
+            parts.append(f'<rect class="trough" {box}/><rect class="heat" {box} fill-opacity="{min(1.0, max(0.0, value)):.3f}"/>')
+            if width >= 30:  # a plate behind the number keeps it readable on every shade
+                middle = x + (width - 1.5) / 2
+                parts.append(f'<rect class="plate" x="{_n(middle - 15)}" y="{_n(y + 4)}" width="30" height="14.5" rx="2"/>')
+                parts.append(f'<text class="label" x="{_n(middle)}" y="{_n(y + 15.5)}" text-anchor="middle">{value:.2f}</text>')
+    for column in range(0, len(columns), every):
+        x = left + width * (column + 0.5)
+        parts.append(f'<text x="{_n(x)}" y="{_n(height - 20)}" text-anchor="middle">{escape(columns[column])}</text>')
+    parts.append(
+        f'<text x="{_n(left + (_WIDTH - left) / 2)}" y="{_n(height - 5)}" text-anchor="middle">{escape(column_label)}</text>'
+    )
+    return _svg(height, title, parts)
+
+
 def share_bar(share: float, lost: float = 0.0) -> Markup:
     """A bar filled to ``share`` (0..1); ``lost`` (0..1) more is marked as gone behind it."""
     filled = 100 * min(1.0, max(0.0, share))

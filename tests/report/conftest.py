@@ -10,11 +10,15 @@ from PIL import Image, ImageDraw
 from sda_core.report.model import (
     Change,
     Chart,
+    Conflict,
     Count,
     Curve,
     DataCoverage,
     Example,
+    Experiment,
     Fact,
+    GateMap,
+    Geometry,
     Item,
     Neighbor,
     NeighborList,
@@ -23,8 +27,10 @@ from sda_core.report.model import (
     Result,
     Score,
     Share,
+    Size,
     Spread,
     Variant,
+    VectorMap,
 )
 
 NASTY = "<script>alert(1)</script> \"quoted\" & 'single' <img src=x onerror=alert(2)>"
@@ -130,5 +136,20 @@ def page_data() -> ReportData:
                 (NeighborList("zero_shot", near(2, 3, 4)), NeighborList("sda", near(3, 5, 7))),
             ),
         ),
+        geometry=(Geometry("zero_shot", 290, 1.81, -1.77, -1.75, 0.0069), Geometry("sda", 290, 1.2, -1.9, -1.8, 0.31)),
+        conflicts=(
+            Conflict(items[1], items[2], "image", 0.91, -0.24, (("zero_shot", 0.47), ("sda", 0.12))),
+            Conflict(items[0], items[6], "text", -0.3, 0.8, (("zero_shot", 0.2), ("sda", -0.05))),
+        ),
+        maps=(
+            VectorMap("zero_shot", ((0.0, 0.0), (1.0, 0.5), (0.2, 0.3), (0.4, 1.0), (0.6, 0.6)), ((0, 1), (2, 3))),
+            VectorMap("sda", ((0.0, 0.1), (1.0, 0.5), (0.2, 0.3), (0.4, 1.0), (0.6, 0.6)), ((0, 1), (2, 3))),
+        ),
+        gates=(GateMap("sda", (0, 1), ("image", "text"), (((0.9, 0.1), (0.2, 0.8)), ((0.5, 0.5), (0.5, 0.5))), 14, 0.7),),
+        experiments=(
+            Experiment("sweep/table.tsv", ("variant", "ndcg@10"), (("sda", "0.05"), (NASTY, "0.04")), None, "3 more rows"),
+            Experiment("sweep/plot.png", (), (), Picture("image/png", drawn_picture(3)), ""),
+        ),
+        sizes=(Size("filter", 4, 1_234_567, ""), Size("train_adapter", 8, 999, "64 items seen by each adapter")),
         seconds={"filter": 1.5, "train_adapter": 73.2},
     )

@@ -127,5 +127,5 @@ def test_dvc_makes_stages_of_the_params(tmp_path: Path, repository: Path) -> Non
     compose_and_dump(tmp_path / "params.yaml", str(repository / "conf"), None, "config", "", overrides)
     with Repo.init(str(tmp_path), no_scm=True) as repo:
         names = {getattr(stage, "name", "") for stage in repo.index.stages}
-    assert {"import_embeddings@minilm", "build_index_imported@minilm", "train_recommender@minilm-sasrec"} <= names
+    assert {"import_embeddings@minilm", "build_index_imported@minilm", "train_recommender@minilm"} <= names
     assert not any(name.startswith("import_embeddings") and not name.endswith("@minilm") for name in names)

@@ -1,0 +1,203 @@
+"""What adaptation does to the vectors: their geometry, items whose modalities disagree, and a map of both.
+
+* **Alignment and uniformity** (Wang & Isola 2020, eq. 1 and 2) over unit vectors ``x`` of pictures and ``y`` of texts:
+  ``mean |x_i - y_i|^2``, 0 where both are one, 2 where they have nothing to do with each other; and
+  ``log mean_{i != j} exp(-2 |x_i - x_j|^2)``, 0 where all are alike, about -4 where they are spread out.
+* **Conflicting items** are pairs that are alike in one modality and unlike in the other: the largest differences of the
+  two cosines, each standardised over all pairs, after the mean vector has been taken off (vectors of language models
+  share a large common part).  Every item occurs once.
+* **The map** is a t-SNE (van der Maaten & Hinton 2008) of the fused vectors.  The last variant's starts where the first one's
+  ended: two runs from scratch differ by luck alone, far more than a few steps of adaptation move a vector.
+
+Big shops are sampled evenly over the item ids; everything runs on one thread, because equal vectors have to give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from sda_core.artifacts import Workspace, read_vectors
+from sda_core.errors import ArtifactError
+from sda_core.image_store import ImageStore
+from sda_core.report.model import Geometry, VectorMap
+
+MAX_COMPARED = 1500  # items, of which all pairs are looked at
+MAX_MAPPED = 300  # items on a map
+_PERPLEXITY = 20.0
+_SEED = 7
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two items, alike in one modality: their cosines in both (mean vector taken off), by the base model."""
+
+    first: int
+    second: int
+    alike_in: str  # image or text
+    image_cosine: float
+    text_cosine: float
+
+
+def sampled(num_items: int, most: int) -> npt.NDArray[np.int64]:
+    """Item ids from 1, evenly spaced; all of them where there are no more than ``most``."""
+    return np.unique(np.linspace(1, num_items, min(most, num_items)).round().astype(np.int64))
+
+
+def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1.0).astype(np.float64)
+
+
+def uniformity(vectors_ND: npt.NDArray[np.floating]) -> float:
+    """As in the module, over all pairs of rows, which are scaled to unit length; NaN for less than two."""
+    if len(vectors_ND) < 2:
+        return float("nan")
+    unit = _unit(vectors_ND)
+    cosines = np.einsum("id,jd->ij", unit, unit)
+    above = cosines[np.triu_indices(len(unit), 1)]
+    return float(np.log(np.exp(4.0 * above - 4.0).mean()))  # |x - y|^2 = 2 - 2 cos
+
+
+def geometry(variant: str, image_ND: Vectors, text_ND: Vectors) -> Geometry:
+    """The numbers of one variant.
+
+    Args:
+        variant: its name.
+        image_ND: vectors of the pictures of N items.
+        text_ND: of the texts of the same items, in the same order.
+    """
+    image, text = _unit(image_ND), _unit(text_ND)
+    cosines = np.einsum("id,jd->ij", image, text)
+    own = np.diagonal(cosines)
+    found = float((cosines <= own[:, None] + 1e-9).all(axis=1).mean()) if len(own) else float("nan")
+    return Geometry(
+        variant=variant,
+        num_items=len(image),
+        alignment=float((2.0 - 2.0 * own).mean()) if len(own) else float("nan"),
+        uniformity_image=uniformity(image),
+        uniformity_text=uniformity(text),
+        own_text_first=found,
+    )
+
+
+def conflicting(ids: npt.NDArray[np.int64], image_ND: Vectors, text_ND: Vectors, number: int) -> tuple[Pair, ...]:
+    """The ``number`` most conflicting pairs of each kind: alike in pictures and unlike in words, then the other way round.
+
+    Args:
+        ids: (N,) item ids of the rows.
+        image_ND: vectors of their pictures.
+        text_ND: vectors of their texts.
+        number: of each kind, at most.
+    """
+    if len(ids) < 4:
+        return ()
+    image, text = (_unit(rows - rows.mean(axis=0)) for rows in (image_ND, text_ND))
+    rows, columns = np.triu_indices(len(ids), 1)
+    cosines = [np.einsum("id,jd->ij", unit, unit)[rows, columns] for unit in (image, text)]
+    spreads = [max(float(values.std()), 1e-12) for values in cosines]
+    image_z, text_z = ((values - values.mean()) / spread for values, spread in zip(cosines, spreads, strict=True))
+    pairs: list[Pair] = []
+    taken: set[int] = set()
+    for kind, score in (("image", image_z - text_z), ("text", text_z - image_z)):
+        best = np.argsort(-score.round(9), kind="stable")[: 200 * number]
+        chosen = 0
+        for place in best.tolist():
+            a, b = int(rows[place]), int(columns[place])
+            if chosen == number or score[place] <= 0:
+                break
+            if a in taken or b in taken:
+                continue
+            taken |= {a, b}
+            chosen += 1
+            pairs.append(Pair(int(ids[a]), int(ids[b]), kind, float(cosines[0][place]), float(cosines[1][place])))
+    return tuple(pairs)
+
+
+def project(vectors_ND: Vectors, start_N2: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
+    """Two coordinates a row; a straight line for fewer than four rows.
+
+    Args:
+        vectors_ND: one vector a row.
+        start_N2: coordinates to go on from, as this function gave them; None: from scratch.
+    """
+    if len(vectors_ND) < 4:
+        return np.stack([np.linspace(0, 1, len(vectors_ND)), np.full(len(vectors_ND), 0.5)], axis=1)
+    tsne = TSNE(
+        perplexity=min(_PERPLEXITY, (len(vectors_ND) - 1) / 3),
+        init="pca" if start_N2 is None else start_N2.astype(np.float32),  # pyright: ignore[reportArgumentType] (says sklearn's guide)
+        early_exaggeration=12.0 if start_N2 is None else 1.0,
+        random_state=_SEED,
+        max_iter=500 if start_N2 is None else 250,
+        metric="cosine",
+    )
+    with threadpool_limits(limits=1):
+        return tsne.fit_transform(np.asarray(vectors_ND, dtype=np.float32)).astype(np.float64)
+
+
+def _to_frame(*maps: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """All maps on one frame of 0..1, four decimals."""
+    low, high = np.concatenate(maps).min(axis=0), np.concatenate(maps).max(axis=0)
+    return [((placed - low) / np.where(high > low, high - low, 1.0)).round(4) for placed in maps]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What this module knows of a run; ``cosines`` of each pair's fused vectors, by variant."""
+
+    geometry: tuple[Geometry, ...]
+    pairs: tuple[Pair, ...]
+    cosines: tuple[Mapping[str, float], ...]
+    maps: tuple[VectorMap, ...]
+
+
+def look(workspace: Workspace, variants: Sequence[str], num_pairs: int) -> Findings:
+    """Read the vectors and look at them.
+
+    Args:
+        workspace: of a finished run.
+        variants: those with vectors; the first is what pairs are found in, it and the last are mapped.
+        num_pairs: of each kind.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or the variants have other items.
+    """
+    store = ImageStore(workspace.images)
+    pictured = np.array([item for item in store.item_ids.tolist() if store.status(item) == "ok"], dtype=np.int64)
+    chosen = pictured[sampled(len(pictured), MAX_COMPARED) - 1] if len(pictured) else pictured
+    numbers: list[Geometry] = []
+    pairs: tuple[Pair, ...] = ()
+    fused: dict[str, Vectors] = {}
+    for variant in variants:
+        path = workspace.embeddings(variant)
+        image, text, whole = (
+            read_vectors(path, column, fill="mean") for column in ("image_embedding", "text_embedding", "embedding")
+        )
+        if image is None or text is None or whole is None or len(whole) <= chosen.max(initial=0):
+            raise ArtifactError(str(path), "has no vectors of the items in the picture table", "run `dvc repro` to make it anew")
+        fused[variant] = whole
+        numbers.append(geometry(variant, image[chosen], text[chosen]))
+        if variant == variants[0]:
+            pairs = conflicting(chosen, image[chosen], text[chosen], num_pairs)
+    if not fused:
+        return Findings((), (), (), ())
+    units = {variant: _unit(whole) for variant, whole in fused.items()}
+    cosines = tuple({v: float(unit[pair.first] @ unit[pair.second]) for v, unit in units.items()} for pair in pairs)
+    mapped = np.unique([*sampled(len(fused[variants[0]]) - 1, MAX_MAPPED), *(i for p in pairs for i in (p.first, p.second))])
+    places = {int(item): place for place, item in enumerate(mapped.tolist())}
+    ends = tuple((places[pair.first], places[pair.second]) for pair in pairs)
+    shown = list(dict.fromkeys((variants[0], variants[-1])))
+    drawn = [project(fused[shown[0]][mapped])]
+    drawn += [project(fused[variant][mapped], drawn[0]) for variant in shown[1:]]
+    maps = [
+        VectorMap(variant, tuple((float(x), float(y)) for x, y in placed), ends)
+        for variant, placed in zip(shown, _to_frame(*drawn), strict=True)
+    ]
+    return Findings(tuple(numbers), pairs, cosines, tuple(maps))

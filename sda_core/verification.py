@@ -1,0 +1,502 @@
+"""Every artifact of a run against its schema, its hashes and what must hold between it and the others.
+
+One check a file or folder.  A check sees whole content, not only names: tables are read, vectors are looked at, the index is
+searched, recommenders are loaded, metrics are computed anew.  What has not been made yet is absent, and what depends on
+something absent or broken is skipped, so a single damage is told once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from PIL import Image
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sda_core import evaluation, recommenders
+from sda_core.artifacts import (
+    EMBEDDINGS,
+    INTERACTIONS,
+    ITEMS,
+    POSITIONS,
+    USERS,
+    Table,
+    Workspace,
+    read_json,
+    read_vectors,
+)
+from sda_core.data import manifest
+from sda_core.data.prompts import prompt_hash
+from sda_core.errors import ArtifactError, SDAError
+from sda_core.fingerprint import fingerprint
+from sda_core.image_store import STATUSES, read_images
+from sda_core.index import load_index
+from sda_core.params import CLIP, AdapterParams, Checkpoint, Nano, Params, SigLIP
+from sda_core.runtime import prepare_torch
+
+Status = Literal["ok", "absent", "skipped", "problem"]
+
+_ANEW = "run `dvc repro` to make it anew"
+_UNIT = 1e-3  # how far from 1 a unit vector's length may be
+_SAME = 1e-9  # how far apart a number in a JSON file and the same number computed again may be
+_NUM_QUERIES = 50
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check says: of which path (relative to the project folder), and in a line."""
+
+    status: Status
+    path: str
+    text: str
+
+
+class _Skipped(Exception):  # noqa: N818 (no error: it ends a check)
+    """What a check needs is absent, or broken and told of already."""
+
+
+def verify(workspace: Workspace, params: Params) -> Iterator[Finding]:
+    """Check everything that a run of these params makes, in the order of the pipeline.
+
+    Args:
+        workspace: finished, or partly made.
+        params: of the project; the artifacts are held against them.
+
+    Yields:
+        One finding a file or folder.
+    """
+    run = _Run(workspace, params)
+    for path, check in run.checks():
+        name = path.relative_to(workspace.root).as_posix()
+        if not path.exists():
+            yield Finding("absent", name, "not made yet")
+            continue
+        try:
+            yield Finding("ok", name, check())
+        except _Skipped as skipped:
+            yield Finding("skipped", name, str(skipped))
+        except SDAError as error:
+            where = "" if error.where == str(path) else f"{error.where}: "
+            yield Finding("problem", name, f"{where}{error.problem}" + (f"; {error.advice}" if error.advice else ""))
+    yield from _locked(workspace.root)
+
+
+class _Run:
+    """A workspace with its tables, each read once."""
+
+    def __init__(self, workspace: Workspace, params: Params) -> None:
+        self.workspace, self.params = workspace, params
+
+    def checks(self) -> Iterator[tuple[Path, Callable[[], str]]]:
+        """Every path with its check."""
+        at, params = self.workspace, self.params
+        yield at.raw, self.raw
+        yield at.interactions, self.check_interactions
+        yield at.items, self.check_items
+        yield at.users, self.check_users
+        yield at.statistics, self.statistics
+        yield at.images, self.images
+        for variant in params.train_adapter.variants:
+            yield at.adapter(variant), partial(self.adapter, variant)
+        for variant in params.variants:
+            yield at.embeddings(variant), partial(self.check_embeddings, variant)
+        for variant in params.variants_with_vectors:
+            yield at.index(variant), partial(self.index, variant)
+        pairs = [(variant, recommender) for variant in params.variants for recommender in params.recommenders]
+        for pair in pairs:
+            yield at.recommender(*pair), partial(self.recommender, *pair)
+        for pair in pairs:
+            yield at.positions(*pair), partial(self.check_positions, *pair)
+            yield at.metrics(*pair), partial(self.metrics, *pair)
+        yield at.comparisons, self.comparisons
+        yield at.report, self.report
+
+    # ------------------------------------------------------------------------------------------- tables, once
+    def _table(self, table: Table, path: Path) -> pl.DataFrame:
+        """A table that another check looks at in full; here its being readable is all that counts."""
+        try:
+            return table.read(path)
+        except SDAError:
+            relative = path.relative_to(self.workspace.root).as_posix()
+            state = "is broken" if path.exists() else "is absent"
+            raise _Skipped(f"not checked: {relative} {state}") from None
+
+    @cached_property
+    def interactions(self) -> pl.DataFrame:
+        return self._table(INTERACTIONS, self.workspace.interactions)
+
+    @cached_property
+    def items(self) -> pl.DataFrame:
+        return self._table(ITEMS, self.workspace.items)
+
+    def _vectors(self, variant: str) -> np.ndarray | None:
+        path = self.workspace.embeddings(variant)
+        self._table(EMBEDDINGS, path)
+        try:
+            return read_vectors(path)
+        except SDAError:
+            raise _Skipped(f"not checked: embeddings/{variant}.parquet is broken") from None
+
+    # --------------------------------------------------------------------------------------------------- data
+    def raw(self) -> str:
+        manifest.check(self.workspace.raw)
+        files = manifest.read_manifest(self.workspace.raw)
+        return f"{len(files)} files, {sum(file.bytes for file in files):,} bytes, sha256 as recorded"
+
+    def check_interactions(self) -> str:
+        path = self.workspace.interactions
+        table = INTERACTIONS.read(path)
+        num_users, num_items = (_contiguous(table[column], path, column) for column in ("user_id", "item_id"))
+        unknown = set(table["split"].unique()) - {"train", "valid", "test", "valid_rest", "test_rest"}
+        _expect(not unknown, path, f"unknown splits {', '.join(sorted(unknown))}")
+        in_order = (pl.col("user_id").diff() > 0) | ((pl.col("user_id").diff() == 0) & (pl.col("timestamp").diff() >= 0))
+        _expect(bool(table.select(in_order.all()).item()), path, "rows are not sorted by user and time")
+        for split in ("valid", "test"):
+            most = table.filter(pl.col("split") == split).group_by("user_id").len()["len"].max()
+            _expect(most is None or most == 1, path, f"a user has {most} {split} items, where one at most is the target")
+        if self.params.filter.duplicates != "keep":
+            twice = len(table) - table.select("user_id", "item_id").n_unique()
+            _expect(twice == 0, path, f"{twice} rows repeat a user's item, although filter.duplicates keeps one")
+        return f"{len(table):,} rows, {num_users:,} users, {num_items:,} items"
+
+    def check_items(self) -> str:
+        path = self.workspace.items
+        table = ITEMS.read(path)
+        self._runs_from_1(table["item_id"], path)
+        _expect(table["raw_item_id"].is_unique().all(), path, "a raw_item_id occurs twice")
+        self._as_many("item_id", len(table), path)
+        return f"{len(table):,} items"
+
+    def check_users(self) -> str:
+        path = self.workspace.users
+        table = USERS.read(path)
+        self._runs_from_1(table["user_id"], path)
+        _expect(table["raw_user_id"].is_unique().all(), path, "a raw_user_id occurs twice")
+        self._as_many("user_id", len(table), path)
+        return f"{len(table):,} users"
+
+    @staticmethod
+    def _runs_from_1(ids: pl.Series, path: Path) -> None:
+        expected = np.arange(1, len(ids) + 1)
+        _expect(np.array_equal(ids.to_numpy(), expected), path, f"{ids.name} should run from 1 to {len(ids)} in order")
+
+    def _as_many(self, column: str, number: int, path: Path) -> None:
+        most = self.interactions[column].max()
+        _expect(most == number, path, f"has {number} rows, but the interactions go up to {column} {most}")
+
+    def statistics(self) -> str:
+        path, table = self.workspace.statistics, self.interactions
+        found = _mapping(path, "statistics of the filter stage")
+        counted = {
+            "num_interactions": len(table),
+            "num_users": table["user_id"].n_unique(),
+            "num_items": table["item_id"].n_unique(),
+            **{f"num_{split}": int((table["split"] == split).sum()) for split in ("train", "valid", "test")},
+        }
+        for name, value in counted.items():
+            _expect(found.get(name) == value, path, f"{name} is {found.get(name)}, the tables have {value}")
+        return f"{len(counted)} counts as in the tables"
+
+    def images(self) -> str:
+        folder, counts, ids = self.workspace.images, dict.fromkeys(STATUSES, 0), list[int]()
+        raw = dict(self.items.select("item_id", "raw_item_id").iter_rows())
+        for shard in read_images(folder):
+            for row in shard.iter_rows(named=True):
+                item = row["item_id"]
+                ids.append(item)
+                _expect(
+                    raw.get(item) == row["raw_item_id"], folder, f"item {item} is {row['raw_item_id']!r}, not as in the items"
+                )
+                _expect(row["status"] in counts, folder, f"item {item} has the unknown status {row['status']!r}")
+                counts[row["status"]] += 1
+                if row["status"] == "ok":
+                    _opens(row, folder)
+        _expect(ids == sorted(raw), folder, f"holds {len(ids)} items, the items table {len(raw)}, or in another order")
+        found = _mapping(self.workspace.image_coverage, "coverage of the picture stage")
+        for status, number in counts.items():
+            told = found.get(f"num_{status}")
+            _expect(told == number, self.workspace.image_coverage, f"num_{status} is {told}, the shards have {number}")
+        return f"{len(ids):,} items, {counts['ok']:,} pictures"
+
+    # ------------------------------------------------------------------------------------------------ vectors
+    def adapter(self, variant: str) -> str:
+        folder = self.workspace.adapter(variant)
+        section, _ = self.params.train_adapter.of(variant)
+        path = folder / "adapter_config.json"
+        config = _mapping(path, "adapter configuration")
+        for name in set(AdapterParams.model_fields) - {"targets"}:
+            _as_params(path, f"train_adapter: {name} of {variant}", config.get(name), getattr(section, name))
+        weights = _tensors(folder / "adapter_model.safetensors")
+        layers: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, tensor in weights.items():
+            layer, _, kind = name.removeprefix("base_model.model.").rpartition(".")
+            layers.setdefault(layer, {})[kind] = tuple(tensor.shape)
+        _expect(bool(layers), folder, "holds no weights")
+        lora_rank = section.r if section.expert_rank == "split" else section.r * section.num_experts
+        gate = {"moda_embedding": (len(config["modalities"]), section.modality_dim)} | {
+            "moda_gate": (section.num_experts, section.modality_dim)
+        }
+        for layer, shapes in layers.items():
+            _expect(re.fullmatch(config["target_modules"], layer) is not None, folder, f"{layer} is none of its targets")
+            expected = {
+                "moda_A": (lora_rank, *shapes.get("moda_A", ())[1:]),
+                "moda_B": (*shapes.get("moda_B", ())[:1], lora_rank),
+            }
+            expected |= gate if section.gate == "modality" else {}
+            _expect(shapes == expected, folder, f"{layer} has {shapes}, where {expected} is expected")
+        steps = pl.read_csv(folder / "loss.tsv", separator="\t") if (folder / "loss.tsv").is_file() else pl.DataFrame()
+        if len(steps):
+            finite = "loss" in steps.columns and steps["loss"].cast(pl.Float64, strict=False).is_finite().fill_null(False).all()
+            _expect(bool(finite), folder / "loss.tsv", "holds a loss that is no finite number")
+        return f"{len(layers)} layers, {sum(tensor.numel() for tensor in weights.values()):,} weights, all finite"
+
+    def check_embeddings(self, variant: str) -> str:
+        path = self.workspace.embeddings(variant)
+        vectors = read_vectors(path)
+        table = EMBEDDINGS.read(path)
+        items = self.items
+        same = np.array_equal(table["item_id"].to_numpy(), items["item_id"].to_numpy())
+        _expect(
+            same and table["raw_item_id"].equals(items["raw_item_id"]), path, "its items are not those of items.parquet, in order"
+        )
+        described = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+        if variant == "id":
+            _expect(vectors is None, path, "the variant id should have no vectors")
+            return f"{len(table):,} ids"
+        if vectors is None:
+            raise ArtifactError(str(path), "holds no vectors", _ANEW)
+        for name, value in self._expected_metadata(variant).items():
+            _as_params(path, name, described.get(name), value)
+        is_ours = variant not in self.params.import_embeddings.variants  # others need not have both, nor of one width
+        for column in ("image_embedding", "text_embedding") if is_ours else ():
+            modality = read_vectors(path, column, fill="mean")
+            width = None if modality is None else str(modality.shape[1])
+            _expect(width == described.get("modality_dim"), path, f"{column} is {width} wide, its metadata say otherwise")
+        _expect(str(vectors.shape[1]) == described.get("embedding_dim"), path, "embedding_dim in its metadata is another width")
+        if self.params.export_embeddings.normalize:
+            lengths = np.linalg.norm(vectors[1:], axis=1)
+            off = int((np.abs(lengths - 1) > _UNIT).sum())
+            _expect(off == 0, path, f"{off} of {len(lengths)} vectors are not of unit length, although normalize is true")
+        return f"{len(table):,} vectors of width {vectors.shape[1]}, finite"
+
+    def _expected_metadata(self, variant: str) -> dict[str, str]:
+        backbone, section = self.params.backbone, self.params.export_embeddings
+        if variant in self.params.import_embeddings.variants:
+            source = Path(self.params.import_embeddings.of(variant).path)
+            return {"imported_from": source.name, "normalized": str(section.normalize).lower()}
+        expected = {
+            "prompt_hash": prompt_hash(self.params.items),
+            "fusion": section.fusion,
+            "normalized": str(section.normalize).lower(),
+            "backbone_kind": backbone.kind,
+        }
+        if not isinstance(backbone, CLIP | SigLIP):
+            expected["backbone_pooling"] = backbone.pooling
+        if isinstance(backbone, Nano):
+            expected["backbone_name"] = "nano"
+        if isinstance(backbone, Checkpoint) and backbone.revision is not None:
+            expected |= {"backbone_name": backbone.name, "backbone_revision": backbone.revision}
+        if not self.params.is_trained(variant):
+            expected["adapter_hash"] = ""
+        elif self.workspace.adapter(variant).is_dir():
+            expected["adapter_hash"] = fingerprint(self.workspace.adapter(variant))
+        return expected
+
+    def index(self, variant: str) -> str:
+        folder, section = self.workspace.index(variant), self.params.build_index
+        opened = load_index(folder)
+        for name in ("factory", "nprobe", "ef_search"):
+            _as_params(folder, f"build_index.{name}", opened.metadata.get(name), getattr(section, name))
+        vectors = self._vectors(variant)
+        if vectors is None:
+            raise ArtifactError(str(folder), f"is of a variant without vectors, {variant}")
+        num_items, width = len(vectors) - 1, vectors.shape[1]
+        shape = len(opened.item_ids), int(opened.index.d)
+        _expect(shape == (num_items, width), folder, f"holds {shape[0]} vectors of width {shape[1]}, not {num_items} of {width}")
+        _expect(set(opened.item_ids.tolist()) == set(range(1, num_items + 1)), folder, f"its items are not 1..{num_items}")
+        queries = np.unique(np.linspace(1, num_items, min(_NUM_QUERIES, num_items)).round().astype(int))
+        found = opened.search(vectors[queries], 1)[0][:, 0]
+        lengths = np.linalg.norm(vectors, axis=1)
+        cosines = np.einsum("qd,qd->q", vectors[queries], vectors[found]) / (lengths[queries] * np.maximum(lengths[found], 1e-12))
+        share = float((cosines > 1 - _UNIT).mean())  # an item's nearest is itself, or one with the same vector
+        _expect(
+            share >= section.min_recall,
+            folder,
+            f"{share:.0%} of {len(queries)} items find themselves by the vectors of {variant}",
+        )
+        return f"{opened.metadata['factory']}, {shape[0]:,} vectors of width {width}, items find themselves"
+
+    # -------------------------------------------------------------------------------------------- recommenders
+    def recommender(self, variant: str, recommender: str) -> str:
+        folder = self.workspace.recommender(variant, recommender)
+        saved = recommenders.saved_params(folder)
+        _expect(
+            saved == self.params.train_recommender.of(recommender),
+            folder,
+            f"was trained with other settings than params.yaml: train_recommender.{recommender} has",
+        )
+        self._vectors(variant)  # broken ones are told of where they are
+        vectors = recommenders.read_item_vectors(self.workspace.embeddings(variant), saved)
+        model = recommenders.load(folder, vectors, prepare_torch(self.params.runtime))
+        sizes = self.interactions["user_id"].max(), self.interactions["item_id"].max()
+        _expect(
+            (model.num_users, model.num_items) == sizes,
+            folder,
+            f"is of {model.num_users} users and {model.num_items} items, the interactions of {sizes[0]} and {sizes[1]}",
+        )
+        broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
+        _expect(not broken, folder, f"weights that are not finite: {', '.join(broken)}")
+        return f"{sum(value.numel() for value in model.state_dict().values()):,} numbers, loads"
+
+    def check_positions(self, variant: str, recommender: str) -> str:
+        path = self.workspace.positions(variant, recommender)
+        table = POSITIONS.read(path)
+        test = self.interactions.filter(pl.col("split") == "test").sort("user_id")
+        targets = test["user_id"].to_list(), test["item_id"].to_list()
+        found = table["user_id"].to_list(), table["target_item_id"].to_list()
+        _expect(found == targets, path, "its users and targets are not the test rows of the interactions, in order")
+        inside = table.select(((pl.col("position") >= 1) & (pl.col("position") <= pl.col("candidates"))).all()).item()
+        _expect(bool(inside), path, "a position lies outside 1..candidates")
+        num_items = int(self.items["item_id"].max())  # type: ignore[arg-type]
+        most = num_items if self.params.evaluate.protocol == "fullrank" else min(num_items, 101)
+        fits = table.select((pl.col("candidates") <= most).all()).item()
+        _expect(bool(fits), path, f"a target has more than {most} candidates under {self.params.evaluate.protocol}")
+        placed = evaluation.score_positions(table.drop("position"), self.params.evaluate.ties)
+        _expect(
+            placed["position"].equals(table["position"]),
+            path,
+            f"positions do not follow from num_better and num_tied under evaluate.ties: {self.params.evaluate.ties}",
+        )
+        return f"{len(table):,} targets"
+
+    def metrics(self, variant: str, recommender: str) -> str:
+        path = self.workspace.metrics(variant, recommender)
+        table = self._table(POSITIONS, self.workspace.positions(variant, recommender))
+        computed = evaluation.summarise(table, self.interactions, self.params.evaluate)
+        return _equal_numbers(path, _mapping(path, "metrics"), computed)
+
+    def comparisons(self) -> str:
+        pairs = {
+            (variant, recommender): self._table(POSITIONS, self.workspace.positions(variant, recommender))
+            for recommender in self.params.recommenders
+            for variant in self.params.variants
+        }
+        baselines = ("zero_shot", "id")
+        found = evaluation.compare_variants(pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff)
+        computed = evaluation.flat_gains(found, tuple(self.params.train_adapter.variants), baselines)
+        return _equal_numbers(self.workspace.comparisons, _mapping(self.workspace.comparisons, "comparisons"), computed)
+
+    def report(self) -> str:
+        path = self.workspace.report
+        text = path.read_text(encoding="utf-8", errors="replace")
+        _expect(text.startswith("<!doctype html>") and text.rstrip().endswith("</html>"), path, "is no whole page")
+        return f"{len(text):,} characters, whole"
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+def _expect(holds: bool, path: Path, problem: str) -> None:
+    if not holds:
+        raise ArtifactError(str(path), problem, _ANEW)
+
+
+def _contiguous(ids: pl.Series, path: Path, name: str) -> int:
+    """The number of distinct ids, which run from 1 without holes."""
+    distinct = ids.unique().sort().to_numpy()
+    _expect(
+        len(distinct) > 0 and np.array_equal(distinct, np.arange(1, len(distinct) + 1)),
+        path,
+        f"{name} should take every value from 1 to {len(distinct)}",
+    )
+    return len(distinct)
+
+
+def _mapping(path: Path, name: str) -> Mapping[str, Any]:
+    found = read_json(path, name)
+    _expect(isinstance(found, dict), path, f"{name} should be names with values")
+    return found
+
+
+def _as_params(path: Path, name: str, found: object, expected: object) -> None:
+    problem = f"{name} is {found!r}, by params.yaml and the files it was made of it should be {expected!r}"
+    _expect(found == expected and type(found) is type(expected), path, problem)
+
+
+def _equal_numbers(path: Path, found: Mapping[str, Any], computed: Mapping[str, float]) -> str:
+    """Compare a flat JSON file with what it should say."""
+    missing, further = computed.keys() - found.keys(), found.keys() - computed.keys()
+    _expect(not missing, path, f"lacks {', '.join(sorted(missing))}")
+    _expect(not further, path, f"holds {', '.join(sorted(further))}, which the positions do not give")
+    for name, value in computed.items():
+        told = found[name]
+        is_number = isinstance(told, int | float) and not isinstance(told, bool)
+        _expect(is_number and abs(told - value) <= _SAME, path, f"{name} is {told}, from the positions it is {value}")
+    return f"{len(found)} numbers, as computed anew"
+
+
+def _tensors(path: Path) -> Mapping[str, Any]:
+    """All finite tensors of a safetensors file."""
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(str(path), f"is no readable safetensors file ({error})", _ANEW) from None
+    broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    _expect(not broken, path, f"weights that are not finite: {', '.join(broken[:3])}")
+    return found
+
+
+def _opens(row: Mapping[str, Any], folder: Path) -> None:
+    """See that a stored picture is one, and of the size that is told."""
+    try:
+        with Image.open(io.BytesIO(row["image"] or b"")) as opened:
+            size = opened.size
+    except (OSError, ValueError) as error:
+        raise ArtifactError(str(folder), f"the picture of item {row['item_id']} cannot be opened ({error})", _ANEW) from None
+    told = row["width"], row["height"]
+    _expect(size == told, folder, f"the picture of item {row['item_id']} is {size}, its row says {told}")
+
+
+# --------------------------------------------------------------------------------------------------- dvc.lock
+def _md5(path: Path) -> str:
+    """As DVC hashes: a file's bytes; of a folder the sorted list of names and hashes, as JSON."""
+    if path.is_file():
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "md5").hexdigest()
+    inside = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".tmp")
+    listed = [{"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in inside]
+    text = json.dumps(sorted(listed, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _locked(root: Path) -> Iterator[Finding]:
+    """The outputs that are there against the hashes in ``dvc.lock``."""
+    path = root / "dvc.lock"
+    if not path.is_file():
+        yield Finding("absent", path.name, "not made yet")
+        return
+    try:
+        stages = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["stages"]
+        outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
+    except (YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        yield Finding("problem", path.name, f"is no lock file of DVC ({type(error).__name__})")
+        return
+    there = {name: expected for name, expected in outs.items() if (root / name).exists()}
+    differing = [name for name, expected in there.items() if _md5(root / name) != expected]
+    for name in differing:
+        advice = "`dvc checkout` brings back what was locked, `dvc repro` makes it anew"
+        yield Finding("problem", name, f"is not what dvc.lock says; {advice}")
+    if not differing:
+        absent = len(outs) - len(there)
+        yield Finding("ok", path.name, f"{len(there)} outputs as locked" + (f", {absent} absent" if absent else ""))

@@ -1,0 +1,278 @@
+"""`sda verify`: silent on a sound run, and each thing damaged once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from dvc.repo import Repo
+from dvc.utils.hydra import compose_and_dump
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Table, Workspace, read_vectors
+from sda_core.image_store import read_shard, read_shard_index, shard_path, write_shard
+from sda_core.index import build_index
+from sda_core.params import Params, load_params
+from sda_core.verification import Finding, verify
+from stages import build_index as index_stage
+from stages import download, evaluate, export_embeddings, fetch_images, report, train_adapter, train_recommender
+from stages import filter as filter_stage
+from stages.cli import app
+from tests.pipeline.conftest import SMALL
+
+LOCKED = """
+stages:
+  all:
+    cmd: "true"
+    outs: [data/raw, data/filtered, data/images, adapters/sda, embeddings/sda.parquet, indexes, models, evaluation, report]
+"""
+OVERRIDES = [
+    *SMALL,
+    "recommenders=[pop,vbpr]",
+    "dataset.num_users=60",
+    "dataset.num_items=30",
+    "train_adapter.training.num_steps=2",
+    "train_adapter.training.log_every=1",
+    "train_recommender.vbpr.max_epochs=2",
+]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A finished run of every stage, with a lock file that DVC wrote."""
+    root = tmp_path_factory.mktemp("run")
+    compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", OVERRIDES)
+    download.download(root=root)
+    filter_stage.filter_(root=root)
+    fetch_images.fetch_images(root=root)
+    train_adapter.train_adapter("sda", root=root)
+    for variant in ("id", "zero_shot", "sda"):
+        export_embeddings.export_embeddings(variant, root=root)
+        if variant != "id":
+            index_stage.build_index(variant, root=root)
+        for recommender in ("pop", "vbpr"):
+            train_recommender.train_recommender(variant, recommender, root=root)
+            evaluate.evaluate(variant, recommender, root=root)
+    report.report(root=root)
+    (root / "dvc.yaml").write_text(LOCKED)
+    with Repo.init(str(root), no_scm=True) as repo:
+        repo.commit(force=True)
+    shutil.rmtree(root / ".dvc")
+    return root
+
+
+@pytest.fixture
+def workspace(sound: Path, tmp_path: Path) -> Workspace:
+    """A copy to be damaged."""
+    return Workspace(Path(shutil.copytree(sound, tmp_path / "run")))
+
+
+@pytest.fixture(scope="module")
+def params(sound: Path) -> Params:
+    return load_params(sound / "params.yaml")
+
+
+def findings(workspace: Workspace, params: Params) -> dict[str, Finding]:
+    return {found.path: found for found in verify(workspace, params)}
+
+
+def sda_verify(root: Path) -> Result:
+    return CliRunner().invoke(app, ["verify", "--root", str(root)])
+
+
+def test_a_sound_run(sound: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in sound.rglob("*")}
+    done = sda_verify(sound)
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == "33 ok, 0 absent, 0 skipped, 0 problem"
+    assert "dvc.lock                               9 outputs as locked" in done.output
+    assert {path: path.stat().st_mtime_ns for path in sound.rglob("*")} == before
+
+
+def test_nothing_was_run(sound: Path, tmp_path: Path) -> None:
+    shutil.copy(sound / "params.yaml", tmp_path)
+    done = sda_verify(tmp_path)
+    assert done.exit_code == 0
+    assert done.output.splitlines()[-1] == "0 ok, 33 absent, 0 skipped, 0 problem"
+
+
+def test_a_part_was_run(workspace: Workspace, params: Params) -> None:
+    for folder in ("adapters", "indexes", "models", "metrics", "report"):
+        shutil.rmtree(workspace.root / folder)
+    for path in (workspace.items, workspace.comparisons):
+        path.unlink()
+    (workspace.root / "dvc.lock").unlink()
+    found = findings(workspace, params)
+    assert not [finding for finding in found.values() if finding.status == "problem"]
+    assert found["data/filtered/items.parquet"].status == "absent"
+    assert found["data/filtered/users.parquet"].status == "ok"
+    assert found["embeddings/sda.parquet"] == Finding(
+        "skipped", "embeddings/sda.parquet", "not checked: data/filtered/items.parquet is absent"
+    )
+
+
+def rewrite(table: Table, path: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    table.write(change(table.read(path)), path)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_weights(path: Path, change: Callable[[dict], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_vectors(path: Path, change: Callable[[np.ndarray], None]) -> None:
+    table = pq.read_table(path)
+    vectors = np.stack(table["embedding"].to_numpy()).astype(np.float32)
+    change(vectors)
+    column = pl.Series("embedding", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])).to_arrow()
+    place = table.schema.get_field_index("embedding")
+    pq.write_table(table.set_column(place, table.schema.field(place), column.cast(table.schema.field(place).type)), path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def raw_byte(at: Workspace) -> None:
+    path = max((file for file in at.raw.iterdir() if file.suffix == ".gz"), key=os.path.getsize)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def broken_picture(at: Workspace) -> None:
+    path = shard_path(at.images, 0)
+    rows, keys = read_shard(path), read_shard_index(path).keys
+    place = next(n for n, row in enumerate(rows) if row.image is not None)
+    rows[place] = type(rows[place])(**{**vars(rows[place]), "image": b"no picture"})
+    write_shard(path, rows, keys)
+
+
+def index_of_other_vectors(at: Workspace) -> None:
+    vectors = read_vectors(at.embeddings("zero_shot"))
+    assert vectors is not None
+    build_index(-vectors[1:], None, load_params(at.root / "params.yaml").build_index, at.index("sda"))
+
+
+def second_test_row(table: pl.DataFrame) -> pl.DataFrame:
+    first_test = table["split"].index_of("test")
+    assert first_test is not None
+    return table.with_columns(split=pl.when(pl.int_range(pl.len()) == first_test - 1).then(pl.lit("test")).otherwise("split"))
+
+
+DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
+    ("data/raw", raw_byte, "sha256 is"),
+    ("data/filtered/interactions.parquet", lambda at: cut(at.interactions), "no readable parquet"),
+    ("data/filtered/interactions.parquet", lambda at: rewrite(INTERACTIONS, at.interactions, second_test_row), "2 test items"),
+    (
+        "data/filtered/interactions.parquet",
+        lambda at: rewrite(INTERACTIONS, at.interactions, lambda t: t.filter(pl.col("user_id") != 2)),
+        "user_id should take every value",
+    ),
+    (
+        "data/filtered/interactions.parquet",
+        lambda at: rewrite(INTERACTIONS, at.interactions, lambda t: t.reverse()),
+        "not sorted",
+    ),
+    (
+        "data/filtered/items.parquet",
+        lambda at: rewrite(ITEMS, at.items, lambda t: t.with_columns(raw_item_id=pl.col("raw_item_id").first())),
+        "raw_item_id occurs twice",
+    ),
+    ("data/filtered/users.parquet", lambda at: rewrite(USERS, at.users, lambda t: t[:-1]), "the interactions go up to"),
+    ("data/filtered/statistics.json", lambda at: edit_json(at.statistics, num_train=1), "num_train is 1"),
+    ("data/images", broken_picture, "cannot be opened"),
+    ("data/images", lambda at: edit_json(at.image_coverage, num_ok=3), "num_ok is 3"),
+    ("adapters/sda", lambda at: cut(at.adapter("sda") / "adapter_model.safetensors"), "no readable safetensors"),
+    ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", r=16), "r of sda is 16"),
+    (
+        "adapters/sda",
+        lambda at: edit_weights(at.adapter("sda") / "adapter_model.safetensors", lambda w: w[min(w)].fill_(float("nan"))),
+        "not finite",
+    ),
+    (
+        "adapters/sda",
+        lambda at: edit_weights(at.adapter("sda") / "adapter_model.safetensors", lambda w: w.pop(min(w))),
+        "is expected",
+    ),
+    ("embeddings/sda.parquet", lambda at: edit_vectors(at.embeddings("sda"), lambda v: v[3].fill(np.nan)), "not finite"),
+    (
+        "embeddings/sda.parquet",
+        lambda at: edit_vectors(at.embeddings("sda"), lambda v: np.multiply(v, 1.5, out=v)),
+        "not of unit length",
+    ),
+    ("embeddings/sda.parquet", lambda at: shutil.copy(at.embeddings("zero_shot"), at.embeddings("sda")), "adapter_hash is ''"),
+    ("embeddings/id.parquet", lambda at: shutil.copy(at.embeddings("sda"), at.embeddings("id")), "should have no vectors"),
+    ("indexes/sda", lambda at: cut(at.index("sda") / "items.faiss"), "no readable FAISS index"),
+    ("indexes/sda", index_of_other_vectors, "find themselves"),
+    ("models/sda/vbpr", lambda at: cut(at.recommender("sda", "vbpr") / "model.safetensors"), "model.safetensors"),
+    (
+        "models/sda/vbpr",
+        lambda at: shutil.copytree(at.recommender("zero_shot", "vbpr"), at.recommender("sda", "vbpr"), dirs_exist_ok=True),
+        "other item vectors",
+    ),
+    (
+        "evaluation/sda/vbpr.parquet",
+        lambda at: rewrite(POSITIONS, at.positions("sda", "vbpr"), lambda t: t.with_columns(position=pl.lit(0.0))),
+        "outside 1..candidates",
+    ),
+    (
+        "evaluation/sda/vbpr.parquet",
+        lambda at: rewrite(POSITIONS, at.positions("sda", "vbpr"), lambda t: t.with_columns(num_better=pl.lit(2, pl.Int32))),
+        "do not follow from num_better",
+    ),
+    (
+        "evaluation/sda/vbpr.parquet",
+        lambda at: rewrite(POSITIONS, at.positions("sda", "vbpr"), lambda t: t[1:]),
+        "not the test rows",
+    ),
+    ("metrics/sda/vbpr.json", lambda at: edit_json(at.metrics("sda", "vbpr"), **{"hit@10": 0.123}), "hit@10 is 0.123"),
+    ("comparisons.json", lambda at: edit_json(at.comparisons, further=1), "holds further"),
+    ("report/index.html", lambda at: cut(at.report), "no whole page"),
+]
+
+
+@pytest.mark.parametrize(("path", "damage", "words"), DAMAGES, ids=[f"{path}-{words}" for path, _, words in DAMAGES])
+def test_a_damage_is_told_where_it_is(workspace: Workspace, path: str, damage: Callable[[Workspace], object], words: str) -> None:
+    damage(workspace)
+    found = next(finding for finding in verify(workspace, params) if finding.path == path)  # later ones are not waited for
+    assert found.status == "problem", found
+    assert words in found.text
+    assert len(found.text.splitlines()) == 1
+
+
+def test_what_depends_on_something_broken_is_skipped(workspace: Workspace, params: Params) -> None:
+    cut(workspace.items)
+    (workspace.root / "dvc.lock").unlink()
+    found = findings(workspace, params)
+    assert [finding.path for finding in found.values() if finding.status == "problem"] == ["data/filtered/items.parquet"]
+    assert found["embeddings/sda.parquet"].text == "not checked: data/filtered/items.parquet is broken"
+
+
+def test_a_byte_that_dvc_locked(workspace: Workspace) -> None:
+    (workspace.adapter("sda") / "README.md").write_text("another card")
+    done = sda_verify(workspace.root)
+    assert done.exit_code == 1
+    problems = [line.split()[1] for line in done.output.splitlines() if line.startswith("problem")]
+    assert problems == ["embeddings/sda.parquet", "adapters/sda"]  # the vectors' adapter_hash, and the lock
+
+
+def test_other_params_than_it_was_made_with(workspace: Workspace) -> None:
+    path = workspace.root / "params.yaml"
+    path.write_text(path.read_text().replace("fusion: late_concat_pca", "fusion: mean").replace("max_epochs: 2", "max_epochs: 3"))
+    found = findings(workspace, load_params(path))
+    assert "fusion is 'late_concat_pca'" in found["embeddings/sda.parquet"].text
+    assert "other settings" in found["models/id/vbpr"].text
