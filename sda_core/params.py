@@ -394,6 +394,34 @@ class ControlParams(Section):
     seed: CountOrZero
 
 
+class ImportedVariant(Section):
+    """Item vectors that were made elsewhere."""
+
+    path: Annotated[str, Field(min_length=1)]  # a parquet file, or a folder of .npy files with a list of ids; below the project
+
+
+class ImportEmbeddingsParams(Section):
+    """Item vectors made elsewhere, each a variant of its own; see ``sda_core.exchange.vectors``."""
+
+    variants: dict[Name, ImportedVariant]
+    item_column: Annotated[str, Field(min_length=1)]  # of a parquet file: the shop's own ids, as in raw_item_id
+    image_column: Annotated[str, Field(min_length=1)]
+    text_column: Annotated[str, Field(min_length=1)]
+    embedding_column: Annotated[str, Field(min_length=1)]  # one vector an item; without it the other two are fused
+    max_missing_share: Share  # of the items may be without a vector: they take the mean of the others
+
+    def of(self, variant: str) -> ImportedVariant:
+        """Where an imported variant comes from.
+
+        Raises:
+            ConfigError: no such variant.
+        """
+        if variant not in self.variants:
+            known = ", ".join(sorted(self.variants)) or "none"
+            raise ConfigError("--variant", f"unknown imported variant {variant!r}; params.import_embeddings.variants has {known}")
+        return self.variants[variant]
+
+
 class IndexParams(Section):
     """The FAISS index."""
 
@@ -427,6 +455,11 @@ class RecommenderSection(Section):
         """Whether the item table of the same recommender, trained on ids alone, is to be handed to training."""
         return False
 
+    @property
+    def scores_histories(self) -> bool:
+        """Whether a history alone is enough to score items; else a user is needed who was there in training."""
+        return False
+
 
 class FitParams(RecommenderSection):
     """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
@@ -452,6 +485,11 @@ class PopParams(RecommenderSection):
         """Whether the test interactions are to be handed to it: they leak, as in the tables that did so."""
         return self.counts == "all"
 
+    @property
+    def scores_histories(self) -> bool:
+        """It scores all alike."""
+        return True
+
 
 class SequentialParams(FitParams):
     """What SASRec and BERT4Rec share."""
@@ -472,6 +510,11 @@ class SequentialParams(FitParams):
     def aligns_to_ids(self) -> bool:
         """As the base says it; where there are no vectors to be projected there is nothing to align."""
         return self.align_weight > 0.0 and self.representation != "id"
+
+    @property
+    def scores_histories(self) -> bool:
+        """It reads nothing else."""
+        return True
 
 
 class SASRecParams(SequentialParams):
@@ -612,6 +655,7 @@ class Params(Section):
     train_adapter: TrainAdapterParams
     export_embeddings: ExportParams
     control_embeddings: ControlParams
+    import_embeddings: ImportEmbeddingsParams
     build_index: IndexParams
     train_recommender: TrainRecommenderParams
     evaluate: EvaluateParams
@@ -621,6 +665,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Params:
         known = {"id", "zero_shot", *self.train_adapter.variants, *self.control_embeddings.variants}
+        known |= set(self.import_embeddings.variants)
         unknown = [name for name in self.variants if name not in known]
         if unknown:
             raise ValueError(f"variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
@@ -637,6 +682,9 @@ class Params(Section):
         reserved = {"id", "zero_shot", *get_args(Control)} & set(self.train_adapter.variants)
         if reserved:
             raise ValueError(f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)")
+        reserved = {"id", "zero_shot", *get_args(Control), *self.train_adapter.variants} & set(self.import_embeddings.variants)
+        if reserved:
+            raise ValueError(f"import_embeddings.variants: {', '.join(sorted(reserved))} are names of variants made here")
         max_pixels = self.backbone.max_pixels if isinstance(self.backbone, TinyQwen25VL | Nano | QwenVLCheckpoint) else 0
         if max_pixels > self.fetch_images.stored_pixels:
             raise ValueError(
@@ -662,6 +710,8 @@ class Params(Section):
             return True
         if variant in {"id", "zero_shot", *self.control_embeddings.variants}:
             return False
+        if variant in self.import_embeddings.variants:
+            raise ConfigError("--variant", f"{variant!r} is made elsewhere", "use `sda import-embeddings`")
         known = ", ".join(sorted({"id", "zero_shot", *self.train_adapter.variants, *self.control_embeddings.variants}))
         raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
 

@@ -280,7 +280,8 @@ class _Run:
             raise ArtifactError(str(path), "holds no vectors", _ANEW)
         for name, value in self._expected_metadata(variant).items():
             _as_params(path, name, described.get(name), value)
-        for column in ("image_embedding", "text_embedding"):
+        is_ours = variant not in self.params.import_embeddings.variants  # others need not have both, nor of one width
+        for column in ("image_embedding", "text_embedding") if is_ours else ():
             modality = read_vectors(path, column, fill="mean")
             width = None if modality is None else str(modality.shape[1])
             _expect(width == described.get("modality_dim"), path, f"{column} is {width} wide, its metadata say otherwise")
@@ -293,6 +294,9 @@ class _Run:
 
     def _expected_metadata(self, variant: str) -> dict[str, str]:
         backbone, section = self.params.backbone, self.params.export_embeddings
+        if variant in self.params.import_embeddings.variants:
+            source = Path(self.params.import_embeddings.of(variant).path)
+            return {"imported_from": source.name, "normalized": str(section.normalize).lower()}
         expected = {
             "prompt_hash": prompt_hash(self.params.items),
             "fusion": section.fusion,

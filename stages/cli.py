@@ -10,10 +10,13 @@ from stages.control_embeddings import control_embeddings
 from stages.diff import diff
 from stages.download import download
 from stages.evaluate import evaluate
+from stages.export import export
 from stages.export_embeddings import export_embeddings
 from stages.fetch_images import fetch_images
 from stages.filter import filter_
+from stages.import_embeddings import import_embeddings
 from stages.neighbors import neighbors
+from stages.recommend import recommend
 from stages.report import report
 from stages.train_adapter import train_adapter
 from stages.train_recommender import train_recommender
@@ -41,6 +44,7 @@ STAGES = {
     "train-adapter": train_adapter,
     "export-embeddings": export_embeddings,
     "control-embeddings": control_embeddings,
+    "import-embeddings": import_embeddings,
     "build-index": build_index,
     "train-recommender": train_recommender,
     "evaluate": evaluate,
@@ -54,6 +58,7 @@ SHORT_HELP = {
     "train-adapter": "Train LoRA or MoDA on items alone.",
     "export-embeddings": "Write a variant's item vectors.",
     "control-embeddings": "Write vectors to be beaten.",
+    "import-embeddings": "Take in vectors made elsewhere.",
     "build-index": "Build a FAISS index, measure its recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
     "evaluate": "Place the test targets, compute metrics.",
@@ -64,6 +69,8 @@ for _name, _command in STAGES.items():
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
 app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 app.command("verify", short_help="Check every artifact of the workspace.")(verify)
+app.command("recommend", short_help="Recommend for a history of items.")(recommend)
+app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
 
 
 def _version(show: bool) -> None:

@@ -34,7 +34,7 @@ LEVELS = {
     "stages": 0,
     "verification": 0.5,  # sees every artifact, so it may ask whoever reads one
     "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
-    "diagnostics": 1,
+    "diagnostics": 1, "exchange": 1,
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
     "image_store": 3, "processes": 3,
     "artifacts": 4,

@@ -686,6 +686,11 @@ def test_fit_ids_that_cannot_be(fit_ids):
         fuse(image, text, np.ones(10, dtype=bool), np.array(fit_ids, dtype=int), export_params())
 
 
+def test_widths_that_have_no_mean():
+    with pytest.raises(DataError, match="is 'mean', but the vectors of pictures are 4 wide and those of texts 6"):
+        fuse(np.zeros((3, 4)), np.zeros((3, 6)), np.ones(3, dtype=bool), np.array([1]), export_params(fusion="mean"))
+
+
 # -------------------------------------------------------------------------------------------------- file
 def write_small(path: Path, num_items: int = 20, has_image: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
     image, text = random_halves(num_items, 4)

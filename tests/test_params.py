@@ -54,6 +54,9 @@ def test_the_shipped_file_is_valid() -> None:
         ("train_adapter.training.learning_rate", "2e-4x", "train_adapter.training.learning_rate: should be a valid number"),
         ("train_adapter.moda.num_experts", 3, "train_adapter.moda: r (8) must be a multiple of num_experts (3)"),
         ("variants", ["id", "nope"], "variants: unknown nope; known are id, lora, sda, zero_shot"),
+        ("import_embeddings.variants", {"sda": {"path": "x"}}, "import_embeddings.variants: sda are names of variants made here"),
+        ("import_embeddings.variants", {"minilm": {}}, "import_embeddings.variants.minilm.path: missing"),
+        ("import_embeddings.max_missing_share", 2.0, "import_embeddings.max_missing_share: should be less than or equal to 1"),
         ("filter.valid_from", 0.8, "filter: valid_from and test_from must be null with split 'leave_one_out'"),
         ("filter.split", "global_time", "split 'global_time' needs valid_from before test_from"),
         ("fetch_images.stored_pixels", 10_000, "backbone.max_pixels: 12544 is more than fetch_images.stored_pixels (10000)"),
@@ -71,6 +74,17 @@ def test_the_path_of_a_mistake_is_the_path_in_the_file() -> None:
     for kind in kinds:
         text = problem(lambda tree, kind=kind: tree.update(backbone={"kind": kind, "max_text_tokens": "many"}))
         assert "backbone.max_text_tokens: should be a valid integer (got 'many')" in text, text
+
+
+def test_an_imported_variant_is_known_and_not_made_here() -> None:
+    tree = data()
+    tree["import_embeddings"]["variants"] = {"minilm": {"path": "minilm.parquet"}}
+    tree["variants"].append("minilm")
+    tree["train_recommender"]["variants"].append("minilm")
+    params = parse_params(tree, "params.yaml")
+    assert params.import_embeddings.of("minilm").path == "minilm.parquet"
+    with pytest.raises(ConfigError, match="'minilm' is made elsewhere; use `sda import-embeddings`"):
+        params.is_trained("minilm")
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -49,7 +49,8 @@ def fuse(
         ``(I, F)`` float32.
 
     Raises:
-        DataError: nothing to fit on, an id out of range, or pictures alone are asked for and there are none.
+        DataError: nothing to fit on, an id out of range, pictures alone are asked for and there are none, or the mean of two
+            different widths is.
     """
     fit_rows = np.unique(np.asarray(fit_ids, dtype=np.int64)) - 1
     if len(fit_rows) and (fit_rows[0] < 0 or fit_rows[-1] >= len(image_ID)):
@@ -63,6 +64,12 @@ def fuse(
             fused_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
         case "mean":
             width = image_ID.shape[1]
+            if width != text_ID.shape[1]:  # of vectors made elsewhere
+                raise DataError(
+                    "params.yaml: export_embeddings.fusion",
+                    f"is 'mean', but the vectors of pictures are {width} wide and those of texts {text_ID.shape[1]}",
+                    "use 'concat' or 'late_concat_pca'",
+                )
             joined_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
             fused_IF = (joined_IF[:, :width] + joined_IF[:, width:]) / 2
         case "image":

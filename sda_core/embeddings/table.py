@@ -52,24 +52,28 @@ def write_embeddings(
     path: Path,
     item_ids: np.ndarray,
     raw_item_ids: list[str],
-    image: np.ndarray,
-    text: np.ndarray,
+    image: np.ndarray | None,
+    text: np.ndarray | None,
     fused: np.ndarray,
     metadata: Mapping[str, str],
     has_image: np.ndarray,
+    has_text: np.ndarray | None = None,
 ) -> None:
     """Write ``item_id, raw_item_id, image_embedding, text_embedding, embedding`` as parquet.
 
-    The three matrices become ``fixed_size_list<float32>`` columns; ``image_embedding`` is null where ``has_image`` is false.
+    The matrices become ``fixed_size_list<float32>`` columns; ``image_embedding`` is null where ``has_image`` is false, and
+    ``text_embedding`` where ``has_text`` is (None: nowhere).  Vectors made elsewhere may lack one or both of these columns.
     ``metadata`` goes into the Arrow schema, keys sorted.  Equal arguments give equal bytes (and the same pyarrow version).
     """
     columns = {
         "item_id": pa.array(np.asarray(item_ids, dtype=np.int32)),
         "raw_item_id": pa.array(raw_item_ids, pa.string()),
-        "image_embedding": _vector_column(image, ~np.asarray(has_image, dtype=bool)),
-        "text_embedding": _vector_column(text),
-        "embedding": _vector_column(fused),
     }
+    if image is not None:
+        columns["image_embedding"] = _vector_column(image, ~np.asarray(has_image, dtype=bool))
+    if text is not None:
+        columns["text_embedding"] = _vector_column(text, None if has_text is None else ~np.asarray(has_text, dtype=bool))
+    columns["embedding"] = _vector_column(fused)
     _write(path, pa.table(columns), metadata)
 
 

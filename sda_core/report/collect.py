@@ -207,6 +207,8 @@ def describe_variants(params: Params) -> tuple[Variant, ...]:
             text = "Content vectors of the backbone as it is, without adaptation."
         elif name in params.control_embeddings.variants:
             text = _CONTROL_TEXT[name]
+        elif name in params.import_embeddings.variants:
+            text = "Content vectors that were made elsewhere and imported."
         else:
             section = params.train_adapter.variants[name]
             adapter = params.train_adapter.lora if section.adapter == "lora" else params.train_adapter.moda

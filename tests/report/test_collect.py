@@ -247,7 +247,13 @@ def test_every_data_set_and_backbone_can_be_described(preset: str, params: Param
     chosen = parse_params(whole, preset)
     texts = [describe_dataset(chosen.dataset), describe_backbone(chosen.backbone), describe_backbone(params.backbone)]
     texts += [describe_tail(params.evaluate.tail.model_copy(update={"definition": d})) for d in ("train_lt_k", "pareto", "paper")]
-    texts += [variant.description for variant in describe_variants(chosen)]
+    imported = parse_params(
+        whole
+        | {"import_embeddings": whole["import_embeddings"] | {"variants": {"minilm": {"path": "x"}}}, "variants": ["minilm"]}
+        | {"train_recommender": whole["train_recommender"] | {"variants": ["minilm"]}},
+        preset,
+    )
+    texts += [variant.description for variant in (*describe_variants(chosen), *describe_variants(imported))]
     assert len(set(texts)) == len(texts)
     assert all(texts)
 

@@ -1,0 +1,62 @@
+"""An export as a whole: its folder is written whole, and only over an older export."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, assert_never
+
+from sda_core import __version__
+from sda_core.artifacts import replace_directory, write_json
+from sda_core.errors import ConfigError
+from sda_core.exchange import Format
+from sda_core.exchange.shop import Shop
+
+DESCRIPTION = "sda_export.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def export(shop: Shop, target: Format, folder: Path) -> dict[str, Any]:
+    """Write a shop in another library's format, and say in ``sda_export.json`` what it is.
+
+    Args:
+        shop: what to write.
+        target: the format.
+        folder: where; its name becomes the data set's.  An older export there is replaced.
+
+    Returns:
+        What was written: flat counts and texts.
+
+    Raises:
+        ConfigError: the folder's name cannot be a data set's, or it holds what is no export.
+        DataError: the shop cannot be written in this format.
+    """
+    name = folder.resolve().name
+    if not _NAME.fullmatch(name):
+        problem = f"the data set is called as the folder, and {name!r} is no name for one"
+        raise ConfigError("--to", problem, "use letters, digits, _ and -")
+    is_free = not folder.exists() or (folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())))
+    if not is_free:
+        raise ConfigError("--to", f"{folder} is there already and was not made by this command", "name a new folder")
+    with replace_directory(folder) as temporary:
+        written = _write(shop, target, name, temporary)
+        write_json(temporary / DESCRIPTION, {"format": target, "variant": shop.variant, "sda_version": __version__, **written})
+    return written
+
+
+def _write(shop: Shop, target: Format, name: str, folder: Path) -> dict[str, Any]:
+    match target:
+        case Format.MMREC:
+            from sda_core.exchange.mmrec import write_mmrec
+
+            return write_mmrec(shop, name, folder)
+        case Format.RECBOLE:
+            from sda_core.exchange.recbole import write_recbole
+
+            return write_recbole(shop, name, folder)
+        case Format.DATASETS:
+            from sda_core.exchange.hf_datasets import write_datasets
+
+            return write_datasets(shop, name, folder)
+        case _:
+            assert_never(target)

@@ -1,0 +1,323 @@
+"""Item vectors that were made elsewhere: read, checked, and joined to the shop's items by their own ids.
+
+Two forms are read:
+
+* **a parquet file** with one column of ids (strings, or whole numbers) and at least one column of vectors (lists of numbers,
+  of fixed or of one common size);
+* **a folder** of ``.npy`` matrices and a list that says which item each row is: ``ids.txt`` with one id a line, or MMRec's
+  ``i_id_mapping.csv``.  A matrix is called as the column would be (``embedding.npy``), or as MMRec calls it
+  (``image_feat.npy``, ``text_feat.npy``).
+
+The names of the columns stand in the params.  What is checked, each with one line that names an item: an id twice, a row
+without an id, vectors of different widths, values that are not finite.  Rows of other items are left out and counted: the
+file may describe a whole catalogue of which the filter kept a part.  **A row of zeros is no vector**: many tools write it
+for an item that they had nothing for, and it has no direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sda_core.errors import ArtifactError, DataError
+from sda_core.params import ImportEmbeddingsParams
+
+_ROWS = 8192  # that are looked at at a time
+_IDS, _MMREC_IDS = "ids.txt", "i_id_mapping.csv"
+_MMREC_NAMES = {"image_embedding": "image_feat", "text_embedding": "text_feat"}
+
+
+@dataclass(frozen=True)
+class ForeignVectors:
+    """Vectors by item: row r of every matrix belongs to item id r + 1."""
+
+    image: np.ndarray | None  # (I, D) float32, as it came; None where there was no such column
+    text: np.ndarray | None  # (I, D) float32; its own width
+    embedding: np.ndarray | None  # (I, D) float32, complete; None where there are both pictures and texts to be fused
+    has_image: np.ndarray  # (I,) bool, where a row of `image` counts
+    has_text: np.ndarray
+    num_missing: int  # items without a vector of their own: they have the mean of the others
+    num_other: int  # rows of items that are not in the shop
+
+    def metadata(self, source: str, fusion: str, normalized: bool, embedding_dim: int) -> dict[str, str]:
+        """What the file of an imported variant says about itself."""
+        return {
+            "imported_from": source,
+            "imported_missing_items": str(self.num_missing),
+            "imported_other_rows": str(self.num_other),
+            "fusion": "none" if self.embedding is not None else fusion,
+            "normalized": str(normalized).lower(),
+            "embedding_dim": str(embedding_dim),
+        }
+
+
+class _Column:
+    """One kind of vector, filled row by row."""
+
+    def __init__(self, name: str, where: Path, num_items: int) -> None:
+        self.name = name
+        self.where = where
+        self.known = np.zeros(num_items, dtype=bool)
+        self.matrix_ID: np.ndarray | None = None
+
+    def problem(self, text: str, advice: str = "") -> DataError:
+        return DataError(str(self.where), f"{self.name!r} {text}", advice)
+
+    def put(self, vectors_nD: np.ndarray, places_n: np.ndarray, raw_item_ids: Sequence[str]) -> None:
+        """Take rows in; ``places_n`` are rows of the result.
+
+        Raises:
+            DataError: another width than before, or values that are not finite.
+        """
+        if not len(places_n):
+            return
+        with np.errstate(over="ignore"):  # what float32 cannot hold is not finite
+            vectors_nD = np.asarray(vectors_nD, dtype=np.float32)
+        finite_n = np.isfinite(vectors_nD).all(axis=1)
+        if not finite_n.all():
+            item = raw_item_ids[int(places_n[~finite_n][0])]
+            raise self.problem(f"holds a value that is not finite (item {item!r})", "mend the file, or leave the item out")
+        if self.matrix_ID is None:
+            self.matrix_ID = np.zeros((len(self.known), vectors_nD.shape[1]), dtype=np.float32)
+        if self.matrix_ID.shape[1] != vectors_nD.shape[1]:
+            widths = f"{self.matrix_ID.shape[1]} and {vectors_nD.shape[1]}"
+            raise self.problem(f"holds vectors of widths {widths} (the latter of item {raw_item_ids[int(places_n[0])]!r})")
+        self.matrix_ID[places_n] = vectors_nD
+        self.known[places_n] = vectors_nD.any(axis=1)
+
+    def filled(self) -> np.ndarray:
+        """The matrix, with the mean of the known rows in the others."""
+        assert self.matrix_ID is not None
+        self.matrix_ID[~self.known] = self.matrix_ID[self.known].mean(axis=0, dtype=np.float64)
+        return self.matrix_ID
+
+
+class _Join:
+    """Which row of the result an id has; refuses an id that comes twice."""
+
+    def __init__(self, where: Path, raw_item_ids: Sequence[str]) -> None:
+        self.where = where
+        self.raw_item_ids = raw_item_ids
+        self.place_of = {raw: place for place, raw in enumerate(raw_item_ids)}
+        self.seen = np.zeros(len(raw_item_ids), dtype=bool)
+        self.num_other = 0
+        self.num_rows = 0
+        self.example = ""
+
+    def places(self, ids: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Of the rows that are items of the shop: their numbers among ``ids``, and their places in the result.
+
+        Raises:
+            DataError: a row without an id, or an item for the second time.
+        """
+        rows, places = [], []
+        for row, raw in enumerate(ids):
+            if raw is None:
+                raise DataError(str(self.where), f"row {self.num_rows + row + 1} has no item id")
+            place = self.place_of.get(raw)
+            if place is None:
+                self.num_other += 1
+                self.example = self.example or raw
+                continue
+            if self.seen[place]:
+                raise DataError(str(self.where), f"item {raw!r} comes twice", "keep one row an item")
+            self.seen[place] = True
+            rows.append(row)
+            places.append(place)
+        self.num_rows += len(ids)
+        return np.array(rows, dtype=np.int64), np.array(places, dtype=np.int64)
+
+
+def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddingsParams, normalize: bool) -> ForeignVectors:
+    """Read item vectors that were made elsewhere.
+
+    Args:
+        path: a parquet file, or a folder; see the module's docstring.
+        raw_item_ids: the shop's ids of its items, row r of item id r + 1.
+        params: the names of the columns, and how many items may be without a vector.
+        normalize: bring ``embedding`` to unit length, as ``export_embeddings.normalize`` does for vectors made here.
+
+    Returns:
+        The vectors.  A single kind of vector is the ``embedding`` too; with pictures and texts alone, the two are yet to be
+        fused.
+
+    Raises:
+        ArtifactError: there is no such file, or it cannot be read.
+        DataError: its contents do not fit; the message names the item.
+    """
+    join = _Join(path, raw_item_ids)
+    names = {
+        "embedding": params.embedding_column,
+        "text_embedding": params.text_column,
+        "image_embedding": params.image_column,
+    }
+    if path.is_dir():
+        columns = _read_folder(path, join, names)
+    elif path.is_file():
+        columns = _read_parquet(path, join, names, params.item_column)
+    else:
+        raise ArtifactError(str(path), "no such file or folder", "look at import_embeddings.variants; it is below the project")
+    columns = {ours: column for ours, column in columns.items() if column.known.any()}
+    if not columns:
+        if join.num_other == join.num_rows:
+            problem = f"none of its {join.num_rows} ids is an item of this shop"
+            advice = f"its ids look like {join.example!r}, the shop's like {raw_item_ids[0]!r}"
+            raise DataError(str(path), problem, advice)
+        raise DataError(str(path), "has no vector that is not null or zero for any item of this shop")
+    main = columns[next(ours for ours in names if ours in columns)]
+    _check_missing(path, ~main.known, raw_item_ids, params.max_missing_share)
+    image, text = columns.get("image_embedding"), columns.get("text_embedding")
+    none = np.zeros(len(raw_item_ids), dtype=bool)
+    return ForeignVectors(
+        image=None if image is None else image.matrix_ID,
+        text=None if text is None else text.filled(),
+        embedding=_unit(main.filled().copy(), normalize) if "embedding" in columns or len(columns) == 1 else None,
+        has_image=none if image is None else image.known,
+        has_text=none if text is None else text.known,
+        num_missing=int((~main.known).sum()),
+        num_other=join.num_other,
+    )
+
+
+def _unit(vectors_ID: np.ndarray, normalize: bool) -> np.ndarray:
+    """Rows of length one if asked; the mean of the others may be zero, and stays so."""
+    if not normalize:
+        return vectors_ID
+    norms_I = np.linalg.norm(vectors_ID, axis=1, keepdims=True)
+    return vectors_ID / np.where(norms_I > 0, norms_I, 1.0)
+
+
+def _check_missing(path: Path, missing_I: np.ndarray, raw_item_ids: Sequence[str], allowed: float) -> None:
+    share = float(missing_I.mean())
+    if share > allowed:
+        examples = ", ".join(repr(raw_item_ids[place]) for place in np.flatnonzero(missing_I)[:3])
+        raise DataError(
+            str(path),
+            f"has no vector for {int(missing_I.sum())} of the {len(missing_I)} items ({100 * share:.3g} %), e.g. {examples}",
+            f"import_embeddings.max_missing_share allows {allowed:g}; items without a vector take the mean of the others",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- parquet
+def _read_parquet(path: Path, join: _Join, names: Mapping[str, str], item_column: str) -> dict[str, _Column]:
+    try:
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow
+            if item_column not in found.names:
+                raise DataError(
+                    str(path),
+                    f"has no column {item_column!r} (got {', '.join(found.names)})",
+                    "set import_embeddings.item_column",
+                )
+            present = {ours: theirs for ours, theirs in names.items() if theirs in found.names}
+            if not present:
+                raise DataError(
+                    str(path),
+                    f"has no column of vectors (expected {', '.join(names.values())}; got {', '.join(found.names)})",
+                    "set import_embeddings.embedding_column, or image_column and text_column",
+                )
+            columns = {ours: _Column(theirs, path, len(join.raw_item_ids)) for ours, theirs in present.items()}
+            for batch in file.iter_batches(batch_size=_ROWS, columns=[item_column, *present.values()]):
+                rows, places = join.places(_texts(path, item_column, batch.column(item_column)))
+                for ours, theirs in present.items():
+                    vectors, is_there = _matrix(columns[ours], batch.column(theirs).take(pa.array(rows)))
+                    columns[ours].put(vectors, places[is_there], join.raw_item_ids)
+            return columns
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(str(path), f"cannot be read as a parquet file ({error})") from None
+
+
+def _texts(path: Path, name: str, column: pa.Array) -> list[str | None]:
+    """Ids as texts; whole numbers are written out."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
+    if not any(is_kind(column.type) for is_kind in kinds):
+        raise DataError(str(path), f"column {name!r} should hold texts or whole numbers (got {column.type})")
+    return column.cast(pa.string()).to_pylist()
+
+
+def _matrix(column: _Column, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are there as a matrix, and which these are."""
+    if isinstance(array, pa.ExtensionArray):  # a tensor of fixed shape is a list underneath
+        array = array.storage
+    kind = array.type
+    is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise column.problem(f"should hold lists of numbers (got {kind})")
+    is_there = array.is_valid().to_numpy(zero_copy_only=False)
+    there = array.filter(array.is_valid())
+    widths = there.value_lengths().unique().to_pylist()
+    if len(widths) > 1:
+        raise column.problem(f"holds vectors of widths {', '.join(str(width) for width in sorted(widths))} (expected one width)")
+    values = there.flatten().to_numpy(zero_copy_only=False)  # a null among numbers becomes NaN
+    return values.reshape(len(there), widths[0] if widths else 0), is_there
+
+
+# ----------------------------------------------------------------------------------------------------- folder
+def _read_folder(path: Path, join: _Join, names: Mapping[str, str]) -> dict[str, _Column]:
+    ids = _ids(path)
+    files: dict[str, Path] = {}
+    for ours, theirs in names.items():
+        candidates = (path / f"{name}.npy" for name in (theirs, _MMREC_NAMES.get(ours, theirs)))
+        file = next((file for file in candidates if file.is_file()), None)
+        if file is not None:
+            files[ours] = file
+    if not files:
+        expected = ", ".join(f"{name}.npy" for name in (*names.values(), *_MMREC_NAMES.values()))
+        raise ArtifactError(str(path), f"holds no matrix of vectors (expected one of {expected})")
+    matrices = {ours: _load(file, len(ids)) for ours, file in files.items()}
+    columns = {ours: _Column(file.name, path, len(join.raw_item_ids)) for ours, file in files.items()}
+    for start in range(0, len(ids), _ROWS):
+        rows, places = join.places(ids[start : start + _ROWS])
+        for ours, matrix in matrices.items():
+            columns[ours].put(matrix[start + rows], places, join.raw_item_ids)
+    return columns
+
+
+def _load(file: Path, num_ids: int) -> np.ndarray:
+    """A matrix, looked at where it lies."""
+    try:
+        matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ArtifactError(str(file), f"cannot be read as a matrix of numbers ({error})") from None
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
+        raise DataError(str(file), f"should be a matrix of numbers (got shape {matrix.shape} of {matrix.dtype})")
+    if len(matrix) != num_ids:
+        raise DataError(str(file), f"has {len(matrix)} rows, but its list of ids has {num_ids}")
+    return matrix
+
+
+def _ids(folder: Path) -> list[str]:
+    """Which item each row is."""
+    plain, mapping = folder / _IDS, folder / _MMREC_IDS
+    try:
+        if plain.is_file():
+            return plain.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        if mapping.is_file():
+            return list(_mapped(mapping))
+    except UnicodeDecodeError as error:
+        raise ArtifactError(str(plain), f"is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except pl.exceptions.PolarsError as error:
+        raise ArtifactError(str(mapping), f"cannot be read as a table of ids ({error})") from None
+    raise ArtifactError(
+        str(folder), f"does not say which item each row is (expected {_IDS} with one id a line, or MMRec's {_MMREC_IDS})"
+    )
+
+
+def _mapped(mapping: Path) -> Iterator[str]:
+    """The ids of MMRec's table in the order of its numbers, which run from 0."""
+    table = pl.read_csv(mapping, separator="\t", infer_schema=False)
+    if table.width != 2 or "itemID" not in table.columns:
+        raise DataError(str(mapping), f"should have two columns, one of them itemID (got {', '.join(table.columns)})")
+    numbers = table["itemID"].cast(pl.Int64, strict=False)
+    if sorted(numbers.to_list(), key=lambda number: -1 if number is None else number) != list(range(len(table))):
+        raise DataError(str(mapping), f"column 'itemID' should run from 0 to {len(table) - 1}, each once")
+    raw = table.drop("itemID").to_series()
+    yield from raw.gather(numbers.arg_sort()).to_list()

@@ -1,0 +1,39 @@
+"""Item vectors that were made elsewhere, as a variant of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages._stage import ParamsFile, Root, Variant, run_as_script, stage
+
+
+def import_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
+    """Join vectors made elsewhere to the shop's items by their own ids, check them, and write them as one variant's."""
+    import polars as pl
+
+    from sda_core.artifacts import INTERACTIONS, ITEMS
+    from sda_core.embeddings import table
+    from sda_core.embeddings.fusion import fuse
+    from sda_core.exchange.vectors import read_vectors
+
+    with stage("import-embeddings", root, params) as run:
+        section, export = run.params.import_embeddings, run.params.export_embeddings
+        path = run.workspace.root / section.of(variant).path
+        items = ITEMS.read(run.workspace.items)
+        ids, raw_ids = items["item_id"].to_numpy(), items["raw_item_id"].to_list()
+        found = read_vectors(path, raw_ids, section, export.normalize)
+        fused = found.embedding
+        if fused is None:
+            assert found.image is not None
+            assert found.text is not None
+            seen = INTERACTIONS.read(run.workspace.interactions).filter(pl.col("split") == "train")
+            fused = fuse(found.image, found.text, found.has_image, seen["item_id"].to_numpy(), export)
+        described = found.metadata(path.name, export.fusion, export.normalize, fused.shape[1])
+        target = run.workspace.embeddings(variant)
+        table.write_embeddings(target, ids, raw_ids, found.image, found.text, fused, described, found.has_image, found.has_text)
+        run.counts = {"variant": variant, "items": len(items), "width": fused.shape[1], "without a vector": found.num_missing}
+        run.counts["rows of other items"] = found.num_other
+
+
+if __name__ == "__main__":
+    run_as_script(import_embeddings)

@@ -1,0 +1,50 @@
+"""What a trained recommender makes of a history typed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages._catalogue import Catalogue
+from stages._stage import Root, one_line_errors
+
+
+def recommend(
+    items: Annotated[
+        list[str],
+        typer.Argument(metavar="ITEM...", help="The history, oldest first: ids in the shop, or numbers of the items table."),
+    ],
+    variant: Annotated[str, typer.Option("--variant", help="Which item vectors.")] = "sda",
+    recommender: Annotated[str, typer.Option("--recommender", help="sasrec, bert4rec or pop.")] = "sasrec",
+    top: Annotated[int, typer.Option("--top", min=1, help="How many.")] = 10,
+    root: Root = Path(),
+) -> None:
+    """Show what a trained recommender would show next to somebody with this history, with score and title.
+
+    Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.
+    """
+    import torch
+
+    from sda_core import recommenders
+    from sda_core.artifacts import Workspace
+    from sda_core.errors import ConfigError
+
+    with one_line_errors("recommend"):
+        workspace = Workspace(root)
+        catalogue = Catalogue.read(workspace)
+        history = [catalogue.number(item) for item in items]
+        folder = workspace.recommender(variant, recommender)
+        section = recommenders.saved_params(folder)
+        if not section.scores_histories:
+            problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"
+            raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
+        vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
+        model = recommenders.load(folder, vectors, torch.device("cpu"))
+        found, scores = model.recommend(torch.zeros(1, dtype=torch.int64), torch.tensor([history]), top)
+        for number in history:
+            typer.echo(f"history  {catalogue.line(number)}")
+        for number, score in zip(found[0].tolist(), scores[0].tolist(), strict=True):
+            if number:  # 0 fills up where no unseen item is left
+                typer.echo(f"{score:7.4f}  {catalogue.line(number)}")

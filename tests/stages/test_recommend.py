@@ -1,0 +1,130 @@
+"""`sda recommend` and `sda neighbors`: what they print, and what they cannot do, in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import typer
+from ruamel.yaml import YAML
+
+from sda_core.artifacts import ITEMS, Workspace
+from sda_core.embeddings.table import write_embeddings
+from sda_core.recommenders import build, load, read_item_vectors
+from stages.neighbors import neighbors
+from stages.recommend import recommend
+
+NUM_USERS, NUM_ITEMS = 4, 9
+RAW = [f"sku-{item}" for item in range(1, NUM_ITEMS)] + ["2"]  # the last one is called as the number of another
+
+
+@pytest.fixture
+def params(repository: Path) -> dict[str, Any]:
+    return YAML(typ="safe", pure=True).load(repository / "params.yaml")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, repository: Path) -> Workspace:
+    """Items, vectors, and recommenders with the weights they began with."""
+    from sda_core.params import load_params
+
+    workspace, section = Workspace(tmp_path), load_params(repository / "params.yaml").train_recommender
+    items = [(item, raw, f"Title of {raw}", "", "", [], [], "", [], True) for item, raw in enumerate(RAW, 1)]
+    ITEMS.write(pl.DataFrame(items, schema=dict(ITEMS.columns), orient="row"), workspace.items)
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
+    ids = np.arange(1, NUM_ITEMS + 1)
+    write_embeddings(workspace.embeddings("sda"), ids, RAW, vectors, vectors, vectors, {}, ids > 0)
+    for name in ("pop", "sasrec", "bert4rec", "vbpr", "bpr", "slmrec"):
+        params = section.of(name)
+        model = build(params, NUM_USERS, NUM_ITEMS, read_item_vectors(workspace.embeddings("sda"), params))
+        if name == "pop":
+            model.counts_I[1:] = torch.arange(NUM_ITEMS)  # the last item is the most popular
+        model.save(workspace.recommender("sda", name))
+    return workspace
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[tuple[float, str]]]:
+    """The history's ids, and score and id of what is recommended."""
+    lines = [re.split(r" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert all(title == f"Title of {raw}" for _, raw, title in lines)
+    history = [raw for first, raw, _ in lines if first == "history"]
+    return history, [(float(first), raw) for first, raw, _ in lines if first != "history"]
+
+
+@pytest.mark.parametrize("recommender", ["sasrec", "bert4rec"])
+def test_the_best_unseen_items_by_the_model(workspace: Workspace, capsys: pytest.CaptureFixture[str], recommender: str) -> None:
+    recommend(["sku-3", "5", "sku-1"], "sda", recommender, 4, workspace.root)
+    history, found = shown(capsys)
+    assert history == ["sku-3", "sku-5", "sku-1"]
+    folder = workspace.recommender("sda", recommender)
+    from sda_core.recommenders import saved_params
+
+    model = load(folder, read_item_vectors(workspace.embeddings("sda"), saved_params(folder)), torch.device("cpu"))
+    scores = model.score(torch.zeros(1, dtype=torch.int64), torch.tensor([[3, 5, 1]]))[0]
+    scores[[3, 5, 1]] = -torch.inf
+    best = scores.argsort(descending=True)[:4].tolist()
+    assert [raw for _, raw in found] == [RAW[item - 1] for item in best]
+    assert [score for score, _ in found] == pytest.approx(scores[best].tolist(), abs=1e-4)
+    recommend(["sku-1", "5", "sku-3"], "sda", recommender, 4, workspace.root)
+    assert shown(capsys)[1] != found  # the order of a history counts
+
+
+def test_popularity_leaves_out_what_was_seen(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    recommend(["sku-8"], "sda", "pop", 3, workspace.root)
+    assert shown(capsys)[1] == [(8.0, "2"), (6.0, "sku-7"), (5.0, "sku-6")]
+    recommend([f"sku-{item}" for item in range(1, 8)], "sda", "pop", 100, workspace.root)
+    assert [raw for _, raw in shown(capsys)[1]] == ["2", "sku-8"]  # no more are left
+
+
+def test_an_id_comes_before_a_number(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    recommend(["2", "3"], "sda", "pop", 1, workspace.root)
+    assert shown(capsys)[0] == ["2", "sku-3"]
+
+
+@pytest.mark.parametrize(
+    ("items", "recommender", "expected"),
+    [
+        (["sku-1"], "vbpr", "vbpr learns a vector for each user of the training and has none"),
+        (["sku-1"], "bpr", "use sasrec or bert4rec, which read histories, or pop"),
+        (["sku-1"], "slmrec", "slmrec learns a vector for each user"),
+        (["sku-1", "sku-77"], "sasrec", "ITEM: 'sku-77' is not among the 9 items; ids look like sku-1"),
+        (["0"], "sasrec", "ITEM: '0' is not among the 9 items"),
+        (["10"], "sasrec", "ITEM: '10' is not among the 9 items"),
+        (["sku-1"], "gru4rec", "recommender is missing; run `dvc repro` to make it"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], items: list[str], recommender: str, expected: str
+) -> None:
+    with pytest.raises(typer.Exit):
+        recommend(items, "sda", recommender, 3, workspace.root)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1
+    assert captured.err.startswith("sda recommend: error: ")
+    assert expected in captured.err
+
+
+def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    from sda_core.artifacts import read_vectors
+    from sda_core.index import build_index
+    from sda_core.params import IndexParams
+
+    vectors = read_vectors(workspace.embeddings("sda"))
+    assert vectors is not None
+    section = IndexParams.model_validate(params["build_index"] | {"num_queries": 3, "recall_at": 2})
+    workspace.index("sda").mkdir(parents=True)
+    build_index(vectors[1:], None, section, workspace.index("sda"))
+    neighbors("sku-4", "sda", 3, workspace.root)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "sku-4  Title of sku-4"
+    unit = vectors[1:] / np.linalg.norm(vectors[1:], axis=1, keepdims=True)
+    cosines = unit @ unit[3]
+    cosines[3] = -np.inf
+    best = np.argsort(-cosines)[:3]
+    assert rest == [f"{cosines[item]:7.4f}  {RAW[item]}  Title of {RAW[item]}" for item in best]
