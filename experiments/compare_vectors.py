@@ -6,36 +6,36 @@ variant's vectors with every seed, and places the test targets.  Positions are k
 With ``--root 'experiments/runs/effect/seed-{seed}'`` every seed has a workspace of its own, hence adapters of its own
 (``experiments/train_seeds.py`` makes them), and positions are kept beside these.
 
-Besides the variants of the pipeline there are controls, made of ``embeddings/zero_shot.parquet``: ``random`` (random directions),
-``shuffled`` (the right vectors on the wrong items), ``image_only`` and ``text_only``.
+Besides the variants of the pipeline there are controls, made of ``embeddings/zero_shot.parquet``: ``random``, ``shuffled``,
+``image_only`` and ``text_only`` (``sda_core.embeddings.controls``).
 
 For each user the gain is averaged over the seeds first; the interval is a paired bootstrap over users of the difference between
 two variants, and beside it stands the range of the difference over the single seeds.
 
     python experiments/compare_vectors.py --name signal --variants zero_shot random shuffled --baselines random shuffled \\
         --recommenders sasrec vbpr --seeds 1 2 3
+
+With ``--representation id+content`` the sequential recommenders add the vectors to the ids they learn (text_matters.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
+from _runs import CUTOFF, gains, interval, keep_positions, positions_path, read_positions
 
-from sda_core import evaluation, log, recommenders
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, POSITIONS, Workspace, read_vectors
+from sda_core import log
+from sda_core.artifacts import INTERACTIONS, Workspace, read_vectors
+from sda_core.embeddings import controls
+from sda_core.embeddings.fusion import fuse
 from sda_core.evaluation.groups import item_groups
-from sda_core.evaluation.metrics import per_user
-from sda_core.evaluation.significance import bootstrap_interval
-from sda_core.fingerprint import fingerprint
-from sda_core.params import Params, load_params
-from sda_core.runtime import prepare_torch
-from sda_core.seed import generator
-
-_log = logging.getLogger("experiments")
+from sda_core.params import Control, Params, SequentialParams, load_params
 
 
 def main() -> None:
@@ -48,18 +48,21 @@ def main() -> None:
     parser.add_argument("--recommenders", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--max-epochs", type=int, help="instead of each recommender's own max_epochs")
+    parser.add_argument("--fused-dim", type=int, help="fuse the picture and text vectors anew, to this many components")
+    parser.add_argument("--representation", choices=["id+content", "content"], help="instead of the recommender's own")
     options = parser.parse_args()
     log.configure()
     common = Path(options.root)
     common = common.parent if "{seed}" in common.name else common
     folder = common / "experiments" / "positions" / options.name
+    changes = {"max_epochs": options.max_epochs, "representation": options.representation}
+    changes = {name: value for name, value in changes.items() if value is not None}
     for seed in options.seeds:
         workspace, params = workspace_of(options.root, seed)
         for recommender in options.recommenders:
             for variant in dict.fromkeys([*options.variants, *options.baselines]):
-                path = folder / recommender / variant / f"{seed}.parquet"
-                if not path.exists():
-                    POSITIONS.write(placed(workspace, params, variant, recommender, seed, options.max_epochs), path)
+                target = folder / recommender / variant
+                train_on(workspace, params, variant, recommender, seed, target, changes, options.fused_dim)
     for recommender in options.recommenders:
         workspace, params = workspace_of(options.root, options.seeds[0])
         print(table(workspace, params, folder / recommender, options.variants, options.baselines, options.seeds))
@@ -71,91 +74,89 @@ def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
     return Workspace(folder), load_params(folder / "params.yaml")
 
 
-def vectors_of(workspace: Workspace, variant: str) -> np.ndarray | None:
-    """Item vectors of a variant or a control, row number = item id, row 0 zero."""
-    if variant not in ("random", "shuffled", "image_only", "text_only"):
-        return read_vectors(workspace.embeddings(variant))
-    path = workspace.embeddings("zero_shot")
-    vectors = read_vectors(path)
-    assert vectors is not None, "zero_shot has vectors"
-    random = generator(0, "control vectors", variant)
-    match variant:
-        case "random":
-            made = random.normal(size=(len(vectors) - 1, vectors.shape[1]))
-            made /= np.linalg.norm(made, axis=1, keepdims=True)
-        case "shuffled":
-            circle = random.permutation(len(vectors) - 1)  # each item gets the next one's on a random circle: never its own
-            made = np.empty_like(vectors[1:])
-            made[circle] = vectors[1:][np.roll(circle, 1)]
-        case _:
-            frame = EMBEDDINGS.read(path).sort("item_id")
-            column = frame["image_embedding" if variant == "image_only" else "text_embedding"]
-            has_vector = column.is_not_null().to_numpy()
-            made = np.zeros((len(frame), column.dtype.size), dtype=np.float32)  # pyright: ignore
-            made[has_vector] = column.drop_nulls().to_numpy()
-            made[~has_vector] = made[has_vector].mean(axis=0)
-            made /= np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
-    return np.concatenate([np.zeros((1, made.shape[1])), made]).astype(np.float32)
+def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: int | None = None) -> np.ndarray | None:
+    """Item vectors of a variant or a control, row number = item id, row 0 zero.
+
+    Args:
+        workspace: with ``embeddings/``.
+        params: its params.
+        variant: or a control, which is made of zero_shot.
+        fused_dim: components of vectors that are fused anew; None takes them as they are.
+    """
+    kind = next((name for name in get_args(Control) if name == variant), None)
+    source = workspace.embeddings(variant if kind is None else "zero_shot")
+    if read_vectors(source) is None:
+        return None
+    vectors = controls.read_table(source)
+    seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
+    if fused_dim is not None:
+        section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
+        fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen, section)
+        vectors = replace(vectors, fused_IF=fused)
+    if kind is not None:
+        vectors = controls.control(kind, vectors, seen, params.export_embeddings, params.control_embeddings.seed)
+    return np.concatenate([np.zeros((1, vectors.fused_IF.shape[1]), dtype=np.float32), vectors.fused_IF])
 
 
-def placed(
-    workspace: Workspace, params: Params, variant: str, recommender: str, seed: int, max_epochs: int | None
-) -> pl.DataFrame:
-    """Positions of the test targets after training with one seed; the best epoch is chosen on the validation targets."""
-    changes = {"seed": seed} | ({} if max_epochs is None else {"max_epochs": max_epochs})
-    section = params.train_recommender.of(recommender).model_copy(update=changes)
-    device = prepare_torch(params.runtime)
+def train_on(
+    workspace: Workspace,
+    params: Params,
+    variant: str,
+    recommender: str,
+    seed: int,
+    folder: Path,
+    changes: dict[str, Any],
+    fused_dim: int | None = None,
+) -> None:
+    """Train a recommender on a variant's vectors, unless its positions are there.
+
+    Args:
+        workspace, params: where the vectors and the interactions are.
+        variant: or a control.
+        recommender: its section of the params is used.
+        seed: of the training.
+        folder: where the positions are kept.
+        changes: of the section; ``representation`` says nothing to a recommender that has none.
+        fused_dim: see :func:`vectors_of`.
+    """
+    if positions_path(folder, seed).exists():
+        return
+    section = params.train_recommender.of(recommender)
+    if not isinstance(section, SequentialParams):
+        changes = {name: value for name, value in changes.items() if name != "representation"}
+    section = section.model_copy(update=changes)
+    keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant, fused_dim))
+
+
+def table(
+    workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
+) -> str:
+    """A markdown table of one recommender: all users, and those whose target is a tail or a cold item, where there are any."""
     interactions = INTERACTIONS.read(workspace.interactions)
-    vectors = vectors_of(workspace, variant)
-    data = recommenders.training_data(
-        interactions.filter(pl.col("split").is_in(["train", "valid"])),
-        num_users=interactions["user_id"].n_unique(),
-        num_items=interactions["item_id"].n_unique(),
-    )
-    model = recommenders.build(section, data.num_users, data.num_items, vectors)
-    scratch = workspace.resume("experiments", variant, recommender) / "checkpoint.safetensors"
-    inputs = fingerprint(section, workspace.interactions, "" if vectors is None else recommenders.hash_vectors(vectors))
-    records = model.fit(data, checkpoint=scratch, fingerprint=inputs, device=device)
-    scratch.unlink(missing_ok=True)
-    known = recommenders.evaluation_data(interactions)
-    found = recommenders.place_targets(model, known, None, params.evaluate.batch_size, device)
-    _log.info("%s %s seed %d: %d epochs", recommender, variant, seed, len(records))
-    return evaluation.score_positions(found, params.evaluate.ties)
-
-
-def table(workspace: Workspace, params: Params, folder: Path, variants: list[str], baselines: list[str], seeds: list[int]) -> str:
-    """A markdown table of one recommender."""
-    interactions = INTERACTIONS.read(workspace.interactions)
-    tail = item_groups(interactions, params.evaluate.tail).tail
+    items = item_groups(interactions, params.evaluate.tail)
     names = list(dict.fromkeys([*variants, *baselines]))
-    read = {name: [POSITIONS.read(folder / name / f"{seed}.parquet").sort("user_id") for seed in seeds] for name in names}
+    read = {name: read_positions(folder / name, seeds) for name in names}
     targets = read[names[0]][0]["target_item_id"].to_numpy()
-    groups = {"all": np.ones(len(targets), dtype=bool), "tail": tail[targets]}
+    groups = {"all": np.ones(len(targets), dtype=bool), "tail": items.tail[targets], "cold": items.cold[targets]}
     lines = [
         f"### {folder.name}, full rank, {len(seeds)} seeds",
         "",
-        "| group (users) | variant | Hit@10 | NDCG@10 | against | NDCG@10 difference [95 %] | over seeds |",
+        f"| group (users) | variant | Hit@{CUTOFF} | NDCG@{CUTOFF} | against | NDCG@{CUTOFF} difference [95 %] | over seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     for group, mask in groups.items():
-        gains = {
-            metric: {
-                name: np.array([per_user(metric, frame["position"].to_numpy()[mask], 10) for frame in frames])
-                for name, frames in read.items()
-            }
-            for metric in ("hit", "ndcg")
-        }
+        if not mask.any():
+            continue
+        ndcg = {name: gains("ndcg", frames, mask) for name, frames in read.items()}
         for name in names:
-            first = f"| {group} ({mask.sum()}) | {name} | {gains['hit'][name].mean():.4f} | {gains['ndcg'][name].mean():.4f} |"
+            hit_SU = gains("hit", read[name], mask)
+            first = f"| {group} ({mask.sum()}) | {name} | {hit_SU.mean():.4f} | {ndcg[name].mean():.4f} |"
             rivals = [rival for rival in baselines if rival != name] if name in variants else []
-            for rival in rivals or [""]:
-                if not rival:
-                    lines.append(f"{first} | | |")
-                    continue
-                difference_SU = gains["ndcg"][name] - gains["ndcg"][rival]
-                low, high = bootstrap_interval(
-                    difference_SU.mean(0), params.evaluate.bootstrap_samples, generator(params.evaluate.bootstrap_seed, rival)
-                )
+            if not rivals:
+                lines.append(f"{first} | | |")
+            for rival in rivals:
+                difference_SU = ndcg[name] - ndcg[rival]
+                low, high = interval(difference_SU, params.evaluate, rival)
                 of_seeds = difference_SU.mean(1)
                 lines.append(
                     f"{first} {rival} | {difference_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}] |"

@@ -70,6 +70,7 @@ def write_params(source: Path, target: Path, seed: int, variants: list[str], cha
     params: Any = yaml.load(source.read_text(encoding="utf-8"))
     params["variants"] = ["id", "zero_shot", *variants]
     params["train_recommender"]["variants"] = ["zero_shot", *variants]
+    params["control_embeddings"]["variants"] = []
     params["train_adapter"]["variants"] = {variant: VARIANTS[variant] for variant in variants}
     params["train_adapter"]["training"]["seed"] = seed
     for change in changes:

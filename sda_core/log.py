@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+NO_PROGRESS = "SDA_NO_PROGRESS"  # set for processes that run side by side, whose bars would overwrite each other
 
 
 class Progress(Protocol):
@@ -32,7 +33,7 @@ def is_main_process() -> bool:
 
 
 def _quiet() -> bool:
-    return not (is_main_process() and sys.stderr.isatty())
+    return not (is_main_process() and sys.stderr.isatty()) or NO_PROGRESS in os.environ
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def _cut(value: float | str) -> float | str:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
+Control = Literal["random", "shuffled", "image_only", "text_only"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -386,6 +387,13 @@ class ExportParams(Section):
     normalize: bool
 
 
+class ControlParams(Section):
+    """Control vectors, each a variant of its own; see ``sda_core.embeddings.controls``."""
+
+    variants: tuple[Control, ...]
+    seed: CountOrZero
+
+
 class IndexParams(Section):
     """The FAISS index."""
 
@@ -586,7 +594,8 @@ class RuntimeParams(Section):
     """Where it runs; no stage depends on this section, because it must not change a result."""
 
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: CountOrZero  # 0: torch's own choice
+    num_threads: CountOrZero  # 0: torch's own choice; with several trainings at once, an equal share of the cores each
+    num_trainings: Count  # recommenders that are trained at once, each in a process of its own
 
 
 class Params(Section):
@@ -602,6 +611,7 @@ class Params(Section):
     backbone: BackboneParams
     train_adapter: TrainAdapterParams
     export_embeddings: ExportParams
+    control_embeddings: ControlParams
     build_index: IndexParams
     train_recommender: TrainRecommenderParams
     evaluate: EvaluateParams
@@ -610,7 +620,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Params:
-        known = {"id", "zero_shot", *self.train_adapter.variants}
+        known = {"id", "zero_shot", *self.train_adapter.variants, *self.control_embeddings.variants}
         unknown = [name for name in self.variants if name not in known]
         if unknown:
             raise ValueError(f"variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
@@ -624,7 +634,7 @@ class Params(Section):
         untrained = [name for name in self.variants if name not in {"id", *trained}]
         if untrained:
             raise ValueError(f"train_recommender.variants: misses {', '.join(untrained)}, which variants has")
-        reserved = {"id", "zero_shot"} & set(self.train_adapter.variants)
+        reserved = {"id", "zero_shot", *get_args(Control)} & set(self.train_adapter.variants)
         if reserved:
             raise ValueError(f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)")
         max_pixels = self.backbone.max_pixels if isinstance(self.backbone, TinyQwen25VL | Nano | QwenVLCheckpoint) else 0
@@ -638,9 +648,9 @@ class Params(Section):
         return self
 
     @property
-    def variants_with_vectors(self) -> tuple[str, ...]:
-        """The variants that have item vectors, in their order: all but ``id``."""
-        return tuple(variant for variant in self.variants if variant != "id")
+    def indexed_variants(self) -> tuple[str, ...]:
+        """The variants that have an index of item vectors, in their order: all but ``id`` and the controls."""
+        return tuple(variant for variant in self.variants if variant not in {"id", *self.control_embeddings.variants})
 
     def is_trained(self, variant: str) -> bool:
         """Whether a variant has an adapter of its own; ``zero_shot`` and ``id`` have none.
@@ -650,9 +660,9 @@ class Params(Section):
         """
         if variant in self.train_adapter.variants:
             return True
-        if variant in {"id", "zero_shot"}:
+        if variant in {"id", "zero_shot", *self.control_embeddings.variants}:
             return False
-        known = ", ".join(sorted({"id", "zero_shot", *self.train_adapter.variants}))
+        known = ", ".join(sorted({"id", "zero_shot", *self.train_adapter.variants, *self.control_embeddings.variants}))
         raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
 
 

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 from PIL import Image
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -40,6 +39,7 @@ from sda_core.artifacts import (
 )
 from sda_core.data import manifest
 from sda_core.data.prompts import prompt_hash
+from sda_core.embeddings.table import read_metadata
 from sda_core.errors import ArtifactError, SDAError
 from sda_core.fingerprint import fingerprint
 from sda_core.image_store import STATUSES, read_images
@@ -113,7 +113,7 @@ class _Run:
             yield at.adapter(variant), partial(self.adapter, variant)
         for variant in params.variants:
             yield at.embeddings(variant), partial(self.check_embeddings, variant)
-        for variant in params.variants_with_vectors:
+        for variant in params.indexed_variants:
             yield at.index(variant), partial(self.index, variant)
         pairs = [(variant, recommender) for variant in params.variants for recommender in params.recommenders]
         for pair in pairs:
@@ -272,7 +272,7 @@ class _Run:
         _expect(
             same and table["raw_item_id"].equals(items["raw_item_id"]), path, "its items are not those of items.parquet, in order"
         )
-        described = {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+        described = read_metadata(path)
         if variant == "id":
             _expect(vectors is None, path, "the variant id should have no vectors")
             return f"{len(table):,} ids"

@@ -27,6 +27,12 @@ ParamsFile = Annotated[
 ]
 Variant = Annotated[str, typer.Option("--variant", help="Which item vectors, e.g. id, zero_shot, lora, sda.")]
 Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender, e.g. pop, sasrec, vbpr, bert4rec.")]
+OneOrAllRecommenders = Annotated[
+    str | None,
+    typer.Option(
+        "--recommender", help="Which recommender, e.g. pop, sasrec, vbpr, bert4rec.", show_default="all of params.recommenders"
+    ),
+]
 
 
 @dataclass

@@ -6,6 +6,7 @@ import typer
 
 from sda_core import __version__
 from stages.build_index import build_index
+from stages.control_embeddings import control_embeddings
 from stages.diff import diff
 from stages.download import download
 from stages.evaluate import evaluate
@@ -39,6 +40,7 @@ STAGES = {
     "fetch-images": fetch_images,
     "train-adapter": train_adapter,
     "export-embeddings": export_embeddings,
+    "control-embeddings": control_embeddings,
     "build-index": build_index,
     "train-recommender": train_recommender,
     "evaluate": evaluate,
@@ -51,6 +53,7 @@ SHORT_HELP = {
     "fetch-images": "Fetch the pictures of the kept items.",
     "train-adapter": "Train LoRA or MoDA on items alone.",
     "export-embeddings": "Write a variant's item vectors.",
+    "control-embeddings": "Write vectors to be beaten.",
     "build-index": "Build a FAISS index, measure its recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
     "evaluate": "Place the test targets, compute metrics.",

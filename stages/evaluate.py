@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages._stage import ParamsFile, Recommender, Root, Variant, run_as_script, stage
+from stages._stage import OneOrAllRecommenders, ParamsFile, Root, Variant, run_as_script, stage
 
 
-def evaluate(variant: Variant, recommender: Recommender, root: Root = Path(), params: ParamsFile = None) -> None:
+def evaluate(variant: Variant, recommender: OneOrAllRecommenders = None, root: Root = Path(), params: ParamsFile = None) -> None:
     """Place each test user's target among the candidates, store the positions, and compute Hit, NDCG and MRR from them."""
     from sda_core import evaluation, recommenders
     from sda_core.artifacts import INTERACTIONS, POSITIONS, write_json
@@ -17,18 +17,19 @@ def evaluate(variant: Variant, recommender: Recommender, root: Root = Path(), pa
         section = run.params.evaluate
         device = prepare_torch(run.params.runtime)
         interactions = INTERACTIONS.read(run.workspace.interactions)
-        folder = run.workspace.recommender(variant, recommender)
-        vectors = recommenders.read_item_vectors(run.workspace.embeddings(variant), recommenders.saved_params(folder))
-        model = recommenders.load(folder, vectors, device)
         data = recommenders.evaluation_data(interactions)
         candidates = evaluation.candidates(section.protocol, interactions, section.negatives_seed)
-        placed = recommenders.place_targets(model, data, candidates, section.batch_size, device)
-        positions = evaluation.score_positions(placed, section.ties)
-        POSITIONS.write(positions, run.workspace.positions(variant, recommender))
-        metrics = evaluation.summarise(positions, interactions, section)
-        write_json(run.workspace.metrics(variant, recommender), metrics)
-        headline = {key: value for key, value in metrics.items() if key in ("num_users", "hit@10", "ndcg@10")}
-        run.counts = {"variant": variant, "recommender": recommender, **headline}
+        run.counts = {"variant": variant, "num_users": len(data.users)}
+        for name in run.params.recommenders if recommender is None else (recommender,):
+            folder = run.workspace.recommender(variant, name)
+            vectors = recommenders.read_item_vectors(run.workspace.embeddings(variant), recommenders.saved_params(folder))
+            model = recommenders.load(folder, vectors, device)
+            placed = recommenders.place_targets(model, data, candidates, section.batch_size, device)
+            positions = evaluation.score_positions(placed, section.ties)
+            POSITIONS.write(positions, run.workspace.positions(variant, name))
+            metrics = evaluation.summarise(positions, interactions, section)
+            write_json(run.workspace.metrics(variant, name), metrics)
+            run.counts |= {f"{name} {key}": value for key, value in metrics.items() if key in ("hit@10", "ndcg@10")}
 
 
 if __name__ == "__main__":

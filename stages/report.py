@@ -28,7 +28,7 @@ def report(root: Root = Path(), params: ParamsFile = None) -> None:
         shown = page.example_items(workspace, section)
         neighbors = {
             variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)
-            for variant in run.params.variants_with_vectors
+            for variant in run.params.indexed_variants
         }
         data = page.collect(workspace, run.params, comparisons, neighbors, commit=None, seconds={})
         with replace_directory(workspace.report.parent) as folder:

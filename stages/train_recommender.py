@@ -1,48 +1,123 @@
-"""Phase two: an ordinary recommender over frozen item vectors."""
+"""Phase two: an ordinary recommender over frozen item vectors, or all of them, several at once."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from stages._stage import ParamsFile, Recommender, Root, Variant, run_as_script, stage
+import sda_core
+from sda_core import log
+from sda_core.artifacts import INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
+from sda_core.errors import ArtifactError, TrainingError
+from sda_core.fingerprint import fingerprint
+from sda_core.params import Params, RuntimeParams
+from stages._stage import OneOrAllRecommenders, ParamsFile, Root, StageRun, Variant, run_as_script, stage
+
+MADE_OF = "made_of.json"
+_LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "pop")
 
 
-def train_recommender(variant: Variant, recommender: Recommender, root: Root = Path(), params: ParamsFile = None) -> None:
-    """Train one recommender on one variant's item vectors; it never sees the test split."""
-    import shutil
+def train_recommender(
+    variant: Variant, recommender: OneOrAllRecommenders = None, root: Root = Path(), params: ParamsFile = None
+) -> None:
+    """Train recommenders on one variant's item vectors; they never see the test split.
 
+    Without --recommender it trains those of params.recommenders, each in a process of its own, runtime.num_trainings at a
+    time, and keeps those that were made of the very inputs, settings and code there are now.
+    """
+    with stage("train-recommender", root, params) as run:
+        if recommender is not None:
+            _train_one(run, variant, recommender)
+        else:
+            _train_all(run, variant, params)
+
+
+def _train_all(run: StageRun, variant: str, params_file: Path | None) -> None:
+    """Bring ``models/<variant>`` up to date: exactly the recommenders of ``params.recommenders``."""
+    wanted = run.params.recommenders
+    for folder in run.workspace.recommender(variant, "").glob("*"):
+        if folder.name not in wanted:
+            shutil.rmtree(folder)
+    kept = [name for name in wanted if _is_up_to_date(run, variant, name)]
+    missing = sorted(set(wanted) - set(kept), key=_LONGEST_FIRST.index)
+    runtime = run.params.runtime
+    command = [sys.executable, "-m", "stages.train_recommender", "--root", str(run.workspace.root), "--variant", variant]
+    command += [] if params_file is None else ["--params", str(params_file)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(_threads_each(runtime)), log.NO_PROGRESS: "1"}
+
+    def succeeds(name: str) -> bool:
+        return subprocess.run([*command, "--recommender", name], env=environment, check=False).returncode == 0  # noqa: S603 (own module)
+
+    # Processes, because one training of this size does not fill two cores: it is many small operations.
+    with ThreadPoolExecutor(runtime.num_trainings) as pool:
+        done = list(log.track(pool.map(succeeds, missing), len(missing), f"train {variant}", "recommenders"))
+    failed = [name for name, success in zip(missing, done, strict=True) if not success]
+    if failed:
+        raise TrainingError(f"variant {variant}", f"the training of {', '.join(failed)} failed", "see the lines above")
+    run.counts = {"variant": variant, "trained": len(missing), "kept": len(kept)}
+
+
+def _threads_each(runtime: RuntimeParams) -> int:
+    """Threads of one of several trainings that share the machine."""
+    if runtime.num_threads:
+        return runtime.num_threads
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, num_cores // runtime.num_trainings)
+
+
+def _inputs(params: Params, workspace: Workspace, variant: str, recommender: str) -> str:
+    """Hash of all that a trained recommender follows from."""
+    section = params.train_recommender.of(recommender)
+    code = sorted((Path(sda_core.__file__).parent / "recommenders").glob("**/*.py"))
+    reference = workspace.recommender("id", recommender) if section.aligns_to_ids and variant != "id" else None
+    vectors = workspace.embeddings(variant)
+    for path in (workspace.interactions, vectors, reference):
+        if path is not None and not path.exists():
+            raise ArtifactError(str(path), "does not exist", "run `dvc repro` for the stages before")
+    return fingerprint(section, *code, workspace.interactions, vectors, reference)
+
+
+def _is_up_to_date(run: StageRun, variant: str, recommender: str) -> bool:
+    path = run.workspace.recommender(variant, recommender) / MADE_OF
+    return path.is_file() and read_json(path, "inputs of a training") == {
+        "sha256": _inputs(run.params, run.workspace, variant, recommender)
+    }
+
+
+def _train_one(run: StageRun, variant: str, recommender: str) -> None:
     import polars as pl
 
     from sda_core import recommenders
-    from sda_core.artifacts import INTERACTIONS, replace_directory, write_tsv
-    from sda_core.fingerprint import fingerprint
     from sda_core.runtime import prepare_torch
 
-    with stage("train-recommender", root, params) as run:
-        section = run.params.train_recommender.of(recommender)
-        device = prepare_torch(run.params.runtime)
-        interactions = INTERACTIONS.read(run.workspace.interactions)
-        test = interactions.filter(pl.col("split") == "test")
-        vectors_path = run.workspace.embeddings(variant)
-        vectors = recommenders.read_item_vectors(vectors_path, section)
-        reference = run.workspace.recommender("id", recommender) if section.aligns_to_ids and vectors is not None else None
-        data = recommenders.training_data(
-            interactions.filter(pl.col("split").is_in(["train", "valid"])),
-            num_users=interactions["user_id"].n_unique(),
-            num_items=interactions["item_id"].n_unique(),
-            leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
-            item_table=None if reference is None else recommenders.read_item_table(reference),
-        )
-        model = recommenders.build(section, data.num_users, data.num_items, vectors)
-        scratch = run.workspace.resume("train_recommender", variant, recommender)
-        inputs = fingerprint(section, run.workspace.interactions, vectors_path, reference)
-        records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=inputs, device=device)
-        with replace_directory(run.workspace.recommender(variant, recommender)) as folder:
-            model.save(folder)
-            write_tsv(folder / "history.tsv", records)
-        shutil.rmtree(scratch, ignore_errors=True)
-        best = max((record.valid_ndcg_10 or 0.0 for record in records), default=0.0)
-        run.counts = {"variant": variant, "recommender": recommender, "epochs": len(records), "best valid ndcg@10": best}
+    section = run.params.train_recommender.of(recommender)
+    inputs = _inputs(run.params, run.workspace, variant, recommender)
+    device = prepare_torch(run.params.runtime)
+    interactions = INTERACTIONS.read(run.workspace.interactions)
+    test = interactions.filter(pl.col("split") == "test")
+    vectors = recommenders.read_item_vectors(run.workspace.embeddings(variant), section)
+    aligns = section.aligns_to_ids and vectors is not None
+    data = recommenders.training_data(
+        interactions.filter(pl.col("split").is_in(["train", "valid"])),
+        num_users=interactions["user_id"].n_unique(),
+        num_items=interactions["item_id"].n_unique(),
+        leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
+        item_table=recommenders.read_item_table(run.workspace.recommender("id", recommender)) if aligns else None,
+    )
+    model = recommenders.build(section, data.num_users, data.num_items, vectors)
+    scratch = run.workspace.resume("train_recommender", variant, recommender)
+    records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=inputs, device=device)
+    with replace_directory(run.workspace.recommender(variant, recommender)) as folder:
+        model.save(folder)
+        write_tsv(folder / "history.tsv", records)
+        write_json(folder / MADE_OF, {"sha256": inputs})
+    shutil.rmtree(scratch, ignore_errors=True)
+    best = max((record.valid_ndcg_10 or 0.0 for record in records), default=0.0)
+    run.counts = {"variant": variant, "recommender": recommender, "epochs": len(records), "best valid ndcg@10": best}
 
 
 if __name__ == "__main__":

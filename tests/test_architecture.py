@@ -258,6 +258,11 @@ def test_every_recommender_preset_is_valid(recommender: str) -> None:
     params_module.parse_params(YAML(typ="safe").load(composed(f"recommender={recommender}")), "preset")
 
 
+def test_the_full_ladder_is_valid() -> None:
+    params = params_module.parse_params(YAML(typ="safe").load(composed("ladder=full")), "preset")
+    assert set(params.variants) == {"id", *params.train_recommender.variants}
+
+
 def test_stages_have_four_options_only() -> None:
     """Anything else belongs in params.yaml."""
     from stages.cli import STAGES

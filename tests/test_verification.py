@@ -246,7 +246,9 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
 
 
 @pytest.mark.parametrize(("path", "damage", "words"), DAMAGES, ids=[f"{path}-{words}" for path, _, words in DAMAGES])
-def test_a_damage_is_told_where_it_is(workspace: Workspace, path: str, damage: Callable[[Workspace], object], words: str) -> None:
+def test_a_damage_is_told_where_it_is(
+    workspace: Workspace, params: Params, path: str, damage: Callable[[Workspace], object], words: str
+) -> None:
     damage(workspace)
     found = next(finding for finding in verify(workspace, params) if finding.path == path)  # later ones are not waited for
     assert found.status == "problem", found

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sda_core.artifacts import replace_file
-from sda_core.backbones import BackboneInfo
 from sda_core.params import ExportParams
+
+if TYPE_CHECKING:
+    from sda_core.backbones import BackboneInfo
 
 _ROW_GROUP_ROWS = 8192
 
@@ -38,6 +41,11 @@ def embedding_metadata(
         "modality_dim": str(dim),
         "embedding_dim": str(fused_dim),
     }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What :func:`write_embeddings` was told of a file."""
+    return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
 
 
 def write_embeddings(

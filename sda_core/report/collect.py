@@ -189,6 +189,14 @@ def _describe_loss(loss: LossParams) -> str:
     return "CMSA" if loss.variant == "paper" else "CMSA as in the public code"
 
 
+_CONTROL_TEXT = {
+    "random": "Control: random directions instead of content vectors.",
+    "shuffled": "Control: the vectors of zero_shot, each on a wrong item.",
+    "image_only": "Control: the picture vectors of zero_shot alone.",
+    "text_only": "Control: the text vectors of zero_shot alone.",
+}
+
+
 def describe_variants(params: Params) -> tuple[Variant, ...]:
     """What each rung of the ladder is."""
     made: list[Variant] = []
@@ -197,6 +205,8 @@ def describe_variants(params: Params) -> tuple[Variant, ...]:
             text = "No content: the recommender learns a vector for each item id."
         elif name == "zero_shot":
             text = "Content vectors of the backbone as it is, without adaptation."
+        elif name in params.control_embeddings.variants:
+            text = _CONTROL_TEXT[name]
         else:
             section = params.train_adapter.variants[name]
             adapter = params.train_adapter.lora if section.adapter == "lora" else params.train_adapter.moda
@@ -493,7 +503,7 @@ def collect(
         ArtifactError: a file of the run is missing or damaged.
     """
     results = _results(workspace, params, comparisons)
-    looked = look(workspace, params.variants_with_vectors, _NUM_PAIRS)
+    looked = look(workspace, params.indexed_variants, _NUM_PAIRS)
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
     return ReportData(
         title=params.report.title,

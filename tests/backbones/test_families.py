@@ -528,7 +528,7 @@ def shop(tmp_path_factory, repository, noise_picture):
     write_shard(shard_path(workspace.images, 0), rows, [""] * NUM_ITEMS)
     write_json(coverage_path(workspace.images), {"ok": NUM_ITEMS})
     params = YAML(typ="safe", pure=True).load(repository / "params.yaml")
-    params["runtime"] = {"device": "cpu", "num_threads": 1}
+    params["runtime"] = {"device": "cpu", "num_threads": 1, "num_trainings": 2}
     params["train_adapter"]["training"] |= {
         "num_steps": 3, "batch_size": 4, "warmup_steps": 1, "learning_rate": 0.05, "checkpoint_every": 3,
         "gradient_checkpointing": False,

@@ -77,7 +77,7 @@ CASES = {
     "download": ("download", "data/raw", files_in("data", "raw")),
     "train_adapter": ("train_adapter@sda", "adapters/sda", files_in(RESUME, "train_adapter")),
     "export_embeddings": ("export_embeddings@sda", "embeddings/sda.parquet", files_in(RESUME, "export_embeddings", at_least=3)),
-    "train_recommender": ("train_recommender@sda-sasrec", "models/sda/sasrec", files_in(RESUME, "train_recommender")),
+    "train_recommender": ("train_recommender@sda", "models/sda", files_in(RESUME, "train_recommender")),
 }
 
 

@@ -48,7 +48,7 @@ def workspace(tmp_path: Path, repository: Path, request: pytest.FixtureRequest) 
     params["filter"] |= SPLITS[request.param] | {
         "min_user_interactions": 1, "min_item_interactions": 1, "duplicates": "keep", "items_without_metadata": "keep",
     }  # fmt: skip
-    params["runtime"] = {"device": "cpu", "num_threads": 1}
+    params["runtime"] = {"device": "cpu", "num_threads": 1, "num_trainings": 2}
     params["evaluate"]["bootstrap_samples"] = 0
     for name in ("sasrec", "vbpr"):
         params["train_recommender"][name] |= {"max_epochs": 2, "eval_every": 1}

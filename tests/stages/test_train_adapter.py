@@ -51,7 +51,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     write_shard(shard_path(workspace.images, 0), rows, [""] * NUM_ITEMS)
     write_json(coverage_path(workspace.images), {"ok": NUM_ITEMS})
     params = YAML(typ="safe", pure=True).load(repository / "params.yaml")
-    params["runtime"] = {"device": "cpu", "num_threads": 1}
+    params["runtime"] = {"device": "cpu", "num_threads": 1, "num_trainings": 2}
     params["backbone"] = YAML(typ="safe", pure=True).load(repository / "conf" / "backbone" / "tiny.yaml")
     params["train_adapter"]["training"] |= {
         "num_steps": 3, "batch_size": 8, "micro_batch_size": 2, "warmup_steps": 1, "checkpoint_every": 1, "log_every": 1,

@@ -25,7 +25,7 @@ NUM_USERS, NUM_ITEMS = 12, 8
 def workspace(tmp_path: Path, repository: Path) -> Workspace:
     """Interactions, and vectors of the variants id and zero_shot; two items have no picture."""
     params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
-    params["runtime"] = {"device": "cpu", "num_threads": 1}
+    params["runtime"] = {"device": "cpu", "num_threads": 1, "num_trainings": 2}
     params["evaluate"]["bootstrap_samples"] = 0
     for name in ("sasrec", "slmrec", "bpr"):
         params["train_recommender"][name] |= {"max_epochs": 2, "eval_every": 1}
@@ -58,6 +58,41 @@ def test_alignment_takes_the_item_table_of_the_variant_id(workspace: Workspace, 
     with pytest.raises(typer.Exit):
         train_recommender("zero_shot", "sasrec", workspace.root)
     assert "no learned item table" in capsys.readouterr().err
+
+
+def test_all_recommenders_are_trained_once_and_only_what_changed_again(
+    workspace: Workspace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, yaml = workspace.root / "params.yaml", YAML(typ="safe", pure=True)
+    params = yaml.load(path)
+
+    def trained(**changes: Any) -> set[str]:
+        params["train_recommender"]["bpr"] |= changes
+        yaml.dump(params, path)
+        before = {folder: folder.stat().st_mtime_ns for folder in workspace.root.glob("models/id/*/history.tsv")}
+        train_recommender("id", root=workspace.root)
+        after = {folder: folder.stat().st_mtime_ns for folder in workspace.root.glob("models/id/*/history.tsv")}
+        return {folder.parent.name for folder in after if before.get(folder) != after[folder]}
+
+    params["recommenders"] = ["pop", "bpr"]
+    assert trained() == {"pop", "bpr"}
+    weights = (workspace.recommender("id", "bpr") / "model.safetensors").read_bytes()
+    assert trained() == set()
+    assert trained(learning_rate=0.5) == {"bpr"}
+    assert (workspace.recommender("id", "bpr") / "model.safetensors").read_bytes() != weights
+    INTERACTIONS.write(
+        INTERACTIONS.read(workspace.interactions).with_columns(rating=pl.lit(4.0, pl.Float32)), workspace.interactions
+    )
+    assert trained() == {"pop", "bpr"}
+    params["recommenders"] = ["pop"]
+    assert trained() == set()
+    assert not workspace.recommender("id", "bpr").exists()
+    params["recommenders"] = ["pop", "bpr"]
+    with pytest.raises(typer.Exit):
+        trained(learning_rate=1e30)
+    error = capfd.readouterr().err
+    assert "variant id: the training of bpr failed" in error
+    assert "lower learning_rate" in error
 
 
 def test_slmrec_takes_pictures_and_texts_apart(workspace: Workspace) -> None:

@@ -1,0 +1,118 @@
+"""What the experiments over recommenders share: one trained model, its targets placed and kept on disk, the gains of its users.
+
+Of a model that was trained with one seed three things are kept in a folder: ``<seed>.parquet``, the positions of the test targets
+among all items; ``<seed>.<protocol>.parquet``, those of the same model among sampled ones; ``<seed>.tsv``, its validation curve.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sda_core import evaluation, recommenders
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_tsv
+from sda_core.evaluation.metrics import Metric, per_user
+from sda_core.evaluation.significance import bootstrap_interval
+from sda_core.fingerprint import fingerprint
+from sda_core.params import EvaluateParams, FitParams, Params, PopParams
+from sda_core.runtime import prepare_torch
+from sda_core.seed import generator
+
+_log = logging.getLogger("experiments")
+
+CUTOFF = 10  # of every table
+
+
+# ------------------------------------------------------------------------------------------------- training
+def positions_path(folder: Path, seed: int, protocol: str = "fullrank") -> Path:
+    """Where a seed's positions under a protocol are kept."""
+    return folder / (f"{seed}.parquet" if protocol == "fullrank" else f"{seed}.{protocol}.parquet")
+
+
+def keep_positions(
+    workspace: Workspace,
+    params: Params,
+    section: FitParams | PopParams,
+    seed: int,
+    folder: Path,
+    *,
+    vectors: np.ndarray | None = None,
+    protocols: Sequence[str] = ("fullrank",),
+) -> None:
+    """Train with one seed and place the test targets, unless both was done; the best epoch is chosen on the validation targets.
+
+    A run that was stopped goes on from its last validation.
+
+    Args:
+        workspace: with ``data/filtered``; its items are the catalogue, whether anybody has met them or not.
+        params: its params, of which ``evaluate`` and ``runtime`` are used.
+        section: the recommender's settings, whose seed is replaced.
+        seed: of the training.
+        folder: see the module's docstring.
+        vectors: ``(I + 1, D)`` item vectors, row 0 zero, or None for ids alone.
+        protocols: each places the targets of the same trained model.
+    """
+    wanted = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
+    if all(path.exists() for path in wanted.values()):
+        return
+    if isinstance(section, FitParams):
+        section = section.model_copy(update={"seed": seed})
+    device = prepare_torch(params.runtime)
+    interactions, num_items = INTERACTIONS.read(workspace.interactions), len(ITEMS.read(workspace.items))
+    test = interactions.filter(pl.col("split") == "test")
+    data = recommenders.training_data(
+        interactions.filter(pl.col("split").is_in(["train", "valid"])),
+        num_users=interactions["user_id"].n_unique(),
+        num_items=num_items,
+        leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
+    )
+    model = recommenders.build(section, data.num_users, data.num_items, vectors)
+    scratch = folder / f".{seed}.checkpoint.safetensors"
+    inputs = fingerprint(section, workspace.interactions, "" if vectors is None else recommenders.hash_vectors(vectors))
+    records = model.fit(data, checkpoint=scratch, fingerprint=inputs, device=device)
+    known = recommenders.evaluation_data(interactions, num_items=num_items)
+    write_tsv(folder / f"{seed}.tsv", records)
+    for protocol, path in wanted.items():
+        candidates = evaluation.candidates(protocol, interactions, params.evaluate.negatives_seed)
+        placed = recommenders.place_targets(model, known, candidates, params.evaluate.batch_size, device)
+        POSITIONS.write(evaluation.score_positions(placed, params.evaluate.ties), path)
+    scratch.unlink(missing_ok=True)
+    _log.info("%s/%s, seed %d: %d epochs", folder.parent.name, folder.name, seed, len(records))
+
+
+def epochs(folder: Path, seeds: Sequence[int]) -> str:
+    """``best of all`` epochs by seed, as the validation curves have it; empty where nothing was trained."""
+    found = []
+    for seed in seeds:
+        path = folder / f"{seed}.tsv"
+        if path.exists() and path.stat().st_size:
+            curve = pl.read_csv(path, separator="\t", schema_overrides={"is_best": pl.Boolean})
+            found.append(f"{curve.filter('is_best')['epoch'].max() or 0} of {len(curve)}")
+    return ", ".join(found)
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+def read_positions(folder: Path, seeds: Sequence[int], protocol: str = "fullrank") -> list[pl.DataFrame]:
+    """What :func:`keep_positions` kept, a table a seed, sorted by user."""
+    return [POSITIONS.read(positions_path(folder, seed, protocol)).sort("user_id") for seed in seeds]
+
+
+def gains(metric: Metric, frames: Sequence[pl.DataFrame], mask: np.ndarray | None = None) -> np.ndarray:
+    """The metric of each user ``(S, U)``, a row a seed; of the users in ``mask`` only, where one is given."""
+    chosen = slice(None) if mask is None else mask
+    return np.array([per_user(metric, frame["position"].to_numpy()[chosen], CUTOFF) for frame in frames])
+
+
+def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple[float, float]:
+    """95 % bootstrap interval over users of the mean over seeds and users.
+
+    Args:
+        gain_SU: ``(S, U)``; differences give a paired interval.
+        params: number and seed of the resamples.
+        purpose: what the draws are for; equal words give equal draws.
+    """
+    return bootstrap_interval(gain_SU.mean(0), params.bootstrap_samples, generator(params.bootstrap_seed, purpose))

@@ -1,0 +1,199 @@
+"""What is a number worth without its protocol?  The public code's choices against the fixed ones, each alone and all together.
+
+Takes a workspace with ``data/raw`` and ``data/filtered`` and its ``params.yaml``, whose settings are the fixed ones.  SASRec on
+ids is trained with every seed for each choice that needs a training of its own (``TRAININGS``), popularity counts; every model
+places the test targets among all items and among 100 uniform ones, so that a choice of the evaluation costs nothing more.
+What is changed, after the public code (docs/reproduction.md):
+
+=================  =============================================================================================
+not causal         attention sees later items, the answer among them
+BCE                binary cross-entropy with one negative instead of a sampled softmax
+single pass        users and items are counted once on the raw rows and dropped once: what is left is no k-core
+sampled            100 uniform negatives instead of all items
+tail of all        an item is tail by its interactions over all splits, the test's among them
+counts of all      popularity counts all splits
+=================  =============================================================================================
+
+Where the users are the same the difference has a paired interval over users, of the mean over the seeds.  The single-pass data
+set has other users, so there only the numbers stand.  Positions are kept below the workspace's ``experiments/positions/<name>``.
+
+    python experiments/protocol.py --seeds 1 2 3
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from _runs import CUTOFF, gains, interval, keep_positions, positions_path, read_positions
+
+from sda_core import log
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.data.filtering import filter_dataset
+from sda_core.data.manifest import manifest_file
+from sda_core.evaluation.groups import item_groups
+from sda_core.params import Params, TailParams, load_params
+
+PROTOCOLS = ("fullrank", "uni100")
+NOT_CAUSAL, BCE = {"causal": False}, {"loss": "bce", "num_negatives": 1}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model: which recommender, what is changed in its section, on which data."""
+
+    recommender: str
+    changes: Mapping[str, Any]
+    data: str = "kcore"
+
+
+TRAININGS = {
+    "sasrec": Training("sasrec", {}),
+    "sasrec_not_causal": Training("sasrec", NOT_CAUSAL),
+    "sasrec_bce": Training("sasrec", BCE),
+    "sasrec_both": Training("sasrec", NOT_CAUSAL | BCE),
+    "sasrec_single_pass": Training("sasrec", {}, "single_pass"),
+    "sasrec_all": Training("sasrec", NOT_CAUSAL | BCE, "single_pass"),
+    "pop": Training("pop", {"counts": "train"}),
+    "pop_all": Training("pop", {"counts": "all"}),
+    "pop_single_pass": Training("pop", {"counts": "train"}, "single_pass"),
+    "pop_all_single_pass": Training("pop", {"counts": "all"}, "single_pass"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a trained model, and how it is looked at."""
+
+    label: str
+    training: str
+    protocol: str = "fullrank"
+    tail: str = "train_lt_k"
+
+
+ROWS = {
+    "SASRec": [
+        Row("fixed protocol", "sasrec"),
+        Row("not causal", "sasrec_not_causal"),
+        Row("BCE, one negative", "sasrec_bce"),
+        Row("not causal, BCE", "sasrec_both"),
+        Row("single pass", "sasrec_single_pass"),
+        Row("100 sampled negatives", "sasrec", "uni100"),
+        Row("tail of all splits", "sasrec", tail="paper"),
+        Row("all together", "sasrec_all", "uni100", "paper"),
+    ],
+    "popularity": [
+        Row("fixed protocol", "pop"),
+        Row("counts of all splits", "pop_all"),
+        Row("single pass", "pop_single_pass"),
+        Row("100 sampled negatives", "pop", "uni100"),
+        Row("tail of all splits", "pop", tail="paper"),
+        Row("all together", "pop_all_single_pass", "uni100", "paper"),
+    ],
+}
+
+
+def main() -> None:
+    """Read the options, filter and train what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(), help="the project folder of the run")
+    parser.add_argument("--name", default="protocol", help="folder of the results below experiments/positions")
+    parser.add_argument("--trainings", nargs="+", choices=list(TRAININGS), default=list(TRAININGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--max-epochs", type=int, help="instead of SASRec's own max_epochs")
+    options = parser.parse_args()
+    log.configure()
+    params = load_params(options.root / "params.yaml")
+    folder = options.root / "experiments" / "positions" / options.name
+    workspaces = {"kcore": Workspace(options.root), "single_pass": Workspace(folder / "single_pass")}
+    if not workspaces["single_pass"].interactions.exists():
+        filter_once(workspaces["kcore"], params, workspaces["single_pass"])
+    for seed in options.seeds:
+        for name in options.trainings:
+            train(workspaces, params, name, seed, folder / name, options.max_epochs)
+    print(
+        table({data: INTERACTIONS.read(place.interactions) for data, place in workspaces.items()}, params, folder, options.seeds)
+    )
+
+
+def filter_once(source: Workspace, params: Params, target: Workspace) -> None:
+    """The tables of ``filter.method: single_pass``, from the same raw files."""
+    section = params.filter.model_copy(update={"method": "single_pass"})
+    reviews, metadata = manifest_file(source.raw, "reviews"), manifest_file(source.raw, "metadata")
+    data = filter_dataset(reviews, metadata, params.dataset.edition, section)
+    ITEMS.write(data.items, target.items)
+    INTERACTIONS.write(data.interactions, target.interactions)
+
+
+def train(
+    workspaces: Mapping[str, Workspace], params: Params, name: str, seed: int, folder: Path, max_epochs: int | None
+) -> None:
+    """One of ``TRAININGS`` with one seed, unless it is there; popularity has no seed and is counted once."""
+    training = TRAININGS[name]
+    changes = dict(training.changes)
+    if training.recommender == "pop":
+        seed = 0
+    elif max_epochs is not None:
+        changes["max_epochs"] = max_epochs
+    section = params.train_recommender.of(training.recommender).model_copy(update=changes)
+    keep_positions(workspaces[training.data], params, section, seed, folder, protocols=PROTOCOLS)
+
+
+def table(interactions: Mapping[str, pl.DataFrame], params: Params, folder: Path, seeds: Sequence[int]) -> str:
+    """A markdown table; rows whose training is not there are left out.
+
+    Args:
+        interactions: by data set, ``kcore`` and ``single_pass``.
+        params: of the workspace.
+        folder: of the positions.
+        seeds: a row is the mean over those that it has.
+    """
+    lines = [
+        f"| recommender | choice | users, items | Hit@{CUTOFF} | NDCG@{CUTOFF} | NDCG, difference to the fixed [95 %]"
+        f" | tail targets | tail NDCG@{CUTOFF} |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for recommender, rows in ROWS.items():
+        fixed_SU: np.ndarray | None = None
+        for row in rows:
+            own = seeds if TRAININGS[row.training].recommender != "pop" else [0]
+            done = [seed for seed in own if positions_path(folder / row.training, seed, row.protocol).exists()]
+            if not done:
+                continue
+            table_of_row = interactions[TRAININGS[row.training].data]
+            frames = read_positions(folder / row.training, done, row.protocol)
+            hit_SU, ndcg_SU = gains("hit", frames), gains("ndcg", frames)
+            fixed_SU = ndcg_SU if fixed_SU is None else fixed_SU
+            cells = [recommender, row.label + (f" ({len(done)} seeds)" if own is seeds and len(done) < len(seeds) else "")]
+            cells.append(f"{ndcg_SU.shape[1]:,}, {table_of_row['item_id'].n_unique():,}")
+            cells += [f"{hit_SU.mean():.4f}", f"{ndcg_SU.mean():.4f}", difference(ndcg_SU, fixed_SU, row, params)]
+            cells += tail_cells(table_of_row, frames, params.evaluate.tail.model_copy(update={"definition": row.tail}))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def difference(ndcg_SU: np.ndarray, fixed_SU: np.ndarray, row: Row, params: Params) -> str:
+    """The cell of a row's difference to the fixed protocol; with an interval where the users are the same."""
+    value = ndcg_SU.mean() - fixed_SU.mean()
+    if ndcg_SU is fixed_SU or not value:
+        return ""
+    relative = f"{value:+.4f} ({value / fixed_SU.mean():+.0%})" if fixed_SU.mean() else f"{value:+.4f}"
+    if TRAININGS[row.training].data != "kcore":
+        return f"{relative}, other users"
+    low, high = interval(ndcg_SU.mean(0, keepdims=True) - fixed_SU.mean(0, keepdims=True), params.evaluate, row.label)
+    return f"{relative} [{low:+.4f}, {high:+.4f}]"
+
+
+def tail_cells(interactions: pl.DataFrame, frames: Sequence[pl.DataFrame], definition: TailParams) -> list[str]:
+    """The number of users with a tail target, and their NDCG; no number where there is none."""
+    is_tail = item_groups(interactions, definition).tail[frames[0]["target_item_id"].to_numpy()]
+    return [f"{is_tail.sum():,}", f"{gains('ndcg', frames, is_tail).mean():.4f}" if is_tail.any() else "none"]
+
+
+if __name__ == "__main__":
+    main()

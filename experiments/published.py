@@ -1,0 +1,108 @@
+"""The numbers that are published for Amazon 2014 Beauty, ids only, from this code: several seeds, full rank and sampled.
+
+Takes a workspace of the preset ``beauty`` (``data/filtered`` and ``params.yaml``); the section ``train_recommender`` says how
+SASRec and BERT4Rec are trained, but for what makes a row (``MODELS``).  Each model is trained with every seed, and one trained
+model places the test targets twice: among all items, and among 100 uniform ones.  What is done is kept below the workspace's
+``experiments/positions/published``, so that a run that was stopped goes on, and the table is made from there alone.
+
+    dvc exp run -S dataset=beauty -S recommender=strong filter      # in a clone; or sda download, sda filter
+    python experiments/published.py --seeds 1 2 3
+
+With ``--models`` some of them.  Two processes with different models or seeds do not disturb one another.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _runs import CUTOFF, epochs, gains, interval, keep_positions, positions_path, read_positions
+
+from sda_core import log
+from sda_core.artifacts import Workspace
+from sda_core.params import EvaluateParams, load_params
+
+PROTOCOLS = ("fullrank", "uni100")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the table: which section of the params, what is changed in it, and what is published."""
+
+    recommender: str
+    changes: Mapping[str, Any]
+    published: Mapping[str, tuple[float, float]]  # Hit@10 and NDCG@10 by protocol
+    source: str
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a seed to speak of."""
+        return self.recommender != "pop"
+
+
+MODELS = {
+    "pop": Model("pop", {"counts": "train"}, {}, "what the default counts"),
+    "pop_leaking": Model("pop", {"counts": "all"}, {"fullrank": (0.0152, 0.0068)}, "S3-Rec's tables: counts over all splits"),
+    "bert4rec": Model("bert4rec", {}, {"fullrank": (0.0347, 0.0170)}, "S3-Rec's table"),
+    "sasrec_bce": Model("sasrec", {"loss": "bce", "num_negatives": 1}, {"fullrank": (0.0605, 0.0318)}, "S3-Rec's table"),
+    "sasrec_softmax": Model(
+        "sasrec", {}, {"fullrank": (0.0921, 0.0531), "uni100": (0.4696, 0.3156)}, "eSASRec; sampled: 99 uniform"
+    ),
+}
+
+
+def main() -> None:
+    """Read the options, train what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(), help="the project folder of the run")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    options = parser.parse_args()
+    log.configure()
+    workspace, params = Workspace(options.root), load_params(options.root / "params.yaml")
+    folder = options.root / "experiments" / "positions" / "published"
+    for seed in options.seeds:
+        for name in options.models:
+            model = MODELS[name]
+            section = params.train_recommender.of(model.recommender).model_copy(update=dict(model.changes))
+            if model.is_trained or seed == options.seeds[0]:
+                keep_positions(workspace, params, section, seed, folder / name, protocols=PROTOCOLS)
+    print(table(folder, options.models, options.seeds, params.evaluate))
+
+
+def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:
+    """A markdown table; a model has the seeds that are there for it, and is left out where none is."""
+    lines = [
+        f"| model | candidates | seeds | Hit@{CUTOFF} (sd of the seeds) [95 % over users] | NDCG@{CUTOFF} | published"
+        " | shares of it | best epoch of |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in models:
+        for protocol in PROTOCOLS:
+            done = [seed for seed in seeds if positions_path(folder / name, seed, protocol).exists()]
+            if not done:
+                continue
+            frames = read_positions(folder / name, done, protocol)
+            published = MODELS[name].published.get(protocol)
+            cells = [name, protocol, str(len(done)) if MODELS[name].is_trained else "-"]
+            means = []
+            for metric in ("hit", "ndcg"):
+                gain_SU = gains(metric, frames)
+                low, high = interval(gain_SU, params, metric)
+                deviation = f" ({gain_SU.mean(1).std(ddof=1):.4f})" if len(done) > 1 else ""
+                means.append(gain_SU.mean())
+                cells.append(f"{gain_SU.mean():.4f}{deviation} [{low:.4f}, {high:.4f}]")
+            cells.append("" if published is None else f"{published[0]:.4f} / {published[1]:.4f} ({MODELS[name].source})")
+            cells.append(
+                "" if published is None else " / ".join(f"{got / told:.3f}" for got, told in zip(means, published, strict=True))
+            )
+            cells.append(epochs(folder / name, done))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A trained model's positions: kept once, under both protocols, of one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import _runs
+import numpy as np
+import polars as pl
+import pytest
+
+from sda_core.artifacts import POSITIONS, Workspace
+from sda_core.params import FitParams, load_params
+
+
+def test_positions_are_of_one_model_and_kept(shop: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(shop.root / "params.yaml")
+    section = params.train_recommender.sasrec
+    seeds: list[int] = []
+    build = _runs.recommenders.build
+
+    def counted(given: FitParams, *others: object) -> object:
+        seeds.append(given.seed)
+        return build(given, *others)  # pyright: ignore
+
+    monkeypatch.setattr(_runs.recommenders, "build", counted)
+    for _ in range(2):
+        _runs.keep_positions(shop, params, section, 3, tmp_path / "m", protocols=("fullrank", "uni100"))
+    assert seeds == [3]
+    (full,), (sampled,) = _runs.read_positions(tmp_path / "m", [3]), _runs.read_positions(tmp_path / "m", [3], "uni100")
+    # the sampled candidates are some of all: another model would place some target further behind among fewer
+    assert (sampled["num_better"] <= full["num_better"]).all()
+    assert (sampled["candidates"] <= full["candidates"]).all()
+    assert _runs.epochs(tmp_path / "m", [3]) == "1 of 1"
+    assert not list((tmp_path / "m").glob(".*"))
+
+
+def test_gains_and_interval(tmp_path: Path, shop: Workspace) -> None:
+    counts = {name: [0, 0] for name in ("candidates", "num_better", "num_tied")}
+    for seed, positions in ((1, [1.0, 11.0]), (2, [3.0, 10.0])):
+        frame = pl.DataFrame({"user_id": [2, 1], "target_item_id": [1, 1], "position": positions[::-1], **counts})
+        POSITIONS.write(frame.cast(dict(POSITIONS.columns)).sort("user_id", descending=True), tmp_path / f"{seed}.parquet")
+    frames = _runs.read_positions(tmp_path, [1, 2])
+    np.testing.assert_array_equal(_runs.gains("hit", frames), [[1, 0], [1, 1]])
+    np.testing.assert_allclose(_runs.gains("ndcg", frames, np.array([True, False])), [[1], [0.5]])
+    low, high = _runs.interval(np.full((2, 30), 0.25), load_params(shop.root / "params.yaml").evaluate, "x")
+    assert (low, high) == (0.25, 0.25)
+    assert _runs.epochs(tmp_path, [1, 2]) == ""

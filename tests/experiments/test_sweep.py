@@ -1,0 +1,70 @@
+"""Sweeps over settings and over spoilt items, on a tiny shop with a tiny backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import sweep
+from _corruption import corrupt
+
+from sda_core.artifacts import ITEMS, Workspace
+from sda_core.image_store import ImageStore
+
+
+@pytest.mark.parametrize("how", ["shuffle", "blank", "noise"])
+def test_texts_of_a_share_are_spoilt_and_nothing_else(pictured: Workspace, tmp_path: Path, how: Any) -> None:
+    target = Workspace(tmp_path)
+    spoilt = corrupt(pictured, target, "text", how, 0.4, seed=1)
+    before, after = ITEMS.read(pictured.items), ITEMS.read(target.items)
+    assert len(spoilt) == round(0.4 * len(before))
+    changed = before["item_id"].filter(before["title"] != after["title"]).to_list()
+    assert set(changed) <= set(spoilt)
+    assert len(changed) > 0.8 * len(spoilt)  # two items may share their title
+    if how == "shuffle":
+        assert sorted(before["title"]) == sorted(after["title"])
+    for name in ("item_id", "raw_item_id", "image_references"):
+        assert before[name].equals(after[name])
+    some = int(spoilt[0])
+    assert ImageStore(target.images).get(some) == ImageStore(pictured.images).get(some)
+
+
+@pytest.mark.parametrize("how", ["shuffle", "blank", "noise"])
+def test_pictures_of_a_share_are_spoilt_and_nothing_else(pictured: Workspace, tmp_path: Path, how: Any) -> None:
+    target = Workspace(tmp_path)
+    spoilt = set(corrupt(pictured, target, "image", how, 0.5, seed=1).tolist())
+    assert set(corrupt(pictured, target, "image", how, 0.5, seed=1).tolist()) == spoilt  # a second time, over the first
+    before, after = ImageStore(pictured.images), ImageStore(target.images)
+    ids = ITEMS.read(pictured.items)["item_id"].to_list()
+    changed = {item for item in ids if before.get(item) != after.get(item)}
+    assert changed <= spoilt
+    assert len(changed) > 0.8 * len(spoilt)
+    if how == "shuffle":
+        assert sorted(before.get(item) or b"" for item in ids) == sorted(after.get(item) or b"" for item in ids)
+    assert ITEMS.read(target.items).equals(ITEMS.read(pictured.items))
+
+
+def test_a_sweep_over_spoilt_texts(
+    on_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    arguments = ["--source", str(on_tiny), "--name", "noisy", "--corrupt", "text", "--values", "0.5", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", ["sweep.py", *arguments])
+    sweep.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| zero_shot", "| 0.5"))]
+    assert [row.split("|")[1].strip() for row in rows] == ["zero_shot", "0.5"]
+    folder = tmp_path / "experiments" / "runs" / "noisy"
+    assert (folder / "plot.png").stat().st_size > 5000
+    workspace = Workspace(folder / "0.5" / "seed-1")
+    spoilt = pl.read_parquet(Workspace(workspace.root / "spoilt").items)["title"]
+    assert (spoilt != pl.read_parquet(workspace.items)["title"]).mean() == pytest.approx(0.5, abs=0.1)
+    vectors = {variant: workspace.embeddings(variant).read_bytes() for variant in ("zero_shot", "sda")}
+    assert vectors["zero_shot"] != vectors["sda"]
+    written = workspace.adapter("sda").stat().st_mtime_ns
+    sweep.main()  # nothing is done again
+    assert workspace.adapter("sda").stat().st_mtime_ns == written
+    assert np.isfinite(float(rows[1].split("|")[6]))
