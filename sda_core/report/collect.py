@@ -504,6 +504,7 @@ def collect(
     Raises:
         ArtifactError: a file of the run is missing or damaged.
     """
+    results = _results(workspace, params, comparisons)
     looked = look(workspace, params.indexed_variants, _NUM_PAIRS)
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
     return ReportData(
@@ -519,7 +520,7 @@ def collect(
         cutoff=params.report.cutoff,
         ties=describe_ties(params.evaluate.ties),
         tail_definition=describe_tail(params.evaluate.tail),
-        results=_results(workspace, params, comparisons),
+        results=results,
         validation_charts=_validation_charts(workspace, params),
         adapter_charts=_adapter_charts(workspace, params),
         examples=_examples(workspace, neighbors),

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sda_core.errors import ConfigError, DataError
-from sda_core.evaluation import bootstrap_interval, compare, compare_variants, flat_comparisons, holm, ndcg, sign_flip_p_value
+from sda_core.evaluation import (
+    bootstrap_interval,
+    compare,
+    compare_runs,
+    compare_variants,
+    excludes_zero,
+    flat_comparisons,
+    flat_gains,
+    holm,
+    ndcg,
+    sign_flip_p_value,
+)
 from sda_core.evaluation.significance import bootstrap_means
 from sda_core.params import EvaluateParams
 from sda_core.seed import generator
@@ -237,3 +248,35 @@ def test_compare_variants_without_samples_or_tail() -> None:
     assert {row.group for row in rows} == {"all"}  # no target is rare
     assert {(row.p_value, row.p_adjusted, row.low) for row in rows} == {(None, None, None)}
     assert not [key for key in flat_comparisons(rows) if key.endswith(("_p", "_low", "_p_adjusted"))]
+
+
+def test_gains_are_those_of_the_trained_variants() -> None:
+    targets = [1, 2, 3, 1] * 10
+    positions = {
+        ("id", "sasrec"): placed_frame([9, 8, 7, 30] * 10, targets),
+        ("zero_shot", "sasrec"): placed_frame([5, 4, 3, 2] * 10, targets),
+        ("sda", "sasrec"): placed_frame([1, 1, 1, 2] * 10, targets),
+        ("id", "pop"): placed_frame([9, 8, 7, 30] * 10, targets),
+        ("sda", "pop"): placed_frame([9, 8, 7, 30] * 10, targets),
+    }
+    rows = compare_variants(positions, ["zero_shot", "id"], interactions_for(targets, rare=2), evaluate_params(), 10)
+    flat = flat_gains(rows, ("sda",), ("zero_shot", "id"))
+    names = [f"sasrec/sda_vs_{base}/ndcg@10_{end}" for base in ("zero_shot", "id") for end in ("gain", "low", "high", "clear")]
+    assert sorted(flat) == sorted(names)  # nothing of pop, whose positions are equal
+    assert flat["sasrec/sda_vs_id/ndcg@10_gain"] == pytest.approx(ndcg([1, 1, 1, 2], 10) - ndcg([9, 8, 7, 30], 10))
+    assert 0 < flat["sasrec/sda_vs_id/ndcg@10_low"] < flat["sasrec/sda_vs_id/ndcg@10_high"]
+    assert flat["sasrec/sda_vs_id/ndcg@10_clear"] == 1
+    assert [excludes_zero(*ends) for ends in ((-1.0, 1.0), (0.0, 1.0), (-2.0, -1.0), (None, None))] == [False, False, True, False]
+
+
+def test_two_runs_are_compared_where_both_have_an_evaluation() -> None:
+    targets = [1, 2, 3, 1]
+    old = {("id", "bpr"): placed_frame([9, 8, 7, 30], targets), ("sda", "bpr"): placed_frame([1, 1, 1, 1], targets)}
+    new = {("id", "vbpr"): placed_frame([1, 1, 1, 1], targets), ("sda", "bpr"): placed_frame([2, 1, 1, 1], targets)}
+    found = compare_runs(old, new, interactions_for(targets, rare=2), evaluate_params(), 10)
+    assert [(row.variant, row.recommender, row.name) for row in found] == [
+        ("sda", "bpr", name) for name in ("hit@10", "ndcg@10", "tail_ndcg@10")
+    ]
+    assert [row.difference for row in found] == pytest.approx([0.0, (1 / np.log2(3) - 1) / 4, 0.0])
+    assert [row.num_users for row in found] == [4, 4, 1]
+    assert len(compare_runs(old, new, None, evaluate_params(), 10)) == 2

@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image, ImageDraw
+from safetensors.numpy import save_file
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_json, write_text
+from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ArtifactError
 from sda_core.evaluation import compare_variants, score_positions, summarise
 from sda_core.image_store import STATUSES, ImageRow, coverage_path, shard_path, write_shard
@@ -83,9 +85,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
     write_shard(shard_path(workspace.images, 0), pictures, [""] * NUM_ITEMS)
     counts = {f"num_{status}": sum(row.status == status for row in pictures) for status in STATUSES}
     write_json(coverage_path(workspace.images), {"num_items": NUM_ITEMS, "share_ok": 0.8, **counts})
+    ids, raw = np.arange(1, NUM_ITEMS + 1), [row.raw_item_id for row in pictures]
     for number, variant in enumerate(params.variants):
         if variant != "id":
-            build_index(random.normal(size=(NUM_ITEMS, 8)), None, params.build_index, workspace.index(variant))
+            vectors = random.normal(size=(3, NUM_ITEMS, 8)).astype(np.float32)
+            has_image = np.array([row.status == "ok" for row in pictures])
+            write_embeddings(workspace.embeddings(variant), ids, raw, *vectors, {}, has_image)
+            build_index(vectors[2], None, params.build_index, workspace.index(variant))
         for recommender in params.recommenders:
             test = interactions.filter(pl.col("split") == "test")
             better = random.integers(0, 25 - 6 * number, NUM_USERS) if recommender != "pop" else np.arange(NUM_USERS) % 20
@@ -100,6 +106,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
             )
             write_text(workspace.recommender(variant, recommender) / "history.tsv", history)
     write_text(workspace.adapter("sda") / "loss.tsv", "step\tloss\tlearning_rate\n5\t3.0\t0.1\n10\t2.0\t0.1\n")
+    write_json(workspace.adapter("sda") / "adapter_config.json", {"modalities": ["image", "text"]})
+    gate = {f"base_model.model.layers.0.q_proj.moda_{name}": random.normal(size=(2, 3)) for name in ("gate", "embedding")}
+    save_file(gate, workspace.adapter("sda") / "adapter_model.safetensors")
+    write_text(workspace.root / "experiments" / "sweep" / "table.tsv", "temperature\tndcg@10\n0.05\t<b>0.1</b>\n")
     return workspace
 
 
@@ -148,8 +158,10 @@ def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> N
     assert html.count("Simulated shop.") == 1
     assert "Item &lt;b&gt;" in html
     assert html.count(">any</th>") == 2  # popularity and BPR look at no vectors: one row for all variants
-    assert 'id="cost"' not in html
-    assert html.count("<figure>") == 5  # a ladder, the long tail, two validation charts, an adapter's loss
+    assert html.count("<figure>") == 9  # a ladder, the long tail, two validation charts, an adapter's loss, two maps, two gates
+    assert html.count(">Pair ") == 6  # three of each kind
+    assert "&lt;b&gt;0.1&lt;/b&gt;" in html
+    assert "items seen by each adapter" in html
 
 
 def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:

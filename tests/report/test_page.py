@@ -150,6 +150,9 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
         "Simulated shop.", "The backbone has random weights.", "1,200 test users, 90 of them with a tail target",
         "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610",
         "commit unknown", "1 min 13 s", "1.5 s", "1 of 3 shared",
+        "In short. sda against zero_shot: clearly higher in sasrec. Highest NDCG@10 of all variants: id in sasrec.",
+        "1.810 −1.770 −1.750 0.7 %", "pictures +0.91, words −0.24", "together: zero_shot +0.47, sda +0.12",
+        "The largest difference between two modalities in any layer is 0.700.", "sweep/table.tsv", "3 more rows", "1.2 MB",
         "Difference +0.0010 to +0.0030 (95 % interval)", "0.900", "(no title)", "no picture", "clearly higher",
     ):  # fmt: skip
         assert expected in text, expected
