@@ -25,8 +25,6 @@ def recommend(
 
     Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.
     """
-    import torch
-
     from sda_core import recommenders
     from sda_core.artifacts import Workspace
     from sda_core.errors import ConfigError
@@ -41,10 +39,8 @@ def recommend(
             problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"
             raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
         vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
-        model = recommenders.load(folder, vectors, torch.device("cpu"))
-        found, scores = model.recommend(torch.zeros(1, dtype=torch.int64), torch.tensor([history]), top)
+        found = recommenders.recommend_after(folder, vectors, history, top)
         for number in history:
             typer.echo(f"history  {catalogue.line(number)}")
-        for number, score in zip(found[0].tolist(), scores[0].tolist(), strict=True):
-            if number:  # 0 fills up where no unseen item is left
-                typer.echo(f"{score:7.4f}  {catalogue.line(number)}")
+        for number, score in found:
+            typer.echo(f"{score:7.4f}  {catalogue.line(number)}")

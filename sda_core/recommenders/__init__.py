@@ -7,7 +7,7 @@ where test targets come.  A new recommender is a params class, a file and a case
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, assert_never
 
@@ -53,6 +53,7 @@ __all__ = [
     "place_targets",
     "read_item_table",
     "read_item_vectors",
+    "recommend_after",
     "saved_params",
     "training_data",
 ]
@@ -201,3 +202,25 @@ def load(folder: Path, item_vectors: ItemVectors | None, device: torch.device) -
     recommender = build(description.params, description.num_users, description.num_items, item_vectors)
     recommender.restore(folder)
     return recommender.to(device)
+
+
+def recommend_after(
+    folder: Path, item_vectors: ItemVectors | None, history: Sequence[int], num_recommendations: int
+) -> list[tuple[int, float]]:
+    """What a saved recommender gives to somebody unknown with a history, on the CPU.
+
+    Args:
+        folder, item_vectors: see :func:`load`; of a recommender that scores histories alone.
+        history: item ids, oldest first; none of them is recommended.
+        num_recommendations: how many at most.
+
+    Returns:
+        Item ids and scores, best first.
+
+    Raises:
+        ArtifactError: see :func:`load`.
+    """
+    model = load(folder, item_vectors, torch.device("cpu"))
+    nobody = torch.zeros(1, dtype=torch.int64)
+    found_BN, score_BN = model.recommend(nobody, torch.tensor([list(history)]), num_recommendations)
+    return [(item, score) for item, score in zip(found_BN[0].tolist(), score_BN[0].tolist(), strict=True) if item]
