@@ -34,7 +34,7 @@ def by_torchmetrics(scores: Scores, targets: npt.NDArray[np.int64], k: int) -> t
 
 
 def by_ranx(scores: Scores, targets: npt.NDArray[np.int64], k: int) -> tuple[float, float, float]:
-    ranx = pytest.importorskip("ranx", reason="ranx is not installed (it needs a compiler's run time of 40 MB: pip install ranx)")
+    ranx = pytest.importorskip("ranx", reason="ranx is not installed (pip install ranx; it brings 700 MB)")
     qrels = ranx.Qrels({f"u{user}": {f"i{target}": 1} for user, target in enumerate(targets)})
     run = ranx.Run({f"u{user}": {f"i{item}": float(x) for item, x in enumerate(row)} for user, row in enumerate(scores)})
     found = ranx.evaluate(qrels, run, [f"hit_rate@{k}", f"ndcg@{k}", f"mrr@{k}"])
