@@ -30,7 +30,7 @@ RAW = [f"sku-{item}" for item in range(NUM_ITEMS)]
 def workspace(tmp_path: Path, repository: Path) -> Workspace:
     """Interactions and items of a run, and a params file with two imported variants."""
     params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
-    params["runtime"] = {"device": "cpu", "num_threads": 1}
+    params["runtime"] |= {"device": "cpu", "num_threads": 1}
     params["evaluate"]["bootstrap_samples"] = 0
     params["build_index"]["num_queries"] = 4
     params["export_embeddings"]["fused_dim"] = 3
