@@ -19,6 +19,7 @@ Takes a finished workspace (``{seed}`` in ``--root`` stands for the seed).  Posi
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_c
         dropped += random.permutation(rows)[kept:].tolist()
     shop = Workspace(folder / "shop")
     INTERACTIONS.write(interactions.filter(~pl.col("row").is_in(dropped)).drop("row"), shop.interactions)
+    shutil.copy(workspace.items, shop.items)
     return rare, shop
 
 
