@@ -25,11 +25,12 @@ def recommend(
 
     Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.
     """
-    import torch
-
     from sda_core import recommenders
     from sda_core.artifacts import Workspace
     from sda_core.errors import ConfigError
+    from sda_core.params import RuntimeParams
+    from sda_core.recommenders.history import recommend_for
+    from sda_core.runtime import prepare_torch
 
     with one_line_errors("recommend"):
         workspace = Workspace(root)
@@ -41,10 +42,9 @@ def recommend(
             problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"
             raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
         vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
-        model = recommenders.load(folder, vectors, torch.device("cpu"))
-        found, scores = model.recommend(torch.zeros(1, dtype=torch.int64), torch.tensor([history]), top)
+        device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
+        model = recommenders.load(folder, vectors, device)
         for number in history:
             typer.echo(f"history  {catalogue.line(number)}")
-        for number, score in zip(found[0].tolist(), scores[0].tolist(), strict=True):
-            if number:  # 0 fills up where no unseen item is left
-                typer.echo(f"{score:7.4f}  {catalogue.line(number)}")
+        for number, score in recommend_for(model, history, top):
+            typer.echo(f"{score:7.4f}  {catalogue.line(number)}")
