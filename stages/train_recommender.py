@@ -40,7 +40,7 @@ def _train_all(run: StageRun, variant: str, params_file: Path | None) -> None:
     """Bring ``models/<variant>`` up to date: exactly the recommenders of ``params.recommenders``."""
     wanted = run.params.recommenders
     for folder in run.workspace.recommender(variant, "").glob("*"):
-        if folder.name not in wanted:
+        if folder.is_dir() and folder.name not in wanted:
             shutil.rmtree(folder)
     kept = [name for name in wanted if _is_up_to_date(run, variant, name)]
     missing = sorted(set(wanted) - set(kept), key=_LONGEST_FIRST.index)
