@@ -16,9 +16,10 @@ import polars as pl
 from sda_core import evaluation, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_tsv
 from sda_core.evaluation.metrics import Metric, per_user
+from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
 from sda_core.fingerprint import fingerprint
-from sda_core.params import EvaluateParams, FitParams, Params, PopParams
+from sda_core.params import EvaluateParams, FitParams, Params, RecommenderParams
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 
@@ -36,12 +37,12 @@ def positions_path(folder: Path, seed: int, protocol: str = "fullrank") -> Path:
 def keep_positions(
     workspace: Workspace,
     params: Params,
-    section: FitParams | PopParams,
+    section: RecommenderParams,
     seed: int,
     folder: Path,
     *,
     vectors: np.ndarray | None = None,
-    protocols: Sequence[str] = ("fullrank",),
+    protocols: Sequence[Protocol] = ("fullrank",),
 ) -> None:
     """Train with one seed and place the test targets, unless both was done; the best epoch is chosen on the validation targets.
 
@@ -56,7 +57,7 @@ def keep_positions(
         vectors: ``(I + 1, D)`` item vectors, row 0 zero, or None for ids alone.
         protocols: each places the targets of the same trained model.
     """
-    wanted = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
+    wanted: dict[Protocol, Path] = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
     if all(path.exists() for path in wanted.values()):
         return
     if isinstance(section, FitParams):

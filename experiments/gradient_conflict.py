@@ -220,7 +220,9 @@ def table(results: Mapping[Rung, list[pl.DataFrame]]) -> str:
         "B": lambda part: together(part.filter(pl.col("matrix") == "B")),
         "mean of the layers": lambda part: float(cosines(part, ["layer"])["cosine"].to_numpy().mean()),
         "share of layers below 0": lambda part: float((cosines(part, ["layer"])["cosine"] < 0).to_numpy().mean()),
-        "length, image / text": lambda part: (part["image_image"].sum() / part["text_text"].sum()) ** 0.5,
+        "length, image / text": lambda part: (
+            float(part["image_image"].to_numpy().sum() / part["text_text"].to_numpy().sum()) ** 0.5
+        ),
         "cosine of the gates": lambda part: float(part["gate_similarity"].to_numpy().mean()),
     }
     by_kind: dict[str, Callable[[pl.DataFrame], float | None]] = {

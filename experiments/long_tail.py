@@ -95,7 +95,8 @@ def link(source: Workspace, shop: Workspace, variants: Sequence[str]) -> None:
 def purity(workspace: Workspace, params: Params) -> np.ndarray:
     """``(I + 1,)``: share of an item's nearest neighbours that are of its own kind; see the module's docstring."""
     vectors = read_table(workspace.embeddings(BASE))
-    similarity_II = sum(unit @ unit.T for unit in (_unit(vectors.image_ID), _unit(vectors.text_ID)))
+    image_ID, text_ID = _unit(vectors.image_ID), _unit(vectors.text_ID)
+    similarity_II = image_ID @ image_ID.T + text_ID @ text_ID.T
     np.fill_diagonal(similarity_II, -np.inf)
     nearest_IN = np.argpartition(-similarity_II, NUM_NEIGHBORS, axis=1)[:, :NUM_NEIGHBORS]
     items = ITEMS.read(workspace.items).sort("item_id")

@@ -75,7 +75,7 @@ def with_fewer_users(workspace: Workspace, share: float, root: Path) -> Workspac
     if not made.interactions.exists():
         interactions = INTERACTIONS.read(workspace.interactions)
         users = interactions["user_id"].unique().sort().to_numpy()
-        kept = np.sort(generator(0, "users", share).choice(users, round(share * len(users)), replace=False))
+        kept = np.sort(generator(0, "users", str(share)).choice(users, round(share * len(users)), replace=False))
         numbers = pl.DataFrame({"user_id": kept, "number": np.arange(1, len(kept) + 1, dtype=np.int32)})
         fewer = interactions.join(numbers, on="user_id", how="inner", maintain_order="left").with_columns(user_id="number")
         ITEMS.write(ITEMS.read(workspace.items), made.items)
