@@ -85,8 +85,8 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
     """
     kind = next((name for name in get_args(Control) if name == variant), None)
     source = workspace.embeddings(variant if kind is None else "zero_shot")
-    if read_vectors(source) is None:
-        return None
+    if variant == "id" or (kind is None and fused_dim is None):
+        return read_vectors(source)
     vectors = controls.read_table(source)
     seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
     if fused_dim is not None:

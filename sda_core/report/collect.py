@@ -505,7 +505,9 @@ def collect(
         ArtifactError: a file of the run is missing or damaged.
     """
     results = _results(workspace, params, comparisons)
-    looked = look(workspace, params.indexed_variants, _NUM_PAIRS)
+    # vectors made elsewhere may be one kind alone, and nothing was adapted in them
+    own = [variant for variant in params.indexed_variants if variant not in params.import_embeddings.variants]
+    looked = look(workspace, own, _NUM_PAIRS)
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
     return ReportData(
         title=params.report.title,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,22 @@ def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> N
     assert html.count(">Pair ") == 6  # three of each kind
     assert "&lt;b&gt;0.1&lt;/b&gt;" in html
     assert "items seen by each adapter" in html
+
+
+def test_a_variant_of_one_vector_an_item_has_its_place_on_the_page(finished: Workspace, params: Params, tmp_path: Path) -> None:
+    workspace = Workspace(Path(shutil.copytree(finished.root, tmp_path / "run")))
+    for folder in ("models", "evaluation", "metrics", "indexes"):
+        shutil.copytree(workspace.root / folder / "zero_shot", workspace.root / folder / "minilm")
+    fused = np.random.default_rng(1).normal(size=(NUM_ITEMS, 8)).astype(np.float32)
+    ids, raw = np.arange(1, NUM_ITEMS + 1), [f"B{n:09d}" for n in range(1, NUM_ITEMS + 1)]
+    write_embeddings(workspace.embeddings("minilm"), ids, raw, None, None, fused, {}, np.zeros(NUM_ITEMS, dtype=bool))
+    whole = params.model_dump(mode="json")
+    whole["import_embeddings"]["variants"] = {"minilm": {"path": "vectors.parquet"}}
+    whole["variants"] = [*whole["variants"], "minilm"]
+    whole["train_recommender"]["variants"] = [*whole["train_recommender"]["variants"], "minilm"]
+    html = page(workspace, Params.model_validate_json(json.dumps(whole)))
+    assert html.count('<ol class="neighbors">') == 9
+    assert html.count(">Pair ") == 6  # found in our own vectors
 
 
 def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:
