@@ -87,15 +87,25 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
     source = workspace.embeddings(variant if kind is None else "zero_shot")
     if variant == "id" or (kind is None and fused_dim is None):
         return read_vectors(source)
-    vectors = controls.read_table(source)
-    seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
-    if fused_dim is not None:
-        section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
-        fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen, section)
-        vectors = replace(vectors, fused_IF=fused)
+    vectors = fused_again(workspace, params, controls.read_table(source), fused_dim)
     if kind is not None:
+        seen = _seen_items(workspace)
         vectors = controls.control(kind, vectors, seen, params.export_embeddings, params.control_embeddings.seed)
     return np.concatenate([np.zeros((1, vectors.fused_IF.shape[1]), dtype=np.float32), vectors.fused_IF])
+
+
+def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors, fused_dim: int | None) -> controls.Vectors:
+    """The vectors with others in place of the fused ones, of ``fused_dim`` components; with None as they are."""
+    if fused_dim is None:
+        return vectors
+    section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
+    fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, _seen_items(workspace), section)
+    return replace(vectors, fused_IF=fused)
+
+
+def _seen_items(workspace: Workspace) -> np.ndarray:
+    """Item ids of the training interactions."""
+    return INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
 
 
 def train_on(

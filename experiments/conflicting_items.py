@@ -1,0 +1,165 @@
+"""Do item vectors part conflicting items?  Pairs that are alike in one modality and unlike in the other, before and after.
+
+A pair of items is of one of three kinds: alike in pictures and in words (*agreeing*), alike in pictures and unlike in words, or
+alike in words and unlike in pictures (*conflicting*).  Vectors that keep both modalities place agreeing pairs nearer than
+conflicting ones: the figure is the area under the ROC curve (AUC), the chance that the cosine of an agreeing pair is above that
+of a conflicting one.  1 is perfect; at 0.5 the vectors do not tell them apart, because one modality drowns the other.
+
+Who is alike is said in two ways:
+
+* ``base``: by the frozen backbone's own vectors, as the paper does: alike is a cosine among the highest 2 % of all pairs, unlike
+  one below the median.  The choice is made with the vectors of ``zero_shot``, which therefore have the better of it.
+* ``truth``: by the attributes of the built-in shop.  The picture shows category, colour, pattern and shape, the words category,
+  colour, brand and style; alike is three or four of them in common, unlike at most one.  Of the built-in shop only.
+
+Takes the project folder of a run; ``{seed}`` in ``--root`` stands for the seed, as in ``compare_vectors.py``.
+
+    python experiments/conflicting_items.py --root 'experiments/runs/effect/seed-{seed}' --seeds 1 2 3 \\
+        --variants zero_shot lora infonce sda --plot experiments/conflicting_items.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from attribute_probe import SHOWN_BY
+from compare_vectors import fused_again, workspace_of
+from sklearn.metrics import roc_auc_score
+
+from sda_core.artifacts import ITEMS, Workspace
+from sda_core.data.demo import ATTRIBUTES, world
+from sda_core.embeddings.controls import Vectors, read_table
+from sda_core.params import DemoDataset, Params
+
+mpl.use("Agg")
+
+AGREEING, PICTURE, WORDS = "alike in both", "alike in pictures only", "alike in words only"
+KINDS = (AGREEING, PICTURE, WORDS)
+SHARE_ALIKE = 0.02  # of all pairs, in each modality
+MAX_ITEMS = 2_000  # the first of them; two million pairs
+Pairs = Mapping[str, np.ndarray]  # by kind: which of the pairs
+
+
+def main() -> None:
+    """Read the options, print the table, draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default=".", help="the project folder of the run; {seed} in it stands for the seed")
+    parser.add_argument("--variants", nargs="+", required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--fused-dim", type=int, help="fuse the picture and text vectors anew, to this many components")
+    parser.add_argument("--plot", type=Path, help="where to draw the cosines of each kind")
+    options = parser.parse_args()
+    found: dict[tuple[str, str], list[Mapping[str, np.ndarray]]] = {}
+    for seed in options.seeds:
+        workspace, params = workspace_of(options.root, seed)
+        base = read_table(workspace.embeddings("zero_shot"))
+        rows = np.flatnonzero(base.has_image)[:MAX_ITEMS]
+        choices = {"base": chosen_by_base(base, rows)} | chosen_by_truth(workspace, params, rows)
+        for variant in options.variants:
+            vectors = fused_again(workspace, params, read_table(workspace.embeddings(variant)), options.fused_dim)
+            cosines = pair_cosines(vectors.fused_IF[rows])
+            for choice, pairs in choices.items():
+                of_kinds = {kind: cosines[pairs[kind]] for kind in KINDS}
+                found.setdefault((choice, variant), []).append(of_kinds)
+    print(table(found, len(options.seeds)))
+    if options.plot is not None:
+        plot(found, options.plot)
+
+
+def pair_cosines(vectors_ND: np.ndarray) -> np.ndarray:
+    """Cosine of every pair of rows, row by row of the upper triangle."""
+    unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+    return (unit_ND @ unit_ND.T)[np.triu_indices(len(unit_ND), 1)]
+
+
+def chosen_by_base(base: Vectors, rows: np.ndarray) -> Pairs:
+    """Pairs by the cosines of the backbone's picture and text vectors."""
+    image, text = pair_cosines(base.image_ID[rows]), pair_cosines(base.text_ID[rows])
+    alike_image, alike_text = (cosines > np.quantile(cosines, 1 - SHARE_ALIKE) for cosines in (image, text))
+    return _kinds(alike_image, image < np.median(image), alike_text, text < np.median(text))
+
+
+def chosen_by_truth(workspace: Workspace, params: Params, rows: np.ndarray) -> dict[str, Pairs]:
+    """Pairs by the attributes that the built-in shop's pictures and words show; nothing for another shop."""
+    if not isinstance(params.dataset, DemoDataset):
+        return {}
+    shop = world(params.dataset)
+    place = {asin: item for item, asin in enumerate(shop.asins)}
+    items = np.array([place[raw_id] for raw_id in ITEMS.read(workspace.items).sort("item_id")["raw_item_id"]])[rows]
+    first, second = np.triu_indices(len(rows), 1)
+    counts = {modality: np.zeros(len(first), dtype=np.int32) for modality in ("picture", "words")}
+    for name in ATTRIBUTES:
+        modality, values = SHOWN_BY[name], shop.attributes[name][items]
+        for counted in counts if modality == "both" else (modality,):
+            counts[counted] += values[first] == values[second]
+    picture, words = counts["picture"], counts["words"]
+    return {"truth": _kinds(picture >= 3, picture <= 1, words >= 3, words <= 1)}
+
+
+def _kinds(alike_image: np.ndarray, unlike_image: np.ndarray, alike_text: np.ndarray, unlike_text: np.ndarray) -> Pairs:
+    return {AGREEING: alike_image & alike_text, PICTURE: alike_image & unlike_text, WORDS: alike_text & unlike_image}
+
+
+def auc(agreeing: np.ndarray, conflicting: np.ndarray) -> float:
+    """Chance that the cosine of an agreeing pair is above that of a conflicting one, ties by halves; nan without pairs."""
+    if not (len(agreeing) and len(conflicting)):
+        return float("nan")
+    truth = np.concatenate([np.ones(len(agreeing)), np.zeros(len(conflicting))])
+    return float(roc_auc_score(truth, np.concatenate([agreeing, conflicting])))
+
+
+def table(found: Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]], num_seeds: int) -> str:
+    """A markdown table: a row for each choice of pairs and variant, means over the seeds (range behind)."""
+    lines = [
+        f"### Agreeing against conflicting pairs, cosines of the fused vectors, {num_seeds} seeds",
+        "",
+        "| pairs by | vectors | " + " | ".join(f"{kind}: pairs, cosine" for kind in KINDS)
+        + f" | AUC against {PICTURE} | AUC against {WORDS} |",
+        "|---" * 7 + "|",
+    ]  # fmt: skip
+    for (choice, variant), of_seeds in found.items():
+        cells = [choice, variant]
+        for kind in KINDS:
+            cosines = [cosines[kind].mean() if len(cosines[kind]) else float("nan") for cosines in of_seeds]
+            cells.append(f"{len(of_seeds[0][kind]):,}, {np.mean(cosines):.3f}")
+        for kind in (PICTURE, WORDS):
+            values = [auc(cosines[AGREEING], cosines[kind]) for cosines in of_seeds]
+            spread = f" ({min(values):.3f} .. {max(values):.3f})" if max(values) > min(values) else ""
+            cells.append(f"{np.mean(values):.3f}{spread}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]], path: Path) -> None:
+    """Boxes (quartiles; whiskers at 5 and 95 %) of the cosines, a panel for each choice of pairs; the first seed."""
+    from matplotlib import pyplot as plt
+
+    choices = list(dict.fromkeys(choice for choice, _ in found))
+    figure, axes = plt.subplots(1, len(choices), figsize=(6 * len(choices), 3.6), squeeze=False, layout="constrained")
+    for axis, choice in zip(axes[0], choices, strict=True):
+        variants = [variant for of_choice, variant in found if of_choice == choice]
+        for number, (kind, colour) in enumerate(zip(KINDS, ("#1f5fa8", "#c8641e", "#5b8c3a"), strict=True)):
+            boxes = axis.boxplot(
+                [found[choice, variant][0][kind] for variant in variants],
+                positions=np.arange(len(variants)) + (number - 1) * 0.25, widths=0.2, whis=(5, 95), showfliers=False,
+                patch_artist=True, medianprops={"color": "white"},
+            )  # fmt: skip
+            for box in boxes["boxes"]:
+                box.set(facecolor=colour, edgecolor=colour)
+            axis.plot([], [], color=colour, linewidth=6, label=kind)
+        axis.set_xticks(range(len(variants)), variants)
+        axis.set_ylabel("cosine of the fused vectors")
+        axis.set_title(f"pairs chosen by {choice}", fontsize=10)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
