@@ -1,0 +1,339 @@
+"""Does it depend on the family of the backbone?  The same adapters and losses on backbones of several architectures.
+
+For every backbone and seed a workspace is made below ``experiments/runs/<name>/<backbone>``, in which the pipeline's own stages
+train the adapters and compute the item vectors, and SASRec is trained on them; what is there already is kept.  A backbone is a
+section of the params, ``NAME=FILE``; those of ``conf/backbone`` are such files.  On a machine that holds them:
+
+    python experiments/families.py --name families --backbones qwen2_5_vl=conf/backbone/qwen2_5_vl_7b.yaml \\
+        qwen3_vl=conf/backbone/qwen3_vl_2b.yaml internvl=conf/backbone/internvl3_1b.yaml
+
+Without ``--backbones``: ``nano``, and its relatives.  These are small checkpoints of other families, made here: their language
+model is nano's, weight for weight (the families share Qwen2's), so that they read as nano does, while what makes the family (the
+picture tower, how its output joins the words, how positions are counted) is new and random.  So they can say whether adaptation
+works in another architecture, and not how well that architecture sees.  ``qwen2_5_vl`` is nano without its eyes, for comparison.
+
+    python experiments/families.py --name families --seeds 1 2 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+import torch
+import transformers
+from _runs import CUTOFF, gains, interval, read_positions
+from compare_vectors import train_on
+from ruamel.yaml import YAML
+from torch import nn
+from train_seeds import VARIANTS, run, write_params
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from sda_core import log
+from sda_core.artifacts import Workspace
+from sda_core.params import load_params
+from sda_core.seed import derive
+
+mpl.use("Agg")
+_log = logging.getLogger("experiments")
+hf: Any = transformers  # its configurations take more than their signatures say
+
+BASE = "zero_shot"
+NANO = Path(__file__).resolve().parents[1] / "sda_core" / "backbones" / "nano"
+TOKEN_EMBEDDING = "embed_tokens.weight"
+Parts = tuple[nn.Module, Any, Any]
+
+
+def main() -> None:
+    """Read the options, run what is missing, write table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=Path(), help="the project folder whose data is used")
+    parser.add_argument("--name", required=True, help="folder below experiments/runs")
+    parser.add_argument("--backbones", nargs="+", metavar="NAME=FILE", help="instead of nano and its relatives")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["lora", "sda"])
+    parser.add_argument("--recommender", default="sasrec")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="changed params, as YAML")
+    given = parser.parse_args()
+    log.configure()
+    folder = Path("experiments") / "runs" / given.name
+    backbones = relatives(folder / "checkpoints") if given.backbones is None else _sections(given.backbones)
+    study = Study(given.source.resolve(), folder, given.recommender, given.variants, given.seeds, given.set)
+    for seed in given.seeds:
+        for name, section in backbones.items():
+            study.run(name, section, seed)
+    text = table(study, list(backbones))
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+    plot(study, list(backbones), folder / "plot.png")
+
+
+def _sections(given: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    sections = {}
+    for each in given:
+        name, separator, path = each.partition("=")
+        if not separator or not Path(path).is_file():
+            raise SystemExit(f"--backbones: got {each!r}, expected NAME=FILE with a backbone's section, as in conf/backbone")
+        sections[name] = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    return sections
+
+
+# ------------------------------------------------------------------------------------------------- runs
+@dataclass(frozen=True)
+class Study:
+    """What is run, and where."""
+
+    source: Path
+    folder: Path
+    recommender: str
+    variants: Sequence[str]
+    seeds: Sequence[int]
+    settings: Sequence[str] = ()
+
+    def workspace(self, backbone: str, seed: int) -> Workspace:
+        """Of a backbone and seed."""
+        return Workspace(self.folder / backbone / f"seed-{seed}")
+
+    def positions(self, backbone: str, variant: str) -> Path:
+        """Where the positions of all seeds are kept."""
+        return self.folder / backbone / "positions" / variant
+
+    def run(self, backbone: str, section: Mapping[str, Any], seed: int) -> None:
+        """Adapters, vectors and recommenders of one backbone and seed, unless they are there."""
+        workspace = self.workspace(backbone, seed)
+        root = workspace.root
+        (root / "embeddings").mkdir(parents=True, exist_ok=True)
+        if not (root / "data").is_symlink():
+            (root / "data").symlink_to(self.source / "data")
+        write_params(self.source / "params.yaml", root / "params.yaml", seed, list(self.variants), list(self.settings))
+        _set_backbone(root / "params.yaml", section)
+        shared = self.folder / backbone / f"{BASE}.parquet"
+        if not shared.exists():
+            run("export_embeddings", BASE, root)
+            workspace.embeddings(BASE).rename(shared)
+        if not workspace.embeddings(BASE).exists():
+            workspace.embeddings(BASE).symlink_to(shared.resolve())
+        for variant in self.variants:
+            if not workspace.adapter(variant).exists():
+                run("train_adapter", variant, root)
+            if not workspace.embeddings(variant).exists():
+                run("export_embeddings", variant, root)
+        params = load_params(root / "params.yaml")
+        for variant in (BASE, *self.variants):
+            train_on(workspace, params, variant, self.recommender, seed, self.positions(backbone, variant), {})
+
+
+def _set_backbone(path: Path, section: Mapping[str, Any]) -> None:
+    yaml = YAML()
+    params = yaml.load(path.read_text(encoding="utf-8"))
+    params["backbone"] = dict(section)
+    with path.open("w", encoding="utf-8") as stream:
+        yaml.dump(params, stream)
+
+
+# ------------------------------------------------------------------------------------------------- nano's relatives
+def relatives(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Params sections of nano and its relatives, whose checkpoints are written into the folder unless they are there."""
+    common = {"revision": None, "dtype": "float32", "attention": "auto", "max_text_tokens": 128, "pooling": "mean"}
+    sections: dict[str, Mapping[str, Any]] = {
+        "nano": {"kind": "nano", "min_pixels": 784, "max_pixels": 12544, "max_text_tokens": 128, "pooling": "mean"}
+    }
+    for family, make in RELATIVES.items():
+        path = folder / family
+        if not (path / "config.json").exists():
+            write_relative(make, path)
+        size = {"min_pixels": 784, "max_pixels": 12544} if family.startswith("qwen") else {"max_tiles": 0}
+        sections[family] = {"kind": family, "name": str(path.resolve())} | common | size
+    return sections
+
+
+def write_relative(make: Any, folder: Path) -> None:
+    """One relative: nano's language model in another family's architecture, everything else drawn from one seed."""
+    nano = AutoModelForImageTextToText.from_pretrained(NANO, dtype=torch.float32, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(0, "relative", make.__name__))
+        model, tokenizer, processor = make(nano.config, AutoTokenizer.from_pretrained(NANO, local_files_only=True))
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if ".language_model." not in name and weight.ndim >= 2:  # the classes begin with 0.02, which passes on little
+                    weight.normal_(0.0, weight[0].numel() ** -0.5)
+            words = dict(model.model.language_model.named_parameters())
+            given = dict(nano.model.language_model.named_parameters())
+            if words.keys() != given.keys():
+                raise RuntimeError(f"{make.__name__}: its language model is not built as nano's")
+            for name, weight in given.items():
+                target = words[name][: len(weight)] if name == TOKEN_EMBEDDING else words[name]
+                target.copy_(weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _decoder(config: Any, tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """Nano's language model, as a configuration; ``tokenizer`` may know more tokens than nano's."""
+    text = config.text_config
+    copied = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
+        "max_position_embeddings",
+    )  # fmt: skip
+    return {name: getattr(text, name) for name in copied} | {
+        "vocab_size": len(tokenizer),
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    } | more  # fmt: skip
+
+
+def _plain_rope(config: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": config.text_config.rope_parameters["rope_theta"]}
+
+
+def _tower(config: Any, image_size: int, **more: Any) -> dict[str, Any]:
+    """A square picture tower of the size of nano's."""
+    vision = config.vision_config
+    return {
+        "hidden_size": vision.hidden_size, "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.depth,
+        "num_attention_heads": vision.num_heads, "image_size": image_size, "patch_size": vision.patch_size,
+    } | more  # fmt: skip
+
+
+def _qwen_ids(config: Any) -> dict[str, int]:
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {name: getattr(config, name) for name in names}
+
+
+def qwen2_5_vl(config: Any, tokenizer: Any) -> Parts:
+    """Nano's own architecture with a random tower."""
+    rope = dict(config.text_config.rope_parameters)
+    made = hf.Qwen2_5_VLConfig(
+        text_config=_decoder(config, tokenizer, rope_parameters=rope, vocab_size=config.text_config.vocab_size),
+        vision_config=config.vision_config.to_dict(), tie_word_embeddings=True, **_qwen_ids(config),
+    )  # fmt: skip
+    return hf.Qwen2_5_VLForConditionalGeneration(made), tokenizer, hf.Qwen2VLImageProcessorPil()
+
+
+def qwen2_vl(config: Any, tokenizer: Any) -> Parts:
+    """Full attention in the tower instead of windows, layer norms, a wider MLP."""
+    rope, vision = dict(config.text_config.rope_parameters), config.vision_config
+    tower = {
+        "depth": vision.depth, "embed_dim": vision.hidden_size, "hidden_size": config.text_config.hidden_size,
+        "num_heads": vision.num_heads, "mlp_ratio": 4, "patch_size": vision.patch_size,
+    }  # fmt: skip
+    made = hf.Qwen2VLConfig(
+        text_config=_decoder(config, tokenizer, rope_parameters=rope, vocab_size=config.text_config.vocab_size),
+        vision_config=tower, tie_word_embeddings=True, **_qwen_ids(config),
+    )  # fmt: skip
+    return hf.Qwen2VLForConditionalGeneration(made), tokenizer, hf.Qwen2VLImageProcessorPil()
+
+
+def llava_onevision(config: Any, tokenizer: Any) -> Parts:
+    """A SigLIP tower, an MLP as the bridge, positions in one dimension."""
+    tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
+    side = 56
+    layouts = [[side * rows, side * columns] for rows in range(1, 4) for columns in range(1, 4)]
+    made = hf.LlavaOnevisionConfig(
+        text_config=_decoder(config, tokenizer, model_type="qwen2", rope_parameters=_plain_rope(config)),
+        vision_config=_tower(config, side, model_type="siglip_vision_model", vision_use_head=False),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=layouts, vision_aspect_ratio="anyres_max_4", tie_word_embeddings=True,
+    )  # fmt: skip
+    tokenizer.chat_template = _template("<image>")
+    half = [0.5, 0.5, 0.5]
+    size = {"height": side, "width": side}
+    processor = hf.LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=layouts, image_mean=half, image_std=half)
+    return hf.LlavaOnevisionForConditionalGeneration(made), tokenizer, processor
+
+
+def internvl(config: Any, tokenizer: Any) -> Parts:
+    """A ViT whose neighbouring patches are joined, an MLP as the bridge, positions in one dimension."""
+    tokenizer.add_tokens(["<img>", "</img>", "<IMG_CONTEXT>", "<video>"], special_tokens=True)
+    side = 112
+    made = hf.InternVLConfig(
+        text_config=_decoder(config, tokenizer, model_type="qwen2", rope_parameters=_plain_rope(config)),
+        vision_config=_tower(config, side, attention_bias=True), image_seq_length=16,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), tie_word_embeddings=True,
+    )  # fmt: skip
+    tokenizer.chat_template = _template("<IMG_CONTEXT>")
+    size = {"height": side, "width": side}
+    mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    processor = hf.GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, image_mean=mean, image_std=deviation)
+    return hf.InternVLForConditionalGeneration(made), tokenizer, processor
+
+
+def _template(image_token: str) -> str:
+    """Nano's chat template with another place for the picture."""
+    nano = (NANO / "chat_template.jinja").read_text(encoding="utf-8")
+    return nano.replace("<|vision_start|><|image_pad|><|vision_end|>", image_token)
+
+
+RELATIVES = {made.__name__: made for made in (qwen2_5_vl, qwen2_vl, llava_onevision, internvl)}
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+def table(study: Study, backbones: Sequence[str]) -> str:
+    """A markdown table: a row for each backbone and variant; differences to the same backbone as it is."""
+    lines = [
+        f"### {study.recommender} on vectors of several backbones, {len(study.seeds)} seeds",
+        "",
+        f"| backbone | variant | retrieval, first step and last | NDCG@{CUTOFF} | - {BASE} [95 %] | over seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for backbone in backbones:
+        params = load_params(study.workspace(backbone, study.seeds[0]).root / "params.yaml")
+        base_SU = gains("ndcg", read_positions(study.positions(backbone, BASE), study.seeds))
+        lines.append(f"| {backbone} | {BASE} | | {base_SU.mean():.4f} | | |")
+        for variant in study.variants:
+            ndcg_SU = gains("ndcg", read_positions(study.positions(backbone, variant), study.seeds))
+            gain_SU = ndcg_SU - base_SU
+            low, high = interval(gain_SU, params.evaluate, variant)
+            of_seeds = gain_SU.mean(1)
+            lines.append(
+                f"| {backbone} | {variant} | {_retrieval(study, backbone, variant)} | {ndcg_SU.mean():.4f}"
+                f" | {gain_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}] | {of_seeds.min():+.4f} .. {of_seeds.max():+.4f} |"
+            )
+    return "\n".join([*lines, ""])
+
+
+def _retrieval(study: Study, backbone: str, variant: str) -> str:
+    curves = [
+        pl.read_csv(study.workspace(backbone, seed).adapter(variant) / "loss.tsv", separator="\t")["retrieval"]
+        for seed in study.seeds
+    ]
+    return f"{np.mean([curve[0] for curve in curves]):.3f}, {np.mean([curve[-1] for curve in curves]):.3f}"
+
+
+def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
+    """Differences to the backbone as it is, with their intervals."""
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(1.6 * len(backbones) + 2, 3.4), layout="constrained")
+    for number, variant in enumerate(study.variants):
+        centres, errors = [], []
+        for backbone in backbones:
+            params = load_params(study.workspace(backbone, study.seeds[0]).root / "params.yaml")
+            base_SU = gains("ndcg", read_positions(study.positions(backbone, BASE), study.seeds))
+            gain_SU = gains("ndcg", read_positions(study.positions(backbone, variant), study.seeds)) - base_SU
+            low, high = interval(gain_SU, params.evaluate, variant)
+            centres.append(gain_SU.mean())
+            errors.append((gain_SU.mean() - low, high - gain_SU.mean()))
+        places = np.arange(len(backbones)) + 0.16 * (number - (len(study.variants) - 1) / 2)
+        axis.errorbar(places, centres, yerr=np.maximum(np.array(errors).T, 0.0), fmt="o", capsize=3, label=variant)
+    axis.axhline(0.0, color="#666666", linestyle="--", linewidth=1)
+    axis.set_xticks(range(len(backbones)), backbones)
+    axis.set_ylabel(f"NDCG@{CUTOFF} - {BASE}")
+    axis.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Nano's relatives, and the table over backbones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import families
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from pydantic import TypeAdapter
+
+from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace
+from sda_core.backbones import Backbone, build
+from sda_core.params import BackboneParams
+
+TEXTS = ["a red cotton shirt", "Tea pot, price 12"]
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]:
+    sections = families.relatives(tmp_path_factory.mktemp("relatives"))
+    adapter = TypeAdapter(BackboneParams)
+    return {name: build(adapter.validate_python(dict(section)), torch.device("cpu")) for name, section in sections.items()}
+
+
+def test_relatives_read_as_nano_does_and_see_otherwise(backbones: dict[str, Backbone]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 90, 112, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(picture) for picture in noise]
+    texts, images = {}, {}
+    for name, backbone in backbones.items():
+        with torch.inference_mode():
+            texts[name] = backbone.encode(backbone.model, backbone.text_inputs(TEXTS))
+            images[name] = backbone.encode(backbone.model, backbone.image_inputs(pictures, "The picture shows a product."))
+    for name in families.RELATIVES:
+        torch.testing.assert_close(texts[name], texts["nano"])
+        assert not torch.allclose(images[name], images["nano"], atol=1e-2)
+        assert not torch.allclose(images[name][0], images[name][1], atol=1e-2), "pictures are told apart"
+        assert backbones[name].num_adapter_layers("language") == 28
+
+
+def test_a_relative_is_the_same_each_time(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        families.write_relative(families.qwen2_vl, tmp_path / folder)
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+
+
+def keep(path: Path, interactions: pl.DataFrame, position: float) -> None:
+    """Positions of the test targets, all the same."""
+    test = interactions.filter(pl.col("split") == "test").sort("user_id")
+    counts = {name: pl.lit(0, pl.Int32) for name in ("candidates", "num_better", "num_tied")}
+    frame = test.select("user_id", target_item_id="item_id").with_columns(position=pl.lit(position), **counts)
+    POSITIONS.write(frame.select(list(POSITIONS.columns)), path)
+
+
+def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path: Path) -> None:
+    interactions = INTERACTIONS.read(shop.interactions)
+    study = families.Study(shop.root, tmp_path, "sasrec", ["sda"], [1, 2])
+    for seed, place in ((1, 1.0), (2, 3.0)):
+        root = study.workspace("nano", seed).root
+        curve = study.workspace("nano", seed).adapter("sda") / "loss.tsv"
+        curve.parent.mkdir(parents=True)
+        (root / "params.yaml").write_bytes((shop.root / "params.yaml").read_bytes())
+        curve.write_text("step\tretrieval\n1\t0.125\n2\t0.25\n")
+        keep(study.positions("nano", "zero_shot") / f"{seed}.parquet", interactions, 100.0)
+        keep(study.positions("nano", "sda") / f"{seed}.parquet", interactions, place)
+    table = families.table(study, ["nano"])
+    row = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert row[2:] == ["0.125, 0.250", "0.7500", "+0.7500 [+0.7500, +0.7500]", "+0.5000 .. +1.0000"]
+    families.plot(study, ["nano"], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_a_backbone_without_a_file() -> None:
+    with pytest.raises(SystemExit, match="NAME=FILE"):
+        families._sections(["qwen3_vl"])
