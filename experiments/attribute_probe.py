@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from _runs import leave
 from compare_vectors import workspace_of
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -51,7 +52,7 @@ def main() -> None:
         for variant in options.variants:
             for column, accuracies in probed(workspace, params, variant).items():
                 found.setdefault((variant, column), []).append(accuracies)
-    print(table(found, len(options.seeds)))
+    leave(table(found, len(options.seeds)), "attribute_probe", root=options.root)
 
 
 def probed(workspace: Workspace, params: Params, variant: str) -> dict[str, dict[str, float]]:

@@ -25,6 +25,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import polars as pl
+from _runs import leave
 from torch import Tensor, nn
 
 from sda_core import adapters, alignment, backbones, log, losses
@@ -86,9 +87,10 @@ def main() -> None:
                 with replace_file(path) as temporary:
                     found.write_parquet(temporary)
     results = {rung: [pl.read_parquet(folder / rung.name / f"{seed}.parquet") for seed in options.seeds] for rung in rungs}
-    print(table(results))
-    plot(results, options.plot or folder / "plot.png")
-    _log.info("plot: %s", options.plot or folder / "plot.png")
+    left = leave(table(results), "gradient_conflict", options.name, options.root)
+    place = options.plot or left / "plot.png"
+    plot(results, place)
+    _log.info("plot: %s", place)
 
 
 # ------------------------------------------------------------------------------------------------- measuring

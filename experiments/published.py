@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _runs import CUTOFF, epochs, gains, interval, keep_positions, positions_path, read_positions
+from _runs import CUTOFF, epochs, gains, interval, keep_positions, leave, positions_path, read_positions
 
 from sda_core import log
 from sda_core.artifacts import Workspace
@@ -70,7 +70,7 @@ def main() -> None:
             section = params.train_recommender.of(model.recommender).model_copy(update=dict(model.changes))
             if model.is_trained or seed == options.seeds[0]:
                 keep_positions(workspace, params, section, seed, folder / name, protocols=PROTOCOLS)
-    print(table(folder, options.models, options.seeds, params.evaluate))
+    leave(table(folder, options.models, options.seeds, params.evaluate), "published", root=options.root)
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:

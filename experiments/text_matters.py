@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from _runs import leave
 from compare_vectors import table, train_on
 
 from sda_core import log
@@ -66,7 +67,8 @@ def main() -> None:
     for seed in options.seeds:
         for variant in names:
             train_on(workspace, params, variant, options.recommender, seed, folder / variant, changes)
-    print(table(workspace, params, folder, options.variants, options.baselines, options.seeds))
+    text = table(workspace, params, folder, options.variants, options.baselines, options.seeds)
+    leave(text, "text_matters", options.name, options.root)
 
 
 def with_fewer_users(workspace: Workspace, share: float, root: Path) -> Workspace:

@@ -25,6 +25,7 @@ import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
+from _runs import leave
 from torch import Tensor, nn
 
 from sda_core import adapters, backbones, log
@@ -113,7 +114,8 @@ def main() -> None:
                 with replace_file(path) as temporary:
                     found.with_columns(rung=pl.lit(rung.name), seed=pl.lit(seed)).write_parquet(temporary)
     results = pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("*/*.parquet"))])
-    print(table(results.filter(pl.col("seed").is_in(options.seeds)), options.num_held_out))
+    text = table(results.filter(pl.col("seed").is_in(options.seeds)), options.num_held_out)
+    leave(text, "three_views", options.name, options.root)
 
 
 # ------------------------------------------------------------------------------------------------- measuring
