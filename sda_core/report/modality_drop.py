@@ -4,7 +4,7 @@ A half is dropped by putting the mean of the training items in its place, the po
 items are fused as the export fused them: same axes, fitted on the whole items.  Then two questions, of every item with a picture
 and a category: is the nearest of the *other* items, as they are, of its own leaf category (1-NN accuracy)?  And is the nearest of
 *all* items the item itself?  A vector that lives on its words alone loses nothing without its picture, and everything without
-its words.
+its words; one that finds more of its kind without its picture has the picture in its way.
 
 Big shops are sampled evenly over the item ids, and the axes are fitted on the sample then.
 """
@@ -22,7 +22,7 @@ from sda_core.report.model import Found, ModalityDrop
 
 Vectors = npt.NDArray[np.float32]
 Fuse = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, ExportParams], np.ndarray]
-"""``embeddings.fusion.fuse``: vectors of pictures and of texts, which pictures count, ids to fit on, params; the fused vectors."""
+"""``embeddings.fusion.fuse``: vectors of pictures and texts, which pictures count, ids to fit on, params; the fused vectors."""
 
 
 def modality_drop(
@@ -30,6 +30,7 @@ def modality_drop(
     image_ND: Vectors,
     text_ND: Vectors,
     has_image: npt.NDArray[np.bool_],
+    is_pictured: npt.NDArray[np.bool_],
     is_fitted: npt.NDArray[np.bool_],
     categories: Sequence[str],
     params: ExportParams,
@@ -42,6 +43,7 @@ def modality_drop(
         image_ND: vectors of the pictures of N items.
         text_ND: of their texts, in the same order.
         has_image: ``(N,)``, where a row of ``image_ND`` counts.
+        is_pictured: ``(N,)``, where it is of the item's own picture, and not of one that stands in for it.
         is_fitted: ``(N,)``, whether an item was bought in training.
         categories: leaf category of each item, empty where there is none.
         params: of the export.
@@ -52,7 +54,7 @@ def modality_drop(
     """
     kinds = np.unique(np.array(categories, dtype=np.str_), return_inverse=True)[1]
     named = np.array([bool(name) for name in categories], dtype=bool)
-    asked = np.flatnonzero(has_image & named)
+    asked = np.flatnonzero(has_image & is_pictured & named)
     if len(image_ND) < 2 or not len(asked) or not is_fitted.any():
         return None
     image, text = (unit_rows(rows) if params.normalize else rows for rows in (image_ND, text_ND))

@@ -195,7 +195,15 @@ def look(
         is_shown = EMBEDDINGS.scan(path).sort("item_id").select(pl.col("image_embedding").is_not_null()).collect().to_series()
         has_image = is_shown.to_numpy()[ids - 1]
         dropped = modality_drop(
-            variant, image[ids], text[ids], has_image, np.isin(ids, fit_ids), leaves[ids - 1].tolist(), params, fuse
+            variant,
+            image[ids],
+            text[ids],
+            has_image,
+            np.isin(ids, pictured),
+            np.isin(ids, fit_ids),
+            leaves[ids - 1].tolist(),
+            params,
+            fuse,
         )
         drops += [] if dropped is None else [dropped]
         numbers.append(geometry(variant, image[chosen], text[chosen]))
