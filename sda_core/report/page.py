@@ -396,7 +396,7 @@ def spending(costs: Sequence[Latest]) -> Spending | None:
     lines = tuple(
         Spent(
             name=(row.run.recommender or "") if row.is_part else row.run.stage,
-            variant=(row.run.variant or "") if row.is_part else row.run.whose,
+            variant="" if row.is_part else row.run.whose,
             is_part=row.is_part,
             seconds=row.run.seconds,
             bar=share_bar(row.run.seconds / longest),

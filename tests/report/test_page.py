@@ -296,7 +296,7 @@ def test_the_cost_card_adds_up_what_ran_alone(page_data: ReportData, spent: Call
     for expected in (
         "All stages 2 min 24 s", "Processor time 4 min 49 s", "Most memory 2.0 GiB",
         "Item vectors 5 items/s",  # of the slowest variant that has a model
-        "filter 1.5 s 3.0 s 512 MiB 2,000 rows/s", "train_recommender sda 20.0 s 40.0 s 700 MiB sasrec sda 18.0 s",
+        "filter 1.5 s 3.0 s 512 MiB 2,000 rows/s", "train_recommender sda 20.0 s 40.0 s 700 MiB sasrec 18.0 s",
         "train_recommender sda/vbpr 3.0 s", "Some <b>CPU</b>, 2 cores; last on 2026-11-26 (UTC)",
     ):  # fmt: skip
         assert expected in text, expected
