@@ -312,6 +312,18 @@ def latest(runs: Sequence[Run], variants: Sequence[str], recommenders: Sequence[
     return tuple(Latest(run, _is_part(run, runs)) for run in shown)
 
 
+def read_latest(path: Path, variants: Sequence[str], recommenders: Sequence[str]) -> tuple[Latest, ...]:
+    """:func:`latest` of a file.
+
+    Raises:
+        ArtifactError: it knows of none, or cannot be read.
+    """
+    rows = latest(read(path), variants, recommenders)
+    if not rows:
+        raise ArtifactError(str(path), "knows of no stage that ran here", "run `dvc repro`; what is up to date does not run")
+    return rows
+
+
 def _is_part(run: Run, runs: Iterable[Run]) -> bool:
     return run.recommender is not None and any(
         (whole.stage, whole.variant, whole.recommender) == (run.stage, run.variant, None)

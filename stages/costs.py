@@ -20,12 +20,9 @@ def costs(root: Root = Path(), params: ParamsFile = None, as_json: AsJSON = Fals
     """
     from sda_core import costs as kept
     from sda_core.artifacts import Workspace
-    from sda_core.errors import ArtifactError
     from sda_core.params import load_params
 
     with one_line_errors("costs"):
-        settings, path = load_params(params or root / "params.yaml"), Workspace(root).costs
-        rows = kept.latest(kept.read(path), settings.variants, settings.recommenders)
-        if not rows:
-            raise ArtifactError(str(path), "knows of no stage that ran here", "run `dvc repro`; what is up to date does not run")
+        settings = load_params(params or root / "params.yaml")
+        rows = kept.read_latest(Workspace(root).costs, settings.variants, settings.recommenders)
         typer.echo(kept.as_json(rows) if as_json else "\n".join(kept.table(rows)))

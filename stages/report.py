@@ -40,7 +40,7 @@ def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = Fa
             variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)
             for variant in run.params.indexed_variants
         }
-        spent = kept.latest(kept.read(workspace.costs), variants, run.params.recommenders) if costs else ()
+        spent = kept.read_latest(workspace.costs, variants, run.params.recommenders) if costs else ()
         data = page.collect(workspace, run.params, comparisons, neighbors, fuse=fuse, commit=None, costs=spent)
         if costs:
             write_text(workspace.costs_page, page.render(data))

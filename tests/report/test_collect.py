@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import typer
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 from safetensors.numpy import save_file
@@ -194,6 +195,11 @@ def test_the_page_with_costs_stands_beside_and_leaves_the_other_as_it_is(
     report(workspace.root)
     first = workspace.report.read_bytes()
     assert b"sda report --costs" in first
+    kept = workspace.costs.read_bytes()
+    workspace.costs.unlink()
+    with pytest.raises(typer.Exit):  # nothing to show
+        report(workspace.root, costs=True)
+    workspace.costs.write_bytes(kept)
     report(workspace.root, costs=True)
     with_costs = workspace.costs_page.read_text(encoding="utf-8")
     assert '<th scope="row">report</th>' in with_costs
