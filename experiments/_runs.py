@@ -1,4 +1,4 @@
-"""What the experiments over recommenders share: one trained model, its targets placed and kept on disk, the gains of its users.
+"""What the experiments share: a trained model, its targets placed and kept on disk, the gains of its users, where tables go.
 
 Of a model that was trained with one seed three things are kept in a folder: ``<seed>.parquet``, the positions of the test targets
 among all items; ``<seed>.<protocol>.parquet``, those of the same model among sampled ones; ``<seed>.tsv``, its validation curve.
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from sda_core import evaluation, recommenders
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_tsv
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
@@ -117,3 +117,23 @@ def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple
         purpose: what the draws are for; equal words give equal draws.
     """
     return bootstrap_interval(gain_SU.mean(0), params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
+
+
+# ------------------------------------------------------------------------------------------------- results
+def leave(text: str, script: str, name: str = "", root: Path | str = "") -> Path:
+    """Print a script's final tables and leave them where the report shows them.
+
+    Args:
+        text: markdown; a heading is the caption of the tables under it.
+        script: its name.
+        name: of the experiment, where the script has several.
+        root: the project folder; one with ``{seed}`` in it stands for many, and the current folder is taken.
+
+    Returns:
+        ``experiments/results/<script>-<name>``, which has ``table.md`` now; a plot goes beside it as ``plot.png``.
+    """
+    print(text)
+    project = Path() if "{seed}" in str(root) else Path(root)
+    folder = project / "experiments" / "results" / (script if name in ("", script) else f"{script}-{name}")
+    write_text(folder / "table.md", text.rstrip("\n") + "\n")
+    return folder

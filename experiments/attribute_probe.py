@@ -7,7 +7,7 @@ predicts each of them, five-fold cross-validated over the items; the table shows
 two and lose in the others.
 
 Takes the project folder of a run on the built-in shop; ``{seed}`` in ``--root`` stands for the seed, as in
-``compare_vectors.py``.
+``compare_vectors.py``.  The table is left in ``experiments/results/attribute_probe``, which the report shows.
 
     python experiments/attribute_probe.py --root 'experiments/runs/effect/seed-{seed}' --seeds 1 2 3 \\
         --variants zero_shot lora infonce sda
@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from _runs import leave
 from compare_vectors import workspace_of
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -51,7 +52,7 @@ def main() -> None:
         for variant in options.variants:
             for column, accuracies in probed(workspace, params, variant).items():
                 found.setdefault((variant, column), []).append(accuracies)
-    print(table(found, len(options.seeds)))
+    leave(table(found, len(options.seeds)), "attribute_probe", root=options.root)
 
 
 def probed(workspace: Workspace, params: Params, variant: str) -> dict[str, dict[str, float]]:

@@ -2,7 +2,8 @@
 
 Takes a finished workspace (``data/filtered`` and ``embeddings/``) and its ``params.yaml``; trains every recommender on every
 variant's vectors with every seed, and places the test targets.  Positions are kept as parquet below the workspace's
-``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone.
+``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone;
+it is left in ``experiments/results/compare_vectors-<name>``, which the report shows.
 With ``--root 'experiments/runs/effect/seed-{seed}'`` every seed has a workspace of its own, hence adapters of its own
 (``experiments/train_seeds.py`` makes them), and positions are kept beside these.
 
@@ -28,7 +29,7 @@ from typing import Any, get_args
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, gains, interval, keep_positions, positions_path, read_positions
+from _runs import CUTOFF, gains, interval, keep_positions, leave, positions_path, read_positions
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, Workspace, read_vectors
@@ -63,9 +64,10 @@ def main() -> None:
             for variant in dict.fromkeys([*options.variants, *options.baselines]):
                 target = folder / recommender / variant
                 train_on(workspace, params, variant, recommender, seed, target, changes, options.fused_dim)
-    for recommender in options.recommenders:
-        workspace, params = workspace_of(options.root, options.seeds[0])
-        print(table(workspace, params, folder / recommender, options.variants, options.baselines, options.seeds))
+    workspace, params = workspace_of(options.root, options.seeds[0])
+    shown = options.variants, options.baselines, options.seeds
+    tables = [table(workspace, params, folder / recommender, *shown) for recommender in options.recommenders]
+    leave("\n".join(tables), "compare_vectors", options.name, options.root)
 
 
 def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:

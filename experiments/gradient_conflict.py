@@ -5,7 +5,8 @@ held out; LoRA and MoDA (the sections ``train_adapter.lora`` and ``.moda``) are 
 CMSA (``.infonce`` and ``.loss``) as ``train_adapter.training`` says; then the gradients of the image pass and of the text pass
 are compared on batches of the held-out items (``sda_core.diagnostics``).  A seed decides the held-out items, the initial weights,
 the order of the batches and the dropout.  What was measured is kept as parquet below ``experiments/gradients/<name>``, so a run
-that was stopped goes on, and table and plot are made from those files alone.
+that was stopped goes on, and table and plot are made from those files alone; they are left in
+``experiments/results/gradient_conflict-<name>``, which the report shows.
 
     python experiments/gradient_conflict.py --name demo --seeds 1 2 3
 
@@ -25,6 +26,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import polars as pl
+from _runs import leave
 from torch import Tensor, nn
 
 from sda_core import adapters, alignment, backbones, log, losses
@@ -86,9 +88,10 @@ def main() -> None:
                 with replace_file(path) as temporary:
                     found.write_parquet(temporary)
     results = {rung: [pl.read_parquet(folder / rung.name / f"{seed}.parquet") for seed in options.seeds] for rung in rungs}
-    print(table(results))
-    plot(results, options.plot or folder / "plot.png")
-    _log.info("plot: %s", options.plot or folder / "plot.png")
+    left = leave(table(results), "gradient_conflict", options.name, options.root)
+    place = options.plot or left / "plot.png"
+    plot(results, place)
+    _log.info("plot: %s", place)
 
 
 # ------------------------------------------------------------------------------------------------- measuring

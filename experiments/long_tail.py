@@ -11,7 +11,7 @@ gain of a variant over ``zero_shot`` is shown for the purer and the less pure ha
 purity and gain.
 
 Takes a finished workspace (``{seed}`` in ``--root`` stands for the seed).  Positions are kept below
-``experiments/long_tail/<name>``.
+``experiments/long_tail/<name>``, and the table is left in ``experiments/results/long_tail-<name>``, which the report shows.
 
     python experiments/long_tail.py --name demo --root 'experiments/runs/effect/seed-{seed}' --variants zero_shot lora infonce sda
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, gains, interval, read_positions
+from _runs import CUTOFF, gains, interval, leave, read_positions
 from compare_vectors import train_on, workspace_of
 from scipy.stats import spearmanr
 
@@ -63,7 +63,8 @@ def main() -> None:
         for variant in options.variants:
             positions = folder / options.recommender / variant
             train_on(shop, params, variant, options.recommender, seed, positions, {}, options.fused_dim)
-    print(table(workspace, params, rare, folder / options.recommender, options.variants, options.seeds))
+    text = table(workspace, params, rare, folder / options.recommender, options.variants, options.seeds)
+    leave(text, "long_tail", options.name)
 
 
 def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_count: int) -> tuple[np.ndarray, Workspace]:

@@ -15,7 +15,8 @@ counts of all      popularity counts all splits
 =================  =============================================================================================
 
 Where the users are the same the difference has a paired interval over users, of the mean over the seeds.  The single-pass data
-set has other users, so there only the numbers stand.  Positions are kept below the workspace's ``experiments/positions/<name>``.
+set has other users, so there only the numbers stand.  Positions are kept below the workspace's ``experiments/positions/<name>``,
+and the table is left in ``experiments/results/protocol-<name>`` (of the default name ``protocol`` alone), which the report shows.
 
     python experiments/protocol.py --seeds 1 2 3
 """
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, gains, interval, keep_positions, positions_path, read_positions
+from _runs import CUTOFF, gains, interval, keep_positions, leave, positions_path, read_positions
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
@@ -116,9 +117,8 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.trainings:
             train(workspaces, params, name, seed, folder / name, options.max_epochs)
-    print(
-        table({data: INTERACTIONS.read(place.interactions) for data, place in workspaces.items()}, params, folder, options.seeds)
-    )
+    interactions = {data: INTERACTIONS.read(place.interactions) for data, place in workspaces.items()}
+    leave(table(interactions, params, folder, options.seeds), "protocol", options.name, options.root)
 
 
 def filter_once(source: Workspace, params: Params, target: Workspace) -> None:

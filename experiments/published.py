@@ -3,7 +3,8 @@
 Takes a workspace of the preset ``beauty`` (``data/filtered`` and ``params.yaml``); the section ``train_recommender`` says how
 SASRec and BERT4Rec are trained, but for what makes a row (``MODELS``).  Each model is trained with every seed, and one trained
 model places the test targets twice: among all items, and among 100 uniform ones.  What is done is kept below the workspace's
-``experiments/positions/published``, so that a run that was stopped goes on, and the table is made from there alone.
+``experiments/positions/published``, so that a run that was stopped goes on, and the table is made from there alone;
+it is left in ``experiments/results/published``, which the report shows.
 
     dvc exp run -S dataset=beauty -S recommender=strong filter      # in a clone; or sda download, sda filter
     python experiments/published.py --seeds 1 2 3
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _runs import CUTOFF, epochs, gains, interval, keep_positions, positions_path, read_positions
+from _runs import CUTOFF, epochs, gains, interval, keep_positions, leave, positions_path, read_positions
 
 from sda_core import log
 from sda_core.artifacts import Workspace
@@ -70,7 +71,7 @@ def main() -> None:
             section = params.train_recommender.of(model.recommender).model_copy(update=dict(model.changes))
             if model.is_trained or seed == options.seeds[0]:
                 keep_positions(workspace, params, section, seed, folder / name, protocols=PROTOCOLS)
-    print(table(folder, options.models, options.seeds, params.evaluate))
+    leave(table(folder, options.models, options.seeds, params.evaluate), "published", root=options.root)
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:

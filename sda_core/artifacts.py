@@ -117,6 +117,17 @@ class Workspace:
         """The page."""
         return self.root / "report" / "index.html"
 
+    # beside the pipeline: ignored by Git and DVC ----------------------------------------------------------
+    @property
+    def costs(self) -> Path:
+        """What the stages cost, a JSON line a run; see :mod:`sda_core.costs`."""
+        return self.root / "costs" / "stages.jsonl"
+
+    @property
+    def costs_page(self) -> Path:
+        """The page once more, with what the run cost."""
+        return self.costs.parent / "report.html"
+
     def resume(self, stage: str, *parts: str) -> Path:
         """Scratch folder of an unfinished stage; outside DVC's outs, because DVC deletes those before a run."""
         return self.root.joinpath(".resume", stage, *parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from typing import Annotated
 
 import typer
 
-from sda_core import log
+from sda_core import costs, log
 from sda_core.artifacts import Workspace
 from sda_core.errors import SDAError
 from sda_core.params import Params, load_params
+from stages import STARTED
 
 Root = Annotated[
     Path,
@@ -33,6 +33,9 @@ OneOrAllRecommenders = Annotated[
         "--recommender", help="Which recommender, e.g. pop, sasrec, vbpr, bert4rec.", show_default="all of params.recommenders"
     ),
 ]
+
+
+_process_begin: costs.Beginning | None = None  # of a process that is one stage's own, until that stage takes it
 
 
 @dataclass
@@ -59,24 +62,39 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def stage(name: str, root: Path, params: Path | None) -> Iterator[StageRun]:
-    """Run the body of a stage.
+def stage(name: str, root: Path, params: Path | None, *, keeps_cost: bool = True) -> Iterator[StageRun]:
+    """Run the body of a stage; where it ends well, say its counts and seconds and keep its cost (:mod:`sda_core.costs`).
 
     Args:
         name: the stage's name on the command line.
         root: the project folder.
         params: the params file, or None for ``params.yaml`` of the project folder.
+        keeps_cost: False for what is no run of the pipeline.
     """
     log.configure()
-    begin = time.perf_counter()
+    begin = _take_begin()
     with one_line_errors(name):
         run = StageRun(_read(params or root / "params.yaml"), Workspace(root))
         yield run
-        seconds = time.perf_counter() - begin
+        measured = costs.measure(begin, name, run.counts)
         counts = ", ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in run.counts.items()
         )
-        logging.getLogger("stages").info("%s: %s (%.1f s)", name, counts, seconds)
+        logging.getLogger("stages").info("%s: %s (%.1f s)", name, counts, measured.seconds)
+        if keeps_cost and log.is_main_process():
+            costs.keep(measured, run.workspace.costs)
+
+
+def _take_begin() -> costs.Beginning:
+    global _process_begin
+    begin, _process_begin = _process_begin or costs.here(), None
+    return begin
+
+
+def one_stage_a_process() -> None:
+    """Say that this process is there for one stage alone: its start and its imports count as the stage's."""
+    global _process_begin
+    _process_begin = costs.at_start(STARTED)
 
 
 def _read(path: Path) -> Params:
@@ -90,6 +108,7 @@ def _read(path: Path) -> Params:
 
 def run_as_script(command: Callable[..., None]) -> None:
     """Run one stage's command (``python -m stages.filter``)."""
+    one_stage_a_process()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import typer
 
 from sda_core import __version__
+from stages._stage import one_stage_a_process
 from stages.build_index import build_index
 from stages.control_embeddings import control_embeddings
+from stages.costs import costs
 from stages.diff import diff
 from stages.download import download
 from stages.evaluate import evaluate
@@ -69,6 +71,7 @@ for _name, _command in STAGES.items():
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
 app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 app.command("verify", short_help="Check every artifact of the workspace.")(verify)
+app.command("costs", short_help="Show what each stage cost last time.")(costs)
 app.command("recommend", short_help="Recommend for a history of items.")(recommend)
 app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
 
@@ -88,6 +91,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the console script."""
+    one_stage_a_process()
     app()
 
 

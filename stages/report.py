@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from stages._stage import ParamsFile, Root, run_as_script, stage
 
 BASELINES = ("id", "zero_shot", "lora")
 
+WithCosts = Annotated[bool, typer.Option("--costs", help="Write the page with what the run cost to costs/report.html instead.")]
 
-def report(root: Root = Path(), params: ParamsFile = None) -> None:
-    """Compare the variants user by user, gather tables, curves and neighbours, and write report/index.html."""
+
+def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = False) -> None:
+    """Compare the variants user by user, gather tables, curves and neighbours, and write report/index.html.
+
+    The page of the pipeline is the same for equal runs; seconds and memory, which never are, stand on the page of --costs.
+    """
+    from sda_core import costs as kept
     from sda_core import evaluation
     from sda_core import report as page
     from sda_core.artifacts import INTERACTIONS, POSITIONS, replace_directory, write_json, write_text
+    from sda_core.embeddings.fusion import fuse
     from sda_core.index import load_index
 
-    with stage("report", root, params) as run:
+    with stage("report", root, params, keeps_cost=not costs) as run:
         workspace, section, variants = run.workspace, run.params.report, run.params.variants
         positions = {
             (variant, recommender): POSITIONS.read(workspace.positions(variant, recommender))
@@ -30,7 +40,12 @@ def report(root: Root = Path(), params: ParamsFile = None) -> None:
             variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)
             for variant in run.params.indexed_variants
         }
-        data = page.collect(workspace, run.params, comparisons, neighbors, commit=None, seconds={})
+        spent = kept.read_latest(workspace.costs, variants, run.params.recommenders) if costs else ()
+        data = page.collect(workspace, run.params, comparisons, neighbors, fuse=fuse, commit=None, costs=spent)
+        if costs:
+            write_text(workspace.costs_page, page.render(data))
+            run.counts = {"page": workspace.costs_page, "stages": len(spent)}
+            return
         with replace_directory(workspace.report.parent) as folder:
             write_text(folder / workspace.report.name, page.render(data))
             write_json(folder / workspace.pairs.name, evaluation.flat_comparisons(comparisons))

@@ -23,7 +23,18 @@ KERNEL = {
     "sda_core",
     *(
         f"sda_core.{name}"
-        for name in ("_peft_hook", "errors", "params", "artifacts", "log", "seed", "fingerprint", "checkpoint", "runtime")
+        for name in (
+            "_peft_hook",
+            "errors",
+            "params",
+            "artifacts",
+            "log",
+            "seed",
+            "fingerprint",
+            "checkpoint",
+            "runtime",
+            "costs",
+        )
     ),
     "stages",
     "stages._stage",
@@ -38,7 +49,7 @@ LEVELS = {
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
     "image_store": 3, "processes": 3,
     "artifacts": 4,
-    "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "_peft_hook": 5,
+    "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "costs": 5, "_peft_hook": 5,
     "errors": 6,
 }  # fmt: skip
 
@@ -268,7 +279,7 @@ def test_stages_have_four_options_only() -> None:
     from stages.cli import STAGES
 
     for name, command in STAGES.items():
-        allowed = {"variant", "recommender", "params", "root"} | ({"check"} if name == "download" else set())
+        allowed = {"variant", "recommender", "params", "root"} | {"download": {"check"}, "report": {"costs"}}.get(name, set())
         assert set(command.__annotations__) - {"return"} <= allowed, name
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from sda_core import __version__
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json
+from sda_core.costs import Latest
 from sda_core.errors import ArtifactError
 from sda_core.image_store import ImageStore
 from sda_core.params import (
@@ -35,6 +36,7 @@ from sda_core.params import (
 from sda_core.report.coverage import data_coverage
 from sda_core.report.experiments import experiments
 from sda_core.report.gates import gate_map
+from sda_core.report.modality_drop import Fuse
 from sda_core.report.model import (
     Change,
     Chart,
@@ -487,8 +489,9 @@ def collect(
     comparisons: Sequence[ComparisonLike],
     neighbors: Neighbors,
     *,
+    fuse: Fuse,
     commit: str | None,
-    seconds: Mapping[str, float],
+    costs: Sequence[Latest],
 ) -> ReportData:
     """Read everything the page shows.
 
@@ -498,8 +501,9 @@ def collect(
         comparisons: from ``evaluation.compare_variants``.
         neighbors: by variant, by example item (see :func:`example_items`); the first variant's lists are what the
             others are held against.
+        fuse: ``embeddings.fusion.fuse``, to make item vectors anew without one of their modalities.
         commit: of the project, or None.
-        seconds: by stage; empty where unknown.
+        costs: of the stages, from ``costs.latest``; none for a page that is the same for equal runs.
 
     Raises:
         ArtifactError: a file of the run is missing or damaged.
@@ -507,7 +511,8 @@ def collect(
     results = _results(workspace, params, comparisons)
     # vectors made elsewhere may be one kind alone, and nothing was adapted in them
     own = [variant for variant in params.indexed_variants if variant not in params.import_embeddings.variants]
-    looked = look(workspace, own, _NUM_PAIRS)
+    counts = _training_counts(workspace)
+    looked = look(workspace, own, _NUM_PAIRS, params.export_embeddings, list(counts), fuse)
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
     return ReportData(
         title=params.report.title,
@@ -518,7 +523,7 @@ def collect(
         commit=commit,
         set_up=_set_up(params),
         variants=describe_variants(params),
-        coverage=data_coverage(workspace, params.filter, _training_counts(workspace)),
+        coverage=data_coverage(workspace, params.filter, counts),
         cutoff=params.report.cutoff,
         ties=describe_ties(params.evaluate.ties),
         tail_definition=describe_tail(params.evaluate.tail),
@@ -527,10 +532,11 @@ def collect(
         adapter_charts=_adapter_charts(workspace, params),
         examples=_examples(workspace, neighbors),
         geometry=looked.geometry,
+        modality_drops=looked.modality_drops,
         conflicts=_conflicts(workspace, looked),
         maps=looked.maps,
         gates=tuple(gate for gate in gates if gate is not None),
         experiments=experiments(workspace.root / "experiments"),
         sizes=sizes(workspace, params),
-        seconds=dict(seconds),
+        costs=tuple(costs),
     )

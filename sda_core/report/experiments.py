@@ -1,44 +1,103 @@
 """Tables and plots that lie under ``experiments/``: what a run of the scripts there left, shown as it is.
 
-A table is a ``.tsv`` or ``.csv`` file with a header, a plot is a ``.png`` or ``.svg`` file (shown as a picture, so nothing
-in it runs).  Files that are too large or cannot be read are named, not shown: they are no part of the pipeline.
+A table is a ``.tsv`` or ``.csv`` file with a header, or a pipe table in a ``.md`` file (its caption is the heading over it); a
+plot is a ``.png`` or ``.svg`` file, shown as a picture, so nothing in it runs.  What lies in a folder of ``experiments/results``
+is one experiment, and so is every other file.  Files that are too large or cannot be read are named, not shown: they are no part
+of the pipeline.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
-from sda_core.report.model import Experiment, Picture
+from sda_core.report.model import Experiment, Picture, Table
 
-_TABLES = {".tsv": "\t", ".csv": ","}
+_SEPARATORS = {".tsv": "\t", ".csv": ","}
 _PLOTS = {".png": "image/png", ".svg": "image/svg+xml"}
 _MAX_FILES = 24
 _MAX_BYTES = 400_000
 _MAX_ROWS = 40
 _MAX_COLUMNS = 12
-_SKIPPED = {"positions", "runs"}  # what the scripts keep to go on from
+_MAX_TABLES = 12  # of a file
+_RESULTS = "results"
+_SKIPPED = {"positions", "runs", "gradients", "views", "long_tail"}  # what the scripts keep to go on from
 
 
 def experiments(folder: Path) -> tuple[Experiment, ...]:
-    """What there is to show, by path; the first ``24`` of them."""
-    found = [path for path in folder.rglob("*") if path.suffix in {*_TABLES, *_PLOTS} and path.is_file()]
+    """What there is to show, by path; the first ``24`` files of it."""
+    found = [p for p in folder.rglob("*") if p.suffix in {*_SEPARATORS, *_PLOTS, ".md"} and p.is_file()]
     shown = [path for path in sorted(found) if not _SKIPPED & set(path.relative_to(folder).parts)]
-    return tuple(_read(path, path.relative_to(folder).as_posix()) for path in shown[:_MAX_FILES])
+    together: dict[str, list[Experiment]] = {}
+    for path in shown[:_MAX_FILES]:
+        parts = path.relative_to(folder).parts
+        name = parts[1] if parts[0] == _RESULTS and len(parts) == 3 else "/".join(parts)
+        together.setdefault(name, []).append(_read(path, name))
+    return tuple(
+        Experiment(
+            name,
+            tuple(table for part in parts for table in part.tables),
+            tuple(plot for part in parts for plot in part.plots),
+            tuple(remark for part in parts for remark in part.remarks),
+        )
+        for name, parts in together.items()
+    )
 
 
 def _read(path: Path, name: str) -> Experiment:
+    prefix = "" if name.endswith(path.name) else f"{path.name} "
     if path.stat().st_size > _MAX_BYTES:
-        return Experiment(name, (), (), None, f"too large to be shown here ({path.stat().st_size:,} bytes)")
-    if path.suffix in _PLOTS:
-        return Experiment(name, (), (), Picture(_PLOTS[path.suffix], path.read_bytes()), "")
+        return Experiment(name, (), (), (f"{prefix}too large to be shown here ({path.stat().st_size:,} bytes)",))
     try:
-        table = pl.read_csv(path, separator=_TABLES[path.suffix], infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        return Experiment(name, (), (), None, f"cannot be read as a table ({type(error).__name__})")
-    rows = tuple(tuple(cell or "" for cell in row) for row in table.head(_MAX_ROWS).iter_rows())
-    columns = tuple(table.columns)
-    left_out = [f"{len(table) - _MAX_ROWS:,} more rows"] if len(table) > _MAX_ROWS else []
+        if path.suffix in _PLOTS:
+            return Experiment(name, (), (Picture(_PLOTS[path.suffix], path.read_bytes()),), ())
+        if path.suffix == ".md":
+            tables = tuple(_pipe_tables(path.read_text(encoding="utf-8").splitlines()))
+        else:
+            frame = pl.read_csv(path, separator=_SEPARATORS[path.suffix], infer_schema=False)
+            tables = (_cut("", tuple(frame.columns), [tuple(cell or "" for cell in row) for row in frame.iter_rows()]),)
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+        return Experiment(name, (), (), (f"{prefix}cannot be read as a table ({type(error).__name__})",))
+    if not tables:
+        return Experiment(name, (), (), (f"{prefix}holds no table",))
+    left_out = (f"{prefix}{len(tables) - _MAX_TABLES} more tables",) if len(tables) > _MAX_TABLES else ()
+    return Experiment(name, tables[:_MAX_TABLES], (), left_out)
+
+
+def _cut(caption: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    """As much of a table as a page has room for, and how much more there is."""
+    left_out = [f"{len(rows) - _MAX_ROWS:,} more rows"] if len(rows) > _MAX_ROWS else []
     left_out += [f"{len(columns) - _MAX_COLUMNS} more columns"] if len(columns) > _MAX_COLUMNS else []
-    return Experiment(name, columns[:_MAX_COLUMNS], tuple(row[:_MAX_COLUMNS] for row in rows), None, ", ".join(left_out))
+    return Table(caption, columns[:_MAX_COLUMNS], tuple(row[:_MAX_COLUMNS] for row in rows[:_MAX_ROWS]), ", ".join(left_out))
+
+
+def _pipe_tables(lines: list[str]) -> Iterator[Table]:
+    """The pipe tables of a markdown file, each under the last heading before it; everything in them is text."""
+    caption, place = "", 0
+    while place < len(lines):
+        line = lines[place].strip()
+        place += 1
+        if line.startswith("#"):
+            caption = line.strip("#").strip().replace("`", "")
+        if not line.startswith("|") or place == len(lines):
+            continue
+        columns, rule, rows = _cells(line), _cells(lines[place].strip()), []
+        if len(rule) != len(columns) or not all(re.fullmatch(":?-+:?", cell) for cell in rule):
+            continue
+        for row in lines[place + 1 :]:
+            if not row.strip().startswith("|"):
+                break
+            cells = _cells(row.strip())
+            rows.append((*cells, *[""] * (len(columns) - len(cells)))[: len(columns)])
+        place += 1 + len(rows)
+        yield _cut(caption, columns, rows)
+        caption = ""  # a second table under the same heading needs no second caption
+
+
+def _cells(line: str) -> tuple[str, ...]:
+    """What stands between the pipes of a line; ``\\|`` is a pipe in a cell."""
+    inner = re.sub(r"(?<!\\)\|$", "", line.removeprefix("|"))
+    return tuple(cell.strip().replace("\\|", "|").replace("`", "") for cell in re.split(r"(?<!\\)\|", inner))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+from sda_core.costs import Latest
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,30 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Found:
+    """Shares of the items: whose nearest other item is of their leaf category, and to whom no item is nearer than they are."""
+
+    same_category: float
+    itself: float
+
+
+@dataclass(frozen=True)
+class ModalityDrop:
+    """What a variant's vectors find when one modality is dropped; see ``sda_core.report.modality_drop``.
+
+    ``num_asked`` of the ``num_items`` items have a picture and a category; ``chance`` is that of ``same_category``.
+    """
+
+    variant: str
+    num_items: int
+    num_asked: int
+    whole: Found
+    without_text: Found
+    without_image: Found
+    chance: float
+
+
+@dataclass(frozen=True)
 class Conflict:
     """Two items that are alike in one modality and unlike in the other.
 
@@ -237,14 +262,23 @@ class GateMap:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A file under ``experiments/``: a table, or a plot, and a remark."""
+class Table:
+    """A table of texts; ``caption`` and ``remark`` may be empty."""
 
-    name: str
+    caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    plot: Picture | None
     remark: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment left under ``experiments/``: tables, plots, and a remark each on what cannot be shown."""
+
+    name: str
+    tables: tuple[Table, ...]
+    plots: tuple[Picture, ...]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -261,7 +295,8 @@ class Size:
 class ReportData:
     """The whole page.
 
-    ``seconds`` is by stage, empty where it was not measured; ``commit`` is None where it is not known.
+    ``costs`` are those of the stages, empty on the page of the pipeline, which is the same for equal runs; ``commit`` is None
+    where it is not known.
     """
 
     title: str
@@ -281,9 +316,10 @@ class ReportData:
     adapter_charts: tuple[Chart, ...]
     examples: tuple[Example, ...]
     geometry: tuple[Geometry, ...]
+    modality_drops: tuple[ModalityDrop, ...]
     conflicts: tuple[Conflict, ...]
     maps: tuple[VectorMap, ...]
     gates: tuple[GateMap, ...]
     experiments: tuple[Experiment, ...]
     sizes: tuple[Size, ...]
-    seconds: Mapping[str, float]
+    costs: tuple[Latest, ...]

@@ -18,6 +18,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from sda_core.costs import Latest, Total, total
 from sda_core.report.model import (
     Change,
     Chart,
@@ -351,6 +352,70 @@ def size(num_bytes: int) -> str:
     return f"{value:.0f}\u00a0{unit}" if unit == "B" else f"{value:.1f}\u00a0{unit}"
 
 
+def memory(mib: float) -> str:
+    """``1638.4`` as "1.6 GiB"."""
+    return f"{mib / 1024:.1f}\u00a0GiB" if mib >= 1024 else f"{mib:.0f}\u00a0MiB"
+
+
+def _rate(speed: tuple[float, str] | None) -> str:
+    if speed is None:
+        return ""
+    value, unit = speed
+    return f"{value:,.0f} {unit}/s" if value >= 10 else f"{value:.2g} {unit}/s"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A line of the cost table; a part is one that ran inside the stage above it."""
+
+    name: str
+    variant: str
+    is_part: bool
+    seconds: float
+    bar: Markup
+    cpu_seconds: float
+    memory: str
+    speed: str
+
+
+@dataclass(frozen=True)
+class Spending:
+    """The cost card: sums, the speeds a reader looks for first, a line a stage, and the day of the last run."""
+
+    total: Total
+    speeds: tuple[tuple[str, str], ...]
+    lines: tuple[Spent, ...]
+    day: str
+
+
+def spending(costs: Sequence[Latest]) -> Spending | None:
+    """The cost card; None where nothing is known."""
+    if not costs:
+        return None
+    longest = max(row.run.seconds for row in costs) or 1.0
+    lines = tuple(
+        Spent(
+            name=(row.run.recommender or "") if row.is_part else row.run.stage,
+            variant="" if row.is_part else row.run.whose,
+            is_part=row.is_part,
+            seconds=row.run.seconds,
+            bar=share_bar(row.run.seconds / longest),
+            cpu_seconds=row.run.cpu_seconds,
+            memory="" if row.run.largest_mib is None else memory(row.run.largest_mib),
+            speed=_rate(row.run.speed),
+        )
+        for row in costs
+    )
+    speeds: list[tuple[str, str]] = []
+    for stage, label in (("export_embeddings", "Item vectors"), ("evaluate", "Evaluation")):
+        known = [
+            row.run.speed for row in costs if row.run.stage == stage and row.run.variant != "id" and row.run.speed is not None
+        ]
+        if known:
+            speeds.append((label, _rate(min(known))))  # of the slowest variant
+    return Spending(total(costs), tuple(speeds), lines, max(row.run.ended for row in costs).date().isoformat())
+
+
 def _maps(maps: Sequence[VectorMap], conflicts: Sequence[Conflict]) -> list[tuple[str, Markup]]:
     num_images = sum(conflict.alike_in == "image" for conflict in conflicts)
     return [
@@ -404,6 +469,7 @@ def render(data: ReportData) -> str:
         data_uri=data_uri,
         share_bar=share_bar,
         size=size,
+        memory=memory,
         signed=lambda value: f"{value:+.2f}".replace("-", "\u2212"),
         minus=lambda value: f"{value:.3f}".replace("-", "\u2212"),
     )
@@ -421,7 +487,6 @@ def render(data: ReportData) -> str:
     if first in baselines:  # the unadapted model is what the method is measured against: its column comes first
         baselines = [first, *(name for name in baselines if name != first)]
     found = findings(data.results, baselines)
-    total = sum(data.seconds.values())
     return environment.get_template("template.html.j2").render(
         data=data,
         css=Markup(css),  # noqa: S704 (our own file)
@@ -444,6 +509,5 @@ def render(data: ReportData) -> str:
         maps=_maps(data.maps, data.conflicts),
         heat_maps=_heat_maps(data.gates),
         shared=[_shared(example) for example in data.examples],
-        total_seconds=total,
-        longest_seconds=max(data.seconds.values(), default=0.0),
+        spent=spending(data.costs),
     )

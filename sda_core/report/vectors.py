@@ -8,6 +8,7 @@
   share a large common part).  Every item occurs once.
 * **The map** is a t-SNE (van der Maaten & Hinton 2008) of the fused vectors.  The last variant's starts where the first one's
   ended: two runs from scratch differ by luck alone, far more than a few steps of adaptation move a vector.
+* **Modality drop** is told in :mod:`~sda_core.report.modality_drop`.
 
 Big shops are sampled evenly over the item ids; everything runs on one thread, because equal vectors have to give equal bytes.
 """
@@ -19,13 +20,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from sda_core.artifacts import Workspace, read_vectors
+from sda_core.artifacts import EMBEDDINGS, ITEMS, Workspace, read_vectors
 from sda_core.errors import ArtifactError
 from sda_core.image_store import ImageStore
-from sda_core.report.model import Geometry, VectorMap
+from sda_core.params import ExportParams
+from sda_core.report.modality_drop import Fuse, modality_drop, unit_rows
+from sda_core.report.model import Geometry, ModalityDrop, VectorMap
 
 MAX_COMPARED = 1500  # items, of which all pairs are looked at
 MAX_MAPPED = 300  # items on a map
@@ -51,16 +55,11 @@ def sampled(num_items: int, most: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(1, num_items, min(most, num_items)).round().astype(np.int64))
 
 
-def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1.0).astype(np.float64)
-
-
 def uniformity(vectors_ND: npt.NDArray[np.floating]) -> float:
     """As in the module, over all pairs of rows, which are scaled to unit length; NaN for less than two."""
     if len(vectors_ND) < 2:
         return float("nan")
-    unit = _unit(vectors_ND)
+    unit = unit_rows(vectors_ND)
     cosines = np.einsum("id,jd->ij", unit, unit)
     above = cosines[np.triu_indices(len(unit), 1)]
     return float(np.log(np.exp(4.0 * above - 4.0).mean()))  # |x - y|^2 = 2 - 2 cos
@@ -74,7 +73,7 @@ def geometry(variant: str, image_ND: Vectors, text_ND: Vectors) -> Geometry:
         image_ND: vectors of the pictures of N items.
         text_ND: of the texts of the same items, in the same order.
     """
-    image, text = _unit(image_ND), _unit(text_ND)
+    image, text = unit_rows(image_ND), unit_rows(text_ND)
     cosines = np.einsum("id,jd->ij", image, text)
     own = np.diagonal(cosines)
     found = float((cosines <= own[:, None] + 1e-9).all(axis=1).mean()) if len(own) else float("nan")
@@ -99,7 +98,7 @@ def conflicting(ids: npt.NDArray[np.int64], image_ND: Vectors, text_ND: Vectors,
     """
     if len(ids) < 4:
         return ()
-    image, text = (_unit(rows - rows.mean(axis=0)) for rows in (image_ND, text_ND))
+    image, text = (unit_rows(rows - rows.mean(axis=0)) for rows in (image_ND, text_ND))
     rows, columns = np.triu_indices(len(ids), 1)
     cosines = [np.einsum("id,jd->ij", unit, unit)[rows, columns] for unit in (image, text)]
     spreads = [max(float(values.std()), 1e-12) for values in cosines]
@@ -153,18 +152,24 @@ class Findings:
     """What this module knows of a run; ``cosines`` of each pair's fused vectors, by variant."""
 
     geometry: tuple[Geometry, ...]
+    modality_drops: tuple[ModalityDrop, ...]
     pairs: tuple[Pair, ...]
     cosines: tuple[Mapping[str, float], ...]
     maps: tuple[VectorMap, ...]
 
 
-def look(workspace: Workspace, variants: Sequence[str], num_pairs: int) -> Findings:
+def look(
+    workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int], fuse: Fuse
+) -> Findings:
     """Read the vectors and look at them.
 
     Args:
         workspace: of a finished run.
         variants: those with vectors; the first is what pairs are found in, it and the last are mapped.
         num_pairs: of each kind.
+        params: of the export that made the vectors.
+        fit_ids: item ids seen in training.
+        fuse: how the export makes one vector of two.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the variants have other items.
@@ -172,7 +177,9 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int) -> Findi
     store = ImageStore(workspace.images)
     pictured = np.array([item for item in store.item_ids.tolist() if store.status(item) == "ok"], dtype=np.int64)
     chosen = pictured[sampled(len(pictured), MAX_COMPARED) - 1] if len(pictured) else pictured
+    leaves = np.array([path[-1] if path else "" for path in ITEMS.read(workspace.items).sort("item_id")["categories"].to_list()])
     numbers: list[Geometry] = []
+    drops: list[ModalityDrop] = []
     pairs: tuple[Pair, ...] = ()
     fused: dict[str, Vectors] = {}
     for variant in variants:
@@ -180,15 +187,31 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int) -> Findi
         image, text, whole = (
             read_vectors(path, column, fill="mean") for column in ("image_embedding", "text_embedding", "embedding")
         )
-        if image is None or text is None or whole is None or len(whole) <= chosen.max(initial=0):
-            raise ArtifactError(str(path), "has no vectors of the items in the picture table", "run `dvc repro` to make it anew")
+        if image is None or text is None or whole is None or not chosen.max(initial=0) < len(whole) == len(leaves) + 1:
+            problem = "has not one vector for each item of the tables of items and pictures"
+            raise ArtifactError(str(path), problem, "run `dvc repro` to make it anew")
         fused[variant] = whole
+        ids = sampled(len(whole) - 1, MAX_COMPARED)
+        is_shown = EMBEDDINGS.scan(path).sort("item_id").select(pl.col("image_embedding").is_not_null()).collect().to_series()
+        has_image = is_shown.to_numpy()[ids - 1]
+        dropped = modality_drop(
+            variant,
+            image[ids],
+            text[ids],
+            has_image,
+            np.isin(ids, pictured),
+            np.isin(ids, fit_ids),
+            leaves[ids - 1].tolist(),
+            params,
+            fuse,
+        )
+        drops += [] if dropped is None else [dropped]
         numbers.append(geometry(variant, image[chosen], text[chosen]))
         if variant == variants[0]:
             pairs = conflicting(chosen, image[chosen], text[chosen], num_pairs)
     if not fused:
-        return Findings((), (), (), ())
-    units = {variant: _unit(whole) for variant, whole in fused.items()}
+        return Findings((), (), (), (), ())
+    units = {variant: unit_rows(whole) for variant, whole in fused.items()}
     cosines = tuple({v: float(unit[pair.first] @ unit[pair.second]) for v, unit in units.items()} for pair in pairs)
     mapped = np.unique([*sampled(len(fused[variants[0]]) - 1, MAX_MAPPED), *(i for p in pairs for i in (p.first, p.second))])
     places = {int(item): place for place, item in enumerate(mapped.tolist())}
@@ -200,4 +223,4 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int) -> Findi
         VectorMap(variant, tuple((float(x), float(y)) for x, y in placed), ends)
         for variant, placed in zip(shown, _to_frame(*drawn), strict=True)
     ]
-    return Findings(tuple(numbers), pairs, cosines, tuple(maps))
+    return Findings(tuple(numbers), tuple(drops), pairs, cosines, tuple(maps))

@@ -17,6 +17,7 @@ from sda_core.errors import TrainingError
 
 @pytest.fixture(scope="module")
 def script(repository: Path) -> ModuleType:
+    sys.path.insert(0, str(repository / "experiments"))  # where its imports are
     spec = importlib.util.spec_from_file_location("gradient_conflict", repository / "experiments" / "gradient_conflict.py")
     assert spec is not None
     assert spec.loader is not None

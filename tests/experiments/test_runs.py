@@ -11,6 +11,7 @@ import pytest
 
 from sda_core.artifacts import POSITIONS, Workspace
 from sda_core.params import FitParams, load_params
+from sda_core.report.experiments import experiments
 
 
 def test_positions_are_of_one_model_and_kept(shop: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +47,21 @@ def test_gains_and_interval(tmp_path: Path, shop: Workspace) -> None:
     low, high = _runs.interval(np.full((2, 30), 0.25), load_params(shop.root / "params.yaml").evaluate, "x")
     assert (low, high) == (0.25, 0.25)
     assert _runs.epochs(tmp_path, [1, 2]) == ""
+
+
+def test_a_table_is_printed_and_left_for_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "### Title\n\n| a |\n|---|\n| 1 |\n"
+    results = Path("experiments") / "results"
+    for arguments, folder in (
+        (("sweep", "t"), results / "sweep-t"),
+        (("protocol", "protocol", tmp_path / "other"), tmp_path / "other" / results / "protocol"),
+        (("probe", "", "runs/seed-{seed}"), results / "probe"),
+    ):
+        assert _runs.leave(text, *arguments) == folder
+        assert (folder / "table.md").read_text() == text
+    assert capsys.readouterr().out == 3 * (text + "\n")
+    (shown,) = (found for found in experiments(tmp_path / "experiments") if found.name == "sweep-t")
+    assert shown.tables[0].caption == "Title"

@@ -58,7 +58,9 @@ def test_a_sweep_over_spoilt_texts(
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| zero_shot", "| 0.5"))]
     assert [row.split("|")[1].strip() for row in rows] == ["zero_shot", "0.5"]
     folder = tmp_path / "experiments" / "runs" / "noisy"
-    assert (folder / "plot.png").stat().st_size > 5000
+    left = tmp_path / "experiments" / "results" / "sweep-noisy"
+    assert (left / "plot.png").stat().st_size > 5000
+    assert rows[1] in (left / "table.md").read_text(encoding="utf-8").splitlines()
     workspace = Workspace(folder / "0.5" / "seed-1")
     spoilt = pl.read_parquet(Workspace(workspace.root / "spoilt").items)["title"]
     assert (spoilt != pl.read_parquet(workspace.items)["title"]).mean() == pytest.approx(0.5, abs=0.1)

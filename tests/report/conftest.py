@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from PIL import Image, ImageDraw
 
+from sda_core.costs import Latest, Run
 from sda_core.report.model import (
     Change,
     Chart,
@@ -17,9 +20,11 @@ from sda_core.report.model import (
     Example,
     Experiment,
     Fact,
+    Found,
     GateMap,
     Geometry,
     Item,
+    ModalityDrop,
     Neighbor,
     NeighborList,
     Picture,
@@ -29,6 +34,7 @@ from sda_core.report.model import (
     Share,
     Size,
     Spread,
+    Table,
     Variant,
     VectorMap,
 )
@@ -88,6 +94,21 @@ def coverage() -> DataCoverage:
     )
 
 
+def _spent(stage: str, seconds: float, variant: str | None = None, is_part: bool = False, **changes: object) -> Latest:
+    values = {
+        "stage": stage, "variant": variant, "recommender": None, "started": datetime(2026, 11, 26, 4, 30, tzinfo=UTC),
+        "seconds": seconds, "cpu_seconds": 2 * seconds, "peak_mib": 512.0, "child_peak_mib": None, "gpu_peak_mib": None,
+        "counts": {}, "cores": 2, "threads": 1, "processes": 1, "cpu": "Some <b>CPU</b>", "gpu": None, "version": "0.1.0",
+    }  # fmt: skip
+    return Latest(Run.model_validate(values | changes), is_part)
+
+
+@pytest.fixture
+def spent() -> Callable[..., Latest]:
+    """The cost of a stage: its name, seconds, variant, whether it is a part, and what else is known."""
+    return _spent
+
+
 @pytest.fixture
 def page_data() -> ReportData:
     def score(value: float) -> Score:
@@ -137,6 +158,10 @@ def page_data() -> ReportData:
             ),
         ),
         geometry=(Geometry("zero_shot", 290, 1.81, -1.77, -1.75, 0.0069), Geometry("sda", 290, 1.2, -1.9, -1.8, 0.31)),
+        modality_drops=(
+            ModalityDrop("zero_shot", 300, 289, Found(0.9, 1.0), Found(0.8, 0.77), Found(0.121, 0.0), 0.12),
+            ModalityDrop("sda", 300, 289, Found(0.91, 1.0), Found(0.85, 0.7), Found(0.86, 0.6), 0.12),
+        ),
         conflicts=(
             Conflict(items[1], items[2], "image", 0.91, -0.24, (("zero_shot", 0.47), ("sda", 0.12))),
             Conflict(items[0], items[6], "text", -0.3, 0.8, (("zero_shot", 0.2), ("sda", -0.05))),
@@ -147,9 +172,17 @@ def page_data() -> ReportData:
         ),
         gates=(GateMap("sda", (0, 1), ("image", "text"), (((0.9, 0.1), (0.2, 0.8)), ((0.5, 0.5), (0.5, 0.5))), 14, 0.7),),
         experiments=(
-            Experiment("sweep/table.tsv", ("variant", "ndcg@10"), (("sda", "0.05"), (NASTY, "0.04")), None, "3 more rows"),
-            Experiment("sweep/plot.png", (), (), Picture("image/png", drawn_picture(3)), ""),
+            Experiment(
+                "sweep-temperature",
+                (
+                    Table(NASTY, ("variant", "ndcg@10"), (("sda", "0.05"), (NASTY, "0.04")), "3 more rows"),
+                    Table("", ("a",), (("b",),), ""),
+                ),
+                (Picture("image/png", drawn_picture(3)),),
+                (),
+            ),
+            Experiment("other/table.tsv", (), (), ("cannot be read as a table (ComputeError)",)),
         ),
         sizes=(Size("filter", 4, 1_234_567, ""), Size("train_adapter", 8, 999, "64 items seen by each adapter")),
-        seconds={"filter": 1.5, "train_adapter": 73.2},
+        costs=(),
     )

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import typer
 from PIL import Image, ImageDraw
+from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
+from sda_core import costs
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_json, write_text
+from sda_core.embeddings.fusion import fuse
 from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ArtifactError
 from sda_core.evaluation import compare_variants, score_positions, summarise
@@ -22,6 +26,7 @@ from sda_core.index import build_index, load_index
 from sda_core.params import Params, load_params
 from sda_core.report import collect, example_items, render
 from sda_core.report.collect import read_curve, spread_items, thumbnail
+from stages.report import report
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_USERS, NUM_ITEMS = 60, 30
@@ -148,7 +153,7 @@ def page(workspace: Workspace, params: Params) -> str:
     comparisons = compare_variants(positions, ["zero_shot", "id"], interactions, params.evaluate, params.report.cutoff)
     shown, with_vectors = example_items(workspace, params.report), [variant for variant in params.variants if variant != "id"]
     neighbors = {v: load_index(workspace.index(v)).neighbor_lists(shown, params.report.num_neighbors) for v in with_vectors}
-    return render(collect(workspace, params, comparisons, neighbors, commit=None, seconds={}))
+    return render(collect(workspace, params, comparisons, neighbors, fuse=fuse, commit=None, costs=()))
 
 
 def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> None:
@@ -161,6 +166,7 @@ def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> N
     assert html.count(">any</th>") == 2  # popularity and BPR look at no vectors: one row for all variants
     assert html.count("<figure>") == 9  # a ladder, the long tail, two validation charts, an adapter's loss, two maps, two gates
     assert html.count(">Pair ") == 6  # three of each kind
+    assert "If one modality is missing" in html
     assert "&lt;b&gt;0.1&lt;/b&gt;" in html
     assert "items seen by each adapter" in html
 
@@ -181,10 +187,32 @@ def test_a_variant_of_one_vector_an_item_has_its_place_on_the_page(finished: Wor
     assert html.count(">Pair ") == 6  # found in our own vectors
 
 
+def test_the_page_with_costs_stands_beside_and_leaves_the_other_as_it_is(
+    finished: Workspace, params: Params, tmp_path: Path
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(finished.root, tmp_path / "run")))
+    YAML(typ="safe", pure=True).dump(params.model_dump(mode="json"), workspace.root / "params.yaml")
+    report(workspace.root)
+    first = workspace.report.read_bytes()
+    assert b"sda report --costs" in first
+    kept = workspace.costs.read_bytes()
+    workspace.costs.unlink()
+    with pytest.raises(typer.Exit):  # nothing to show
+        report(workspace.root, costs=True)
+    workspace.costs.write_bytes(kept)
+    report(workspace.root, costs=True)
+    with_costs = workspace.costs_page.read_text(encoding="utf-8")
+    assert '<th scope="row">report</th>' in with_costs
+    assert "sda report --costs" not in with_costs
+    report(workspace.root)
+    assert workspace.report.read_bytes() == first
+    assert [run.stage for run in costs.read(workspace.costs)] == ["report"] * 2  # of the pipeline's page alone
+
+
 def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:
     positions = {(v, "sasrec"): POSITIONS.read(finished.positions(v, "sasrec")) for v in params.variants}
     comparisons = compare_variants(positions, ["zero_shot", "id"], INTERACTIONS.read(finished.interactions), params.evaluate, 10)
-    data = collect(finished, params, comparisons, {}, commit="abc", seconds={"filter": 2.0})
+    data = collect(finished, params, comparisons, {}, fuse=fuse, commit="abc", costs=())
     found = {(result.recommender, result.variant): result for result in data.results}
     assert set(found) == {("pop", "any"), ("bpr", "any"), ("sasrec", "id"), ("sasrec", "zero_shot"), ("sasrec", "sda")}
     metrics = json.loads(finished.metrics("sda", "sasrec").read_text(encoding="utf-8"))
@@ -205,7 +233,7 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     popular = train["item_id"].value_counts()["count"].sort(descending=True)
     assert dict(data.coverage.long_tail)[0.2] == pytest.approx(popular[: NUM_ITEMS // 5].sum() / len(train))
     assert data.coverage.rows_read == 366
-    assert (data.commit, data.is_simulation, dict(data.seconds)) == ("abc", True, {"filter": 2.0})
+    assert (data.commit, data.is_simulation, data.costs) == ("abc", True, ())
 
 
 def test_examples_have_pictures_and_spread_over_popularity(finished: Workspace, params: Params) -> None:
@@ -254,12 +282,12 @@ def test_curves_that_are_none(tmp_path: Path) -> None:
 
 def test_missing_files_are_one_line(finished: Workspace, params: Params) -> None:
     with pytest.raises(ArtifactError, match="is missing"):
-        collect(Workspace(finished.root / "nowhere"), params, [], {}, commit=None, seconds={})
+        collect(Workspace(finished.root / "nowhere"), params, [], {}, fuse=fuse, commit=None, costs=())
     incomplete = params.model_copy(update={"report": params.report.model_copy(update={"cutoff": 20})})
     with pytest.raises(ArtifactError, match=r"no hit@20"):
-        collect(finished, incomplete, [], {}, commit=None, seconds={})
+        collect(finished, incomplete, [], {}, fuse=fuse, commit=None, costs=())
     with pytest.raises(ArtifactError, match="no item 31"):
-        collect(finished, params, [], {"sda": {1: [(31, 0.5)]}}, commit=None, seconds={})
+        collect(finished, params, [], {"sda": {1: [(31, 0.5)]}}, fuse=fuse, commit=None, costs=())
 
 
 @pytest.mark.parametrize("preset", ["beauty", "movies", "gift_cards", "demo"])

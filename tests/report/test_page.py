@@ -9,13 +9,15 @@ import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
 
+from sda_core.costs import Latest
 from sda_core.report import ReportData, render
 from sda_core.report.model import Change, Score
-from sda_core.report.page import _best, change_cell, day, duration, funnel, number, p_text, percent, small_percent
+from sda_core.report.page import _best, change_cell, day, duration, funnel, memory, number, p_text, percent, small_percent
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_EMPTY = {"line", "circle", "rect", "polygon", "polyline"}
@@ -149,10 +151,14 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
     for expected in (
         "Simulated shop.", "The backbone has random weights.", "1,200 test users, 90 of them with a tail target",
         "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610",
-        "commit unknown", "1 min 13 s", "1.5 s", "1 of 3 shared",
+        "commit unknown", "1 of 3 shared",
         "In short. sda against zero_shot: clearly higher in sasrec. Highest NDCG@10 of all variants: id in sasrec.",
-        "1.810 −1.770 −1.750 0.7 %", "pictures +0.91, words −0.24", "together: zero_shot +0.47, sda +0.12",
-        "The largest difference between two modalities in any layer is 0.700.", "sweep/table.tsv", "3 more rows", "1.2 MB",
+        "1.810 −1.770 −1.750 0.7 %",
+        "zero_shot 90.0 % 80.0 % 77.0 % 12.1 % 0 %", "289 items with a picture and a category, among 300",
+        "Chance: 12.0 % for the category, 0.3 % for the item itself.", "sda costs", "costs/report.html",
+        "pictures +0.91, words −0.24", "together: zero_shot +0.47, sda +0.12",
+        "The largest difference between two modalities in any layer is 0.700.",
+        "sweep-temperature", "3 more rows", "cannot be read as a table", "1.2 MB",
         "Difference +0.0010 to +0.0030 (95 % interval)", "0.900", "(no title)", "no picture", "clearly higher",
     ):  # fmt: skip
         assert expected in text, expected
@@ -274,6 +280,45 @@ def test_without_tail(page_data: ReportData) -> None:
     assert "No tail items." not in visible(render(page_data))
 
 
+def test_the_cost_card_adds_up_what_ran_alone(page_data: ReportData, spent: Callable[..., Latest]) -> None:
+    costs = (
+        spent("filter", 1.5, counts={"rows_read": 3000}),
+        spent("export_embeddings", 10.0, "id", counts={"items": 300}),
+        spent("export_embeddings", 50.0, "zero_shot", counts={"items": 300}),
+        spent("export_embeddings", 60.0, "sda", counts={"items": 300}, peak_mib=2048.0),
+        spent("train_recommender", 20.0, "sda", child_peak_mib=700.0),
+        spent("train_recommender", 18.0, "sda", True, recommender="sasrec", counts={"epochs": 36}),
+        spent("train_recommender", 3.0, "sda", recommender="vbpr"),
+    )
+    html = render(dataclasses.replace(page_data, costs=costs))
+    assert html == render(dataclasses.replace(page_data, costs=costs))
+    text = visible(html)
+    for expected in (
+        "All stages 2 min 24 s", "Processor time 4 min 49 s", "Most memory 2.0 GiB",
+        "Item vectors 5 items/s",  # of the slowest variant that has a model
+        "filter 1.5 s 3.0 s 512 MiB 2,000 rows/s", "train_recommender sda 20.0 s 40.0 s 700 MiB sasrec 18.0 s",
+        "train_recommender sda/vbpr 3.0 s", "Some <b>CPU</b>, 2 cores; last on 2026-11-26 (UTC)",
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert "sda costs" not in text
+    assert html.count('<tr class="part">') == 1
+    bars = re.findall(r'class="fill" width="([\d.]+)"', html[html.index('id="cost"') :])
+    assert max(map(float, bars)) == 100.0
+    for part in costs[:1]:  # a stage that took no time that could be measured
+        assert "0.0 s" in visible(render(dataclasses.replace(page_data, costs=(spent(part.run.stage, 0.0),))))
+
+
+def test_tables_of_experiments_are_text(page_data: ReportData) -> None:
+    html = render(page_data)
+    section = html[html.index('id="experiments"') : html.index('id="cost"')]
+    assert section.count("<table") == 2
+    assert section.count("<h3>") == 2
+    assert "<script" not in section
+    assert section.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2  # caption and cell
+    labels = re.findall(r'aria-label="(Table [^"]*)"', section)
+    assert labels == ["Table 1 of sweep-temperature", "Table 2 of sweep-temperature"]
+
+
 def test_real_data_has_no_simulation_banner(page_data: ReportData) -> None:
     text = visible(render(dataclasses.replace(page_data, is_simulation=False, notes=(), commit="abc123")))
     assert "Simulated" not in text
@@ -287,7 +332,6 @@ def test_an_almost_empty_run(page_data: ReportData) -> None:
         validation_charts=(),
         adapter_charts=(),
         examples=(),
-        seconds={},
         set_up=(),
     )
     html = render(bare)
@@ -332,6 +376,7 @@ def test_small_texts() -> None:
 
 
 def test_numbers_as_text() -> None:
+    assert [memory(mib).replace("\u00a0", " ") for mib in (0.4, 512.0, 1638.4)] == ["0 MiB", "512 MiB", "1.6 GiB"]
     shares = (0.0, 1e-9, 0.0005, 0.7291, 0.9994, 0.99951, 1.0)
     shown = ["0 %", "< 0.1 %", "0.1 %", "72.9 %", "99.9 %", "> 99.9 %", "100 %"]
     assert [percent(share).replace("\u00a0", " ") for share in shares] == shown
