@@ -15,7 +15,9 @@ Who is alike is said in two ways:
 Takes the project folder of a run; ``{seed}`` in ``--root`` stands for the seed, as in ``compare_vectors.py``.
 
     python experiments/conflicting_items.py --root 'experiments/runs/effect/seed-{seed}' --seeds 1 2 3 \\
-        --variants zero_shot lora infonce sda --plot experiments/conflicting_items.png
+        --variants zero_shot lora infonce sda
+
+Table and plot are left in ``experiments/results/conflicting_items``, which the report shows.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from _runs import leave
 from attribute_probe import SHOWN_BY
 from compare_vectors import fused_again, workspace_of
 from sklearn.metrics import roc_auc_score
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--fused-dim", type=int, help="fuse the picture and text vectors anew, to this many components")
-    parser.add_argument("--plot", type=Path, help="where to draw the cosines of each kind")
+    parser.add_argument("--name", default="", help="end of the name of the folder of the results")
     options = parser.parse_args()
     found: dict[tuple[str, str], list[Mapping[str, np.ndarray]]] = {}
     for seed in options.seeds:
@@ -65,9 +68,7 @@ def main() -> None:
             for choice, pairs in choices.items():
                 of_kinds = {kind: cosines[pairs[kind]] for kind in KINDS}
                 found.setdefault((choice, variant), []).append(of_kinds)
-    print(table(found, len(options.seeds)))
-    if options.plot is not None:
-        plot(found, options.plot)
+    plot(found, leave(table(found, len(options.seeds)), "conflicting_items", options.name, options.root) / "plot.png")
 
 
 def pair_cosines(vectors_ND: np.ndarray) -> np.ndarray:
@@ -156,7 +157,6 @@ def plot(found: Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]], pa
         axis.set_title(f"pairs chosen by {choice}", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -1,10 +1,11 @@
 """Does it depend on the family of the backbone?  The same adapters and losses on backbones of several architectures.
 
 For every backbone and seed a workspace is made below ``experiments/runs/<name>/<backbone>``, in which the pipeline's own stages
-train the adapters and compute the item vectors, and SASRec is trained on them; what is there already is kept.  A backbone is a
-section of the params, ``NAME=FILE``; those of ``conf/backbone`` are such files.  On a machine that holds them:
+train the adapters and compute the item vectors, and SASRec is trained on them; what is there already is kept.  Table and plot
+are left in ``experiments/results/families-<name>``, which the report shows.  A backbone is a section of the params, ``NAME=FILE``;
+those of ``conf/backbone`` are such files.  On a machine that holds them:
 
-    python experiments/families.py --name families --backbones qwen2_5_vl=conf/backbone/qwen2_5_vl_7b.yaml \\
+    python experiments/families.py --name published --backbones qwen2_5_vl=conf/backbone/qwen2_5_vl_7b.yaml \\
         qwen3_vl=conf/backbone/qwen3_vl_2b.yaml internvl=conf/backbone/internvl3_1b.yaml
 
 Without ``--backbones``: ``nano``, and its relatives.  These are small checkpoints of other families, made here: their language
@@ -12,7 +13,7 @@ model is nano's, weight for weight (the families share Qwen2's), so that they re
 picture tower, how its output joins the words, how positions are counted) is new and random.  So they can say whether adaptation
 works in another architecture, and not how well that architecture sees.  ``qwen2_5_vl`` is nano without its eyes, for comparison.
 
-    python experiments/families.py --name families --seeds 1 2 3
+    python experiments/families.py --name relatives --seeds 1 2 3
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 import polars as pl
 import torch
 import transformers
-from _runs import CUTOFF, gains, interval, read_positions
+from _runs import CUTOFF, gains, interval, leave, read_positions
 from compare_vectors import train_on
 from ruamel.yaml import YAML
 from torch import nn
@@ -70,9 +71,7 @@ def main() -> None:
         for name, section in backbones.items():
             study.run(name, section, seed)
     text = table(study, list(backbones))
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    print(text)
-    plot(study, list(backbones), folder / "plot.png")
+    plot(study, list(backbones), leave(text, "families", given.name) / "plot.png")
 
 
 def _sections(given: Sequence[str]) -> dict[str, Mapping[str, Any]]:

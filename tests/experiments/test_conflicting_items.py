@@ -57,5 +57,5 @@ def test_table_and_plot(tmp_path: Path) -> None:
     found = {("base", "sda"): [of_seed(0.0), of_seed(0.2)]}
     row = conflicting_items.table(found, 2).splitlines()[4]
     assert row == "| base | sda | 2, 0.550 | 2, 0.450 | 2, 0.350 | 0.750 (0.500 .. 1.000) | 0.750 (0.500 .. 1.000) |"
-    conflicting_items.plot(found, tmp_path / "plots" / "kinds.png")
-    assert (tmp_path / "plots" / "kinds.png").read_bytes().startswith(b"\x89PNG")
+    conflicting_items.plot(found, tmp_path / "kinds.png")
+    assert (tmp_path / "kinds.png").read_bytes().startswith(b"\x89PNG")
