@@ -169,6 +169,10 @@ class Table:
         """The whole checked table; raises as :meth:`scan`."""
         return self.scan(path).collect()
 
+    def count(self, path: Path) -> int:
+        """The number of rows, which stands in the file's footer; raises as :meth:`scan`."""
+        return int(self.scan(path).select(pl.len()).collect().item())
+
     def write(self, frame: pl.DataFrame, path: Path) -> None:
         """Write a checked table; the bytes depend on nothing but the frame (and the polars version).
 

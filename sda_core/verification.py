@@ -142,6 +142,10 @@ class _Run:
     def items(self) -> pl.DataFrame:
         return self._table(ITEMS, self.workspace.items)
 
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
+
     def _vectors(self, variant: str) -> np.ndarray | None:
         path = self.workspace.embeddings(variant)
         self._table(EMBEDDINGS, path)
@@ -351,11 +355,11 @@ class _Run:
         self._vectors(variant)  # broken ones are told of where they are
         vectors = recommenders.read_item_vectors(self.workspace.embeddings(variant), saved)
         model = recommenders.load(folder, vectors, prepare_torch(self.params.runtime))
-        sizes = self.interactions["user_id"].max(), self.interactions["item_id"].max()
+        sizes = self.interactions["user_id"].max(), self.num_items
         _expect(
             (model.num_users, model.num_items) == sizes,
             folder,
-            f"is of {model.num_users} users and {model.num_items} items, the interactions of {sizes[0]} and {sizes[1]}",
+            f"is of {model.num_users} users and {model.num_items} items, the data of {sizes[0]} and {sizes[1]}",
         )
         broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
         _expect(not broken, folder, f"weights that are not finite: {', '.join(broken)}")
@@ -370,8 +374,7 @@ class _Run:
         _expect(found == targets, path, "its users and targets are not the test rows of the interactions, in order")
         inside = table.select(((pl.col("position") >= 1) & (pl.col("position") <= pl.col("candidates"))).all()).item()
         _expect(bool(inside), path, "a position lies outside 1..candidates")
-        num_items = int(self.items["item_id"].max())  # type: ignore[arg-type]
-        most = num_items if self.params.evaluate.protocol == "fullrank" else min(num_items, 101)
+        most = self.num_items if self.params.evaluate.protocol == "fullrank" else min(self.num_items, 101)
         fits = table.select((pl.col("candidates") <= most).all()).item()
         _expect(bool(fits), path, f"a target has more than {most} candidates under {self.params.evaluate.protocol}")
         placed = evaluation.score_positions(table.drop("position"), self.params.evaluate.ties)
@@ -385,7 +388,7 @@ class _Run:
     def metrics(self, variant: str, recommender: str) -> str:
         path = self.workspace.metrics(variant, recommender)
         table = self._table(POSITIONS, self.workspace.positions(variant, recommender))
-        computed = evaluation.summarise(table, self.interactions, self.params.evaluate)
+        computed = evaluation.summarise(table, self.interactions, self.params.evaluate, self.num_items)
         return _equal_numbers(path, _mapping(path, "metrics"), computed)
 
     def comparisons(self) -> str:
@@ -395,7 +398,9 @@ class _Run:
             for variant in self.params.variants
         }
         baselines = ("zero_shot", "id")
-        found = evaluation.compare_variants(pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff)
+        found = evaluation.compare_variants(
+            pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff, self.num_items
+        )
         computed = evaluation.flat_gains(found, tuple(self.params.train_adapter.variants), baselines)
         return _equal_numbers(self.workspace.comparisons, _mapping(self.workspace.comparisons, "comparisons"), computed)
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.evaluation import Change
 
@@ -18,7 +18,7 @@ Positions = Mapping[tuple[str, str], pl.DataFrame]
 """POSITIONS tables by (variant, recommender)."""
 
 PARAMS = "params.yaml"
-_WHAT = ("evaluation", "data/filtered/interactions.parquet", PARAMS)
+_WHAT = ("evaluation", "data/filtered/interactions.parquet", "data/filtered/items.parquet", PARAMS)
 
 
 @contextmanager
@@ -95,6 +95,12 @@ def positions(workspace: Workspace, revision: str | None) -> Positions:
 def interactions(*workspaces: Workspace) -> pl.DataFrame | None:
     """The first workspace's interactions that are there."""
     return next((INTERACTIONS.read(found.interactions) for found in workspaces if found.interactions.is_file()), None)
+
+
+def num_items(*workspaces: Workspace) -> int | None:
+    """The size of the catalogue, by the first workspace whose interactions are there."""
+    found = next((found for found in workspaces if found.interactions.is_file()), None)
+    return ITEMS.count(found.items) if found is not None and found.items.is_file() else None
 
 
 def check_same_protocol(*runs: tuple[Workspace, str | None]) -> None:

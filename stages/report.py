@@ -13,7 +13,7 @@ def report(root: Root = Path(), params: ParamsFile = None) -> None:
     """Compare the variants user by user, gather tables, curves and neighbours, and write report/index.html."""
     from sda_core import evaluation
     from sda_core import report as page
-    from sda_core.artifacts import INTERACTIONS, POSITIONS, replace_directory, write_json, write_text
+    from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, replace_directory, write_json, write_text
     from sda_core.index import load_index
 
     with stage("report", root, params) as run:
@@ -24,7 +24,9 @@ def report(root: Root = Path(), params: ParamsFile = None) -> None:
             for variant in variants
         }
         interactions = INTERACTIONS.read(workspace.interactions)
-        comparisons = evaluation.compare_variants(positions, BASELINES, interactions, run.params.evaluate, section.cutoff)
+        comparisons = evaluation.compare_variants(
+            positions, BASELINES, interactions, run.params.evaluate, section.cutoff, ITEMS.count(workspace.items)
+        )
         shown = page.example_items(workspace, section)
         neighbors = {
             variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)

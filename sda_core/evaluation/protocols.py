@@ -62,13 +62,14 @@ def _draw(urn: Ids, own: Ids, num: int, random: np.random.Generator) -> Ids:
     return np.sort(np.concatenate([np.asarray(taken, dtype=np.int32), rest.astype(np.int32)]))
 
 
-def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int) -> Ids | None:
+def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int, num_items: int | None = None) -> Ids | None:
     """The negatives that each test user's target is placed among.
 
     Args:
         protocol: see the module.
         interactions: the whole table, all splits.
         seed: ``evaluate.negatives_seed``.
+        num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Returns:
         None for ``fullrank`` (all items).  Else (U, 100) int32: row i holds the distinct item ids of user
@@ -76,9 +77,9 @@ def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int) -> Ids
         items to draw from, the row has as many as there are and ends in zeros (padding); that is logged.
 
     Raises:
-        DataError: there are no interactions.
+        DataError: there are no interactions, or one is with an item beyond the catalogue.
     """
-    num_items = catalogue_size(interactions)
+    num_items = catalogue_size(interactions, num_items)
     match protocol:
         case "fullrank":
             return None
