@@ -61,7 +61,9 @@ def catalogue_size(interactions: pl.DataFrame, num_items: int | None = None) -> 
         raise DataError("interactions", "there are none", "loosen the thresholds of the filter section")
     largest = int(interactions["item_id"].to_numpy().max())
     if num_items is not None and num_items < largest:
-        raise DataError("interactions", f"go up to item {largest}, the catalogue to {num_items}", "run `dvc repro` from filter on")
+        raise DataError(
+            "interactions", f"go up to item {largest}, the catalogue to {num_items}", "run `dvc repro` from filter on"
+        )
     return largest if num_items is None else num_items
 
 
