@@ -30,6 +30,7 @@ from sda_core.artifacts import (
     EMBEDDINGS,
     INTERACTIONS,
     ITEMS,
+    NEGATIVES,
     POSITIONS,
     USERS,
     Table,
@@ -118,6 +119,8 @@ class _Run:
         pairs = [(variant, recommender) for variant in params.variants for recommender in params.recommenders]
         for pair in pairs:
             yield at.recommender(*pair), partial(self.recommender, *pair)
+        if params.evaluate.protocol != "fullrank":
+            yield (path := at.negatives(params.evaluate.protocol)), partial(self.negatives, path)
         for pair in pairs:
             yield at.positions(*pair), partial(self.check_positions, *pair)
             yield at.metrics(*pair), partial(self.metrics, *pair)
@@ -365,6 +368,17 @@ class _Run:
         _expect(not broken, folder, f"weights that are not finite: {', '.join(broken)}")
         return f"{sum(value.numel() for value in model.state_dict().values()):,} numbers, loads"
 
+    def negatives(self, path: Path) -> str:
+        drawn = evaluation.read_negatives(path, self.interactions, self.params.evaluate)
+        rows = NEGATIVES.read(path).explode("candidates").filter(pl.col("candidates") != 0)
+        rows = rows.select("user_id", item_id="candidates")
+        _expect(rows.is_duplicated().sum() == 0, path, "a user has a negative twice")
+        inside = rows.select(pl.col("item_id").is_between(1, self.num_items).all()).item()
+        _expect(bool(inside), path, f"a negative is none of the items 1..{self.num_items}")
+        known = len(rows.join(self.interactions, on=["user_id", "item_id"], how="semi"))
+        _expect(known == 0, path, f"{known} negatives are items that their users have interacted with")
+        return f"{len(rows):,} negatives, sha256 {str(drawn.sha256)[:12]} as drawn"
+
     def check_positions(self, variant: str, recommender: str) -> str:
         path = self.workspace.positions(variant, recommender)
         table = POSITIONS.read(path)
@@ -389,7 +403,16 @@ class _Run:
         path = self.workspace.metrics(variant, recommender)
         table = self._table(POSITIONS, self.workspace.positions(variant, recommender))
         computed = evaluation.summarise(table, self.interactions, self.params.evaluate, self.num_items)
-        return _equal_numbers(path, _mapping(path, "metrics"), computed)
+        found = dict(_mapping(path, "metrics"))
+        hashed = {name: found.pop(name) for name in ("negatives_sha256",) if name in found}
+        expected = evaluation.negatives_of(self.workspace.positions(variant, recommender))
+        _expect(hashed == expected, path, f"tells of the negatives {hashed}, the positions of {expected}")
+        if self.params.evaluate.retrieval is not None:
+            recall = found.pop(
+                "retrieval_recall@10", 1.0
+            )  # none of a recommender that has no index; it takes the model to measure
+            _expect(isinstance(recall, float) and 0.0 <= recall <= 1.0, path, f"retrieval_recall@10 is {recall}")
+        return _equal_numbers(path, found, computed)
 
     def comparisons(self) -> str:
         pairs = {

@@ -23,6 +23,7 @@ def report(root: Root = Path(), params: ParamsFile = None) -> None:
             for recommender in run.params.recommenders
             for variant in variants
         }
+        evaluation.check_same_negatives(workspace.positions(*key) for key in positions)
         interactions = INTERACTIONS.read(workspace.interactions)
         comparisons = evaluation.compare_variants(
             positions, BASELINES, interactions, run.params.evaluate, section.cutoff, ITEMS.count(workspace.items)

@@ -7,10 +7,11 @@ uni100        100 distinct items the user never interacted with, uniform over th
 pop100        the same, drawn one after another in proportion to training popularity
 ============  ==================================================================================================
 
-Sampled candidates are drawn once per data set, from the interactions and ``negatives_seed`` alone: they do not depend
-on the model, on the order of rows, or on what was drawn for other users, so every variant meets the same ones (compare
-:func:`candidates_hash`).  Items of *all* of the user's rows are left out, whatever their split, so that neither a
-validation item nor one that the user took after the target is a negative.
+Sampled candidates are drawn once per data set, from the interactions, the catalogue and ``negatives_seed`` alone: they do
+not depend on the model, on the order of rows, or on what was drawn for other users.  They are stored
+(:mod:`sda_core.evaluation.negatives`), so every variant meets the same ones (compare :func:`candidates_hash`).  Items of
+*all* of the user's rows are left out, whatever their split, so that neither a validation item nor one that the user took
+after the target is a negative.
 """
 
 from __future__ import annotations
