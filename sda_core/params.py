@@ -622,6 +622,14 @@ class RetrievalParams(SearchParams):
     depth: Count  # candidates retrieved for a user; a target that is not among them is last of all
     num_queries: Count  # users by whose exact scores the loss of recall is measured
 
+    @model_validator(mode="after")
+    def _search_fits(self) -> RetrievalParams:
+        if self.factory.startswith("HNSW") and self.ef_search is None:
+            raise ValueError(
+                f"ef_search should be set for {self.factory} (FAISS's own, 16, does not grow with depth {self.depth})"
+            )
+        return self
+
 
 class EvaluateParams(Section):
     """How the test users' targets are placed and scored."""

@@ -18,7 +18,7 @@ def data() -> dict:
     return YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
-RETRIEVAL = {"factory": "HNSW32", "nprobe": None, "ef_search": None, "depth": 100, "num_queries": 10}
+RETRIEVAL = {"factory": "HNSW32", "nprobe": None, "ef_search": 200, "depth": 100, "num_queries": 10}
 
 
 def problem(edit) -> str:
@@ -69,6 +69,7 @@ def test_the_shipped_file_is_valid() -> None:
             RETRIEVAL | {"depth": 19},
             "evaluate: retrieval.depth (19) should be at least the largest of cutoffs 20",
         ),
+        ("evaluate.retrieval", RETRIEVAL | {"ef_search": None}, "evaluate.retrieval: ef_search should be set for HNSW32"),
         ("report.cutoff", 7, "report.cutoff: 7 is not among evaluate.cutoffs [5, 10, 20]"),
     ],
 )

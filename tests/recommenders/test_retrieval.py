@@ -111,7 +111,7 @@ def test_an_index_that_faiss_does_not_know_is_named_by_its_param(retrieval_param
     data = evaluation_data(make_table([[1, 2, 3], [3, 2, 1]]))
     model = Factors(np.ones((3, 2)), np.ones((4, 2)))
     with pytest.raises(ConfigError, match=r"params.yaml: evaluate.retrieval.factory"):
-        place(model, data, None, retrieval_params(3, "HNSW32,Nonsense"), CPU, inner_product_search)
+        place(model, data, None, retrieval_params(3, "IVF4,Nonsense"), CPU, inner_product_search)
     with pytest.raises(ConfigError, match=r"params.yaml: evaluate.retrieval.nprobe"):
         place(model, data, None, retrieval_params(3, nprobe=2), CPU, inner_product_search)
 
