@@ -5,7 +5,8 @@ What the index gives is scored anew, so that neither its codes nor the order of 
 
 * A target whose exact place is within the depth gets it, provided that the index finds it and all that is better: always
   under ``Flat``.
-* A target that is not found is last of all candidates.
+* A target that is not found is last of all candidates.  Hit and NDCG lose nothing by the depth, which is at least the largest
+  cut-off; MRR, which has none, is a lower bound.
 * What approximate search loses is told: ``retrieval_recall@10``, the share of the exact top 10 among what was found.
 """
 
