@@ -127,7 +127,7 @@ class _Retrieval:
     def recall_at_10(self, num_queries: int) -> tuple[float, int]:
         """The share of the exact top 10 of evenly spread users that is among what is found, and of how many users.
 
-        An item as good as the tenth is right, whichever of equal ones it is.  Where fewer than 10 items are unseen, all are.
+        An item as good as the tenth is right, whichever of equal ones it is.  Where there are fewer than 10 candidates, all are.
         """
         num_users = len(self.data.users)
         sample = np.unique(np.linspace(0, num_users - 1, min(num_queries, num_users)).round().astype(np.int64))
@@ -136,7 +136,7 @@ class _Retrieval:
             rows = sample[start : start + self.chunk]
             found_BN = self._candidates(rows)[1]
             score_BI = self.recommender.score(*self._inputs(rows)).cpu().numpy()
-            score_BI[self.data.histories.pairs(self.data.users[rows])] = -np.inf
+            score_BI[self._seen_others(rows)] = -np.inf
             for score_I, found_N in zip(score_BI, found_BN, strict=True):
                 k = min(10, int((score_I > -np.inf).sum()))
                 if k:
@@ -171,6 +171,10 @@ class _Retrieval:
 
     def _num_candidates(self, rows: np.ndarray) -> np.ndarray:
         """All items but the seen ones, the target included: ``(B,)``."""
+        return self.data.num_items - np.bincount(self._seen_others(rows)[0], minlength=len(rows))
+
+    def _seen_others(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is no candidate, as (row, item): the history without the target."""
         seen_rows, seen_items = self.data.histories.pairs(self.data.users[rows])
-        others = seen_rows[seen_items != self.data.targets[rows][seen_rows]]
-        return self.data.num_items - np.bincount(others, minlength=len(rows))
+        is_other = seen_items != self.data.targets[rows][seen_rows]
+        return seen_rows[is_other], seen_items[is_other]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sda_core.errors import ConfigError, TrainingError
@@ -48,6 +48,7 @@ def _worlds(draw):
 
 @settings(deadline=None, max_examples=50)
 @given(_worlds())
+@example(([[1, 1, 1]] * 3, np.ones((4, 3)), np.arange(39).reshape(13, 3) % 5, 10, 1))  # the target takes a place of the depth
 def test_ties_within_the_depth_are_counted_exactly(retrieval_params, make_table, world):
     """Items come twice, targets come back from the history, and half of the items share a score with another."""
     histories, users, items, depth, batch_size = world
