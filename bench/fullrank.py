@@ -90,7 +90,7 @@ def main() -> None:
         {
             "protocol": "fullrank", "cutoffs": (5, 10, 20), "ties": "pessimistic",
             "tail": {"definition": "train_lt_k", "max_count": 4, "share": 0.8},
-            "negatives_seed": 0, "bootstrap_samples": 1000, "bootstrap_seed": 0, "batch_size": 256,
+            "negatives_seed": 0, "bootstrap_samples": 1000, "bootstrap_seed": 0, "batch_size": 256, "retrieval": None,
         }
     )  # fmt: skip
     seconds: dict[str, Seconds] = {}

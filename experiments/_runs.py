@@ -78,7 +78,7 @@ def keep_positions(
     known = recommenders.evaluation_data(interactions, num_items=num_items)
     write_tsv(folder / f"{seed}.tsv", records)
     for protocol, path in wanted.items():
-        candidates = evaluation.candidates(protocol, interactions, params.evaluate.negatives_seed)
+        candidates = evaluation.candidates(protocol, interactions, params.evaluate.negatives_seed, num_items)
         placed = recommenders.place_targets(model, known, candidates, params.evaluate.batch_size, device)
         POSITIONS.write(evaluation.score_positions(placed, params.evaluate.ties), path)
     scratch.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ import polars as pl
 from _runs import CUTOFF, gains, interval, keep_positions, leave, positions_path, read_positions
 
 from sda_core import log
-from sda_core.artifacts import INTERACTIONS, Workspace, read_vectors
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_vectors
 from sda_core.embeddings import controls
 from sda_core.embeddings.fusion import fuse
 from sda_core.evaluation.groups import item_groups
@@ -145,7 +145,7 @@ def table(
 ) -> str:
     """A markdown table of one recommender: all users, and those whose target is a tail or a cold item, where there are any."""
     interactions = INTERACTIONS.read(workspace.interactions)
-    items = item_groups(interactions, params.evaluate.tail)
+    items = item_groups(interactions, params.evaluate.tail, ITEMS.count(workspace.items))
     names = list(dict.fromkeys([*variants, *baselines]))
     read = {name: read_positions(folder / name, seeds) for name in names}
     targets = read[names[0]][0]["target_item_id"].to_numpy()

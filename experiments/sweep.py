@@ -39,7 +39,7 @@ from compare_vectors import train_on
 from train_seeds import VARIANTS, run, write_params
 
 from sda_core import log
-from sda_core.artifacts import INTERACTIONS, Workspace
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.evaluation.groups import item_groups
 from sda_core.params import Params, load_params
 
@@ -181,7 +181,7 @@ def _has_tail_target(workspace: Workspace, params: Params) -> np.ndarray:
     """Whether each test user's target is a tail item."""
     interactions = INTERACTIONS.read(workspace.interactions)
     targets = interactions.filter(pl.col("split") == "test").sort("user_id")["item_id"].to_numpy()
-    return item_groups(interactions, params.evaluate.tail).tail[targets]
+    return item_groups(interactions, params.evaluate.tail, ITEMS.count(workspace.items)).tail[targets]
 
 
 def _training(options: Options, value: str) -> list[str]:

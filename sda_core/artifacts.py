@@ -67,6 +67,10 @@ class Workspace:
         """Counts of the filter stage, flat JSON."""
         return self.filtered / "statistics.json"
 
+    def negatives(self, protocol: str) -> Path:
+        """Table :data:`NEGATIVES` of a sampled protocol; empty under ``fullrank``."""
+        return self.root / "data" / "negatives" / f"{protocol}.parquet"
+
     @property
     def images(self) -> Path:
         """Folder of picture shards, table :data:`IMAGES`."""
@@ -180,15 +184,30 @@ class Table:
         """The whole checked table; raises as :meth:`scan`."""
         return self.scan(path).collect()
 
-    def write(self, frame: pl.DataFrame, path: Path) -> None:
-        """Write a checked table; the bytes depend on nothing but the frame (and the polars version).
+    def count(self, path: Path) -> int:
+        """The number of rows, which stands in the file's footer; raises as :meth:`scan`."""
+        return int(self.scan(path).select(pl.len()).collect().item())
+
+    def metadata(self, path: Path) -> dict[str, str]:
+        """What :meth:`write` was told besides the rows; raises as :meth:`scan`."""
+        self.scan(path)
+        return {key: value for key, value in pl.read_parquet_metadata(path).items() if key != "ARROW:schema"}
+
+    def write(self, frame: pl.DataFrame, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Write a checked table; the bytes depend on nothing but the arguments (and the polars version).
+
+        Args:
+            frame: the rows.
+            path: of the file.
+            metadata: names with texts that go into the file's footer.
 
         Raises:
             ArtifactError: the frame has another schema.
         """
         self.check(dict(frame.schema), path)
+        told = dict(sorted((metadata or {}).items())) or None
         with replace_file(path) as temporary:
-            frame.write_parquet(temporary, compression="zstd", row_group_size=65_536, statistics=True)
+            frame.write_parquet(temporary, compression="zstd", row_group_size=65_536, statistics=True, metadata=told)
 
 
 INTERACTIONS = Table(
@@ -234,6 +253,15 @@ IMAGES = Table(
 
 EMBEDDINGS = Table("embeddings", {"item_id": pl.Int32, "raw_item_id": pl.String}, open=True)
 """Besides: ``image_embedding``, ``text_embedding``, ``embedding`` (fused), each ``fixed_size_list<float32>``."""
+
+NEGATIVES = Table(
+    "negatives",
+    {
+        "user_id": pl.Int32,  # those with a test target, ascending
+        "candidates": pl.Array(pl.Int32, 100),  # distinct item ids, ascending, then zeros where the catalogue was too small
+    },
+)
+"""Its metadata say protocol, seed and the SHA-256 of the candidates."""
 
 POSITIONS = Table(
     "positions",

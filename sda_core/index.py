@@ -8,6 +8,7 @@
   true similarity: a neighbour as near as the k-th true one is right, whichever of equal vectors it is.
 * An item's place in the index is no identity: ``ids.parquet`` says which item it is, and its hash stands in
   ``index.json``.
+* :func:`inner_product_search` is the exception to all this: an index in memory, over vectors of any length.
 * A folder can be opened by :func:`load_index` for many questions, or by :func:`search` and :func:`neighbors` for one.
 """
 
@@ -17,7 +18,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ import polars as pl
 
 from sda_core.artifacts import Table, read_json, replace_file, write_json
 from sda_core.errors import ArtifactError, ConfigError, DataError
-from sda_core.params import IndexParams
+from sda_core.params import IndexParams, RetrievalParams, SearchParams
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ INDEX_IDS = Table("index ids", {"position": pl.Int32, "item_id": pl.Int32})  # p
 
 _INDEX, _IDS, _META = "items.faiss", "ids.parquet", "index.json"
 _SLACK = 1e-6  # similarities closer than this are equal: float32 sums of another order differ by so much
-_FACTORY = "params.yaml: build_index.factory"
+_WHERE = "params.yaml: build_index"
 
 
 def _unit(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
@@ -94,13 +95,19 @@ def _on_gpu(index: faiss.Index) -> faiss.Index | None:
         return None
 
 
-def _make(vectors_ID: Vectors, params: IndexParams) -> faiss.Index:
-    """A trained and filled index, on the CPU."""
+def _make(vectors_ID: Vectors, params: SearchParams, where: str = _WHERE) -> faiss.Index:
+    """A trained and filled index, on the CPU.
+
+    Args:
+        vectors_ID: as they are to be indexed.
+        params: factory string and search settings.
+        where: the section's name, for messages.
+    """
     try:
         index = faiss.index_factory(vectors_ID.shape[1], params.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         problem = f"FAISS makes no index from {params.factory!r} for vectors of width {vectors_ID.shape[1]} ({_reason(error)})"
-        raise ConfigError(_FACTORY, problem, "use e.g. Flat, HNSW32, 'IVF256,Flat' or 'IVF256,SQ8'") from None
+        raise ConfigError(f"{where}.factory", problem, "use e.g. Flat, HNSW32, 'IVF256,Flat' or 'IVF256,SQ8'") from None
     for key, name, value in (("nprobe", "nprobe", params.nprobe), ("efSearch", "ef_search", params.ef_search)):
         if value is None:
             continue
@@ -108,7 +115,7 @@ def _make(vectors_ID: Vectors, params: IndexParams) -> faiss.Index:
             faiss.ParameterSpace().set_index_parameter(index, key, value)
         except RuntimeError:
             problem = f"is {value}, but an index of the kind {params.factory!r} has no such setting"
-            raise ConfigError(f"params.yaml: build_index.{name}", problem, "set it to null") from None
+            raise ConfigError(f"{where}.{name}", problem, "set it to null") from None
     try:
         filling = _on_gpu(index)
         if filling is not None:
@@ -120,7 +127,7 @@ def _make(vectors_ID: Vectors, params: IndexParams) -> faiss.Index:
             index.add(vectors_ID)
     except RuntimeError as error:
         problem = f"{params.factory!r} cannot hold these {len(vectors_ID)} vectors ({_reason(error)})"
-        raise ConfigError(_FACTORY, problem, "use fewer lists or codes, or Flat") from None
+        raise ConfigError(f"{where}.factory", problem, "use fewer lists or codes, or Flat") from None
     return index
 
 
@@ -182,7 +189,8 @@ def build_index(
     try:
         recall, queries_per_second = _recall(index, vectors, params)
     except RuntimeError as error:
-        raise ConfigError(_FACTORY, f"an index of the kind {params.factory!r} cannot be searched ({_reason(error)})") from None
+        problem = f"an index of the kind {params.factory!r} cannot be searched ({_reason(error)})"
+        raise ConfigError(f"{_WHERE}.factory", problem) from None
     _log.info("%s: recall@%d %.4f, %.0f queries/s", params.factory, params.recall_at, recall, queries_per_second)
     if recall < params.min_recall:
         problem = f"recall@{params.recall_at} of {params.factory!r} is {recall:.4f}, below {params.min_recall}"
@@ -208,6 +216,31 @@ def build_index(
     INDEX_IDS.write(pl.DataFrame({"position": positions, "item_id": ids}), folder / _IDS)
     write_json(folder / _META, metadata)
     return metadata
+
+
+def inner_product_search(
+    vectors_IK: npt.NDArray[np.floating], params: RetrievalParams
+) -> Callable[[npt.NDArray[np.floating], int], npt.NDArray[np.int64]]:
+    """An index in memory for the largest inner products, with vectors of any length, zero too.
+
+    Args:
+        vectors_IK: one vector a row, finite.
+        params: factory string and search settings.
+
+    Returns:
+        A function of queries ``(Q, K)`` and a number k: the rows ``(Q, k)`` with the largest inner products, best first, -1
+        where fewer were found.
+
+    Raises:
+        ConfigError: FAISS does not know the factory string, cannot train it on so few vectors, or the index has no such
+            search setting.
+    """
+    index = _make(np.ascontiguousarray(vectors_IK, dtype=np.float32), params, "params.yaml: evaluate.retrieval")
+
+    def search(queries_QK: npt.NDArray[np.floating], k: int) -> npt.NDArray[np.int64]:
+        return index.search(np.ascontiguousarray(queries_QK, dtype=np.float32), k)[1]
+
+    return search
 
 
 @dataclass(frozen=True)

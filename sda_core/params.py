@@ -422,12 +422,17 @@ class ImportEmbeddingsParams(Section):
         return self.variants[variant]
 
 
-class IndexParams(Section):
-    """The FAISS index."""
+class SearchParams(Section):
+    """Which FAISS index, and how it is searched; null leaves a setting as FAISS has it."""
 
     factory: Annotated[str, Field(min_length=1)]
     nprobe: Count | None
     ef_search: Count | None
+
+
+class IndexParams(SearchParams):
+    """The FAISS index of item vectors."""
+
     recall_at: Count
     num_queries: Count
     min_recall: Share
@@ -611,6 +616,21 @@ class TailParams(Section):
     share: Share  # the least popular share of the items is tail (pareto)
 
 
+class RetrievalParams(SearchParams):
+    """An index instead of the scores of all items: see ``sda_core.recommenders.retrieval``."""
+
+    depth: Count  # candidates retrieved for a user; a target that is not among them is last of all
+    num_queries: Count  # users by whose exact scores the loss of recall is measured
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> RetrievalParams:
+        if self.factory.startswith("HNSW") and self.ef_search is None:
+            raise ValueError(
+                f"ef_search should be set for {self.factory} (FAISS's own, 16, does not grow with depth {self.depth})"
+            )
+        return self
+
+
 class EvaluateParams(Section):
     """How the test users' targets are placed and scored."""
 
@@ -622,6 +642,21 @@ class EvaluateParams(Section):
     bootstrap_samples: CountOrZero
     bootstrap_seed: CountOrZero
     batch_size: Count
+    retrieval: RetrievalParams | None  # null: the scores of all candidates, exactly
+
+    @model_validator(mode="after")
+    def _retrieval_fits(self) -> EvaluateParams:
+        if self.retrieval is None:
+            return self
+        if self.protocol != "fullrank":
+            raise ValueError(
+                f"retrieval searches all items, which is protocol 'fullrank' (got {self.protocol!r}); set it to null"
+            )
+        if self.retrieval.depth < max(self.cutoffs):
+            raise ValueError(
+                f"retrieval.depth ({self.retrieval.depth}) should be at least the largest of cutoffs {max(self.cutoffs)}"
+            )
+        return self
 
 
 class ReportParams(Section):

@@ -30,6 +30,7 @@ from sda_core.artifacts import (
     EMBEDDINGS,
     INTERACTIONS,
     ITEMS,
+    NEGATIVES,
     POSITIONS,
     USERS,
     Table,
@@ -118,6 +119,8 @@ class _Run:
         pairs = [(variant, recommender) for variant in params.variants for recommender in params.recommenders]
         for pair in pairs:
             yield at.recommender(*pair), partial(self.recommender, *pair)
+        if params.evaluate.protocol != "fullrank":
+            yield (path := at.negatives(params.evaluate.protocol)), partial(self.negatives, path)
         for pair in pairs:
             yield at.positions(*pair), partial(self.check_positions, *pair)
             yield at.metrics(*pair), partial(self.metrics, *pair)
@@ -141,6 +144,10 @@ class _Run:
     @cached_property
     def items(self) -> pl.DataFrame:
         return self._table(ITEMS, self.workspace.items)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.items)
 
     def _vectors(self, variant: str) -> np.ndarray | None:
         path = self.workspace.embeddings(variant)
@@ -351,15 +358,26 @@ class _Run:
         self._vectors(variant)  # broken ones are told of where they are
         vectors = recommenders.read_item_vectors(self.workspace.embeddings(variant), saved)
         model = recommenders.load(folder, vectors, prepare_torch(self.params.runtime))
-        sizes = self.interactions["user_id"].max(), self.interactions["item_id"].max()
+        sizes = self.interactions["user_id"].max(), self.num_items
         _expect(
             (model.num_users, model.num_items) == sizes,
             folder,
-            f"is of {model.num_users} users and {model.num_items} items, the interactions of {sizes[0]} and {sizes[1]}",
+            f"is of {model.num_users} users and {model.num_items} items, the data of {sizes[0]} and {sizes[1]}",
         )
         broken = [name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
         _expect(not broken, folder, f"weights that are not finite: {', '.join(broken)}")
         return f"{sum(value.numel() for value in model.state_dict().values()):,} numbers, loads"
+
+    def negatives(self, path: Path) -> str:
+        drawn = evaluation.read_negatives(path, self.interactions, self.params.evaluate)
+        rows = NEGATIVES.read(path).explode("candidates").filter(pl.col("candidates") != 0)
+        rows = rows.select("user_id", item_id="candidates")
+        _expect(rows.is_duplicated().sum() == 0, path, "a user has a negative twice")
+        inside = rows.select(pl.col("item_id").is_between(1, self.num_items).all()).item()
+        _expect(bool(inside), path, f"a negative is none of the items 1..{self.num_items}")
+        known = len(rows.join(self.interactions, on=["user_id", "item_id"], how="semi"))
+        _expect(known == 0, path, f"{known} negatives are items that their users have interacted with")
+        return f"{len(rows):,} negatives, sha256 {str(drawn.sha256)[:12]} as drawn"
 
     def check_positions(self, variant: str, recommender: str) -> str:
         path = self.workspace.positions(variant, recommender)
@@ -370,8 +388,7 @@ class _Run:
         _expect(found == targets, path, "its users and targets are not the test rows of the interactions, in order")
         inside = table.select(((pl.col("position") >= 1) & (pl.col("position") <= pl.col("candidates"))).all()).item()
         _expect(bool(inside), path, "a position lies outside 1..candidates")
-        num_items = int(self.items["item_id"].max())  # type: ignore[arg-type]
-        most = num_items if self.params.evaluate.protocol == "fullrank" else min(num_items, 101)
+        most = self.num_items if self.params.evaluate.protocol == "fullrank" else min(self.num_items, 101)
         fits = table.select((pl.col("candidates") <= most).all()).item()
         _expect(bool(fits), path, f"a target has more than {most} candidates under {self.params.evaluate.protocol}")
         placed = evaluation.score_positions(table.drop("position"), self.params.evaluate.ties)
@@ -385,8 +402,17 @@ class _Run:
     def metrics(self, variant: str, recommender: str) -> str:
         path = self.workspace.metrics(variant, recommender)
         table = self._table(POSITIONS, self.workspace.positions(variant, recommender))
-        computed = evaluation.summarise(table, self.interactions, self.params.evaluate)
-        return _equal_numbers(path, _mapping(path, "metrics"), computed)
+        computed = evaluation.summarise(table, self.interactions, self.params.evaluate, self.num_items)
+        found = dict(_mapping(path, "metrics"))
+        hashed = {name: found.pop(name) for name in ("negatives_sha256",) if name in found}
+        expected = evaluation.negatives_of(self.workspace.positions(variant, recommender))
+        _expect(hashed == expected, path, f"tells of the negatives {hashed}, the positions of {expected}")
+        if self.params.evaluate.retrieval is not None:
+            recall = found.pop(
+                "retrieval_recall@10", 1.0
+            )  # none of a recommender that has no index; it takes the model to measure
+            _expect(isinstance(recall, float) and 0.0 <= recall <= 1.0, path, f"retrieval_recall@10 is {recall}")
+        return _equal_numbers(path, found, computed)
 
     def comparisons(self) -> str:
         pairs = {
@@ -395,7 +421,9 @@ class _Run:
             for variant in self.params.variants
         }
         baselines = ("zero_shot", "id")
-        found = evaluation.compare_variants(pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff)
+        found = evaluation.compare_variants(
+            pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff, self.num_items
+        )
         computed = evaluation.flat_gains(found, tuple(self.params.train_adapter.variants), baselines)
         return _equal_numbers(self.workspace.comparisons, _mapping(self.workspace.comparisons, "comparisons"), computed)
 

@@ -10,15 +10,15 @@ from tempfile import TemporaryDirectory
 import polars as pl
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace
 from sda_core.errors import ArtifactError, ConfigError
-from sda_core.evaluation import Change
+from sda_core.evaluation import Change, check_same_negatives
 
 Positions = Mapping[tuple[str, str], pl.DataFrame]
 """POSITIONS tables by (variant, recommender)."""
 
 PARAMS = "params.yaml"
-_WHAT = ("evaluation", "data/filtered/interactions.parquet", PARAMS)
+_WHAT = ("evaluation", "data/filtered/interactions.parquet", "data/filtered/items.parquet", PARAMS)
 
 
 @contextmanager
@@ -85,11 +85,14 @@ def positions(workspace: Workspace, revision: str | None) -> Positions:
     Raises:
         ArtifactError: there is none, or a file is damaged.
     """
-    folder = workspace.positions("", "").parent
-    paths = sorted(folder.glob("*/*.parquet"))
+    paths = _positions_files(workspace)
     if not paths:
         raise ArtifactError(_name(revision), "holds no evaluation", "name one that was run, or run `dvc repro`")
     return {(path.parent.name, path.stem): POSITIONS.read(path) for path in paths}
+
+
+def _positions_files(workspace: Workspace) -> list[Path]:
+    return sorted(workspace.positions("", "").parent.glob("*/*.parquet"))
 
 
 def interactions(*workspaces: Workspace) -> pl.DataFrame | None:
@@ -97,11 +100,18 @@ def interactions(*workspaces: Workspace) -> pl.DataFrame | None:
     return next((INTERACTIONS.read(found.interactions) for found in workspaces if found.interactions.is_file()), None)
 
 
+def num_items(*workspaces: Workspace) -> int | None:
+    """The size of the catalogue, by the first workspace whose interactions are there."""
+    found = next((found for found in workspaces if found.interactions.is_file()), None)
+    return ITEMS.count(found.items) if found is not None and found.items.is_file() else None
+
+
 def check_same_protocol(*runs: tuple[Workspace, str | None]) -> None:
-    """See that two runs placed their targets in the same way, as far as their params tell.
+    """See that two runs placed their targets in the same way, as far as their params and positions tell.
 
     Raises:
-        ConfigError: another protocol, tie policy or seed of the negatives.
+        ConfigError: another protocol, tie policy, seed of the negatives or way to retrieve candidates.
+        ArtifactError: other negatives, whatever the seed.
     """
     sections = [_evaluate_section(workspace) for workspace, _ in runs]
     for key in ("protocol", "ties", "negatives_seed"):
@@ -111,6 +121,11 @@ def check_same_protocol(*runs: tuple[Workspace, str | None]) -> None:
         if None not in (first, second) and first != second:
             problem = f"{first} in {_name(runs[0][1])}, {second} in {_name(runs[1][1])}; such numbers cannot be compared"
             raise ConfigError(f"{PARAMS}: evaluate.{key}", problem, "evaluate both in the same way")
+    first, second = (section.get("retrieval") for section in sections)  # runs from before there was one have none, as null has
+    if all(sections) and first != second:
+        problem = f"{first} in {_name(runs[0][1])}, {second} in {_name(runs[1][1])}; what it loses would look like a change"
+        raise ConfigError(f"{PARAMS}: evaluate.retrieval", problem, "evaluate both in the same way")
+    check_same_negatives(path for workspace, _ in runs for path in _positions_files(workspace))
 
 
 def _evaluate_section(workspace: Workspace) -> dict[str, object]:

@@ -11,6 +11,7 @@ from stages.control_embeddings import control_embeddings
 from stages.costs import costs
 from stages.diff import diff
 from stages.download import download
+from stages.draw_negatives import draw_negatives
 from stages.evaluate import evaluate
 from stages.export import export
 from stages.export_embeddings import export_embeddings
@@ -49,6 +50,7 @@ STAGES = {
     "import-embeddings": import_embeddings,
     "build-index": build_index,
     "train-recommender": train_recommender,
+    "draw-negatives": draw_negatives,
     "evaluate": evaluate,
     "report": report,
 }
@@ -63,6 +65,7 @@ SHORT_HELP = {
     "import-embeddings": "Take in vectors made elsewhere.",
     "build-index": "Build a FAISS index, measure its recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
+    "draw-negatives": "Draw the negatives of uni100 and pop100.",
     "evaluate": "Place the test targets, compute metrics.",
     "report": "Compare variants, write the page.",
 }

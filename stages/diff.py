@@ -32,5 +32,7 @@ def diff(old: Old, new: New = None, root: Root = Path(), params: ParamsFile = No
         first, second = revisions.positions(before, old), revisions.positions(after, new)
         revisions.check_same_protocol((before, old), (after, new))
         interactions = revisions.interactions(after, before)
-        changes = evaluation.compare_runs(first, second, interactions, settings.evaluate, settings.report.cutoff)
+        changes = evaluation.compare_runs(
+            first, second, interactions, settings.evaluate, settings.report.cutoff, revisions.num_items(after, before)
+        )
         typer.echo("\n".join(revisions.table(changes, first, second, (old, new), settings.evaluate.bootstrap_samples)))

@@ -22,7 +22,7 @@ def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = Fa
     from sda_core import costs as kept
     from sda_core import evaluation
     from sda_core import report as page
-    from sda_core.artifacts import INTERACTIONS, POSITIONS, replace_directory, write_json, write_text
+    from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, replace_directory, write_json, write_text
     from sda_core.embeddings.fusion import fuse
     from sda_core.index import load_index
 
@@ -33,8 +33,11 @@ def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = Fa
             for recommender in run.params.recommenders
             for variant in variants
         }
+        evaluation.check_same_negatives(workspace.positions(*key) for key in positions)
         interactions = INTERACTIONS.read(workspace.interactions)
-        comparisons = evaluation.compare_variants(positions, BASELINES, interactions, run.params.evaluate, section.cutoff)
+        comparisons = evaluation.compare_variants(
+            positions, BASELINES, interactions, run.params.evaluate, section.cutoff, ITEMS.count(workspace.items)
+        )
         shown = page.example_items(workspace, section)
         neighbors = {
             variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)

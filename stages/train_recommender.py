@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sda_core
 from sda_core import log
-from sda_core.artifacts import INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
 from sda_core.errors import ArtifactError, TrainingError
 from sda_core.fingerprint import fingerprint
 from sda_core.params import Params, RuntimeParams
@@ -104,7 +104,7 @@ def _train_one(run: StageRun, variant: str, recommender: str) -> None:
     data = recommenders.training_data(
         interactions.filter(pl.col("split").is_in(["train", "valid"])),
         num_users=interactions["user_id"].n_unique(),
-        num_items=interactions["item_id"].n_unique(),
+        num_items=EMBEDDINGS.count(run.workspace.embeddings(variant)),  # the whole catalogue, items nobody has met included
         leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
         item_table=recommenders.read_item_table(run.workspace.recommender("id", recommender)) if aligns else None,
     )

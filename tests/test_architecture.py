@@ -274,6 +274,15 @@ def test_the_full_ladder_is_valid() -> None:
     assert set(params.variants) == {"id", *params.train_recommender.variants}
 
 
+def test_the_guide_s_retrieval_is_valid() -> None:
+    """`-S` with a whole section in braces, as docs/scale.md has it."""
+    command = re.search(r"-S '(evaluate\.retrieval=\{.+?\})'", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"))
+    assert command is not None
+    params = params_module.parse_params(YAML(typ="safe").load(composed(command[1])), "preset")
+    assert params.evaluate.retrieval is not None
+    assert params.evaluate.retrieval.factory == "HNSW32"
+
+
 def test_stages_have_four_options_only() -> None:
     """Anything else belongs in params.yaml."""
     from stages.cli import STAGES

@@ -18,6 +18,9 @@ def data() -> dict:
     return YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
+RETRIEVAL = {"factory": "HNSW32", "nprobe": None, "ef_search": 200, "depth": 100, "num_queries": 10}
+
+
 def problem(edit) -> str:
     tree = data()
     edit(tree)
@@ -60,11 +63,28 @@ def test_the_shipped_file_is_valid() -> None:
         ("filter.valid_from", 0.8, "filter: valid_from and test_from must be null with split 'leave_one_out'"),
         ("filter.split", "global_time", "split 'global_time' needs valid_from before test_from"),
         ("fetch_images.stored_pixels", 10_000, "backbone.max_pixels: 12544 is more than fetch_images.stored_pixels (10000)"),
+        ("evaluate.retrieval", {"factory": "Flat"}, "evaluate.retrieval.depth: missing"),
+        (
+            "evaluate.retrieval",
+            RETRIEVAL | {"depth": 19},
+            "evaluate: retrieval.depth (19) should be at least the largest of cutoffs 20",
+        ),
+        ("evaluate.retrieval", RETRIEVAL | {"ef_search": None}, "evaluate.retrieval: ef_search should be set for HNSW32"),
         ("report.cutoff", 7, "report.cutoff: 7 is not among evaluate.cutoffs [5, 10, 20]"),
     ],
 )
 def test_a_mistake_is_named_with_its_path(path: str, value: object, expected: str) -> None:
     assert expected in problem(put(path, value))
+
+
+def test_retrieval_is_for_full_rank_only() -> None:
+    tree = data()
+    tree["evaluate"] |= {"retrieval": RETRIEVAL}
+    section = parse_params(tree, "params.yaml").evaluate.retrieval
+    assert section is not None
+    assert section.model_dump() == RETRIEVAL
+    text = problem(lambda tree: tree["evaluate"].update(retrieval=RETRIEVAL, protocol="uni100"))
+    assert "evaluate: retrieval searches all items, which is protocol 'fullrank' (got 'uni100'); set it to null" in text
 
 
 def test_the_path_of_a_mistake_is_the_path_in_the_file() -> None:

@@ -7,6 +7,7 @@
 
 from sda_core.evaluation.groups import ItemGroups, item_groups, training_counts
 from sda_core.evaluation.metrics import Metric, Ties, hit, mrr, ndcg, positions_under
+from sda_core.evaluation.negatives import Negatives, check_same_negatives, negatives_of, read_negatives, write_negatives
 from sda_core.evaluation.protocols import candidates, candidates_hash, evaluated_users
 from sda_core.evaluation.significance import (
     Change,
@@ -30,10 +31,12 @@ __all__ = [
     "Difference",
     "ItemGroups",
     "Metric",
+    "Negatives",
     "Ties",
     "bootstrap_interval",
     "candidates",
     "candidates_hash",
+    "check_same_negatives",
     "compare",
     "compare_runs",
     "compare_variants",
@@ -46,9 +49,12 @@ __all__ = [
     "item_groups",
     "mrr",
     "ndcg",
+    "negatives_of",
     "positions_under",
+    "read_negatives",
     "score_positions",
     "sign_flip_p_value",
     "summarise",
     "training_counts",
+    "write_negatives",
 ]

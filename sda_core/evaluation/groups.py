@@ -46,15 +46,25 @@ def training_counts(interactions: pl.DataFrame, num_items: int) -> npt.NDArray[n
     return _counts(interactions.filter(pl.col("split") == "train")["item_id"], num_items)
 
 
-def catalogue_size(interactions: pl.DataFrame) -> int:
-    """The number of items, I: ids run from 1 to I, and every item of a filtered data set has an interaction.
+def catalogue_size(interactions: pl.DataFrame, num_items: int | None = None) -> int:
+    """The number of items, I: ids run from 1 to I.
+
+    Args:
+        interactions: the whole table, all splits.
+        num_items: rows of the items table.  None takes the largest id with an interaction, which is too small where the last
+            items of the catalogue have none.
 
     Raises:
-        DataError: there are no interactions.
+        DataError: there are no interactions, or one is with an item beyond the catalogue.
     """
     if interactions.is_empty():
         raise DataError("interactions", "there are none", "loosen the thresholds of the filter section")
-    return int(interactions["item_id"].to_numpy().max())
+    largest = int(interactions["item_id"].to_numpy().max())
+    if num_items is not None and num_items < largest:
+        raise DataError(
+            "interactions", f"go up to item {largest}, the catalogue to {num_items}", "run `dvc repro` from filter on"
+        )
+    return largest if num_items is None else num_items
 
 
 def _pareto(counts: npt.NDArray[np.int64], share: float) -> Mask:
@@ -65,17 +75,18 @@ def _pareto(counts: npt.NDArray[np.int64], share: float) -> Mask:
     return counts < values[number] if number < len(values) else np.ones(len(counts), dtype=np.bool_)
 
 
-def item_groups(interactions: pl.DataFrame, params: TailParams) -> ItemGroups:
+def item_groups(interactions: pl.DataFrame, params: TailParams, num_items: int | None = None) -> ItemGroups:
     """Head, tail and cold items of a data set.
 
     Args:
         interactions: the whole table, all splits.
         params: the definition of tail; see the module.
+        num_items: I; None as in :func:`catalogue_size`.
 
     Raises:
-        DataError: there are no interactions.
+        DataError: see :func:`catalogue_size`.
     """
-    num_items = catalogue_size(interactions)
+    num_items = catalogue_size(interactions, num_items)
     counts = training_counts(interactions, num_items)
     match params.definition:
         case "train_lt_k":

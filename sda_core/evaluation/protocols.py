@@ -7,10 +7,11 @@ uni100        100 distinct items the user never interacted with, uniform over th
 pop100        the same, drawn one after another in proportion to training popularity
 ============  ==================================================================================================
 
-Sampled candidates are drawn once per data set, from the interactions and ``negatives_seed`` alone: they do not depend
-on the model, on the order of rows, or on what was drawn for other users, so every variant meets the same ones (compare
-:func:`candidates_hash`).  Items of *all* of the user's rows are left out, whatever their split, so that neither a
-validation item nor one that the user took after the target is a negative.
+Sampled candidates are drawn once per data set, from the interactions, the catalogue and ``negatives_seed`` alone: they do
+not depend on the model, on the order of rows, or on what was drawn for other users.  They are stored
+(:mod:`sda_core.evaluation.negatives`), so every variant meets the same ones (compare :func:`candidates_hash`).  Items of
+*all* of the user's rows are left out, whatever their split, so that neither a validation item nor one that the user took
+after the target is a negative.
 """
 
 from __future__ import annotations
@@ -62,13 +63,14 @@ def _draw(urn: Ids, own: Ids, num: int, random: np.random.Generator) -> Ids:
     return np.sort(np.concatenate([np.asarray(taken, dtype=np.int32), rest.astype(np.int32)]))
 
 
-def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int) -> Ids | None:
+def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int, num_items: int | None = None) -> Ids | None:
     """The negatives that each test user's target is placed among.
 
     Args:
         protocol: see the module.
         interactions: the whole table, all splits.
         seed: ``evaluate.negatives_seed``.
+        num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Returns:
         None for ``fullrank`` (all items).  Else (U, 100) int32: row i holds the distinct item ids of user
@@ -76,9 +78,9 @@ def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int) -> Ids
         items to draw from, the row has as many as there are and ends in zeros (padding); that is logged.
 
     Raises:
-        DataError: there are no interactions.
+        DataError: there are no interactions, or one is with an item beyond the catalogue.
     """
-    num_items = catalogue_size(interactions)
+    num_items = catalogue_size(interactions, num_items)
     match protocol:
         case "fullrank":
             return None

@@ -265,6 +265,7 @@ def compare_variants(
     interactions: pl.DataFrame,
     params: EvaluateParams,
     cutoff: int,
+    num_items: int | None = None,
 ) -> list[Comparison]:
     """Every variant against every baseline, per recommender, for Hit and NDCG, on all users and on tail targets.
 
@@ -275,11 +276,12 @@ def compare_variants(
         interactions: the whole table, all splits; says which items are tail.
         params: number of samples, seed, definition of tail.
         cutoff: of the metrics.
+        num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Raises:
         DataError: evaluations that cannot be compared (see :func:`compare`).
     """
-    tail = item_groups(interactions, params.tail).tail
+    tail = item_groups(interactions, params.tail, num_items).tail
     masks: dict[Group, Mask | None] = {"all": None, "tail": tail}
     metrics: tuple[Metric, ...] = ("hit", "ndcg")
     rows: list[Comparison] = []
@@ -343,6 +345,7 @@ def compare_runs(
     interactions: pl.DataFrame | None,
     params: EvaluateParams,
     cutoff: int,
+    num_items: int | None = None,
 ) -> list[Change]:
     """What changed from one run to another, for every variant and recommender that both have, in the order of ``new``.
 
@@ -352,13 +355,14 @@ def compare_runs(
         interactions: the whole table, all splits; says which items are tail.  None: no tail numbers.
         params: number of samples, seed, definition of tail.
         cutoff: of the metrics.
+        num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Raises:
         DataError: evaluations that cannot be compared (see :func:`compare`).
     """
     groups: list[tuple[str, Metric, Mask | None]] = [("", "hit", None), ("", "ndcg", None)]
     if interactions is not None:
-        groups.append(("tail_", "ndcg", item_groups(interactions, params.tail).tail))
+        groups.append(("tail_", "ndcg", item_groups(interactions, params.tail, num_items).tail))
     rows: list[Change] = []
     for key in (key for key in new if key in old):
         for prefix, metric, mask in groups:

@@ -51,7 +51,9 @@ def score_positions(placed: pl.DataFrame, ties: Ties) -> pl.DataFrame:
     )
 
 
-def summarise(positions: pl.DataFrame, interactions: pl.DataFrame, params: EvaluateParams) -> dict[str, float | int]:
+def summarise(
+    positions: pl.DataFrame, interactions: pl.DataFrame, params: EvaluateParams, num_items: int | None = None
+) -> dict[str, float | int]:
     """The flat metrics of one evaluation.
 
     For all users, and for those whose target is a tail, head or cold item (prefixes ``tail_``, ``head_``, ``cold_``):
@@ -63,13 +65,14 @@ def summarise(positions: pl.DataFrame, interactions: pl.DataFrame, params: Evalu
         positions: POSITIONS table.
         interactions: the whole table, all splits; says which items are tail, head and cold.
         params: cut-offs, definition of tail, number and seed of the resamples.
+        num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Raises:
         DataError: there are no positions, or a target is not in the catalogue.
     """
     if positions.is_empty():
         raise DataError("positions", "there are none: no user has a test target", "loosen the thresholds of the filter section")
-    groups = item_groups(interactions, params.tail)
+    groups = item_groups(interactions, params.tail, num_items)
     targets, places = positions["target_item_id"].to_numpy(), positions["position"].to_numpy()
     if targets.min() < 1 or targets.max() >= len(groups.tail):
         raise DataError("positions", "a target is not in the catalogue", "run `dvc repro` to evaluate the present data")

@@ -2,7 +2,8 @@
 SASRec, BERT4Rec.
 
 :func:`build` makes one from its params section, :func:`load` brings back a saved one, :func:`place_targets` counts
-where test targets come.  A new recommender is a params class, a file and a case in :func:`build`.
+where test targets come, :func:`place` does so by all scores or through an index, as the params say.  A new recommender
+is a params class, a file and a case in :func:`build`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from sda_core.recommenders.base import (
 )
 from sda_core.recommenders.batches import EvaluationData, Histories, TrainingData, evaluation_data, training_data
 from sda_core.recommenders.position import place_targets
+from sda_core.recommenders.retrieval import place
 from sda_core.seed import derive
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "evaluation_data",
     "hash_vectors",
     "load",
+    "place",
     "place_targets",
     "read_item_table",
     "read_item_vectors",

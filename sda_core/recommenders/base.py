@@ -104,6 +104,36 @@ class Recommender(nn.Module, ABC):
             score_BI[:, 0] = -torch.inf
         return score_BI
 
+    def _item_matrix(self) -> Tensor | None:
+        """See :meth:`item_matrix`."""
+        return None
+
+    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
+        """See :meth:`queries`."""
+        raise NotImplementedError(f"the scores of {self.params.kind} are no inner products")
+
+    def item_matrix(self) -> Tensor | None:
+        """The items' side of the scores, where these are inner products: ``score = queries @ item_matrix.T``.
+
+        Returns:
+            ``(I + 1, K)``, by item id, biases as one more column; row 0 means nothing.  None where scores are something else.
+        """
+        if self.training:
+            self.eval()
+        with torch.no_grad():
+            return self._item_matrix()
+
+    def queries(self, user_ids: Tensor, history_BL: Tensor) -> Tensor:
+        """The users' side of the scores, ``(B, K)``; only where there is an :meth:`item_matrix`.
+
+        Args:
+            user_ids, history_BL: as in :meth:`score`.
+        """
+        if self.training:
+            self.eval()
+        with torch.no_grad():
+            return self._queries(user_ids, history_BL)
+
     def recommend(self, user_ids: Tensor, history_BL: Tensor, num_recommendations: int) -> tuple[Tensor, Tensor]:
         """The best items that are not in the history.
 

@@ -67,8 +67,6 @@ class BERT4Rec(SequentialRecommender):
         item_BLD = torch.where((history_BL == self.mask_id)[..., None], self.mask_D, item_BLD)
         return self.output_norm(F.gelu(self.output(super().states(item_BLD, history_BL))))
 
-    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         history_BL = F.pad(history_BL, (0, 1), value=self.mask_id)[:, -self.masked_sequences.max_length :]
-        table = self.item_table()
-        state_BD = self.states(F.embedding(history_BL.clamp(max=self.num_items), table), history_BL)[:, -1]
-        return state_BD @ table.T
+        return self.states(F.embedding(history_BL.clamp(max=self.num_items), self.item_table()), history_BL)[:, -1]

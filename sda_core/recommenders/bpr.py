@@ -73,9 +73,20 @@ class BPR(TrainedRecommender):
         penalty = user_BK.square().sum() + self.item_factors(ids).square().sum() + self.item_bias[ids].square().sum()
         return losses.bpr(positive_B, negative_B) + self.regularization * penalty / len(user_BK)
 
-    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+    def _items(self) -> tuple[Tensor, Tensor]:
         if self._table is None or self._table[0].device != self.item_bias.device:
             factors_IK, bias_I = self.items(slice(None))
             self._table = (factors_IK.detach(), bias_I.detach())
-        factors_IK, bias_I = self._table
+        return self._table
+
+    def _item_matrix(self) -> Tensor:
+        factors_IK, bias_I = self._items()
+        return torch.cat([factors_IK, bias_I[:, None]], dim=1)
+
+    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+        user_BK = self.users(user_ids_B)
+        return torch.cat([user_BK, user_BK.new_ones(len(user_BK), 1)], dim=1)  # the last one takes the item's bias
+
+    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+        factors_IK, bias_I = self._items()
         return torch.addmm(bias_I, self.users(user_ids_B), factors_IK.T)

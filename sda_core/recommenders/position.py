@@ -128,7 +128,11 @@ def place_targets(
     Raises:
         TrainingError: a score is NaN.
     """
-    counts = count_positions(recommender, data, candidates, batch_size, device)
+    return placed_table(data, count_positions(recommender, data, candidates, batch_size, device))
+
+
+def placed_table(data: EvaluationData, counts: np.ndarray) -> pl.DataFrame:
+    """Counts ``(number of test users, 3)`` of better, tied and all candidates as the table of :func:`place_targets`."""
     return pl.DataFrame(
         {
             "user_id": data.users,

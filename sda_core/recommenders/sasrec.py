@@ -56,10 +56,8 @@ class SASRec(SequentialRecommender):
                 "negative": torch.from_numpy(self.draw_negatives(target_P, random)),
             }
 
-    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         if history_BL.shape[1] == 0:
             history_BL = F.pad(history_BL, (1, 0))
         history_BL = history_BL[:, -self.sequence_params.max_length :]
-        table = self.item_table()
-        state_BD = self.states(F.embedding(history_BL, table), history_BL)[:, -1]
-        return state_BD @ table.T
+        return self.states(F.embedding(history_BL, self.item_table()), history_BL)[:, -1]

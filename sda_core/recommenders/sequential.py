@@ -103,6 +103,12 @@ class SequentialRecommender(TrainedRecommender):
             self._table_ID = self.items.table().detach()
         return self._table_ID
 
+    def _item_matrix(self) -> Tensor:
+        return self.item_table()
+
+    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
+        return self._queries(user_ids_B, history_BL) @ self.item_table().T
+
     # ------------------------------------------------------------------------------------------- training
     def draw_negatives(self, target_P: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Uniform item ids: ``(P, N)`` for bce, else ``(N,)``; nothing for softmax, which has no use for them."""

@@ -212,6 +212,13 @@ class SLMRec(TrainedRecommender):
                 self.item_table_ID.copy_(item_ID)
         self._is_stale = False
 
-    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+    def _item_matrix(self) -> Tensor:
         self._refresh_tables()
-        return self.user_table_UD[user_ids_B] @ self.item_table_ID.T
+        return self.item_table_ID
+
+    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+        self._refresh_tables()
+        return self.user_table_UD[user_ids_B]
+
+    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
+        return self._queries(user_ids_B, history_BL) @ self.item_table_ID.T

@@ -239,6 +239,12 @@ def _notes(params: Params) -> tuple[str, ...]:
             f"Targets were placed among {params.evaluate.protocol[3:]} sampled items only. Such numbers are far higher than "
             "full-rank ones and cannot be held against them."
         )
+    if params.evaluate.retrieval is not None:
+        notes.append(
+            f"Targets were looked for among the {params.evaluate.retrieval.depth:,} best items that an index "
+            f"({params.evaluate.retrieval.factory}) gives; one that is not among them counts as last. What the index misses "
+            "stands in metrics/ as retrieval_recall@10."
+        )
     return tuple(notes)
 
 

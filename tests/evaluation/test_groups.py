@@ -105,6 +105,24 @@ def test_training_counts_leave_the_other_splits_out() -> None:
     assert training_counts(shop_with({1: 2, 3: 1}, held_out={2: 5, 3: 1}), 3).tolist() == [0, 2, 0, 1]
 
 
+def test_items_that_nobody_has_met_belong_to_the_catalogue() -> None:
+    """The last two of seven items have no interaction: they are tail and cold, and count for the share of pareto."""
+    shop = shop_with({1: 6, 2: 2, 3: 4, 4: 3, 5: 5})
+    groups = item_groups(shop, tail_params(), num_items=7)
+    assert ids(groups.tail) == {2, 4, 6, 7}
+    assert ids(groups.cold) == {6, 7}
+    assert ids(groups.head) == {1, 3, 5}
+    assert ids(item_groups(shop, tail_params("pareto", share=0.4)).tail) == {2, 4}
+    assert ids(item_groups(shop, tail_params("pareto", share=0.4), num_items=7).tail) == {2, 6, 7}
+    assert ids(item_groups(shop, tail_params("paper"), num_items=7).tail) == {2, 4, 6, 7}
+
+
+def test_a_catalogue_smaller_than_its_interactions_is_refused() -> None:
+    assert len(item_groups(shop_with({1: 1, 3: 1}), tail_params(), num_items=3).tail) == 4
+    with pytest.raises(DataError, match="go up to item 3, the catalogue to 2"):
+        item_groups(shop_with({1: 1, 3: 1}), tail_params(), num_items=2)
+
+
 def test_no_interactions() -> None:
     with pytest.raises(DataError, match="interactions"):
         item_groups(shop_with({}), tail_params())

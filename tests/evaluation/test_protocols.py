@@ -100,6 +100,19 @@ def test_what_a_user_took_after_the_target_is_no_negative(protocol: str) -> None
     assert table.tolist() == [list(range(4, 104))]
 
 
+def test_items_that_nobody_has_met_are_drawn_uniformly_and_never_by_popularity() -> None:
+    shop = shop_of(200, 300)
+    wider, popular = candidates("uni100", shop, 7, num_items=320), candidates("pop100", shop, 7, num_items=320)
+    assert wider is not None
+    assert popular is not None
+    drawn = np.bincount(wider.ravel(), minlength=321)
+    assert drawn[301:].min() > 0  # of 200 users x 100 of 314 each is drawn 64 times on average
+    assert popular.max() <= 300
+    known = candidates("uni100", shop, 7)
+    assert known is not None
+    np.testing.assert_array_equal(known, candidates("uni100", shop, 7, num_items=300))
+
+
 def test_uniform_is_uniform_and_popular_is_popular() -> None:
     shop = shop_of(600, 300, length=5)
     uniform, popular = candidates("uni100", shop, 7), candidates("pop100", shop, 7)

@@ -23,7 +23,7 @@ def summary_params(**changes: object) -> EvaluateParams:
     values: dict[str, object] = {
         "protocol": "fullrank", "cutoffs": (1, 10), "ties": "pessimistic",
         "tail": {"definition": "train_lt_k", "max_count": 4, "share": 0.8},
-        "negatives_seed": 7, "bootstrap_samples": 100, "bootstrap_seed": 7, "batch_size": 64,
+        "negatives_seed": 7, "bootstrap_samples": 100, "bootstrap_seed": 7, "batch_size": 64, "retrieval": None,
     }  # fmt: skip
     return EvaluateParams.model_validate({**values, **changes})
 

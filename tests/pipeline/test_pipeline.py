@@ -82,8 +82,8 @@ def changed(
 
 
 def test_an_evaluation_param_re_runs_no_training(changed: Callable[[str, str], tuple[set[str], set[str]]]) -> None:
-    ran, trained = changed("evaluation", "evaluate.ties=mean")
-    assert ran == {"evaluate@id", "evaluate@zero_shot", "evaluate@sda", "report"}
+    ran, trained = changed("evaluation", "evaluate.protocol=uni100")
+    assert ran == {"draw_negatives", "evaluate@id", "evaluate@zero_shot", "evaluate@sda", "report"}
     assert trained == set()
 
 

@@ -9,8 +9,18 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from ruamel.yaml import YAML
 
-from sda_core.params import BERT4RecParams, BPRParams, PopParams, RecommenderParams, SASRecParams, SLMRecParams, VBPRParams
+from sda_core.params import (
+    BERT4RecParams,
+    BPRParams,
+    EvaluateParams,
+    PopParams,
+    RecommenderParams,
+    SASRecParams,
+    SLMRecParams,
+    VBPRParams,
+)
 from sda_core.recommenders import EpochRecord, Recommender, TrainingData, build, training_data
 
 CPU = torch.device("cpu")
@@ -99,6 +109,18 @@ def recommender_cases() -> dict[str, tuple[RecommenderParams, bool]]:
 def case(request: pytest.FixtureRequest) -> str:
     """Each case's name in turn."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def retrieval_params(repository: Path) -> Callable[..., EvaluateParams]:
+    """The section `evaluate` with retrieval by an index, exact unless another is named."""
+    section = YAML(typ="safe").load((repository / "params.yaml").read_text(encoding="utf-8"))["evaluate"]
+
+    def make(depth: int, factory: str = "Flat", batch_size: int = 7, **search: int) -> EvaluateParams:
+        retrieval = {"factory": factory, "nprobe": None, "ef_search": None, "depth": depth, "num_queries": 1000, **search}
+        return EvaluateParams.model_validate(section | {"cutoffs": (1,), "batch_size": batch_size, "retrieval": retrieval})
+
+    return make
 
 
 def table(histories: list[list[int]]) -> pl.DataFrame:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sda_core.errors import ArtifactError, DataError, TrainingError
+from sda_core.index import inner_product_search
 from sda_core.params import PopParams
-from sda_core.recommenders import build, evaluation_data, load, place_targets, training_data
+from sda_core.recommenders import build, evaluation_data, load, place, place_targets, training_data
 
 CPU = torch.device("cpu")
 
@@ -55,6 +56,48 @@ def test_padding_has_no_score_and_items_have_finite_ones(case, fitted):
     assert scores.shape == (6, recommender.num_items + 1)  # no column for a mask
     assert (scores[:, 0] == -torch.inf).all()
     assert torch.isfinite(scores[:, 1:]).all()
+
+
+def test_scores_are_the_inner_products_of_queries_and_items(case, fitted):
+    recommender, _, _ = fitted(case)
+    random = np.random.default_rng(3)
+    history = torch.from_numpy(random.integers(0, recommender.num_items + 1, size=(9, 14)))
+    users = torch.from_numpy(random.integers(0, recommender.num_users + 1, size=9))
+    items = recommender.item_matrix()
+    if case == "pop":
+        assert items is None
+        return
+    queries = recommender.queries(users, history)
+    assert queries.shape == (9, items.shape[1])
+    assert len(items) == recommender.num_items + 1
+    assert not queries.requires_grad
+    assert not items.requires_grad
+    expected = recommender.score(users, history)
+    torch.testing.assert_close((queries @ items.T)[:, 1:], expected[:, 1:], rtol=1e-5, atol=1e-5)
+    assert recommender.queries(users[:0], history[:0]).shape == (0, items.shape[1])
+
+
+def test_positions_through_an_exact_index_are_the_exact_ones(case, fitted, checkerboard, retrieval_params):
+    """Up to the depth; a target that is not found is last."""
+    recommender, _, _ = fitted(case)
+    data = evaluation_data(checkerboard[0])
+    exact = place_targets(recommender, data, None, 7, CPU)
+    placed, told = place(recommender, data, None, retrieval_params(depth=24), CPU, inner_product_search)
+    assert placed.equals(exact)
+    assert placed.schema == exact.schema
+    assert told == ({} if case == "pop" else {"retrieval_recall@10": 1.0})
+    placed, _ = place(recommender, data, None, retrieval_params(depth=1), CPU, inner_product_search)
+    if case == "pop":  # has no vectors: all its scores are computed
+        assert placed.equals(exact)
+        return
+    is_first = (exact["num_better"] + exact["num_tied"] == 0).to_numpy()
+    assert is_first.any()
+    assert not is_first.all()
+    assert placed.filter(is_first).equals(exact.filter(is_first))
+    last = placed.filter(~is_first)
+    assert (last["num_better"] == last["candidates"] - 1).all()
+    assert (last["num_tied"] == 0).all()
+    assert last["candidates"].equals(exact.filter(~is_first)["candidates"])
 
 
 def test_never_recommends_padding_or_seen_items(case, fitted):

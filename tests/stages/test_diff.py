@@ -177,6 +177,21 @@ def test_another_protocol_is_refused(changed: Workspace) -> None:
     assert diff(changed.root, "first").exit_code == 0
 
 
+def test_other_negatives_and_another_retrieval_are_refused(changed: Workspace) -> None:
+    path = changed.positions("sda", "sasrec")
+    POSITIONS.write(POSITIONS.read(path), path, {"negatives_sha256": "1" * 64})
+    assert diff(changed.root, "first").exit_code == 0  # the first run does not tell
+    other = changed.positions("id", "sasrec")
+    POSITIONS.write(POSITIONS.read(other), other, {"negatives_sha256": "2" * 64})
+    assert "was placed among other negatives" in mistake(changed.root, "first")
+    POSITIONS.write(POSITIONS.read(other), other)
+    params = changed.root / "params.yaml"
+    text = params.read_text()
+    retrieval = "retrieval: {factory: Flat, nprobe: null, ef_search: null, depth: 50, num_queries: 5}"
+    params.write_text(text.replace("retrieval: null", retrieval))
+    assert "evaluate.retrieval: None in revision first, {'factory': 'Flat'" in mistake(changed.root, "first")
+
+
 def test_gains_read_well_in_dvc(project: Path) -> None:
     """What the report writes into comparisons.json becomes a metric with one number a name."""
     path = Workspace(project).comparisons

@@ -15,7 +15,7 @@ from dvc.repo import Repo
 from dvc.utils.hydra import compose_and_dump
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, Workspace, read_vectors
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json, read_vectors
 from stages.build_index import build_index
 from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings
@@ -74,6 +74,21 @@ def test_an_imported_variant_is_a_variant(workspace: Workspace) -> None:
     train_recommender("minilm", "sasrec", workspace.root)
     evaluate("minilm", "sasrec", workspace.root)
     assert workspace.metrics("minilm", "sasrec").is_file()
+
+
+@pytest.mark.parametrize("recommender", ["pop", "sasrec"])
+def test_items_that_nobody_has_met_are_trained_with_and_are_candidates(workspace: Workspace, recommender: str) -> None:
+    """The last item of the catalogue has no interaction, in any split."""
+    items = ITEMS.read(workspace.items)
+    new = items[-1:].with_columns(item_id=pl.lit(NUM_ITEMS + 1, pl.Int32), raw_item_id=pl.lit("new"))
+    ITEMS.write(pl.concat([items, new]), workspace.items)
+    export_embeddings("id", workspace.root)
+    train_recommender("id", recommender, workspace.root)
+    evaluate("id", recommender, workspace.root)
+    assert POSITIONS.read(workspace.positions("id", recommender))["candidates"].unique().to_list() == [NUM_ITEMS + 1 - 4]
+    metrics = read_json(workspace.metrics("id", recommender), "metrics")
+    assert metrics["cold_num_items"] == 1
+    assert metrics["tail_num_items"] >= 1
 
 
 def test_pictures_and_texts_are_fused_as_ours_are(workspace: Workspace) -> None:

@@ -1,0 +1,111 @@
+"""Evaluation through an index of the items against the scores of all of them: seconds and recall.
+
+``evaluate.retrieval`` as the stage uses it: :func:`sda_core.recommenders.place` over a BPR model whose factors are random,
+once by all scores and once for every index named.  Random vectors have no neighbourhoods, which is the hardest case for an
+index; with ``--clusters`` users and items gather round so many centres, as those of a trained model do.  Placing is the retrieval
+for all users, and the exact scores of ``--num-queries`` users by which recall is measured.
+
+    python bench/retrieval.py
+    python bench/retrieval.py --clusters 500
+    python bench/retrieval.py --num-items 1000000 --indexes HNSW32:200
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from fullrank import Seconds, now, shop, since
+
+from sda_core import recommenders
+from sda_core.index import inner_product_search
+from sda_core.params import BPRParams, EvaluateParams, RetrievalParams, RuntimeParams, load_params
+from sda_core.runtime import prepare_torch
+
+
+def model_of(num_users: int, num_items: int, width: int, clusters: int) -> recommenders.Recommender:
+    """BPR with random factors; with its bias an item is ``width`` wide."""
+    params = BPRParams(
+        seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=1, learning_rate=1.0, weight_decay=0.0, dtype="float32",
+        kind="bpr", factor_size=width - 1, embedding_regularization=0.0,
+    )  # fmt: skip
+    model = recommenders.build(params, num_users, num_items, None)
+    random = np.random.default_rng(0)
+    state = model.state_dict()
+    centres = random.normal(size=(max(1, clusters), width - 1))
+    for name, number in (("user_factors.weight", num_users), ("item_factors.weight", num_items)):
+        rows = random.normal(size=(number + 1, width - 1))
+        if clusters:
+            rows = centres[random.integers(0, clusters, number + 1)] + 0.5 * rows
+        state[name] = torch.from_numpy(rows.astype(np.float32))
+    state["item_bias"] = torch.from_numpy(random.normal(size=num_items + 1).astype(np.float32))  # popularity
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def settings(index: str | None, depth: int, num_queries: int) -> EvaluateParams:
+    """Section ``evaluate`` with an index such as ``HNSW32:200`` (ef_search) or ``IVF1024,Flat:32`` (nprobe)."""
+    section = load_params(Path(__file__).resolve().parents[1] / "params.yaml").evaluate
+    if index is None:
+        return section
+    factory, _, effort = index.partition(":")
+    value = int(effort) if effort else None
+    is_ivf = "IVF" in factory
+    retrieval = RetrievalParams(
+        factory=factory,
+        nprobe=value if is_ivf else None,
+        ef_search=None if is_ivf else value,
+        depth=depth,
+        num_queries=num_queries,
+    )
+    return section.model_copy(update={"retrieval": retrieval})
+
+
+def main() -> None:
+    """Run and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-users", type=int, default=2000)
+    parser.add_argument("--num-items", type=int, default=200_000)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=100)
+    parser.add_argument("--num-queries", type=int, default=200)
+    parser.add_argument("--clusters", type=int, default=0, help="0: none")
+    parser.add_argument("--indexes", nargs="+", default=["HNSW32:256", "IVF1024,Flat:32", "IVF1024,Flat:128"])
+    options = parser.parse_args()
+    device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
+    data = recommenders.evaluation_data(shop(options.num_users, options.num_items, 9), num_items=options.num_items)
+    model = model_of(options.num_users, options.num_items, options.width, options.clusters)
+    built: Seconds = (0.0, 0.0)
+
+    def timed(vectors_IK: np.ndarray, params: RetrievalParams) -> Callable[[np.ndarray, int], np.ndarray]:
+        nonlocal built
+        begin = now()
+        search = inner_product_search(vectors_IK, params)
+        built = since(begin)
+        return search
+
+    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    kind = f"{options.clusters} clusters" if options.clusters else "no clusters"
+    shape = f"{options.num_users:,} users x {options.num_items:,} items x {options.width}, {kind}, depth {options.depth}"
+    print(f"{time.strftime('%Y-%m-%d')}: {shape}, {threads}")
+    print("\n| index | building, CPU s | placing, CPU s (clock) | exact / placing | recall@10 |\n|---|---|---|---|---|")
+    exact = 0.0
+    for index in (None, *options.indexes):
+        begin, built = now(), (0.0, 0.0)
+        told = recommenders.place(model, data, None, settings(index, options.depth, options.num_queries), device, timed)[1]
+        clock, cpu = (whole - part for whole, part in zip(since(begin), built, strict=True))
+        exact = exact or cpu
+        recall = told.get("retrieval_recall@10", 1.0)
+        print(
+            f"| {index or 'all scores'} | {built[1]:.1f} | {cpu:.1f} ({clock:.1f}) | {exact / cpu:.1f} | {recall:.3f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
