@@ -34,7 +34,7 @@ _MIB = 1 << 20
 
 STAGES = (
     "download", "filter", "fetch_images", "train_adapter", "export_embeddings", "control_embeddings", "import_embeddings",
-    "build_index", "draw_negatives", "train_recommender", "evaluate", "report",
+    "build_index", "train_recommender", "draw_negatives", "evaluate", "report",
 )  # fmt: skip
 """In the order in which they run."""
 
