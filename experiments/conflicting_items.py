@@ -119,10 +119,11 @@ def table(found: Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]], n
         f"### Agreeing against conflicting pairs, cosines of the fused vectors, {num_seeds} seeds",
         "",
         "| pairs by | vectors | " + " | ".join(f"{kind}: pairs, cosine" for kind in KINDS)
-        + f" | AUC against {PICTURE} | AUC against {WORDS} |",
+        + " | AUC, pictures only | AUC, words only |",
         "|---" * 7 + "|",
     ]  # fmt: skip
-    for (choice, variant), of_seeds in found.items():
+    for choice, variant in sorted(found, key=lambda key: key[0]):
+        of_seeds = found[choice, variant]
         cells = [choice, variant]
         for kind in KINDS:
             cosines = [cosines[kind].mean() if len(cosines[kind]) else float("nan") for cosines in of_seeds]
