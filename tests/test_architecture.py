@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from dvc_render import VegaRenderer
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from pydantic import BaseModel
@@ -222,6 +223,21 @@ def test_params_used_by_a_stage_are_tracked(stage_name: str) -> None:
     used -= {"runtime"}
     tracked = {str(param).split(".")[0] for param in stage["params"]}
     assert used <= tracked, f"dvc.yaml: {stage_name}: params miss {sorted(used - tracked)}"
+
+
+def test_plots_leave_out_what_was_not_measured() -> None:
+    """An epoch between two validations has an empty field, which Vega draws as 0 unless the template filters it."""
+    plots = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    templates = {plot["template"] for entry in plots for plot in entry.values()}
+    assert templates == {"curves"}
+    rows = [{"epoch": epoch, "valid_ndcg_10": value, "rev": "HEAD", "filename": "sda"} for epoch, value in ((1, ""), (2, "0.1"))]
+    renderer = VegaRenderer(
+        rows, "curves", template="curves", template_dir=str(ROOT / ".dvc" / "plots"), x="epoch", y="valid_ndcg_10"
+    )
+    filled = renderer.get_filled_template()
+    assert filled["encoding"]["y"]["field"] == "valid_ndcg_10"
+    assert filled["encoding"]["color"]["field"] == "filename"
+    assert filled["transform"] == [{"filter": "isValid(datum['valid_ndcg_10']) && datum['valid_ndcg_10'] !== ''"}]
 
 
 # -------------------------------------------------------------------------------------------------- params
