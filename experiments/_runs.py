@@ -15,11 +15,12 @@ import polars as pl
 
 from sda_core import evaluation, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
+from sda_core.data.demo import ATTRIBUTES, world
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
 from sda_core.fingerprint import fingerprint
-from sda_core.params import EvaluateParams, FitParams, Params, RecommenderParams
+from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, RecommenderParams
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 
@@ -117,6 +118,32 @@ def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple
         purpose: what the draws are for; equal words give equal draws.
     """
     return bootstrap_interval(gain_SU.mean(0), params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
+
+
+def difference(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> str:
+    """The cell of a table: the mean of differences ``(S, U)``, and its :func:`interval`."""
+    low, high = interval(gain_SU, params, purpose)
+    return f"{gain_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def over_seeds(gain_SU: np.ndarray) -> str:
+    """The cell of a table: the least and the largest mean of a seed."""
+    of_seeds = gain_SU.mean(1)
+    return f"{of_seeds.min():+.4f} .. {of_seeds.max():+.4f}"
+
+
+# ------------------------------------------------------------------------------------------------- items
+def unit(vectors_ND: np.ndarray) -> np.ndarray:
+    """The rows at length 1; zero stays zero."""
+    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+
+
+def shop_attributes(workspace: Workspace, dataset: DemoDataset) -> dict[str, np.ndarray]:
+    """What is true of the built-in shop's items: the values of each attribute, in the order of the item ids."""
+    shop = world(dataset)
+    place = {asin: item for item, asin in enumerate(shop.asins)}
+    rows = np.array([place[raw_id] for raw_id in ITEMS.read(workspace.items).sort("item_id")["raw_item_id"]])
+    return {name: shop.attributes[name][rows] for name in ATTRIBUTES}
 
 
 # ------------------------------------------------------------------------------------------------- results

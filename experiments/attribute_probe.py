@@ -19,15 +19,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from _runs import leave
+from _runs import leave, shop_attributes
 from compare_vectors import workspace_of
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sda_core.artifacts import ITEMS, Workspace
-from sda_core.data.demo import ATTRIBUTES, world
+from sda_core.artifacts import Workspace
+from sda_core.data.demo import ATTRIBUTES
 from sda_core.embeddings.controls import read_table
 from sda_core.errors import ConfigError
 from sda_core.params import DemoDataset, Params
@@ -59,15 +59,12 @@ def probed(workspace: Workspace, params: Params, variant: str) -> dict[str, dict
     """Accuracy above chance of each attribute, by column of the embeddings table (items with a picture only)."""
     if not isinstance(params.dataset, DemoDataset):
         raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
-    shop = world(params.dataset)
-    place = {asin: item for item, asin in enumerate(shop.asins)}
-    raw_ids = ITEMS.read(workspace.items).sort("item_id")["raw_item_id"]
-    items = np.array([place[raw_id] for raw_id in raw_ids])
+    attributes = shop_attributes(workspace, params.dataset)
     vectors = read_table(workspace.embeddings(variant))
     rows = np.flatnonzero(vectors.has_image)
     columns = {"fused": vectors.fused_IF, "picture": vectors.image_ID, "words": vectors.text_ID}
     return {
-        column: {name: above_chance(matrix[rows], shop.attributes[name][items[rows]]) for name in ATTRIBUTES}
+        column: {name: above_chance(matrix[rows], values_I[rows]) for name, values_I in attributes.items()}
         for column, matrix in columns.items()
     }
 

@@ -29,7 +29,7 @@ from typing import Any, get_args
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, gains, interval, keep_positions, leave, positions_path, read_positions
+from _runs import CUTOFF, difference, gains, keep_positions, leave, over_seeds, positions_path, read_positions
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_vectors
@@ -168,12 +168,8 @@ def table(
                 lines.append(f"{first} | | |")
             for rival in rivals:
                 difference_SU = ndcg[name] - ndcg[rival]
-                low, high = interval(difference_SU, params.evaluate, rival)
-                of_seeds = difference_SU.mean(1)
-                lines.append(
-                    f"{first} {rival} | {difference_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}] |"
-                    f" {of_seeds.min():+.4f} .. {of_seeds.max():+.4f} |"
-                )
+                told = difference(difference_SU, params.evaluate, rival)
+                lines.append(f"{first} {rival} | {told} | {over_seeds(difference_SU)} |")
     return "\n".join([*lines, ""])
 
 

@@ -28,13 +28,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from _runs import leave
+from _runs import leave, shop_attributes, unit
 from attribute_probe import SHOWN_BY
 from compare_vectors import fused_again, workspace_of
 from sklearn.metrics import roc_auc_score
 
-from sda_core.artifacts import ITEMS, Workspace
-from sda_core.data.demo import ATTRIBUTES, world
+from sda_core.artifacts import Workspace
 from sda_core.embeddings.controls import Vectors, read_table
 from sda_core.params import DemoDataset, Params
 
@@ -73,7 +72,7 @@ def main() -> None:
 
 def pair_cosines(vectors_ND: np.ndarray) -> np.ndarray:
     """Cosine of every pair of rows, row by row of the upper triangle."""
-    unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+    unit_ND = unit(vectors_ND)
     return (unit_ND @ unit_ND.T)[np.triu_indices(len(unit_ND), 1)]
 
 
@@ -88,13 +87,10 @@ def chosen_by_truth(workspace: Workspace, params: Params, rows: np.ndarray) -> d
     """Pairs by the attributes that the built-in shop's pictures and words show; nothing for another shop."""
     if not isinstance(params.dataset, DemoDataset):
         return {}
-    shop = world(params.dataset)
-    place = {asin: item for item, asin in enumerate(shop.asins)}
-    items = np.array([place[raw_id] for raw_id in ITEMS.read(workspace.items).sort("item_id")["raw_item_id"]])[rows]
     first, second = np.triu_indices(len(rows), 1)
     counts = {modality: np.zeros(len(first), dtype=np.int32) for modality in ("picture", "words")}
-    for name in ATTRIBUTES:
-        modality, values = SHOWN_BY[name], shop.attributes[name][items]
+    for name, values_I in shop_attributes(workspace, params.dataset).items():
+        modality, values = SHOWN_BY[name], values_I[rows]
         for counted in counts if modality == "both" else (modality,):
             counts[counted] += values[first] == values[second]
     picture, words = counts["picture"], counts["words"]

@@ -19,7 +19,7 @@ works in another architecture, and not how well that architecture sees.  ``qwen2
 from __future__ import annotations
 
 import argparse
-import logging
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,23 +30,21 @@ import numpy as np
 import polars as pl
 import torch
 import transformers
-from _runs import CUTOFF, gains, interval, leave, read_positions
+from _runs import CUTOFF, difference, gains, interval, leave, over_seeds, read_positions
 from compare_vectors import train_on
 from ruamel.yaml import YAML
 from torch import nn
-from train_seeds import VARIANTS, run, write_params
+from train_seeds import BASE, VARIANTS, adapt, prepare
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from sda_core import log
 from sda_core.artifacts import Workspace
-from sda_core.params import load_params
+from sda_core.params import EvaluateParams, load_params
 from sda_core.seed import derive
 
 mpl.use("Agg")
-_log = logging.getLogger("experiments")
 hf: Any = transformers  # its configurations take more than their signatures say
 
-BASE = "zero_shot"
 NANO = Path(__file__).resolve().parents[1] / "sda_core" / "backbones" / "nano"
 TOKEN_EMBEDDING = "embed_tokens.weight"
 Parts = tuple[nn.Module, Any, Any]
@@ -104,37 +102,24 @@ class Study:
         """Where the positions of all seeds are kept."""
         return self.folder / backbone / "positions" / variant
 
+    def gains(self, backbone: str, variant: str) -> np.ndarray:
+        """NDCG of each seed and user, ``(S, U)``."""
+        return gains("ndcg", read_positions(self.positions(backbone, variant), self.seeds))
+
+    def evaluate_params(self, backbone: str) -> EvaluateParams:
+        """How a backbone's positions were evaluated."""
+        return load_params(self.workspace(backbone, self.seeds[0]).root / "params.yaml").evaluate
+
     def run(self, backbone: str, section: Mapping[str, Any], seed: int) -> None:
         """Adapters, vectors and recommenders of one backbone and seed, unless they are there."""
         workspace = self.workspace(backbone, seed)
-        root = workspace.root
-        (root / "embeddings").mkdir(parents=True, exist_ok=True)
-        if not (root / "data").is_symlink():
-            (root / "data").symlink_to(self.source / "data")
-        write_params(self.source / "params.yaml", root / "params.yaml", seed, list(self.variants), list(self.settings))
-        _set_backbone(root / "params.yaml", section)
-        shared = self.folder / backbone / f"{BASE}.parquet"
-        if not shared.exists():
-            run("export_embeddings", BASE, root)
-            workspace.embeddings(BASE).rename(shared)
-        if not workspace.embeddings(BASE).exists():
-            workspace.embeddings(BASE).symlink_to(shared.resolve())
+        changes = [*self.settings, f"backbone={json.dumps(dict(section))}"]  # JSON is YAML
+        prepare(workspace, self.source, self.folder / backbone / f"{BASE}.parquet", seed, self.variants, changes)
         for variant in self.variants:
-            if not workspace.adapter(variant).exists():
-                run("train_adapter", variant, root)
-            if not workspace.embeddings(variant).exists():
-                run("export_embeddings", variant, root)
-        params = load_params(root / "params.yaml")
+            adapt(workspace, variant)
+        params = load_params(workspace.root / "params.yaml")
         for variant in (BASE, *self.variants):
             train_on(workspace, params, variant, self.recommender, seed, self.positions(backbone, variant), {})
-
-
-def _set_backbone(path: Path, section: Mapping[str, Any]) -> None:
-    yaml = YAML()
-    params = yaml.load(path.read_text(encoding="utf-8"))
-    params["backbone"] = dict(section)
-    with path.open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
 
 
 # ------------------------------------------------------------------------------------------------- nano's relatives
@@ -287,18 +272,12 @@ def table(study: Study, backbones: Sequence[str]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for backbone in backbones:
-        params = load_params(study.workspace(backbone, study.seeds[0]).root / "params.yaml")
-        base_SU = gains("ndcg", read_positions(study.positions(backbone, BASE), study.seeds))
+        base_SU, params = study.gains(backbone, BASE), study.evaluate_params(backbone)
         lines.append(f"| {backbone} | {BASE} | | {base_SU.mean():.4f} | | |")
         for variant in study.variants:
-            ndcg_SU = gains("ndcg", read_positions(study.positions(backbone, variant), study.seeds))
-            gain_SU = ndcg_SU - base_SU
-            low, high = interval(gain_SU, params.evaluate, variant)
-            of_seeds = gain_SU.mean(1)
-            lines.append(
-                f"| {backbone} | {variant} | {_retrieval(study, backbone, variant)} | {ndcg_SU.mean():.4f}"
-                f" | {gain_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}] | {of_seeds.min():+.4f} .. {of_seeds.max():+.4f} |"
-            )
+            ndcg_SU = study.gains(backbone, variant)
+            told = f"{ndcg_SU.mean():.4f} | {difference(ndcg_SU - base_SU, params, variant)} | {over_seeds(ndcg_SU - base_SU)}"
+            lines.append(f"| {backbone} | {variant} | {_retrieval(study, backbone, variant)} | {told} |")
     return "\n".join([*lines, ""])
 
 
@@ -318,10 +297,8 @@ def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
     for number, variant in enumerate(study.variants):
         centres, errors = [], []
         for backbone in backbones:
-            params = load_params(study.workspace(backbone, study.seeds[0]).root / "params.yaml")
-            base_SU = gains("ndcg", read_positions(study.positions(backbone, BASE), study.seeds))
-            gain_SU = gains("ndcg", read_positions(study.positions(backbone, variant), study.seeds)) - base_SU
-            low, high = interval(gain_SU, params.evaluate, variant)
+            gain_SU = study.gains(backbone, variant) - study.gains(backbone, BASE)
+            low, high = interval(gain_SU, study.evaluate_params(backbone), variant)
             centres.append(gain_SU.mean())
             errors.append((gain_SU.mean() - low, high - gain_SU.mean()))
         places = np.arange(len(backbones)) + 0.16 * (number - (len(study.variants) - 1) / 2)

@@ -25,13 +25,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, gains, interval, leave, read_positions
+from _runs import CUTOFF, difference, gains, leave, read_positions, shop_attributes, unit
 from compare_vectors import train_on, workspace_of
 from scipy.stats import spearmanr
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
-from sda_core.data.demo import ATTRIBUTES, world
 from sda_core.embeddings.controls import read_table
 from sda_core.params import DemoDataset, Params
 from sda_core.seed import generator
@@ -96,25 +95,18 @@ def link(source: Workspace, shop: Workspace, variants: Sequence[str]) -> None:
 def purity(workspace: Workspace, params: Params) -> np.ndarray:
     """``(I + 1,)``: share of an item's nearest neighbours that are of its own kind; see the module's docstring."""
     vectors = read_table(workspace.embeddings(BASE))
-    image_ID, text_ID = _unit(vectors.image_ID), _unit(vectors.text_ID)
+    image_ID, text_ID = unit(vectors.image_ID), unit(vectors.text_ID)
     similarity_II = image_ID @ image_ID.T + text_ID @ text_ID.T
     np.fill_diagonal(similarity_II, -np.inf)
     nearest_IN = np.argpartition(-similarity_II, NUM_NEIGHBORS, axis=1)[:, :NUM_NEIGHBORS]
     items = ITEMS.read(workspace.items).sort("item_id")
     if isinstance(params.dataset, DemoDataset):
-        shop = world(params.dataset)
-        place = {asin: item for item, asin in enumerate(shop.asins)}
-        rows = np.array([place[raw_id] for raw_id in items["raw_item_id"]])
-        values_IA = np.stack([shop.attributes[name][rows] for name in ATTRIBUTES], axis=1)
+        values_IA = np.stack(list(shop_attributes(workspace, params.dataset).values()), axis=1)
         alike_IN = (values_IA[nearest_IN] == values_IA[:, None]).mean(axis=2) >= 0.5
     else:
         leaves = np.array([path[-1] if path else "" for path in items["categories"].to_list()])
         alike_IN = leaves[nearest_IN] == leaves[:, None]
     return np.concatenate([[0.0], alike_IN.mean(axis=1)])
-
-
-def _unit(vectors_ID: np.ndarray) -> np.ndarray:
-    return vectors_ID / np.maximum(np.linalg.norm(vectors_ID, axis=1, keepdims=True), 1e-12)
 
 
 def table(
@@ -147,8 +139,7 @@ def table(
             cell = f"{ndcg_SU[:, mask].mean():.4f}" if mask.any() else ""
             if name != BASE and mask.any():
                 gain_SU = (ndcg_SU - base_SU)[:, mask]
-                low, high = interval(gain_SU, params.evaluate, name)
-                cell += f" ({gain_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}])"
+                cell += f" ({difference(gain_SU, params.evaluate, name)})"
             cells.append(cell)
         gain_U = (ndcg_SU - base_SU).mean(0)[is_rare]
         correlation = f"{spearmanr(purity_U[is_rare], gain_U)[0]:+.3f}" if np.ptp(gain_U) and np.ptp(purity_U[is_rare]) else ""

@@ -34,9 +34,9 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 from _corruption import corrupt
-from _runs import CUTOFF, gains, interval, leave, read_positions
+from _runs import CUTOFF, difference, gains, interval, leave, read_positions
 from compare_vectors import train_on
-from train_seeds import VARIANTS, run, write_params
+from train_seeds import BASE, VARIANTS, adapt, prepare, run
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
@@ -45,8 +45,6 @@ from sda_core.params import Params, load_params
 
 mpl.use("Agg")
 _log = logging.getLogger("experiments")
-
-BASE = "zero_shot"
 
 
 @dataclass(frozen=True)
@@ -117,17 +115,8 @@ def make_vectors(options: Options, value: str, seed: int) -> None:
     """Adapter and vectors of one value and seed, unless they are there; zero_shot's vectors are computed once and linked."""
     workspace = options.workspace(value, seed)
     root = workspace.root
-    (root / "embeddings").mkdir(parents=True, exist_ok=True)
-    if not (root / "data").is_symlink():
-        (root / "data").symlink_to(options.source / "data")
     changes = options.settings + ([] if options.param is None else [f"{options.param}={value}"])
-    write_params(options.source / "params.yaml", root / "params.yaml", seed, [options.variant], changes)
-    shared = options.folder / "zero_shot.parquet"
-    if not shared.exists():
-        run("export_embeddings", BASE, root)
-        workspace.embeddings(BASE).rename(shared)
-    if not workspace.embeddings(BASE).exists():
-        workspace.embeddings(BASE).symlink_to(shared.resolve())
+    prepare(workspace, options.source, options.folder / "zero_shot.parquet", seed, [options.variant], changes)
     if not workspace.adapter(options.variant).exists():
         trained_in = root
         if options.corrupted is not None:  # trained on spoilt items, in a workspace beside
@@ -139,8 +128,7 @@ def make_vectors(options: Options, value: str, seed: int) -> None:
         if trained_in != root:
             workspace.adapter(options.variant).parent.mkdir(exist_ok=True)
             Workspace(trained_in).adapter(options.variant).rename(workspace.adapter(options.variant))
-    if not workspace.embeddings(options.variant).exists():
-        run("export_embeddings", options.variant, root)
+    adapt(workspace, options.variant)
 
 
 # ------------------------------------------------------------------------------------------------- numbers
@@ -166,8 +154,7 @@ def table(options: Options, recommender: str) -> str:
                 continue
             cells.append(f"{ndcg_SU[:, mask].mean():.4f}")
             gain_SU = (ndcg_SU - base_SU)[:, mask]
-            low, high = interval(gain_SU, params.evaluate, value)
-            cells.append("" if value == BASE else f"{gain_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}]")
+            cells.append("" if value == BASE else difference(gain_SU, params.evaluate, value))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

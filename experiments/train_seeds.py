@@ -16,15 +16,18 @@ import argparse
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from sda_core import log
+from sda_core.artifacts import Workspace
 
 _log = logging.getLogger("experiments")
 
+BASE = "zero_shot"
 VARIANTS = {
     "lora": {"adapter": "lora", "loss": "infonce"},
     "lora_cmsa": {"adapter": "lora", "loss": "loss"},
@@ -46,30 +49,48 @@ def main() -> None:
     source = options.source.resolve()
     base = Path("experiments") / "runs" / options.name
     for seed in options.seeds:
-        root = base / f"seed-{seed}"
-        (root / "embeddings").mkdir(parents=True, exist_ok=True)
-        if not (root / "data").is_symlink():
-            (root / "data").symlink_to(source / "data")
-        write_params(source / "params.yaml", root / "params.yaml", seed, options.variants, options.set)
-        shared = base / f"seed-{options.seeds[0]}" / "embeddings" / "zero_shot.parquet"
-        own = root / "embeddings" / "zero_shot.parquet"
-        if not shared.exists():
-            run("export_embeddings", "zero_shot", root)
-        elif not own.exists():
-            own.symlink_to(shared.resolve())
+        workspace = Workspace(base / f"seed-{seed}")
+        shared = Workspace(base / f"seed-{options.seeds[0]}").embeddings(BASE)
+        prepare(workspace, source, shared, seed, options.variants, options.set)
         for variant in options.variants:
-            if not (root / "adapters" / variant).exists():
-                run("train_adapter", variant, root)
-            if not (root / "embeddings" / f"{variant}.parquet").exists():
-                run("export_embeddings", variant, root)
+            adapt(workspace, variant)
 
 
-def write_params(source: Path, target: Path, seed: int, variants: list[str], changes: list[str]) -> None:
+def prepare(workspace: Workspace, source: Path, shared: Path, seed: int, variants: Sequence[str], changes: Sequence[str]) -> None:
+    """A workspace with the source's data, params of its own, and the vectors of zero_shot.
+
+    Args:
+        workspace: made, or completed.
+        source: the project folder whose data is linked and whose params are changed; absolute.
+        shared: zero_shot's vectors, which are computed once and linked from all others.
+        seed, variants, changes: see :func:`write_params`.
+    """
+    root, own = workspace.root, workspace.embeddings(BASE)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    if not (root / "data").is_symlink():
+        (root / "data").symlink_to(source / "data")
+    write_params(source / "params.yaml", root / "params.yaml", seed, variants, changes)
+    if not shared.exists():
+        run("export_embeddings", BASE, root)
+        own.rename(shared)
+    if not own.exists():
+        own.symlink_to(shared.resolve())
+
+
+def adapt(workspace: Workspace, variant: str) -> None:
+    """A variant's adapter and its vectors, unless they are there."""
+    if not workspace.adapter(variant).exists():
+        run("train_adapter", variant, workspace.root)
+    if not workspace.embeddings(variant).exists():
+        run("export_embeddings", variant, workspace.root)
+
+
+def write_params(source: Path, target: Path, seed: int, variants: Sequence[str], changes: Sequence[str]) -> None:
     """The source's params with the seed, the variants and the changes in them."""
     yaml = YAML()
     params: Any = yaml.load(source.read_text(encoding="utf-8"))
-    params["variants"] = ["id", "zero_shot", *variants]
-    params["train_recommender"]["variants"] = ["zero_shot", *variants]
+    params["variants"] = ["id", BASE, *variants]
+    params["train_recommender"]["variants"] = [BASE, *variants]
     params["control_embeddings"]["variants"] = []
     params["train_adapter"]["variants"] = {variant: VARIANTS[variant] for variant in variants}
     params["train_adapter"]["training"]["seed"] = seed

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import Workspace
+from sda_core.artifacts import POSITIONS, Workspace
 from stages.download import download
 from stages.fetch_images import fetch_images
 from stages.filter import filter_
@@ -52,3 +55,17 @@ def on_tiny(pictured: Workspace, repository: Path, tmp_path_factory: pytest.Temp
     yaml.dump(params, root / "params.yaml")
     (root / "data").symlink_to(pictured.root / "data")
     return root
+
+
+@pytest.fixture
+def keep() -> Callable[..., None]:
+    """Write positions of the test targets, as given, or one for all."""
+
+    def keep(path: Path, interactions: pl.DataFrame, positions: Any) -> None:
+        test = interactions.filter(pl.col("split") == "test").sort("user_id")
+        counts = {name: pl.lit(0, pl.Int32) for name in ("candidates", "num_better", "num_tied")}
+        places = pl.Series("position", np.broadcast_to(np.asarray(positions, dtype=np.float64), len(test)))
+        frame = test.select("user_id", target_item_id="item_id").with_columns(places, **counts)
+        POSITIONS.write(frame.select(list(POSITIONS.columns)), path)
+
+    return keep

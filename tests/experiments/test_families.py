@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import families
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace
+from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.backbones import Backbone, build
 from sda_core.params import BackboneParams
 
@@ -47,15 +47,7 @@ def test_a_relative_is_the_same_each_time(tmp_path: Path) -> None:
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
 
 
-def keep(path: Path, interactions: pl.DataFrame, position: float) -> None:
-    """Positions of the test targets, all the same."""
-    test = interactions.filter(pl.col("split") == "test").sort("user_id")
-    counts = {name: pl.lit(0, pl.Int32) for name in ("candidates", "num_better", "num_tied")}
-    frame = test.select("user_id", target_item_id="item_id").with_columns(position=pl.lit(position), **counts)
-    POSITIONS.write(frame.select(list(POSITIONS.columns)), path)
-
-
-def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path: Path) -> None:
+def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path: Path, keep: Callable[..., None]) -> None:
     interactions = INTERACTIONS.read(shop.interactions)
     study = families.Study(shop.root, tmp_path, "sasrec", ["sda"], [1, 2])
     for seed, place in ((1, 1.0), (2, 3.0)):

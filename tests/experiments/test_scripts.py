@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import published
 import pytest
 import text_matters
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, read_vectors
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_vectors
 from sda_core.evaluation.groups import training_counts
 from sda_core.params import load_params
 
@@ -21,14 +22,6 @@ from sda_core.params import load_params
 def cells(table: str, start: str) -> list[str]:
     (line,) = (line for line in table.splitlines() if line.startswith(start))
     return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def keep(path: Path, interactions: pl.DataFrame, positions: Any) -> None:
-    """Positions of the test targets, as given."""
-    test = interactions.filter(pl.col("split") == "test").sort("user_id")
-    counts = {name: pl.lit(0, pl.Int32) for name in ("candidates", "num_better", "num_tied")}
-    frame = test.select("user_id", target_item_id="item_id").with_columns(position=pl.Series(positions, dtype=pl.Float64))
-    POSITIONS.write(frame.with_columns(**counts).select(list(POSITIONS.columns)), path)
 
 
 def test_protocol(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +38,7 @@ def test_protocol(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert len(table.strip().splitlines()) == 2 + sum(map(len, protocol.ROWS.values()))
 
 
-def test_published_shares_and_missing_models(shop: Workspace, tmp_path: Path) -> None:
+def test_published_shares_and_missing_models(shop: Workspace, tmp_path: Path, keep: Callable[..., None]) -> None:
     interactions, params = INTERACTIONS.read(shop.interactions), load_params(shop.root / "params.yaml")
     num_users = interactions["user_id"].n_unique()
     for seed, place in ((1, 1.0), (2, 3.0)):
@@ -74,7 +67,7 @@ def test_published_trains_what_makes_a_row(shop: Workspace, monkeypatch: pytest.
     ]
 
 
-def test_title_vectors_stand_beside_ids(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_title_vectors_stand_beside_ids(shop: Workspace, monkeypatch: pytest.MonkeyPatch, keep: Callable[..., None]) -> None:
     items, interactions = ITEMS.read(shop.items), INTERACTIONS.read(shop.interactions)
     params = load_params(shop.root / "params.yaml")
     told: list[list[str]] = []
@@ -108,7 +101,7 @@ def test_title_vectors_stand_beside_ids(shop: Workspace, monkeypatch: pytest.Mon
     np.testing.assert_array_equal(asked[0]["vectors"], found)
 
 
-def test_table_of_vectors_has_the_groups_that_there_are(shop: Workspace, tmp_path: Path) -> None:
+def test_table_of_vectors_has_the_groups_that_there_are(shop: Workspace, tmp_path: Path, keep: Callable[..., None]) -> None:
     params, interactions = load_params(shop.root / "params.yaml"), INTERACTIONS.read(shop.interactions)
     test = interactions.filter(pl.col("split") == "test").sort("user_id")["item_id"].to_numpy()
     seen = training_counts(interactions, interactions["item_id"].n_unique())[test]
