@@ -11,74 +11,26 @@ On a CPU one thread is used, and what is counted is its processor time, so that 
 from __future__ import annotations
 
 import argparse
+import copy
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _shapes import SHAPES, backbone_of
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from sda_core import adapters
-from sda_core.backbones import Backbone, build
-from sda_core.backbones._attention import use_batched_vision_attention
-from sda_core.params import TinyQwen25VL, load_params
+from sda_core.params import load_params
 
-TINY = {
-    "kind": "tiny_qwen2_5_vl", "seed": 0, "hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 192,
-    "vision_depth": 4, "min_pixels": 784, "max_pixels": 12544, "max_text_tokens": 256, "pooling": "mean",
-}  # fmt: skip
-# Qwen2.5-VL-7B-Instruct, from its published config
-TEXT_7B = {
-    "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [16, 24, 24]},
-}  # fmt: skip
-VISION_7B = {
-    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-}  # fmt: skip
 SIDES = ("base", "unmerged", "merged")
-
-
-class Shaped:
-    """A backbone whose model was exchanged for one of another shape, of random weights."""
-
-    def __init__(self, small: Backbone, device: torch.device, dtype: torch.dtype) -> None:
-        own: Any = small.model.config
-        ids = {name: getattr(own.text_config, name) for name in ("bos_token_id", "eos_token_id")}
-        config: Any = Qwen2_5_VLConfig(text_config={**TEXT_7B, **ids, "vocab_size": 152064}, vision_config=VISION_7B)
-        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-            setattr(config, name, getattr(own, name))
-        with torch.device("meta"):
-            model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
-        self.model: nn.Module = model.to_empty(device=device).eval().requires_grad_(requires_grad=False)
-        generator = torch.Generator(device=device).manual_seed(0)
-        for name, weight in self.model.named_parameters():
-            if weight.ndim == 1:
-                weight.fill_(0.0 if name.endswith("bias") else 1.0)
-            else:
-                weight.normal_(0.0, 0.02, generator=generator)
-        for module in self.model.modules():  # the rotary tables are buffers, which meta tensors do not fill
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                if name.endswith("inv_freq"):
-                    module.register_buffer(name, _frequencies(module, buffer, device), persistent=False)
-        self.dim = TEXT_7B["hidden_size"]
-        self.num_adapter_layers = lambda _: 7 * TEXT_7B["num_hidden_layers"]
-        self.adapter_pattern, self.info = small.adapter_pattern, small.info
-        self.image_inputs, self.text_inputs, self.encode = small.image_inputs, small.text_inputs, small.encode
-
-
-def _frequencies(module: nn.Module, buffer: torch.Tensor, device: torch.device) -> torch.Tensor:
-    theta = 10_000.0 if "Vision" in type(module).__name__ else 1_000_000.0
-    return theta ** -(torch.arange(len(buffer), device=device, dtype=torch.float32) / len(buffer))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
@@ -102,15 +54,28 @@ def _now(device: torch.device) -> float:
 
 def operations_of(run: Callable[[], object]) -> int:
     """Floating-point operations of the matmuls, convolutions and attentions of a run, counted by torch."""
-    with FlopCounterMode(display=False) as counter:
+    counted = dict.fromkeys(_ATTENTION, _attention_operations)
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         run()
     return counter.get_total_flops()
+
+
+_ATTENTION = [
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}")
+    for kind in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+]
+
+
+def _attention_operations(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
+    """Of one attention, by the shapes ``(B, H, L, D)``; heads of keys may be shared, which torch's own count refuses."""
+    rows, heads, length, width = query
+    return 2 * rows * heads * length * key[-2] * (width + value[-1])
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=["tiny", "7b"], default="tiny")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--items", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=0, help="pixels; 0 for 112 (tiny) or 252 (7b)")
@@ -125,11 +90,7 @@ def main() -> None:
     side = options.side or (112 if options.shape == "tiny" else 252)
     peak = matmul_peak(device, dtype, options.matmul or (8192 if device.type == "cuda" else 2048))
 
-    small = build(TinyQwen25VL(**{**TINY, "max_pixels": max(side * side, 784)}), torch.device("cpu"))
-    if options.shape == "tiny":
-        small.model.to(device, dtype)
-    backbone: Any = small if options.shape == "tiny" else Shaped(small, device, dtype)
-    use_batched_vision_attention(backbone.model)
+    backbone = backbone_of(options.shape, side, device, dtype)
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(options.batch)]
     lengths = np.sort(random.integers(1, 2 * options.words, options.items))
@@ -160,6 +121,7 @@ def main() -> None:
     }
     seconds: dict[tuple[str, str], list[float]] = {(s, name): [] for s in SIDES for name in batches}
     memory: dict[str, int] = dict.fromkeys(SIDES, 0)
+    vectors: dict[tuple[str, str], Tensor] = {}
     for turn in range(options.rounds + 1):  # the first is for warming up
         for which in SIDES[turn % 3 :] + SIDES[: turn % 3]:
             for name in batches:
@@ -170,6 +132,9 @@ def main() -> None:
                     encode(adapted, name)
                     if turn:
                         seconds[which, name].append(_now(device) - start)
+                    else:
+                        with torch.inference_mode():
+                            vectors[which, name] = backbone.encode(adapted, batches[name][0])
                     if device.type == "cuda":
                         memory[which] = max(memory[which], torch.cuda.max_memory_allocated())
 
@@ -187,10 +152,22 @@ def main() -> None:
                 f"| {which:8} | {name:8} | {options.items / spent:.4g} | {num_tokens[name] / spent:.4g} "
                 f"| {operations[name] / spent / peak:.1%} | {ratio:.3f} |"
             )
+    exact = copy.deepcopy(adapted).float()
+    print("\nrelative difference of a batch's vectors, largest of the items; exact is the unmerged pass in float32:")
+    for name in batches:
+        with torch.inference_mode(), adapters.modality(exact, name):
+            vectors["exact", name] = backbone.encode(exact, batches[name][0])
+        pairs = (("unmerged", "exact"), ("merged", "exact"), ("merged", "unmerged"), ("base", "unmerged"))
+        found = (f"{a} from {b} {_difference(vectors[b, name], vectors[a, name]):.1e}" for a, b in pairs)
+        print(f"  {name}: " + ", ".join(found))
     if device.type == "cuda":
         print("\npeak memory, GiB: " + ", ".join(f"{which} {memory[which] / 2**30:.1f}" for which in SIDES))
     else:
         print(f"\npeak resident memory of the whole run: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def _difference(own_BD: Tensor, other_BD: Tensor) -> float:
+    return float(((own_BD - other_BD).norm(dim=-1) / own_BD.norm(dim=-1)).max())
 
 
 def _adapted(backbone: Any) -> Any:

@@ -10,7 +10,6 @@ decoded, texts tokenised, one AdamW step); what is compared is the peak of the r
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import resource
 import subprocess
@@ -20,26 +19,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
-
-class Noise:
-    """Small pictures of coloured noise, made when they are asked for."""
-
-    def get(self, item_id: int) -> bytes:
-        """A PNG."""
-        buffer = io.BytesIO()
-        Image.fromarray(np.random.default_rng(item_id).integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    def status(self, item_id: int) -> str:
-        """Every item has one."""
-        return "ok" if item_id else "missing_url"
 
 
 def step(batch: int, chunk: int | None, text_tokens: int) -> dict[str, float]:
     """One training step in this process: seconds, processor seconds, and MiB at the beginning and at the peak."""
     import torch
+    from _shapes import Noise
 
     from sda_core import adapters, alignment, backbones
     from sda_core.items import ItemSource
@@ -53,7 +38,7 @@ def step(batch: int, chunk: int | None, text_tokens: int) -> dict[str, float]:
     layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
     model = adapters.build(backbone.model, section.moda, ["image", "text"], *layers, seed=0)
     texts = [" ".join(f"item {number * 7919 + place}" for place in range(text_tokens)) for number in range(batch)]
-    source = ItemSource(np.arange(1, batch + 1), texts, "The picture shows a product.", "", Noise(), "text_only")
+    source = ItemSource(np.arange(1, batch + 1), texts, "The picture shows a product.", "", Noise(28), "text_only")
     changes = {
         "num_steps": 1, "batch_size": batch, "micro_batch_size": chunk, "vision_cache": "never",
     }  # fmt: skip

@@ -47,7 +47,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(width=256, key_width=64, inner=1344, depth=2, batch=8, length=128),
-    "7b": Shape(width=3584, key_width=512, inner=18944, depth=28, batch=4, length=512),  # Qwen2.5-VL-7B's language model
+    "7b": Shape(width=3584, key_width=512, inner=18944, depth=28, batch=4, length=128),  # Qwen2.5-VL-7B's language model
 }
 
 

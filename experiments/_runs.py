@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from sda_core import evaluation, recommenders
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
 from sda_core.data.demo import ATTRIBUTES, world
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
@@ -136,6 +136,24 @@ def over_seeds(gain_SU: np.ndarray) -> str:
 def unit(vectors_ND: np.ndarray) -> np.ndarray:
     """The rows at length 1; zero stays zero."""
     return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+
+
+def found(path: Path, limit: int = 2000) -> float:
+    """How often an item's picture and words find each other first: the share over both directions.
+
+    Args:
+        path: an embeddings file.
+        limit: items are drawn down to so many, always the same ones; among more of them it is harder to be first.
+
+    Returns:
+        0 to 1; 1 / number of items by chance.  Items without a picture do not take part, equally near ones count as found.
+    """
+    frame = EMBEDDINGS.read(path).filter(pl.col("image_embedding").is_not_null()).sort("item_id")
+    rows = np.sort(generator(0, "found").permutation(len(frame))[:limit])
+    image_ND, text_ND = (unit(frame[name].to_numpy()[rows]) for name in ("image_embedding", "text_embedding"))
+    similarity_NN = image_ND @ text_ND.T
+    own_N = similarity_NN.diagonal()
+    return float(np.mean([(own_N >= similarity_NN.max(axis)).mean() for axis in (0, 1)]))
 
 
 def shop_attributes(workspace: Workspace, dataset: DemoDataset) -> dict[str, np.ndarray]:

@@ -22,7 +22,8 @@ def prepare_torch(params: RuntimeParams) -> torch.device:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     # use_deterministic_algorithms does the same, and imports the compiler first: 2 of the 5 seconds that a small stage takes
-    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
+    # (on a GPU "warn" would leave the attention's backward pass as it likes: it is deterministic only where errors are wanted)
+    torch.set_deterministic_debug_mode("error")
     # a debugging aid that writes every new tensor twice
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     _keep_freed_memory()

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from sda_core.errors import ConfigError
 from sda_core.params import RuntimeParams
@@ -50,3 +51,12 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         prepare_torch(RuntimeParams(device="cuda", num_threads=0, num_trainings=1))
+
+
+def test_a_gpu_is_as_deterministic_as_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With warnings in the place of errors the attention's backward pass may take what way it likes."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    torch.set_deterministic_debug_mode("warn")
+    assert prepare_torch(RuntimeParams(device="auto", num_threads=0, num_trainings=1)).type == "cuda"
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from sda_core.artifacts import POSITIONS, Workspace
+from sda_core.embeddings.table import write_embeddings
 from sda_core.params import FitParams, load_params
 from sda_core.report.experiments import experiments
 
@@ -65,3 +66,15 @@ def test_a_table_is_printed_and_left_for_the_report(
     assert capsys.readouterr().out == 3 * (text + "\n")
     (shown,) = (found for found in experiments(tmp_path / "experiments") if found.name == "sweep-t")
     assert shown.tables[0].caption == "Title"
+
+
+def test_items_that_find_their_own_other_side(tmp_path: Path) -> None:
+    image = np.eye(4, dtype=np.float32)
+    text = image[[0, 1, 3, 2]] + 0.1 * image  # the last two are each other's
+    ids, has_image = np.arange(1, 5), np.array([True, True, True, False])
+    path = tmp_path / "vectors.parquet"
+    write_embeddings(path, ids, list("abcd"), image, text, image, {}, np.ones(4, dtype=bool))
+    assert _runs.found(path) == 0.5
+    write_embeddings(path, ids, list("abcd"), image, text, image, {}, has_image)  # and now the third has no rival
+    assert _runs.found(path) == 1.0
+    assert _runs.found(path, limit=1) == 1.0

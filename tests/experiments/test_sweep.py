@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import _runs
 import numpy as np
 import polars as pl
 import pytest
@@ -69,4 +70,7 @@ def test_a_sweep_over_spoilt_texts(
     written = workspace.adapter("sda").stat().st_mtime_ns
     sweep.main()  # nothing is done again
     assert workspace.adapter("sda").stat().st_mtime_ns == written
-    assert np.isfinite(float(rows[1].split("|")[6]))
+    assert np.isfinite(float(rows[1].split("|")[7]))
+    shares = [float(row.split("|")[5]) for row in rows]
+    expected = [_runs.found(workspace.embeddings(variant)) for variant in ("zero_shot", "sda")]
+    assert shares == pytest.approx(expected, abs=5e-4)
