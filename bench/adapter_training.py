@@ -5,7 +5,8 @@ those of ``sda_core.alignment``; the weights are random, which costs what learne
 its own in a process of its own.  The first steps, which warm up, do not count; a setting that does not fit is reported.
 
     python bench/adapter_training.py                                 # the tiny shape, on the CPU or the GPU
-    python bench/adapter_training.py --shape 7b --side 256           # Qwen2.5-VL-7B's shape, bfloat16 on a GPU
+    python bench/adapter_training.py --shape 7b --side 256           # Qwen2.5-VL-7B's shape, bfloat16 on a GPU; one or two
+                                                                     # minutes a setting
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ SETTINGS = (
     Setting("LoRA, InfoNCE", "lora", "infonce", {}),
     Setting("MoDA, CMSA", "moda", "loss", {}),
     Setting("MoDA, CMSA, the tower run each step", "moda", "loss", {"vision_cache": "never"}),
+    Setting("MoDA, CMSA, micro batch 16", "moda", "loss", {"micro_batch_size": 16}),
     Setting("MoDA, CMSA, micro batch 8", "moda", "loss", {"micro_batch_size": 8}),
     Setting("MoDA, CMSA, micro batch 4", "moda", "loss", {"micro_batch_size": 4}),
     Setting("LoRA, InfoNCE, micro batch 4", "lora", "infonce", {"micro_batch_size": 4}),
