@@ -10,6 +10,9 @@ that was stopped goes on, and table and plot are made from those files alone; th
 
     python experiments/gradient_conflict.py --name demo --seeds 1 2 3
 
+Adapters have to learn something before there is a conflict: on a GPU ``--num-steps 600``, two minutes a training.
+``--rungs lora+infonce moda+cmsa`` leaves the others out.
+
 With ``--saved lora sda`` nothing is trained: the adapters of these variants are read from ``adapters/`` and measured on batches
 drawn from all items, which they may have seen in training.
 """
@@ -69,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--num-steps", type=int, help="instead of train_adapter.training.num_steps")
     parser.add_argument("--num-batches", type=int, default=2, help="held-out batches of the training's batch size")
+    parser.add_argument("--rungs", nargs="+", choices=[f"{adapter}+{loss}" for adapter, loss in LADDER], help="only these")
     parser.add_argument("--saved", nargs="+", metavar="VARIANT", help="measure adapters/<VARIANT>, train nothing")
     parser.add_argument("--plot", type=Path, help="instead of plot.png in the folder of the results (.png or .svg)")
     options = parser.parse_args()
@@ -77,6 +81,7 @@ def main() -> None:
     workspace = Workspace(options.root)
     folder = options.root / "experiments" / "gradients" / options.name
     rungs = [Rung(adapter, loss) for adapter, loss in LADDER]
+    rungs = [rung for rung in rungs if not options.rungs or rung.name in options.rungs]
     if options.saved:
         chosen = {name: params.train_adapter.variants[name] for name in options.saved if params.train_adapter.of(name)}
         rungs = [Rung(variant.adapter, variant.loss, name) for name, variant in chosen.items()]

@@ -80,6 +80,27 @@ def test_table_and_plot(script: ModuleType, tmp_path: Path) -> None:
     assert drawn.count('id="axes_') == 2
 
 
+def test_rungs_that_are_left_out_are_not_measured(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    measured = []
+
+    def measure(_: object, __: object, rung: Any, seed: int, *___: object) -> pl.DataFrame:
+        measured.append((rung.name, seed))
+        return pl.DataFrame(products(0.1))
+
+    monkeypatch.setattr(script, "measured", measure)
+    command = ["gradient_conflict.py", "--name", "x", "--seeds", "1", "2", "--rungs", "moda+cmsa", "lora+infonce"]
+    for _ in range(2):  # the second time from what is kept
+        monkeypatch.setattr("sys.argv", command)
+        script.main()
+        assert sorted(measured) == [("lora+infonce", 1), ("lora+infonce", 2), ("moda+cmsa", 1), ("moda+cmsa", 2)]
+        shown = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if "after |" in line]
+        assert sorted(set(shown)) == ["| lora+infonce", "| moda+cmsa"]
+
+
 def test_held_out_items_have_pictures_and_come_once(script: ModuleType) -> None:
     class Source:
         has_image = np.array([True] * 9 + [False] * 3 + [True] * 9)
