@@ -18,7 +18,7 @@ from sda_core.report.model import Experiment, Picture, Table
 
 _SEPARATORS = {".tsv": "\t", ".csv": ","}
 _PLOTS = {".png": "image/png", ".svg": "image/svg+xml"}
-_MAX_FILES = 24
+_MAX_EXPERIMENTS = 40
 _MAX_BYTES = 400_000
 _MAX_ROWS = 40
 _MAX_COLUMNS = 12
@@ -28,22 +28,26 @@ _SKIPPED = {"positions", "runs", "gradients", "views", "long_tail"}  # what the 
 
 
 def experiments(folder: Path) -> tuple[Experiment, ...]:
-    """What there is to show, by path; the first ``24`` files of it."""
+    """What there is to show, by path; of more than ``_MAX_EXPERIMENTS`` the rest is named."""
     found = [p for p in folder.rglob("*") if p.suffix in {*_SEPARATORS, *_PLOTS, ".md"} and p.is_file()]
-    shown = [path for path in sorted(found) if not _SKIPPED & set(path.relative_to(folder).parts)]
-    together: dict[str, list[Experiment]] = {}
-    for path in shown[:_MAX_FILES]:
+    together: dict[str, list[Path]] = {}
+    for path in sorted(path for path in found if not _SKIPPED & set(path.relative_to(folder).parts)):
         parts = path.relative_to(folder).parts
-        name = parts[1] if parts[0] == _RESULTS and len(parts) == 3 else "/".join(parts)
-        together.setdefault(name, []).append(_read(path, name))
-    return tuple(
-        Experiment(
-            name,
-            tuple(table for part in parts for table in part.tables),
-            tuple(plot for part in parts for plot in part.plots),
-            tuple(remark for part in parts for remark in part.remarks),
-        )
-        for name, parts in together.items()
+        together.setdefault(parts[1] if parts[0] == _RESULTS and len(parts) == 3 else "/".join(parts), []).append(path)
+    shown = [_joined(name, [_read(path, name) for path in together[name]]) for name in list(together)[:_MAX_EXPERIMENTS]]
+    left_out = list(together)[_MAX_EXPERIMENTS:]
+    if left_out:
+        shown.append(Experiment(f"{len(left_out)} more", (), (), (f"not shown: {', '.join(left_out)}",)))
+    return tuple(shown)
+
+
+def _joined(name: str, parts: list[Experiment]) -> Experiment:
+    """The files of one experiment."""
+    return Experiment(
+        name,
+        tuple(table for part in parts for table in part.tables),
+        tuple(plot for part in parts for plot in part.plots),
+        tuple(remark for part in parts for remark in part.remarks),
     )
 
 

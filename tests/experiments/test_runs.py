@@ -78,3 +78,16 @@ def test_items_that_find_their_own_other_side(tmp_path: Path) -> None:
     write_embeddings(path, ids, list("abcd"), image, text, image, {}, has_image)  # and now the third has no rival
     assert _runs.found(path) == 1.0
     assert _runs.found(path, limit=1) == 1.0
+
+
+def test_a_page_shows_whole_experiments_and_names_those_it_has_no_room_for(tmp_path: Path) -> None:
+    for number in range(43):
+        folder = tmp_path / "results" / f"sweep-{number:02d}"
+        folder.mkdir(parents=True)
+        (folder / "table.md").write_text("| a |\n|---|\n| 1 |\n")
+        (folder / "plot.png").write_bytes(b"no picture, but bytes")
+    *shown, rest = experiments(tmp_path)
+    assert [one.name for one in shown] == [f"sweep-{number:02d}" for number in range(40)]
+    assert all(len(one.tables) == len(one.plots) == 1 for one in shown)
+    assert rest.name == "3 more"
+    assert rest.remarks == ("not shown: sweep-40, sweep-41, sweep-42",)
