@@ -19,6 +19,7 @@ from sda_core.report.model import Chart, Score
 NUM_COLOURS = 8
 
 _WIDTH = 360
+_TINY = 1e-300  # numbers below it have no logarithm to round, or soon none
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 3", "10 3 3 3")
 
 
@@ -30,8 +31,8 @@ def _n(value: float) -> str:
 
 def ticks(low: float, high: float, number: int = 4) -> list[float]:
     """About ``number`` round values (1, 2 or 5 times a power of ten apart) that span ``low`` to ``high``."""
-    if not high > low:
-        margin = abs(low) * 0.1 or 1.0
+    if not high - low > _TINY:
+        margin = abs(low) * 0.1 if abs(low) > _TINY else 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / number
     power = 10.0 ** math.floor(math.log10(rough))
