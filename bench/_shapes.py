@@ -20,7 +20,7 @@ from sda_core.params import TinyQwen25VL
 SHAPES = ("tiny", "7b")
 TINY = {
     "kind": "tiny_qwen2_5_vl", "seed": 0, "hidden_size": 256, "num_layers": 4, "num_heads": 4, "vision_hidden_size": 192,
-    "vision_depth": 4, "min_pixels": 784, "max_pixels": 12544, "max_text_tokens": 1024, "pooling": "mean",
+    "vision_depth": 4, "min_pixels": 784, "max_text_tokens": 1024, "pooling": "mean",
 }  # fmt: skip
 # Qwen2.5-VL-7B-Instruct, from its published config
 TEXT_7B = {
@@ -43,7 +43,8 @@ def backbone_of(shape: str, side: int, device: torch.device, dtype: torch.dtype)
         device: where the weights are made.
         dtype: of the weights.
     """
-    small: Any = build(TinyQwen25VL.model_validate({**TINY, "max_pixels": max(side * side, 784)}), torch.device("cpu"))
+    params = TinyQwen25VL.model_validate({**TINY, "max_pixels": max(side * side, TINY["min_pixels"])})
+    small: Any = build(params, torch.device("cpu"))
     if shape == "tiny":
         small.model.to(device, dtype)
         return small

@@ -103,7 +103,7 @@ def one(setting: Setting, options: argparse.Namespace) -> None:
     source = ItemSource(np.arange(1, len(texts) + 1), texts, prompt, "", Noise(options.side), "text_only")
     pictures = [image for image in source.images(np.arange(1)) if image is not None]
     inputs = backbone.image_inputs(pictures, prompt), backbone.text_inputs(texts)
-    tokens = [one["attention_mask"].sum(-1).float().mean().item() for one in inputs]
+    tokens = [batch["attention_mask"].sum(-1).float().mean().item() for batch in inputs]
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread, processor time"
     held = sum(weight.nbytes for weight in backbone.model.parameters()) / 2**30
     seconds, peak = None, 0
