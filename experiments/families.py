@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 import torch
 import transformers
-from _runs import CUTOFF, difference, gains, interval, leave, over_seeds, read_positions
+from _runs import CUTOFF, difference, found, gains, interval, leave, over_seeds, read_positions
 from compare_vectors import train_on
 from ruamel.yaml import YAML
 from torch import nn
@@ -268,16 +268,17 @@ def table(study: Study, backbones: Sequence[str]) -> str:
     lines = [
         f"### {study.recommender} on vectors of several backbones, {len(study.seeds)} seeds",
         "",
-        f"| backbone | variant | retrieval, first step and last | NDCG@{CUTOFF} | - {BASE} [95 %] | over seeds |",
-        "|---|---|---|---|---|---|",
+        f"| backbone | variant | retrieval, first step and last | found | NDCG@{CUTOFF} | - {BASE} [95 %] | over seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for backbone in backbones:
         base_SU, params = study.gains(backbone, BASE), study.evaluate_params(backbone)
-        lines.append(f"| {backbone} | {BASE} | | {base_SU.mean():.4f} | | |")
+        lines.append(f"| {backbone} | {BASE} | | {_found(study, backbone, BASE):.3f} | {base_SU.mean():.4f} | | |")
         for variant in study.variants:
             ndcg_SU = study.gains(backbone, variant)
             told = f"{ndcg_SU.mean():.4f} | {difference(ndcg_SU - base_SU, params, variant)} | {over_seeds(ndcg_SU - base_SU)}"
-            lines.append(f"| {backbone} | {variant} | {_retrieval(study, backbone, variant)} | {told} |")
+            learned = f"{_retrieval(study, backbone, variant)} | {_found(study, backbone, variant):.3f}"
+            lines.append(f"| {backbone} | {variant} | {learned} | {told} |")
     return "\n".join([*lines, ""])
 
 
@@ -287,6 +288,11 @@ def _retrieval(study: Study, backbone: str, variant: str) -> str:
         for seed in study.seeds
     ]
     return f"{np.mean([curve[0] for curve in curves]):.3f}, {np.mean([curve[-1] for curve in curves]):.3f}"
+
+
+def _found(study: Study, backbone: str, variant: str) -> float:
+    """How often an item's picture and words find each other first, mean over the seeds; see :func:`_runs.found`."""
+    return float(np.mean([found(study.workspace(backbone, seed).embeddings(variant)) for seed in study.seeds]))
 
 
 def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
