@@ -152,13 +152,18 @@ def products(
 ) -> Iterator[GradientProducts]:
     """Measure every held-out batch."""
 
-    def loss(vectors: Mapping[str, Tensor]) -> Tensor:
-        return criterion(vectors["image"], vectors["text"])
-
     for rows in held_out:
         items = source.batch(rows)
         pictures = [picture for picture in items.images if picture is not None]
         images, texts = backbone.image_inputs(pictures, source.image_prompt), backbone.text_inputs(items.texts)
+        base = None
+        if criterion.needs_base:
+            with adapters.base_model(model):
+                base = backbone.encode(model, images), backbone.encode(model, texts)
+
+        def loss(vectors: Mapping[str, Tensor], base: tuple[Tensor, Tensor] | None = base) -> Tensor:
+            return criterion(vectors["image"], vectors["text"], base=base)
+
         yield gradient_products(
             model,
             {

@@ -30,7 +30,7 @@ from _runs import leave
 from torch import Tensor, nn
 
 from sda_core import adapters, backbones, log
-from sda_core.adapters import modality
+from sda_core.adapters import base_model, modality
 from sda_core.alignment.training import learning_rate
 from sda_core.artifacts import ITEMS, Workspace, replace_file
 from sda_core.data.prompts import text_prompt
@@ -47,6 +47,7 @@ _log = logging.getLogger("experiments")
 WORDS = ("title", "features", "description")
 ATTRIBUTES = ("brand", "price", "categories")
 VIEWS = ("image", "words", "attributes")
+Criterion = Callable[[Mapping[str, Tensor]], Tensor]
 TEACHERS = {"image": "image", "text": "words"}  # a loss section's teacher, as it is called here
 
 
@@ -94,6 +95,23 @@ class Views:
                 found[view] = self.backbone.encode(model, self.inputs(view, rows))
         return found
 
+    def criterion(self, model: nn.Module, views: Sequence[str], rows: np.ndarray, loss: LossParams) -> Criterion:
+        """CMSA over all pairs of views of some items, as the loss section says."""
+        teacher = TEACHERS.get(loss.teacher, loss.teacher)
+        base = None
+        if loss.teacher_source == "base":
+            with base_model(model):
+                base = self.vectors(model, views, rows)
+        return lambda vectors: cmsa_many(
+            vectors,
+            loss.temperature,
+            teacher,
+            loss.teacher_temperature,
+            loss.detach_teacher,
+            loss.normalize,
+            taught_by=base,
+        )
+
 
 def main() -> None:
     """Read the options, measure what is missing, print the table."""
@@ -140,14 +158,6 @@ def measured(
     return pl.concat(parts)
 
 
-def criterion(loss: LossParams) -> Callable[[Mapping[str, Tensor]], Tensor]:
-    """CMSA over all pairs of views, as the loss section says."""
-    teacher = TEACHERS.get(loss.teacher, loss.teacher)
-    return lambda vectors: cmsa_many(
-        vectors, loss.temperature, teacher, loss.teacher_temperature, loss.detach_teacher, loss.normalize
-    )
-
-
 def train(
     views: Views, model: nn.Module, names: Sequence[str], params: Params, rows: np.ndarray, seed: int, num_steps: int | None
 ) -> None:
@@ -155,7 +165,6 @@ def train(
     training = params.train_adapter.training
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
-    loss_of = criterion(params.train_adapter.loss)
     per_epoch = len(rows) // training.batch_size
     model.train()
     for step in log.track(range(num_steps or training.num_steps), num_steps or training.num_steps, "train", "steps"):
@@ -166,6 +175,7 @@ def train(
             group["lr"] = learning_rate(step, training)
         torch.manual_seed(derive(seed, "step", step))
         optimizer.zero_grad(set_to_none=True)
+        loss_of = views.criterion(model, names, batch, params.train_adapter.loss)
         loss_of(views.vectors(model, names, batch)).backward()
         nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
         optimizer.step()
@@ -177,7 +187,9 @@ def pairs(views: Views, model: nn.Module, loss: LossParams, rows: np.ndarray) ->
     inputs = {view: views.inputs(view, rows) for view in VIEWS}
     encode = views.backbone.encode
     found = gradient_products(
-        model, {view: (lambda view=view: encode(model, inputs[view])) for view in VIEWS}, criterion(loss)
+        model,
+        {view: (lambda view=view: encode(model, inputs[view])) for view in VIEWS},
+        views.criterion(model, VIEWS, rows, loss),
     ).cosine()
     with torch.no_grad():
         unit = {view: F.normalize(vectors, dim=-1) for view, vectors in views.vectors(model, VIEWS, rows).items()}

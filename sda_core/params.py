@@ -342,6 +342,7 @@ class LossParams(Section):
     temperature: Positive
     teacher_temperature: Positive | None  # None: the same as temperature
     learn_temperature: bool
+    teacher_source: Literal["adapted", "base"]  # whose vectors teach: those that are trained, or the backbone's own
     detach_teacher: bool
     normalize: bool
     false_negatives: Literal["keep", "mask", "share"]  # rows of a batch that show the same thing: sda_core.losses.twins

@@ -46,9 +46,14 @@ elif mode == "sharded":
     from sda_core import adapters
 
     with processes() as team:
-        for recompute in (False, True):
+        for recompute, teacher in ((False, "adapted"), (True, "base"), (True, "adapted")):
             model, _ = helpers.run_tiny(
-                folder / f"sharded-{recompute}", team, gradient_checkpointing=recompute, sharding="fsdp", micro_batch_size=2
+                folder / f"sharded-{recompute}-{teacher}",
+                team,
+                gradient_checkpointing=recompute,
+                sharding="fsdp",
+                micro_batch_size=2,
+                teacher_source=teacher,
             )
             layers = model.get_base_model().model.language_model.layers
             weight = layers[0].self_attn.q_proj.get_base_layer().weight

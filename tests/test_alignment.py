@@ -46,6 +46,7 @@ LOSS = LossParams(
     temperature=0.1,
     teacher_temperature=None,
     learn_temperature=True,
+    teacher_source="adapted",
     detach_teacher=True,
     normalize=True,
     false_negatives="keep",
@@ -133,9 +134,9 @@ def run_shared(folder: Path, team: Processes, encoder: Encoder, **options: Any) 
 
 
 def run_whole(folder: Path, team: Processes) -> tuple[nn.Module, list[StepRecord]]:
-    """Each process its part at once, without dropout."""
-    training = changed(SHARED, micro_batch_size=None)
-    return run(folder, training, adapter=changed(MODA, lora_dropout=0.0), team=team, dtype=torch.float64)
+    """Each process its part at once, without dropout; the base teaches."""
+    training, loss = changed(SHARED, micro_batch_size=None), changed(LOSS, teacher_source="base")
+    return run(folder, training, loss, adapter=changed(MODA, lora_dropout=0.0), team=team, dtype=torch.float64)
 
 
 def tiny_backbone() -> Any:
@@ -162,11 +163,12 @@ def tiny_backbone() -> Any:
 def run_tiny(folder: Path, team: Processes = ALONE, **changes: Any) -> tuple[nn.Module, list[StepRecord]]:
     """That architecture trained, pictures and words through its own inputs."""
     adapter = changed(MODA, targets=changes.pop("targets", "language"))
+    loss = changed(LOSS, teacher_source=changes.pop("teacher_source", "adapted"))
     training = changed(TRAINING, **({"num_steps": 4, "batch_size": 4} | changes))
     backbone = tiny_backbone()
     layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
     model = build(backbone.model, adapter, ["image", "text"], *layers, seed=1)
-    return model, train_adapter(backbone, model, items(), training, LOSS, folder / "checkpoint", "inputs", CPU, team)
+    return model, train_adapter(backbone, model, items(), training, loss, folder / "checkpoint", "inputs", CPU, team)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -251,6 +253,32 @@ def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
     assert len(got) == 2 * 4 + 1
     for name, parameter in trained.items():
         torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_base_that_teaches_does_not_move(tmp_path: Path) -> None:
+    """Batches of all items: a teacher made of what is trained changes from step to step, the base's does not."""
+    training = changed(TRAINING, batch_size=19, log_every=1)
+    targets = {}
+    for source in ("adapted", "base"):
+        model, curve = run(tmp_path / source, training, changed(LOSS, teacher_source=source, learn_temperature=False))
+        targets[source] = [record.teacher_targets for record in curve]
+        assert not model.training
+    assert targets["base"] == pytest.approx([targets["adapted"][0]] * training.num_steps, rel=1e-5)
+    assert max(targets["adapted"]) - min(targets["adapted"]) > 0.1
+
+
+@pytest.mark.parametrize("micro_batch_size", [2, 3])
+def test_a_base_that_teaches_in_chunks(tmp_path: Path, micro_batch_size: int) -> None:
+    loss, adapter = changed(LOSS, teacher_source="base"), changed(MODA, lora_dropout=0.0)
+    runs = {
+        size: run(tmp_path / str(size), changed(TRAINING, micro_batch_size=size), loss, adapter, dtype=torch.float64)
+        for size in (None, micro_batch_size)
+    }
+    whole, chunks = (weights(model) for model, _ in runs.values())
+    for name, value in whole.items():
+        torch.testing.assert_close(chunks[name], value, rtol=0, atol=1e-9)
+    own = weights(run(tmp_path / "own", adapter=adapter, dtype=torch.float64)[0])
+    assert max((own[name] - value).abs().max().item() for name, value in whole.items()) > 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------- resuming

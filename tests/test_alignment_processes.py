@@ -85,8 +85,11 @@ def test_a_sharded_base_gives_the_same_adapter(helpers: Any, run_processes: Any,
     """With gradient checkpointing and without, in two processes against one."""
     assert run_processes(CHILD, 2, "sharded", tmp_path, address="127.0.0.2") == [0, 0]
     model, _ = helpers.run_tiny(tmp_path / "plain", micro_batch_size=2)
-    for recompute in (False, True):
-        assert_close(tmp_path / f"sharded-{recompute}", tmp_path / "plain", tolerance=5e-5)
+    helpers.run_tiny(tmp_path / "base", micro_batch_size=2, teacher_source="base")
+    for name, expected in (("False-adapted", "plain"), ("True-adapted", "plain"), ("True-base", "base")):
+        assert_close(tmp_path / f"sharded-{name}", tmp_path / expected, tolerance=5e-5)
+    with pytest.raises(AssertionError):
+        assert_close(tmp_path / "base", tmp_path / "plain", tolerance=5e-5)
     saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
     trained = helpers.weights(model)
     assert len(saved) == len(trained) == 2 * 7 * 4

@@ -17,7 +17,8 @@ Adapters take any ``nn.Module``; nothing here knows which model it adapts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -39,6 +40,7 @@ __all__ = [
     "MoDAModel",
     "TargetSummary",
     "adapter_is_zero",
+    "base_model",
     "build",
     "gate_values",
     "load",
@@ -113,6 +115,28 @@ def build(
             peft_model = get_peft_model(model, config)
     assert isinstance(peft_model, PeftModel)
     return peft_model
+
+
+@contextmanager
+def base_model(model: nn.Module) -> Iterator[None]:
+    """Context in which a model computes what its base does: adapters off, in evaluation mode, without gradients.
+
+    Works in the middle of a training step: PEFT's ``disable_adapter`` also switches off that the adapter's parameters take
+    gradients, and back on, which a sharded parameter remembers.  Here nothing but the computation changes.
+    """
+    off = [module for module in model.modules() if getattr(module, "_disable_adapters", True) is False]
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in off:
+            module._disable_adapters = True  # type: ignore[assignment]
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module in off:
+            module._disable_adapters = False  # type: ignore[assignment]
+        for module in training:
+            module.training = True
 
 
 def gate_values(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sda_core import losses
-from sda_core.adapters import modality
+from sda_core.adapters import base_model, modality
 from sda_core.alignment import health
 from sda_core.alignment.inputs import (
     MODALITIES,
@@ -181,6 +181,7 @@ class Step:
         self._criterion = criterion
         self._stream = stream
         self._keys: dict[int, np.ndarray] = {}
+        self._base: dict[tuple[Modality, int], Tensor] = {}
         self.measured: dict[str, float] = {}
         self.broken: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -199,11 +200,11 @@ class Step:
         def loss(image_BD: Tensor, text_BD: Tensor) -> Tensor:
             nonlocal before
             image_BD, text_BD = gather(image_BD), gather(text_BD)
-            groups_B = self._groups(image_BD.device)
+            groups_B, base = self._groups(image_BD.device), self._base_vectors()
             if moved is not None:  # before the loss, so that their matrices of B x B are not held beside its graph
-                self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B)
+                self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B, base)
                 before = _norms(trained)
-            value = self._criterion(image_BD, text_BD, groups_B)
+            value = self._criterion(image_BD, text_BD, groups_B, base)
             if not bool(torch.isfinite(value.detach())):
                 finite_B = torch.isfinite(image_BD.detach()).all(-1) & torch.isfinite(text_BD.detach()).all(-1)
                 self.broken = (~finite_B).nonzero().flatten().cpu().numpy()
@@ -230,9 +231,20 @@ class Step:
             if not self._one_draw:
                 torch.manual_seed(derive(self._seed, "step", self._number, name, self._chunks.first + place))
             with modality(self._model, name):
+                if self._criterion.needs_base and (name, place) not in self._base:
+                    with base_model(self._model):
+                        self._base[name, place] = self._backbone.encode(self._model, ready.inputs)
                 return self._backbone.encode(self._model, ready.inputs)
 
         return embed
+
+    def _base_vectors(self) -> tuple[Tensor, Tensor] | None:
+        """``(B, D)`` of the global batch by modality, from the backbone without its adapter; None where nobody asks for them."""
+        if not self._criterion.needs_base:
+            return None
+        places = range(len(self._chunks.bounds))
+        image_BD, text_BD = (gather(torch.cat([self._base[name, place] for place in places])) for name in MODALITIES)
+        return image_BD, text_BD
 
     def _groups(self, device: torch.device) -> Tensor:
         """``(B,)`` numbers of the global batch, equal for items that cannot be told apart."""

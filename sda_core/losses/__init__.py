@@ -8,7 +8,7 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from sda_core.errors import ConfigError
+from sda_core.errors import ConfigError, TrainingError
 from sda_core.losses.cmsa import cmsa, cmsa_many, cmsa_reference, pool_width
 from sda_core.losses.infonce import infonce, infonce_many, prepare
 from sda_core.losses.measures import measures
@@ -29,13 +29,24 @@ class AlignmentLoss(nn.Module):
     Args:
         params: the loss's section.
 
+    Attributes:
+        needs_base: whether the teacher looks at the backbone's own vectors (``teacher_source: base``), which have to be given.
+
     Raises:
-        ConfigError: ``variant: reference`` together with options that the public code does not have.
+        ConfigError: ``variant: reference`` together with options that the public code does not have, or a source of a teacher
+            that there is none.
     """
 
     def __init__(self, params: LossParams) -> None:
         super().__init__()
         self.params = params
+        self.needs_base = params.teacher_source == "base"
+        if self.needs_base and params.teacher == "none":
+            raise ConfigError(
+                "params.yaml: train_adapter loss section",
+                "teacher_source 'base' together with teacher 'none', which looks at no vectors",
+                "set teacher_source: adapted, or a teacher",
+            )
         start = torch.tensor(params.temperature)
         match params.variant:
             case "paper":
@@ -54,18 +65,24 @@ class AlignmentLoss(nn.Module):
             return self.params.temperature
         return self._raw if self.params.variant == "reference" else self._raw.exp()
 
-    def forward(self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None) -> Tensor:
+    def forward(
+        self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None, base: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """The loss of a batch; row ``i`` of one belongs to row ``i`` of the other.
 
         Args:
             image_BD: ``(B, D)``.
             text_BD: ``(B, D)``.
             groups_B: ``(B,)`` integers, equal for rows that show the same thing; see ``false_negatives`` of :func:`cmsa`.
+            base: image and text vectors ``(B, D')`` of the same items by the backbone without its adapter, which teach where
+                ``needs_base`` is true, and are not looked at elsewhere.
 
         Raises:
-            TrainingError: the section's ``false_negatives`` needs groups, and there are none, or not one integer a row.
+            TrainingError: the section's ``false_negatives`` needs groups, and there are none, or not one integer a row; or
+                ``needs_base``, and ``base`` is None.
         """
         params = self.params
+        teaching = self._teaching(base)
         if self._raw is not None and params.variant == "paper":
             with torch.no_grad():  # on the parameter, so that it can come back from the bound
                 self._raw.clamp_(min=min(_MIN_LOG_TEMPERATURE, math.log(params.temperature)))
@@ -92,12 +109,23 @@ class AlignmentLoss(nn.Module):
                     normalize=params.normalize,
                     groups_B=groups_B,
                     false_negatives=params.false_negatives,
+                    taught_by=teaching,
                 )
             case _:
                 assert_never(params.teacher)
 
+    def _teaching(self, base: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Image and text vectors that teach, where they are not the trained ones."""
+        if not self.needs_base:
+            return None
+        if base is None:
+            raise TrainingError("loss", "teacher_source 'base' needs the vectors of the backbone without its adapter (got none)")
+        return base
+
     @torch.no_grad()
-    def diagnostics(self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None) -> dict[str, float]:
+    def diagnostics(
+        self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None, base: tuple[Tensor, Tensor] | None = None
+    ) -> dict[str, float]:
         """What the loss sees in a batch, as plain numbers: the names and meanings are those of :func:`measures`.
 
         With ``teacher: none`` the targets are hard: entropy 0, one target a row (``false_negatives: share`` has more).
@@ -106,12 +134,15 @@ class AlignmentLoss(nn.Module):
             image_BD: ``(B, D)``.
             text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
             groups_B: as :meth:`forward` takes it; besides, rows of one group are no rivals in ``retrieval``.
+            base: as :meth:`forward` takes it.  Where it teaches, entropy, targets and agreement are those of its structures,
+                the rest is about the trained vectors.
 
         Raises:
             TrainingError: as :meth:`forward`.
         """
         params = self.params
-        v_BD, t_BD = prepare({"image": image_BD, "text": text_BD}, params.normalize).values()
+        v_BD, t_BD = self._teaching(base) or (image_BD, text_BD)
+        v_BD, t_BD = prepare({"image": v_BD, "text": t_BD}, params.normalize).values()
         twins = find_twins(groups_B, params.false_negatives, v_BD)
         if params.variant == "reference":
             v_BD, t_BD, sharpness = pool_width(v_BD), pool_width(t_BD), 1 / self.temperature
@@ -138,6 +169,7 @@ def _check_reference(params: LossParams) -> None:
     fixed = {
         "teacher": "mean",
         "teacher_temperature": None,
+        "teacher_source": "adapted",
         "detach_teacher": False,
         "normalize": False,
         "false_negatives": "keep",

@@ -32,6 +32,7 @@ def cmsa(
     *,
     groups_B: Tensor | None = None,
     false_negatives: FalseNegatives = "keep",
+    taught_by: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Soft-target alignment of two modalities (SDA, arXiv 2512.06883).
 
@@ -58,6 +59,8 @@ def cmsa(
         false_negatives: ``keep``, as above; ``mask``, for each row the *other* rows of its group leave every softmax, the
             teacher's and the student's; ``share``, what ``P`` gives to a group is spread evenly over its members, in the
             rows that the weights of ``agreement`` compare too.  With all groups different the three are one.
+        taught_by: images and texts, ``(B, D')`` each, in whose place ``V`` and ``T`` stand in ``P``; None for the vectors
+            themselves, as in the paper.  Vectors that are not trained make a teacher that stays as it is.
 
     Returns:
         Scalar in nats, at least 0; in float32 at least, whatever the inputs are.
@@ -74,6 +77,7 @@ def cmsa(
         normalize,
         groups_B=groups_B,
         false_negatives=false_negatives,
+        taught_by=None if taught_by is None else {"image": taught_by[0], "text": taught_by[1]},
     )
 
 
@@ -88,6 +92,7 @@ def cmsa_many(
     teacher_scope: TeacherScope = "all",
     groups_B: Tensor | None = None,
     false_negatives: FalseNegatives = "keep",
+    taught_by: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """:func:`cmsa` of any number M of modalities: the mean over all unordered pairs of them.
 
@@ -111,6 +116,7 @@ def cmsa_many(
         teacher_scope: whose structures ``"mean"`` and ``"agreement"`` look at: ``"all"`` modalities, or the ``"pair"``.
         groups_B: the same.
         false_negatives: the same.
+        taught_by: the same, by modality.
 
     Returns:
         Scalar in nats; with two modalities that of :func:`cmsa`, to the bit.
@@ -119,29 +125,31 @@ def cmsa_many(
         TrainingError: as :func:`cmsa`; fewer than two modalities, or a teacher that is none of them.
     """
     prepared = prepare(vectors, normalize)
+    teaching = prepared if taught_by is None else prepare(taught_by, normalize)
+    assert teaching.keys() == prepared.keys(), f"taught by {', '.join(prepared)} (got {', '.join(teaching)})"
     if teacher not in {"mean", "agreement", *prepared}:
         raise TrainingError("loss", f"teacher should be one of mean, agreement, {', '.join(prepared)} (got {teacher!r})")
     twins = find_twins(groups_B, false_negatives, next(iter(prepared.values())))
     # a learned temperature sharpens the teacher, but learns nothing from it
     sharpness = temperature if teacher_temperature is None else teacher_temperature
     sharpness = sharpness.detach() if isinstance(sharpness, Tensor) else sharpness
-    own = {name: x_BD @ x_BD.T for name, x_BD in prepared.items()}
+    own = {name: x_BD @ x_BD.T for name, x_BD in teaching.items()}
     shared = _teacher(list(own.values()) if teacher not in own else [own[teacher]], sharpness, detach_teacher, twins)
     losses = []
     for one, two in combinations(prepared, 2):
         match teacher_scope:
             case "all":
-                taught_by, log_teacher_BB = list(own.values()), shared
+                structures, log_teacher_BB = list(own.values()), shared
             case "pair":
-                taught_by = [own[one], own[two]]
-                log_teacher_BB = shared if teacher in own else _teacher(taught_by, sharpness, detach_teacher, twins)
+                structures = [own[one], own[two]]
+                log_teacher_BB = shared if teacher in own else _teacher(structures, sharpness, detach_teacher, twins)
             case _:
                 assert_never(teacher_scope)
         logits_BB = prepared[one] @ prepared[two].T / temperature
         row_B = twins.divergence(log_teacher_BB, twins.log_softmax(logits_BB))
         row_B = (row_B + twins.divergence(log_teacher_BB, twins.log_softmax(logits_BB.T))) / 2
         if teacher == "agreement":
-            weight_B = agreement([structure_BB.detach() for structure_BB in taught_by], sharpness, twins)
+            weight_B = agreement([structure_BB.detach() for structure_BB in structures], sharpness, twins)
             losses.append((weight_B * row_B).sum() / weight_B.sum().clamp_min(torch.finfo(weight_B.dtype).tiny))
         else:
             losses.append(row_B.mean())

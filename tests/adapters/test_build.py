@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sda_core.adapters import MoDALinear, adapter_is_zero, build, gate_values
+from sda_core.adapters import MoDALinear, adapter_is_zero, base_model, build, gate_values, modality
 from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
 
@@ -80,3 +80,45 @@ def test_wrong_targets_leave_the_model_alone(pattern: str, expected: int, messag
         build(model, PARAMS, ["image", "text"], pattern, expected, seed=1)
     assert not any(isinstance(module, MoDALinear) for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_base_can_be_asked_in_the_middle_of_a_step() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 4), nn.Dropout(0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.parts(x)
+
+    torch.manual_seed(0)
+    plain = Net().eval()
+    x = torch.randn(3, 4)
+    expected = plain(x).detach()
+    model = build(plain, PARAMS, ["image", "text"], r"parts\.[02]", 2, seed=1)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        nn.init.normal_(parameter, std=0.3)
+    model.train()
+    model.base_model.model.parts[3].eval()  # whatever the modes were, they come back
+
+    def step(ask: bool) -> list[torch.Tensor]:
+        model.zero_grad()
+        torch.manual_seed(5)
+        with modality(model, "image"):
+            if ask:
+                with base_model(model):
+                    assert torch.equal(model(x), expected)
+                    assert not model(x).requires_grad
+            out = model(x)
+            if ask:
+                with pytest.raises(ZeroDivisionError), base_model(model):
+                    raise ZeroDivisionError
+        out.square().sum().backward()
+        assert [module.training for module in model.base_model.model.parts] == [True, True, True, False]
+        return [out.detach(), *(parameter.grad.clone() for parameter in trained if parameter.grad is not None)]
+
+    asked, alone = step(ask=True), step(ask=False)
+    assert len(asked) == 1 + 2 * 4
+    assert all(torch.equal(one, two) for one, two in zip(asked, alone, strict=True))
+    assert not torch.allclose(asked[0], expected, atol=1e-2)

@@ -18,6 +18,7 @@ PAPER: dict[str, Any] = {
     "temperature": 0.05,
     "teacher_temperature": None,
     "learn_temperature": False,
+    "teacher_source": "adapted",
     "detach_teacher": True,
     "normalize": True,
     "false_negatives": "keep",
@@ -47,6 +48,30 @@ def test_values_choose_the_loss() -> None:
     gradients = [torch.autograd.grad(loss(detach_teacher=value)(image, text), image)[0] for value in (True, False)]
     assert not torch.allclose(*gradients)
     assert list(loss().parameters()) == []
+
+
+def test_the_backbones_own_vectors_can_teach() -> None:
+    image, text = pair()
+    base = image[[1, 0, 2, 3, 4, 5], :3], text[[1, 0, 2, 3, 4, 5], :3]
+    criterion = loss(teacher_source="base", teacher_temperature=0.3)
+    assert criterion.needs_base
+    assert not loss().needs_base
+    expected = cmsa(image, text, 0.05, teacher_temperature=0.3, taught_by=base)
+    assert torch.equal(criterion(image, text, base=base), expected)
+    assert torch.equal(loss(teacher_temperature=0.3)(image, text, base=base), cmsa(image, text, 0.05, teacher_temperature=0.3))
+    for call in (criterion, criterion.diagnostics):
+        with pytest.raises(TrainingError, match="needs the vectors of the backbone without its adapter"):
+            call(image, text)
+    taught, plain = criterion.diagnostics(image, text, base=base), loss(teacher_temperature=0.3).diagnostics(*base)
+    for name in ("teacher_entropy", "teacher_targets", "agreement"):  # of the teacher
+        assert taught[name] == plain[name]
+    own = loss().diagnostics(image, text)
+    for name in ("alignment", "uniformity_image", "uniformity_text", "retrieval"):  # of what is trained
+        assert taught[name] == own[name]
+    with pytest.raises(ConfigError, match="teacher_source 'base' together with teacher 'none'"):
+        loss(teacher="none", teacher_source="base")
+    with pytest.raises(ConfigError, match="set teacher_source: adapted"):
+        loss(**{**PUBLIC_CODE, "teacher_source": "base"})
 
 
 @pytest.mark.parametrize("teacher", ["mean", "none"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sda_core.losses import cmsa, cmsa_reference, infonce
+from sda_core.losses import cmsa, cmsa_many, cmsa_reference, infonce
 from sda_core.losses.cmsa import agreement, pool_width
 
 Array = NDArray[np.float64]
@@ -89,6 +89,39 @@ def test_value_and_gradient_are_those_of_numpy(teacher: Any, teacher_temperature
     np.testing.assert_allclose(text.grad.numpy(), expected[1], rtol=0, atol=1e-6)  # type: ignore[union-attr]
     other = finite_differences(attached if detach else (lambda a, b: numpy_cmsa(a, b, 0.2, fixed)), x, y)
     assert max(np.abs(a - b).max() for a, b in zip(other, expected, strict=True)) > 1e-3  # detaching is not nothing
+
+
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_vectors_of_another_width_can_teach(teacher: Any, detach: bool) -> None:
+    image, text = pair()
+    others = pair(seed=7, width=9)
+    value = cmsa(image, text, 0.2, teacher=teacher, teacher_temperature=0.5, detach_teacher=detach, taught_by=others)
+    x, y = image.detach().numpy(), text.detach().numpy()
+    fixed = numpy_teacher(*(other.detach().numpy() for other in others), teacher, 0.5)
+    assert value.item() == pytest.approx(numpy_cmsa(x, y, 0.2, fixed), abs=1e-10)
+    value.backward()
+    expected = finite_differences(lambda a, b: numpy_cmsa(a, b, 0.2, fixed), x, y)
+    np.testing.assert_allclose(image.grad.numpy(), expected[0], rtol=0, atol=1e-6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(text.grad.numpy(), expected[1], rtol=0, atol=1e-6)  # type: ignore[union-attr]
+    looked_at = {"image": [True, False], "text": [False, True]}.get(teacher, [True, True])
+    assert [other.grad is not None and bool(other.grad.any()) for other in others] == [not detach and one for one in looked_at]
+
+
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_taught_by_themselves_is_the_default(teacher: Any) -> None:
+    image, text = pair()
+    itself = cmsa(image, text, 0.2, teacher=teacher, taught_by=(image.detach(), text.detach()))
+    assert torch.equal(itself, cmsa(image, text, 0.2, teacher=teacher))
+
+
+def test_three_modalities_are_taught_by_others() -> None:
+    vectors = dict(zip("abc", [*pair(), pair(seed=5)[0]], strict=True))
+    others = dict(zip("abc", [*pair(seed=7), pair(seed=8)[0]], strict=True))
+    value = cmsa_many(vectors, 0.2, teacher_scope="pair", taught_by=others)
+    pairs = [cmsa(vectors[a], vectors[b], 0.2, taught_by=(others[a], others[b])) for a, b in ("ab", "ac", "bc")]
+    torch.testing.assert_close(value, torch.stack(pairs).mean())
+    assert abs(value.item() - cmsa_many(vectors, 0.2, teacher_scope="pair").item()) > 1e-3
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)

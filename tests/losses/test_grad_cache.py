@@ -22,6 +22,7 @@ LOSS = LossParams(
     temperature=0.1,
     teacher_temperature=None,
     learn_temperature=True,
+    teacher_source="adapted",
     detach_teacher=True,
     normalize=True,
     false_negatives="keep",

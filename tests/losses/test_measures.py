@@ -26,6 +26,7 @@ def criterion(**changes: Any) -> AlignmentLoss:
         "temperature": 0.3,
         "teacher_temperature": None,
         "learn_temperature": False,
+        "teacher_source": "adapted",
         "detach_teacher": True,
         "normalize": True,
         "false_negatives": "keep",
