@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gradient_conflict
+import numpy as np
 import polars as pl
 import pytest
 import three_views
 import torch
+from torch import nn
 
+from sda_core import adapters, backbones, losses
+from sda_core.alignment.inputs import MODALITIES
 from sda_core.artifacts import ITEMS, Workspace
+from sda_core.losses import cmsa_many
+from sda_core.params import Params
 
 
 def test_every_rung_is_measured_before_and_after(
@@ -49,3 +56,49 @@ def test_retrieval() -> None:
     rows = torch.eye(4)
     assert three_views.retrieval(rows, rows) == 1.0
     assert three_views.retrieval(rows, rows[[1, 0, 2, 3]]) == 0.5
+
+
+@pytest.fixture
+def adapted(on_tiny: Path, request: pytest.FixtureRequest) -> tuple[Params, backbones.Backbone, nn.Module]:
+    """A tiny backbone with an adapter of some size; its teacher is the backbone."""
+    params = three_views.load_params(on_tiny / "params.yaml")
+    section = params.train_adapter
+    section = section.model_copy(update={"loss": section.loss.model_copy(update={"teacher_source": "base"})})
+    backbone = backbones.build(params.backbone, torch.device("cpu"))
+    layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
+    model = adapters.build(backbone.model, section.moda, request.param, *layers, seed=1).eval()
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "moda_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    return params.model_copy(update={"train_adapter": section}), backbone, model
+
+
+@pytest.mark.parametrize("adapted", [three_views.VIEWS], ids=["views"], indirect=True)
+def test_the_base_teaches_views(on_tiny: Path, adapted: tuple[Params, backbones.Backbone, nn.Module]) -> None:
+    params, backbone, model = adapted
+    loss = params.train_adapter.loss
+    views, rows = three_views.Views(Workspace(on_tiny), params, backbone), np.arange(5)
+    with torch.no_grad():
+        own = views.vectors(model, three_views.VIEWS, rows)
+        with model.disable_adapter():  # type: ignore[operator]
+            base = views.vectors(model, three_views.VIEWS, rows)
+        value = views.criterion(model, three_views.VIEWS, rows, loss)(own)
+        torch.testing.assert_close(value, cmsa_many(own, loss.temperature, taught_by=base))
+        itself = views.criterion(model, three_views.VIEWS, rows, loss.model_copy(update={"teacher_source": "adapted"}))(own)
+    assert abs(itself.item() - value.item()) > 1e-4
+
+
+@pytest.mark.parametrize("adapted", [MODALITIES], ids=["modalities"], indirect=True)
+def test_the_base_teaches_where_gradients_are_compared(
+    on_tiny: Path, adapted: tuple[Params, backbones.Backbone, nn.Module]
+) -> None:
+    params, backbone, model = adapted
+    source = three_views.item_source(Workspace(on_tiny), params.items)
+    held_out = gradient_conflict.draw(source, 1, 1, 6)
+    found = {}
+    for teacher_source in ("adapted", "base"):
+        criterion = losses.build(params.train_adapter.loss.model_copy(update={"teacher_source": teacher_source}))
+        (products,) = gradient_conflict.products(backbone, model, criterion, source, held_out)
+        found[teacher_source] = products.cosine()
+    assert not torch.allclose(found["adapted"], found["base"], atol=1e-4)
