@@ -577,6 +577,37 @@ def test_vectors_that_become_alike_are_reported(tmp_path: Path, caplog: pytest.L
     assert "all text vectors have become alike" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "vague"), [(1.3, 26.8, True), (1.3, 15.0, False), (21.9, 31.0, False), (1.0, 1.0, False)]
+)
+def test_a_teacher_that_grows_vague_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: float, last: float, vague: bool
+) -> None:
+    from sda_core.alignment import health
+
+    model, _ = run(tmp_path)
+    vectors = {name: torch.eye(3) for name in ("image", "text")}
+    caplog.clear()
+    health.warn(model, {"image": True, "text": True}, health.GateWatch(), vectors, vectors, (first, last), 32)
+    assert ("teacher_source to base" in caplog.text) == vague
+    assert (f"names {last:.3g} of 32 targets a row, {first:.2g} in the first step" in caplog.text) == vague
+
+
+def test_pictures_and_words_that_do_not_belong_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Noise has no words: a teacher made of the trained vectors ends at naming everything, the base's does not."""
+    training = changed(TRAINING, num_steps=100, batch_size=19, learning_rate=0.02)
+    ends = {}
+    for teacher_source in ("adapted", "base"):
+        caplog.clear()
+        loss = changed(LOSS, learn_temperature=False, temperature=0.01, teacher_temperature=0.02, teacher_source=teacher_source)
+        _, curve = run(tmp_path / teacher_source, training, loss)
+        ends[teacher_source] = curve[0].teacher_targets, curve[-1].teacher_targets
+        assert ("set the loss's teacher_source to base" in caplog.text) == (teacher_source == "adapted")
+    assert ends["adapted"][0] == pytest.approx(ends["base"][0])
+    assert ends["adapted"] == pytest.approx((1.0, 19.0), abs=0.5)
+    assert ends["base"][1] == pytest.approx(ends["base"][0], rel=1e-5)
+
+
 def test_gates_that_swing_are_counted() -> None:
     from sda_core.alignment.health import GateWatch
 

@@ -17,6 +17,7 @@ _log = logging.getLogger(__name__)
 _SWING = 0.1
 _SAME = 1e-5
 _NARROWER = 10.0
+_VAGUER = 3.0
 
 
 class GateWatch:
@@ -49,6 +50,8 @@ def warn(
     gates: GateWatch,
     base: Mapping[str, Tensor],
     adapted: Mapping[str, Tensor],
+    targets: tuple[float, float],
+    batch_size: int,
 ) -> None:
     """Say what looks wrong about a finished run.
 
@@ -58,6 +61,8 @@ def warn(
         gates: what was seen of the gates.
         base: vectors ``(B, D)`` of some items without the adapter, by modality.
         adapted: the same with it.
+        targets: how many targets a row the teacher named, in the first step and in the last.
+        batch_size: of the training.
     """
     if adapter_is_zero(model):
         _log.warning(
@@ -72,6 +77,15 @@ def warn(
             "the gates of %d layers swing back and forth (%s first); lower the learning rate, or begin with another seed",
             len(swinging),
             swinging[0],
+        )
+    first, last = targets
+    if last > _VAGUER * first and last > batch_size / 2:
+        _log.warning(
+            "the teacher names %.3g of %d targets a row, %.2g in the first step: the vectors that it is made of become alike, "
+            "as where pictures and words do not belong together; set the loss's teacher_source to base, or look at the items",
+            last,
+            batch_size,
+            first,
         )
     for name, before_BD in base.items():
         before_BD, after_BD = F.normalize(before_BD), F.normalize(adapted[name])

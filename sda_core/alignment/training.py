@@ -130,7 +130,8 @@ def train_adapter(
         sample = batch_rows(rows, training.num_steps - 1, training)[slice(*chunks.bounds[0])]
         base, adapted = _vectors(backbone, model, maker, sample, adapter=False), _vectors(backbone, model, maker, sample)
         if team.is_main:
-            health.warn(model, moved, gates, base, adapted)
+            targets = curve[0].teacher_targets, curve[-1].teacher_targets
+            health.warn(model, moved, gates, base, adapted, targets, training.batch_size)
     team.wait()
     return [record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps]
 
