@@ -45,6 +45,7 @@ from sda_core.report.model import (
     Example,
     Fact,
     Item,
+    Learning,
     Neighbor,
     NeighborList,
     Picture,
@@ -57,6 +58,7 @@ from sda_core.report.model import (
 from sda_core.report.vectors import Findings, look
 
 _NUM_PAIRS = 3  # conflicting items, of each kind
+_LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch
 _THUMBNAIL_SIDE = 128  # pixels; shown at 96, so it stays sharp on dense screens
 _CONTENT_FREE = {"pop": "any", "bpr": "any"}  # recommenders that look at no vectors: one row stands for all variants
 
@@ -383,6 +385,20 @@ def _adapter_charts(workspace: Workspace, params: Params) -> tuple[Chart, ...]:
     )
 
 
+def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
+    made: list[Learning] = []
+    training = params.train_adapter.training
+    for variant in params.variants:
+        if variant not in params.train_adapter.variants:
+            continue
+        path = workspace.adapter(variant) / "loss.tsv"
+        found, targets = read_curve(path, "retrieval"), read_curve(path, "teacher_targets")
+        if found and targets:  # none of a training of no steps
+            ends = [(points[0][1], float(np.mean([y for _, y in points[-_LAST:]]))) for points in (found, targets)]
+            made.append(Learning(variant, training.num_steps, training.batch_size, *ends))
+    return tuple(made)
+
+
 # ------------------------------------------------------------------------------------------------ examples
 def thumbnail(image: bytes) -> Picture:
     """A small JPEG of an encoded picture."""
@@ -536,6 +552,7 @@ def collect(
         results=results,
         validation_charts=_validation_charts(workspace, params),
         adapter_charts=_adapter_charts(workspace, params),
+        learning=_learning(workspace, params),
         examples=_examples(workspace, neighbors),
         geometry=looked.geometry,
         modality_drops=looked.modality_drops,

@@ -79,6 +79,21 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """What an adapter's training says of itself, in its first step and over its last logged ones.
+
+    ``found`` is how often an item of a batch is nearest to its own other side, ``targets`` how many items of the batch the
+    teacher names in a row.
+    """
+
+    variant: str
+    num_steps: int
+    batch_size: int
+    found: tuple[float, float]
+    targets: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Picture:
     """An encoded picture, e.g. of media type ``image/jpeg``."""
 
@@ -314,6 +329,7 @@ class ReportData:
     results: tuple[Result, ...]
     validation_charts: tuple[Chart, ...]
     adapter_charts: tuple[Chart, ...]
+    learning: tuple[Learning, ...]
     examples: tuple[Example, ...]
     geometry: tuple[Geometry, ...]
     modality_drops: tuple[ModalityDrop, ...]

@@ -27,6 +27,7 @@ from sda_core.report.model import (
     DataCoverage,
     Example,
     GateMap,
+    Learning,
     Picture,
     ReportData,
     Result,
@@ -47,6 +48,8 @@ from sda_core.report.plots import (
 _FOLDER = Path(__file__).parent
 _SIGNIFICANT = 0.05
 _EQUAL = 1e-12
+_LEARNED = 0.05  # a smaller gain in partners found may be that of a batch
+_VAGUER = 3.0
 
 
 # ------------------------------------------------------------------------------------------------ as text
@@ -269,6 +272,28 @@ def _figure(chart: Chart, colours: Mapping[str, int]) -> Figure:
 def _figures(charts: Sequence[Chart], colours: Mapping[str, int]) -> list[Figure]:
     drawn = [Chart(c.title, c.x_label, c.y_label, c.lower_is_better, tuple(v for v in c.curves if v.points)) for c in charts]
     return [_figure(chart, colours) for chart in drawn if chart.curves]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A line of the table of what the adapters learned; ``verdict`` is empty where nothing is to be said."""
+
+    variant: str
+    num_steps: int
+    found: tuple[float, float]
+    targets: tuple[str, str]
+    verdict: str
+
+
+def learned(row: Learning) -> Learned:
+    """What an adapter learned, and whether that looks wrong."""
+    verdict = ""
+    first, last = row.targets
+    if last > row.batch_size / 2 and last > _VAGUER * first:
+        verdict = "its teacher has grown vague: the vectors become alike (teacher_source: base)"
+    elif row.found[1] - row.found[0] < _LEARNED and row.found[1] < 1 - _LEARNED:
+        verdict = "hardly anything learned: more steps, or a higher rate"
+    return Learned(row.variant, row.num_steps, row.found, (f"{first:.1f}", f"{last:.1f}"), verdict)
 
 
 def _ladders(results: Sequence[Result], cutoff: int, colours: Mapping[str, int]) -> list[tuple[str, Markup]]:
@@ -506,6 +531,7 @@ def render(data: ReportData) -> str:
         ladders=_ladders(data.results, data.cutoff, colours),
         validation=_figures(data.validation_charts, colours),
         adapters=_figures(data.adapter_charts, colours),
+        learning=[learned(row) for row in data.learning],
         maps=_maps(data.maps, data.conflicts),
         heat_maps=_heat_maps(data.gates),
         shared=[_shared(example) for example in data.examples],

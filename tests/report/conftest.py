@@ -24,6 +24,7 @@ from sda_core.report.model import (
     GateMap,
     Geometry,
     Item,
+    Learning,
     ModalityDrop,
     Neighbor,
     NeighborList,
@@ -150,6 +151,10 @@ def page_data() -> ReportData:
         results=results,
         validation_charts=(Chart("sasrec", "epoch", "Validation NDCG@10", False, curves),),
         adapter_charts=(Chart("sda", "step", "Training loss", True, (Curve("sda", ((5.0, 3.0), (10.0, 1.5), (15.0, 1.6))),)),),
+        learning=(
+            Learning("lora", 1200, 32, (0.0625, 0.07), (1.0, 1.0)),
+            Learning("sda", 1200, 32, (0.0625, 0.4), (1.3, 26.77)),
+        ),
         examples=(
             Example(
                 items[0],

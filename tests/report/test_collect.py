@@ -30,6 +30,7 @@ from stages.report import report
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_USERS, NUM_ITEMS = 60, 30
+LOSS_CURVE = "step\tloss\tlearning_rate\tteacher_targets\tretrieval\n5\t3.0\t0.1\t1.5\t0.25\n10\t2.0\t0.1\t2.0\t0.5\n"
 
 
 def png(colour: int) -> bytes:
@@ -111,7 +112,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
                 "1\t2.5\t\tFalse\n2\t2.0\t0.05\tTrue\n3\t1.9\t0.06\tTrue\n" if recommender != "pop" else ""
             )
             write_text(workspace.recommender(variant, recommender) / "history.tsv", history)
-    write_text(workspace.adapter("sda") / "loss.tsv", "step\tloss\tlearning_rate\n5\t3.0\t0.1\n10\t2.0\t0.1\n")
+    write_text(workspace.adapter("sda") / "loss.tsv", LOSS_CURVE)
     write_json(workspace.adapter("sda") / "adapter_config.json", {"modalities": ["image", "text"]})
     gate = {f"base_model.model.layers.0.q_proj.moda_{name}": random.normal(size=(2, 3)) for name in ("gate", "embedding")}
     save_file(gate, workspace.adapter("sda") / "adapter_model.safetensors")
@@ -228,6 +229,11 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     assert found["sasrec", "id"].changes == ()
     assert data.validation_charts[0].curves[0].points == ((2.0, 0.05), (3.0, 0.06))  # epoch 1 was not evaluated
     assert data.adapter_charts[0].curves[0].points == ((5.0, 3.0), (10.0, 2.0))
+    training = params.train_adapter.training
+    (learning,) = data.learning
+    assert (learning.variant, learning.num_steps, learning.batch_size) == ("sda", training.num_steps, training.batch_size)
+    assert learning.found == pytest.approx((0.25, 0.375))  # at most the last five
+    assert learning.targets == pytest.approx((1.5, 1.75))
     assert data.examples == ()
     train = INTERACTIONS.read(finished.interactions).filter(pl.col("split") == "train")
     popular = train["item_id"].value_counts()["count"].sort(descending=True)

@@ -16,8 +16,20 @@ import pytest
 
 from sda_core.costs import Latest
 from sda_core.report import ReportData, render
-from sda_core.report.model import Change, Score
-from sda_core.report.page import _best, change_cell, day, duration, funnel, memory, number, p_text, percent, small_percent
+from sda_core.report.model import Change, Learning, Score
+from sda_core.report.page import (
+    _best,
+    change_cell,
+    day,
+    duration,
+    funnel,
+    learned,
+    memory,
+    number,
+    p_text,
+    percent,
+    small_percent,
+)
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SVG_EMPTY = {"line", "circle", "rect", "polygon", "polyline"}
@@ -331,6 +343,7 @@ def test_an_almost_empty_run(page_data: ReportData) -> None:
         results=(),
         validation_charts=(),
         adapter_charts=(),
+        learning=(),
         examples=(),
         set_up=(),
     )
@@ -362,6 +375,32 @@ def test_shared_neighbours_are_marked_with_more_than_a_frame(page_data: ReportDa
 def test_changes_are_coloured_only_where_they_are_clear(change: Change, arrow: str, kind: str, amount: str) -> None:
     cell = change_cell(change)
     assert (cell.arrow, cell.kind, cell.amount) == (arrow, kind, amount)
+
+
+@pytest.mark.parametrize(
+    ("found", "targets", "said"),
+    [
+        ((0.07, 0.09), (1.0, 1.0), "hardly anything learned"),
+        ((0.07, 0.69), (1.1, 1.0), ""),
+        ((0.95, 0.97), (1.1, 1.0), ""),  # there was nothing to gain
+        ((0.07, 0.60), (1.3, 26.8), "its teacher has grown vague"),
+        ((0.07, 0.60), (21.9, 31.0), ""),  # it was so from the beginning
+        ((0.07, 0.60), (1.3, 15.0), ""),
+    ],
+)
+def test_what_an_adapter_learned(found: tuple[float, float], targets: tuple[float, float], said: str) -> None:
+    row = learned(Learning("sda", 100, 32, found, targets))
+    assert row.verdict.startswith(said)
+    assert bool(row.verdict) == bool(said)
+
+
+def test_the_table_of_what_was_learned(page_data: ReportData) -> None:
+    text = visible(render(page_data))
+    assert "chance is 3.1 %" in text
+    assert text.count("hardly anything learned") == 1
+    assert text.count("its teacher has grown vague") == 1
+    assert "26.8" in text
+    assert "What the adapters learned" not in visible(render(dataclasses.replace(page_data, learning=())))
 
 
 def test_small_texts() -> None:
