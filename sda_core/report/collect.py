@@ -58,7 +58,7 @@ from sda_core.report.model import (
 from sda_core.report.vectors import Findings, look
 
 _NUM_PAIRS = 3  # conflicting items, of each kind
-_LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch
+_LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch; of a short one the later half
 _THUMBNAIL_SIDE = 128  # pixels; shown at 96, so it stays sharp on dense screens
 _CONTENT_FREE = {"pop": "any", "bpr": "any"}  # recommenders that look at no vectors: one row stands for all variants
 
@@ -394,7 +394,8 @@ def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
         path = workspace.adapter(variant) / "loss.tsv"
         found, targets = read_curve(path, "retrieval"), read_curve(path, "teacher_targets")
         if found and targets:  # none of a training of no steps
-            ends = [(points[0][1], float(np.mean([y for _, y in points[-_LAST:]]))) for points in (found, targets)]
+            last = max(1, min(_LAST, len(found) // 2))
+            ends = [(points[0][1], float(np.mean([y for _, y in points[-last:]]))) for points in (found, targets)]
             made.append(Learning(variant, training.num_steps, training.batch_size, *ends))
     return tuple(made)
 

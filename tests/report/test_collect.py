@@ -30,7 +30,13 @@ from stages.report import report
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_USERS, NUM_ITEMS = 60, 30
-LOSS_CURVE = "step\tloss\tlearning_rate\tteacher_targets\tretrieval\n5\t3.0\t0.1\t1.5\t0.25\n10\t2.0\t0.1\t2.0\t0.5\n"
+LOSS_CURVE = """step\tloss\tteacher_targets\tretrieval
+5\t3.0\t1.5\t0.25
+10\t2.0\t9.0\t0.0
+15\t2.5\t9.0\t0.0
+20\t2.4\t2.0\t0.5
+25\t2.2\t2.5\t0.25
+"""
 
 
 def png(colour: int) -> bytes:
@@ -228,12 +234,12 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     assert [change.baseline for change in zero_shot.changes] == ["id"]
     assert found["sasrec", "id"].changes == ()
     assert data.validation_charts[0].curves[0].points == ((2.0, 0.05), (3.0, 0.06))  # epoch 1 was not evaluated
-    assert data.adapter_charts[0].curves[0].points == ((5.0, 3.0), (10.0, 2.0))
+    assert data.adapter_charts[0].curves[0].points[:2] == ((5.0, 3.0), (10.0, 2.0))
     training = params.train_adapter.training
     (learning,) = data.learning
     assert (learning.variant, learning.num_steps, learning.batch_size) == ("sda", training.num_steps, training.batch_size)
-    assert learning.found == pytest.approx((0.25, 0.375))  # at most the last five
-    assert learning.targets == pytest.approx((1.5, 1.75))
+    assert learning.found == pytest.approx((0.25, 0.375))  # of five the last two
+    assert learning.targets == pytest.approx((1.5, 2.25))
     assert data.examples == ()
     train = INTERACTIONS.read(finished.interactions).filter(pl.col("split") == "train")
     popular = train["item_id"].value_counts()["count"].sort(descending=True)
