@@ -23,8 +23,8 @@ The row ``zero_shot`` is the backbone as it is.  ``loss``, ``retrieval`` and ``a
 against ``zero_shot``, averaged over the seeds for each user first, with a paired bootstrap interval over users.  A value is
 chosen, if at all, by the validation column.
 
-The default of 18 steps is for a laptop, and teaches little: add ``--set train_adapter.training.num_steps=100
-train_adapter.training.learning_rate=0.001`` (some minutes a run on two cores) for adapters that have learned something.
+The default of 36 steps is for a laptop, and teaches little: add ``--set train_adapter.training.num_steps=100
+train_adapter.training.learning_rate=0.001`` (some minutes a run on two cores) for adapters that have learned more.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ with that seed, and runs the pipeline's own stages ``train_adapter`` and ``expor
 a run that was stopped goes on.  Variants: ``zero_shot`` (nothing trained), ``lora`` (LoRA, hard targets), ``lora_cmsa`` (LoRA,
 CMSA), ``infonce`` (MoDA, hard targets), ``sda`` (MoDA, CMSA); ``zero_shot`` is computed once and linked.
 
-    python experiments/train_seeds.py --name effect --seeds 1 2 3 --set train_adapter.training.num_steps=100
+    python experiments/train_seeds.py --name effect --seeds 1 2 3 \\
+        --set train_adapter.training.num_steps=100 train_adapter.training.learning_rate=0.0002
     python experiments/compare_vectors.py --name effect --root 'experiments/runs/effect/seed-{seed}' \\
         --variants sda --baselines zero_shot lora infonce --recommenders sasrec bert4rec vbpr
 """
