@@ -190,7 +190,9 @@ def describe_ties(ties: Literal["pessimistic", "mean", "optimistic"]) -> str:
 def _describe_loss(loss: LossParams) -> str:
     if loss.teacher == "none":
         return "InfoNCE"
-    return "CMSA" if loss.variant == "paper" else "CMSA as in the public code"
+    if loss.variant == "reference":
+        return "CMSA as in the public code"
+    return "CMSA" if loss.teacher_source == "adapted" else "CMSA, taught by the backbone's own vectors"
 
 
 _CONTROL_TEXT = {

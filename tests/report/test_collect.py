@@ -327,6 +327,24 @@ def test_every_data_set_and_backbone_can_be_described(preset: str, params: Param
     assert all(texts)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "CMSA"),
+        ({"teacher_source": "base"}, "CMSA, taught by the backbone's own vectors"),
+        ({"variant": "reference"}, "CMSA as in the public code"),
+        ({"teacher": "none"}, "InfoNCE"),
+    ],
+)
+def test_losses_in_words(changes: dict[str, str], said: str, params: Params) -> None:
+    from sda_core.report.collect import describe_variants
+
+    section = params.train_adapter
+    section = section.model_copy(update={"loss": section.loss.model_copy(update=changes)})
+    told = {one.name: one.description for one in describe_variants(params.model_copy(update={"train_adapter": section}))}
+    assert told["sda"].endswith(f"trained with {said}.")
+
+
 def test_filter_and_split_in_words(params: Params) -> None:
     from sda_core.report.collect import describe_filter, describe_split, describe_ties
 
