@@ -7,9 +7,10 @@ among all items; ``<seed>.<protocol>.parquet``, those of the same model among sa
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import polars as pl
 
@@ -24,8 +25,10 @@ from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, Reco
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 
+mpl.use("Agg")
 _log = logging.getLogger("experiments")
 
+Reach = tuple[float, float, float]  # a mean, and the two ends of what is said of it
 CUTOFF = 10  # of every table
 
 
@@ -120,10 +123,15 @@ def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple
     return bootstrap_interval(gain_SU.mean(0), params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
 
 
+def reach(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> Reach:
+    """The mean of ``(S, U)``, and its :func:`interval`."""
+    return float(gain_SU.mean()), *interval(gain_SU, params, purpose)
+
+
 def difference(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> str:
-    """The cell of a table: the mean of differences ``(S, U)``, and its :func:`interval`."""
-    low, high = interval(gain_SU, params, purpose)
-    return f"{gain_SU.mean():+.4f} [{low:+.4f}, {high:+.4f}]"
+    """The cell of a table: the :func:`reach` of differences ``(S, U)``."""
+    mean, low, high = reach(gain_SU, params, purpose)
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def over_seeds(gain_SU: np.ndarray) -> str:
@@ -182,3 +190,41 @@ def leave(text: str, script: str, name: str = "", root: Path | str = "") -> Path
     folder = project / "experiments" / "results" / (script if name in ("", script) else f"{script}-{name}")
     write_text(folder / "table.md", text.rstrip("\n") + "\n")
     return folder
+
+
+def dots(path: Path, panels: Mapping[str, Mapping[str, Reach]], label: str, *, zero: bool = False, columns: int = 3) -> None:
+    """A plot: in each panel a line for each name, with a dot at the mean and a bar over its reach.
+
+    Args:
+        path: of the picture.
+        panels: by title; panels of a row of the plot share their names where these are the same.  Without any nothing is drawn.
+        label: of the horizontal axes.
+        zero: draw where nothing changes.
+        columns: panels side by side, at most.
+    """
+    from matplotlib import pyplot as plt
+
+    if not panels:
+        return
+    wide = min(columns, len(panels))
+    high = -(-len(panels) // wide)
+    lines = max(len(rows) for rows in panels.values())
+    size = (3.6 * wide + 1.6, (0.27 * lines + 1.0) * high)
+    figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for place, (axis, (title, rows)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+        values = np.array(list(rows.values())).reshape(-1, 3)
+        errors = np.abs(values[:, 1:] - values[:, :1]).T
+        heights = -np.arange(len(rows))
+        axis.errorbar(values[:, 0], heights, xerr=errors, fmt="o", color="#1f5fa8", capsize=3)
+        if zero:
+            axis.axvline(0.0, color="#666666", linestyle="--", linewidth=1)
+        beside = place % wide > 0 and list(rows) == list(list(panels.values())[place - 1])
+        axis.set_yticks(heights, [""] * len(rows) if beside else list(rows), fontsize=8)
+        axis.set_ylim(-len(rows) + 0.4, 0.6)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.set_xlabel(label, fontsize=8)
+        axis.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

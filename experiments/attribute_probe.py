@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from _runs import leave, shop_attributes
+from _runs import Reach, dots, leave, shop_attributes
 from compare_vectors import workspace_of
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -52,7 +52,8 @@ def main() -> None:
         for variant in options.variants:
             for column, accuracies in probed(workspace, params, variant).items():
                 found.setdefault((variant, column), []).append(accuracies)
-    leave(table(found, len(options.seeds)), "attribute_probe", root=options.root)
+    place = leave(table(found, len(options.seeds)), "attribute_probe", root=options.root)
+    dots(place / "plot.png", reaches(found), "accuracy above chance, range over the seeds", zero=True)
 
 
 def probed(workspace: Workspace, params: Params, variant: str) -> dict[str, dict[str, float]]:
@@ -95,6 +96,17 @@ def table(found: Mapping[tuple[str, str], Sequence[Mapping[str, float]]], num_se
             cells.append(f"{np.mean(values):.3f}{spread}")
         lines.append(f"| {variant} | {column} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def reaches(found: Mapping[tuple[str, str], Sequence[Mapping[str, float]]]) -> dict[str, dict[str, Reach]]:
+    """The numbers of :func:`table` for a plot: by attribute, by variant and column."""
+    panels: dict[str, dict[str, Reach]] = {}
+    for name in ATTRIBUTES:
+        rows = panels.setdefault(f"{name} ({SHOWN_BY[name]})", {})
+        for (variant, column), of_seeds in found.items():
+            values = [accuracies[name] for accuracies in of_seeds]
+            rows[f"{variant}, {column}"] = float(np.mean(values)), min(values), max(values)
+    return panels
 
 
 if __name__ == "__main__":

@@ -29,7 +29,19 @@ from typing import Any, get_args
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, difference, gains, keep_positions, leave, over_seeds, positions_path, read_positions
+from _runs import (
+    CUTOFF,
+    Reach,
+    difference,
+    dots,
+    gains,
+    keep_positions,
+    leave,
+    over_seeds,
+    positions_path,
+    reach,
+    read_positions,
+)
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_vectors
@@ -67,7 +79,11 @@ def main() -> None:
     workspace, params = workspace_of(options.root, options.seeds[0])
     shown = options.variants, options.baselines, options.seeds
     tables = [table(workspace, params, folder / recommender, *shown) for recommender in options.recommenders]
-    leave("\n".join(tables), "compare_vectors", options.name, options.root)
+    place = leave("\n".join(tables), "compare_vectors", options.name, options.root)
+    panels: dict[str, dict[str, Reach]] = {}
+    for recommender in options.recommenders:
+        panels |= reaches(workspace, params, folder / recommender, *shown)
+    dots(place / "plot.png", panels, f"difference in NDCG@{CUTOFF}", zero=True)
 
 
 def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
@@ -144,12 +160,7 @@ def table(
     workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
 ) -> str:
     """A markdown table of one recommender: all users, and those whose target is a tail or a cold item, where there are any."""
-    interactions = INTERACTIONS.read(workspace.interactions)
-    items = item_groups(interactions, params.evaluate.tail, ITEMS.count(workspace.items))
-    names = list(dict.fromkeys([*variants, *baselines]))
-    read = {name: read_positions(folder / name, seeds) for name in names}
-    targets = read[names[0]][0]["target_item_id"].to_numpy()
-    groups = {"all": np.ones(len(targets), dtype=bool), "tail": items.tail[targets], "cold": items.cold[targets]}
+    names, read, groups = _read(workspace, params, folder, variants, baselines, seeds)
     lines = [
         f"### {folder.name}, full rank, {len(seeds)} seeds",
         "",
@@ -157,8 +168,6 @@ def table(
         "|---|---|---|---|---|---|---|",
     ]
     for group, mask in groups.items():
-        if not mask.any():
-            continue
         ndcg = {name: gains("ndcg", frames, mask) for name, frames in read.items()}
         for name in names:
             hit_SU = gains("hit", read[name], mask)
@@ -171,6 +180,36 @@ def table(
                 told = difference(difference_SU, params.evaluate, rival)
                 lines.append(f"{first} {rival} | {told} | {over_seeds(difference_SU)} |")
     return "\n".join([*lines, ""])
+
+
+def reaches(
+    workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
+) -> dict[str, dict[str, Reach]]:
+    """The differences of :func:`table` for a plot: by group of users, by pair of variants."""
+    _, read, groups = _read(workspace, params, folder, variants, baselines, seeds)
+    panels: dict[str, dict[str, Reach]] = {}
+    for group, mask in groups.items():
+        ndcg = {name: gains("ndcg", frames, mask) for name, frames in read.items()}
+        panels[f"{folder.name}, {group} ({mask.sum()})"] = {
+            f"{name} - {rival}": reach(ndcg[name] - ndcg[rival], params.evaluate, rival)
+            for name in variants
+            for rival in baselines
+            if rival != name
+        }
+    return panels
+
+
+def _read(
+    workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
+) -> tuple[list[str], dict[str, list[pl.DataFrame]], dict[str, np.ndarray]]:
+    """Names, their positions by seed, and the groups of users that there are, as masks."""
+    interactions = INTERACTIONS.read(workspace.interactions)
+    items = item_groups(interactions, params.evaluate.tail, ITEMS.count(workspace.items))
+    names = list(dict.fromkeys([*variants, *baselines]))
+    read = {name: read_positions(folder / name, seeds) for name in names}
+    targets = read[names[0]][0]["target_item_id"].to_numpy()
+    groups = {"all": np.ones(len(targets), dtype=bool), "tail": items.tail[targets], "cold": items.cold[targets]}
+    return names, read, {group: mask for group, mask in groups.items() if mask.any()}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, difference, gains, leave, read_positions, shop_attributes, unit
+from _runs import CUTOFF, Reach, difference, dots, gains, leave, reach, read_positions, shop_attributes, unit
 from compare_vectors import train_on, workspace_of
 from scipy.stats import spearmanr
 
@@ -62,8 +62,9 @@ def main() -> None:
         for variant in options.variants:
             positions = folder / options.recommender / variant
             train_on(shop, params, variant, options.recommender, seed, positions, {}, options.fused_dim)
-    text = table(workspace, params, rare, folder / options.recommender, options.variants, options.seeds)
-    leave(text, "long_tail", options.name)
+    shown = workspace, params, rare, folder / options.recommender, options.variants, options.seeds
+    place = leave(table(*shown), "long_tail", options.name)
+    dots(place / "plot.png", reaches(*shown), f"NDCG@{CUTOFF} - {BASE}", zero=True, columns=2)
 
 
 def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_count: int) -> tuple[np.ndarray, Workspace]:
@@ -114,16 +115,8 @@ def table(
 ) -> str:
     """A markdown table: a row for each variant; gains over zero_shot with paired intervals over users."""
     read = {name: read_positions(folder / name, seeds) for name in variants}
-    targets = read[BASE][0]["target_item_id"].to_numpy()
-    is_rare = np.isin(targets, rare)
-    purity_U = purity(workspace, params)[targets]
-    pure = purity_U > np.median(purity_U[is_rare])
-    groups = {
-        "made rare": is_rare,
-        "others": ~is_rare,
-        "made rare, purer half": is_rare & pure,
-        "made rare, other half": is_rare & ~pure,
-    }
+    groups, purity_U = _groups(workspace, params, rare, read[BASE][0])
+    is_rare = groups["made rare"]
     heads = [f"{name} ({mask.sum()})" for name, mask in groups.items()]
     lines = [
         f"### {folder.name}, {len(rare)} items made rare, {len(seeds)} seeds: NDCG@{CUTOFF}, and the gain over {BASE} [95 %]",
@@ -145,6 +138,38 @@ def table(
         correlation = f"{spearmanr(purity_U[is_rare], gain_U)[0]:+.3f}" if np.ptp(gain_U) and np.ptp(purity_U[is_rare]) else ""
         lines.append(f"| {name} | {' | '.join(cells)} | {correlation} |")
     return "\n".join(lines)
+
+
+def reaches(
+    workspace: Workspace, params: Params, rare: np.ndarray, folder: Path, variants: Sequence[str], seeds: Sequence[int]
+) -> dict[str, dict[str, Reach]]:
+    """The gains of :func:`table` for a plot: by group of users, by variant."""
+    read = {name: gains("ndcg", read_positions(folder / name, seeds)) for name in variants}
+    groups, _ = _groups(workspace, params, rare, read_positions(folder / BASE, seeds)[0])
+    return {
+        f"{group} ({mask.sum()})": {
+            name: reach((read[name] - read[BASE])[:, mask], params.evaluate, name) for name in variants if name != BASE
+        }
+        for group, mask in groups.items()
+        if mask.any()
+    }
+
+
+def _groups(
+    workspace: Workspace, params: Params, rare: np.ndarray, positions: pl.DataFrame
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Test users as masks by group, and the purity of each one's target."""
+    targets = positions["target_item_id"].to_numpy()
+    is_rare = np.isin(targets, rare)
+    purity_U = purity(workspace, params)[targets]
+    pure = purity_U > np.median(purity_U[is_rare])
+    groups = {
+        "made rare": is_rare,
+        "others": ~is_rare,
+        "made rare, purer half": is_rare & pure,
+        "made rare, other half": is_rare & ~pure,
+    }
+    return groups, purity_U
 
 
 if __name__ == "__main__":

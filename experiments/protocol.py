@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, gains, interval, keep_positions, leave, positions_path, read_positions
+from _runs import CUTOFF, Reach, dots, gains, interval, keep_positions, leave, positions_path, reach, read_positions
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
@@ -118,7 +118,8 @@ def main() -> None:
         for name in options.trainings:
             train(workspaces, params, name, seed, folder / name, options.max_epochs)
     interactions = {data: INTERACTIONS.read(place.interactions) for data, place in workspaces.items()}
-    leave(table(interactions, params, folder, options.seeds), "protocol", options.name, options.root)
+    place = leave(table(interactions, params, folder, options.seeds), "protocol", options.name, options.root)
+    dots(place / "plot.png", reaches(params, folder, options.seeds), f"NDCG@{CUTOFF}, 95 % interval over users")
 
 
 def filter_once(source: Workspace, params: Params, target: Workspace) -> None:
@@ -161,8 +162,7 @@ def table(interactions: Mapping[str, pl.DataFrame], params: Params, folder: Path
     for recommender, rows in ROWS.items():
         fixed_SU: np.ndarray | None = None
         for row in rows:
-            own = seeds if TRAININGS[row.training].recommender != "pop" else [0]
-            done = [seed for seed in own if positions_path(folder / row.training, seed, row.protocol).exists()]
+            own, done = _seeds(row, folder, seeds)
             if not done:
                 continue
             table_of_row = interactions[TRAININGS[row.training].data]
@@ -175,6 +175,27 @@ def table(interactions: Mapping[str, pl.DataFrame], params: Params, folder: Path
             cells += tail_cells(table_of_row, frames, params.evaluate.tail.model_copy(update={"definition": row.tail}))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def reaches(params: Params, folder: Path, seeds: Sequence[int]) -> dict[str, dict[str, Reach]]:
+    """The NDCG of :func:`table` for a plot: by recommender, by choice."""
+    panels: dict[str, dict[str, Reach]] = {}
+    for recommender, rows in ROWS.items():
+        found: dict[str, Reach] = {}
+        for row in rows:
+            _, done = _seeds(row, folder, seeds)
+            if done:
+                ndcg_SU = gains("ndcg", read_positions(folder / row.training, done, row.protocol))
+                found[row.label] = reach(ndcg_SU, params.evaluate, row.label)
+        if found:
+            panels[recommender] = found
+    return panels
+
+
+def _seeds(row: Row, folder: Path, seeds: Sequence[int]) -> tuple[Sequence[int], list[int]]:
+    """Seeds that a row has, and those of them that are there."""
+    own = seeds if TRAININGS[row.training].recommender != "pop" else [0]
+    return own, [seed for seed in own if positions_path(folder / row.training, seed, row.protocol).exists()]
 
 
 def difference(ndcg_SU: np.ndarray, fixed_SU: np.ndarray, row: Row, params: Params) -> str:

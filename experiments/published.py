@@ -20,7 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _runs import CUTOFF, epochs, gains, interval, keep_positions, leave, positions_path, read_positions
+from _runs import (
+    CUTOFF,
+    Reach,
+    dots,
+    epochs,
+    gains,
+    interval,
+    keep_positions,
+    leave,
+    positions_path,
+    reach,
+    read_positions,
+)
 
 from sda_core import log
 from sda_core.artifacts import Workspace
@@ -71,7 +83,9 @@ def main() -> None:
             section = params.train_recommender.of(model.recommender).model_copy(update=dict(model.changes))
             if model.is_trained or seed == options.seeds[0]:
                 keep_positions(workspace, params, section, seed, folder / name, protocols=PROTOCOLS)
-    leave(table(folder, options.models, options.seeds, params.evaluate), "published", root=options.root)
+    shown = folder, options.models, options.seeds, params.evaluate
+    place = leave(table(*shown), "published", root=options.root)
+    dots(place / "plot.png", reaches(*shown), f"NDCG@{CUTOFF}, 95 % interval over users", columns=2)
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:
@@ -83,7 +97,7 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
     ]
     for name in models:
         for protocol in PROTOCOLS:
-            done = [seed for seed in seeds if positions_path(folder / name, seed, protocol).exists()]
+            done = _done(folder / name, seeds, protocol)
             if not done:
                 continue
             frames = read_positions(folder / name, done, protocol)
@@ -103,6 +117,28 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
             cells.append(epochs(folder / name, done))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def reaches(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> dict[str, dict[str, Reach]]:
+    """The NDCG of :func:`table` for a plot: by candidates, by model, and what was published of it."""
+    panels: dict[str, dict[str, Reach]] = {}
+    for protocol in PROTOCOLS:
+        rows: dict[str, Reach] = {}
+        for name in models:
+            done = _done(folder / name, seeds, protocol)
+            if done:
+                rows[name] = reach(gains("ndcg", read_positions(folder / name, done, protocol)), params, "ndcg")
+                told = MODELS[name].published.get(protocol)
+                if told is not None:
+                    rows[f"{name}, published"] = (told[1], told[1], told[1])
+        if rows:
+            panels[protocol] = rows
+    return panels
+
+
+def _done(folder: Path, seeds: Sequence[int], protocol: str) -> list[int]:
+    """Seeds that are there."""
+    return [seed for seed in seeds if positions_path(folder, seed, protocol).exists()]
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from _runs import leave
-from compare_vectors import table, train_on
+from _runs import CUTOFF, dots, leave
+from compare_vectors import reaches, table, train_on
 
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
@@ -68,8 +68,9 @@ def main() -> None:
     for seed in options.seeds:
         for variant in names:
             train_on(workspace, params, variant, options.recommender, seed, folder / variant, changes)
-    text = table(workspace, params, folder, options.variants, options.baselines, options.seeds)
-    leave(text, "text_matters", options.name, options.root)
+    shown = workspace, params, folder, options.variants, options.baselines, options.seeds
+    place = leave(table(*shown), "text_matters", options.name, options.root)
+    dots(place / "plot.png", reaches(*shown), f"difference in NDCG@{CUTOFF}", zero=True)
 
 
 def with_fewer_users(workspace: Workspace, share: float, root: Path) -> Workspace:

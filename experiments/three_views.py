@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
-from _runs import leave
+from _runs import Reach, dots, leave
 from torch import Tensor, nn
 
 from sda_core import adapters, backbones, log
@@ -133,8 +133,9 @@ def main() -> None:
                 with replace_file(path) as temporary:
                     found.with_columns(rung=pl.lit(rung.name), seed=pl.lit(seed)).write_parquet(temporary)
     results = pl.concat([pl.read_parquet(path) for path in sorted(folder.glob("*/*.parquet"))])
-    text = table(results.filter(pl.col("seed").is_in(options.seeds)), options.num_held_out)
-    leave(text, "three_views", options.name, options.root)
+    results = results.filter(pl.col("seed").is_in(options.seeds))
+    place = leave(table(results, options.num_held_out), "three_views", options.name, options.root)
+    dots(place / "plot.png", reaches(results), "mean and range over the seeds")
 
 
 # ------------------------------------------------------------------------------------------------- measuring
@@ -235,6 +236,19 @@ def table(results: pl.DataFrame, num_held_out: int) -> str:
                     cells.append(f"{chosen.mean():+.3f} ({chosen.min():+.2f} .. {chosen.max():+.2f})")
             lines.append(f"| {rung.name} | {when} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def reaches(results: pl.DataFrame) -> dict[str, dict[str, Reach]]:
+    """The numbers of :func:`table` for a plot: by measure and pair of views, by rung and state."""
+    panels: dict[str, dict[str, Reach]] = {}
+    for column, name in (("cosine", "cosine of the gradients"), ("retrieval", "found")):
+        for one, other in PAIRS:
+            rows = panels.setdefault(f"{name}: {one}, {other}", {})
+            for rung in LADDER:
+                for when in ("before", "after"):
+                    chosen = results.filter(rung=rung.name, when=when, one=one, other=other)[column].to_numpy()
+                    rows[f"{rung.name}, {when}"] = float(chosen.mean()), float(chosen.min()), float(chosen.max())
+    return panels
 
 
 if __name__ == "__main__":

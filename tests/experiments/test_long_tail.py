@@ -66,3 +66,5 @@ def test_the_table_has_the_groups(
     assert "made rare, purer half" in lines[2]
     (same,) = (line for line in lines if line.startswith("| same"))
     assert "(+0.0000 [+0.0000, +0.0000])" in same  # the same vectors, the same seed: no gain anywhere
+    left = tmp_path / "experiments" / "results" / "long_tail-t"
+    assert (left / "plot.png").stat().st_size > 5000

@@ -20,3 +20,6 @@ def test_every_attribute_is_named_with_who_shows_it() -> None:
     lines = attribute_probe.table(found, 2).splitlines()
     assert "shape (picture)" in lines[2]
     assert lines[4].count("0.500 (0.25 .. 0.75)") == 6
+    panels = attribute_probe.reaches(found)
+    assert len(panels) == 6
+    assert panels["shape (picture)"] == {"zero_shot, fused": (0.5, 0.25, 0.75)}

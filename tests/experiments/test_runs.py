@@ -91,3 +91,22 @@ def test_a_page_shows_whole_experiments_and_names_those_it_has_no_room_for(tmp_p
     assert all(len(one.tables) == len(one.plots) == 1 for one in shown)
     assert rest.name == "3 more"
     assert rest.remarks == ("not shown: sweep-40, sweep-41, sweep-42",)
+
+
+def test_dots_show_each_name_with_its_reach(tmp_path: Path) -> None:
+    rows = {"first": (0.1, 0.05, 0.2), "second": (-0.1, -0.1, -0.1)}
+    _runs.dots(tmp_path / "plot.svg", {f"panel {n}": rows for n in range(4)}, "NDCG", zero=True)
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    for text, count in (("first", 2), ("second", 2), ("NDCG", 4), ("panel 3", 1)):  # names at the left of each row of panels
+        assert drawn.count(f"<!-- {text} -->") == count, text
+    _runs.dots(tmp_path / "plot.png", {"one": rows, "other": {"third": (0.0, 0.0, 0.0)}}, "NDCG")
+    assert (tmp_path / "plot.png").stat().st_size > 3000
+
+
+def test_reach_is_what_the_cell_says() -> None:
+    params = load_params(Path(__file__).resolve().parents[2] / "params.yaml").evaluate
+    gain_SU = np.random.default_rng(0).normal(size=(2, 50))
+    mean, low, high = _runs.reach(gain_SU, params, "x")
+    assert low < mean < high
+    assert mean == pytest.approx(gain_SU.mean())
+    assert _runs.difference(gain_SU, params, "x") == f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"

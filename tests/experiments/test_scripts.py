@@ -36,6 +36,12 @@ def test_protocol(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert cells(table, "| SASRec | tail of all")[6:] == ["0", "none"]  # a 5-core has no item of fewer than 4
     assert float(cells(table, "| popularity | counts of all")[3]) >= float(cells(table, "| popularity | fixed")[3])
     assert len(table.strip().splitlines()) == 2 + sum(map(len, protocol.ROWS.values()))
+    panels = protocol.reaches(load_params(shop.root / "params.yaml"), shop.root / "experiments" / "positions" / "protocol", [1])
+    assert {name: list(rows) for name, rows in panels.items()} == {
+        name: [row.label for row in rows] for name, rows in protocol.ROWS.items()
+    }
+    assert f"{panels['SASRec']['100 sampled negatives'][0]:.4f}" == sampled[4]
+    assert (shop.root / "experiments" / "results" / "protocol" / "plot.png").stat().st_size > 5000
 
 
 def test_published_shares_and_missing_models(shop: Workspace, tmp_path: Path, keep: Callable[..., None]) -> None:
@@ -48,6 +54,8 @@ def test_published_shares_and_missing_models(shop: Workspace, tmp_path: Path, ke
     row = cells(table, "| sasrec_bce | fullrank | 2 |")
     assert row[3:5] == ["1.0000 (0.0000) [1.0000, 1.0000]", "0.7500 (0.3536) [0.7500, 0.7500]"]
     assert row[6] == f"{1 / 0.0605:.3f} / {0.75 / 0.0318:.3f}"
+    panels = published.reaches(tmp_path, list(published.MODELS), [1, 2, 3], params.evaluate)
+    assert panels == {"fullrank": {"sasrec_bce": (0.75, 0.75, 0.75), "sasrec_bce, published": (0.0318, 0.0318, 0.0318)}}
 
 
 def test_published_trains_what_makes_a_row(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +122,9 @@ def test_table_of_vectors_has_the_groups_that_there_are(shop: Workspace, tmp_pat
         "b",
         *["+0.5000 [+0.5000, +0.5000]", "+0.5000 .. +0.5000"],
     ]
-    assert ("| cold (" in table) == bool((seen == 0).any())
+    panels = compare_vectors.reaches(shop, params, tmp_path, ["a"], ["b"], [1])
+    assert panels[f"{tmp_path.name}, tail ({(seen < 4).sum()})"] == {"a - b": pytest.approx((0.5, 0.5, 0.5))}
+    assert ("| cold (" in table) == bool((seen == 0).any()) == any(", cold (" in title for title in panels)
     assert cells(table, f"| all ({len(test)}) | b |")[2] == f"{(seen < 4).mean():.4f}"
 
 

@@ -25,6 +25,7 @@ def test_every_rung_is_measured_before_and_after(
     arguments = ["--root", str(on_tiny), "--name", "three", "--seeds", "1", "--num-held-out", "16"]
     monkeypatch.setattr("sys.argv", ["three_views.py", *arguments])
     three_views.main()
+    assert (on_tiny / "experiments" / "results" / "three_views-three" / "plot.png").stat().st_size > 5000
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| lora", "| moda"))]
     assert len(rows) == 8
     folder = on_tiny / "experiments" / "views" / "three"
@@ -35,6 +36,11 @@ def test_every_rung_is_measured_before_and_after(
     # before training both sets of views start alike; training on another set ends elsewhere
     starts = {rung: before.filter(rung=rung)["cosine"].to_list() for rung in ("moda, 2 views", "moda, 3 views")}
     assert starts["moda, 2 views"] == pytest.approx(starts["moda, 3 views"])
+    panels = three_views.reaches(found)
+    assert len(panels) == 2 * 3
+    assert next(mean for mean, _, _ in panels["found: image, words"].values()) == pytest.approx(
+        before.filter(rung="lora, 2 views", one="image", other="words")["retrieval"][0]
+    )
     after = {rung: found.filter(rung=rung, when="after")["cosine"].to_list() for rung in starts}
     assert after["moda, 2 views"] != pytest.approx(after["moda, 3 views"], abs=1e-6)
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.parquet")}
