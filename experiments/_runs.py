@@ -223,6 +223,7 @@ def dots(path: Path, panels: Mapping[str, Mapping[str, Reach]], label: str, *, z
         beside = place % wide > 0 and list(rows) == list(list(panels.values())[place - 1])
         axis.set_yticks(heights, [""] * len(rows) if beside else list(rows), fontsize=8)
         axis.set_ylim(-len(rows) + 0.4, 0.6)
+        axis.locator_params(axis="x", nbins=5)
         axis.tick_params(axis="x", labelsize=8)
         axis.set_xlabel(label, fontsize=8)
         axis.set_title(title, fontsize=9)

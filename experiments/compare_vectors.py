@@ -185,17 +185,16 @@ def table(
 def reaches(
     workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, dict[str, Reach]]:
-    """The differences of :func:`table` for a plot: by group of users, by pair of variants."""
+    """The differences of :func:`table` for a plot: by group of users, by pair of variants; no group in which nothing differs."""
     _, read, groups = _read(workspace, params, folder, variants, baselines, seeds)
     panels: dict[str, dict[str, Reach]] = {}
     for group, mask in groups.items():
         ndcg = {name: gains("ndcg", frames, mask) for name, frames in read.items()}
-        panels[f"{folder.name}, {group} ({mask.sum()})"] = {
-            f"{name} - {rival}": reach(ndcg[name] - ndcg[rival], params.evaluate, rival)
-            for name in variants
-            for rival in baselines
-            if rival != name
-        }
+        differences = {(name, rival): ndcg[name] - ndcg[rival] for name in variants for rival in baselines if rival != name}
+        if any(gain_SU.any() for gain_SU in differences.values()):
+            panels[f"{folder.name}, {group} ({mask.sum()})"] = {
+                f"{name} - {rival}": reach(gain_SU, params.evaluate, rival) for (name, rival), gain_SU in differences.items()
+            }
     return panels
 
 
