@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.backbones import Backbone, build
+from sda_core.embeddings.table import write_embeddings
 from sda_core.params import BackboneParams
 
 TEXTS = ["a red cotton shirt", "Tea pot, price 12"]
@@ -58,9 +59,15 @@ def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path
         curve.write_text("step\tretrieval\n1\t0.125\n2\t0.25\n")
         keep(study.positions("nano", "zero_shot") / f"{seed}.parquet", interactions, 100.0)
         keep(study.positions("nano", "sda") / f"{seed}.parquet", interactions, place)
+        texts = {"zero_shot": np.eye(4, dtype=np.float32)[[1, 0, 2, 3]], "sda": np.eye(4, dtype=np.float32)}
+        for variant, text in texts.items():
+            path = study.workspace("nano", seed).embeddings(variant)
+            path.parent.mkdir(exist_ok=True)
+            write_embeddings(path, np.arange(1, 5), list("abcd"), np.eye(4, dtype=np.float32), text, text, {}, np.ones(4, bool))
     table = families.table(study, ["nano"])
-    row = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
-    assert row[2:] == ["0.125, 0.250", "0.7500", "+0.7500 [+0.7500, +0.7500]", "+0.5000 .. +1.0000"]
+    base, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[-2:])
+    assert base[3] == "0.500"
+    assert row[2:] == ["0.125, 0.250", "1.000", "0.7500", "+0.7500 [+0.7500, +0.7500]", "+0.5000 .. +1.0000"]
     families.plot(study, ["nano"], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 

@@ -55,6 +55,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     params["backbone"] = YAML(typ="safe", pure=True).load(repository / "conf" / "backbone" / "tiny.yaml")
     params["train_adapter"]["training"] |= {
         "num_steps": 3, "batch_size": 8, "micro_batch_size": 2, "warmup_steps": 1, "checkpoint_every": 1, "log_every": 1,
+        "learning_rate": 2e-4,  # what the tolerances below are in proportion to
     }  # fmt: skip
     params["train_adapter"]["loss"] |= {"false_negatives": "share"}
     YAML(typ="safe", pure=True).dump(params, root / "params.yaml")
