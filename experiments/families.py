@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 import torch
 import transformers
-from _runs import CUTOFF, difference, found, gains, interval, leave, over_seeds, read_positions
+from _runs import CUTOFF, difference, found, gains, leave, over_seeds, reach, read_positions
 from compare_vectors import train_on
 from ruamel.yaml import YAML
 from torch import nn
@@ -304,9 +304,9 @@ def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
         centres, errors = [], []
         for backbone in backbones:
             gain_SU = study.gains(backbone, variant) - study.gains(backbone, BASE)
-            low, high = interval(gain_SU, study.evaluate_params(backbone), variant)
-            centres.append(gain_SU.mean())
-            errors.append((gain_SU.mean() - low, high - gain_SU.mean()))
+            mean, low, high = reach(gain_SU, study.evaluate_params(backbone), variant)
+            centres.append(mean)
+            errors.append((mean - low, high - mean))
         places = np.arange(len(backbones)) + 0.16 * (number - (len(study.variants) - 1) / 2)
         axis.errorbar(places, centres, yerr=np.maximum(np.array(errors).T, 0.0), fmt="o", capsize=3, label=variant)
     axis.axhline(0.0, color="#666666", linestyle="--", linewidth=1)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +62,12 @@ def main() -> None:
         for variant in options.variants:
             positions = folder / options.recommender / variant
             train_on(shop, params, variant, options.recommender, seed, positions, {}, options.fused_dim)
-    shown = workspace, params, rare, folder / options.recommender, options.variants, options.seeds
-    place = leave(table(*shown), "long_tail", options.name)
-    dots(place / "plot.png", reaches(*shown), f"NDCG@{CUTOFF} - {BASE}", zero=True, columns=2)
+    positions = folder / options.recommender
+    groups, purity_U = groups_of(workspace, params, rare, read_positions(positions / BASE, options.seeds)[0])
+    ndcg = {name: gains("ndcg", read_positions(positions / name, options.seeds)) for name in options.variants}
+    title = f"{options.recommender}, {len(rare)} items made rare, {len(options.seeds)} seeds"
+    place = leave(table(title, params, groups, purity_U, ndcg), "long_tail", options.name)
+    dots(place / "plot.png", reaches(params, groups, ndcg), f"NDCG@{CUTOFF} - {BASE}", zero=True, columns=2)
 
 
 def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_count: int) -> tuple[np.ndarray, Workspace]:
@@ -111,22 +114,26 @@ def purity(workspace: Workspace, params: Params) -> np.ndarray:
 
 
 def table(
-    workspace: Workspace, params: Params, rare: np.ndarray, folder: Path, variants: Sequence[str], seeds: Sequence[int]
+    title: str, params: Params, groups: Mapping[str, np.ndarray], purity_U: np.ndarray, ndcg: Mapping[str, np.ndarray]
 ) -> str:
-    """A markdown table: a row for each variant; gains over zero_shot with paired intervals over users."""
-    read = {name: read_positions(folder / name, seeds) for name in variants}
-    groups, purity_U = _groups(workspace, params, rare, read[BASE][0])
+    """A markdown table: a row for each variant; gains over zero_shot with paired intervals over users.
+
+    Args:
+        title: what was run.
+        params: of the workspace.
+        groups, purity_U: see :func:`groups_of`.
+        ndcg: of each seed and user ``(S, U)``, by variant.
+    """
     is_rare = groups["made rare"]
     heads = [f"{name} ({mask.sum()})" for name, mask in groups.items()]
     lines = [
-        f"### {folder.name}, {len(rare)} items made rare, {len(seeds)} seeds: NDCG@{CUTOFF}, and the gain over {BASE} [95 %]",
+        f"### {title}: NDCG@{CUTOFF}, and the gain over {BASE} [95 %]",
         "",
         f"| variant | {' | '.join(heads)} | Spearman of purity and gain (made rare) |",
         "|---" * (2 + len(heads)) + "|",
     ]
-    base_SU = gains("ndcg", read[BASE])
-    for name in variants:
-        ndcg_SU = gains("ndcg", read[name])
+    base_SU = ndcg[BASE]
+    for name, ndcg_SU in ndcg.items():
         cells = []
         for mask in groups.values():
             cell = f"{ndcg_SU[:, mask].mean():.4f}" if mask.any() else ""
@@ -140,22 +147,18 @@ def table(
     return "\n".join(lines)
 
 
-def reaches(
-    workspace: Workspace, params: Params, rare: np.ndarray, folder: Path, variants: Sequence[str], seeds: Sequence[int]
-) -> dict[str, dict[str, Reach]]:
+def reaches(params: Params, groups: Mapping[str, np.ndarray], ndcg: Mapping[str, np.ndarray]) -> dict[str, dict[str, Reach]]:
     """The gains of :func:`table` for a plot: by group of users, by variant."""
-    read = {name: gains("ndcg", read_positions(folder / name, seeds)) for name in variants}
-    groups, _ = _groups(workspace, params, rare, read_positions(folder / BASE, seeds)[0])
     return {
         f"{group} ({mask.sum()})": {
-            name: reach((read[name] - read[BASE])[:, mask], params.evaluate, name) for name in variants if name != BASE
+            name: reach((ndcg_SU - ndcg[BASE])[:, mask], params.evaluate, name) for name, ndcg_SU in ndcg.items() if name != BASE
         }
         for group, mask in groups.items()
         if mask.any()
     }
 
 
-def _groups(
+def groups_of(
     workspace: Workspace, params: Params, rare: np.ndarray, positions: pl.DataFrame
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Test users as masks by group, and the purity of each one's target."""

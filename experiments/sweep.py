@@ -39,7 +39,7 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 from _corruption import corrupt
-from _runs import CUTOFF, difference, found, gains, interval, leave, read_positions
+from _runs import CUTOFF, difference, found, gains, leave, reach, read_positions
 from compare_vectors import train_on
 from train_seeds import BASE, VARIANTS, adapt, prepare, run
 
@@ -245,9 +245,9 @@ def _points(
     for value in options.values:
         ndcg_SU = gains("ndcg", read_positions(options.positions(value, recommender), options.seeds))
         gain_SU = (ndcg_SU - base_SU)[:, mask]
-        low, high = interval(gain_SU, params.evaluate, value)
+        mean, low, high = reach(gain_SU, params.evaluate, value)
         centres.append(float(ndcg_SU[:, mask].mean()))
-        errors.append((gain_SU.mean() - low, high - gain_SU.mean()))
+        errors.append((mean - low, high - mean))
     return centres, np.maximum(np.array(errors).T, 0.0)
 
 

@@ -120,7 +120,7 @@ def test_all_problems_are_reported_at_once() -> None:
 
 
 def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
-    """YAML 1.2: `2e-4` is a number, `no` is a string."""
+    """YAML 1.2: `2e-3` is a number, `no` is a string."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     assert "learning_rate: 0.002" in text
     path = tmp_path / "params.yaml"
