@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from sda_core.adapters import MoDALinear, merge_modality, merged_modality, modality
+from sda_core.adapters.moda.gate import current_block
 from sda_core.errors import TrainingError
 
 Make = Callable[..., peft.PeftModel]
@@ -75,6 +76,30 @@ def test_sharded_gradients_are_those_of_the_whole_model(
         torch.testing.assert_close(gradient.full_tensor(), expected[name], rtol=1e-12, atol=1e-12)
     with pytest.raises(TrainingError, match="a base weight of type DTensor takes no sum"):
         merge_modality(model, "image")
+
+
+def test_a_sharded_model_computes_no_gates_ahead(make_stack: Make, gradients: Gradients, mesh: DeviceMesh) -> None:
+    """One unit stays whole after its first pass; gates computed for all layers then would have their gradients too late."""
+    from torch.distributed.fsdp import fully_shard
+
+    model = make_stack(depth=2)
+    whole = copy.deepcopy(model)
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    found = []
+    for one in (whole, model):
+        with modality(one, "image"):
+            image = one(batch())
+        with modality(one.base_model.model, "text"):  # a part, in which nothing says that it is sharded
+            text = one(batch())
+            block = current_block(one.base_model.model.blocks[0].up.moda_owner)
+        (image * text).sum().backward()
+        found.append(gradients(one))
+        assert block is not None
+        assert (block.factors.take(one.base_model.model.blocks[0].up, "default") is None) == (one is model)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[1].items():
+        assert isinstance(gradient, DTensor)
+        torch.testing.assert_close(gradient.full_tensor(), found[0][name], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile's own, about its input

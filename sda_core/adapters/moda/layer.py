@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sda_core.adapters.moda import base_weight
 from sda_core.adapters.moda.config import MoDAConfig
-from sda_core.adapters.moda.gate import GatedProduct, Modality, Owner, current_modality, fixed_gate, learned_gate, outside_graphs
+from sda_core.adapters.moda.factors import fixed_gate, learned_gate
+from sda_core.adapters.moda.gate import Block, Modality, Owner, current_block, gated_product, outside_graphs
 from sda_core.errors import TrainingError
 
 _INIT_STD = 0.01
@@ -173,12 +174,15 @@ class MoDALinear(nn.Module, MoDALayer):
 
     @outside_graphs
     def _gated(self, name: str, hidden: Tensor) -> Tensor:
-        value = self._known_modality(name)
-        return GatedProduct.apply(hidden, self._factor(name, value, hidden), value.marker)
+        block = self._known_block(name)
+        return gated_product(hidden, self._factor(name, block, hidden), block.value.marker)
 
-    def _factor(self, name: str, value: Modality, hidden: Tensor) -> Tensor:
+    def _factor(self, name: str, block: Block, hidden: Tensor) -> Tensor:
         """The diagonal for this pass: ``(R,)``; ``(B, 1, ..., R)`` or ``(B, L, 1, ..., R)`` with ids a row or a token."""
-        factors_MR = self._factors(name)
+        shared_R = block.factors.take(self, name)
+        if shared_R is not None:
+            return shared_R
+        value, factors_MR = block.value, self._factors(name)
         if value.ids is None:
             assert value.name is not None
             return factors_MR[self.moda_config[name].modalities.index(value.name)]
@@ -199,19 +203,23 @@ class MoDALinear(nn.Module, MoDALayer):
         factor = F.embedding(value.ids_on(factors_MR.device), factors_MR)
         return factor.view(*shape, *(1,) * (len(first) - len(shape)), -1)
 
-    def _known_modality(self, name: str) -> Modality:
-        value = current_modality(self.moda_owner)
-        if value is None:
+    def _known_block(self, name: str) -> Block:
+        block = current_block(self.moda_owner)
+        if block is None:
             names = self.moda_config[name].modalities
             raise TrainingError(
                 f"adapter {name!r}",
                 f"mixes its experts by the modality ({', '.join(names)}), and none is set",
                 f"put the pass into `with modality(model, {names[0]!r})`, gradient-checkpointed ones too",
             )
-        return value
+        return block
+
+    def _current_modality(self) -> Modality | None:
+        block = current_block(self.moda_owner)
+        return None if block is None else block.value
 
     def _check_merged(self) -> None:
-        value = current_modality(self.moda_owner)
+        value = self._current_modality()
         if value is None or self.merged_modality is None:
             return
         merged = next(self.moda_config[name] for name in self.merged_adapters if self.moda_config[name].depends_on_modality)
@@ -244,7 +252,7 @@ class MoDALinear(nn.Module, MoDALayer):
         if not names:
             return
         base = self.get_base_layer()
-        value = current_modality(self.moda_owner)
+        value = self._current_modality()
         self._check_merged()
         with torch.no_grad():
             merged = base_weight.read(base)
