@@ -56,6 +56,7 @@ SETTINGS = (
     Setting("MoDA, CMSA, micro batch 4", "moda", "loss", {"micro_batch_size": 4}),
     Setting("LoRA, InfoNCE, micro batch 4", "lora", "infonce", {"micro_batch_size": 4}),
     Setting("MoDA, CMSA, checkpointing", "moda", "loss", {"gradient_checkpointing": True}),
+    Setting("LoRA, InfoNCE, checkpointing", "lora", "infonce", {"gradient_checkpointing": True}),
     Setting("MoDA, CMSA, both", "moda", "loss", {"micro_batch_size": 4, "gradient_checkpointing": True}),
 )
 

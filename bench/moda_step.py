@@ -6,6 +6,7 @@ of medians.  On a CPU processor time is counted, so that other work on the machi
     python bench/moda_step.py                              # a stack of transformer-shaped linear layers, on the CPU
     python bench/moda_step.py --shape nano --threads 1     # the backbone that comes with SDA, pictures and words
     python bench/moda_step.py --device cuda --shape 7b     # the linear layers of Qwen2.5-VL-7B, random weights, bfloat16
+    python bench/moda_step.py --device cuda --shape 7b --batch 32 --no-large   # as many tokens as a training's pass has
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,7 @@ def memory_of_a_pass(model: nn.Module, run: Callable[[], Tensor], device: torch.
     return sum(saved.values())
 
 
-def sides_of(subject: Subject, r: int) -> dict[str, tuple[nn.Module, Context]]:
+def sides_of(subject: Subject, r: int, loops: tuple[int, ...]) -> dict[str, tuple[nn.Module, Context]]:
     """The models by name, each with what to enter around a pass of a modality."""
     common = {"r": r, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": subject.pattern}
 
@@ -202,9 +203,10 @@ def sides_of(subject: Subject, r: int) -> dict[str, tuple[nn.Module, Context]]:
     for num_experts in (1, 4, 8):
         model = peft.get_peft_model(shared(subject.model), MoDAConfig(num_experts=num_experts, **common))
         found[f"MoDA, E = {num_experts}"] = (model, modality)
-    reference = MoDAConfig(num_experts=4, variant="reference", **common)
-    found["MoDA, E = 4, reference"] = (peft.get_peft_model(shared(subject.model), reference), modality)
-    for num_experts in (4, 8):
+    if loops:
+        reference = MoDAConfig(num_experts=4, variant="reference", **common)
+        found["MoDA, E = 4, reference"] = (peft.get_peft_model(shared(subject.model), reference), modality)
+    for num_experts in loops:
         model = looped(shared(subject.model), subject.pattern, num_experts, r, 32, 0.1)
         found[f"loop over experts, E = {num_experts}"] = (model, rows)
     return found
@@ -236,9 +238,9 @@ def measure(clock: Clock, rounds: int, runs: dict[str, Callable[[], None]]) -> d
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def training(subject: Subject, device: torch.device, rounds: int, r: int) -> None:
+def training(subject: Subject, device: torch.device, rounds: int, r: int, loops: tuple[int, ...]) -> None:
     """A step of every side: both modalities forward and backward."""
-    sides = sides_of(subject, r)
+    sides = sides_of(subject, r, loops)
 
     def step(model: nn.Module, context: Context) -> None:
         for name, run in subject.passes.items():
@@ -262,7 +264,7 @@ def training(subject: Subject, device: torch.device, rounds: int, r: int) -> Non
         print(
             f"| {name:28} | {1000 * median[name]:9.1f} | {time_ratio:6.2f} | {memory[name] / 2**20:8.0f} | {memory_ratio:6.2f} |"
         )
-    for num_experts in (4, 8):
+    for num_experts in loops:
         loop, ours = f"loop over experts, E = {num_experts}", f"MoDA, E = {num_experts}"
         times, held = median[loop] / median[ours], memory[loop] / memory[ours]
         print(f"MoDA against a loop over {num_experts} experts: {times:.2f} x faster, memory 1/{held:.1f}")
@@ -296,17 +298,22 @@ def main() -> None:
     parser.add_argument("--shape", default="small", choices=[*SHAPES, "nano"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=8, help="for nano")
+    parser.add_argument("--batch", type=int, help="rows; 8 of nano, and what the other shapes have")
+    parser.add_argument("--no-large", action="store_true", help="leave out the sides that hold most memory: loops, `reference`")
     parser.add_argument("--r", type=int, default=8)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    subject = nano(device, options.batch) if options.shape == "nano" else stack(SHAPES[options.shape], device, dtype)
+    if options.shape == "nano":
+        subject = nano(device, options.batch or 8)
+    else:
+        shape = SHAPES[options.shape]
+        subject = stack(replace(shape, batch=options.batch or shape.batch), device, dtype)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads, processor time"
     kind = next(subject.model.parameters()).dtype
     print(f"{where}, {kind}: {subject.text}, r = {options.r}, {len(targets(subject.model, subject.pattern))} adapted layers\n")
-    training(subject, device, options.rounds, options.r)
+    training(subject, device, options.rounds, options.r, () if options.no_large else (4, 8))
     inference(subject, device, options.rounds, options.r)
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sda_core.errors import DataError
+from sda_core.params import RuntimeParams
 from sda_core.recommenders import build, load, training_data
 from sda_core.recommenders.features import standardise
-from sda_core.recommenders.slmrec import SLMRec, graph
+from sda_core.recommenders.slmrec import SLMRec, _product, graph
+from sda_core.runtime import prepare_torch
 
 CPU = torch.device("cpu")
 HISTORIES = [[1, 2, 3, 4, 5], [2, 2, 5, 1, 4], [5, 1, 2]]  # training: 1 2 3; 2 2 5; 5
@@ -114,3 +116,23 @@ def test_modalities_of_different_items_are_refused(recommender_cases):
 def test_other_recommenders_take_modalities_side_by_side(recommender_cases):
     model = build(recommender_cases["vbpr"][0], 3, 5, _modalities())
     assert model.vector_width == 7
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_same_bits_twice_on_a_gpu(make_table, recommender_cases, tmp_path):
+    """Torch's product of one sparse matrix is not, in its deterministic mode either."""
+    device = prepare_torch(RuntimeParams(device="cuda", num_threads=0, num_trainings=1))
+    random = np.random.default_rng(0)
+    data = training_data(make_table([random.integers(1, 301, 40).tolist() for _ in range(2000)]))
+    fitted = []
+    for name in ("first", "second"):
+        torch.manual_seed(0)
+        params = recommender_cases["slmrec"][0].model_copy(
+            update={"task": "fac", "max_epochs": 3, "hidden_size": 32, "batch_size": 8192}
+        )
+        model = build(params, 2000, 300, _modalities(300))
+        model.fit(data, checkpoint=tmp_path / name, fingerprint="f", device=device)
+        fitted.append({key: value.cpu() for key, value in model.state_dict().items()})
+    assert all(torch.equal(value, fitted[1][key]) for key, value in fitted[0].items())
+    on_cpu, on_gpu = (_product(graph(data).to(where), torch.ones(2302, 3, device=where)).cpu() for where in ("cpu", device))
+    torch.testing.assert_close(on_gpu, on_cpu)
