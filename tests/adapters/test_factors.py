@@ -286,6 +286,16 @@ def test_the_gate_stays_in_float32(make_stack: Make, shares: dict[str, int], dty
     assert shares["own"] == 0
 
 
+def test_a_model_made_in_inference_mode(make_stack: Make, shares: dict[str, int]) -> None:
+    with torch.inference_mode():
+        model = make_stack()
+        with modality(model, "text"):
+            y = model(batch())
+    with modality(model.eval(), "text"), torch.inference_mode():
+        torch.testing.assert_close(model(batch()), y)
+    assert shares["shared"] == 0
+
+
 def test_parameters_in_pieces_are_not_shared(make_stack: Make, shares: dict[str, int]) -> None:
     """A parameter that is elsewhere between the passes, as an offload leaves it: whole for its own layer only."""
     model = make_stack()

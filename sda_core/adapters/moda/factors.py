@@ -103,11 +103,8 @@ class SharedFactors:
             if name not in layer.moda_gate:
                 continue
             config, embedding, gate = layer.moda_config[name], layer.moda_embedding[name], layer.moda_gate[name]
-            if (
-                type(embedding) is not nn.Parameter
-                or type(gate) is not nn.Parameter
-                or self._modality_name not in config.modalities
-            ):
+            plain = all(type(one) is nn.Parameter and not one.is_inference() for one in (embedding, gate))
+            if not plain or self._modality_name not in config.modalities:
                 self._known = set()
                 return {}
             kind = _Kind(

@@ -277,12 +277,15 @@ class modality:  # noqa: N801 (reads as a statement: ``with modality(model, "ima
 
 
 def _any_sharded(modules: Sequence[nn.Module], layers: Sequence[MoDALayer]) -> bool:
-    """Whether someone (FSDP, DeepSpeed, an offload) keeps parameters in pieces or elsewhere between their layers' passes."""
+    """Whether parameters may be in pieces or elsewhere between their layers' passes (FSDP, DeepSpeed, an offload).
+
+    Those made in inference mode count too: they have no version by which a change would be noticed.
+    """
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # loaded by whoever uses it
     if fsdp is not None and any(isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)) for module in modules):
         return True
     return not all(
-        type(weight) is nn.Parameter and weight.dim() == 2 and weight.device.type != "meta"
+        type(weight) is nn.Parameter and weight.dim() == 2 and weight.device.type != "meta" and not weight.is_inference()
         for layer in layers
         for name, weight in layer.moda_gate.items()
         if name in layer.active_adapters
