@@ -1,0 +1,53 @@
+"""SLMRec's product with its graph: is it the same twice, to the bit, and at what cost?  A GPU's question.
+
+Two products one after the other and their backward pass, ten times, on a random graph with some nodes of very many edges.
+
+    python bench/sparse_product.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sda_core.params import RuntimeParams
+from sda_core.recommenders.slmrec import _product
+from sda_core.runtime import prepare_torch
+
+NODES, EDGES, WIDTH, ROUNDS = 20_000, 400_000, 256, 10
+
+
+def main() -> None:
+    """Measure and print."""
+    device = prepare_torch(RuntimeParams(device="auto", num_threads=0, num_trainings=1))
+    random = torch.Generator().manual_seed(0)
+    indices = torch.randint(0, NODES, (2, EDGES), generator=random)
+    indices[0, :50_000], indices[1, 50_000:90_000] = 7, 3
+    values = torch.rand(EDGES, generator=random)
+    graph_NN = torch.sparse_coo_tensor(indices, values, (NODES, NODES), check_invariants=True).coalesce().to(device)
+    x_NK, weight_NK = (torch.randn(NODES, WIDTH, generator=random).to(device) for _ in range(2))
+
+    def both_ways(product: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        leaf_NK = x_NK.clone().requires_grad_()
+        found_NK = product(graph_NN, product(graph_NN, leaf_NK))
+        (found_NK * weight_NK).sum().backward()
+        assert leaf_NK.grad is not None
+        return found_NK.detach(), leaf_NK.grad
+
+    print(f"{device}: {NODES} nodes, {EDGES} edges, {WIDTH} columns\n")
+    print("| product | forward the same | backward the same | ms |\n|---|---|---|---|")
+    for name, product in (("torch.sparse.mm", torch.sparse.mm), ("SLMRec's", _product)):
+        first, same = both_ways(product), [True, True]
+        start = time.perf_counter()
+        for _ in range(ROUNDS):
+            same = [
+                was and torch.equal(*pair) for was, pair in zip(same, zip(first, both_ways(product), strict=True), strict=True)
+            ]
+        print(f"| {name} | {same[0]} | {same[1]} | {1000 * (time.perf_counter() - start) / ROUNDS:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
