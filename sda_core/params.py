@@ -66,6 +66,7 @@ class DemoDataset(Section):
     image_share: Share  # share of that drive that is visible in the picture only
     text_share: Share  # share of that drive that stands in the words only; the rest shows in both
     sequence_strength: Strength  # how much the last item drives the next one
+    same_day_share: Share  # chance that a purchase is of the same day as the user's purchase before it
     text_noise: Share  # chance that a word of a title or description is dropped or replaced
     missing_image_share: Share
     missing_metadata_share: Share
@@ -124,6 +125,9 @@ class FilterParams(Section):
     min_user_interactions: Count
     min_item_interactions: Count
     duplicates: Literal["first", "last", "keep"]
+    ties: Literal["random", "file"]  # the order of a user's interactions with equal times; file: that of the raw lines
+    ties_seed: CountOrZero  # of `ties: random`
+    time_resolution_seconds: CountOrZero  # times are rounded down to multiples of it; 86400: days; 0: as given
     items_without_metadata: Literal["drop", "keep"]
     items_without_image: Literal["drop", "keep"]  # items whose metadata names no picture
     min_rating: NonNegative

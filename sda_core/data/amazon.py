@@ -366,8 +366,9 @@ def read_metadata(
 ) -> pl.DataFrame:
     """Read a file of item metadata into clean fields, one row an item.
 
-    Of several lines of one item, the first with a usable title counts (else the first); lines are not mixed, since
-    they may describe different offers.
+    Of several lines of one item one counts, whatever their order: one with a usable title before one without, then the
+    one with the most fields filled, then the longest, then the first by code point.  Lines are not mixed, since they may
+    describe different offers.
 
     Args:
         path: Python literals (2014) or JSON lines, gzip or plain.
@@ -397,10 +398,22 @@ def read_metadata(
         number += max(block.count(b"\n"), 1)
         lines.check_hopeless(path)
     lines.check(path, max_bad_line_share)
-    table = pl.concat(frames)
-    return table.sort(["raw_item_id", pl.col("title") == ""], maintain_order=True).unique(
-        "raw_item_id", keep="first", maintain_order=True
-    )
+    return _one_line_per_item(pl.concat(frames)).sort("raw_item_id")
+
+
+def _one_line_per_item(table: pl.DataFrame) -> pl.DataFrame:
+    """Of the rows of one item, the one that :func:`read_metadata` promises."""
+    repeated = table["raw_item_id"].is_duplicated()
+    if not repeated.any():
+        return table
+    lists = [name for name, dtype in METADATA_SCHEMA.items() if dtype == pl.List(pl.String)]
+    texts = [pl.col(name).list.join(_SEPARATOR) if name in lists else pl.col(name) for name in METADATA_SCHEMA]
+    whole = pl.concat_str(texts, separator=_SEPARATOR + _SEPARATOR).alias("whole")
+    num_filled = pl.sum_horizontal((text != "").cast(pl.Int32) for text in texts).alias("num_filled")
+    rows = table.filter(repeated).with_columns(whole, num_filled)
+    best = ["raw_item_id", pl.col("title") == "", -pl.col("num_filled"), -pl.col("whole").str.len_chars().cast(pl.Int64), "whole"]
+    chosen = rows.sort(best).unique("raw_item_id", keep="first", maintain_order=True).drop("whole", "num_filled")
+    return pl.concat([table.filter(~repeated), chosen])
 
 
 def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozenset[str] | None, lines: LineCount) -> pl.DataFrame:

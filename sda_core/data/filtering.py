@@ -4,9 +4,9 @@ Steps with ``method: kcore``:
 
 1. read the reviews; lines that cannot be used are dropped (``rows_bad``);
 2. drop ratings below ``min_rating`` (``rows_dropped_rating``);
-3. ``duplicates: first | last``: of several interactions of one user with one item keep the earliest or the latest by
-   time, raw-file order among equal times (``rows_dropped_duplicate``), before the core, so that a repeated purchase
-   does not carry a user or an item over its threshold;
+3. ``duplicates: first | last``: of several interactions of one user with one item keep the earliest or the latest in
+   history order (``rows_dropped_duplicate``), before the core, so that a repeated purchase does not carry a user or an
+   item over its threshold;
 4. k-core (``rows_dropped_core``);
 5. read the metadata of the items that are left;
 6. ``items_without_metadata: drop``: drop interactions with items that the metadata does not know
@@ -25,8 +25,10 @@ rows (duplicates included), then 3, then users that are left with fewer than ``m
 nothing is counted again, so items and users below the thresholds may be left.
 
 Then, for both: ids run from 1 in the order of the raw ids (by code point), so they depend on what was kept and not on
-the order of the file; histories are sorted by time, to the millisecond where the edition has it, equal times in
-raw-file order; the split labels each row.
+the order of the file; histories are sorted by time, to the millisecond where the edition has it; the split labels each
+row.  ``time_resolution_seconds`` rounds times down first (86400: to days in UTC), for files whose times are made up
+within a day.  Equal times are in a random order (``ties: random``, :mod:`sda_core.data.ties`) or in raw-file order
+(``ties: file``).  With ``ties: random`` the tables and counts do not depend on the order of the lines of either file.
 
 ``rows_read`` is always the number of interactions kept plus ``rows_bad`` and all ``rows_dropped_*``.
 
@@ -51,6 +53,7 @@ from sda_core.artifacts import INTERACTIONS, ITEMS, USERS
 from sda_core.data.amazon import BLOCK_BYTES, LineCount, read_metadata, read_reviews
 from sda_core.data.kcore import core_mask, single_pass_mask
 from sda_core.data.split import label_by_time, label_last
+from sda_core.data.ties import describe_ties, random_order, warn_of_ties
 from sda_core.errors import DataError
 from sda_core.params import FilterParams
 
@@ -149,7 +152,7 @@ def filter_dataset(
 # ------------------------------------------------------------------------------------------------ coded rows
 @dataclass(frozen=True)
 class _Rows:
-    """Interactions with ids as numbers into two tables of raw ids, sorted by user, time and raw-file order."""
+    """Interactions with ids as numbers into two tables of raw ids, in history order: by user, time and ``filter.ties``."""
 
     frame: pl.DataFrame  # user, item (UInt32), rating, milliseconds
     users: pl.DataFrame  # raw_user_id, sorted
@@ -182,8 +185,25 @@ def _read_coded(path: Path, edition: int, params: FilterParams, lines: LineCount
     user_codes, users = _coded(frame["user"])
     item_codes, items = _coded(frame["item"])
     frame = frame.with_columns(user_codes, item_codes)  # the categories are gone before the sort needs room
+    resolution = 1000 * params.time_resolution_seconds
+    if resolution:
+        frame = frame.with_columns(pl.col("milliseconds") // resolution * resolution)
     frame = frame.sort(["user", "milliseconds"], maintain_order=True)
-    return _Rows(frame, users.rename({"user": "raw_user_id"}), items.rename({"item": "raw_item_id"}))
+    rows = _Rows(frame, users.rename({"user": "raw_user_id"}), items.rename({"item": "raw_item_id"}))
+    return rows if params.ties == "file" else _shuffled_ties(rows, params.ties_seed)
+
+
+def _shuffled_ties(rows: _Rows, seed: int) -> _Rows:
+    order = random_order(
+        rows.codes("user"),
+        rows.frame["milliseconds"].to_numpy(),
+        rows.codes("item"),
+        rows.frame["rating"].to_numpy(),
+        rows.users["raw_user_id"],
+        rows.items["raw_item_id"],
+        seed,
+    )
+    return _Rows(rows.frame[order], rows.users, rows.items)
 
 
 def _coded(ids: pl.Series) -> tuple[pl.Series, pl.DataFrame]:
@@ -310,7 +330,10 @@ def _tables(rows: _Rows, known: pl.DataFrame, params: FilterParams) -> FilteredD
     )
     users = users.rename({"id": "user_id"}).select(list(USERS.columns))
     interactions = interactions.select(list(INTERACTIONS.columns))
-    return FilteredData(interactions, items, users, _describe(interactions, items))
+    history = (rows.codes("user"), rows.frame["milliseconds"].to_numpy())
+    ties = describe_ties(*history, interactions["split"])
+    warn_of_ties(ties, *history, rows.codes("item"), params.ties, params.ties_seed)
+    return FilteredData(interactions, items, users, {**_describe(interactions, items), **ties})
 
 
 def _numbered(codes: pl.Series, raw_ids: pl.DataFrame) -> pl.DataFrame:

@@ -23,6 +23,11 @@ _SPLITS = {
     "test": "Test",
     "rest": "Further rows of the held-out periods",
 }
+_TIES = {
+    "pairs": "Neighbouring interactions of a user",
+    "valid_targets": "Validation targets, with another interaction",
+    "test_targets": "Test targets, with another interaction",
+}
 _TEXTS = ("title", "brand", "price", "categories", "features", "description")
 _STATUS_LABELS = {
     "ok": "Picture in place",
@@ -149,6 +154,8 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
         first_time=int(statistics.number("first_time")),
         last_time=int(statistics.number("last_time")),
         splits=splits,
+        ties=tuple(Share(label, statistics.number(f"share_tied_{name}")) for name, label in _TIES.items()),
+        ties_policy=params.ties,
         num_users_without_target=statistics.count("num_users_without_target"),
         history_lengths=statistics.spread("history_length"),
         item_counts=statistics.spread("item_count"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sda_core.costs import Latest
 
@@ -186,6 +187,8 @@ class DataCoverage:
     first_time: int  # seconds since 1970
     last_time: int
     splits: tuple[Count, ...]
+    ties: tuple[Share, ...]  # how much of the order of the histories rests on nothing but `filter.ties`
+    ties_policy: Literal["random", "file"]
     num_users_without_target: int
     history_lengths: Spread
     item_counts: Spread

@@ -7,6 +7,7 @@ import gzip
 import html
 import json
 import logging
+import random
 import re
 import subprocess
 import sys
@@ -688,7 +689,7 @@ def test_metadata_2023(tmp_path: Path) -> None:
     assert metadata_of(tmp_path / "m", [record | {"images": by_column}], 2023).row(0) == row
 
 
-def test_of_several_lines_of_an_item_the_first_with_a_title_counts(tmp_path: Path) -> None:
+def test_of_several_lines_of_an_item_the_fullest_with_a_title_counts_in_any_order(tmp_path: Path) -> None:
     records = [
         {"asin": "B2", "title": "<span class=", "price": "$1.00"},
         {"asin": "B1", "title": "first", "price": ""},
@@ -697,11 +698,22 @@ def test_of_several_lines_of_an_item_the_first_with_a_title_counts(tmp_path: Pat
         {"asin": "B2", "title": "third of B2", "price": "$3.00"},
         {"asin": "B3", "title": "", "price": "$1.00"},
         {"asin": "B3", "title": None, "price": "$2.00"},
+        {"asin": "B4", "title": "fields beat length, which is long"},
+        {"asin": "B4", "title": "short", "feature": ["soft"]},
+        {"asin": "B5", "title": "equally filled"},
+        {"asin": "B5", "title": "equally filled, but longer"},
+        {"asin": "B6", "title": "<span class=", "price": "$1.00", "feature": ["a title beats fields"]},
+        {"asin": "B6", "title": "named"},
     ]
-    expected = [("B1", "first", ""), ("B2", "second of B2", "$2.00"), ("B3", "", "$1.00")]
+    expected = [
+        ("B1", "second", "$3.00"), ("B2", "second of B2", "$2.00"), ("B3", "", "$1.00"),
+        ("B4", "short", ""), ("B5", "equally filled, but longer", ""), ("B6", "named", ""),
+    ]  # fmt: skip
+    draw = random.Random(0)
     for block_bytes in (1, 100, 1 << 20):
-        frame = metadata_of(tmp_path / "m", records, 2018, block_bytes=block_bytes)
-        assert frame.select("raw_item_id", "title", "price").rows() == expected
+        for order in (records, records[::-1], draw.sample(records, len(records))):
+            frame = metadata_of(tmp_path / "m", order, 2018, block_bytes=block_bytes)
+            assert frame.select("raw_item_id", "title", "price").rows() == expected
 
 
 @pytest.mark.parametrize("edition", [2014, 2018, 2023])

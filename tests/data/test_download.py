@@ -1052,6 +1052,7 @@ def test_demo_shop(tmp_path: Path) -> None:
         image_share=0.3,
         text_share=0.3,
         sequence_strength=1.0,
+        same_day_share=0.2,
         text_noise=0.1,
         missing_image_share=0.1,
         missing_metadata_share=0.0,

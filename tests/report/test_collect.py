@@ -150,6 +150,7 @@ def statistics(interactions: pl.DataFrame) -> dict[str, float]:
         "share_interactions_top_20_percent": 0.4,
         **{f"share_items_with_{name}": 1.0 for name in shares},
         "mean_title_chars": 12.5,
+        **{f"share_tied_{name}": 0.0 for name in ("pairs", "valid_targets", "test_targets")},
     }
 
 

@@ -86,6 +86,11 @@ def test_what_the_filter_writes_adds_up(raw: tuple[Path, Path, int], tmp_path: P
     assert [split.value for split in found.splits[:3]] == [(table["split"] == s).sum() for s in ("train", "valid", "test")]
     assert sum(split.value for split in found.splits) == len(table)
     assert found.num_users_without_target == found.num_users - (table["split"] == "test").sum()
+    assert [share.value for share in found.ties] == [
+        written[f"share_tied_{name}"] for name in ("pairs", "valid_targets", "test_targets")
+    ]
+    assert 0.05 < found.ties[0].value < 0.5  # the built-in shop has purchases of one day
+    assert found.ties_policy == section.ties
     lengths = table["user_id"].value_counts()["count"]
     assert (found.history_lengths.minimum, found.history_lengths.maximum) == (lengths.min(), lengths.max())
     assert found.history_lengths.p50 == lengths.median()

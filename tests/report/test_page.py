@@ -228,6 +228,12 @@ def test_data_section_in_full(page_data: ReportData) -> None:
         ["Mean", "7.5", "30"], ["Fewest", "5", "5"], ["10 % have at most", "5", "6"], ["Half have at most", "7", "14"],
         ["90 % have at most", "12", "71"], ["99 % have at most", "21.5", "240"], ["Most", "48", "1,013"],
     ]  # fmt: skip
+    assert table_of(html, "data-ties") == [
+        ["Neighbouring interactions of a user", "68.7 %"], ["Test targets, with another interaction", "0 %"],
+    ]  # fmt: skip
+    assert "equal times is random" in text
+    in_file_order = dataclasses.replace(page_data, coverage=dataclasses.replace(page_data.coverage, ties_policy="file"))
+    assert "this order can leak the test target" in visible(render(in_file_order))
     assert table_of(html, "data-words") == [
         ["Title", "> 99.9 %"], ["Brand", "81.2 %"], ["Price", "< 0.1 %"], ["Description", "0 %"],
     ]  # fmt: skip

@@ -46,7 +46,8 @@ def workspace(tmp_path: Path, repository: Path, request: pytest.FixtureRequest) 
     """A project folder after the stage filter, with the split of the test's parameter."""
     params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
     params["filter"] |= SPLITS[request.param] | {
-        "min_user_interactions": 1, "min_item_interactions": 1, "duplicates": "keep", "items_without_metadata": "keep",
+        "min_user_interactions": 1, "min_item_interactions": 1, "duplicates": "keep", "ties": "random", "ties_seed": 1,
+        "time_resolution_seconds": 0, "items_without_metadata": "keep",
     }  # fmt: skip
     params["runtime"] = {"device": "cpu", "num_threads": 1, "num_trainings": 2}
     params["evaluate"]["bootstrap_samples"] = 0

@@ -121,7 +121,7 @@ class World:
     item: Ints
     """``(K,)``: its item; no item twice for one user."""
     day: Ints
-    """``(K,)``: days since 1970, strictly ascending within a user."""
+    """``(K,)``: days since 1970, ascending within a user; a share of the purchases is of the day of the one before."""
     rating: Bytes
     """``(K,)``: 1 to 5."""
 
@@ -186,7 +186,7 @@ def world(dataset: DemoDataset) -> World:
         companion=companion,
         user=user,
         item=item,
-        day=_days(seed, lengths),
+        day=_days(seed, lengths, dataset.same_day_share),
         rating=(1 + np.searchsorted(np.cumsum(RATING_SHARES)[:-1], draw.random(len(item)), side="right")).astype(np.uint8),
     )
 
@@ -213,8 +213,11 @@ def _history_lengths(dataset: DemoDataset) -> npt.NDArray[np.int64]:
     return np.minimum(lengths, dataset.num_items // 2 if dataset.num_items <= NUM_CONSIDERED else NUM_CONSIDERED // 3)
 
 
-def _days(seed: int, lengths: npt.NDArray[np.int64]) -> Ints:
-    """``(K,)``: strictly ascending days within a user, bursts and pauses alternating at random."""
+def _days(seed: int, lengths: npt.NDArray[np.int64], same_day_share: float) -> Ints:
+    """``(K,)``: ascending days within a user, bursts and pauses alternating at random.
+
+    Each purchase but a user's first is of the day of the purchase before it with the chance ``same_day_share``.
+    """
     draw = generator(seed, "demo", "days")
     gaps = draw.exponential(size=int(lengths.sum()))
     ends = np.cumsum(lengths)
@@ -227,7 +230,10 @@ def _days(seed: int, lengths: npt.NDArray[np.int64]) -> Ints:
     start = np.floor((slack - span) * draw.random(len(lengths)))
     within = np.arange(len(gaps)) - np.repeat(starts, lengths)
     days = FIRST_DAY + np.repeat(start, lengths) + within + np.floor(fraction * np.repeat(span, lengths))
-    return days.astype(np.int32)
+    row = np.arange(len(gaps))
+    is_same_day = generator(seed, "demo", "same day").random(len(gaps)) < same_day_share
+    is_same_day[starts] = False
+    return days[np.maximum.accumulate(np.where(is_same_day, 0, row))].astype(np.int32)
 
 
 def _histories(

@@ -8,7 +8,8 @@ edition  reviews                           metadata                      syntax
 2023     ``<category>.jsonl.gz``           ``meta_<category>.jsonl.gz``  JSON, joined by ``parent_asin``, milliseconds
 =======  ================================  ============================  ===========================================
 
-Reviews stand item by item, as in the published files.  A line carries one of its edition's defects with the chance
+Reviews are sorted by item id, as in the published files; purchases of one day have one time in 2014 and 2018, and their
+order is known to 2023 alone.  A line carries one of its edition's defects with the chance
 ``quirk_share``.  Malformed lines come on top of the true ones, at most :data:`MAX_MALFORMED_SHARE` of them, and a
 second review of the same item by the same user has the first one's time: so the interactions are the same in all
 three editions.  The numbers that real files derive from sales (ratings count, sales rank, votes) are drawn at
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import numpy as np
+import numpy.typing as npt
 
 from sda_core.artifacts import replace_file
 from sda_core.data.demo.latent import World, identifiers, world
@@ -154,13 +156,14 @@ def review_lines(dataset: DemoDataset, shop: World) -> Iterator[str]:
 def _review_rows(dataset: DemoDataset, shop: World) -> Iterator[tuple[Row, int]]:
     """Each review, and whether a malformed line stands before it."""
     num = len(shop.user)
-    order = np.lexsort((shop.user, shop.day, shop.item))
+    order = np.lexsort((shop.user, shop.day, np.argsort(np.argsort(shop.asins))[shop.item]))
     malformed = _malformed(dataset, "reviews", num)
     draw = generator(dataset.seed, "demo", "reviews")
     repeated = draw.random(num) < REPEATED_PART * dataset.quirk_share
     second_rating = draw.integers(1, 6, size=num)
     name = draw.integers(len(NAMES), size=dataset.num_users)
     summary, text, millisecond, votes = (draw.integers(high, size=num) for high in (len(SUMMARIES), len(TEXTS), 1000, 5))
+    moment = _moments(shop, millisecond)
     defective = draw.random(num) < (1.0 - REPEATED_PART) * dataset.quirk_share
     defects = REVIEW_DEFECTS[dataset.edition]
     defect = draw.integers(len(defects), size=num)
@@ -175,7 +178,7 @@ def _review_rows(dataset: DemoDataset, shop: World) -> Iterator[tuple[Row, int]]
             child=child[item],
             rating=float(shop.rating[line]),
             day=int(shop.day[line]),
-            millisecond=int(millisecond[line]),
+            millisecond=int(moment[line]),
             summary=SUMMARIES[int(summary[line])],
             text=TEXTS[int(text[line])],
             votes=int(votes[line]),
@@ -184,6 +187,18 @@ def _review_rows(dataset: DemoDataset, shop: World) -> Iterator[tuple[Row, int]]
         yield row, malformed[place]
         if repeated[line]:
             yield {**row, ("rating" if dataset.edition == 2023 else "overall"): float(second_rating[line])}, 0
+
+
+def _moments(shop: World, millisecond: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """``(K,)``: milliseconds of the day, ascending with a user's purchases of one day.
+
+    Half of the drawn milliseconds, sorted within the day, plus the number of purchases before: no two are equal.
+    """
+    row = np.arange(len(shop.user))
+    begins = np.concatenate([[True], (np.diff(shop.user) != 0) | (np.diff(shop.day) != 0)])
+    number = row - np.maximum.accumulate(np.where(begins, row, 0))
+    halves = millisecond // 2
+    return halves[np.lexsort((halves, np.cumsum(begins)))] + number
 
 
 def _child_asins(dataset: DemoDataset, shop: World) -> tuple[str, ...]:
