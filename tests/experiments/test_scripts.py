@@ -13,8 +13,9 @@ import protocol
 import published
 import pytest
 import text_matters
+import ties
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_vectors
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, read_vectors
 from sda_core.evaluation.groups import training_counts
 from sda_core.params import load_params
 
@@ -42,6 +43,37 @@ def test_protocol(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     }
     assert f"{panels['SASRec']['100 sampled negatives'][0]:.4f}" == sampled[4]
     assert (shop.root / "experiments" / "results" / "protocol" / "plot.png").stat().st_size > 5000
+
+
+def test_ties(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--recommenders", "pop", "bpr", "--orders", "file", "random", "shuffled", "--seeds", "1", "2", "--max-epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["ties.py", "--root", str(shop.root), "--name", "small", *asked])
+    ties.main()
+    out = capsys.readouterr().out
+    kept = shop.root / "experiments" / "positions" / "small"
+    targets = {
+        (order, seed): INTERACTIONS.read(Workspace(kept / order / "data" / seed).interactions)
+        .filter(pl.col("split") == "test")
+        .sort("user_id")["item_id"]
+        .to_list()
+        for order, seed in (("file", "0"), ("random", "1"), ("random", "2"), ("shuffled", "1"))
+    }
+    assert len({tuple(items) for items in targets.values()}) == 4  # every order has targets of its own
+    assert sum(targets["file", "0"]) > sum(targets["random", "1"])  # the file's are those with the larger ids
+    shares = read_json(Workspace(kept / "file" / "data" / "0").statistics, "statistics")
+    assert out.startswith(f"{shares['share_tied_pairs']:.1%} of the neighbouring interactions")
+    for name in ("pop", "bpr"):
+        ndcg = {order: cells(out, f"| {name} | {order} |") for order in ("file", "random", "shuffled")}
+        assert ndcg["random"][5] == ""
+        for order in ("file", "shuffled"):
+            assert float(ndcg[order][5].split()[0]) == pytest.approx(float(ndcg[order][3]) - float(ndcg["random"][3]), abs=2e-4)
+        by_seed = [float(value) for value in ndcg["file"][4].split()]
+        assert np.mean(by_seed) == pytest.approx(float(ndcg["file"][3]), abs=2e-4)
+    assert cells(out, "| pop | file |")[7] != ""
+    assert (shop.root / "experiments" / "results" / "ties-small" / "plot.png").stat().st_size > 5000
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.parquet")}
+    ties.main()
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.parquet")} == before
 
 
 def test_published_shares_and_missing_models(shop: Workspace, tmp_path: Path, keep: Callable[..., None]) -> None:
