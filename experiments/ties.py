@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from _runs import CUTOFF, Reach, difference, dots, gains, keep_positions, leave, positions_path, reach, read_positions
 
 from sda_core import log, recommenders
@@ -169,16 +168,13 @@ def table(
 def reaches(
     params: Params, folder: Path, names: Sequence[str], orders: Sequence[Order], seeds: Sequence[int]
 ) -> dict[str, dict[str, Reach]]:
-    """The NDCG of :func:`table` for a plot: a panel per order, a line per recommender."""
-    return {
-        f"equal times: {order}": {
-            name: reach(
-                np.asarray(gains("ndcg", read_positions(folder / order / name, seeds))), params.evaluate, f"{name} {order}"
-            )
-            for name in names
-        }
+    """The NDCG of :func:`table` for a plot: one panel, a line per recommender and order, so that all share an axis."""
+    lines = {
+        f"{name}, {order}": reach(gains("ndcg", read_positions(folder / order / name, seeds)), params.evaluate, f"{name} {order}")
+        for name in names
         for order in orders
     }
+    return {"Equal times in the order of the file, or in a random order": lines}
 
 
 if __name__ == "__main__":
