@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from ruamel.yaml import YAML
@@ -76,7 +76,7 @@ def _copy(root: Path, revision: str, target: Path) -> None:
                 # DVC lists what dvc.yaml names, made or not
                 was_made = bool(known.get("md5")) if known.get("dvc_info") else True
                 if was_made and Path(path).suffix in (".parquet", ".yaml", ".json"):
-                    contents[path.lstrip("/")] = files.read_bytes(path)
+                    contents[path.lstrip("/")] = cast("bytes", files.read_bytes(path))
         except (DvcException, DataIndexError, OSError) as error:
             if what in _IN_CACHE and _metrics_files(Workspace(target)):
                 for folder in ("evaluation", "data"):  # all or nothing: a part would look like the whole run
