@@ -121,6 +121,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted so that at most 5 % of those under 0.05 are false alarms, on average (Benjamini & Hochberg 1995).
+
+    Where no hypothesis is false this is Simes' test (1986): any false alarm has at most 5 % chance, for p-values that are
+    independent or positively dependent.
+
+    Returns:
+        In the order given: ``min over j >= i of min(1, n p_(j) / j)`` for the i-th smallest, j from 1.
+    """
+    adjusted = [0.0] * len(p_values)
+    least = 1.0
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    for number in range(len(order), 0, -1):
+        least = min(least, len(order) * p_values[order[number - 1]] / number)
+        adjusted[order[number - 1]] = least
+    return adjusted
+
+
 @dataclass(frozen=True)
 class Difference:
     """A paired difference between two evaluations of the same users.
@@ -370,4 +388,51 @@ def compare_runs(
             if found is not None:
                 name = f"{prefix}{metric}@{cutoff}"
                 rows.append(Change(variant=key[0], recommender=key[1], name=name, **vars(found)))
+    return rows
+
+
+def compare_metrics(
+    old: Mapping[tuple[str, str], Mapping[str, float]], new: Mapping[tuple[str, str], Mapping[str, float]], cutoff: int
+) -> list[Change]:
+    """As :func:`compare_runs`, from the flat numbers of ``metrics/``, where positions are not at hand: no intervals.
+
+    Args:
+        old: metrics by (variant, recommender).
+        new: the same, of the other run.
+        cutoff: of the metrics.
+
+    Raises:
+        DataError: other numbers of users, or a metric is missing.
+    """
+    rows: list[Change] = []
+    for key in (key for key in new if key in old):
+        for prefix, metric in (("", "hit"), ("", "ndcg"), ("tail_", "ndcg")):
+            users, name = f"{prefix}num_users", f"{prefix}{metric}@{cutoff}"
+            before, after = old[key], new[key]
+            pair = "/".join(key)
+            if before.get(users) != after.get(users):
+                problem = f"{users} of {pair} is {before.get(users)} and {after.get(users)}"
+                raise DataError("comparison", problem, "evaluate both on the same data, split and protocol")
+            if not before.get(users):
+                continue
+            if name not in before or name not in after:
+                problem = f"{pair} has no {name}"
+                raise DataError("metrics", problem, "set report.cutoff to one of evaluate.cutoffs of both runs")
+            value, baseline = float(after[name]), float(before[name])
+            relative = (value - baseline) / baseline if baseline else None
+            rows.append(
+                Change(
+                    variant=key[0],
+                    recommender=key[1],
+                    name=name,
+                    num_users=int(after[users]),
+                    value=value,
+                    baseline_value=baseline,
+                    difference=value - baseline,
+                    relative=relative,
+                    low=None,
+                    high=None,
+                    p_value=None,
+                )
+            )
     return rows

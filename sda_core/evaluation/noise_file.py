@@ -1,0 +1,276 @@
+"""The seeds' noise that was measured: of which settings and targets, in a small file for Git, or in an experiment's positions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sda_core.artifacts import POSITIONS, write_text
+from sda_core.errors import ArtifactError, ConfigError, DataError
+from sda_core.evaluation.groups import item_groups
+from sda_core.evaluation.metrics import Metric, per_user
+from sda_core.evaluation.seed_noise import Spread
+from sda_core.params import TailParams
+
+Tree = Mapping[str, Any]
+"""The content of a ``params.yaml``."""
+
+NAME = "seed_noise.json"
+COMMAND = "python experiments/seed_noise.py"
+_HASH = r"^[0-9a-f]{16}$"
+
+
+# ------------------------------------------------------------------------------------------------- which settings
+def at(params: Tree, path: str) -> Any:
+    """What stands under a dotted name; None where nothing does."""
+    found: Any = params
+    for name in path.split("."):
+        found = cast("Tree", found).get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def _without(section: Any, *names: str) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    return {name: value for name, value in cast("Tree", section).items() if name not in names}
+
+
+def has_seed(params: Tree, recommender: str) -> bool:
+    """Whether a recommender's training draws random numbers: its section has a seed, or is not known."""
+    section = at(params, f"train_recommender.{recommender}")
+    return section is None or at(params, f"train_recommender.{recommender}.seed") is not None
+
+
+def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
+    """The settings that a variant's result in a recommender follows from, but for the seeds of its trainings.
+
+    Where raw files lie, how they are fetched, and what sets speed or memory alone are not among them.
+
+    Args:
+        params: the content of a ``params.yaml``, not checked: another version may know other settings.
+        variant: its item vectors.
+        recommender: what was trained on them.
+
+    Returns:
+        By dotted name; what the params lack is None.
+    """
+    drawn = () if at(params, "evaluate.protocol") == "fullrank" else ("negatives_seed",)
+    found = {
+        "dataset": _without(at(params, "dataset"), "reviews", "metadata", "image_archive", "image_folder", "local_folder"),
+        "filter": at(params, "filter"),
+        "evaluate": {name: at(params, f"evaluate.{name}") for name in ("protocol", "ties", "tail", "retrieval", *drawn)},
+        f"train_recommender.{recommender}": _without(at(params, f"train_recommender.{recommender}"), "seed"),
+    }
+    if variant == "id":
+        return found
+    speed = ("engine", "num_workers", "batch_size", "shard_rows", "merge", "compile")
+    found |= {
+        "fetch_images.stored_pixels": at(params, "fetch_images.stored_pixels"),
+        "items": at(params, "items"),
+        "backbone": at(params, "backbone"),
+        "export_embeddings": _without(at(params, "export_embeddings"), *speed),
+    }
+    trained = f"train_adapter.variants.{variant}"
+    if at(params, trained) is not None:
+        speed = ("gradient_checkpointing", "sharding", "vision_cache", "checkpoint_every", "log_every")
+        found["train_adapter.training"] = _without(at(params, "train_adapter.training"), "seed", *speed)
+        for part in ("adapter", "loss"):
+            name = f"train_adapter.{at(params, f'{trained}.{part}')}"
+            found[name] = at(params, name)
+        found[trained] = at(params, trained)
+    if variant in (at(params, "control_embeddings.variants") or ()):
+        found["control_embeddings.seed"] = at(params, "control_embeddings.seed")
+    imported = at(params, f"import_embeddings.variants.{variant}")
+    if imported is not None:
+        found[f"import_embeddings.variants.{variant}"] = imported
+    return found
+
+
+def settings_hashes(params: Tree, variant: str, recommender: str) -> dict[str, str]:
+    """:func:`sections`, each as 16 hex digits of the SHA-256 of its JSON."""
+    return {name: _digest(content) for name, content in sections(params, variant, recommender).items()}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def targets_hash(positions: pl.DataFrame) -> str:
+    """16 hex digits that tell which users, targets and numbers of candidates a POSITIONS table has."""
+    table = positions.sort("user_id").select(pl.col("user_id", "target_item_id", "candidates").cast(pl.Int64))
+    return hashlib.sha256(np.ascontiguousarray(table.to_numpy()).tobytes()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------- the file
+@dataclass(frozen=True)
+class SeedNoise:
+    """Metrics of several runs that differ only in their seeds.
+
+    Attributes:
+        seeds: of the runs.
+        settings: section to hash, of :func:`settings_hashes`, over all variants and recommenders.
+            None where the runs do not record their settings.
+        targets: see :func:`targets_hash`.
+        values: by ``variant/recommender/metric``, a number for each seed.
+    """
+
+    seeds: tuple[int, ...]
+    settings: Mapping[str, str] | None
+    targets: str
+    values: Mapping[str, tuple[float, ...]]
+
+    def spread(self, variant: str, recommender: str, metric: str) -> Spread | None:
+        """The spread of a metric, e.g. ``tail_ndcg@10``; None where it was not measured."""
+        found = self.values.get(f"{variant}/{recommender}/{metric}")
+        return None if found is None else Spread(found)
+
+    def unlike(self, params: Tree, variant: str, recommender: str) -> list[str]:
+        """The sections of params in which a run differs from the measured ones; empty: the noise fits the run."""
+        if self.settings is None:
+            return []
+        hashes = settings_hashes(params, variant, recommender)
+        return [name for name, digest in hashes.items() if self.settings.get(name) != digest]
+
+
+def metric_values(
+    positions: pl.DataFrame, interactions: pl.DataFrame, tail: TailParams, cutoffs: Collection[int], num_items: int | None = None
+) -> dict[str, float]:
+    """Hit and NDCG of one evaluation, over all users and over those with a tail target, under the names of ``metrics/``.
+
+    Args:
+        positions: POSITIONS table.
+        interactions: the whole table, all splits.
+        tail: the definition of tail.
+        cutoffs: of the metrics.
+        num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
+    """
+    places, targets = positions["position"].to_numpy(), positions["target_item_id"].to_numpy()
+    chosen = {"": places, "tail_": places[item_groups(interactions, tail, num_items).tail[targets]]}
+    metrics: tuple[Metric, ...] = ("hit", "ndcg")
+    return {
+        f"{prefix}{metric}@{cutoff}": float(per_user(metric, some, cutoff).mean())
+        for prefix, some in chosen.items()
+        if len(some)
+        for metric in metrics
+        for cutoff in sorted(set(cutoffs))
+    }
+
+
+def gather(
+    runs: Mapping[int, Mapping[tuple[str, str], pl.DataFrame]],
+    settings: Mapping[str, str] | None,
+    interactions: pl.DataFrame,
+    tail: TailParams,
+    cutoffs: Collection[int],
+    num_items: int | None = None,
+) -> SeedNoise:
+    """The metrics of several runs.
+
+    Args:
+        runs: by seed, the POSITIONS tables by (variant, recommender).
+        settings: of the runs, see :class:`SeedNoise`.
+        interactions, tail, cutoffs, num_items: see :func:`metric_values`.
+
+    Raises:
+        DataError: the runs have not the same targets, or not the same variants and recommenders.
+    """
+    values: dict[str, list[float]] = {}
+    hashes: set[str] = set()
+    seeds = tuple(sorted(runs))
+    for seed in seeds:
+        if runs[seed].keys() != runs[seeds[0]].keys():
+            raise DataError("seeds' noise", f"seeds {seeds[0]} and {seed} have not the same variants and recommenders")
+        for (variant, recommender), positions in runs[seed].items():
+            hashes.add(targets_hash(positions))
+            for name, value in metric_values(positions, interactions, tail, cutoffs, num_items).items():
+                values.setdefault(f"{variant}/{recommender}/{name}", []).append(value)
+    if len(hashes) != 1:
+        raise DataError(
+            "seeds' noise", f"the runs have {len(hashes)} sets of targets, expected one", "evaluate them on the same data"
+        )
+    return SeedNoise(seeds, settings, hashes.pop(), {name: tuple(found) for name, found in values.items()})
+
+
+def read_kept(
+    folder: Path, interactions: pl.DataFrame, tail: TailParams, cutoffs: Collection[int], num_items: int | None = None
+) -> SeedNoise:
+    """The noise in an experiment's positions, ``<folder>/<recommender>/<variant>/<seed>.parquet``; they record no settings.
+
+    Args:
+        folder: below ``experiments/positions``.
+        interactions, tail, cutoffs, num_items: see :func:`metric_values`.
+
+    Raises:
+        ConfigError: there are no positions of two seeds.
+        DataError: see :func:`gather`.
+    """
+    runs: dict[int, dict[tuple[str, str], pl.DataFrame]] = {}
+    for path in sorted(folder.glob("*/*/*.parquet")):
+        if path.stem.isdecimal():  # <seed>.<protocol>.parquet is of another protocol
+            runs.setdefault(int(path.stem), {})[path.parent.name, path.parent.parent.name] = POSITIONS.read(path)
+    if len(runs) < 2:
+        problem = f"has positions of {len(runs)} seeds, expected at least 2 as RECOMMENDER/VARIANT/SEED.parquet"
+        raise ConfigError(str(folder), problem, f"name a folder below experiments/positions, or run `{COMMAND}`")
+    return gather(runs, None, interactions, tail, cutoffs, num_items)
+
+
+def write(noise: SeedNoise, path: Path) -> None:
+    """Write the file: JSON with a line for each setting and metric, so that Git shows what changed."""
+    write_text(path, "\n".join(_lines(noise)) + "\n")
+
+
+def _lines(noise: SeedNoise) -> Iterator[str]:
+    def block(name: str, rows: Tree, end: str) -> Iterator[str]:
+        yield f"  {json.dumps(name)}: {{"
+        yield ",\n".join(f"    {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in rows.items())
+        yield f"  }}{end}"
+
+    yield "{"
+    yield f'  "seeds": {json.dumps(noise.seeds)},'
+    yield f'  "targets": {json.dumps(noise.targets)},'
+    yield from block("settings", dict(noise.settings or {}), ",")
+    yield from block("values", {name: list(values) for name, values in noise.values.items()}, "")
+    yield "}"
+
+
+def read(path: Path) -> SeedNoise:
+    """Read what :func:`write` wrote.
+
+    Raises:
+        ArtifactError: missing, or not such a file.
+    """
+    if not path.is_file():
+        raise ArtifactError(str(path), "does not exist", f"run `{COMMAND}` to measure it")
+    advice = f"restore it (`git checkout -- {path.name}`), or run `{COMMAND}` to measure it anew"
+    try:
+        found = _File.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(str(path), f"{place or 'the file'}: {first['msg']}", advice) from None
+    for name, values in found.values.items():
+        if name.count("/") != 2 or len(values) != len(found.seeds):
+            problem = f"{name!r} has {len(values)} numbers, expected VARIANT/RECOMMENDER/METRIC with {len(found.seeds)}"
+            raise ArtifactError(str(path), problem, advice)
+    if len(set(found.seeds)) != len(found.seeds):
+        raise ArtifactError(str(path), f"a seed occurs twice (got {', '.join(map(str, found.seeds))})", advice)
+    return SeedNoise(found.seeds, found.settings, found.targets, found.values)
+
+
+class _File(BaseModel):
+    """The file's schema."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=2)]
+    targets: Annotated[str, Field(pattern=_HASH)]
+    settings: dict[str, Annotated[str, Field(pattern=_HASH)]]
+    values: dict[str, tuple[Annotated[float, Field(ge=0, le=1)], ...]]
