@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from sda_core.artifacts import IMAGES, replace_file
 from sda_core.errors import ArtifactError
 
-STATUSES = ("ok", "missing_url", "missing_file", "http_404", "http_error", "corrupt", "too_large", "timeout")
+STATUSES = ("ok", "missing_url", "missing_file", "http_404", "http_error", "corrupt", "unsupported", "too_large", "timeout")
 
 _ROW_GROUP_ROWS = 64
 _KEYS = b"sda.keys"
@@ -35,6 +35,7 @@ _SCHEMA = pa.schema(
         ("image", pa.large_binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("reason", pa.string()),
     ]
 )
 _ADVICE = "delete its folder and run `dvc repro` to fetch the pictures again"
@@ -61,6 +62,7 @@ class ImageRow:
     image: bytes | None
     width: int | None
     height: int | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class ShardIndex:
 
     item_ids: tuple[int, ...]
     statuses: tuple[str, ...]
+    reasons: tuple[str | None, ...]
     keys: tuple[str, ...]
 
 
@@ -108,11 +111,11 @@ def read_shard_index(path: Path) -> ShardIndex:
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by :func:`write_shard`.
     """
-    columns = _read_columns(path, ["item_id", "status"])
+    columns = _read_columns(path, ["item_id", "status", "reason"])
     keys = (pq.read_schema(path).metadata or {}).get(_KEYS, b"").decode().split("\n")
     if len(keys) != len(columns["item_id"]):
         raise ArtifactError(str(path), "picture table holds no keys of its rows", _ADVICE)
-    return ShardIndex(tuple(columns["item_id"]), tuple(columns["status"]), tuple(keys))
+    return ShardIndex(tuple(columns["item_id"]), tuple(columns["status"]), tuple(columns["reason"]), tuple(keys))
 
 
 def read_shard(path: Path) -> list[ImageRow]:

@@ -229,6 +229,8 @@ class _Run:
                 )
                 _expect(row["status"] in counts, folder, f"item {item} has the unknown status {row['status']!r}")
                 counts[row["status"]] += 1
+                named = row["reason"] is not None
+                _expect(named == (row["status"] == "unsupported"), folder, f"item {item} has the reason {row['reason']!r}")
                 if row["status"] == "ok":
                     _opens(row, folder)
         _expect(ids == sorted(raw), folder, f"holds {len(ids)} items, the items table {len(raw)}, or in another order")
