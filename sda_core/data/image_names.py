@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -100,8 +101,8 @@ class Directory:
         self.files: set[str] = set()
         self.directories: set[str] = set()
         self._lock = threading.Lock()
-        self._folded: dict[str, list[str]] | None = None
-        self._stems: dict[str, list[str]] | None = None
+        self._folded: dict[str, str] | None = None  # names that are alike, with a "/" between them: it stands in no name
+        self._stems: dict[str, str] | None = None  # likewise
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
@@ -124,9 +125,9 @@ class Directory:
         with self._lock:
             if self._folded is None:
                 self._folded = {}
-                for known in self.files | self.directories:
-                    self._folded.setdefault(folded(known), []).append(known)
-        return self._folded.get(folded(name), [])
+                for known in itertools.chain(self.files, self.directories):
+                    _append(self._folded, folded(known), known)
+        return _names(self._folded, folded(name))
 
     def named(self, name: str, among: Collection[str]) -> str | None:
         """The name of an entry that is spelled like this one."""
@@ -146,20 +147,28 @@ class Directory:
                 self._stems = self._by_spelling()
         found: dict[str, tuple[int, int, bool, str]] = {}
         for distance, spelling in enumerate(dict.fromkeys((item_id, composed(item_id)))):
-            for name in self._stems.get(spelling, ()):
+            for name in _names(self._stems, spelling):
                 stem, suffix = split_name(name) or (name, "")
                 place = SUFFIX_ORDER[suffix.lower()]
                 found.setdefault(name, (distance + (stem != spelling), place, suffix != suffix.lower(), name))
         return sorted(found, key=found.__getitem__)
 
-    def _by_spelling(self) -> dict[str, list[str]]:
-        stems: dict[str, list[str]] = {}
+    def _by_spelling(self) -> dict[str, str]:
+        stems: dict[str, str] = {}
         for name in self.files:
             parts = None if is_system_file(name) else split_name(name)
             if parts is not None:
                 for spelling in dict.fromkeys(spellings(parts[0])):
-                    stems.setdefault(spelling, []).append(name)
+                    _append(stems, spelling, name)
         return stems
+
+
+def _append(names: dict[str, str], key: str, name: str) -> None:
+    names[key] = f"{names[key]}/{name}" if key in names else name
+
+
+def _names(names: dict[str, str], key: str) -> list[str]:
+    return names[key].split("/") if key in names else []
 
 
 @dataclass
