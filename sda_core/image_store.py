@@ -10,6 +10,7 @@ file open, so that a store may be used in forked data-loader workers.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from sda_core.artifacts import IMAGES, replace_file
 from sda_core.errors import ArtifactError
 
 STATUSES = ("ok", "missing_url", "missing_file", "http_404", "http_error", "corrupt", "unsupported", "too_large", "timeout")
+
+FORMAT_PREFIX = "num_unsupported_"
+"""Of the counts by format in ``coverage.json``."""
 
 _ROW_GROUP_ROWS = 64
 _KEYS = b"sda.keys"
@@ -50,6 +54,11 @@ def shard_path(folder: Path, position: int) -> Path:
 def coverage_path(folder: Path) -> Path:
     """Path of the counts by status; the file is written last."""
     return folder / "coverage.json"
+
+
+def format_count(reason: str | None) -> str:
+    """Name of the count of unsupported images of one format, as ``num_unsupported_jpeg_xl``."""
+    return FORMAT_PREFIX + re.sub("[^a-z0-9]+", "_", (reason or "unknown").lower()).strip("_")
 
 
 @dataclass(frozen=True)

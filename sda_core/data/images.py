@@ -22,7 +22,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import re
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +57,7 @@ from sda_core.image_store import (
     ImageRow,
     ShardIndex,
     coverage_path,
+    format_count,
     read_shard,
     read_shard_index,
     shard_path,
@@ -317,7 +317,7 @@ class _Outcome:
         """Counts of unsupported images, flat."""
         counts: Counter[str] = Counter()
         for name, number in sorted(self.formats.items()):
-            counts[f"num_unsupported_{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}"] += number
+            counts[format_count(name)] += number
         return dict(counts)
 
     def tell(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from sda_core.artifacts import Workspace, read_json
 from sda_core.errors import ArtifactError
-from sda_core.image_store import STATUSES
+from sda_core.image_store import FORMAT_PREFIX, STATUSES
 from sda_core.params import FilterParams
 from sda_core.report.model import Count, DataCoverage, Share, Spread
 
@@ -40,7 +40,6 @@ _STATUS_LABELS = {
     "too_large": "Over the size limits",
     "timeout": "No answer in time",
 }
-_FORMATS = "num_unsupported_"
 _UNUSED_FILES = {
     "num_folder_no_item": "Image in the folder that is no kept item's",
     "num_folder_no_image": "File in the folder that is no image by its name",
@@ -150,9 +149,8 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
     pictures = tuple(Count(n, _STATUS_LABELS[n], images.count(f"num_{n}")) for n in STATUSES)
     _add_up(statistics.path, "rows_read", rows_read, [num_interactions, *(drop.value for drop in drops)])
     _add_up(statistics.path, "num_interactions", num_interactions, [split.value for split in splits])
-    formats = tuple(
-        Count(n, n.removeprefix(_FORMATS).replace("_", " "), images.count(n)) for n in images.values if n.startswith(_FORMATS)
-    )
+    names = [name for name in images.values if name.startswith(FORMAT_PREFIX)]
+    formats = tuple(Count(n, n.removeprefix(FORMAT_PREFIX).replace("_", " "), images.count(n)) for n in names)
     unused = tuple(Count(n, label, images.count(n)) for n, label in _UNUSED_FILES.items() if n in images.values)
     _add_up(images.path, "num_unsupported", images.count("num_unsupported"), [number.value for number in formats])
     _add_up(images.path, "num_items", images.count("num_items"), [picture.value for picture in pictures])
