@@ -244,10 +244,11 @@ IMAGES = Table(
     {
         "item_id": pl.Int32,
         "raw_item_id": pl.String,
-        "status": pl.String,  # ok, missing_url, http_404, http_error, corrupt, too_large, timeout, missing_file
+        "status": pl.String,  # ok, missing_url, missing_file, http_404, http_error, corrupt, unsupported, too_large, timeout
         "image": pl.Binary,  # encoded RGB picture; null unless ok
         "width": pl.Int32,
         "height": pl.Int32,
+        "reason": pl.String,  # of unsupported: the name of the format; else null
     },
 )
 

@@ -10,6 +10,7 @@ file open, so that a store may be used in forked data-loader workers.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ import pyarrow.parquet as pq
 from sda_core.artifacts import IMAGES, replace_file
 from sda_core.errors import ArtifactError
 
-STATUSES = ("ok", "missing_url", "missing_file", "http_404", "http_error", "corrupt", "too_large", "timeout")
+STATUSES = ("ok", "missing_url", "missing_file", "http_404", "http_error", "corrupt", "unsupported", "too_large", "timeout")
+
+FORMAT_PREFIX = "num_unsupported_"
+"""Of the counts by format in ``coverage.json``."""
 
 _ROW_GROUP_ROWS = 64
 _KEYS = b"sda.keys"
@@ -35,6 +39,7 @@ _SCHEMA = pa.schema(
         ("image", pa.large_binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("reason", pa.string()),
     ]
 )
 _ADVICE = "delete its folder and run `dvc repro` to fetch the pictures again"
@@ -51,6 +56,11 @@ def coverage_path(folder: Path) -> Path:
     return folder / "coverage.json"
 
 
+def format_count(reason: str | None) -> str:
+    """Name of the count of unsupported images of one format, as ``num_unsupported_jpeg_xl``."""
+    return FORMAT_PREFIX + re.sub("[^a-z0-9]+", "_", (reason or "unknown").lower()).strip("_")
+
+
 @dataclass(frozen=True)
 class ImageRow:
     """One row of ``IMAGES``."""
@@ -61,6 +71,7 @@ class ImageRow:
     image: bytes | None
     width: int | None
     height: int | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class ShardIndex:
 
     item_ids: tuple[int, ...]
     statuses: tuple[str, ...]
+    reasons: tuple[str | None, ...]
     keys: tuple[str, ...]
 
 
@@ -108,11 +120,11 @@ def read_shard_index(path: Path) -> ShardIndex:
     Raises:
         ArtifactError: the file is missing, damaged, or was not written by :func:`write_shard`.
     """
-    columns = _read_columns(path, ["item_id", "status"])
+    columns = _read_columns(path, ["item_id", "status", "reason"])
     keys = (pq.read_schema(path).metadata or {}).get(_KEYS, b"").decode().split("\n")
     if len(keys) != len(columns["item_id"]):
         raise ArtifactError(str(path), "picture table holds no keys of its rows", _ADVICE)
-    return ShardIndex(tuple(columns["item_id"]), tuple(columns["status"]), tuple(keys))
+    return ShardIndex(tuple(columns["item_id"]), tuple(columns["status"]), tuple(columns["reason"]), tuple(keys))
 
 
 def read_shard(path: Path) -> list[ImageRow]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -43,7 +44,7 @@ from sda_core.data.prompts import prompt_hash
 from sda_core.embeddings.table import read_metadata
 from sda_core.errors import ArtifactError, SDAError
 from sda_core.fingerprint import fingerprint
-from sda_core.image_store import STATUSES, read_images
+from sda_core.image_store import FORMAT_PREFIX, STATUSES, format_count, read_images
 from sda_core.index import load_index
 from sda_core.params import CLIP, AdapterParams, Checkpoint, Nano, Params, SigLIP
 from sda_core.runtime import prepare_torch
@@ -219,6 +220,7 @@ class _Run:
 
     def images(self) -> str:
         folder, counts, ids = self.workspace.images, dict.fromkeys(STATUSES, 0), list[int]()
+        formats = Counter[str]()
         raw = dict(self.items.select("item_id", "raw_item_id").iter_rows())
         for shard in read_images(folder):
             for row in shard.iter_rows(named=True):
@@ -229,6 +231,10 @@ class _Run:
                 )
                 _expect(row["status"] in counts, folder, f"item {item} has the unknown status {row['status']!r}")
                 counts[row["status"]] += 1
+                if row["status"] == "unsupported":
+                    formats[format_count(row["reason"])] += 1
+                named = row["reason"] is not None
+                _expect(named == (row["status"] == "unsupported"), folder, f"item {item} has the reason {row['reason']!r}")
                 if row["status"] == "ok":
                     _opens(row, folder)
         _expect(ids == sorted(raw), folder, f"holds {len(ids)} items, the items table {len(raw)}, or in another order")
@@ -236,6 +242,8 @@ class _Run:
         for status, number in counts.items():
             told = found.get(f"num_{status}")
             _expect(told == number, self.workspace.image_coverage, f"num_{status} is {told}, the shards have {number}")
+        told = {name: value for name, value in found.items() if name.startswith(FORMAT_PREFIX)}
+        _expect(told == formats, self.workspace.image_coverage, f"counts {told} by format, the shards have {dict(formats)}")
         return f"{len(ids):,} items, {counts['ok']:,} pictures"
 
     # ------------------------------------------------------------------------------------------------ vectors

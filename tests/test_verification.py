@@ -196,6 +196,11 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ("data/filtered/statistics.json", lambda at: edit_json(at.statistics, num_train=1), "num_train is 1"),
     ("data/images", broken_picture, "cannot be opened"),
     ("data/images", lambda at: edit_json(at.image_coverage, num_ok=3), "num_ok is 3"),
+    (
+        "data/images",
+        lambda at: edit_json(at.image_coverage, num_unsupported_heic=3),
+        "by format, the shards have",
+    ),
     ("adapters/sda", lambda at: cut(at.adapter("sda") / "adapter_model.safetensors"), "no readable safetensors"),
     ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", r=16), "r of sda is 16"),
     (

@@ -1,17 +1,19 @@
 """Pictures of the kept items: found, fetched politely, checked, and stored in shards.
 
-* Where a picture comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (``.jpeg``, ``.png``, ``.webp``);
-  ``<image_folder>/<raw_item_id>.jpg``; the item's relative references, inside ``local_folder``, ``image_folder`` or the
-  archive of pictures (the file of the manifest with the role ``images``); the archive's entry that is named after the item;
-  the item's addresses.  With a local folder nothing is fetched over the network.
+* Where a picture comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (or another extension of
+  ``image_formats``, see ``image_names``); ``<image_folder>/<raw_item_id>.jpg``; the item's relative references, inside
+  ``local_folder``, ``image_folder`` or the archive of pictures (the file of the manifest with the role ``images``); the
+  archive's entry that is named after the item; the item's addresses.  With a local folder nothing is fetched over the
+  network.
 * References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
 * When several references fail, the item gets the status that leaves most hope: ``timeout``, ``http_error``,
-  ``too_large``, ``corrupt``, ``http_404``, ``missing_file``, ``missing_url``.
+  ``too_large``, ``unsupported``, ``corrupt``, ``http_404``, ``missing_file``, ``missing_url``.
 * ``429`` and ``503`` make the whole host wait, not one picture; a host that fails fifty times in a row is left alone for
   the rest of the run, and its pictures keep that status.
 * Every row carries a key of what its picture was made from (id, references, contents of local files, bounds).  A later
   run keeps each row whose key it needs again, wherever it stands, so that another filter does not fetch anew what is
-  there; rows with ``timeout`` or ``http_error`` are tried again.
+  there; rows with ``timeout`` or ``http_error`` are tried again, as are unsupported ones whose
+  format is decoded now.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import hashlib
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
@@ -33,6 +35,8 @@ import polars as pl
 
 from sda_core.artifacts import ITEMS, write_json
 from sda_core.data.folders import kept_folder, remove
+from sda_core.data.image_formats import FORMATS
+from sda_core.data.image_names import NUM_EXAMPLES
 from sda_core.data.manifest import manifest_file, read_manifest
 from sda_core.data.picture_archives import Entry
 from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, Source, open_archive
@@ -53,6 +57,7 @@ from sda_core.image_store import (
     ImageRow,
     ShardIndex,
     coverage_path,
+    format_count,
     read_shard,
     read_shard_index,
     shard_path,
@@ -63,8 +68,14 @@ from sda_core.params import FetchImagesParams
 
 _log = logging.getLogger(__name__)
 
-_HOPE = ("timeout", "http_error", "too_large", "corrupt", "http_404", "missing_file", "missing_url")
+_HOPE = ("timeout", "http_error", "too_large", "unsupported", "corrupt", "http_404", "missing_file", "missing_url")
 _TRIED_AGAIN = frozenset({"timeout", "http_error"})
+_ADVICE = {
+    "HTML page": "the server answers with a page instead of an image",
+    "archive entry": "pack the archive again with Deflate and without a password",
+    "": "the files are not damaged, but this format is not read: convert them to JPEG or PNG",
+}
+"""What to do about unsupported images, by the beginning of the format's name."""
 _GONE = frozenset({404, 410})
 _HOST_WAITS = frozenset({429, 503})
 _MAX_HOST_FAILURES = 50
@@ -106,13 +117,13 @@ class _Fetcher:
 
     async def picture(self, sources: Sequence[Source]) -> Picture:
         """The first good picture, or the most hopeful status."""
-        failed: list[str] = []
+        failed: list[Picture] = []
         for source in sources:
             picture = await self._one(source)
             if picture.status == "ok":
                 return picture
-            failed.append(picture.status)
-        return Picture(min(failed, key=_HOPE.index, default="missing_url"))
+            failed.append(picture)
+        return min(failed, key=lambda picture: _HOPE.index(picture.status), default=Picture("missing_url"))
 
     async def _one(self, source: Source) -> Picture:
         match source:
@@ -131,7 +142,11 @@ class _Fetcher:
 
     def _local(self, source: LocalFile | Entry) -> Picture:
         data = self._finder.read(source)
-        return Picture(data) if isinstance(data, str) else self._prepare(data)
+        if not isinstance(data, str):
+            return self._prepare(data)
+        if data == "unsupported" and isinstance(source, Entry):
+            return Picture(data, reason=f"archive entry: {source.packing}")
+        return Picture(data)
 
     async def _fetch(self, url: str) -> Picture:
         """Ask for one address until there is an answer that will stay, or the retries are used up."""
@@ -203,6 +218,10 @@ class _Fetcher:
 
 
 # ------------------------------------------------------------------------------------------------- shelf
+def _is_tried_again(status: str, reason: str | None) -> bool:
+    return status in _TRIED_AGAIN or (status == "unsupported" and reason in FORMATS)  # another Pillow decodes it
+
+
 @dataclass
 class _Shard:
     path: Path
@@ -234,16 +253,17 @@ class _Shelf:
                 continue
             shelf.shards[path] = shard
             for row, (key, status) in enumerate(zip(shard.index.keys, shard.index.statuses, strict=True)):
-                if status in STATUSES and status not in _TRIED_AGAIN:
+                if status in STATUSES and not _is_tried_again(status, shard.index.reasons[row]):
                     shelf.rows[key] = (shard, row)
         return shelf
 
-    def statuses(self, path: Path, items: Sequence[Item], keys: Sequence[str]) -> tuple[str, ...] | None:
-        """Statuses of a shard that can stay as it is, or None."""
+    def kept(self, path: Path, items: Sequence[Item], keys: Sequence[str]) -> ShardIndex | None:
+        """Index of a shard that can stay as it is, or None."""
         shard = self.shards.get(path)
         if shard is None or shard.index.keys != tuple(keys) or shard.index.item_ids != tuple(item.item_id for item in items):
             return None
-        return None if _TRIED_AGAIN.intersection(shard.index.statuses) else shard.index.statuses
+        again = any(map(_is_tried_again, shard.index.statuses, shard.index.reasons))
+        return None if again else shard.index
 
     def make_way(self, path: Path) -> None:
         """Free a shard's place."""
@@ -270,8 +290,44 @@ class _Shelf:
                 _log.warning("%s", error)
                 continue
             for key, row in places:
-                taken[key] = Picture(rows[row].status, rows[row].image, rows[row].width, rows[row].height)
+                taken[key] = Picture(rows[row].status, rows[row].image, rows[row].width, rows[row].height, rows[row].reason)
         return taken
+
+
+# ------------------------------------------------------------------------------------------------ outcome
+@dataclass
+class _Outcome:
+    """What became of all items: counts by status, and of unsupported images by format, with the first items."""
+
+    counts: Counter[str] = field(default_factory=Counter[str])
+    formats: Counter[str] = field(default_factory=Counter[str])
+    examples: dict[str, list[Item]] = field(default_factory=dict[str, list[Item]])
+
+    def add(self, items: Sequence[Item], statuses: Sequence[str], reasons: Sequence[str | None]) -> None:
+        """Count the rows of one shard."""
+        self.counts.update(statuses)
+        for item, status, reason in zip(items, statuses, reasons, strict=True):
+            if status == "unsupported":
+                name = reason or "unknown"
+                self.formats[name] += 1
+                self.examples.setdefault(name, []).append(item)
+                self.examples[name] = sorted(self.examples[name], key=lambda known: known.item_id)[:NUM_EXAMPLES]
+
+    def by_format(self) -> dict[str, int]:
+        """Counts of unsupported images, flat."""
+        counts: Counter[str] = Counter()
+        for name, number in sorted(self.formats.items()):
+            counts[format_count(name)] += number
+        return dict(counts)
+
+    def tell(self) -> None:
+        """Log a line for each unsupported format."""
+        for name, number in sorted(self.formats.items()):
+            ids = ", ".join(ascii(item.raw_item_id) for item in self.examples[name])
+            _log.warning(
+                "%d items have images of an unsupported format (%s), first %s: %s",
+                number, name, ids, next(advice for begin, advice in _ADVICE.items() if name.startswith(begin)),
+            )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- public
@@ -292,7 +348,8 @@ def fetch_images(
         out: folder of the shards and of ``coverage.json``, which is written last.
 
     Returns:
-        Coverage: ``num_items``, ``num_ok``, ``share_ok``, and ``num_<status>`` for every other status.
+        Coverage: ``num_items``, ``num_ok``, ``share_ok``, and ``num_<status>`` for every other status;
+        ``num_unsupported_<format>`` for each format there was; files that no item uses as ``Finder.passed_over`` counts them.
 
     Raises:
         ArtifactError: ``items`` has another schema, or the manifest or the archive cannot be read.
@@ -326,40 +383,51 @@ def to_try_again(coverage: Mapping[str, int | float]) -> dict[str, str]:
 def _run(table: Sequence[Item], finder: Finder, params: FetchImagesParams, out: Path) -> dict[str, int | float]:
     blocks = [table[start : start + params.shard_rows] for start in range(0, len(table), params.shard_rows)]
     with ThreadPoolExecutor(max_workers=min(_MAX_DECODERS, os.cpu_count() or 1)) as decoders:
-        counts = run(_fetch_all(blocks, finder, params, decoders, out))
+        outcome = run(_fetch_all(blocks, finder, params, decoders, out))
     keep = {shard_path(out, position) for position in range(len(blocks))} | {coverage_path(out)}
     for path in sorted(out.iterdir()):
         if path not in keep:
             remove(path)
+    counts = outcome.counts
     coverage: dict[str, int | float] = {"num_items": len(table), "num_ok": counts["ok"]}
     coverage["share_ok"] = counts["ok"] / len(table) if table else 0.0
     coverage |= {f"num_{status}": counts[status] for status in STATUSES if status != "ok"}
+    coverage |= outcome.by_format()
+    outcome.tell()
+    coverage |= finder.passed_over()
     write_json(coverage_path(out), coverage)
     return coverage
 
 
 async def _fetch_all(
     blocks: Sequence[Sequence[Item]], finder: Finder, params: FetchImagesParams, decoders: ThreadPoolExecutor, out: Path
-) -> Counter[str]:
+) -> _Outcome:
     shelf = _Shelf.open(out)
-    counts: Counter[str] = Counter()
-    running: deque[asyncio.Task[Iterator[str]]] = deque()
+    outcome = _Outcome()
+    running: deque[asyncio.Task[None]] = deque()
     async with new_client(params.timeout_seconds, params.num_workers) as client:
         fetcher = _Fetcher(finder, params, client, decoders)
         with progress(sum(map(len, blocks)), "fetch_images", "items") as bar:
             for position, block in enumerate(blocks):
-                running.append(asyncio.create_task(_block(block, shard_path(out, position), finder, fetcher, shelf, bar)))
+                work = _block(block, shard_path(out, position), finder, fetcher, shelf, outcome, bar)
+                running.append(asyncio.create_task(work))
                 if len(running) == _BLOCKS_AT_ONCE:
-                    counts.update(await running.popleft())
+                    await running.popleft()
             while running:
-                counts.update(await running.popleft())
-    return counts
+                await running.popleft()
+    return outcome
 
 
 async def _block(
-    items: Sequence[Item], path: Path, finder: Finder, fetcher: _Fetcher, shelf: _Shelf, bar: Progress
-) -> Iterator[str]:
-    """Make one shard, or leave it as it is; gives the statuses of its rows."""
+    items: Sequence[Item],
+    path: Path,
+    finder: Finder,
+    fetcher: _Fetcher,
+    shelf: _Shelf,
+    outcome: _Outcome,
+    bar: Progress,
+) -> None:
+    """Make one shard, or leave it as it is; counts its rows by status."""
 
     def look() -> tuple[list[list[Source]], list[str]]:
         sources = [finder.sources(item) for item in items]
@@ -371,17 +439,18 @@ async def _block(
         return made
 
     sources, keys = await asyncio.to_thread(look)
-    kept = shelf.statuses(path, items, keys)
+    kept = shelf.kept(path, items, keys)
     if kept is not None:
         bar.update(len(items))
-        return iter(kept)
+        outcome.add(items, kept.statuses, kept.reasons)
+        return
     async with shelf.lock:
         shelf.make_way(path)
         known = await asyncio.to_thread(shelf.take, keys)
     pictures = await asyncio.gather(*(picture(found, known.get(key)) for found, key in zip(sources, keys, strict=True)))
     rows = [
-        ImageRow(item.item_id, item.raw_item_id, made.status, made.image, made.width, made.height)
+        ImageRow(item.item_id, item.raw_item_id, made.status, made.image, made.width, made.height, made.reason)
         for item, made in zip(items, pictures, strict=True)
     ]
     await asyncio.to_thread(write_shard, path, rows, keys)
-    return (row.status for row in rows)
+    outcome.add(items, [row.status for row in rows], [row.reason for row in rows])

@@ -2,34 +2,47 @@
 
 * Archives are strangers' files and may name millions of entries.  ``zipfile`` and ``tarfile`` keep every entry in memory,
   and ``tarfile`` reads extended headers of any length; here the memory depends on what is wanted, not on the archive.
-* An entry is found by its path, or by its base name ``<raw_item_id>.jpg`` (``.jpeg``, ``.png``, ``.webp``) in any folder:
-  the first one in the order of paths.  Where a path occurs twice, the later entry counts, as it does on unpacking.
-* Entries with absolute or climbing paths, links and devices are passed over.
+* An entry is found by its path, or by its base name ``<raw_item_id>.jpg`` (any suffix of ``image_formats``) in any folder:
+  formats that are decoded before others, then the exact id before other spellings, then the order of paths.
+  Where a path occurs twice, the later entry counts, as it does on unpacking.
+* A path may lack the folders that all files of the archive lie in (as when ``shop/images/a.jpg`` is packed for
+  ``images/a.jpg``), and may differ in case, accents and percent-encoding, where no entry has it exactly.
+* Backslashes separate folders as ``/`` does.  Names that are not marked as UTF-8 are read as UTF-8, and where they are not that,
+  in the code pages that Windows packs with: the first one in which something is wanted counts.
+* Entries with absolute or climbing paths, links and devices are passed over, as are files of the system (``__MACOSX``).
+  What is passed over is counted by reason.
 * Zip (APPNOTE 6.3.9, with Zip64; stored or deflated entries) and uncompressed tar (POSIX.1-1988, pax, GNU long names).
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
+from sda_core.data.image_formats import SUFFIX_ORDER, SUFFIXES
+from sda_core.data.image_names import NUM_EXAMPLES, ItemNames, composed, decoded, folded, is_system_file, split_name
 from sda_core.errors import ArtifactError
 
 _log = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-"""Of a picture that is named after its item, best first."""
-
-_PLAIN_PATH = re.compile(r"[^\\:\x00-\x1f\x7f]{1,1000}")
+_PLAIN_PATH = re.compile(r"[^\\\x00-\x1f\x7f]{1,1000}")
+_DRIVE = re.compile(r"[A-Za-z]:")
 _ADVICE = "give a whole zip or uncompressed tar file (dataset.image_archive), or delete it and run `dvc repro download`"
 
-Packing = Literal["stored", "deflated", "unknown"]
+Reason = Literal["unsafe_path", "no_file", "no_image", "no_item"]
+"""Why an entry is passed over: its path is absolute or climbs, it is a link or a device, its name is not that of an image,
+or it is no item's."""
+
+_CODE_PAGES = ("cp437", "cp850", "cp1252", "cp866", "cp1251", "cp932", "gbk", "big5", "cp949")
+"""Of names in zip files without the mark of UTF-8: the one of the standard first, then those of Windows."""
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -42,13 +55,16 @@ _ZIP_MARKS = (_LOCAL_MARK, _END_MARK)  # the second is an empty one's
 _MAX_COMMENT_BYTES = 65_535
 _ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly, with masked headers
 _UTF8 = 0x800
-_PACKINGS: dict[int, Packing] = {0: "stored", 8: "deflated"}
+_UNICODE_PATH = 0x7075  # Info-ZIP's extra field
+_PACKINGS = {0: "stored", 8: "deflated", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
+_UNPACKED = frozenset({"stored", "deflated"})
 _PACKED_SLACK_BYTES = 65_536  # by how much packing may lengthen a picture
 
 _BLOCK_BYTES = 512
 _MAX_NAME_BYTES = 65_536
 _MAX_PAX_BYTES = 1 << 20
 _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]*)=")
+_NO_FILES = frozenset(b"12346")
 _WITHOUT_CONTENTS = frozenset(b"123456")  # links, devices, folders, pipes: their size says nothing
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 
@@ -60,7 +76,7 @@ class Entry:
     offset: int  # of the local header in a zip file, of the contents in a tar file
     num_bytes: int
     num_packed_bytes: int
-    packing: Packing
+    packing: str  # how it is packed, for people; only stored and deflated entries are unpacked
     crc: int | None  # CRC-32 of the contents; tar files have none
 
 
@@ -73,7 +89,7 @@ def plain_path(reference: str) -> PurePosixPath | None:
     path = PurePosixPath(reference)
     if not _PLAIN_PATH.fullmatch(reference) or path.is_absolute() or ".." in path.parts or not path.parts:
         return None
-    return path
+    return None if _DRIVE.match(reference) else path
 
 
 def check_archive(path: Path) -> None:
@@ -92,9 +108,9 @@ def check_archive(path: Path) -> None:
         end = _zip_directory(stream, num_bytes)[0] if is_zip else num_bytes
         stream.seek(0)
         first, num_files = end, 0
-        for name, entry in _scan(stream, num_bytes, lambda _: True):
+        for name, entry in _scan(stream, num_bytes, lambda names, _: names[0]):
             first = min(first, entry.offset)
-            num_files += not name.endswith("/")  # a folder
+            num_files += not name.endswith(("/", "\\"))  # a folder
             if entry.offset + entry.num_packed_bytes > end:
                 raise UnusableError("an entry lies outside of the file")
     if not num_files:
@@ -117,15 +133,19 @@ class PictureArchive:
 
     def __init__(self, path: Path, paths: Collection[str], item_ids: Collection[str]) -> None:
         self.path = path
-        self._paths = frozenset(paths)
-        self._item_ids = frozenset(item_ids)
-        self._by_path: dict[str, Entry] = {}
-        self._by_id: dict[str, tuple[str, Entry]] = {}
+        self._paths = {folded(spelling) for wanted in paths for spelling in (wanted, decoded(wanted)) if spelling is not None}
+        self._items = ItemNames(item_ids)
+        self._by_path: dict[str, dict[str, Entry]] = {}  # folded path: the paths that are so written
+        self._by_id: dict[str, tuple[tuple[bool, bool, str], Entry]] = {}
+        self._top: tuple[str, ...] | None = None  # folders in which all files lie
+        self.num_files = 0
+        self.passed_over: Counter[Reason] = Counter()
+        self.examples: dict[Reason, list[str]] = {}
         ambiguous: set[str] = set()
         try:
             with path.open("rb") as stream:
                 self._num_bytes = path.stat().st_size
-                for name, entry in _scan(stream, self._num_bytes, self._wants):
+                for name, entry in _scan(stream, self._num_bytes, self._wanted):
                     self._add(name, entry, ambiguous)
         except (UnusableError, OSError) as error:
             raise ArtifactError(str(path), f"is no readable picture archive ({error})", _ADVICE) from None
@@ -133,37 +153,82 @@ class PictureArchive:
             example = min(ambiguous)
             _log.warning(
                 "%s: %d items have several pictures of their name; the first path counts (for %s: %s)",
-                path, len(ambiguous), example, self._by_id[example][0],
+                path, len(ambiguous), example, self._by_id[example][0][-1],
             )  # fmt: skip
 
-    def _item_id(self, name: str) -> str | None:
-        stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
-        return stem if f"{dot}{suffix}".lower() in SUFFIXES and stem in self._item_ids else None
+    def _wanted(self, names: tuple[str, ...], kind: _Kind) -> str | None:
+        """The reading of an entry's name in which something is wanted, or None; counts what is passed over."""
+        if kind == "folder":
+            return None
+        is_file = kind == "file"
+        self.num_files += is_file
+        paths = [path for path in map(_relative, names) if path is not None]
+        images = [path for path in paths if split_name(path) is not None and not is_system_file(path)] if is_file else []
+        for path in images:
+            top = self._narrowed(path)
+            if self._item_of(path) is not None or any(map(self._is_path, _short(path, top))):
+                self._top = top
+                return path
+        if images:
+            self._top = self._narrowed(images[0])
+        reason: Reason = "no_item" if images else "no_file" if not is_file else "no_image" if paths else "unsafe_path"
+        self.passed_over[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < NUM_EXAMPLES:
+            examples.append(names[0][:200])
+        return None
 
-    def _wants(self, name: str) -> bool:
-        return name in self._paths or self._item_id(name) is not None
+    def _narrowed(self, path: str) -> tuple[str, ...]:
+        """The folders in which all images lie, this one too."""
+        folders = tuple(path.split("/")[:-1])
+        if self._top is None or self._top == folders:
+            return folders
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._top, folders, strict=False))
+        return tuple(one for one, _ in pairs)
+
+    def _is_path(self, path: str) -> bool:
+        return folded(path) in self._paths
+
+    def _item_of(self, path: str) -> tuple[str, int] | None:
+        parts = split_name(path.rpartition("/")[2])
+        return None if parts is None else self._items.of(parts[0])
 
     def _add(self, name: str, entry: Entry, ambiguous: set[str]) -> None:
-        if name in self._paths:
-            self._by_path[name] = entry
-        item_id = self._item_id(name)
-        if item_id is None or plain_path(name) is None:
+        for path in _short(name, self._top or ()):
+            if self._is_path(path):
+                self._by_path.setdefault(folded(path), {})[name] = entry
+        found = self._item_of(name)
+        if found is None:
             return
+        item_id, distance = found
+        place = (SUFFIX_ORDER[f".{name.rpartition('.')[2]}".lower()] >= len(SUFFIXES), distance > 0, name)
         known = self._by_id.get(item_id)
-        if known is not None and known[0] != name:
+        if known is not None and known[0] != place:
             ambiguous.add(item_id)
-        if known is None or name <= known[0]:
-            self._by_id[item_id] = (name, entry)
+        if known is None or place <= known[0]:
+            self._by_id[item_id] = (place, entry)
 
     def at(self, path: PurePosixPath) -> Entry | None:
         """The entry at a wanted path."""
-        return self._by_path.get(path.as_posix())
+        wanted, num_common = path.as_posix(), len(self._top or ())
+        for spelling in filter(None, (wanted, decoded(wanted))):
+            alike: list[tuple[bool, bool, int, str]] = []
+            entries = self._by_path.get(folded(spelling), {})
+            for name in entries:
+                num_folders = name.count("/") - spelling.count("/")
+                if num_folders <= num_common:  # else it lies in a folder that turned out not to be common to all
+                    end = name.split("/", num_folders)[-1]
+                    alike.append((end != spelling, composed(end) != composed(spelling), num_folders, name))
+            if alike:
+                return entries[min(alike)[-1]]
+        return None
 
     def of(self, item_id: str) -> Entry | None:
         """The entry that is named after a wanted item."""
-        return self._by_id.get(item_id, ("", None))[1]
+        found = self._by_id.get(item_id)
+        return None if found is None else found[1]
 
-    def read(self, entry: Entry, limit: int) -> bytes | Literal["too_large", "corrupt"]:
+    def read(self, entry: Entry, limit: int) -> bytes | Literal["too_large", "corrupt", "unsupported"]:
         """The contents of an entry, checked, or the status that says why there are none.
 
         Args:
@@ -175,7 +240,9 @@ class PictureArchive:
         """
         if entry.num_bytes > limit or entry.num_packed_bytes > limit + _PACKED_SLACK_BYTES:
             return "too_large"
-        if entry.packing == "unknown" or entry.offset + entry.num_packed_bytes > self._num_bytes:
+        if entry.packing not in _UNPACKED:
+            return "unsupported"
+        if entry.offset + entry.num_packed_bytes > self._num_bytes:
             return "corrupt"
         with self.path.open("rb") as stream:  # one each, so that threads do not move each other's place
             stream.seek(entry.offset)
@@ -196,7 +263,45 @@ class PictureArchive:
         return data
 
 
-_Wants = Callable[[str], bool]
+_Kind = Literal["file", "folder", "other"]
+_Wants = Callable[[tuple[str, ...], _Kind], str | None]
+"""Gets the readings of an entry's name and what it is, and gives the reading by which it is wanted, or None.
+
+What is ``other`` (a link, a device) is asked about to be counted, and never given.
+"""
+
+
+def _short(path: str, top: tuple[str, ...]) -> Iterator[str]:
+    """The path, and the path without the first folders that all images have in common, one by one."""
+    yield path
+    for _ in top:
+        path = path.partition("/")[2]
+        yield path
+
+
+def _relative(name: str) -> str | None:
+    """The path of an entry with ``/``, without ``.`` parts; None where it is absolute or climbs."""
+    path = plain_path(name.replace("\\", "/"))
+    return None if path is None else path.as_posix()
+
+
+def _kind(name: str) -> _Kind:
+    return "folder" if name.endswith(("/", "\\")) else "file"
+
+
+def _readings(name: bytes, is_utf8: bool) -> tuple[str, ...]:
+    """What a name may say, the likeliest first."""
+    if name.isascii():
+        return (name.decode("ascii"),)
+    if is_utf8:
+        return (name.decode("utf-8", "replace"),)
+    readings = dict[str, None]()
+    for code_page in ("utf-8", *_CODE_PAGES):
+        try:
+            readings[name.decode(code_page)] = None
+        except UnicodeDecodeError:
+            continue
+    return tuple(readings)  # never empty: cp437 has a character for each byte
 
 
 def _scan(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
@@ -256,20 +361,36 @@ def _scan_zip(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple
         flags, method, crc, packed, size, name_bytes, extra_bytes, comment_bytes = (*fields[3:5], *fields[7:13])
         rest = _read_exactly(stream, name_bytes + extra_bytes + comment_bytes, "the zip directory")
         place += len(head) + len(rest)
-        name = rest[:name_bytes].decode("utf-8" if flags & _UTF8 else "cp437", "replace").removeprefix("./")
-        if wants(name):
-            offset = fields[16]
-            size, packed, offset = _wide(rest[name_bytes : name_bytes + extra_bytes], size, packed, offset)
-            packing: Packing = "unknown" if flags & _ENCRYPTED else _PACKINGS.get(method, "unknown")
+        extra = rest[name_bytes : name_bytes + extra_bytes]
+        raw_name, is_utf8 = rest[:name_bytes], bool(flags & _UTF8)
+        unicode_name = None if is_utf8 or raw_name.isascii() else _unicode_path(extra, raw_name)
+        readings = _readings(raw_name, is_utf8) if unicode_name is None else _readings(unicode_name, is_utf8=True)
+        name = wants(readings, _kind(readings[0]))
+        if name is not None:
+            size, packed, offset = _wide(extra, size, packed, fields[16])
+            packing = "encrypted" if flags & _ENCRYPTED else _PACKINGS.get(method, f"method {method}")
             yield name, Entry(offset, size, packed, packing, crc)
+
+
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        yield kind, extra[4 : 4 + length]
+        extra = extra[4 + length :]
+
+
+def _unicode_path(extra: bytes, name: bytes) -> bytes | None:
+    """The name in UTF-8 from Info-ZIP's extra field (APPNOTE 4.6.9), where it was made of this very name."""
+    for kind, field in _extra_fields(extra):
+        if kind == _UNICODE_PATH and field[:5] == struct.pack("<BL", 1, zlib.crc32(name)):
+            return field[5:]
+    return None
 
 
 def _wide(extra: bytes, *values: int) -> list[int]:
     """The values, those of 32 one bits replaced by the 64 bits of the Zip64 field, as far as it has them."""
     found = list(values)
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<HH", extra)
-        field, extra = extra[4 : 4 + length], extra[4 + length :]
+    for kind, field in _extra_fields(extra):
         if kind == 1:
             for position, value in enumerate(found):
                 if value == 0xFFFFFFFF and len(field) >= 8:
@@ -298,9 +419,9 @@ def _tar_number(digits: bytes) -> int:
     return int(text or b"0", 8)
 
 
-def _pax_values(data: bytes) -> dict[str, str]:
+def _pax_values(data: bytes) -> dict[str, bytes]:
     """The records ``<length> <key>=<value>`` that matter here, a line each."""
-    values: dict[str, str] = {}
+    values: dict[str, bytes] = {}
     place, end = 0, len(data.rstrip(b"\0"))
     while place < end:
         match = _PAX_RECORD.match(data, place)
@@ -309,14 +430,14 @@ def _pax_values(data: bytes) -> dict[str, str]:
         place += int(match[1])
         key = match[2].decode("utf-8", "replace")
         if key in ("path", "size") or key.startswith("GNU.sparse"):
-            values[key] = data[match.end() : place - 1].decode("utf-8", "replace")
+            values[key] = data[match.end() : place - 1]
     return values
 
 
 def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
     place = 0
-    long_name: str | None = None
-    pax: dict[str, str] = {}
+    long_name: bytes | None = None
+    pax: dict[str, bytes] = {}
     while True:
         stream.seek(place)
         head = _read_exactly(stream, _BLOCK_BYTES, "its end")
@@ -332,7 +453,7 @@ def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple
                 raise UnusableError(f"its extended header at byte {place} has {size} bytes")
             data = _read_exactly(stream, size, "an extended header")
             if kind == ord("L"):
-                long_name = data.split(b"\0")[0].decode("utf-8", "replace")
+                long_name = data.split(b"\0")[0]
             else:
                 pax = _pax_values(data)
         elif kind in b"Kg":  # long link names, and what is common to all entries
@@ -340,19 +461,24 @@ def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple
         elif kind == ord("S"):
             raise UnusableError("it holds sparse files; pack it without --sparse")
         else:
-            if not re.fullmatch(r"[0-9]{1,19}", pax.get("size", "0")):
-                raise UnusableError(f"an extended header in it states the size {pax['size'][:20]!r}")
+            stated = pax.get("size", b"0").decode("utf-8", "replace")
+            if not re.fullmatch(r"[0-9]{1,19}", stated):
+                raise UnusableError(f"an extended header in it states the size {stated[:20]!r}")
             size = 0 if kind in _WITHOUT_CONTENTS else int(pax.get("size", size))
-            name = pax.get("path", long_name or _tar_name(head)).removeprefix("./")
-            sparse = any(key.startswith("GNU.sparse") for key in pax)
-            if kind in b"\x0007" and wants(name):
-                yield name, Entry(start, size, size, "unknown" if sparse else "stored", None)
+            readings = _readings(pax.get("path", long_name or _tar_name(head)), is_utf8=False)
+            if kind in _NO_FILES:
+                wants(readings, "other")
+            elif kind in b"\x0007":
+                name = wants(readings, _kind(readings[0]))
+                sparse = any(key.startswith("GNU.sparse") for key in pax)
+                if name is not None:
+                    yield name, Entry(start, size, size, "sparse" if sparse else "stored", None)
             long_name, pax = None, {}
         if start + size > num_bytes:
             raise UnusableError(f"it is truncated: an entry ends at byte {start + size} of {num_bytes}")
         place = start + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
-def _tar_name(head: bytes) -> str:
-    name, prefix = (head[begin:end].split(b"\0")[0].decode("utf-8", "replace") for begin, end in ((0, 100), (345, 500)))
-    return f"{prefix}/{name}" if prefix and head[257:263] == b"ustar\0" else name
+def _tar_name(head: bytes) -> bytes:
+    name, prefix = (head[begin:end].split(b"\0")[0] for begin, end in ((0, 100), (345, 500)))
+    return prefix + b"/" + name if prefix and head[257:263] == b"ustar\0" else name

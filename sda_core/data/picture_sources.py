@@ -8,23 +8,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import assert_never
 
 import httpx
 
-from sda_core.data.picture_archives import SUFFIXES, Entry, PictureArchive, plain_path
+from sda_core.data.image_names import NUM_EXAMPLES, ImageFolder
+from sda_core.data.picture_archives import Entry, PictureArchive, Reason, plain_path
 from sda_core.fingerprint import sha256_file
 from sda_core.params import FetchImagesParams
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "pictures 2"  # part of every key: another number makes all pictures anew
+_REASONS: dict[Reason, str] = {
+    "no_item": "are no kept item's image (an image is named <item id>.jpg, or its path is in the metadata)",
+    "no_image": "are no images by their names",
+    "unsafe_path": "have absolute or climbing paths and are passed over; pack the folder with relative paths",
+    "no_file": "are links or devices and are passed over; pack the files themselves (tar --dereference --hard-dereference)",
+}
+
+_FORMAT = "pictures 3"  # part of every key: another number makes all pictures anew
 _MAX_REFERENCES = 16
-_PLAIN_ID = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,12 @@ class Item:
 
     def relative_paths(self) -> list[str]:
         """The references that are plain relative paths."""
-        paths = (plain_path(reference.strip()) for reference in self.references[:_MAX_REFERENCES])
+        paths = (_relative_path(reference) for reference in self.references[:_MAX_REFERENCES])
         return [path.as_posix() for path in paths if path is not None]
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for the file system
-        return False
+def _relative_path(reference: str) -> PurePosixPath | None:
+    return plain_path(reference.strip().replace("\\", "/"))
 
 
 def _is_address(reference: str) -> bool:
@@ -90,24 +93,26 @@ def open_archive(path: Path, items: Iterable[Item]) -> PictureArchive:
     return PictureArchive(path, paths, raw_item_ids)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finder:
-    """Knows where pictures may lie, and what identifies them."""
+    """Knows where pictures may lie, and what identifies them; folders are listed when it is made."""
 
     local_folder: Path | None
     image_folder: Path | None
     archive: PictureArchive | None
     params: FetchImagesParams
 
+    def __post_init__(self) -> None:
+        """List the folders."""
+        places = ((self.local_folder, "images"), (self.image_folder, ""))
+        self._folders = [ImageFolder(root, named) for root, named in places if root is not None]
+
     def sources(self, item: Item) -> list[Source]:
         """Where to look for an item's picture, best first; empty where nothing is said about it."""
         references = [reference.strip() for reference in item.references[:_MAX_REFERENCES]]
         found: list[Source] = []
-        if _PLAIN_ID.fullmatch(item.raw_item_id):
-            for folder in (self.local_folder and self.local_folder / "images", self.image_folder):
-                if folder is not None:
-                    names = (folder / f"{item.raw_item_id}{suffix}" for suffix in SUFFIXES)
-                    found += [LocalFile(path) for path in names if _is_file(path)][:1]
+        named = (folder.of(item.raw_item_id) for folder in self._folders)
+        found += [LocalFile(path) for path in named if path is not None]
         found += [self._relative(reference) for reference in references if not _is_address(reference)]
         if self.archive is not None and (entry := self.archive.of(item.raw_item_id)) is not None:
             found.append(entry)
@@ -115,12 +120,13 @@ class Finder:
         return list(dict.fromkeys(found))
 
     def _relative(self, reference: str) -> Source:
-        path = plain_path(reference)
+        path = _relative_path(reference)
         if path is None:
             return Nothing("missing_file" if reference else "missing_url")
-        for folder in (self.local_folder, self.image_folder):
-            if folder is not None and _is_file(folder / path):
-                return LocalFile(folder / path)
+        for folder in self._folders:
+            file = folder.at(path)
+            if file is not None:
+                return LocalFile(file)
         entry = None if self.archive is None else self.archive.at(path)
         return Nothing("missing_file") if entry is None else entry
 
@@ -164,6 +170,34 @@ class Finder:
             case _:
                 assert_never(source)
 
+    def passed_over(self) -> dict[str, int]:
+        """Count the files that no item uses, by reason, and log the first ones; to be asked after all items.
+
+        Returns:
+            ``num_folder_<reason>`` where there is a folder, ``num_archive_<reason>`` where there is an archive.
+        """
+        counts: dict[str, int] = {}
+        for folder in self._folders:
+            use = folder.use
+            if use.several:
+                example = min(use.several)
+                _log.warning(
+                    "%s: %d items have several images of their name; the first in the order of docs/data.md counts (for %s: %s)",
+                    use.directory.path, len(use.several), example, use.several[example],
+                )  # fmt: skip
+            images, others = use.unused()
+            found: list[tuple[Reason, list[str]]] = [("no_item", images), ("no_image", others)]
+            for reason, names in found:
+                name = f"num_folder_{reason}"
+                counts[name] = counts.get(name, 0) + len(names)
+                _tell(use.directory.path, reason, len(names), names, len(use.directory.files))
+        if self.archive is not None:
+            for reason in _REASONS:
+                number = self.archive.passed_over[reason]
+                counts[f"num_archive_{reason}"] = number
+                _tell(self.archive.path, reason, number, self.archive.examples.get(reason, []), self.archive.num_files)
+        return counts
+
     def read(self, source: LocalFile | Entry) -> bytes | str:
         """The bytes of a local picture, or the status that says why there are none."""
         limit = self.params.max_bytes
@@ -180,3 +214,15 @@ class Finder:
         except OSError as error:
             _log.warning("%s", error)
             return "missing_file"
+
+
+def _tell(place: Path, reason: Reason, number: int, names: Sequence[str], num_files: int) -> None:
+    if number:
+        level = logging.WARNING if number == num_files or reason in ("unsafe_path", "no_file") else logging.INFO
+        _log.log(level, "%s: %d files %s: %s", place, number, _REASONS[reason], ", ".join(_shown(names, number)))
+
+
+def _shown(names: Sequence[str], number: int) -> Iterator[str]:
+    yield from (ascii(name)[1:-1] if not name.isprintable() else name for name in names[:NUM_EXAMPLES])
+    if number > NUM_EXAMPLES:
+        yield "..."

@@ -1,10 +1,14 @@
 """One picture: from bytes that a stranger made to a small RGB file of our own.
 
-* Only the common web formats are tried (JPEG, PNG, WebP, GIF, BMP); no decoder that runs other programs.
+* The formats of ``image_formats.FORMATS`` are tried; no decoder that runs other programs.
+* A file of another format (HEIC, SVG), or of no image format (an HTML page), is ``unsupported``, with its name; a damaged
+  one is ``corrupt``.
 * The number of pixels is taken from the header and compared before anything is decoded.
 * A picture counts as good only when all of it could be decoded; the first frame of an animation is taken.
 * Colour profiles are ignored (sRGB is assumed); transparency is laid on white; EXIF orientation is applied.  Nothing but
   the pixels is stored: no comments, profiles or positions.
+* Of channels of 16 bits the upper eight are taken.  Integers of 32 bits and floating-point numbers do not state what is white:
+  it is the smallest of 1 (floating-point only), 255, 65,535 and the largest integer that no pixel exceeds.
 * Losslessly coded pictures that need no reduction are stored as PNG, everything else as JPEG of quality 90 with full
   colour resolution.
 """
@@ -18,16 +22,17 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops, ImageCms, ImageFile, TiffImagePlugin, features
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+from sda_core.data.image_formats import FORMATS, recognized
 
-_LOSSLESS = frozenset({"PNG", "GIF", "BMP"})
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
 _JPEG_QUALITY = 90
 _LARGE_PIXELS = 1 << 22  # beyond it one at a time is decoded, whatever the number of threads
 _ORIENTATION_TAG = 0x0112
@@ -45,8 +50,16 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError, AssertionError,
+    AttributeError, struct.error, zlib.error, ImageCms.PyCMSError,
+)  # fmt: skip
 """What Pillow's decoders raise on damaged input."""
+
+_ROWS_AT_ONCE = 1 << 20  # pixels of grey that are scaled at once
+_TIFF_BITS, _TIFF_WHITE_IS_ZERO, _TIFF_SAMPLE_FORMAT = 258, 262, 339
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+_GREY_KEY_SCALE = {"L;2": 85, "L;4": 17}  # a PNG file states its transparent grey before the levels are spread to 0..255
 
 _filters = threading.Lock()
 _large = threading.Lock()
@@ -68,6 +81,7 @@ class Picture:
     image: bytes | None = None
     width: int | None = None
     height: int | None = None
+    reason: str | None = None  # of unsupported: the name of the format
 
 
 def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> Picture:
@@ -79,7 +93,7 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> Picture:
         stored_pixels: larger pictures are reduced to at most so many, width x height, in their own proportions.
 
     Returns:
-        ``ok`` with the encoded RGB picture, ``corrupt`` or ``too_large``.
+        ``ok`` with the encoded RGB picture, ``corrupt``, ``too_large``, or ``unsupported`` with the format's name.
     """
     if data.startswith(_JPEG_MARK):
         if len(_SCAN.findall(data)) > _MAX_SCANS:  # each may cost a pass over all pixels for a dozen bytes
@@ -89,18 +103,27 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> Picture:
         with _quiet():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         with image, _large if image.width * image.height > _LARGE_PIXELS else nullcontext():
-            if image.width * image.height > max_pixels:
+            if image.width * image.height > max_pixels or _tile_pixels(image) > max_pixels:
                 return Picture("too_large")
             size = stored_size(image.width, image.height, stored_pixels)
-            lossless = image.format in _LOSSLESS and size == image.size
+            lossless = image.format not in _LOSSY and size == image.size
             image.draft(None, (2 * size[0], 2 * size[1]))  # JPEG only: decode at a half, quarter or eighth where that suffices
-            image.load()
-            rgb = _rgb(image)
+            key_is_wide = _prepare_key(image)
+            with _quiet():
+                image.load()
+            rgb = _without_key(image, data) if key_is_wide else _rgb(image)
             if rgb.size != size:
                 rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
             rgb = _upright(image, rgb)
     except (Image.DecompressionBombError, MemoryError):
         return Picture("too_large")
+    except Image.UnidentifiedImageError:
+        name = recognized(data) or _tiff_variant(data)
+        return Picture("corrupt") if name is None else Picture("unsupported", reason=name)
+    except _UnsupportedError as error:
+        return Picture("unsupported", reason=str(error))
+    except NotImplementedError:  # Pillow's word for texture formats that it knows and does not decode
+        return Picture("unsupported", reason="DDS variant" if data.startswith(b"DDS ") else "texture variant")
     except _DAMAGE:
         return Picture("corrupt")
     rgb.info = {}  # Pillow would write the comment and the profile of the source
@@ -137,18 +160,129 @@ def _with_one_exif_segment(data: bytes) -> bytes:
     return data[: first.end()] + _EXIF_SEGMENT.sub(rb"\1Else\0\0", data[first.end() :])
 
 
+class _UnsupportedError(Exception):
+    """The image is whole, but nothing here can show it; the text names its format."""
+
+
+def _tiff_variant(data: bytes) -> str | None:
+    """What to call a TIFF file whose kind of pixels Pillow has no mode for, such as five channels."""
+    if "TIFF" not in FORMATS or not data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return None
+    try:
+        with _quiet():
+            TiffImagePlugin.TiffImageFile(io.BytesIO(data)).close()
+    except SyntaxError as error:
+        return "TIFF variant" if "unknown" in str(error) else None
+    except _DAMAGE:
+        return None
+    return None
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of one tile of a TIFF file, which is decoded as a whole even where the image is smaller."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    sides = [image.tag_v2.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT)]
+    return math.prod(side if isinstance(side, int) else 0 for side in sides)
+
+
+def _prepare_key(image: Image.Image) -> bool:
+    """Bring the transparent colour of a PNG file to the levels that Pillow decodes to.
+
+    Returns:
+        Whether the colour has 16 bits a channel, of which Pillow would decode (and compare) only the upper eight.
+    """
+    key = image.info.get("transparency")
+    if image.format != "PNG" or not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return False
+    raw_mode = image.tile[0][3]
+    if isinstance(key, int) and raw_mode in _GREY_KEY_SCALE:
+        image.info["transparency"] = key * _GREY_KEY_SCALE[raw_mode] & 255
+    elif isinstance(key, int) and raw_mode == "L":
+        image.info["transparency"] = key & 255  # two bytes are stated, of which the lower one counts
+    elif isinstance(key, tuple) and raw_mode == "RGB":
+        levels: tuple[int, ...] = image.info["transparency"]
+        image.info["transparency"] = tuple(level & 255 for level in levels)
+    return isinstance(key, tuple) and raw_mode == "RGB;16B"
+
+
+def _without_key(image: Image.Image, data: bytes) -> Image.Image:
+    """A decoded PNG image of 16 bits a channel, white where all 48 bits are those of its transparent colour."""
+    key: tuple[int, ...] = image.info["transparency"]
+    lower = Image.open(io.BytesIO(data), formats=("PNG",))
+    with lower:
+        lower.tile = [lower.tile[0]._replace(args="RGB;16L")]  # the other byte order: the lower byte of each pair
+        lower.load()
+        mask = Image.new("L", image.size, 255)
+        for part, levels in ((image, [level >> 8 for level in key]), (lower, [level & 255 for level in key])):
+            for channel, level in zip(part.split(), levels, strict=True):
+                same = channel.point([255 if value == level else 0 for value in range(256)])
+                mask = ImageChops.multiply(mask, same)
+    rgb = image.copy()
+    rgb.paste("white", mask=mask)
+    return rgb
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Eight bits a channel, without transparency; the picture itself where it is so already."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16 bits of grey
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey(image).convert("RGB")
+    if image.mode == "LAB":
+        return _from_lab(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         rgb = Image.new("RGB", rgba.size, "white")
         rgb.paste(rgba, mask=rgba)
         return rgb
     return image.convert("RGB")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    if not features.check("littlecms2"):
+        raise _UnsupportedError(f"{image.format} in CIELAB")
+    cms: Any = ImageCms  # it states no types for profiles
+    rgb: Image.Image = cms.profileToProfile(image, cms.createProfile("LAB"), cms.createProfile("sRGB"), outputMode="RGB")
+    return rgb
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """An image of one channel of 12, 16 or 32 bits, or of floating-point numbers, as mode ``L``."""
+    tags: Mapping[int, Any] = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    values = np.asarray(image)
+    if values.dtype == np.int32 and tags and tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1:  # unsigned
+        values = values.view(np.uint32)
+    white, key = _white(image, values, tags), image.info.get("transparency")
+    levels = np.empty(values.shape, dtype=np.uint8)
+    rows = max(1, _ROWS_AT_ONCE // max(1, image.width))
+    for start in range(0, image.height, rows):
+        part = values[start : start + rows]
+        if part.dtype.kind == "f":
+            part = np.nan_to_num(part.astype(np.float64), nan=0.0, posinf=white, neginf=0.0)
+        if white == 65_535:
+            eight = part.clip(0, white).astype(np.uint16) >> 8
+        else:
+            eight = (part.clip(0, white) * (255 / white) + 0.5).astype(np.uint8)
+        levels[start : start + rows] = eight
+        if isinstance(key, int):
+            levels[start : start + rows][part == key] = 255
+    if tags.get(_TIFF_WHITE_IS_ZERO) == 0:
+        levels = 255 - levels
+    return Image.fromarray(levels)
+
+
+def _white(image: Image.Image, values: np.ndarray, tags: Mapping[int, Any]) -> int | float:
+    """The value that stands for white."""
+    if image.mode.startswith("I;16"):
+        return 4_095 if tags.get(_TIFF_BITS) == (12,) else 65_535
+    if image.format == "PPM" and image.mode == "I":  # Pillow spreads its levels to 0..65,535
+        return 65_535
+    finite = values if values.dtype.kind != "f" else values[np.isfinite(values)]
+    largest = finite.max(initial=0)
+    return next((white for white in (*((1,) if image.mode == "F" else ()), 255, 65_535) if largest <= white), max(largest, 1))
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:

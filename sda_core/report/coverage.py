@@ -11,7 +11,7 @@ import numpy as np
 
 from sda_core.artifacts import Workspace, read_json
 from sda_core.errors import ArtifactError
-from sda_core.image_store import STATUSES
+from sda_core.image_store import FORMAT_PREFIX, STATUSES
 from sda_core.params import FilterParams
 from sda_core.report.model import Count, DataCoverage, Share, Spread
 
@@ -36,9 +36,19 @@ _STATUS_LABELS = {
     "http_404": "Gone from the server",
     "http_error": "Server gave an error",
     "corrupt": "Not a readable picture",
+    "unsupported": "Format that is not read",
     "too_large": "Over the size limits",
     "timeout": "No answer in time",
 }
+_UNUSED_FILES = {
+    "num_folder_no_item": "Image in the folder that is no kept item's",
+    "num_folder_no_image": "File in the folder that is no image by its name",
+    "num_archive_no_item": "Image in the archive that is no kept item's",
+    "num_archive_no_image": "File in the archive that is no image by its name",
+    "num_archive_unsafe_path": "File in the archive with an absolute or climbing path",
+    "num_archive_no_file": "Link or device in the archive",
+}
+"""Files that no item uses; the picture stage counts them where there is a folder or an archive."""
 _RETRIED = ("http_error", "timeout")  # what another run of the picture stage asks for again
 _GRID = np.concatenate([np.arange(0.0, 3.0, 0.5), np.arange(3.0, 10.0), np.arange(10.0, 100.1, 2.5)]) / 100
 
@@ -139,6 +149,10 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
     pictures = tuple(Count(n, _STATUS_LABELS[n], images.count(f"num_{n}")) for n in STATUSES)
     _add_up(statistics.path, "rows_read", rows_read, [num_interactions, *(drop.value for drop in drops)])
     _add_up(statistics.path, "num_interactions", num_interactions, [split.value for split in splits])
+    names = [name for name in images.values if name.startswith(FORMAT_PREFIX)]
+    formats = tuple(Count(n, n.removeprefix(FORMAT_PREFIX).replace("_", " "), images.count(n)) for n in names)
+    unused = tuple(Count(n, label, images.count(n)) for n, label in _UNUSED_FILES.items() if n in images.values)
+    _add_up(images.path, "num_unsupported", images.count("num_unsupported"), [number.value for number in formats])
     _add_up(images.path, "num_items", images.count("num_items"), [picture.value for picture in pictures])
     return DataCoverage(
         rows_read=rows_read,
@@ -168,6 +182,8 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
         ),
         mean_title_chars=statistics.number("mean_title_chars"),
         pictures=pictures,
+        unsupported_formats=formats,
+        unused_files=unused,
         num_pictures_to_retry=sum(picture.value for picture in pictures if picture.name in _RETRIED),
     )
 

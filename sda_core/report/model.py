@@ -171,7 +171,7 @@ class DataCoverage:
     """What came in, what was dropped and why, and what the kept part looks like.
 
     ``rows_read`` is ``num_interactions`` plus all ``drops``; the ``splits`` add up to ``num_interactions`` and the
-    ``pictures`` to the number of items.
+    ``pictures`` to the number of items, and the ``unsupported_formats`` to the unsupported pictures.
     """
 
     rows_read: int
@@ -197,6 +197,8 @@ class DataCoverage:
     texts: tuple[Share, ...]
     mean_title_chars: float
     pictures: tuple[Count, ...]  # by status
+    unsupported_formats: tuple[Count, ...]  # items whose image has a format that is not read
+    unused_files: tuple[Count, ...]  # of the folder and the archive of images, by reason
     num_pictures_to_retry: int
 
 

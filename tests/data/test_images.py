@@ -10,6 +10,7 @@ import random
 import struct
 import tarfile
 import time
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -129,6 +130,7 @@ def test_shards_and_coverage(shop: list[str], tmp_path: Path) -> None:
         "num_http_404": 0,
         "num_http_error": 0,
         "num_corrupt": 0,
+        "num_unsupported": 0,
         "num_too_large": 0,
         "num_timeout": 0,
     }
@@ -307,7 +309,7 @@ def test_hostile_bodies(server: Any, tmp_path: Path, body: bytes, status: str) -
 
 
 def test_html_page_with_status_200(server: Any, tmp_path: Path) -> None:
-    assert fetched(server, tmp_path, always=server.html()) == "corrupt"
+    assert fetched(server, tmp_path, always=server.html()) == "unsupported"
 
 
 def test_redirects(server: Any, tmp_path: Path) -> None:
@@ -459,7 +461,7 @@ def test_zip_entries(tmp_path: Path) -> None:
     (tmp_path / "images.zip").write_bytes(data)
     table = items_table([f"images/{number}.png" for number in range(1, 8)])
     fetch(table, tmp_path, None, settings(), tmp_path / "images")
-    assert statuses(tmp_path / "images") == ["ok", "corrupt", "too_large", "corrupt", "corrupt", "corrupt", "missing_file"]
+    assert statuses(tmp_path / "images") == ["ok", "corrupt", "too_large", "corrupt", "unsupported", "corrupt", "missing_file"]
 
 
 def make_tar(path: Path, files: dict[str, bytes], mode: Literal["w", "w:gz"] = "w") -> None:
@@ -499,6 +501,83 @@ def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"manifest.*dvc repro download"):
         fetch_images(items_table(["1.png"]), tmp_path, None, None, settings(), tmp_path / "images")
     assert not (tmp_path / "images").exists()
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+def test_unsupported_formats_are_counted_by_name(
+    server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the rows, in the counts (of rows that were kept, too) and in the log; an address may still help."""
+    folder = tmp_path / "local"
+    folder.mkdir()
+    for name, data in (("A.heic", HEIC), ("B.JPG", HEIC), ("C.svg", b"<svg/>"), ("D.jpg", b"junk"), ("E.heic", HEIC)):
+        (folder / name).write_bytes(data)
+    (folder / "other.jpg").write_bytes(picture())
+    (folder / "._A.jpg").write_bytes(picture())
+    table = items_table([None, None, None, None, server.put("/e.png", picture(5))], list("ABCDE"))
+    for _ in range(2):
+        caplog.clear()
+        coverage = fetch(table, tmp_path, None, settings(), tmp_path / "images", image_folder=folder)
+        assert statuses(tmp_path / "images") == ["unsupported", "unsupported", "unsupported", "corrupt", "ok"]
+        assert {name: number for name, number in coverage.items() if number and name.startswith("num_")} == {
+            "num_items": 5,
+            "num_ok": 1,
+            "num_corrupt": 1,
+            "num_unsupported": 3,
+            "num_unsupported_heic": 2,
+            "num_unsupported_svg": 1,
+            "num_folder_no_item": 1,
+            "num_folder_no_image": 1,
+        }
+        assert json.loads((tmp_path / "images" / "coverage.json").read_text()) == coverage
+        assert "2 items have images of an unsupported format (HEIC), first 'A', 'B': the files are not damaged" in caplog.text
+        assert "1 items have images of an unsupported format (SVG), first 'C'" in caplog.text
+    assert pl.concat(read_images(tmp_path / "images"))["reason"].to_list() == ["HEIC", "HEIC", "SVG", None, None]
+    monkeypatch.setattr(module, "FORMATS", ("HEIC", *module.FORMATS))
+    monkeypatch.setattr(module, "prepare", lambda *_: Picture("ok", picture(9), 16, 16))
+    fetch(table, tmp_path, None, settings(), tmp_path / "images", image_folder=folder)
+    assert statuses(tmp_path / "images") == ["ok", "ok", "unsupported", "corrupt", "ok"], "what is decoded now is tried again"
+
+
+def test_folders_and_archives_of_other_systems(tmp_path: Path) -> None:
+    """The same items from a folder, and from archives as Windows and macOS pack it."""
+    ids = ["sku 17", "Größe", "a/b", "x"]
+    names = ["sku 17.JPG", "Größe.Png", "a%2Fb.webp", "photo of x.TIF"]
+    references: list[Reference] = [None, None, None, "images\\photo%20of%20x.tif"]
+    folder = tmp_path / "local"
+    (folder / "images").mkdir(parents=True)
+    with (
+        zipfile.ZipFile(tmp_path / "windows.zip", "w") as windows,
+        zipfile.ZipFile(tmp_path / "macos.zip", "w") as macos,
+    ):
+        for number, name in enumerate(names):
+            data = picture(number, "TIFF" if name.endswith("TIF") else "PNG")
+            (folder / "images" / name).write_bytes(data)
+            entry = zipfile.ZipInfo("placeholder")
+            entry.filename = f"shop\\images\\{name}"
+            windows.writestr(entry, data)
+            macos.writestr(f"shop/images/{unicodedata.normalize('NFD', name)}", data)
+            macos.writestr(f"__MACOSX/shop/images/._{unicodedata.normalize('NFD', name)}", b"\0\5\x16\7")
+    fetch(items_table(references, ids), tmp_path, folder, settings(), tmp_path / "a")
+    assert statuses(tmp_path / "a") == ["ok"] * 4
+    for name in ("windows.zip", "macos.zip"):
+        list_raw_files(tmp_path, name)
+        fetch(items_table(references, ids), tmp_path, None, settings(), tmp_path / name.partition(".")[0])
+        store, wanted = ImageStore(tmp_path / name.partition(".")[0]), ImageStore(tmp_path / "a")
+        assert [store.get(number) for number in range(1, 5)] == [wanted.get(number) for number in range(1, 5)]
+
+
+def test_an_archive_with_a_password_is_not_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("A.png", picture())
+    data = bytearray((tmp_path / "images.zip").read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "images.zip").write_bytes(data)
+    coverage = fetch(items_table([None], ["A"]), tmp_path, None, settings(), tmp_path / "images")
+    assert (coverage["num_unsupported"], coverage["num_unsupported_archive_entry_encrypted"]) == (1, 1)
+    assert "pack the archive again with Deflate and without a password" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ kept and resumed

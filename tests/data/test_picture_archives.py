@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -127,18 +129,150 @@ def test_the_later_of_two_entries_counts(tmp_path: Path, make: Maker, caplog: py
 
 
 @every_kind
-@pytest.mark.parametrize("name", ["../A.jpg", "a/../../A.jpg", "/A.jpg", "a\\A.jpg", "C:/A.jpg", "a/" * 600 + "A.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../A.jpg", "a/../../A.jpg", "/A.jpg", "C:/A.jpg", "a/" * 600 + "A.jpg",
+        "..\\A.jpg", "a\\..\\..\\A.jpg", "\\A.jpg", "C:\\A.jpg", "\\\\host\\share\\A.jpg", "c:A.jpg",
+    ],
+)  # fmt: skip
 def test_tricks_in_names(tmp_path: Path, make: Maker, name: str) -> None:
     if make is make_ustar and len(name) > 250:
         pytest.skip("the format knows no such names")
     archive = PictureArchive(make(tmp_path / "x", {name: b"x", "B.jpg": b"b"}), ["A.jpg", "a/A.jpg"], ["A", "B"])
     assert (of(archive, "A"), at(archive, "A.jpg"), at(archive, "a/A.jpg")) == (None, None, None)
     assert of(archive, "B") == b"b"
+    assert archive.passed_over == {"unsafe_path": 1}
+    assert archive.examples == {"unsafe_path": [name[:200]]}
 
 
 @every_kind
 def test_nothing_in_it(tmp_path: Path, make: Maker) -> None:
     assert of(PictureArchive(make(tmp_path / "x", {}), [], ["A"]), "A") is None
+
+
+# ------------------------------------------------------------------------------------------- other systems
+@every_kind
+def test_an_archive_as_macos_packs_it(tmp_path: Path, make: Maker) -> None:
+    """Accents as characters of their own, and a file of the system beside each image."""
+    name = unicodedata.normalize("NFD", "Café")
+    files = {
+        f"shop/{name}.JPG": b"image",
+        f"__MACOSX/shop/._{name}.JPG": b"system",
+        f"shop/._{name}.jpg": b"system",
+        "shop/.DS_Store": b"system",
+        "__MACOSX/B.jpg": b"system",
+    }
+    archive = PictureArchive(make(tmp_path / "x", files), ["shop/Café.jpg"], ["Café", "B", "._Café"])
+    assert of(archive, "Café") == at(archive, "shop/Café.jpg") == b"image"
+    assert (of(archive, "B"), of(archive, "._Café")) == (None, None)
+    assert archive.passed_over == {"no_image": 4}
+    assert archive.num_files == 5
+
+
+@every_kind
+def test_backslashes_separate_folders(tmp_path: Path, make: Maker) -> None:
+    files = {"shop\\": b"", "shop\\images\\A.JPG": b"a", ".\\shop\\images\\b\\B.png": b"b"}
+    archive = PictureArchive(make(tmp_path / "x", files), ["images/A.JPG", "shop/images/b/B.png"], ["A", "B"])
+    assert of(archive, "A") == at(archive, "images/A.JPG") == b"a"
+    assert of(archive, "B") == at(archive, "shop/images/b/B.png") == b"b"
+
+
+def raw_zip(path: Path, name: bytes, data: bytes, flags: int = 0, extra: bytes = b"") -> Path:
+    """A zip file of one stored entry whose name is these very bytes."""
+    sizes = struct.pack("<3L2H", zlib.crc32(data), len(data), len(data), len(name), len(extra))
+    local = b"PK\x03\x04" + struct.pack("<5H", 20, flags, 0, 0, 0) + sizes + name + extra + data
+    central = (
+        b"PK\x01\x02" + struct.pack("<6H", 20, 20, flags, 0, 0, 0) + sizes + struct.pack("<3H2L", 0, 0, 0, 0, 0) + name + extra
+    )
+    end = b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 1, 1, len(central), len(local), 0)
+    path.write_bytes(local + central + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("item_id", "encoding"),
+    [
+        ("Größe-1", "cp437"), ("Größe-1", "cp850"), ("Größe-1", "cp1252"), ("Größe-1", "utf-8"), ("чашка", "cp866"),
+        ("чашка", "cp1251"), ("红色杯子", "gbk"), ("赤いコップ", "cp932"), ("빨간컵", "cp949"), ("紅色杯子", "big5"),
+        ("表", "cp932"),  # its second byte is a backslash
+    ],
+)  # fmt: skip
+def test_names_in_the_code_pages_of_windows(tmp_path: Path, item_id: str, encoding: str) -> None:
+    name = f"images\\{item_id}.JPG".encode(encoding)
+    archive = PictureArchive(raw_zip(tmp_path / "a.zip", name, b"x"), [f"images/{item_id}.jpg"], [item_id, "other"])
+    assert of(archive, item_id) == at(archive, f"images/{item_id}.jpg") == b"x"
+    (tmp_path / "a.tar").write_bytes(tar_header(name, b"1") + b"x".ljust(512, b"\0") + bytes(1_024))
+    archive = PictureArchive(tmp_path / "a.tar", [f"images/{item_id}.jpg"], [item_id, "other"])
+    assert of(archive, item_id) == at(archive, f"images/{item_id}.jpg") == b"x"
+
+
+def test_a_unicode_name_beside_another(tmp_path: Path) -> None:
+    """Info-ZIP's extra field counts where its checksum is that of the name proper."""
+    for checked, found in ((b"caf_.jpg", None), (b"caf\x82.jpg", b"x")):
+        field = struct.pack("<BL", 1, zlib.crc32(checked)) + b"tea.jpg"
+        extra = struct.pack("<HH", 0x7075, len(field)) + field
+        archive = PictureArchive(raw_zip(tmp_path / "a.zip", b"caf\x82.jpg", b"x", extra=extra), [], ["tea"])
+        assert of(archive, "tea") == found
+
+
+@every_kind
+def test_ids_that_are_no_file_names(tmp_path: Path, make: Maker) -> None:
+    files = {
+        "a%2Fb.jpg": b"slash",
+        "9%25.png": b"percent",
+        "50%25.png": b"encoded",
+        "50%.jpg": b"plain",
+        "sku 17.jpg": b"space",
+        "sku:1.jpg": b"colon",
+    }
+    wanted = {"a/b": b"slash", "9%": b"percent", "50%": b"plain", "sku 17": b"space", "sku:1": b"colon", "b": None}
+    archive = PictureArchive(make(tmp_path / "x", files), ["sku%3A1.jpg", "my/sku%2017.jpg"], list(wanted))
+    assert {item_id: of(archive, item_id) for item_id in wanted} == wanted
+    assert (at(archive, "sku%3A1.jpg"), at(archive, "my/sku%2017.jpg")) == (b"colon", None)
+
+
+@every_kind
+def test_ids_differ_by_case_and_extensions_do_not(tmp_path: Path, make: Maker) -> None:
+    archive = PictureArchive(
+        make(tmp_path / "x", {"ab.JPG": b"1", "AB.gif": b"2", "aB.TiFF": b"3"}), [], ["ab", "AB", "aB", "Ab"]
+    )
+    assert [of(archive, item_id) for item_id in ("ab", "AB", "aB", "Ab")] == [b"1", b"2", b"3", None]
+
+
+@every_kind
+def test_formats_that_are_decoded_come_before_others(tmp_path: Path, make: Maker) -> None:
+    archive = PictureArchive(make(tmp_path / "x", {"a/A.heic": b"1", "b/A.png": b"2", "a/B.svg": b"3"}), [], ["A", "B"])
+    assert (of(archive, "A"), of(archive, "B")) == (b"2", b"3")
+
+
+@every_kind
+def test_folders_around_all_files_may_be_left_out(tmp_path: Path, make: Maker) -> None:
+    wanted = ["images/a.jpg", "images/B.JPG", "b.jpg"]
+    files = {"home/me/shop/images/a.jpg": b"a", "home/me/shop/images/b.jpg": b"b", "home/me/shop/x/c.jpg": b"c"}
+    archive = PictureArchive(make(tmp_path / "x", files), wanted, [])
+    assert [at(archive, path) for path in wanted] == [b"a", b"b", None], "images/ is not common to all"
+    archive = PictureArchive(make(tmp_path / "y", {"z.jpg": b"z", **files}), wanted, [])
+    assert [at(archive, path) for path in wanted] == [None, None, None], "no folder is"
+    archive = PictureArchive(make(tmp_path / "z", {**files, "images/a.jpg": b"exact"}), wanted, [])
+    assert [at(archive, path) for path in wanted] == [b"exact", None, None]
+
+
+@every_kind
+def test_the_exact_path_comes_before_one_in_another_case(tmp_path: Path, make: Maker) -> None:
+    archive = PictureArchive(
+        make(tmp_path / "x", {"i/a.jpg": b"1", "i/A.jpg": b"2", "I/a.JPG": b"3"}), ["i/A.jpg", "I/A.JPG"], []
+    )
+    assert (at(archive, "i/A.jpg"), at(archive, "I/A.JPG")) == (b"2", b"3")
+
+
+@every_kind
+def test_what_is_passed_over_is_counted(tmp_path: Path, make: Maker) -> None:
+    files = {"images/": b"", "A.jpg": b"a", "B.jpg": b"b", "C.jpg": b"c", "notes.txt": b"", "../D.jpg": b"d"}
+    archive = PictureArchive(make(tmp_path / "x", files), ["C.jpg"], ["A"])
+    assert archive.passed_over == {"no_item": 1, "no_image": 1, "unsafe_path": 1}
+    assert archive.examples == {"no_item": ["B.jpg"], "no_image": ["notes.txt"], "unsafe_path": ["../D.jpg"]}
+    assert archive.num_files == 5
 
 
 # ------------------------------------------------------------------------------------------------ refused
@@ -235,7 +369,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, make: Maker) ->
         results |= {
             type(found).__name__ if not isinstance(found, str) else found for found in (of(archive, number) for number in "012")
         }
-    assert {"refused", "bytes"} <= results <= {"refused", "bytes", "corrupt", "too_large", "NoneType"}
+    assert {"refused", "bytes"} <= results <= {"refused", "bytes", "corrupt", "unsupported", "too_large", "NoneType"}
 
 
 # -------------------------------------------------------------------------------------------------- lies
@@ -290,7 +424,7 @@ def test_what_a_zip_entry_unpacks_to_is_never_held_beyond_its_bound(tmp_path: Pa
 @pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_odd_packings(tmp_path: Path, packing: int) -> None:
     archive = PictureArchive(make_zip(tmp_path / "a.zip", {"A.jpg": b"x" * 1_000}, packing), [], ["A"])
-    assert of(archive, "A") == "corrupt"
+    assert of(archive, "A") == "unsupported"
 
 
 def test_zip_flags_and_checksum(tmp_path: Path) -> None:
@@ -300,7 +434,7 @@ def test_zip_flags_and_checksum(tmp_path: Path) -> None:
     data[place + 8] |= 1  # encrypted
     path.write_bytes(data)
     archive = PictureArchive(path, [], ["A", "B"])
-    assert (of(archive, "A"), of(archive, "B")) == ("corrupt", b"b")
+    assert (of(archive, "A"), of(archive, "B")) == ("unsupported", b"b")
     data[place + 8] &= ~1
     path.write_bytes(data.replace(b"contents", b"contenTs"))
     assert of(PictureArchive(path, [], ["A"]), "A") == "corrupt"
@@ -349,6 +483,7 @@ def test_links_and_devices_in_a_tar(tmp_path: Path) -> None:
     archive = PictureArchive(path, [f"{number}.jpg" for number in range(7)], [str(number) for number in range(7)])
     assert [of(archive, str(number)) for number in range(7)] == [None] * 6 + [b"good"]
     assert [at(archive, f"{number}.jpg") for number in range(7)] == [None] * 6 + [b"good"]
+    assert archive.passed_over == {"no_file": 5}
 
 
 def tar_header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:

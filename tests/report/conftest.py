@@ -93,6 +93,8 @@ def coverage() -> DataCoverage:
             Count("http_404", "Gone from the server", 0),
             Count("timeout", "No answer in time", 3),
         ),
+        unsupported_formats=(),
+        unused_files=(),
         num_pictures_to_retry=3,
     )
 

@@ -50,7 +50,8 @@ def filtered(raw: tuple[Path, Path, int], section: FilterParams, root: Path) -> 
     write_json(workspace.statistics, data.statistics)
     num_items = len(data.items)
     counts = {f"num_{status}": num_items // 10 for status in STATUSES if status != "ok"}
-    num_ok = num_items - sum(counts.values())
+    counts |= {"num_unsupported_heic": counts["num_unsupported"], "num_folder_no_item": 3, "num_folder_no_image": 1}
+    num_ok = num_items - sum(counts[f"num_{status}"] for status in STATUSES if status != "ok")
     write_json(
         coverage_path(workspace.images), {"num_items": num_items, "num_ok": num_ok, "share_ok": num_ok / num_items, **counts}
     )
@@ -101,6 +102,11 @@ def test_what_the_filter_writes_adds_up(raw: tuple[Path, Path, int], tmp_path: P
     assert len(shares) == 8
     assert sum(picture.value for picture in found.pictures) == len(data.items)
     assert found.num_pictures_to_retry == 2 * (len(data.items) // 10)
+    assert [(number.label, number.value) for number in found.unsupported_formats] == [("heic", len(data.items) // 10)]
+    assert [(number.name, number.value) for number in found.unused_files] == [
+        ("num_folder_no_item", 3),
+        ("num_folder_no_image", 1),
+    ]
 
 
 def test_reasons_come_in_the_order_of_the_steps(raw: tuple[Path, Path, int], tmp_path: Path) -> None:
@@ -128,6 +134,7 @@ def test_reasons_come_in_the_order_of_the_steps(raw: tuple[Path, Path, int], tmp
         ("statistics", "rows_dropped_weather", 0, "reasons unknown here: rows_dropped_weather"),
         ("pictures", "num_timeout", 0, "num_items is .* but its parts add up to"),
         ("pictures", "num_corrupt", "3", "should hold a number 'num_corrupt'"),
+        ("pictures", "num_unsupported_heic", 99, "num_unsupported is .* but its parts add up to"),
     ],
 )
 def test_counts_that_are_wrong_are_one_line(

@@ -1,0 +1,193 @@
+"""Image formats: which ones are decoded, which file names they have, and what a file is that is not decoded.
+
+* The list comes from Pillow: each format that this Pillow opens, has a registered file name extension, and is not in
+  :data:`NOT_DECODED`, which gives the reason.  So AVIF is decoded where Pillow was built with it.
+* :func:`recognized` tells a file of another kind (HEIC, SVG, an HTML page) from a damaged image by its first bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from PIL import Image, features
+from PIL import __version__ as _pillow_version
+
+_RUNS_A_PROGRAM = "its decoder runs another program or a part of the operating system"
+_NO_DECODER = "Pillow recognizes it and has no decoder"
+_NESTED = "it holds images of other formats, which are decoded before their size can be compared with the limit"
+_NO_RANGE = "it holds measurements, and does not say which value is white"
+
+NOT_DECODED = {
+    "BLP": _NESTED,
+    "BUFR": _NO_DECODER,
+    "EPS": _RUNS_A_PROGRAM,
+    "FITS": _NO_RANGE,
+    "FPX": _NESTED,
+    "GRIB": _NO_DECODER,
+    "HDF5": _NO_DECODER,
+    "ICNS": _NESTED,
+    "ICO": _NESTED,
+    "IPTC": _NESTED,
+    "MIC": _NESTED,
+    "MPEG": _NO_DECODER,
+    "WMF": _RUNS_A_PROGRAM,
+}
+"""Formats that Pillow opens and this project does not, with the reason."""
+
+_FIRST = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_LAST = ("TGA",)  # has no signature: any other format must have had its chance
+_CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+_PREFERRED_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_OTHER_SUFFIXES = (
+    ".ai", ".arw", ".bpg", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".jxr", ".nef", ".orf",
+    ".pdf", ".raf", ".rw2", ".svg", ".svgz", ".wdp", ".xcf",
+)  # fmt: skip
+_MIN_PILLOW_FOR_TIFF = 13  # earlier ones read as many bytes as the tags of a TIFF file state together
+
+
+def _decoded() -> tuple[str, ...]:
+    Image.init()
+    named = set(Image.registered_extensions().values()) & set(Image.OPEN) - NOT_DECODED.keys()
+    missing = {name for name, codec in _CODECS.items() if name in named and not features.check(codec)}
+    if int(_pillow_version.partition(".")[0]) < _MIN_PILLOW_FOR_TIFF:
+        missing.add("TIFF")
+    rest = sorted(named - missing - {*_FIRST, *_LAST})
+    return tuple(name for name in (*_FIRST, *rest, *_LAST) if name in named - missing)
+
+
+FORMATS = _decoded()
+"""Names of the formats that are decoded, as Pillow writes them, in the order in which they are tried."""
+
+
+def _suffixes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    decoded = {*FORMATS, "MPO"}  # Pillow opens MPO as JPEG and registers it as a format of its own
+    extensions = Image.registered_extensions()
+    good = {suffix for suffix, name in extensions.items() if name in decoded}
+    other = {suffix for suffix, name in extensions.items() if name in Image.OPEN} | set(_OTHER_SUFFIXES)
+    first = tuple(suffix for suffix in _PREFERRED_SUFFIXES if suffix in good)
+    return first + tuple(sorted(good.difference(first))), tuple(sorted(other - good))
+
+
+SUFFIXES, OTHER_SUFFIXES = _suffixes()
+"""File name extensions in lower case, best first: of formats that are decoded, and of images that are not."""
+
+SUFFIX_ORDER = {suffix: place for place, suffix in enumerate(SUFFIXES + OTHER_SUFFIXES)}
+"""Every extension of an image, with its place in the order of preference."""
+
+
+_SIGNATURES = (
+    (b"%PDF-", "PDF"),
+    (b"%!PS", "EPS"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (b"II\xbc", "JPEG XR"),
+    (b"BPG\xfb", "BPG"),
+    (b"FLIF", "FLIF"),
+    (b"AT&TFORM", "DjVu"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"#?RGBE", "Radiance HDR"),
+    (b"gimp xcf", "XCF"),
+    (b"FUJIFILMCCD-RAW", "RAF"),
+    (b"\0\0\x01\0", "ICO"),
+    (b"icns", "ICNS"),
+    (b"BLP1", "BLP"),
+    (b"BLP2", "BLP"),
+    (b"SIMPLE  =", "FITS"),
+    (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (b"GRIB", "GRIB"),
+    (b"BUFR", "BUFR"),
+    (b"\xd7\xcd\xc6\x9a", "WMF"),
+    (b"\0\0\x01\xba", "MPEG video"),
+    (b"\0\0\x01\xb3", "MPEG video"),
+    (b"\x1aE\xdf\xa3", "Matroska video"),
+    (b"FLV\x01", "Flash video"),
+    (b"FWS", "Flash"),
+    (b"CWS", "Flash"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "OLE document"),
+    (b"PK\x03\x04", "zip file"),
+    (b"\x1f\x8b\x08", "gzip file"),
+    (b"Rar!\x1a\x07", "RAR file"),
+    (b"7z\xbc\xaf\x27\x1c", "7z file"),
+    (b"\0\x05\x16\x07", "AppleDouble file"),
+    (b"\0\x05\x16\0", "AppleSingle file"),
+    (b"version https://git-lfs.github.com/", "Git LFS pointer"),
+    (b"/annex/objects/", "git-annex pointer"),
+)
+_CODEC_SIGNATURES = (
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+)
+"""Of formats that not every Pillow decodes."""
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_HEIF_BRANDS = frozenset({b"mif1", b"mif2", b"msf1"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEAD_BYTES = 4_096
+_MAX_JSON_BYTES = 1 << 20
+_LEADING = re.compile(r"(?:\s|\ufeff|<\?.*?\?>|<!--.*?-->|<!doctype\s+svg[^\[>]*(?:\[.*?\]\s*)?>)*", re.DOTALL)
+
+
+def recognized(data: bytes) -> str | None:
+    """What a file is that is none of :data:`FORMATS`, or None where its first bytes say nothing.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        The name of a format as people write it ("HEIC", "SVG", "HTML page"), for messages and counts.
+    """
+    if data[4:8] == b"ftyp":
+        return _unless_decoded(_iso_media(data))
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return _unless_decoded("WEBP")
+    for signature, name in _CODEC_SIGNATURES:
+        if data.startswith(signature):
+            return _unless_decoded(name)
+    if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
+        return "AVI video"
+    if data.startswith(b"\x01\0\0\0") and data[40:44] == b" EMF":
+        return "EMF"
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return name
+    return _text(data)
+
+
+def _unless_decoded(name: str) -> str | None:
+    """A format that this Pillow decodes is no news: the file must be damaged."""
+    return None if name in FORMATS else name
+
+
+def _iso_media(data: bytes) -> str:
+    """By the brands of the first box (ISO/IEC 14496-12), the major one first."""
+    end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+    brands = [data[8:12], *(data[start : start + 4] for start in range(16, end - 3, 4))]
+    for names, known in (("HEIC", _HEIC_BRANDS), ("AVIF", _AVIF_BRANDS), ("CR3", {b"crx "}), ("HEIF", _HEIF_BRANDS)):
+        if known.intersection(brands):
+            return names
+    return "QuickTime video" if brands[0] == b"qt  " else "MP4 video"
+
+
+def _text(data: bytes) -> str | None:
+    head = data[:_HEAD_BYTES]
+    utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = head.decode("utf-16" if utf16 else "utf-8", "replace").lower()
+    declared = text.lstrip("\ufeff \t\r\n").startswith("<?xml")
+    begin = text[_LEADING.match(text).end() :]  # type: ignore[union-attr]  # it matches nothing at least
+    if begin.startswith("<svg") or re.match(r"<[\w.]+:svg\b", begin):
+        return "SVG"
+    if begin.startswith(("<!doctype html", "<html", "<head", "<body", "<title", "<script", "<meta")):
+        return "HTML page"
+    if declared:
+        return "XML"
+    if begin.startswith(("{", "[")) and len(data) <= _MAX_JSON_BYTES:
+        try:
+            json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+        return "JSON"
+    return None
