@@ -39,7 +39,8 @@ STAGES = (
 """In the order in which they run."""
 
 _UNITS = {
-    "rows_read": "rows", "num_users": "users", "items": "items", "num_items": "items", "steps": "steps", "epochs": "epochs",
+    "rows_read": "rows", "num_users": "users", "items": "items", "num_items": "items",
+    "steps of this run": "steps", "steps": "steps", "epochs": "epochs",
 }  # fmt: skip
 """What a count is a number of; the first one that a stage has says how fast it was."""
 

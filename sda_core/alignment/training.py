@@ -28,7 +28,15 @@ from sda_core.alignment.inputs import (
     jobs,
 )
 from sda_core.alignment.sharding import shard
-from sda_core.alignment.state import StepRecord, parameter_groups, resume_run, save_run, sum_gradients, trained_parameters
+from sda_core.alignment.state import (
+    Curve,
+    StepRecord,
+    parameter_groups,
+    resume_run,
+    save_run,
+    sum_gradients,
+    trained_parameters,
+)
 from sda_core.alignment.vision_cache import open_cache
 from sda_core.errors import TrainingError
 from sda_core.log import progress
@@ -49,7 +57,7 @@ def train_adapter(
     fingerprint: str,
     device: torch.device,
     team: Processes = ALONE,
-) -> list[StepRecord]:
+) -> Curve:
     """Train the adapter of ``model`` in place; it ends alike in every process.
 
     Args:
@@ -65,7 +73,7 @@ def train_adapter(
         team: the processes that share every batch; all call this.
 
     Returns:
-        The training curve, one record every ``log_every`` steps and one for the last.
+        The training curve, one record every ``log_every`` steps and one for the last, and the step that this run began with.
 
     Raises:
         TrainingError: too few items for one batch, nothing to train, a loss or gradient that is not finite, or gradient
@@ -75,11 +83,7 @@ def train_adapter(
     with team.together():
         rows = np.flatnonzero(source.shows_image)
         if len(rows) < training.batch_size:
-            raise TrainingError(
-                "params.yaml: train_adapter.training.batch_size",
-                f"is {training.batch_size}, but only {len(rows)} items show a picture",
-                "reduce it, or give items without a picture a placeholder (items.missing_image)",
-            )
+            raise too_few_items(len(source.item_ids), len(rows), training.batch_size)
         chunks = chunks_of(training, team)
         cache = open_cache(backbone, source, rows, training, checkpoint.parent, fingerprint)
         if training.sharding == "fsdp":
@@ -133,7 +137,23 @@ def train_adapter(
             targets = curve[0].teacher_targets, curve[-1].teacher_targets
             health.warn(model, moved, gates, base, adapted, targets, training.batch_size)
     team.wait()
-    return [record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps]
+    kept = (record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps)
+    return Curve(kept, first)
+
+
+def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
+    """The error of a shop whose items with an image do not fill one batch, with what would help."""
+    where = "params.yaml: train_adapter.training.batch_size"
+    if num_shown < 2:
+        problem = f"{num_shown} of {num_items} items show an image, and an adapter is trained on at least 2"
+        advice = (
+            "give the items images (see docs/data.md), set items.missing_image to placeholder, or train no adapter: "
+            "set variants to [id, zero_shot]"
+        )
+        return TrainingError("train_adapter", problem, advice)
+    problem = f"is {batch_size}, expected at most {num_shown}: of {num_items} items {num_shown} show an image"
+    advice = f"set it to {num_shown} or less, or set items.missing_image to placeholder"
+    return TrainingError(where, problem, advice)
 
 
 def learning_rate(step: int, training: TrainingParams) -> float:

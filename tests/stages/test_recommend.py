@@ -58,7 +58,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[tuple[flo
 
 @pytest.mark.parametrize("recommender", ["sasrec", "bert4rec"])
 def test_the_best_unseen_items_by_the_model(workspace: Workspace, capsys: pytest.CaptureFixture[str], recommender: str) -> None:
-    recommend(["sku-3", "5", "sku-1"], "sda", recommender, 4, workspace.root)
+    recommend(["sku-3", "sku-5", "sku-1"], "sda", recommender, 4, workspace.root)
     history, found = shown(capsys)
     assert history == ["sku-3", "sku-5", "sku-1"]
     folder = workspace.recommender("sda", recommender)
@@ -70,7 +70,7 @@ def test_the_best_unseen_items_by_the_model(workspace: Workspace, capsys: pytest
     best = scores.argsort(descending=True)[:4].tolist()
     assert [raw for _, raw in found] == [RAW[item - 1] for item in best]
     assert [score for score, _ in found] == pytest.approx(scores[best].tolist(), abs=1e-4)
-    recommend(["sku-1", "5", "sku-3"], "sda", recommender, 4, workspace.root)
+    recommend(["sku-1", "sku-5", "sku-3"], "sda", recommender, 4, workspace.root)
     assert shown(capsys)[1] != found  # the order of a history counts
 
 
@@ -82,7 +82,7 @@ def test_popularity_leaves_out_what_was_seen(workspace: Workspace, capsys: pytes
 
 
 def test_an_id_comes_before_a_number(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    recommend(["2", "3"], "sda", "pop", 1, workspace.root)
+    recommend(["2", "sku-3"], "sda", "pop", 1, workspace.root)
     assert shown(capsys)[0] == ["2", "sku-3"]
 
 
