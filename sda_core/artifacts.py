@@ -303,10 +303,10 @@ def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
 
 def _concerned(error: Exception, path: Path, verb: str) -> tuple[str, str]:
     """Which path an error is about: a folder above ``path``, another file that was read meanwhile, or ``path`` itself."""
-    named = error.filename if isinstance(error, OSError) else None
-    if not isinstance(named, str | os.PathLike):
+    named: str | bytes | int | None = error.filename if isinstance(error, OSError) else None
+    if not isinstance(named, str | bytes):
         return str(path), verb
-    other = Path(named)
+    other = Path(os.fsdecode(named))
     if other in path.parents:
         return str(other), verb
     return (str(path), verb) if other.is_relative_to(path.parent) else (str(other), "used")

@@ -131,8 +131,8 @@ class Run(BaseModel):
         """How many of what a second; None where no count says so."""
         for name, unit in _UNITS.items():
             value = self.counts.get(name)
-            if isinstance(value, int | float) and value > 0 and self.seconds > 0:
-                return value / self.seconds, unit
+            if isinstance(value, int | float):
+                return (value / self.seconds, unit) if value > 0 and self.seconds > 0 else None
         return None
 
     @property

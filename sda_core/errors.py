@@ -97,8 +97,7 @@ _ONLY_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _RUST = re.compile(r"\(os error (\d+)\)")  # polars, safetensors
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy
 _LIBRARY_TEXTS = {  # what FAISS and torch quote in a RuntimeError
-    os.strerror(number): number
-    for number in (*sorted(_ONLY_WRITING), errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
+    os.strerror(number): number for number in (*sorted(_ONLY_WRITING), errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
 }
 
 

@@ -213,7 +213,7 @@ def build_index(
     folder.mkdir(parents=True, exist_ok=True)
     with replace_file(folder / _INDEX) as temporary, temporary.open("wb") as handle:
         # FAISS's own writer only prints what fails when it closes the file, and a short index would pass for a whole one
-        faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write, _WRITE_BYTES))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write, _WRITE_BYTES))  # pyright: ignore[reportAttributeAccessIssue]
     positions = np.arange(len(ids), dtype=np.int32)
     INDEX_IDS.write(pl.DataFrame({"position": positions, "item_id": ids}), folder / _IDS)
     write_json(folder / _META, metadata)

@@ -27,8 +27,7 @@ if TYPE_CHECKING:  # a process that is alone needs no torch for this
 _LONGEST_WAIT = timedelta(days=30)
 
 _KINDS = {
-    kind.__name__: kind
-    for kind in (SDAError, ArtifactError, ConfigError, DataError, DownloadError, StorageError, TrainingError)
+    kind.__name__: kind for kind in (SDAError, ArtifactError, ConfigError, DataError, DownloadError, StorageError, TrainingError)
 }
 
 

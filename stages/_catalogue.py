@@ -81,6 +81,6 @@ class Catalogue:
 
 
 def _plain(name: str) -> str:
-    """An id without what is easily mistyped: blanks, case, width of letters, leading zeros."""
-    folded = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """An id without what is easily mistyped or lost in a table: blanks, case, width of letters, leading zeros, a last ``.0``."""
+    folded = "".join(unicodedata.normalize("NFKC", name).casefold().split()).removesuffix(".0")
     return folded.lstrip("0") or folded

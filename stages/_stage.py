@@ -81,11 +81,14 @@ def _check_project(root: Path) -> None:
         ConfigError: it is not.
     """
     folder, workspace = root if root != Path() else Path.cwd(), Workspace(root)
-    advice = "cd to the project folder, or pass it with --root"
-    if not root.is_dir():
-        raise ConfigError(str(folder), "no such folder", advice)
-    if not any(path.exists() for path in (root / "params.yaml", workspace.raw, workspace.filtered)):
-        raise ConfigError(str(folder / "params.yaml"), f"no such file, so there is no SDA project in {folder}", advice)
+    where, problem = str(folder), "no such folder"
+    if root.is_dir():
+        if any(path.exists() for path in (root / "params.yaml", workspace.raw, workspace.filtered)):
+            return
+        where, problem = str(folder / "params.yaml"), f"no such file, so there is no SDA project in {folder}"
+    error = ConfigError(where, problem, "cd to the project folder, or pass it with --root")
+    error.known_to_all = _is_another_process()
+    raise error
 
 
 def _failure_of_storage(error: OSError) -> StorageError | None:
@@ -147,8 +150,13 @@ def _read(path: Path) -> Params:
     try:
         return load_params(path)
     except SDAError as error:
-        error.known_to_all = os.environ.get("LOCAL_RANK", "0") != "0"
+        error.known_to_all = _is_another_process()
         raise
+
+
+def _is_another_process() -> bool:
+    """Whether the first process of a launch on this machine sees the same files and says what is wrong with them."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def run_as_script(command: Callable[..., None]) -> None:

@@ -143,17 +143,16 @@ def train_adapter(
 
 def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
     """The error of a shop whose items with an image do not fill one batch, with what would help."""
-    where = "params.yaml: train_adapter.training.batch_size"
     if num_shown < 2:
-        problem = f"{num_shown} of {num_items} items show an image, and an adapter is trained on at least 2"
-        advice = (
-            "give the items images (see docs/data.md), set items.missing_image to placeholder, or train no adapter: "
-            "set variants to [id, zero_shot]"
+        problem = f"{num_shown} of {num_items} items show an image, and an adapter aligns the images and texts of at least 2"
+        return TrainingError(
+            "train_adapter", problem, "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"
         )
-        return TrainingError("train_adapter", problem, advice)
-    problem = f"is {batch_size}, expected at most {num_shown}: of {num_items} items {num_shown} show an image"
-    advice = f"set it to {num_shown} or less, or set items.missing_image to placeholder"
-    return TrainingError(where, problem, advice)
+    problem = f"should be at most {num_shown}, the number of items that show an image (got {batch_size})"
+    advice = f"set it to {num_shown} or less"
+    if num_shown < num_items:
+        advice += f", or set items.missing_image to placeholder, so that all {num_items} items show one"
+    return TrainingError("params.yaml: train_adapter.training.batch_size", problem, advice)
 
 
 def learning_rate(step: int, training: TrainingParams) -> float:

@@ -32,7 +32,7 @@ def _acquire(handle: IO[bytes]) -> bool:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError as error:  # some network file systems know no locks
+    except (OSError, ImportError) as error:  # some network file systems know no locks, and some systems have no fcntl
         _log.warning("%s cannot be locked (%s); make sure that no other run writes there", handle.name, error)
     return True
 

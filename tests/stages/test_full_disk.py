@@ -1,8 +1,7 @@
-"""A disk that is full or read-only ends every command in one line, and leaves nothing torn behind."""
+"""A full disk ends every command in one line, and leaves nothing torn behind."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -78,7 +78,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path
     """A finished run, with what another command wrote too."""
     root = tmp_path_factory.mktemp("run")
     compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", OVERRIDES)
-    for name in ("download", "filter", "fetch-images", "train-adapter", "draw-negatives", "export-embeddings id", "export-embeddings"):
+    for name in (
+        "download",
+        "filter",
+        "fetch-images",
+        "train-adapter",
+        "draw-negatives",
+        "export-embeddings id",
+        "export-embeddings",
+    ):
         STAGES[name][0](root)
     export_embeddings.export_embeddings("sda", root)
     frame = pl.read_parquet(root / "embeddings" / "zero_shot.parquet")
@@ -113,7 +121,7 @@ def full_disk(num_bytes: int) -> Iterator[None]:
 
 
 def state(folder: Path) -> dict[str, bytes]:
-    """What a folder holds, without locks and costs."""
+    """What a folder holds, temporary files included, without costs."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -121,30 +129,99 @@ def state(folder: Path) -> dict[str, bytes]:
     }
 
 
-def forget(root: Path, name: str) -> None:
-    """What a stage keeps between runs, so that it has something to write."""
-    if name in ("download", "fetch-images"):
-        shutil.rmtree(root / STAGES[name][1])
-
-
-@pytest.mark.parametrize("num_bytes", [0, 300])
 @pytest.mark.parametrize("name", STAGES)
-def test_every_stage_says_one_line(root: Path, name: str, num_bytes: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_stage_says_one_line(root: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, output = STAGES[name]
-    forget(root, name)
+    if name in ("download", "fetch-images"):  # what they keep between runs, so that they have something to write
+        shutil.rmtree(root / output)
     before = state(root)
-    capsys.readouterr()
-    with full_disk(num_bytes), pytest.raises(typer.Exit) as ended:
-        command(root)
-    assert ended.value.exit_code == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sda ")]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith(f"sda {name.split()[0]}: error: {root}")
-    assert "cannot be written (File too large); raise the limit" in lines[0]
-    after = state(root)
-    torn = {path for path in after.keys() - before.keys() if not path.endswith(".lock.tmp")}
-    assert not torn or name in ("download", "fetch-images")
-    assert {path: after[path] for path in before if path in after} == before
-    assert not [path for path in root.rglob("*.tmp") if path.is_dir() or path.stat().st_size]
+    for num_bytes in (0, 300):  # nothing at all, and a part of a file
+        capsys.readouterr()
+        with full_disk(num_bytes), pytest.raises(typer.Exit) as ended:
+            command(root)
+        assert ended.value.exit_code == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sda ")]
+        assert len(lines) == 1, lines
+        assert lines[0].startswith(f"sda {name.split()[0]}: error: {root}")
+        assert "cannot be written (File too large); raise the limit" in lines[0]
+        assert state(root) == before
     command(root)
     assert (root / output).exists()
+
+
+def test_every_format_and_command_is_tried() -> None:
+    from stages.cli import STAGES as COMMANDS
+
+    tried = {name.split()[0] for name in STAGES}
+    assert tried == {*COMMANDS, "export"}
+    assert {name.split()[1] for name in STAGES if name.startswith("export ")} == {str(each) for each in Format}
+
+
+def command_line(root: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    repository = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "stages.cli", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(repository), "NO_COLOR": "1"}
+    return subprocess.run(
+        command,
+        cwd=root,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        check=False,
+        **options,
+    )
+
+
+def test_recommenders_in_processes_of_their_own_end_in_one_line(root: Path) -> None:
+    shutil.rmtree(root / "models")
+    with full_disk(300):  # processes that are started inherit it
+        done = command_line(root, "train-recommender", "--variant", "zero_shot")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("sda ")]
+    assert line.startswith("sda train-recommender: error: variant zero_shot: the training of vbpr")
+    assert "cannot be written (File too large)" in line
+    assert not list((root / "models").rglob("*.json"))
+
+
+def test_the_page_with_costs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with full_disk(300), pytest.raises(typer.Exit):
+        report.report(root, costs=True)
+    assert "report.html: cannot be written (File too large)" in capsys.readouterr().err
+
+
+def test_a_cost_that_cannot_be_kept_does_not_fail_the_stage(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = root / "costs" / "stages.jsonl"
+    with full_disk(kept.stat().st_size):
+        export_embeddings.export_embeddings("id", root)
+    assert "the cost of export_embeddings is not kept" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+@pytest.mark.parametrize(
+    "arguments", [("verify",), ("costs",), ("--help",), ("neighbors", "--help"), ("--version",)], ids=" ".join
+)
+def test_a_full_disk_behind_the_output(finished: Path, arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = command_line(finished, *arguments, stdout=full)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(
+        "error: standard output: cannot be written (No space left on device); free some space and run the same command again"
+    )
+
+
+def test_no_room_for_temporary_files(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    from stages.diff import diff
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(root))
+    with full_disk(0), pytest.raises(typer.Exit):
+        diff("HEAD", root=root)
+    assert (
+        "sda diff: error: temporary folder: cannot be written; free some space, or name another folder in TMPDIR"
+        in capsys.readouterr().err
+    )
