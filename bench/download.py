@@ -119,7 +119,7 @@ def main() -> None:
         (folder / "served").mkdir()
         file = folder / "served" / "reviews.json.gz"
         write_file(file, arguments.megabytes * 1_000_000)
-        (folder / "served" / "metadata.json").write_text("{}\n")
+        (folder / "served" / "metadata.json").write_text("{}\n", encoding="utf-8")
         context = get_context("spawn")
         receiver, sender = context.Pipe()
         server = context.Process(target=serve, args=(folder / "served", sender), daemon=True)

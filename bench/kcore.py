@@ -96,7 +96,9 @@ def run_way(way: str, folder: Path, minimum: int) -> None:
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     np.save(folder / f"{way}.npy", mask)
-    (folder / f"{way}.json").write_text(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "mebibytes": mebibytes}))
+    (folder / f"{way}.json").write_text(
+        json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "mebibytes": mebibytes}), encoding="utf-8"
+    )
 
 
 def main() -> None:
@@ -123,7 +125,7 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way, "--folder", name], check=True)
         masks = [np.load(folder / f"{way}.npy") for way in WAYS]
         assert all(np.array_equal(mask, masks[0]) for mask in masks), "the ways keep different rows"
-        measured = {way: json.loads((folder / f"{way}.json").read_text()) for way in WAYS}
+        measured = {way: json.loads((folder / f"{way}.json").read_text(encoding="utf-8")) for way in WAYS}
     kept = int(masks[0].sum())
     print(f"{options.num_interactions:,} interactions, {kept:,} in the core; {os.cpu_count()} CPU cores, load {load:.1f}")
     own = measured["core_mask"]

@@ -28,7 +28,7 @@ USERS_PER_CHUNK = 256
 
 def resident() -> float:
     """MiB that the process has at the moment."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--result", type=Path, help="with --part")
     options = parser.parse_args()
     if options.part:
-        options.result.write_text(json.dumps(run_part(options.part, options.num_users, options.num_items)))
+        options.result.write_text(json.dumps(run_part(options.part, options.num_users, options.num_items)), encoding="utf-8")
         return
     print(f"SASRec, {options.num_items:,} items x {HIDDEN}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print("\n| part | CPU s | weights, MiB | peak, MiB | of it added | a whole score matrix |\n|---|---|---|---|---|---|")
@@ -94,7 +94,7 @@ def main() -> None:
             path = Path(folder) / f"{part}.json"
             command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--result", str(path)]
             subprocess.run(command, check=True)
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
             what = f"evaluation of {options.num_users:,} users" if part == "evaluation" else f"a step of {BATCH} users, {part}"
             numbers = " | ".join(f"{found[name]:.0f}" for name in ("weights", "peak", "added", "whole"))
             print(f"| {what} | {found['seconds']:.1f} | {numbers} |")

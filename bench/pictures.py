@@ -87,7 +87,7 @@ def items(port: int, num_pictures: int) -> pl.DataFrame:
 
 def ours(port: int, options: argparse.Namespace, folder: Path) -> int:
     """Fetch with the stage's function; gives the number of good pictures."""
-    (folder / "manifest.json").write_text('{"files": []}')
+    (folder / "manifest.json").write_text('{"files": []}', encoding="utf-8")
     params = FetchImagesParams(
         num_workers=max(16, options.max_per_host), max_per_host=options.max_per_host, timeout_seconds=20.0, num_retries=3,
         backoff_seconds=1.0, max_bytes=20_000_000, max_pixels=50_000_000, stored_pixels=STORED_PIXELS, shard_rows=1024,

@@ -246,7 +246,7 @@ def agreement(path: Path) -> tuple[int, int]:
 
 def side(name: str, path: Path, edition: int, scratch: Path) -> dict[str, float]:
     """Do one side's work in this process."""
-    keep = frozenset((scratch / "keep.txt").read_text().split("\n")) if name == "metadata, some" else None
+    keep = frozenset((scratch / "keep.txt").read_text(encoding="utf-8").split("\n")) if name == "metadata, some" else None
     begin, begin_cpu = time.perf_counter(), time.process_time()
     size = 0
     match name:
@@ -269,7 +269,7 @@ def side(name: str, path: Path, edition: int, scratch: Path) -> dict[str, float]
 
 def peak_bytes() -> int:
     """The most memory this process has held; ru_maxrss would count the process that started it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
@@ -298,7 +298,7 @@ def compare(kind: str, edition: int, path: Path, scratch: Path, repeats: int) ->
     some = frozenset[str]()
     if kind == "metadata":
         some = wanted_items(path, edition)
-        (scratch / "keep.txt").write_text("\n".join(sorted(some)))
+        (scratch / "keep.txt").write_text("\n".join(sorted(some)), encoding="utf-8")
     sides = ["gunzip", "zlib", "reviews"] if kind == "reviews" else ["gunzip", "zlib", "metadata", "metadata, some"]
     sides += ["literal_eval", "parse_literal"] if as_literals else []
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}

@@ -343,7 +343,7 @@ def compare(options: argparse.Namespace) -> None:
                         stdout=subprocess.DEVNULL,
                         cwd=name,  # RecBole leaves logs where it runs
                     )
-                    result = json.loads((Path(name) / "result.json").read_text())
+                    result = json.loads((Path(name) / "result.json").read_text(encoding="utf-8"))
                     results.setdefault((model, side), []).append(result)
                     print(f"round {turn + 1}: {model} of {side}: {result}", file=sys.stderr, flush=True)
     print(
@@ -395,7 +395,7 @@ def main() -> None:
     batch = PAIRS_PER_BATCH if options.model == "vbpr" else options.batch
     with np.load(options.folder / "rows.npz") as rows:
         result = run(options.model, options.loss, batch, options.epochs, dict(rows))
-    (options.folder / "result.json").write_text(json.dumps(result))
+    (options.folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

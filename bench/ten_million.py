@@ -167,7 +167,7 @@ def main() -> None:
     )
     for module, (seconds, cpu_seconds, mebibytes) in measured.items():
         print(f"| {module:<16} | {seconds:7.1f} s | {cpu_seconds:7.1f} CPU s | {mebibytes:7.0f} MiB at most |")
-    for name, value in json.loads((root / "data" / "filtered" / "statistics.json").read_text()).items():
+    for name, value in json.loads((root / "data" / "filtered" / "statistics.json").read_text(encoding="utf-8")).items():
         print(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}")
 
 

@@ -26,6 +26,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from sda_core import log
 from sda_core.artifacts import Workspace
 from sda_core.data.demo import ATTRIBUTES
 from sda_core.embeddings.controls import read_table
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     options = parser.parse_args()
+    log.show_any_text()
     found: dict[tuple[str, str], list[Mapping[str, float]]] = {}
     for seed in options.seeds:
         workspace, params = workspace_of(options.root, seed)

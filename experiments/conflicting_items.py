@@ -33,6 +33,7 @@ from attribute_probe import SHOWN_BY
 from compare_vectors import fused_again, workspace_of
 from sklearn.metrics import roc_auc_score
 
+from sda_core import log
 from sda_core.artifacts import Workspace
 from sda_core.embeddings.controls import Vectors, read_table
 from sda_core.params import DemoDataset, Params
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--fused-dim", type=int, help="fuse the picture and text vectors anew, to this many components")
     parser.add_argument("--name", default="", help="end of the name of the folder of the results")
     options = parser.parse_args()
+    log.show_any_text()
     found: dict[tuple[str, str], list[Mapping[str, np.ndarray]]] = {}
     for seed in options.seeds:
         workspace, params = workspace_of(options.root, seed)

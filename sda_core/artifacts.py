@@ -4,6 +4,7 @@
 * :class:`Table` is a schema: ``read`` checks presence and columns, ``write`` writes beside and renames, so that a
   reader never sees half a file.
 * :func:`replace_directory` does the same for a whole directory.
+* :func:`storage` turns a full disk, a read-only folder or a missing permission into one line.
 
 Parquet, safetensors and JSON; nothing here is pickled.
 """
@@ -15,15 +16,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
+from safetensors import SafetensorError
 
-from sda_core.errors import ArtifactError
+from sda_core.errors import ArtifactError, SDAError, StorageError, storage_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -170,12 +172,16 @@ class Table:
         Raises:
             ArtifactError: the file is missing, is no parquet file, or has another schema.
         """
+        if path.is_dir():
+            raise ArtifactError(str(path), f"is a folder, expected the {self.name} table", "move it away and run `dvc repro`")
         if not path.is_file():
             raise ArtifactError(str(path), f"{self.name} table is missing", "run `dvc repro` to make it")
         try:
             frame = pl.scan_parquet(path)
             schema = dict(frame.collect_schema())
         except (pl.exceptions.PolarsError, OSError) as error:
+            if (failure := storage_error(error, str(path), "read")) is not None:
+                raise failure from None
             raise ArtifactError(str(path), f"is no readable parquet file ({error})", "delete it and run `dvc repro`") from None
         self.check(schema, path)
         return frame
@@ -203,6 +209,7 @@ class Table:
 
         Raises:
             ArtifactError: the frame has another schema.
+            StorageError: the file cannot be written.
         """
         self.check(dict(frame.schema), path)
         told = dict(sorted((metadata or {}).items())) or None
@@ -279,32 +286,92 @@ POSITIONS = Table(
 
 # ------------------------------------------------------------------------------------------ writing whole
 @contextmanager
-def replace_file(path: Path) -> Generator[Path, None, None]:
-    """Give a temporary path beside ``path`` and rename it into place when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
+    """Say in one line what keeps ``path`` from being written (or read), whichever library found it; other errors pass.
+
+    Raises:
+        StorageError: the disk is full or read-only, a permission is missing, or a folder stands where a file should be.
+    """
     try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except SDAError:
+        raise
+    except (OSError, RuntimeError, pl.exceptions.PolarsError, SafetensorError) as error:
+        if (failure := storage_error(error, *_concerned(error, path, verb))) is not None:
+            raise failure from None
+        raise
+
+
+def _concerned(error: Exception, path: Path, verb: str) -> tuple[str, str]:
+    """Which path an error is about: a folder above ``path``, another file that was read meanwhile, or ``path`` itself."""
+    named: str | bytes | int | None = error.filename if isinstance(error, OSError) else None
+    if not isinstance(named, str | bytes):
+        return str(path), verb
+    other = Path(os.fsdecode(named))
+    if other in path.parents:
+        return str(other), verb
+    return (str(path), verb) if other.is_relative_to(path.parent) else (str(other), "used")
+
+
+@contextmanager
+def replace_file(path: Path) -> Generator[Path, None, None]:
+    """Give a temporary path beside ``path`` and rename it into place when the block ends well.
+
+    Raises:
+        StorageError: the file cannot be written; what was at ``path`` before stays as it is.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("r+b") as handle:  # Windows syncs only what is open for writing
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # it would hide why the block failed
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replace_directory(path: Path) -> Generator[Path, None, None]:
-    """Give a temporary folder beside ``path`` and rename it into place, in the old one's stead, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o755)
+    """Give a temporary folder beside ``path`` and rename it into place, in the old one's stead, when the block ends well.
+
+    Raises:
+        StorageError: a file of the folder cannot be written; what was at ``path`` before stays as it is.
+    """
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            _swap(temporary, path)
+        except StorageError as error:
+            inner = Path(error.where)
+            if not inner.is_relative_to(temporary):
+                raise
+            raise StorageError(str(path / inner.relative_to(temporary)), error.problem, error.advice) from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Rename a folder into place; the old one makes way by a rename too, so that neither is ever there in part."""
+    if not (path.is_dir() or path.is_symlink()):
+        new.replace(path)
+        return
+    old = new.with_name(f"{new.stem}.old.tmp")
+    path.replace(old)
     try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        new.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -339,6 +406,10 @@ def read_json(path: Path, name: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(str(path), f"{name} is missing", "run `dvc repro` to make it") from None
+    except OSError as error:
+        if (failure := storage_error(error, str(path), "read")) is not None:
+            raise failure from None
+        raise
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(str(path), f"{name} is no valid JSON ({error})", "delete it and run `dvc repro`") from None
 

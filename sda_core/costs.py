@@ -39,7 +39,8 @@ STAGES = (
 """In the order in which they run."""
 
 _UNITS = {
-    "rows_read": "rows", "num_users": "users", "items": "items", "num_items": "items", "steps": "steps", "epochs": "epochs",
+    "rows_read": "rows", "num_users": "users", "items": "items", "num_items": "items",
+    "steps of this run": "steps", "steps": "steps", "epochs": "epochs",
 }  # fmt: skip
 """What a count is a number of; the first one that a stage has says how fast it was."""
 
@@ -130,8 +131,8 @@ class Run(BaseModel):
         """How many of what a second; None where no count says so."""
         for name, unit in _UNITS.items():
             value = self.counts.get(name)
-            if isinstance(value, int | float) and value > 0 and self.seconds > 0:
-                return value / self.seconds, unit
+            if isinstance(value, int | float):
+                return (value / self.seconds, unit) if value > 0 and self.seconds > 0 else None
         return None
 
     @property

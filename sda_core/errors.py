@@ -7,11 +7,16 @@
     ├── ArtifactError   a file of the pipeline is missing, damaged or of another schema
     ├── DownloadError   a source cannot be reached, or what came back is not the data
     ├── DataError       the data was read, but cannot be used as asked
+    ├── StorageError    a file cannot be written or read: disk full, read-only, no permission
     └── TrainingError   a training run cannot go on (non-finite loss, nothing to adapt, ...)
 
 A message is one line: where, got, expected, what to do.  The stages print it and exit with 1; every other
 exception is a bug and keeps its traceback.
 """
+
+import errno
+import os
+import re
 
 
 class SDAError(Exception):
@@ -60,3 +65,72 @@ class DataError(SDAError):
 
 class TrainingError(SDAError):
     """A training run cannot go on: non-finite loss, nothing to adapt, no user left to train on."""
+
+
+class StorageError(SDAError):
+    """A file or folder cannot be written or read: the disk is full or read-only, or a permission is missing."""
+
+
+# ------------------------------------------------------------------------------------------ failures of storage
+_FREE = "free some space and run the same command again"
+_ADVICE = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: "free some space or raise the disk quota, and run the same command again",
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`), and run the same command again",
+    errno.EROFS: "mount the file system writable, or use another folder",
+    errno.EACCES: "change its permissions, or use another folder",
+    errno.EPERM: "change its permissions, or use another folder",
+    errno.EIO: "check the disk, and run the same command again",
+    errno.EISDIR: "move the folder away",
+    errno.ENOTDIR: "move away the file that stands where a folder should be",
+    errno.EEXIST: "move away the file that stands where a folder should be",
+    errno.ELOOP: "remove the loop of symbolic links",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.EBUSY: "close the program that uses it, and run the same command again",
+    errno.ETXTBSY: "close the program that uses it, and run the same command again",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`), and run the same command again",
+    errno.ENFILE: "raise the limit on open files, and run the same command again",
+}
+"""What to do by error number.  A missing file is not among them: who reads it knows which command makes it."""
+_ONLY_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+_RUST = re.compile(r"\(os error (\d+)\)")  # polars, safetensors
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy
+_LIBRARY_TEXTS = {  # what FAISS and torch quote in a RuntimeError
+    os.strerror(number): number for number in (*sorted(_ONLY_WRITING), errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
+}
+
+
+def storage_errno(error: BaseException) -> int | None:
+    """The number of the failed system call behind an exception; None where it is no failure of storage.
+
+    Libraries written in Rust and C++ keep the number in their message only: polars raises ``OSError`` without ``errno`` or
+    ``ComputeError``, safetensors ``SafetensorError``, FAISS and torch ``RuntimeError``.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _ADVICE else None
+    if isinstance(error, SDAError) or not isinstance(error, Exception):
+        return None
+    text = str(error)
+    found = _RUST.search(text)
+    if found is not None:
+        return int(found[1]) if int(found[1]) in _ADVICE else None
+    if isinstance(error, OSError) and _SHORT_WRITE.search(text):
+        return errno.ENOSPC
+    number = next((number for told, number in _LIBRARY_TEXTS.items() if told in text), None)
+    return storage_errno(error.__cause__) if number is None and error.__cause__ is not None else number
+
+
+def storage_error(error: BaseException, where: str, verb: str = "written") -> StorageError | None:
+    """The one line for a failure of storage; None where an exception is none.
+
+    Args:
+        error: what was raised.
+        where: the path that could not be used.
+        verb: ``written``, ``read``, or what else could not be done.
+    """
+    number = storage_errno(error)
+    if number is None:
+        return None
+    done = "written" if number in _ONLY_WRITING else verb
+    return StorageError(where, f"cannot be {done} ({os.strerror(number)})", _ADVICE[number])

@@ -41,6 +41,7 @@ Vectors = npt.NDArray[np.float32]
 INDEX_IDS = Table("index ids", {"position": pl.Int32, "item_id": pl.Int32})  # position in the index, from 0
 
 _INDEX, _IDS, _META = "items.faiss", "ids.parquet", "index.json"
+_WRITE_BYTES = 1 << 20
 _SLACK = 1e-6  # similarities closer than this are equal: float32 sums of another order differ by so much
 _WHERE = "params.yaml: build_index"
 
@@ -210,8 +211,9 @@ def build_index(
         "recall": recall,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / _INDEX) as temporary:
-        faiss.write_index(index, str(temporary))
+    with replace_file(folder / _INDEX) as temporary, temporary.open("wb") as handle:
+        # FAISS's own writer only prints what fails when it closes the file, and a short index would pass for a whole one
+        faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write, _WRITE_BYTES))  # pyright: ignore[reportAttributeAccessIssue]
     positions = np.arange(len(ids), dtype=np.int32)
     INDEX_IDS.write(pl.DataFrame({"position": positions, "item_id": ids}), folder / _IDS)
     write_json(folder / _META, metadata)

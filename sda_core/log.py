@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -65,8 +66,19 @@ def track(iterable: Iterable[T], total: int | None, description: str, unit: str)
     yield from tqdm(iterable, total=total, desc=description, unit=unit, disable=_quiet(), leave=False)
 
 
+def show_any_text() -> None:
+    """Let output and log show every text: what their encoding cannot express is escaped, as in ``\\u8d64``.
+
+    A title may hold any character, and the encoding is the terminal's or, for a redirected output, the system's.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None without a console; a replacement of the caller's stays as it is
+            stream.reconfigure(errors="backslashreplace")
+
+
 def configure() -> None:
-    """Send the package's log to stderr, once; called by the stages only."""
+    """Send the package's log to stderr, once; called by the stages and experiments only."""
+    show_any_text()
     root = logging.getLogger()
     if any(getattr(handler, "_sda", False) for handler in root.handlers):
         return

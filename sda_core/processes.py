@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sda_core.errors import ArtifactError, ConfigError, DataError, DownloadError, SDAError, TrainingError
+from sda_core.errors import ArtifactError, ConfigError, DataError, DownloadError, SDAError, StorageError, TrainingError
 
 if TYPE_CHECKING:  # a process that is alone needs no torch for this
     import torch
@@ -26,7 +26,9 @@ if TYPE_CHECKING:  # a process that is alone needs no torch for this
 # Nobody waits so long for a process that is gone, its closed connection is noticed at once; the slow ones are waited for.
 _LONGEST_WAIT = timedelta(days=30)
 
-_KINDS = {kind.__name__: kind for kind in (SDAError, ArtifactError, ConfigError, DataError, DownloadError, TrainingError)}
+_KINDS = {
+    kind.__name__: kind for kind in (SDAError, ArtifactError, ConfigError, DataError, DownloadError, StorageError, TrainingError)
+}
 
 
 class ProcessLostError(SDAError):

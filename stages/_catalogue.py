@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from sda_core.artifacts import Workspace
+
+ITEM_HELP = "Item id as in the shop's own files (for Amazon the ASIN). Put `--` before an id that begins with a dash."
+ByNumber = Annotated[
+    bool, typer.Option("--by-number", help="Take ITEM for the number in column item_id of data/filtered/items.parquet.")
+]
+
+_NUM_PROPOSED = 3
+_MAX_COMPARED = 200_000  # ids that are compared letter by letter; a larger shop's take seconds
 
 
 @dataclass(frozen=True)
@@ -24,22 +37,50 @@ class Catalogue:
         rows = ITEMS.scan(workspace.items).select("item_id", "raw_item_id", "title").collect().rows()
         return Catalogue({number: (raw, title) for number, raw, title in rows}, {raw: number for number, raw, _ in rows})
 
-    def number(self, item: str) -> int:
-        """The number of an item that is named by its id in the shop, or else by its number.
+    def number(self, item: str, by_number: bool = False) -> int:
+        """The number of an item that is named by its id in the shop, character by character.
+
+        A shop's ids may be numbers themselves, so the two are never mixed: ``3`` and ``003`` are ids of the shop, or
+        unknown, unless the caller asks for a number.
+
+        Args:
+            item: what the user typed.
+            by_number: it is the item's number (column ``item_id``), not its id.
 
         Raises:
             ConfigError: there is no such item.
         """
         from sda_core.errors import ConfigError
 
+        if by_number:
+            if item in (str(number) for number in self.names):
+                return int(item)
+            problem = f"{item!r} is not the number of an item"
+            raise ConfigError("ITEM", problem, f"numbers run from 1 to {len(self.names)}; without --by-number ITEM is an id")
         if item in self.numbers:
             return self.numbers[item]
-        if item.isascii() and item.isdigit() and int(item) in self.names:
-            return int(item)
-        raise ConfigError(
-            "ITEM", f"{item!r} is not among the {len(self.names)} items", f"ids look like {next(iter(self.numbers), '')}"
-        )
+        advice = [f"ids look like {next(iter(self.numbers), '')}"]
+        if near := self._near(item):
+            advice.append(f"near ids are {', '.join(map(repr, near))}")
+        if item in (str(number) for number in self.names):
+            advice.append("add --by-number to name an item by its number")
+        raise ConfigError("ITEM", f"{item!r} is not among the {len(self.names)} items", "; ".join(advice))
+
+    def _near(self, item: str) -> list[str]:
+        """Ids that a typing mistake may have made this of, the most alike first."""
+        plain = _plain(item)
+        same = [raw for raw in self.numbers if _plain(raw) == plain]
+        alike: Iterable[str] = ()
+        if len(self.numbers) <= _MAX_COMPARED:
+            alike = difflib.get_close_matches(item, self.numbers, _NUM_PROPOSED)
+        return list(dict.fromkeys((*same, *alike)))[:_NUM_PROPOSED]
 
     def line(self, number: int) -> str:
         """An item's id and title."""
         return "  ".join(self.names[number])
+
+
+def _plain(name: str) -> str:
+    """An id without what is easily mistyped or lost in a table: blanks, case, width of letters, leading zeros, a last ``.0``."""
+    folded = "".join(unicodedata.normalize("NFKC", name).casefold().split()).removesuffix(".0")
+    return folded.lstrip("0") or folded

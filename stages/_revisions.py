@@ -13,7 +13,7 @@ import polars as pl
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json, storage
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.evaluation import check_same_negatives
 from sda_core.evaluation.seed_noise import Judged, Judgement
@@ -87,8 +87,9 @@ def _copy(root: Path, revision: str, target: Path) -> None:
             raise ArtifactError(where, problem, advice) from None
         for path, content in contents.items():
             copy = target / path
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(content)
+            with storage(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(content)
 
 
 def name_of(revision: str | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +16,7 @@ import typer
 
 from sda_core import costs, log
 from sda_core.artifacts import Workspace
-from sda_core.errors import SDAError
+from sda_core.errors import ConfigError, SDAError, StorageError, storage_errno, storage_error
 from sda_core.params import Params, load_params
 from stages import STARTED
 
@@ -48,17 +50,63 @@ class StageRun:
 
 
 @contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """Show an :class:`SDAError` as one line and exit with 1; a bug keeps its traceback.
+def one_line_errors(name: str, root: Path | None = None) -> Iterator[None]:
+    """Show a mistake of the user, or a disk that fails, as one line and exit with 1; a bug keeps its traceback.
 
     Where every process of a launch has the same error, process 0 says it.
+
+    Args:
+        name: the command.
+        root: the project folder of a command that needs one.
     """
     try:
+        if root is not None:
+            _check_project(root)
         yield
     except SDAError as error:
         if log.is_main_process() or not error.known_to_all:
-            typer.echo(f"sda {name}: error: {error}", err=True)
+            _say(name, error)
         raise typer.Exit(1) from None
+    except OSError as error:
+        if (failure := _failure_of_storage(error)) is None:
+            raise
+        _say(name, failure)
+        raise typer.Exit(1) from None
+
+
+def _check_project(root: Path) -> None:
+    """See that a folder is a project.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    folder, workspace = root if root != Path() else Path.cwd(), Workspace(root)
+    where, problem = str(folder), "no such folder"
+    if root.is_dir():
+        if any(path.exists() for path in (root / "params.yaml", workspace.raw, workspace.filtered)):
+            return
+        where, problem = str(folder / "params.yaml"), f"no such file, so there is no SDA project in {folder}"
+    error = ConfigError(where, problem, "cd to the project folder, or pass it with --root")
+    error.known_to_all = _is_another_process()
+    raise error
+
+
+def _failure_of_storage(error: OSError) -> StorageError | None:
+    """The line for a path that no reader or writer has spoken about, or for an output that takes no more."""
+    if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # what tempfile makes of a full disk
+        return StorageError("temporary folder", "cannot be written", "free some space, or name another folder in TMPDIR")
+    if error.filename is not None:
+        return storage_error(error, os.fsdecode(error.filename) or ".", "used")
+    if storage_errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # files are written through what names them
+        with suppress(OSError, ValueError):  # what the output still holds back would fail once more at Python's end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return storage_error(error, "standard output")
+    return storage_error(error, "a file of this run", "used")
+
+
+def _say(name: str, error: SDAError) -> None:
+    with suppress(OSError):  # stderr itself may be full or closed
+        typer.echo(f"sda {name}: error: {error}".replace("sda :", "sda:"), err=True)
 
 
 @contextmanager
@@ -73,7 +121,7 @@ def stage(name: str, root: Path, params: Path | None, *, keeps_cost: bool = True
     """
     log.configure()
     begin = _take_begin()
-    with one_line_errors(name):
+    with one_line_errors(name, root if params is None else None):
         run = StageRun(_read(params or root / "params.yaml"), Workspace(root))
         yield run
         measured = costs.measure(begin, name, run.counts)
@@ -102,8 +150,13 @@ def _read(path: Path) -> Params:
     try:
         return load_params(path)
     except SDAError as error:
-        error.known_to_all = os.environ.get("LOCAL_RANK", "0") != "0"
+        error.known_to_all = _is_another_process()
         raise
+
+
+def _is_another_process() -> bool:
+    """Whether the first process of a launch on this machine sees the same files and says what is wrong with them."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def run_as_script(command: Callable[..., None]) -> None:
@@ -111,4 +164,16 @@ def run_as_script(command: Callable[..., None]) -> None:
     one_stage_a_process()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    app()
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line whose output shows any text; a help page that cannot be written is one line as well."""
+    log.show_any_text()
+    try:
+        app()
+    except OSError as error:
+        if (failure := _failure_of_storage(error)) is None:
+            raise
+        _say("", failure)
+        raise SystemExit(1) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from sda_core import __version__
-from stages._stage import one_stage_a_process
+from stages._stage import one_stage_a_process, run_app
 from stages.build_index import build_index
 from stages.control_embeddings import control_embeddings
 from stages.costs import costs
@@ -95,7 +95,7 @@ def _options(
 def main() -> None:
     """Entry point of the console script."""
     one_stage_a_process()
-    app()
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def costs(root: Root = Path(), params: ParamsFile = None, as_json: AsJSON = Fals
     from sda_core.artifacts import Workspace
     from sda_core.params import load_params
 
-    with one_line_errors("costs"):
+    with one_line_errors("costs", root if params is None else None):
         settings = load_params(params or root / "params.yaml")
         rows = kept.read_latest(Workspace(root).costs, settings.variants, settings.recommenders)
         typer.echo(kept.as_json(rows) if as_json else "\n".join(kept.table(rows)))

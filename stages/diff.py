@@ -42,7 +42,7 @@ def diff(
     from stages import _revisions as revisions
     from stages import _seed_noise as seeds
 
-    with one_line_errors("diff"), ExitStack() as opened:
+    with one_line_errors("diff", root if params is None else None), ExitStack() as opened:
         settings = load_params(params or root / "params.yaml")
         before, after = (opened.enter_context(revisions.workspace_at(root, revision)) for revision in (old, new))
         runs = ((before, old), (after, new))

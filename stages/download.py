@@ -19,7 +19,7 @@ def download(root: Root = Path(), params: ParamsFile = None, check: Check = Fals
     from sda_core.data.download import verify
 
     if check:
-        with one_line_errors("download"):
+        with one_line_errors("download", root):
             verdicts = verify(Workspace(root).raw)
         for verdict in verdicts:
             typer.echo(verdict.line if verdict.ok else f"sda download: error: {verdict.line}", err=not verdict.ok)

@@ -25,6 +25,6 @@ def export(
     from sda_core.exchange.export import export as write
     from sda_core.exchange.shop import Shop
 
-    with one_line_errors("export"):
+    with one_line_errors("export", root):
         written = write(Shop.read(Workspace(root), variant), target, to)
         typer.echo(f"{to}: " + ", ".join(f"{name} {value}" for name, value in written.items()))

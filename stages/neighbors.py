@@ -7,24 +7,25 @@ from typing import Annotated
 
 import typer
 
-from stages._catalogue import Catalogue
+from stages._catalogue import ITEM_HELP, ByNumber, Catalogue
 from stages._stage import Root, one_line_errors
 
 
 def neighbors(
-    item: Annotated[str, typer.Argument(help="Its id in the shop (ASIN), or its number in data/filtered/items.parquet.")],
+    item: Annotated[str, typer.Argument(help=ITEM_HELP)],
     variant: Annotated[str, typer.Option("--variant", help="Which item vectors.")] = "zero_shot",
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     root: Root = Path(),
+    by_number: ByNumber = False,
 ) -> None:
     """Show the items whose vectors are nearest to an item's, with their cosine and title."""
     from sda_core.artifacts import Workspace
     from sda_core.index import load_index
 
-    with one_line_errors("neighbors"):
+    with one_line_errors("neighbors", root):
         workspace = Workspace(root)
         catalogue = Catalogue.read(workspace)
-        number = catalogue.number(item)
+        number = catalogue.number(item, by_number)
         ids, cosines = load_index(workspace.index(variant)).neighbors(number, k)
         typer.echo(catalogue.line(number))
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):

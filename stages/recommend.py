@@ -7,19 +7,20 @@ from typing import Annotated
 
 import typer
 
-from stages._catalogue import Catalogue
+from stages._catalogue import ITEM_HELP, ByNumber, Catalogue
 from stages._stage import Root, one_line_errors
 
 
 def recommend(
     items: Annotated[
         list[str],
-        typer.Argument(metavar="ITEM...", help="The history, oldest first: ids in the shop, or numbers of the items table."),
+        typer.Argument(metavar="ITEM...", help=f"The history, oldest first. {ITEM_HELP}"),
     ],
     variant: Annotated[str, typer.Option("--variant", help="Which item vectors.")] = "sda",
     recommender: Annotated[str, typer.Option("--recommender", help="sasrec, bert4rec or pop.")] = "sasrec",
     top: Annotated[int, typer.Option("--top", min=1, help="How many.")] = 10,
     root: Root = Path(),
+    by_number: ByNumber = False,
 ) -> None:
     """Show what a trained recommender would show next to somebody with this history, with score and title.
 
@@ -29,10 +30,10 @@ def recommend(
     from sda_core.artifacts import Workspace
     from sda_core.errors import ConfigError
 
-    with one_line_errors("recommend"):
+    with one_line_errors("recommend", root):
         workspace = Workspace(root)
         catalogue = Catalogue.read(workspace)
-        history = [catalogue.number(item) for item in items]
+        history = [catalogue.number(item, by_number) for item in items]
         folder = workspace.recommender(variant, recommender)
         section = recommenders.saved_params(folder)
         if not section.scores_histories:

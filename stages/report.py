@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,8 @@ WithCosts = Annotated[bool, typer.Option("--costs", help="Write the page with wh
 def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = False) -> None:
     """Compare the variants user by user, gather tables, curves and neighbours, and write report/index.html.
 
-    The page of the pipeline is the same for equal runs; seconds and memory, which never are, stand on the page of --costs.
+    The page of the pipeline is the same for equal runs. Seconds, memory and the commit, which differ between equal runs, are
+    on the page of --costs.
     """
     from sda_core import costs as kept
     from sda_core import evaluation
@@ -44,7 +46,9 @@ def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = Fa
             for variant in run.params.indexed_variants
         }
         spent = kept.read_latest(workspace.costs, variants, run.params.recommenders) if costs else ()
-        data = page.collect(workspace, run.params, comparisons, neighbors, fuse=fuse, commit=None, costs=spent)
+        data = page.collect(
+            workspace, run.params, comparisons, neighbors, fuse=fuse, commit=_commit(root) if costs else None, costs=spent
+        )
         if costs:
             write_text(workspace.costs_page, page.render(data))
             run.counts = {"page": workspace.costs_page, "stages": len(spent)}
@@ -55,6 +59,25 @@ def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = Fa
         gains = evaluation.flat_gains(comparisons, tuple(run.params.train_adapter.variants), ("zero_shot", "id"))
         write_json(workspace.comparisons, gains)
         run.counts = {"page": workspace.report, "comparisons": len(comparisons)}
+
+
+def _commit(root: Path) -> str | None:
+    """The project's Git commit, and whether tracked files differ from it; None where Git does not track the project."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(root), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
+        except FileNotFoundError:  # no Git here
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not git("ls-files", "params.yaml"):  # a folder inside somebody's checkout of something else is not that project
+        return None
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return f"{commit} with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else commit
 
 
 if __name__ == "__main__":

@@ -46,9 +46,14 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
         run.counts = {
             "variant": variant,
             "adapted layers": num_layers,
-            "steps": len(records),
+            "steps": training.num_steps,
             "last loss": records[-1].loss if records else "none",
         }
+        if records.first_step:  # the cost of this run is that of its own steps
+            run.counts |= {
+                "resumed after step": records.first_step,
+                "steps of this run": training.num_steps - records.first_step,
+            }
 
 
 if __name__ == "__main__":

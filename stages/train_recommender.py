@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import sda_core
@@ -16,6 +19,8 @@ from sda_core.errors import ArtifactError, TrainingError
 from sda_core.fingerprint import fingerprint
 from sda_core.params import Params, RuntimeParams
 from stages._stage import OneOrAllRecommenders, ParamsFile, Root, StageRun, Variant, run_as_script, stage
+
+_log = logging.getLogger(__name__)
 
 MADE_OF = "made_of.json"
 _LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "pop")
@@ -47,18 +52,44 @@ def _train_all(run: StageRun, variant: str, params_file: Path | None) -> None:
     runtime = run.params.runtime
     command = [sys.executable, "-m", "stages.train_recommender", "--root", str(run.workspace.root), "--variant", variant]
     command += [] if params_file is None else ["--params", str(params_file)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(_threads_each(runtime)), log.NO_PROGRESS: "1"}
-
-    def succeeds(name: str) -> bool:
-        return subprocess.run([*command, "--recommender", name], env=environment, check=False).returncode == 0  # noqa: S603 (own module)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(_threads_each(runtime)),
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # what this process reads below
+        log.NO_PROGRESS: "1",
+    }
 
     # Processes, because one training of this size does not fill two cores: it is many small operations.
     with ThreadPoolExecutor(runtime.num_trainings) as pool:
-        done = list(log.track(pool.map(succeeds, missing), len(missing), f"train {variant}", "recommenders"))
-    failed = [name for name, success in zip(missing, done, strict=True) if not success]
+        ended = pool.map(lambda name: _run_one([*command, "--recommender", name], environment), missing)
+        done = list(log.track(ended, len(missing), f"train {variant}", "recommenders"))
+    failed = {name: said for name, said in zip(missing, done, strict=True) if said is not None}
     if failed:
-        raise TrainingError(f"variant {variant}", f"the training of {', '.join(failed)} failed", "see the lines above")
+        reasons = list(dict.fromkeys(said for said in failed.values() if said))
+        for reason in reasons[1:]:
+            _log.error("%s", reason)
+        problem = f"the training of {', '.join(failed)} failed"
+        if reasons:
+            raise TrainingError(f"variant {variant}", f"{problem}: {reasons[0]}")
+        raise TrainingError(f"variant {variant}", problem, "see the lines above")
     run.counts = {"variant": variant, "trained": len(missing), "kept": len(kept)}
+
+
+def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Train one recommender in a process of its own, whose log is passed on line by line.
+
+    Returns:
+        None where it ended well, else the error that it ended with, empty where it said none.
+    """
+    begin, said = "sda train-recommender: error: ", ""
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:  # noqa: S603 (own module)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(begin):
+                said = line.removeprefix(begin).strip()
+            else:
+                with suppress(OSError):  # a closed stderr stops nothing
+                    sys.stderr.write(line)
+    return None if process.returncode == 0 else said
 
 
 def _threads_each(runtime: RuntimeParams) -> int:

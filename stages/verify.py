@@ -18,7 +18,7 @@ def verify(root: Root = Path(), params: ParamsFile = None) -> None:
     from sda_core.artifacts import Workspace
     from sda_core.params import load_params
 
-    with one_line_errors("verify"):
+    with one_line_errors("verify", root if params is None else None):
         counts = dict.fromkeys(("ok", "absent", "skipped", "problem"), 0)
         for found in verification.verify(Workspace(root), load_params(params or root / "params.yaml")):
             counts[found.status] += 1

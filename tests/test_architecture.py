@@ -290,6 +290,13 @@ def test_the_full_ladder_is_valid() -> None:
     assert set(params.variants) == {"id", *params.train_recommender.variants}
 
 
+def test_the_ladder_without_adapters_is_valid() -> None:
+    params = params_module.parse_params(YAML(typ="safe").load(composed("ladder=zero_shot")), "preset")
+    assert params.variants == ("id", "zero_shot")
+    assert params.train_recommender.variants == ("zero_shot",)
+    assert not params.train_adapter.variants
+
+
 def test_the_guide_s_retrieval_is_valid() -> None:
     """`-S` with a whole section in braces, as docs/scale.md has it."""
     command = re.search(r"-S '(evaluate\.retrieval=\{.+?\})'", (ROOT / "docs" / "scale.md").read_text(encoding="utf-8"))

@@ -91,7 +91,9 @@ def warn(
         before_BD, after_BD = F.normalize(before_BD), F.normalize(adapted[name])
         if not adapter_is_zero(model) and float((before_BD - after_BD).abs().max()) < _SAME and moved[name]:
             _log.warning("the %s vectors equal the base model's; raise the learning rate or the number of steps", name)
-        if len(after_BD) > 1 and _spread(after_BD) * _NARROWER < _spread(before_BD):
+        if len(before_BD) > 1 and _spread(before_BD) < _SAME:  # a shop of placeholders
+            _log.warning("all %s inputs of a batch look alike to the backbone; there is nothing to align them by", name)
+        elif len(after_BD) > 1 and _spread(after_BD) * _NARROWER < _spread(before_BD):
             _log.warning(
                 "all %s vectors have become alike (mean distance %.2g, %.2g before); lower the learning rate or the temperature",
                 name,

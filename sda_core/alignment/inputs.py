@@ -108,12 +108,17 @@ def chunks_of(training: TrainingParams, team: Processes) -> Chunks:
     cuts = [B * index // team.count for index in range(team.count + 1)] if m is None else [*range(0, B, m), B]
     bounds = list(itertools.pairwise(cuts))
     if len(bounds) % team.count or any(start == stop for start, stop in bounds):
-        got = f"{len(bounds)} chunks (batch_size {B} in chunks of {m})" if m is not None else f"a batch_size of {B}"
-        raise ConfigError(
-            "params.yaml: train_adapter.training.micro_batch_size",
-            f"should cut the batch into a multiple of {team.count} chunks, one launch's processes (got {got})",
-            "choose a smaller micro_batch_size, another batch_size, or another number of processes",
+        where = "params.yaml: train_adapter.training"
+        if m is None:
+            problem = f"batch_size should be at least {team.count}, one item for each process of this launch (got {B})"
+            raise ConfigError(where, problem, f"raise batch_size, or start at most {B} processes")
+        problem = (
+            f"batch_size {B} in chunks of micro_batch_size {m} should give a multiple of {team.count} chunks, as many for each "
+            f"process of this launch (got {len(bounds)})"
         )
+        fitting = [size for size in range(min(m, B), 0, -1) if -(-B // size) % team.count == 0]
+        advice = f"set micro_batch_size to {fitting[0]}" if fitting else f"raise batch_size to {team.count} or more"
+        raise ConfigError(where, problem, f"{advice}, or start another number of processes")
     each = len(bounds) // team.count
     first = team.index * each
     return Chunks(tuple(bounds[first : first + each]), first)

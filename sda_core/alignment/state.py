@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,18 @@ class StepRecord:
     uniformity_image: float
     uniformity_text: float
     retrieval: float
+
+
+class Curve(list[StepRecord]):
+    """The training curve of a run.
+
+    Attributes:
+        first_step: the step that this process began with: 0, or the one after the checkpoint that it resumed from.
+    """
+
+    def __init__(self, records: Iterable[StepRecord], first_step: int) -> None:
+        super().__init__(records)
+        self.first_step = first_step
 
 
 def trained_parameters(model: nn.Module, criterion: nn.Module) -> dict[str, nn.Parameter]:

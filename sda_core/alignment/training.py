@@ -28,7 +28,15 @@ from sda_core.alignment.inputs import (
     jobs,
 )
 from sda_core.alignment.sharding import shard
-from sda_core.alignment.state import StepRecord, parameter_groups, resume_run, save_run, sum_gradients, trained_parameters
+from sda_core.alignment.state import (
+    Curve,
+    StepRecord,
+    parameter_groups,
+    resume_run,
+    save_run,
+    sum_gradients,
+    trained_parameters,
+)
 from sda_core.alignment.vision_cache import open_cache
 from sda_core.errors import TrainingError
 from sda_core.log import progress
@@ -49,7 +57,7 @@ def train_adapter(
     fingerprint: str,
     device: torch.device,
     team: Processes = ALONE,
-) -> list[StepRecord]:
+) -> Curve:
     """Train the adapter of ``model`` in place; it ends alike in every process.
 
     Args:
@@ -65,7 +73,7 @@ def train_adapter(
         team: the processes that share every batch; all call this.
 
     Returns:
-        The training curve, one record every ``log_every`` steps and one for the last.
+        The training curve, one record every ``log_every`` steps and one for the last, and the step that this run began with.
 
     Raises:
         TrainingError: too few items for one batch, nothing to train, a loss or gradient that is not finite, or gradient
@@ -75,11 +83,7 @@ def train_adapter(
     with team.together():
         rows = np.flatnonzero(source.shows_image)
         if len(rows) < training.batch_size:
-            raise TrainingError(
-                "params.yaml: train_adapter.training.batch_size",
-                f"is {training.batch_size}, but only {len(rows)} items show a picture",
-                "reduce it, or give items without a picture a placeholder (items.missing_image)",
-            )
+            raise too_few_items(len(source.item_ids), len(rows), training.batch_size)
         chunks = chunks_of(training, team)
         cache = open_cache(backbone, source, rows, training, checkpoint.parent, fingerprint)
         if training.sharding == "fsdp":
@@ -133,7 +137,22 @@ def train_adapter(
             targets = curve[0].teacher_targets, curve[-1].teacher_targets
             health.warn(model, moved, gates, base, adapted, targets, training.batch_size)
     team.wait()
-    return [record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps]
+    kept = (record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps)
+    return Curve(kept, first)
+
+
+def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
+    """The error of a shop whose items with an image do not fill one batch, with what would help."""
+    if num_shown < 2:
+        problem = f"{num_shown} of {num_items} items show an image, and an adapter aligns the images and texts of at least 2"
+        return TrainingError(
+            "train_adapter", problem, "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"
+        )
+    problem = f"should be at most {num_shown}, the number of items that show an image (got {batch_size})"
+    advice = f"set it to {num_shown} or less"
+    if num_shown < num_items:
+        advice += f", or set items.missing_image to placeholder, so that all {num_items} items show one"
+    return TrainingError("params.yaml: train_adapter.training.batch_size", problem, advice)
 
 
 def learning_rate(step: int, training: TrainingParams) -> float:

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from sda_core.artifacts import replace_directory
 from sda_core.backbones import BackboneInfo
 from sda_core.backbones._attention import use_batched_vision_attention
-from sda_core.errors import ArtifactError, ConfigError, DownloadError
+from sda_core.errors import ArtifactError, ConfigError, DownloadError, storage_error
 from sda_core.fingerprint import sha256_path
 from sda_core.log import is_main_process
 from sda_core.params import Checkpoint
@@ -174,6 +174,8 @@ def _checkpoint_folder(params: Checkpoint) -> tuple[Path, str]:
     except HFValidationError as error:
         raise ConfigError(where, f"is no hub id ({error})") from None
     except OSError as error:
+        if (failure := storage_error(error, error.filename or f"{params.name}, the hub's cache")) is not None:
+            raise failure from None
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise DownloadError(
             f"{params.name}@{params.revision}",

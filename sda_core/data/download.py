@@ -38,7 +38,7 @@ from sda_core.data.manifest import (
 )
 from sda_core.data.transfer import RefusedError, Wanted, check_contents, copy_file, discard_part, fetch_file, shown
 from sda_core.data.web import new_client, reason, run
-from sda_core.errors import ArtifactError, DownloadError
+from sda_core.errors import ArtifactError, DownloadError, StorageError
 from sda_core.fingerprint import sha256_file
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
 
@@ -89,8 +89,8 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
         The manifest: ``{"files": [{"role", "name", "source", "bytes", "sha256", "etag"}, ...]}``.
 
     Raises:
-        DownloadError: no source gave a file (each is named with its reason), another run is writing to ``raw``, or
-            ``raw`` cannot be written.
+        DownloadError: no source gave a file (each is named with its reason), or another run is writing to ``raw``.
+        StorageError: ``raw`` cannot be written.
     """
     with kept_folder(raw):
         match dataset:
@@ -180,7 +180,11 @@ def _simulate(dataset: DemoDataset, raw: Path) -> list[RawFile]:
     folder = raw / ".shop.part"
     remove(folder)
     folder.mkdir()
-    write_shop(dataset, folder)
+    try:
+        write_shop(dataset, folder)
+    except StorageError:
+        remove(folder)
+        raise
     remove(manifest_path(raw))
     files: list[RawFile] = []
     roles: tuple[Role, Role, Role] = ("reviews", "metadata", "images")

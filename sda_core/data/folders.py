@@ -6,7 +6,6 @@ stale lock to detect.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -16,33 +15,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sda_core.errors import DownloadError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from sda_core.errors import DownloadError, storage_error
 
 _log = logging.getLogger(__name__)
-
-_USERS_ERRNOS = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-        *(errno.EACCES, errno.EPERM, errno.EROFS),
-        *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
-    }
-)
 
 
 def _acquire(handle: IO[bytes]) -> bool:
     try:
         if sys.platform == "win32":
+            import msvcrt
+
             msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
         else:
+            import fcntl
+
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError as error:  # some network file systems know no locks
+    except (OSError, ImportError) as error:  # some network file systems know no locks, and some systems have no fcntl
         _log.warning("%s cannot be locked (%s); make sure that no other run writes there", handle.name, error)
     return True
 
@@ -77,17 +67,18 @@ def kept_folder(folder: Path) -> Generator[None]:
     """Make ``folder`` where it is missing, and hold it for this process until the block ends.
 
     Raises:
-        DownloadError: another process holds it, or something cannot be written.
+        DownloadError: another process holds it.
+        StorageError: something cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(folder):
             yield
     except OSError as error:
-        if error.errno not in _USERS_ERRNOS:
+        where = str(folder) if error.filename is None else os.fsdecode(error.filename)
+        if (failure := storage_error(error, where)) is None:
             raise
-        advice = "make room, or mend its permissions"
-        raise DownloadError(str(folder), f"cannot be written ({type(error).__name__}: {error})", advice) from None
+        raise failure from None
 
 
 @contextmanager

@@ -353,7 +353,8 @@ def fetch_images(
 
     Raises:
         ArtifactError: ``items`` has another schema, or the manifest or the archive cannot be read.
-        DownloadError: a folder of pictures is missing, another run is writing to ``out``, or it cannot be written.
+        DownloadError: a folder of pictures is missing, or another run is writing to ``out``.
+        StorageError: ``out`` cannot be written.
     """
     ITEMS.check(dict(items.schema), Path("items"))
     columns = items.sort("item_id").select("item_id", "raw_item_id", "image_references")

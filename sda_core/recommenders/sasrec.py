@@ -40,9 +40,9 @@ class SASRec(SequentialRecommender):
         max_length = self.sequence_params.max_length
         users = np.flatnonzero(data.train.lengths >= 2)
         if len(users) == 0:
-            raise TrainingError(
-                "train_recommender.sasrec", "no user has two training interactions", "loosen the thresholds of filter"
-            )
+            problem = "no user has two training interactions, an item and the one after it"
+            advice = "take a shop with longer histories (filter.min_user_interactions), or leave sasrec out of recommenders"
+            raise TrainingError("train_recommender.sasrec", problem, advice)
         num_targets = np.minimum(data.train.lengths[users] - 1, max_length)
         for rows in batches_by_length(num_targets, self.fit_params.batch_size, random):
             sequence = data.train.last(users[rows], int(num_targets[rows].max()) + 1).astype(np.int64)

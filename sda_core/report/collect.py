@@ -527,7 +527,7 @@ def collect(
         neighbors: by variant, by example item (see :func:`example_items`); the first variant's lists are what the
             others are held against.
         fuse: ``embeddings.fusion.fuse``, to make item vectors anew without one of their modalities.
-        commit: of the project, or None.
+        commit: of the project; None for a page that is the same for equal runs, or where there is none.
         costs: of the stages, from ``costs.latest``; none for a page that is the same for equal runs.
 
     Raises:

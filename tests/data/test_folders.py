@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sda_core.data.folders import folder_lock, kept_folder, remove, user_folder
-from sda_core.errors import DownloadError
+from sda_core.errors import DownloadError, StorageError
 
 
 def test_a_folder_as_the_params_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, errno.EIO])
 def test_what_a_user_can_mend_is_one_line(tmp_path: Path, number: int) -> None:
-    with pytest.raises(DownloadError, match="cannot be written") as caught, kept_folder(tmp_path / "a"):
+    with pytest.raises(StorageError, match="cannot be written") as caught, kept_folder(tmp_path / "a"):
         raise OSError(number, os.strerror(number))
     assert "\n" not in str(caught.value)
 

@@ -27,7 +27,7 @@ from sda_core.data import images as module
 from sda_core.data.folders import folder_lock
 from sda_core.data.images import fetch_images
 from sda_core.data.pictures import Picture, prepare
-from sda_core.errors import ArtifactError, DownloadError
+from sda_core.errors import ArtifactError, DownloadError, StorageError
 from sda_core.image_store import STATUSES, ImageStore, read_images
 from sda_core.params import FetchImagesParams
 
@@ -673,7 +673,7 @@ def test_no_such_local_folder(tmp_path: Path) -> None:
 
 def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file, not a folder")
-    with pytest.raises(DownloadError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         fetch(items_table([]), tmp_path, None, settings(), tmp_path / "images")
 
 
@@ -692,7 +692,7 @@ def test_a_full_disk_leaves_no_sign_of_a_whole_folder(shop: list[str], tmp_path:
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_shard", full)
-        with pytest.raises(DownloadError, match="No space left"):
+        with pytest.raises(StorageError, match="No space left"):
             fetch(items_table(shop), tmp_path, None, settings(), out)
     with pytest.raises(ArtifactError, match="not all fetched"):
         ImageStore(out)

@@ -163,7 +163,7 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
     for expected in (
         "Simulated shop.", "The backbone has random weights.", "1,200 test users, 90 of them with a tail target",
         "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610",
-        "commit unknown", "1 of 3 shared",
+        "1 of 3 shared",
         "In short. sda against zero_shot: clearly higher in sasrec. Highest NDCG@10 of all variants: id in sasrec.",
         "1.810 −1.770 −1.750 0.7 %",
         "zero_shot 90.0 % 80.0 % 77.0 % 12.1 % 0 %", "289 items with a picture and a category, among 300",
@@ -335,6 +335,11 @@ def test_tables_of_experiments_are_text(page_data: ReportData) -> None:
     assert section.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2  # caption and cell
     labels = re.findall(r'aria-label="(Table [^"]*)"', section)
     assert labels == ["Table 1 of sweep-temperature", "Table 2 of sweep-temperature"]
+
+
+def test_a_page_without_a_commit_does_not_speak_of_one(page_data: ReportData) -> None:
+    assert page_data.commit is None
+    assert "commit" not in visible(render(page_data))
 
 
 def test_real_data_has_no_simulation_banner(page_data: ReportData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import polars as pl
 import pytest
 import torch
 import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from sda_core.artifacts import ITEMS, Workspace
 from sda_core.embeddings.table import write_embeddings
+from sda_core.errors import ConfigError
 from sda_core.recommenders import build, load, read_item_vectors
+from stages._catalogue import Catalogue
 from stages.neighbors import neighbors
 from stages.recommend import recommend
 
@@ -58,7 +63,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[tuple[flo
 
 @pytest.mark.parametrize("recommender", ["sasrec", "bert4rec"])
 def test_the_best_unseen_items_by_the_model(workspace: Workspace, capsys: pytest.CaptureFixture[str], recommender: str) -> None:
-    recommend(["sku-3", "5", "sku-1"], "sda", recommender, 4, workspace.root)
+    recommend(["sku-3", "sku-5", "sku-1"], "sda", recommender, 4, workspace.root)
     history, found = shown(capsys)
     assert history == ["sku-3", "sku-5", "sku-1"]
     folder = workspace.recommender("sda", recommender)
@@ -70,7 +75,7 @@ def test_the_best_unseen_items_by_the_model(workspace: Workspace, capsys: pytest
     best = scores.argsort(descending=True)[:4].tolist()
     assert [raw for _, raw in found] == [RAW[item - 1] for item in best]
     assert [score for score, _ in found] == pytest.approx(scores[best].tolist(), abs=1e-4)
-    recommend(["sku-1", "5", "sku-3"], "sda", recommender, 4, workspace.root)
+    recommend(["sku-1", "sku-5", "sku-3"], "sda", recommender, 4, workspace.root)
     assert shown(capsys)[1] != found  # the order of a history counts
 
 
@@ -82,7 +87,7 @@ def test_popularity_leaves_out_what_was_seen(workspace: Workspace, capsys: pytes
 
 
 def test_an_id_comes_before_a_number(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    recommend(["2", "3"], "sda", "pop", 1, workspace.root)
+    recommend(["2", "sku-3"], "sda", "pop", 1, workspace.root)
     assert shown(capsys)[0] == ["2", "sku-3"]
 
 
@@ -128,3 +133,84 @@ def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.
     cosines[3] = -np.inf
     best = np.argsort(-cosines)[:3]
     assert rest == [f"{cosines[item]:7.4f}  {RAW[item]}  Title of {RAW[item]}" for item in best]
+
+
+NUMERIC = ["100", "110", "007", "-4", " 12", "Ab12", "ab12", "2.0", "٣"]  # in the rows of the numbers 1 to 9
+
+
+@pytest.fixture(scope="module")
+def numeric() -> Catalogue:
+    """A shop whose ids are numbers, or look like some."""
+    names = {number: (raw, f"Title of {raw}") for number, raw in enumerate(NUMERIC, 1)}
+    return Catalogue(names, {raw: number for number, (raw, _) in names.items()})
+
+
+@pytest.mark.parametrize("raw", NUMERIC)
+def test_an_id_is_taken_character_by_character(numeric: Catalogue, raw: str) -> None:
+    assert numeric.number(raw) == NUMERIC.index(raw) + 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("1", None), ("3", None), ("9", None), ("0", None), ("10", "'110', '100'"), ("7", "'007'"), ("07", "'007'"),
+        ("0007", "'007'"),
+        ("4", "'-4'"), ("-04", "'-4'"), ("12", "' 12'"), ("012", "' 12'"), (" 100", "'100'"), ("100 ", "'100'"),
+        ("0100", "'100'"),
+        ("AB12", "'Ab12', 'ab12'"), ("2", "'2.0'"), ("１００", "'100'"), ("", None), ("100\n", "'100'"), ("1e2", None),
+    ],
+)  # fmt: skip
+def test_another_item_is_proposed_and_never_shown(numeric: Catalogue, typed: str, near: str | None) -> None:
+    with pytest.raises(ConfigError) as caught:
+        numeric.number(typed)
+    text = str(caught.value)
+    assert "is not among the 9 items; ids look like 100" in text
+    assert (f"near ids are {near}" in text) if near else True
+    is_number = typed in [str(number) for number in range(1, 10)]
+    assert ("add --by-number to name an item by its number" in text) == is_number
+
+
+@given(st.text(max_size=6))
+def test_only_what_is_an_id_is_one(typed: str) -> None:
+    names = {number: (raw, "") for number, raw in enumerate(NUMERIC, 1)}
+    catalogue = Catalogue(names, {raw: number for number, (raw, _) in names.items()})
+    if typed in NUMERIC:
+        assert catalogue.names[catalogue.number(typed)][0] == typed
+    else:
+        with pytest.raises(ConfigError):
+            catalogue.number(typed)
+
+
+def test_a_number_is_asked_for(numeric: Catalogue) -> None:
+    assert [numeric.number(str(number), by_number=True) for number in (1, 3, 9)] == [1, 3, 9]
+
+
+@pytest.mark.parametrize("typed", ["0", "10", "03", " 3", "3 ", "-3", "+3", "3.0", "٣", "", "100", "1_0"])
+def test_what_is_no_number(numeric: Catalogue, typed: str) -> None:
+    with pytest.raises(ConfigError, match="is not the number of an item; numbers run from 1 to 9"):
+        numeric.number(typed, by_number=True)
+
+
+def test_both_commands_have_one_rule(workspace: Workspace, params: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (lambda item, **by: recommend([item], "sda", "pop", 1, workspace.root, **by), neighbors_of(workspace, params)):
+        with pytest.raises(typer.Exit):
+            command("5")
+        assert "'5' is not among the 9 items" in capsys.readouterr().err
+        command("5", by_number=True)
+        assert "sku-5  Title of sku-5" in capsys.readouterr().out.splitlines()[0]
+
+
+def neighbors_of(workspace: Workspace, params: dict[str, Any]) -> Callable[..., None]:
+    from sda_core.artifacts import read_vectors
+    from sda_core.index import build_index
+    from sda_core.params import IndexParams
+
+    vectors = read_vectors(workspace.embeddings("sda"))
+    assert vectors is not None
+    build_index(vectors[1:], None, IndexParams.model_validate(params["build_index"]), workspace.index("sda"))
+    return lambda item, **by: neighbors(item, "sda", 3, workspace.root, **by)
+
+
+def test_an_empty_shop_has_no_near_ids() -> None:
+    with pytest.raises(ConfigError, match="'3' is not among the 0 items"):
+        Catalogue({}, {}).number("3")

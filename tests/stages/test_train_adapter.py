@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,21 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import typer
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from sda_core import costs
+from sda_core.alignment import training
+from sda_core.alignment.inputs import chunks_of
 from sda_core.artifacts import ITEMS, Workspace, write_json
 from sda_core.data.images import coverage_path
+from sda_core.errors import ConfigError, StorageError
 from sda_core.image_store import ImageRow, shard_path, write_shard
+from sda_core.params import load_params
+from sda_core.processes import Processes
+from stages.train_adapter import train_adapter
 
 CHILD = Path(__file__).with_name("train_adapter_process.py")
 NUM_ITEMS = 10
@@ -100,3 +109,82 @@ def test_they_fail_together_with_one_line(run_processes: Any, shop: Path, tmp_pa
     assert run_processes(CHILD, 2, root, "sda") == [1, 1]
     assert "params.yaml" in said(root, 2)[0][0]
     assert said(root, 2)[1] == []
+
+
+def test_the_last_line_counts_the_steps_and_not_the_rows_of_the_curve(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "shop"
+    shutil.copytree(shop, root)
+    path, yaml = root / "params.yaml", YAML(typ="safe", pure=True)
+    params = yaml.load(path)
+    params["train_adapter"]["training"] |= {"num_steps": 7, "checkpoint_every": 2, "log_every": 5}
+    yaml.dump(params, path)
+    caplog.set_level("INFO", "stages")
+
+    def counts() -> str:
+        return next(text for text in reversed(caplog.messages) if text.startswith("train-adapter: variant sda"))
+
+    train_adapter("sda", root)
+    assert ", steps 7, last loss" in counts()
+    assert "resumed" not in counts()
+    assert len(pl.read_csv(Workspace(root).adapter("sda") / "loss.tsv", separator="\t")) == 3
+
+    saved, save_run = [], training.save_run
+
+    def fails_at_the_third(*arguments: Any) -> None:
+        saved.append(arguments)
+        if len(saved) == 3:
+            raise StorageError("checkpoint", "cannot be written (No space left on device)", "free some space")
+        save_run(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_run", fails_at_the_third)
+        with pytest.raises(typer.Exit):
+            train_adapter("sda", root)
+    train_adapter("sda", root)
+    assert ", steps 7, last loss" in counts()
+    assert "resumed after step 4, steps of this run 3" in counts()
+    kept = costs.read(Workspace(root).costs)[-1]
+    assert kept.counts["steps"] == 7
+    assert kept.speed == pytest.approx((3 / kept.seconds, "steps"))
+
+
+@pytest.mark.parametrize(
+    ("num_items", "num_shown", "batch_size", "expected"),
+    [
+        (25, 0, 32, "train_adapter: 0 of 25 items show an image, and an adapter aligns the images and texts of at least 2; "
+                    "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"),
+        (3, 1, 2, "train_adapter: 1 of 3 items show an image"),
+        (25, 25, 32, "train_adapter.training.batch_size: should be at most 25, the number of items that show an image (got 32); "
+                     "set it to 25 or less"),
+        (40, 25, 32, "set it to 25 or less, or set items.missing_image to placeholder, so that all 40 items show one"),
+    ],
+)  # fmt: skip
+def test_too_few_items_for_a_batch(num_items: int, num_shown: int, batch_size: int, expected: str) -> None:
+    text = str(training.too_few_items(num_items, num_shown, batch_size))
+    assert expected in text
+    assert ("placeholder" in text) == (2 <= num_shown < num_items)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro", "count", "expected"),
+    [
+        (8, 3, 2, "batch_size 8 in chunks of micro_batch_size 3 should give a multiple of 2 chunks, as many for each process of "
+                  "this launch (got 3); set micro_batch_size to 2, or start another number of processes"),
+        (8, 8, 2, "(got 1); set micro_batch_size to 7, or start"),
+        (8, 100, 4, "(got 1); set micro_batch_size to 2, or start"),
+        (3, 2, 4, "(got 2); raise batch_size to 4 or more, or start"),
+        (3, None, 4, "batch_size should be at least 4, one item for each process of this launch (got 3); "
+                     "raise batch_size, or start at most 3 processes"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_cannot_be_shared(batch_size: int, micro: int | None, count: int, expected: str, shop: Path) -> None:
+    section = load_params(shop / "params.yaml").train_adapter.training
+    section = section.model_copy(update={"batch_size": batch_size, "micro_batch_size": micro})
+    with pytest.raises(ConfigError) as caught:
+        chunks_of(section, Processes(0, count))
+    assert expected in str(caught.value)
+    proposed = re.search(r"set micro_batch_size to (\d+)", str(caught.value))
+    if proposed:
+        assert chunks_of(section.model_copy(update={"micro_batch_size": int(proposed[1])}), Processes(0, count))

@@ -1,0 +1,141 @@
+"""Where a command runs and where its output goes: another folder, an encoding without the title's letters, a closed pipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sda_core.artifacts import ITEMS, Workspace
+from sda_core.index import build_index
+from sda_core.params import load_params
+
+TITLES = ["赤いマグカップ 🏮", "Ελληνικό φλιτζάνι", "Kubek zażółć", "\u202e\u0000 mug"]
+COMMANDS = [
+    ("download",), ("download", "--check"), ("filter",), ("fetch-images",), ("train-adapter", "--variant", "sda"),
+    ("export-embeddings", "--variant", "id"), ("control-embeddings", "--variant", "random"),
+    ("import-embeddings", "--variant", "own"), ("build-index", "--variant", "sda"),
+    ("train-recommender", "--variant", "id"), ("draw-negatives",), ("evaluate", "--variant", "id"), ("report",),
+    ("neighbors", "3"), ("recommend", "3"), ("diff", "HEAD"), ("verify",), ("costs",),
+    ("export", "--format", "mmrec", "--to", "x"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """Items with titles of several scripts, and an index."""
+    workspace = Workspace(tmp_path_factory.mktemp("shop"))
+    items = [(n + 1, f"i{n}", title, "", "", [], [], "", [], True) for n, title in enumerate(TITLES)]
+    ITEMS.write(pl.DataFrame(items, schema=dict(ITEMS.columns), orient="row"), workspace.items)
+    vectors = np.eye(len(TITLES), dtype=np.float32) + 0.1
+    build_index(vectors, None, load_params(repository / "params.yaml").build_index, workspace.index("zero_shot"))
+    return workspace.root
+
+
+def sda(repository: Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.cli", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(repository), "NO_COLOR": "1"} | environment,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1:strict", "ascii", "utf-8"])
+def test_any_title_in_any_encoding(shop: Path, repository: Path, encoding: str) -> None:
+    done = sda(repository, "neighbors", "i0", cwd=shop, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    is_utf8 = encoding in ("utf-8", "ascii")  # click takes ASCII for a locale that nobody has set, and writes UTF-8
+    text = done.stdout.decode("utf-8" if is_utf8 else encoding.split(":")[0])
+    assert len(text.splitlines()) == len(TITLES)
+    assert (TITLES[0] if is_utf8 else TITLES[0].encode("ascii", "backslashreplace").decode()) in text
+
+
+def test_any_text_in_an_error(shop: Path, repository: Path) -> None:
+    done = sda(repository, "neighbors", "赤い", cwd=shop, PYTHONIOENCODING="cp1252:strict")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"sda neighbors: error: ITEM: '\\u8d64\\u3044' is not among the 4 items")
+
+
+@pytest.mark.parametrize("arguments", [("neighbors", "i0"), ("verify",), ("--help",)], ids=" ".join)
+def test_a_closed_pipe_ends_silently(shop: Path, repository: Path, arguments: tuple[str, ...]) -> None:
+    (shop / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.cli", *arguments],
+        cwd=shop,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_from_another_folder(command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from stages.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, list(command))
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == [
+        f"sda {command[0]}: error: {tmp_path}/params.yaml: no such file, so there is no SDA project in {tmp_path}; "
+        "cd to the project folder, or pass it with --root"
+    ]
+    done = CliRunner().invoke(app, [*command, "--root", "nowhere"])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == [
+        f"sda {command[0]}: error: nowhere: no such folder; cd to the project folder, or pass it with --root"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_was_tried() -> None:
+    from stages.cli import app
+
+    assert {command.name for command in app.registered_commands} == {command[0] for command in COMMANDS}
+
+
+def test_params_that_are_a_folder(tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    for command in ("filter", "verify"):
+        done = sda(repository, command, cwd=tmp_path)
+        assert done.returncode == 1
+        assert (
+            done.stderr == f"sda {command}: error: params.yaml: cannot be used (Is a directory); move the folder away\n".encode()
+        )
+
+
+def test_no_module_needs_what_only_unix_has(repository: Path) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
+        "import sda_core, stages.cli, sda_core.data, sda_core.data.download, sda_core.data.images, sda_core.data.folders\n"
+        "import sda_core.costs, sda_core.evaluation, sda_core.embeddings.table, sda_core.verification\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_is_held_without_a_lock_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from sda_core.data.folders import kept_folder
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with kept_folder(tmp_path / "raw"):
+        assert (tmp_path / "raw").is_dir()
+    assert "cannot be locked" in caplog.text

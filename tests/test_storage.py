@@ -1,0 +1,293 @@
+"""A disk that takes no more, in one line whichever library meets it; and a bug stays a bug."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from sda_core import artifacts
+from sda_core.artifacts import (
+    INTERACTIONS,
+    USERS,
+    read_json,
+    replace_directory,
+    replace_file,
+    storage,
+    write_json,
+    write_text,
+)
+from sda_core.errors import ArtifactError, DataError, SDAError, StorageError, storage_errno, storage_error
+from sda_core.index import build_index
+from sda_core.params import IndexParams
+from sda_core.processes import ALONE
+
+NUMBERS = np.random.default_rng(0).random((4_000, 4)).astype(np.float32)
+FRAME = pl.DataFrame({"a": NUMBERS[:, 0]})
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "polars parquet": FRAME.write_parquet,
+    "polars csv": FRAME.write_csv,
+    "polars ndjson": FRAME.write_ndjson,
+    "pyarrow": lambda path: pq.write_table(pa.table({"a": NUMBERS[:, 0]}), path),
+    "safetensors": lambda path: save_file({"a": NUMBERS}, path),
+    "numpy": lambda path: _numpy(path),
+    "faiss": lambda path: faiss.write_index(_flat(), str(path)),
+    "python": lambda path: path.write_bytes(NUMBERS.tobytes()),
+}
+
+
+def _numpy(path: Path) -> None:
+    with path.open("wb") as handle:
+        np.save(handle, NUMBERS)
+
+
+def _flat() -> faiss.Index:
+    index = faiss.IndexFlatIP(4)
+    index.add(NUMBERS)
+    return index
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file of this process may grow beyond 1,000 bytes."""
+    resource = pytest.importorskip("resource", reason="limits on the size of files are Unix's")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_full_disk_in_every_library(tmp_path: Path, small_files: None, library: str) -> None:
+    path = tmp_path / "data" / "table"
+    write_text(path, "before")
+    with pytest.raises(StorageError) as caught, replace_file(path) as temporary:
+        WRITERS[library](temporary)
+    assert caught.value.where == str(path)
+    assert caught.value.problem.startswith("cannot be written (")
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in path.parent.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_folder_where_a_file_should_be(tmp_path: Path, library: str) -> None:
+    path = tmp_path / "data"
+    path.mkdir()
+    with (
+        pytest.raises(StorageError, match=r"cannot be written \(Is a directory\); move the folder away"),
+        replace_file(path) as temporary,
+    ):
+        WRITERS[library](temporary)
+    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.iterdir()) == []
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_file_where_a_folder_should_be(tmp_path: Path, library: str) -> None:
+    (tmp_path / "data").write_bytes(b"mine")
+    with pytest.raises(StorageError) as caught, replace_file(tmp_path / "data" / "table") as temporary:
+        WRITERS[library](temporary)
+    assert caught.value.where == str(tmp_path / "data")
+    assert "move away the file that stands where a folder should be" in str(caught.value)
+    assert (tmp_path / "data").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "num_items", [10, 200]
+)  # 10: all of the index fits FAISS's own buffer, which it writes when it closes the file
+def test_an_index_that_was_cut_off_never_passes_for_a_whole_one(tmp_path: Path, small_files: None, num_items: int) -> None:
+    params = IndexParams.model_validate(
+        {"factory": "Flat", "nprobe": None, "ef_search": None, "recall_at": 1, "num_queries": 1, "min_recall": 0.0}
+    )
+    vectors = np.random.default_rng(1).normal(size=(num_items, 32)).astype(np.float32)  # 10: 1,325 bytes
+    with pytest.raises(StorageError, match=r"items\.faiss: cannot be written"):
+        build_index(vectors, None, params, tmp_path / "index")
+    assert list((tmp_path / "index").iterdir()) == []
+
+
+NUMBERS_OF_ERRORS = [
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTDIR,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE,
+]  # fmt: skip
+FORMS: dict[str, Callable[[int], Exception]] = {
+    "Python": lambda number: OSError(number, os.strerror(number)),
+    "Python, with a path": lambda number: OSError(number, os.strerror(number), "x"),
+    "polars, opening": lambda number: OSError(f"{os.strerror(number)} (os error {number}): x.parquet"),
+    "polars, writing": lambda number: pl.exceptions.ComputeError(
+        f"parquet: File out of specification: underlying IO error: {os.strerror(number)} (os error {number})"
+    ),
+    "safetensors": lambda number: SafetensorError(
+        f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("number", NUMBERS_OF_ERRORS, ids=errno.errorcode.get)
+def test_every_failure_in_every_form(number: int, form: str) -> None:
+    error = storage_error(FORMS[form](number), "some/path")
+    assert error is not None
+    assert str(error).startswith(f"some/path: cannot be written ({os.strerror(number)}); ")
+    assert len(error.advice) > 10
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO])
+def test_what_faiss_and_torch_say(number: int) -> None:
+    text = f"Error in write_index: 'ret == (size)' failed: write error in x: 4051 != 64000 ({os.strerror(number)})"
+    assert storage_errno(RuntimeError(text)) == number
+    cause = ValueError("cannot save")
+    cause.__cause__ = OSError(number, os.strerror(number))
+    assert storage_errno(cause) == number
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "x"),
+        OSError("No such file or directory (os error 2): x"),
+        OSError("something else"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        pl.exceptions.ComputeError("column not found"),
+        SafetensorError("Error while deserializing header: HeaderTooLarge"),
+        KeyError("a"),
+        DataError("a table", "says: No space left on device"),
+        KeyboardInterrupt(),
+    ],
+    ids=repr,
+)
+def test_a_bug_stays_a_bug(tmp_path: Path, bug: BaseException) -> None:
+    assert storage_errno(bug) is None
+    for replace in (replace_file, replace_directory):
+        with pytest.raises(type(bug)) as caught, replace(tmp_path / "a"):
+            raise bug
+        assert caught.value is bug
+        assert list(tmp_path.iterdir()) == []
+
+
+@given(st.text(max_size=60))
+def test_no_text_of_an_unrelated_error_is_taken_for_a_full_disk(text: str) -> None:
+    assert storage_errno(ValueError(text)) is None or any(os.strerror(number) in text for number in NUMBERS_OF_ERRORS)
+
+
+def test_the_path_that_is_named_is_the_final_one(tmp_path: Path) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "data" / "filtered"
+    with (
+        pytest.raises(StorageError) as caught,
+        replace_directory(target) as outer,
+        replace_directory(outer / "part") as inner,
+        storage(inner / "users.parquet"),
+    ):
+        full()
+    assert caught.value.where == str(target / "part" / "users.parquet")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_another_file_that_was_read_meanwhile_is_named_itself(tmp_path: Path) -> None:
+    source = tmp_path / "elsewhere" / "source"
+    with pytest.raises(StorageError) as caught, replace_file(tmp_path / "data" / "copy"):
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+    assert str(caught.value) == f"{source}: cannot be used (Permission denied); change its permissions, or use another folder"
+
+
+def test_the_reason_is_not_hidden_by_the_cleaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only file system even the removal of what is not there fails."""
+
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(StorageError, match="No space left"), replace_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("step", ["fsync", "mkdtemp"])
+def test_what_the_system_refuses_late_or_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """A network disk tells of a quota when the file is synced."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(*{"fsync": (os, "fsync"), "mkdtemp": (artifacts.tempfile, "mkdtemp")}[step], refuse)
+    with (
+        pytest.raises(StorageError, match=f"{os.strerror(errno.EDQUOT)}.*raise the disk quota"),
+        replace_directory(tmp_path / "a") as folder,
+    ):
+        write_json(folder / "x.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_swapped_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "report"
+    with replace_directory(target) as folder:
+        write_text(folder / "index.html", "old")
+    renamed = Path.replace
+
+    def replace(path: Path, to: Any) -> Path:
+        if Path(to) == target and path.name.count(".") and not path.name.endswith(".old.tmp"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return renamed(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(StorageError, match="report: cannot be written"), replace_directory(target) as folder:
+            folder.joinpath("index.html").write_bytes(b"new")
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {"index.html": b"old"}
+    assert list(tmp_path.iterdir()) == [target]
+    with replace_directory(target) as folder:
+        write_text(folder / "other.html", "new")
+    assert [path.name for path in target.iterdir()] == ["other.html"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_bytes(b"mine")
+    (tmp_path / "report").symlink_to(elsewhere)
+    with replace_directory(tmp_path / "report") as folder:
+        write_text(folder / "index.html", "new")
+    assert not (tmp_path / "report").is_symlink()
+    assert (elsewhere / "mine").read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "report"]
+
+
+def test_reading_has_its_line_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ArtifactError, match="is a folder, expected the users table"):
+        USERS.read(tmp_path)
+    with pytest.raises(StorageError, match=r"cannot be read \(Is a directory\); move the folder away"):
+        read_json(tmp_path, "numbers")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Permission denied (os error 13): x")
+
+    (tmp_path / "x").write_bytes(b"")
+    monkeypatch.setattr(artifacts.pl, "scan_parquet", refuse)
+    with pytest.raises(StorageError, match=r"x: cannot be read \(Permission denied\); change its permissions"):
+        INTERACTIONS.read(tmp_path / "x")
+
+
+def test_it_crosses_the_border_of_a_process() -> None:
+    error = StorageError("a", "cannot be written (No space left on device)", "free some space")
+    with pytest.raises(StorageError) as caught, ALONE.together():
+        raise error
+    assert isinstance(caught.value, SDAError)
+    assert error.__reduce__() == (StorageError, ("a", "cannot be written (No space left on device)", "free some space"))
