@@ -447,31 +447,7 @@ Representation = Literal["id", "content", "id+content"]  # without item vectors 
 SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 
 
-class RecommenderSection(Section):
-    """What the stages ask of every recommender's section."""
-
-    @property
-    def counts_test(self) -> bool:
-        """Whether the test interactions are to be handed to it; no trained recommender gets them."""
-        return False
-
-    @property
-    def takes_modalities(self) -> bool:
-        """Whether the vectors of pictures and of texts are to be handed over apart, instead of the fused ones."""
-        return False
-
-    @property
-    def aligns_to_ids(self) -> bool:
-        """Whether the item table of the same recommender, trained on ids alone, is to be handed to training."""
-        return False
-
-    @property
-    def scores_histories(self) -> bool:
-        """Whether a history alone is enough to score items; else a user is needed who was there in training."""
-        return False
-
-
-class FitParams(RecommenderSection):
+class FitParams(Section):
     """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
 
     seed: CountOrZero
@@ -484,21 +460,11 @@ class FitParams(RecommenderSection):
     dtype: Literal["float32", "bfloat16"]  # of the matrix products in training; weights and scoring are float32
 
 
-class PopParams(RecommenderSection):
+class PopParams(Section):
     """Popularity; ``counts`` says which interactions are counted (``train`` is the honest one)."""
 
     kind: Literal["pop"]
     counts: Literal["train", "train_valid", "all"]
-
-    @property
-    def counts_test(self) -> bool:
-        """Whether the test interactions are to be handed to it: they leak, as in the tables that did so."""
-        return self.counts == "all"
-
-    @property
-    def scores_histories(self) -> bool:
-        """It scores all alike."""
-        return True
 
 
 class SequentialParams(FitParams):
@@ -515,16 +481,6 @@ class SequentialParams(FitParams):
     gbce_t: Share
     align_weight: NonNegative  # of the alignment of projected item vectors to the item table trained on ids; 0: none
     align_temperature: Positive
-
-    @property
-    def aligns_to_ids(self) -> bool:
-        """As the base says it; where there are no vectors to be projected there is nothing to align."""
-        return self.align_weight > 0.0 and self.representation != "id"
-
-    @property
-    def scores_histories(self) -> bool:
-        """It reads nothing else."""
-        return True
 
 
 class SASRecParams(SequentialParams):
@@ -573,11 +529,6 @@ class SLMRecParams(FitParams):
     temperature: Positive  # of the task
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # of fd's views
 
-    @property
-    def takes_modalities(self) -> bool:
-        """Pictures and texts each have a channel of their own."""
-        return True
-
 
 RecommenderParams = PopParams | BPRParams | VBPRParams | SLMRecParams | SASRecParams | BERT4RecParams
 
@@ -622,7 +573,7 @@ class TailParams(Section):
 
 
 class RetrievalParams(SearchParams):
-    """An index instead of the scores of all items: see ``sda_core.recommenders.retrieval``."""
+    """An index instead of the scores of all items: see ``sda_core.ranking.retrieval``."""
 
     depth: Count  # candidates retrieved for a user; a target that is not among them is last of all
     num_queries: Count  # users by whose exact scores the loss of recall is measured
@@ -734,26 +685,6 @@ class Params(Section):
         if self.report.cutoff not in self.evaluate.cutoffs:
             raise ValueError(f"report.cutoff: {self.report.cutoff} is not among evaluate.cutoffs {list(self.evaluate.cutoffs)}")
         return self
-
-    @property
-    def indexed_variants(self) -> tuple[str, ...]:
-        """The variants that have an index of item vectors, in their order: all but ``id`` and the controls."""
-        return tuple(variant for variant in self.variants if variant not in {"id", *self.control_embeddings.variants})
-
-    def is_trained(self, variant: str) -> bool:
-        """Whether a variant has an adapter of its own; ``zero_shot`` and ``id`` have none.
-
-        Raises:
-            ConfigError: no such variant.
-        """
-        if variant in self.train_adapter.variants:
-            return True
-        if variant in {"id", "zero_shot", *self.control_embeddings.variants}:
-            return False
-        if variant in self.import_embeddings.variants:
-            raise ConfigError("--variant", f"{variant!r} is made elsewhere", "use `sda import-embeddings`")
-        known = ", ".join(sorted({"id", "zero_shot", *self.train_adapter.variants, *self.control_embeddings.variants}))
-        raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
 
 
 def _tags(union: Any) -> frozenset[str]:

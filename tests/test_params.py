@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from sda_core.errors import ConfigError
 from sda_core.params import BackboneParams, load_params, parse_params
+from sda_core.variants import is_trained
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,7 +105,7 @@ def test_an_imported_variant_is_known_and_not_made_here() -> None:
     params = parse_params(tree, "params.yaml")
     assert params.import_embeddings.of("minilm").path == "minilm.parquet"
     with pytest.raises(ConfigError, match="'minilm' is made elsewhere; use `sda import-embeddings`"):
-        params.is_trained("minilm")
+        is_trained(params, "minilm")
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -34,7 +34,6 @@ from sda_core.params import (
     TinyQwen25VL,
 )
 from sda_core.report.coverage import data_coverage
-from sda_core.report.experiments import experiments
 from sda_core.report.gates import gate_map
 from sda_core.report.modality_drop import Fuse
 from sda_core.report.model import (
@@ -43,6 +42,7 @@ from sda_core.report.model import (
     Conflict,
     Curve,
     Example,
+    Experiment,
     Fact,
     Item,
     Learning,
@@ -56,6 +56,7 @@ from sda_core.report.model import (
     Variant,
 )
 from sda_core.report.vectors import Findings, look
+from sda_core.variants import indexed_variants
 
 _NUM_PAIRS = 3  # conflicting items, of each kind
 _LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch; of a short one the later half
@@ -517,6 +518,7 @@ def collect(
     fuse: Fuse,
     commit: str | None,
     costs: Sequence[Latest],
+    experiments: Sequence[Experiment] = (),
 ) -> ReportData:
     """Read everything the page shows.
 
@@ -529,13 +531,14 @@ def collect(
         fuse: ``embeddings.fusion.fuse``, to make item vectors anew without one of their modalities.
         commit: of the project, or None.
         costs: of the stages, from ``costs.latest``; none for a page that is the same for equal runs.
+        experiments: from ``report.experiments``; none for the page of the pipeline, which does not depend on them.
 
     Raises:
         ArtifactError: a file of the run is missing or damaged.
     """
     results = _results(workspace, params, comparisons)
     # vectors made elsewhere may be one kind alone, and nothing was adapted in them
-    own = [variant for variant in params.indexed_variants if variant not in params.import_embeddings.variants]
+    own = [variant for variant in indexed_variants(params) if variant not in params.import_embeddings.variants]
     counts = _training_counts(workspace)
     looked = look(workspace, own, _NUM_PAIRS, params.export_embeddings, list(counts), fuse)
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
@@ -562,7 +565,7 @@ def collect(
         conflicts=_conflicts(workspace, looked),
         maps=looked.maps,
         gates=tuple(gate for gate in gates if gate is not None),
-        experiments=experiments(workspace.root / "experiments"),
+        experiments=tuple(experiments),
         sizes=sizes(workspace, params),
         costs=tuple(costs),
     )
