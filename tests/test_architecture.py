@@ -409,9 +409,25 @@ def test_params_yaml_is_what_hydra_composes() -> None:
     assert (ROOT / "params.yaml").read_text(encoding="utf-8") == composed()
 
 
+def same_order(data: dict, section: BaseModel, where: str = "params.yaml") -> None:
+    """The keys of a file against the fields of what was read from it, section by section."""
+    assert list(data) == list(type(section).model_fields), where
+    for key, value in data.items():
+        inside = getattr(section, key)
+        if isinstance(inside, BaseModel):
+            same_order(value, inside, f"{where}: {key}")
+        elif isinstance(inside, dict):
+            for name, entry in inside.items():
+                same_order(value[name], entry, f"{where}: {key}.{name}")
+
+
 def test_params_yaml_has_the_order_of_the_model() -> None:
-    keys = list(YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8")))
-    assert set(keys) == set(params_module.Params.model_fields)
+    path = ROOT / "params.yaml"
+    data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    same_order(data, params_module.load_params(path))
+    swapped = dict(reversed(data.items()))
+    with pytest.raises(AssertionError):
+        same_order(swapped, params_module.parse_params(swapped, "swapped"))
 
 
 @pytest.mark.parametrize("dataset", sorted(p.stem for p in (ROOT / "conf" / "dataset").glob("*.yaml")))
