@@ -397,9 +397,7 @@ class TrainAdapterParams(Section):
             known = ", ".join(sorted(self.variants))
             raise ConfigError("--variant", f"unknown trained variant {variant!r}; params.train_adapter.variants has {known}")
         choice = self.variants[variant]
-        adapter = {"lora": self.lora, "moda": self.moda}[choice.adapter]
-        loss = {"infonce": self.infonce, "loss": self.loss}[choice.loss]
-        return adapter, loss
+        return getattr(self, choice.adapter), getattr(self, choice.loss)
 
 
 # ---------------------------------------------------------------------------- embeddings, index, training

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shlex
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
 from sda_core.adapters import MoDAConfig
 from sda_core.errors import ConfigError
 from sda_core.losses import AlignmentLoss
-from sda_core.params import AdapterParams, BackboneParams, _loss_problems, load_params, parse_params
+from sda_core.params import (
+    AdapterParams,
+    BackboneParams,
+    LossParams,
+    TrainAdapterParams,
+    TrainedVariant,
+    _loss_problems,
+    load_params,
+    parse_params,
+)
 from sda_core.variants import is_trained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -429,3 +442,42 @@ def test_the_params_and_moda_refuse_the_same_experts() -> None:
             except (ConfigError, ValueError):
                 verdicts.append(False)
         assert verdicts[0] == verdicts[1], chosen
+
+
+def test_the_guide_s_way_to_compare_two_losses_is_taken() -> None:
+    """docs/extending.md: the command's -S, composed by Hydra as DVC does."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- command: two losses -->\n```bash\n(.+?)```", text, re.S)
+    assert block is not None
+    words = shlex.split(block[1].replace("\\\n", " "))
+    overrides = [value for flag, value in itertools.pairwise(words) if flag == "-S"]
+    assert len(overrides) == 6
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        tree = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    params = parse_params(tree, "composed")
+    losses = {name: params.train_adapter.of(name)[1] for name in params.train_adapter.variants}
+    assert {name: loss.teacher for name, loss in losses.items()} == {"sda": "mean", "agreement": "agreement"}
+    assert losses["sda"] is params.train_adapter.loss
+    assert "agreement" in params.variants
+    assert "agreement" in params.train_recommender.variants
+
+
+def test_a_section_that_params_do_not_know_is_refused() -> None:
+    assert "train_adapter.third: unknown parameter" in problem(put("train_adapter.third", data()["train_adapter"]["loss"]))
+
+
+def test_a_third_loss_section_is_a_field_and_its_name() -> None:
+    """What docs/extending.md says has to be written for it."""
+
+    class Variant(TrainedVariant):
+        loss: Literal["infonce", "loss", "third"]  # type: ignore[assignment]
+
+    class Sections(TrainAdapterParams):
+        variants: dict[str, Variant]  # type: ignore[assignment]
+        third: LossParams
+
+    tree = data()["train_adapter"]
+    tree["third"] = tree["loss"] | {"teacher": "image"}
+    tree["variants"]["other"] = {"adapter": "lora", "loss": "third"}
+    adapter, loss = Sections.model_validate_json(json.dumps(tree)).of("other")
+    assert (adapter.num_experts, loss.teacher) == (1, "image")

@@ -218,8 +218,7 @@ def describe_variants(params: Params) -> tuple[Variant, ...]:
             text = "Content vectors that were made elsewhere and imported."
         else:
             section = params.train_adapter.variants[name]
-            adapter = params.train_adapter.lora if section.adapter == "lora" else params.train_adapter.moda
-            loss = params.train_adapter.infonce if section.loss == "infonce" else params.train_adapter.loss
+            adapter, loss = params.train_adapter.of(name)
             experts = f"{adapter.num_experts} experts, {adapter.gate} gate" if adapter.num_experts > 1 else "one expert"
             kind = "LoRA" if section.adapter == "lora" else "MoDA"
             method = f"{kind} of total rank {adapter.r} ({experts}), trained with {_describe_loss(loss)}"
