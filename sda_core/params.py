@@ -718,14 +718,19 @@ def _backbone_problems(section: BackboneParams) -> Iterator[str]:
     if isinstance(section, TinyQwen25VL) and section.hidden_size % (2 * section.num_heads):
         yield (f"num_heads: should divide hidden_size ({section.hidden_size}) into an even head width (got {section.num_heads})")
     if isinstance(section, Checkpoint):
-        is_hub_id = _HUB_ID.fullmatch(section.name) is not None and not Path(section.name).is_dir()
-        if is_hub_id and (section.revision is None or not re.fullmatch("[0-9a-f]{40}", section.revision)):
-            yield (
-                f"revision: should pin a commit of {section.name}, 40 hexadecimal digits (got {section.revision!r});"
-                " take it from the checkpoint's list of commits; only a local folder needs none, and there is none of that name"
-            )
+        if section.revision is not None:  # null is for local folders, and for presets that leave it open: see load_params
+            yield from _revision_problems(section)
         if section.attention == "flash_attention_2" and section.dtype == "float32":
             yield "attention: flash_attention_2 needs a half-precision dtype (got float32); use dtype: bfloat16, or auto"
+
+
+def _revision_problems(section: Checkpoint) -> Iterator[str]:
+    is_hub_id = _HUB_ID.fullmatch(section.name) is not None and not Path(section.name).is_dir()
+    if is_hub_id and (section.revision is None or not re.fullmatch("[0-9a-f]{40}", section.revision)):
+        yield (
+            f"revision: should pin a commit of {section.name}, 40 hexadecimal digits (got {section.revision!r});"
+            " take it from the checkpoint's list of commits; only a local folder needs none, and there is none of that name"
+        )
 
 
 def _training_problems(section: TrainingParams) -> Iterator[str]:
@@ -910,7 +915,7 @@ def load_params(path: Path) -> Params:
     """Read and check a params file.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or does not fit :class:`Params`.
+        ConfigError: the file is missing, is no YAML, does not fit :class:`Params`, or leaves a checkpoint's revision open.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -924,4 +929,8 @@ def load_params(path: Path) -> Params:
         raise ConfigError(str(path), f"is no valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(str(path), f"should be a mapping of sections (got {type(data).__name__})")
-    return parse_params(data, str(path))
+    params = parse_params(data, str(path))
+    if isinstance(params.backbone, Checkpoint):
+        for problem in _revision_problems(params.backbone):
+            raise ConfigError(str(path), f"backbone.{problem}")
+    return params

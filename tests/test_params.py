@@ -288,7 +288,6 @@ AMAZON = {
         ({"backbone.min_pixels": 12545}, "backbone.min_pixels: should be at most max_pixels (12544) (got 12545)"),
         ({"backbone": TINY | {"num_heads": 5}}, "backbone.num_heads: should divide hidden_size (48) into an even head width"),
         ({"backbone": TINY | {"num_heads": 16}}, "backbone.num_heads: should divide hidden_size (48) into an even head width"),
-        ({"backbone": CHECKPOINT | {"revision": None}}, "backbone.revision: should pin a commit of owner/model"),
         ({"backbone": CHECKPOINT | {"revision": "main"}}, "backbone.revision: should pin a commit of owner/model"),
         (
             {"backbone": CHECKPOINT | {"attention": "flash_attention_2", "dtype": "float32"}},
@@ -364,12 +363,21 @@ def test_neighbours_of_those_that_fit_are_taken(changes: dict[str, object]) -> N
     parse_params(tree, "params.yaml")
 
 
-def test_a_checkpoint_in_a_local_folder_needs_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_local_folder_needs_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset may leave the revision open, a run may not."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "owner" / "model").mkdir(parents=True)
     tree = data()
     tree["backbone"] = CHECKPOINT | {"revision": None}
-    parse_params(tree, "params.yaml")
+    parse_params(tree, "preset")
+    YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
+    with pytest.raises(
+        ConfigError, match=r"backbone.revision: should pin a commit of owner/model, 40 hexadecimal digits \(got None"
+    ):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    load_params(tmp_path / "params.yaml")
+    tree["backbone"]["revision"] = "main"  # not looked at
+    parse_params(tree, "preset")
 
 
 def test_contradictions_are_reported_beside_all_other_problems() -> None:
