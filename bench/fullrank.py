@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from sda_core import evaluation, recommenders
+from sda_core import evaluation, ranking, recommenders
 from sda_core.params import EvaluateParams, RuntimeParams, VBPRParams
 from sda_core.recommenders.position import SCORES_PER_CHUNK
 from sda_core.runtime import prepare_torch
@@ -99,7 +99,7 @@ def main() -> None:
     data = recommenders.evaluation_data(interactions)
     seconds["histories"] = since(begin)
     begin = now()
-    placed = recommenders.place_targets(model, data, None, settings.batch_size, device)
+    placed = ranking.place_targets(model, data, None, settings.batch_size, device)
     seconds["place targets (product included)"] = since(begin)
     begin = now()
     metrics = evaluation.summarise(evaluation.score_positions(placed, settings.ties), interactions, settings)

@@ -38,7 +38,7 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     import torch
     from fullrank import shop
 
-    from sda_core import recommenders
+    from sda_core import ranking, recommenders
     from sda_core.params import RuntimeParams, SASRecParams
     from sda_core.recommenders.fit import TrainedRecommender, _train_epoch
     from sda_core.runtime import prepare_torch
@@ -57,7 +57,7 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     begin = time.process_time()
     if part == "evaluation":
         data = recommenders.evaluation_data(interactions)
-        placed = recommenders.place_targets(model, data, None, USERS_PER_CHUNK, device)
+        placed = ranking.place_targets(model, data, None, USERS_PER_CHUNK, device)
         assert placed.height == num_users
         whole_matrix = min(USERS_PER_CHUNK, num_users) * (num_items + 1) * 4
     else:

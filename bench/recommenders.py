@@ -99,7 +99,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     import polars as pl
     import torch
 
-    from sda_core import evaluation, recommenders
+    from sda_core import evaluation, ranking, recommenders
     from sda_core.params import BERT4RecParams, RuntimeParams, SASRecParams, VBPRParams
     from sda_core.recommenders.fit import TrainedRecommender, _train_epoch
     from sda_core.runtime import prepare_torch
@@ -143,7 +143,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     seconds = [timed(lambda epoch=epoch: _train_epoch(model, data, optimizer, epoch, device)) for epoch in range(1, epochs + 1)]
 
     def evaluate() -> float:
-        placed = recommenders.place_targets(model, recommenders.evaluation_data(interactions), None, USERS_PER_CHUNK, device)
+        placed = ranking.place_targets(model, recommenders.evaluation_data(interactions), None, USERS_PER_CHUNK, device)
         return evaluation.ndcg(evaluation.score_positions(placed, "pessimistic")["position"].to_numpy(), K)
 
     begin = time.process_time()

@@ -1,6 +1,6 @@
 """Evaluation through an index of the items against the scores of all of them: seconds and recall.
 
-``evaluate.retrieval`` as the stage uses it: :func:`sda_core.recommenders.place` over a BPR model whose factors are random,
+``evaluate.retrieval`` as the stage uses it: :func:`sda_core.ranking.place` over a BPR model whose factors are random,
 once by all scores and once for every index named.  Random vectors have no neighbourhoods, which is the hardest case for an
 index; with ``--clusters`` users and items gather round so many centres, as those of a trained model do.  Placing is the retrieval
 for all users, and the exact scores of ``--num-queries`` users by which recall is measured.
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from fullrank import Seconds, now, shop, since
 
-from sda_core import recommenders
+from sda_core import ranking, recommenders
 from sda_core.index import inner_product_search
 from sda_core.params import BPRParams, EvaluateParams, RetrievalParams, RuntimeParams, load_params
 from sda_core.runtime import prepare_torch
@@ -97,7 +97,7 @@ def main() -> None:
     exact = 0.0
     for index in (None, *options.indexes):
         begin, built = now(), (0.0, 0.0)
-        told = recommenders.place(model, data, None, settings(index, options.depth, options.num_queries), device, timed)[1]
+        told = ranking.place(model, data, None, settings(index, options.depth, options.num_queries), device, timed)[1]
         clock, cpu = (whole - part for whole, part in zip(since(begin), built, strict=True))
         exact = exact or cpu
         recall = told.get("retrieval_recall@10", 1.0)

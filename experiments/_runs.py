@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 
-from sda_core import evaluation, recommenders
+from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
 from sda_core.data.demo import ATTRIBUTES, world
 from sda_core.evaluation.metrics import Metric, per_user
@@ -24,6 +24,7 @@ from sda_core.fingerprint import fingerprint
 from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, RecommenderParams
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
+from sda_core.traits import counts_test
 
 mpl.use("Agg")
 _log = logging.getLogger("experiments")
@@ -73,7 +74,7 @@ def keep_positions(
         interactions.filter(pl.col("split").is_in(["train", "valid"])),
         num_users=interactions["user_id"].n_unique(),
         num_items=num_items,
-        leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
+        leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
     )
     model = recommenders.build(section, data.num_users, data.num_items, vectors)
     scratch = folder / f".{seed}.checkpoint.safetensors"
@@ -83,7 +84,7 @@ def keep_positions(
     write_tsv(folder / f"{seed}.tsv", records)
     for protocol, path in wanted.items():
         candidates = evaluation.candidates(protocol, interactions, params.evaluate.negatives_seed, num_items)
-        placed = recommenders.place_targets(model, known, candidates, params.evaluate.batch_size, device)
+        placed = ranking.place_targets(model, known, candidates, params.evaluate.batch_size, device)
         POSITIONS.write(evaluation.score_positions(placed, params.evaluate.ties), path)
     scratch.unlink(missing_ok=True)
     _log.info("%s/%s, seed %d: %d epochs", folder.parent.name, folder.name, seed, len(records))
@@ -174,7 +175,7 @@ def shop_attributes(workspace: Workspace, dataset: DemoDataset) -> dict[str, np.
 
 # ------------------------------------------------------------------------------------------------- results
 def leave(text: str, script: str, name: str = "", root: Path | str = "") -> Path:
-    """Print a script's final tables and leave them where the report shows them.
+    """Print a script's final tables and leave them where ``sda report --experiments`` finds them.
 
     Args:
         text: markdown; a heading is the caption of the tables under it.

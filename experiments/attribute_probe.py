@@ -7,7 +7,7 @@ predicts each of them, five-fold cross-validated over the items; the table shows
 two and lose in the others.
 
 Takes the project folder of a run on the built-in shop; ``{seed}`` in ``--root`` stands for the seed, as in
-``compare_vectors.py``.  The table is left in ``experiments/results/attribute_probe``, which the report shows.
+``compare_vectors.py``.  The table is left in ``experiments/results/attribute_probe``, which ``sda report --experiments`` shows.
 
     python experiments/attribute_probe.py --root 'experiments/runs/effect/seed-{seed}' --seeds 1 2 3 \\
         --variants zero_shot lora infonce sda

@@ -3,7 +3,7 @@
 Takes a finished workspace (``data/filtered`` and ``embeddings/``) and its ``params.yaml``; trains every recommender on every
 variant's vectors with every seed, and places the test targets.  Positions are kept as parquet below the workspace's
 ``experiments/positions/<name>``, so that a run that was stopped goes on, and the table is made from them alone;
-it is left in ``experiments/results/compare_vectors-<name>``, which the report shows.
+it is left in ``experiments/results/compare_vectors-<name>``, which ``sda report --experiments`` shows.
 With ``--root 'experiments/runs/effect/seed-{seed}'`` every seed has a workspace of its own, hence adapters of its own
 (``experiments/train_seeds.py`` makes them), and positions are kept beside these.
 
@@ -44,10 +44,11 @@ from _runs import (
 )
 
 from sda_core import log
-from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_vectors
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.embeddings import controls
 from sda_core.embeddings.fusion import fuse
 from sda_core.evaluation.groups import item_groups
+from sda_core.item_vectors import read_vectors
 from sda_core.params import Control, Params, SequentialParams, load_params
 
 

@@ -17,7 +17,7 @@ Takes the project folder of a run; ``{seed}`` in ``--root`` stands for the seed,
     python experiments/conflicting_items.py --root 'experiments/runs/effect/seed-{seed}' --seeds 1 2 3 \\
         --variants zero_shot lora infonce sda
 
-Table and plot are left in ``experiments/results/conflicting_items``, which the report shows.
+Table and plot are left in ``experiments/results/conflicting_items``, which ``sda report --experiments`` shows.
 """
 
 from __future__ import annotations

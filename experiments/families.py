@@ -2,8 +2,8 @@
 
 For every backbone and seed a workspace is made below ``experiments/runs/<name>/<backbone>``, in which the pipeline's own stages
 train the adapters and compute the item vectors, and SASRec is trained on them; what is there already is kept.  Table and plot
-are left in ``experiments/results/families-<name>``, which the report shows.  A backbone is a section of the params,
-``NAME=FILE``; those of ``conf/backbone`` are such files.  On a machine that holds them:
+are left in ``experiments/results/families-<name>``, which ``sda report --experiments`` shows.  A backbone is a section of the
+params, ``NAME=FILE``; those of ``conf/backbone`` are such files.  On a machine that holds them:
 
     python experiments/families.py --name published --backbones qwen2_5_vl=conf/backbone/qwen2_5_vl_7b.yaml \\
         qwen3_vl=conf/backbone/qwen3_vl_2b.yaml internvl=conf/backbone/internvl3_1b.yaml

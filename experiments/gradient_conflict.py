@@ -6,7 +6,7 @@ CMSA (``.infonce`` and ``.loss``) as ``train_adapter.training`` says; then the g
 are compared on batches of the held-out items (``sda_core.diagnostics``).  A seed decides the held-out items, the initial weights,
 the order of the batches and the dropout.  What was measured is kept as parquet below ``experiments/gradients/<name>``, so a run
 that was stopped goes on, and table and plot are made from those files alone; they are left in
-``experiments/results/gradient_conflict-<name>``, which the report shows.
+``experiments/results/gradient_conflict-<name>``, which ``sda report --experiments`` shows.
 
     python experiments/gradient_conflict.py --name demo --seeds 1 2 3
 

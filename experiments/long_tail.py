@@ -11,7 +11,8 @@ gain of a variant over ``zero_shot`` is shown for the purer and the less pure ha
 purity and gain.
 
 Takes a finished workspace (``{seed}`` in ``--root`` stands for the seed).  Positions are kept below
-``experiments/long_tail/<name>``, and the table is left in ``experiments/results/long_tail-<name>``, which the report shows.
+``experiments/long_tail/<name>``, and the table is left in ``experiments/results/long_tail-<name>``,
+which ``sda report --experiments`` shows.
 
     python experiments/long_tail.py --name demo --root 'experiments/runs/effect/seed-{seed}' --variants zero_shot lora infonce sda
 """

@@ -16,7 +16,8 @@ counts of all      popularity counts all splits
 
 Where the users are the same the difference has a paired interval over users, of the mean over the seeds.  The single-pass data
 set has other users, so there only the numbers stand.  Positions are kept below the workspace's ``experiments/positions/<name>``,
-and the table is left in ``experiments/results/protocol-<name>`` (of the default name ``protocol`` alone), which the report shows.
+and the table is left in ``experiments/results/protocol-<name>`` (of the default name ``protocol`` alone),
+which ``sda report --experiments`` shows.
 
     python experiments/protocol.py --seeds 1 2 3
 """

@@ -4,7 +4,7 @@ Takes a workspace of the preset ``beauty`` (``data/filtered`` and ``params.yaml`
 SASRec and BERT4Rec are trained, but for what makes a row (``MODELS``).  Each model is trained with every seed, and one trained
 model places the test targets twice: among all items, and among 100 uniform ones.  What is done is kept below the workspace's
 ``experiments/positions/published``, so that a run that was stopped goes on, and the table is made from there alone;
-it is left in ``experiments/results/published``, which the report shows.
+it is left in ``experiments/results/published``, which ``sda report --experiments`` shows.
 
     dvc exp run -S dataset=beauty -S recommender=strong filter      # in a clone; or sda download, sda filter
     python experiments/published.py --seeds 1 2 3

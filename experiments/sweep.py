@@ -3,7 +3,7 @@
 Takes a workspace whose data stages are done.  For every value and seed it makes a workspace of its own below
 ``experiments/runs/<name>/<value>``, trains one variant's adapter there and exports its vectors (the pipeline's own stages, in
 processes of their own), and trains the recommenders on them.  What is there already is kept, so a run that was stopped goes on.
-Ends with ``table.md`` and ``plot.png`` in ``experiments/results/sweep-<name>``, which the report shows.
+Ends with ``table.md`` and ``plot.png`` in ``experiments/results/sweep-<name>``, which ``sda report --experiments`` shows.
 
     python experiments/sweep.py --name temperature --param train_adapter.loss.temperature --values 0.01 0.05 0.1 0.2
     python experiments/sweep.py --name experts --param train_adapter.moda.num_experts --values 2 4 8

@@ -8,7 +8,7 @@ before and after training, and how often a view finds its own item's other view 
 Takes a workspace with ``data/filtered`` and ``data/images`` and its ``params.yaml`` (``train_adapter.lora``, ``.moda``, ``.loss``
 and ``.training``).  A seed decides the held-out items, the weights, the order of the items and the dropout.  What was measured
 is kept below ``experiments/views/<name>``, so a run that was stopped goes on; the table is left in
-``experiments/results/three_views-<name>``, which the report shows.
+``experiments/results/three_views-<name>``, which ``sda report --experiments`` shows.
 
     python experiments/three_views.py --name demo --seeds 1 2 3
 """

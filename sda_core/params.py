@@ -3,18 +3,23 @@
 * Every model is frozen, strict and forbids unknown keys; **no field has a default**, because DVC tracks what
   stands in the file: a default in code would change results without making anything stale.
 * YAML is read as version 1.2 (ruamel), as DVC does; PyYAML would read ``2e-4`` as a string.
-* All problems are reported at once, each with its path and the value that was found.
+* All problems are reported at once, each with its path and the value that was found; settings that contradict each other
+  too, before anything is downloaded or loaded.
+* Nothing here changes a result: sections have validators and no other behaviour (``tests/test_architecture.py``), so that no
+  stage depends on this file.
 * A function takes its own section (``FilterParams``), never the whole tree.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -32,6 +37,7 @@ def _cut(value: float | str) -> float | str:
     return value
 
 
+NUM_MODALITIES = 2  # of the pipeline: image and text
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
 Control = Literal["random", "shuffled", "image_only", "text_only"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -42,6 +48,17 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Cut = Annotated[float | str, AfterValidator(_cut)]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list that names nothing twice."""
+    twice = list(dict.fromkeys(value for value in values if values.count(value) > 1))
+    if twice:
+        raise ValueError(f"should name each once (got {', '.join(str(value) for value in twice)} more than once)")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
 
 
 class Section(BaseModel):
@@ -176,7 +193,7 @@ class ItemsParams(Section):
     noun: Annotated[str, Field(min_length=1, max_length=64)]
     text_opening: Annotated[str, Field(min_length=1)]  # {noun} is filled in
     fields: Annotated[
-        tuple[Literal["title", "brand", "price", "categories", "features", "description"], ...], Field(min_length=1)
+        tuple[Literal["title", "brand", "price", "categories", "features", "description"], ...], Field(min_length=1), Distinct
     ]
     max_value_chars: Count
     image_prompt: Annotated[str, Field(min_length=1)]  # {noun} is filled in
@@ -332,9 +349,17 @@ class AdapterParams(Section):
     targets: Targets  # which linear layers of the backbone
 
     @model_validator(mode="after")
-    def _rank_splits(self) -> AdapterParams:
+    def _experts_fit(self) -> AdapterParams:
+        problems: list[str] = []
         if self.expert_rank == "split" and self.r % self.num_experts:
-            raise ValueError(f"r ({self.r}) must be a multiple of num_experts ({self.num_experts}) when expert_rank is 'split'")
+            problems.append(f"r ({self.r}) must be a multiple of num_experts ({self.num_experts}) when expert_rank is 'split'")
+        if self.gate == "onehot" and self.num_experts % NUM_MODALITIES:
+            problems.append(
+                f"num_experts ({self.num_experts}) must be a multiple of {NUM_MODALITIES}, the number of modalities, when gate is"
+                " 'onehot'; change it, or use gate: modality"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -372,9 +397,7 @@ class TrainAdapterParams(Section):
             known = ", ".join(sorted(self.variants))
             raise ConfigError("--variant", f"unknown trained variant {variant!r}; params.train_adapter.variants has {known}")
         choice = self.variants[variant]
-        adapter = {"lora": self.lora, "moda": self.moda}[choice.adapter]
-        loss = {"infonce": self.infonce, "loss": self.loss}[choice.loss]
-        return adapter, loss
+        return getattr(self, choice.adapter), getattr(self, choice.loss)
 
 
 # ---------------------------------------------------------------------------- embeddings, index, training
@@ -395,7 +418,7 @@ class ExportParams(Section):
 class ControlParams(Section):
     """Control vectors, each a variant of its own; see ``sda_core.embeddings.controls``."""
 
-    variants: tuple[Control, ...]
+    variants: Annotated[tuple[Control, ...], Distinct]
     seed: CountOrZero
 
 
@@ -447,31 +470,7 @@ Representation = Literal["id", "content", "id+content"]  # without item vectors 
 SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 
 
-class RecommenderSection(Section):
-    """What the stages ask of every recommender's section."""
-
-    @property
-    def counts_test(self) -> bool:
-        """Whether the test interactions are to be handed to it; no trained recommender gets them."""
-        return False
-
-    @property
-    def takes_modalities(self) -> bool:
-        """Whether the vectors of pictures and of texts are to be handed over apart, instead of the fused ones."""
-        return False
-
-    @property
-    def aligns_to_ids(self) -> bool:
-        """Whether the item table of the same recommender, trained on ids alone, is to be handed to training."""
-        return False
-
-    @property
-    def scores_histories(self) -> bool:
-        """Whether a history alone is enough to score items; else a user is needed who was there in training."""
-        return False
-
-
-class FitParams(RecommenderSection):
+class FitParams(Section):
     """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
 
     seed: CountOrZero
@@ -484,21 +483,11 @@ class FitParams(RecommenderSection):
     dtype: Literal["float32", "bfloat16"]  # of the matrix products in training; weights and scoring are float32
 
 
-class PopParams(RecommenderSection):
+class PopParams(Section):
     """Popularity; ``counts`` says which interactions are counted (``train`` is the honest one)."""
 
     kind: Literal["pop"]
     counts: Literal["train", "train_valid", "all"]
-
-    @property
-    def counts_test(self) -> bool:
-        """Whether the test interactions are to be handed to it: they leak, as in the tables that did so."""
-        return self.counts == "all"
-
-    @property
-    def scores_histories(self) -> bool:
-        """It scores all alike."""
-        return True
 
 
 class SequentialParams(FitParams):
@@ -515,16 +504,6 @@ class SequentialParams(FitParams):
     gbce_t: Share
     align_weight: NonNegative  # of the alignment of projected item vectors to the item table trained on ids; 0: none
     align_temperature: Positive
-
-    @property
-    def aligns_to_ids(self) -> bool:
-        """As the base says it; where there are no vectors to be projected there is nothing to align."""
-        return self.align_weight > 0.0 and self.representation != "id"
-
-    @property
-    def scores_histories(self) -> bool:
-        """It reads nothing else."""
-        return True
 
 
 class SASRecParams(SequentialParams):
@@ -573,11 +552,6 @@ class SLMRecParams(FitParams):
     temperature: Positive  # of the task
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # of fd's views
 
-    @property
-    def takes_modalities(self) -> bool:
-        """Pictures and texts each have a channel of their own."""
-        return True
-
 
 RecommenderParams = PopParams | BPRParams | VBPRParams | SLMRecParams | SASRecParams | BERT4RecParams
 
@@ -585,7 +559,7 @@ RecommenderParams = PopParams | BPRParams | VBPRParams | SLMRecParams | SASRecPa
 class TrainRecommenderParams(Section):
     """Phase two: one section a recommender."""
 
-    variants: Annotated[tuple[Name, ...], Field(min_length=1)]  # those with vectors; id is always trained, see dvc.yaml
+    variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # those with vectors; id is always trained, see dvc.yaml
     pop: PopParams
     sasrec: SASRecParams
     vbpr: VBPRParams
@@ -622,7 +596,7 @@ class TailParams(Section):
 
 
 class RetrievalParams(SearchParams):
-    """An index instead of the scores of all items: see ``sda_core.recommenders.retrieval``."""
+    """An index instead of the scores of all items: see ``sda_core.ranking.retrieval``."""
 
     depth: Count  # candidates retrieved for a user; a target that is not among them is last of all
     num_queries: Count  # users by whose exact scores the loss of recall is measured
@@ -640,7 +614,7 @@ class EvaluateParams(Section):
     """How the test users' targets are placed and scored."""
 
     protocol: Literal["fullrank", "uni100", "pop100"]
-    cutoffs: Annotated[tuple[Count, ...], Field(min_length=1)]
+    cutoffs: Annotated[tuple[Count, ...], Field(min_length=1), Distinct]
     ties: Literal["pessimistic", "mean", "optimistic"]
     tail: TailParams
     negatives_seed: CountOrZero
@@ -653,14 +627,15 @@ class EvaluateParams(Section):
     def _retrieval_fits(self) -> EvaluateParams:
         if self.retrieval is None:
             return self
+        problems: list[str] = []
         if self.protocol != "fullrank":
-            raise ValueError(
-                f"retrieval searches all items, which is protocol 'fullrank' (got {self.protocol!r}); set it to null"
-            )
+            problems.append(f"retrieval searches all items, which is protocol 'fullrank' (got {self.protocol!r}); set it to null")
         if self.retrieval.depth < max(self.cutoffs):
-            raise ValueError(
+            problems.append(
                 f"retrieval.depth ({self.retrieval.depth}) should be at least the largest of cutoffs {max(self.cutoffs)}"
             )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -684,8 +659,10 @@ class RuntimeParams(Section):
 class Params(Section):
     """The whole of ``params.yaml``."""
 
-    variants: Annotated[tuple[Name, ...], Field(min_length=1)]
-    recommenders: Annotated[tuple[Literal["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1)]
+    variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
+    recommenders: Annotated[
+        tuple[Literal["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1), Distinct
+    ]
     dataset: Dataset
     download: DownloadParams
     filter: FilterParams
@@ -703,57 +680,177 @@ class Params(Section):
     runtime: RuntimeParams
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Params:
-        known = {"id", "zero_shot", *self.train_adapter.variants, *self.control_embeddings.variants}
-        known |= set(self.import_embeddings.variants)
-        unknown = [name for name in self.variants if name not in known]
-        if unknown:
-            raise ValueError(f"variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        trained = self.train_recommender.variants
-        unknown = [name for name in trained if name not in known - {"id"}]
-        if unknown:
-            raise ValueError(
-                f"train_recommender.variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known - {'id'}))}"
-                " (id is always trained)"
-            )
-        untrained = [name for name in self.variants if name not in {"id", *trained}]
-        if untrained:
-            raise ValueError(f"train_recommender.variants: misses {', '.join(untrained)}, which variants has")
-        reserved = {"id", "zero_shot", *get_args(Control)} & set(self.train_adapter.variants)
-        if reserved:
-            raise ValueError(f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)")
-        reserved = {"id", "zero_shot", *get_args(Control), *self.train_adapter.variants} & set(self.import_embeddings.variants)
-        if reserved:
-            raise ValueError(f"import_embeddings.variants: {', '.join(sorted(reserved))} are names of variants made here")
-        max_pixels = self.backbone.max_pixels if isinstance(self.backbone, TinyQwen25VL | Nano | QwenVLCheckpoint) else 0
-        if max_pixels > self.fetch_images.stored_pixels:
-            raise ValueError(
-                f"backbone.max_pixels: {max_pixels} is more than fetch_images.stored_pixels"
-                f" ({self.fetch_images.stored_pixels}), so stored pictures would be enlarged again; raise the latter"
-            )
-        if self.report.cutoff not in self.evaluate.cutoffs:
-            raise ValueError(f"report.cutoff: {self.report.cutoff} is not among evaluate.cutoffs {list(self.evaluate.cutoffs)}")
+    def _fits_together(self) -> Params:
+        problems = [*_problems_of_sections(self.model_dump(mode="json")), *_problems_of_names(self), *_problems_of_pairs(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
-    @property
-    def indexed_variants(self) -> tuple[str, ...]:
-        """The variants that have an index of item vectors, in their order: all but ``id`` and the controls."""
-        return tuple(variant for variant in self.variants if variant not in {"id", *self.control_embeddings.variants})
 
-    def is_trained(self, variant: str) -> bool:
-        """Whether a variant has an adapter of its own; ``zero_shot`` and ``id`` have none.
+# ----------------------------------------------------------------------------- settings that contradict each other
+# Each rule gives a line: path, what was found, what should be, what to do.  The library checks for itself what it is handed;
+# here the same is said before a stage has run.
+_HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
+_PLACEHOLDER = re.compile(r"\{(\w*)\}")  # as in data/prompts.py
 
-        Raises:
-            ConfigError: no such variant.
-        """
-        if variant in self.train_adapter.variants:
-            return True
-        if variant in {"id", "zero_shot", *self.control_embeddings.variants}:
-            return False
-        if variant in self.import_embeddings.variants:
-            raise ConfigError("--variant", f"{variant!r} is made elsewhere", "use `sda import-embeddings`")
-        known = ", ".join(sorted({"id", "zero_shot", *self.train_adapter.variants, *self.control_embeddings.variants}))
-        raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
+
+def _dataset_problems(section: DemoDataset | AmazonDataset) -> Iterator[str]:
+    if isinstance(section, AmazonDataset):
+        if section.image_archive is None and section.image_archive_sha256 is not None:
+            yield "image_archive_sha256: is set, but image_archive is null; name the archive, or set the hash to null"
+    elif section.mean_history_length > section.num_items / 2:
+        yield (
+            f"mean_history_length: should be at most half of num_items ({section.num_items}) (got {section.mean_history_length});"
+            " make the shop larger or its histories shorter"
+        )
+
+
+def _items_problems(section: ItemsParams) -> Iterator[str]:
+    for name in ("text_opening", "image_prompt"):
+        unknown = [match[0] for match in _PLACEHOLDER.finditer(getattr(section, name)) if match[1] != "noun"]
+        if unknown:
+            yield f"{name}: has the unknown placeholder {unknown[0]}; only {{noun}} is filled in"
+
+
+def _backbone_problems(section: BackboneParams) -> Iterator[str]:
+    if isinstance(section, TinyQwen25VL | Nano | QwenVLCheckpoint) and section.min_pixels > section.max_pixels:
+        yield f"min_pixels: should be at most max_pixels ({section.max_pixels}) (got {section.min_pixels})"
+    if isinstance(section, TinyQwen25VL) and section.hidden_size % (2 * section.num_heads):
+        yield (f"num_heads: should divide hidden_size ({section.hidden_size}) into an even head width (got {section.num_heads})")
+    if isinstance(section, Checkpoint):
+        if section.revision is not None:  # null is for local folders, and for presets that leave it open: see load_params
+            yield from _revision_problems(section)
+        if section.attention == "flash_attention_2" and section.dtype == "float32":
+            yield "attention: flash_attention_2 needs a half-precision dtype (got float32); use dtype: bfloat16, or auto"
+
+
+def _revision_problems(section: Checkpoint) -> Iterator[str]:
+    is_hub_id = _HUB_ID.fullmatch(section.name) is not None and not Path(section.name).is_dir()
+    if is_hub_id and (section.revision is None or not re.fullmatch("[0-9a-f]{40}", section.revision)):
+        yield (
+            f"revision: should pin a commit of {section.name}, 40 hexadecimal digits (got {section.revision!r});"
+            " take it from the checkpoint's list of commits; only a local folder needs none, and there is none of that name"
+        )
+
+
+def _training_problems(section: TrainingParams) -> Iterator[str]:
+    if section.micro_batch_size is not None and section.micro_batch_size > section.batch_size:
+        yield (
+            f"micro_batch_size: should be at most batch_size ({section.batch_size}) (got {section.micro_batch_size});"
+            " lower it, or set it to null for one pass"
+        )
+    if section.vision_cache == "always" and section.sharding != "none":
+        yield f"vision_cache: is 'always', but sharding is {section.sharding!r}, which allows no cache; set it to auto"
+
+
+def _loss_problems(section: LossParams) -> Iterator[str]:
+    if section.variant == "reference":
+        fixed = {
+            "teacher": "mean",
+            "teacher_temperature": None,
+            "teacher_source": "adapted",
+            "detach_teacher": False,
+            "normalize": False,
+            "false_negatives": "keep",
+        }
+        for name, value in fixed.items():
+            if getattr(section, name) != value:
+                yield (
+                    f"{name}: should be {json.dumps(value)} with variant 'reference', which computes what the public code does"
+                    f" (got {json.dumps(getattr(section, name))}); change it, or use variant: paper"
+                )
+    elif section.teacher == "none" and section.teacher_source == "base":
+        yield "teacher_source: is 'base', but teacher is 'none', which looks at no vectors; set it to adapted, or set a teacher"
+
+
+def _search_problems(section: SearchParams) -> Iterator[str]:
+    for name, kinds in (("nprobe", ("IVF", "IMI")), ("ef_search", ("HNSW",))):
+        value = getattr(section, name)
+        if value is not None and not any(kind in section.factory for kind in kinds):
+            yield f"{name}: is {value}, but an index of the kind {section.factory!r} has no such setting; set it to null"
+
+
+def _sequential_problems(section: SASRecParams | BERT4RecParams) -> Iterator[str]:
+    if section.hidden_size % section.num_heads:
+        yield f"hidden_size: should be a multiple of num_heads ({section.num_heads}) (got {section.hidden_size})"
+
+
+_RULES: tuple[tuple[str, Any, Callable[[Any], Iterator[str]]], ...] = (
+    ("dataset", Dataset, _dataset_problems),
+    ("items", ItemsParams, _items_problems),
+    ("backbone", BackboneParams, _backbone_problems),
+    ("train_adapter.training", TrainingParams, _training_problems),
+    ("train_adapter.infonce", LossParams, _loss_problems),
+    ("train_adapter.loss", LossParams, _loss_problems),
+    ("build_index", IndexParams, _search_problems),
+    ("train_recommender.sasrec", SASRecParams, _sequential_problems),
+    ("train_recommender.bert4rec", BERT4RecParams, _sequential_problems),
+    ("evaluate.retrieval", RetrievalParams | None, lambda section: iter(()) if section is None else _search_problems(section)),
+)
+"""Which section obeys which rule, by path."""
+
+
+def _problems_of_sections(data: Any) -> Iterator[str]:
+    """The contradictions inside the sections that are valid by themselves, whatever is wrong elsewhere."""
+    for path, kind, rule in _RULES:
+        section: Any = data
+        for key in path.split("."):
+            section = cast("dict[str, Any]", section).get(key) if isinstance(section, dict) else None
+        try:
+            checked = TypeAdapter(kind).validate_json(json.dumps(section, default=_plain))
+        except (ValidationError, TypeError):
+            continue  # is reported as it is
+        yield from (f"{path}.{problem}" for problem in rule(checked))
+
+
+def _problems_of_names(params: Params) -> Iterator[str]:
+    """Names of variants: each is made in one way, and known where it is used."""
+    made, controls = params.train_adapter.variants, params.control_embeddings.variants
+    imported = params.import_embeddings.variants
+    known = {"id", "zero_shot", *made, *controls, *imported}
+    unknown = [name for name in params.variants if name not in known]
+    if unknown:
+        yield f"variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+    trained = params.train_recommender.variants
+    unknown = [name for name in trained if name not in known - {"id"}]
+    if unknown:
+        yield (
+            f"train_recommender.variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known - {'id'}))}"
+            " (id is always trained)"
+        )
+    untrained = [name for name in params.variants if name not in {"id", *trained}]
+    if untrained:
+        yield f"train_recommender.variants: misses {', '.join(untrained)}, which variants has"
+    reserved = {"id", "zero_shot", *get_args(Control)} & set(made)
+    if reserved:
+        yield f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)"
+    reserved = {"id", "zero_shot", *get_args(Control), *made} & set(imported)
+    if reserved:
+        yield f"import_embeddings.variants: {', '.join(sorted(reserved))} are names of variants made here"
+
+
+def _problems_of_pairs(params: Params) -> Iterator[str]:
+    """Contradictions between sections."""
+    backbone, training = params.backbone, params.train_adapter.training
+    max_pixels = backbone.max_pixels if isinstance(backbone, TinyQwen25VL | Nano | QwenVLCheckpoint) else 0
+    if max_pixels > params.fetch_images.stored_pixels:
+        yield (
+            f"backbone.max_pixels: {max_pixels} is more than fetch_images.stored_pixels"
+            f" ({params.fetch_images.stored_pixels}), so stored pictures would be enlarged again; raise the latter"
+        )
+    if isinstance(backbone, Checkpoint) and backbone.attention == "flash_attention_2" and params.runtime.device == "cpu":
+        yield "backbone.attention: flash_attention_2 needs a GPU, but runtime.device is 'cpu'; set it to auto"
+    if training.vision_cache == "always" and training.sharding == "none":
+        where = "train_adapter.training.vision_cache: is 'always'"
+        if not isinstance(backbone, TinyQwen25VL | Nano | Qwen2VL | Qwen25VL):
+            yield f"{where}, but a backbone of the kind {backbone.kind!r} cannot run its vision tower by itself; set it to auto"
+        for name, chosen in params.train_adapter.variants.items():
+            adapter = params.train_adapter.lora if chosen.adapter == "lora" else params.train_adapter.moda
+            if adapter.targets == "language_and_vision":
+                targets = f"train_adapter.{chosen.adapter}.targets"
+                yield f"{where}, but variant {name} adapts the vision tower ({targets}); set it to auto"
+    if params.report.cutoff not in params.evaluate.cutoffs:
+        yield f"report.cutoff: {params.report.cutoff} is not among evaluate.cutoffs {list(params.evaluate.cutoffs)}"
 
 
 def _tags(union: Any) -> frozenset[str]:
@@ -780,7 +877,7 @@ def _describe(error: dict[str, Any]) -> str:
     if kind == "missing":
         return f"{path}: missing"
     if kind == "value_error":
-        return f"{path}: {message}" if path else message
+        return " | ".join(f"{path}: {line}" if path else line for line in message.split("\n"))
     found = repr(error["input"])
     return f"{path}: {message} (got {found if len(found) <= 80 else found[:77] + '...'})"
 
@@ -806,8 +903,10 @@ def parse_params(data: Any, where: str) -> Params:
         # Through JSON, because pydantic's strict mode then takes a list for a tuple, and nothing else more.
         return Params.model_validate_json(json.dumps(data, default=_plain))
     except ValidationError as error:
-        problems = " | ".join(_describe(dict(e)) for e in error.errors(include_url=False))
-        raise ConfigError(where, problems) from None
+        problems = [_describe(dict(e)) for e in error.errors(include_url=False)]
+        if not any(e["type"] == "value_error" and not e["loc"] for e in error.errors(include_url=False)):
+            problems += _problems_of_sections(data)  # the whole was not reached, so these are not said yet
+        raise ConfigError(where, " | ".join(problems)) from None
     except TypeError as error:  # a date, a set, a non-string key: YAML has types that JSON has not
         raise ConfigError(where, f"holds a value of a type that params do not have: {error}") from None
 
@@ -816,7 +915,7 @@ def load_params(path: Path) -> Params:
     """Read and check a params file.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, or does not fit :class:`Params`.
+        ConfigError: the file is missing, is no YAML, does not fit :class:`Params`, or leaves a checkpoint's revision open.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -830,4 +929,8 @@ def load_params(path: Path) -> Params:
         raise ConfigError(str(path), f"is no valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(str(path), f"should be a mapping of sections (got {type(data).__name__})")
-    return parse_params(data, str(path))
+    params = parse_params(data, str(path))
+    if isinstance(params.backbone, Checkpoint):
+        for problem in _revision_problems(params.backbone):
+            raise ConfigError(str(path), f"backbone.{problem}")
+    return params

@@ -37,7 +37,6 @@ from sda_core.artifacts import (
     Table,
     Workspace,
     read_json,
-    read_vectors,
 )
 from sda_core.data import manifest
 from sda_core.data.prompts import prompt_hash
@@ -46,8 +45,10 @@ from sda_core.errors import ArtifactError, SDAError
 from sda_core.fingerprint import fingerprint
 from sda_core.image_store import FORMAT_PREFIX, STATUSES, format_count, read_images
 from sda_core.index import load_index
+from sda_core.item_vectors import read_vectors
 from sda_core.params import CLIP, AdapterParams, Checkpoint, Nano, Params, SigLIP
 from sda_core.runtime import prepare_torch
+from sda_core.variants import indexed_variants, is_trained
 
 Status = Literal["ok", "absent", "skipped", "problem"]
 
@@ -115,7 +116,7 @@ class _Run:
             yield at.adapter(variant), partial(self.adapter, variant)
         for variant in params.variants:
             yield at.embeddings(variant), partial(self.check_embeddings, variant)
-        for variant in params.indexed_variants:
+        for variant in indexed_variants(params):
             yield at.index(variant), partial(self.index, variant)
         pairs = [(variant, recommender) for variant in params.variants for recommender in params.recommenders]
         for pair in pairs:
@@ -324,7 +325,7 @@ class _Run:
             expected["backbone_name"] = "nano"
         if isinstance(backbone, Checkpoint) and backbone.revision is not None:
             expected |= {"backbone_name": backbone.name, "backbone_revision": backbone.revision}
-        if not self.params.is_trained(variant):
+        if not is_trained(self.params, variant):
             expected["adapter_hash"] = ""
         elif self.workspace.adapter(variant).is_dir():
             expected["adapter_hash"] = fingerprint(self.workspace.adapter(variant))

@@ -9,9 +9,10 @@ from stages._stage import ParamsFile, Root, Variant, run_as_script, stage
 
 def build_index(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
     """Build the FAISS index of one variant and measure its recall against exact search."""
-    from sda_core.artifacts import read_vectors, replace_directory
+    from sda_core.artifacts import replace_directory
     from sda_core.errors import ConfigError
     from sda_core.index import build_index as build
+    from sda_core.item_vectors import read_vectors
 
     with stage("build-index", root, params) as run:
         vectors = read_vectors(run.workspace.embeddings(variant))

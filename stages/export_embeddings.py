@@ -35,9 +35,10 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
         from sda_core.embeddings.encoding import embed  # needs seconds for its imports
         from sda_core.embeddings.fusion import fuse
         from sda_core.runtime import prepare_torch
+        from sda_core.variants import is_trained
 
         section, path = run.params.export_embeddings, run.workspace.adapter(variant)
-        adapter = path if run.params.is_trained(variant) else None
+        adapter = path if is_trained(run.params, variant) else None
         adapter_hash = fingerprint(adapter) if adapter else ""
         device = team.device(prepare_torch(run.params.runtime))
         source = item_source(run.workspace, run.params.items)

@@ -13,22 +13,35 @@ from stages._stage import ParamsFile, Root, run_as_script, stage
 BASELINES = ("id", "zero_shot", "lora")
 
 WithCosts = Annotated[bool, typer.Option("--costs", help="Write the page with what the run cost to costs/report.html instead.")]
+WithExperiments = Annotated[
+    bool,
+    typer.Option(
+        "--experiments", help="Write the page with the tables of experiments/ to experiments/results/report.html instead."
+    ),
+]
 
 
-def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = False) -> None:
+def report(
+    root: Root = Path(), params: ParamsFile = None, costs: WithCosts = False, experiments: WithExperiments = False
+) -> None:
     """Compare the variants user by user, gather tables, curves and neighbours, and write report/index.html.
 
-    The page of the pipeline is the same for equal runs. Seconds, memory and the commit, which differ between equal runs, are
-    on the page of --costs.
+    The page of the pipeline is the same for equal runs.  Seconds, memory and the commit, which differ between equal runs, are
+    on the page of --costs; the results of the scripts in experiments/, which are not part of the pipeline, are on the page of
+    --experiments.
     """
     from sda_core import costs as kept
     from sda_core import evaluation
     from sda_core import report as page
     from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, replace_directory, write_json, write_text
     from sda_core.embeddings.fusion import fuse
+    from sda_core.errors import ConfigError
     from sda_core.index import load_index
+    from sda_core.variants import indexed_variants
 
-    with stage("report", root, params, keeps_cost=not costs) as run:
+    with stage("report", root, params, keeps_cost=not (costs or experiments)) as run:
+        if costs and experiments:
+            raise ConfigError("--costs and --experiments", "each write a page of their own", "name one of them")
         workspace, section, variants = run.workspace, run.params.report, run.params.variants
         positions = {
             (variant, recommender): POSITIONS.read(workspace.positions(variant, recommender))
@@ -43,15 +56,19 @@ def report(root: Root = Path(), params: ParamsFile = None, costs: WithCosts = Fa
         shown = page.example_items(workspace, section)
         neighbors = {
             variant: load_index(workspace.index(variant)).neighbor_lists(shown, section.num_neighbors)
-            for variant in run.params.indexed_variants
+            for variant in indexed_variants(run.params)
         }
         spent = kept.read_latest(workspace.costs, variants, run.params.recommenders) if costs else ()
-        data = page.collect(
-            workspace, run.params, comparisons, neighbors, fuse=fuse, commit=_commit(root) if costs else None, costs=spent
-        )
+        found = page.read_experiments(workspace.experiments) if experiments else ()
+        commit = _commit(root) if costs or experiments else None
+        data = page.collect(workspace, run.params, comparisons, neighbors, fuse=fuse, commit=commit, costs=spent, experiments=found)
         if costs:
             write_text(workspace.costs_page, page.render(data))
             run.counts = {"page": workspace.costs_page, "stages": len(spent)}
+            return
+        if experiments:
+            write_text(workspace.experiments_page, page.render(data))
+            run.counts = {"page": workspace.experiments_page, "experiments": len(found)}
             return
         with replace_directory(workspace.report.parent) as folder:
             write_text(folder / workspace.report.name, page.render(data))

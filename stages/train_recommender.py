@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import sda_core
 from sda_core import log
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
 from sda_core.errors import ArtifactError, TrainingError
 from sda_core.fingerprint import fingerprint
 from sda_core.params import Params, RuntimeParams
+from sda_core.sources import sources_of
+from sda_core.traits import aligns_to_ids, counts_test
 from stages._stage import OneOrAllRecommenders, ParamsFile, Root, StageRun, Variant, run_as_script, stage
 
 _log = logging.getLogger(__name__)
@@ -103,8 +104,8 @@ def _threads_each(runtime: RuntimeParams) -> int:
 def _inputs(params: Params, workspace: Workspace, variant: str, recommender: str) -> str:
     """Hash of all that a trained recommender follows from."""
     section = params.train_recommender.of(recommender)
-    code = sorted((Path(sda_core.__file__).parent / "recommenders").glob("**/*.py"))
-    reference = workspace.recommender("id", recommender) if section.aligns_to_ids and variant != "id" else None
+    code = sources_of("stages.train_recommender", f"sda_core.recommenders.{section.kind}")
+    reference = workspace.recommender("id", recommender) if aligns_to_ids(section) and variant != "id" else None
     vectors = workspace.embeddings(variant)
     for path in (workspace.interactions, vectors, reference):
         if path is not None and not path.exists():
@@ -131,12 +132,12 @@ def _train_one(run: StageRun, variant: str, recommender: str) -> None:
     interactions = INTERACTIONS.read(run.workspace.interactions)
     test = interactions.filter(pl.col("split") == "test")
     vectors = recommenders.read_item_vectors(run.workspace.embeddings(variant), section)
-    aligns = section.aligns_to_ids and vectors is not None
+    aligns = aligns_to_ids(section) and vectors is not None
     data = recommenders.training_data(
         interactions.filter(pl.col("split").is_in(["train", "valid"])),
         num_users=interactions["user_id"].n_unique(),
         num_items=EMBEDDINGS.count(run.workspace.embeddings(variant)),  # the whole catalogue, items nobody has met included
-        leaked_test_items=test["item_id"].to_numpy() if section.counts_test else None,
+        leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
         item_table=recommenders.read_item_table(run.workspace.recommender("id", recommender)) if aligns else None,
     )
     model = recommenders.build(section, data.num_users, data.num_items, vectors)

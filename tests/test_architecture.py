@@ -17,26 +17,14 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 import sda_core.params as params_module
+from sda_core import sources
 from sda_core.params import Section
 
 ROOT = Path(__file__).resolve().parents[1]
+# No stage depends on these; each has its reason in sda_core/sources.py, and tests below check that none of them computes.
 KERNEL = {
     "sda_core",
-    *(
-        f"sda_core.{name}"
-        for name in (
-            "_peft_hook",
-            "errors",
-            "params",
-            "artifacts",
-            "log",
-            "seed",
-            "fingerprint",
-            "checkpoint",
-            "runtime",
-            "costs",
-        )
-    ),
+    *(f"sda_core.{name}" for name in ("_peft_hook", "artifacts", "costs", "errors", "log", "params")),
     "stages",
     "stages._stage",
 }
@@ -45,12 +33,13 @@ KERNEL = {
 LEVELS = {
     "stages": 0,
     "verification": 0.5,  # sees every artifact, so it may ask whoever reads one
+    "ranking": 0.7,  # asks trained recommenders; no training asks it
     "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
     "diagnostics": 1, "exchange": 1,
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
-    "image_store": 3, "processes": 3,
-    "artifacts": 4,
-    "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "costs": 5, "_peft_hook": 5,
+    "image_store": 3, "processes": 3, "item_vectors": 3,
+    "artifacts": 4, "traits": 4, "variants": 4,
+    "sources": 5, "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "costs": 5, "_peft_hook": 5,
     "errors": 6,
 }  # fmt: skip
 
@@ -64,6 +53,7 @@ ONLY_IN = {
         "embeddings",
         "losses",
         "processes",
+        "ranking",
         "recommenders",
         "runtime",
     },
@@ -118,14 +108,42 @@ def room(name: str) -> str:
 
 @cache
 def top_level_imports(path: Path) -> frozenset[str]:
-    """What importing a package runs, without the imports inside its functions."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            assert node.module is not None
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    """What importing a package runs, without the imports inside its functions and those for type checkers alone."""
+    found: set[str] = set()
+    todo: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= named(node)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo += ast.iter_child_nodes(node)  # a try, a with, the body of a class
     return frozenset(found)
+
+
+def named(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """The modules that an import statement asks for; a package is asked for where something in its ``__init__`` is."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    assert node.module is not None
+    found = {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name if name in modules() else str(node.module) for name in found}
+
+
+@cache
+def all_imports(path: Path) -> frozenset[str]:
+    """The modules that a file asks for anywhere, in its functions too; not those for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for child in ast.walk(statement)
+    }
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and node not in skipped)
+    return frozenset(name for node in nodes for name in named(node))
 
 
 def test_every_room_has_a_level() -> None:
@@ -162,28 +180,23 @@ def pipeline() -> dict[str, dict]:
     return {name: stage.get("do", stage) for name, stage in stages.items()}
 
 
-def resolve(name: str) -> str | None:
-    """The module behind an imported name: `from a.b import c` may name a module or something in one."""
-    while name:
-        if name in modules():
-            return name
-        name = name.rpartition(".")[0]
-    return None
-
-
 def needed_modules(entry: str) -> set[str]:
-    """All modules of this project that a stage's module imports, directly or not, without the kernel."""
-    todo, seen = [entry], set()
+    """All modules of this project that a stage's module imports, directly or not, without the kernel.
+
+    Of a package that is asked for, the imports inside the functions of its ``__init__`` count too; of one that is merely on the
+    way to a module, what its import runs.
+    """
+    todo: list[tuple[str, bool]] = [(entry, True)]
+    seen: set[tuple[str, bool]] = set()
     while todo:
-        name = todo.pop()
-        if name in seen or name in KERNEL:
+        name, is_asked_for = todo.pop()
+        if (name, is_asked_for) in seen or name in KERNEL or name not in modules():
             continue
-        seen.add(name)
-        # importing a.b.c runs the top level of a/__init__ and a/b/__init__ as well
-        parents = [".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)]
-        runs = top_level_imports if modules()[name].name == "__init__.py" else imports
-        todo += [n for n in (*parents, *(resolve(i) for i in runs(modules()[name]))) if n in modules()]
-    return seen
+        seen.add((name, is_asked_for))
+        path = modules()[name]
+        todo += [(found, True) for found in (all_imports if is_asked_for else top_level_imports)(path)]
+        todo += [(".".join(name.split(".")[:depth]), False) for depth in range(1, name.count(".") + 1)]
+    return {name for name, _ in seen}
 
 
 @pytest.mark.parametrize("stage_name", sorted(pipeline()))
@@ -209,6 +222,134 @@ def test_code_deps_exist_and_are_needed(stage_name: str) -> None:
     for dep in (ROOT / dep for dep in stage["deps"] if dep.startswith(("sda_core", "stages"))):
         assert dep.exists(), f"dvc.yaml: {stage_name}: {dep} does not exist"
         assert any(path == dep or dep in path.parents for path in needed), f"dvc.yaml: {stage_name} does not import {dep}"
+
+
+def covering(stage: dict) -> list[Path]:
+    """The code and data of this repository that a stage lists."""
+    return [ROOT / dep for dep in stage["deps"] if dep.startswith(("sda_core", "stages"))]
+
+
+@pytest.mark.parametrize("stage_name", sorted(pipeline()))
+def test_deps_list_the_data_files_of_the_packages(stage_name: str) -> None:
+    """Templates, style sheets and weights are read, not imported: a stage that uses their package depends on them as well."""
+    stage = pipeline()[stage_name]
+    entry = re.search(r"-m (stages\.\w+)", stage["cmd"])
+    assert entry is not None
+    used = {modules()[name].parent for name in needed_modules(entry[1]) if name.startswith("sda_core.")} - {ROOT / "sda_core"}
+    data = [path for path in (ROOT / "sda_core").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc", ".md"}]
+    assert {"template.html.j2", "style.css", "model.safetensors"} <= {path.name for path in data}
+    for path in data:
+        package = next(folder for folder in path.parents if (folder / "__init__.py").is_file())
+        if package in used:
+            assert any(dep in path.parents or dep == path for dep in covering(stage)), f"dvc.yaml: {stage_name}: deps miss {path}"
+
+
+def test_the_walk_over_imports_sees_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports in functions, in a try, in a class, re-exports and packages on the way; not those for type checkers alone."""
+    files = {
+        "stages/__init__.py": "",
+        "stages/entry.py": "from sda_core import package\ndef run():\n    from sda_core.lazy import thing\n",
+        "sda_core/__init__.py": "",
+        "sda_core/lazy.py": "try:\n    import sda_core.tried\nexcept ImportError:\n    pass\n",
+        "sda_core/tried.py": (
+            "import typing\nif typing.TYPE_CHECKING:\n    from sda_core import typed\nelse:\n    import sda_core.fallback\n"
+        ),
+        "sda_core/typed.py": "",
+        "sda_core/fallback.py": "from sda_core.other.inner import name\n",
+        "sda_core/package/__init__.py": (
+            "from sda_core.package.part import name\ndef build():\n    from sda_core.package import late\n"
+        ),
+        "sda_core/package/part.py": "class C:\n    from sda_core import in_class\n",
+        "sda_core/package/late.py": "",
+        "sda_core/in_class.py": "",
+        "sda_core/other/__init__.py": "from sda_core.other.shown import x\ndef build():\n    from sda_core.other import unused\n",
+        "sda_core/other/shown.py": "",
+        "sda_core/other/inner.py": "",
+        "sda_core/other/unused.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    by_name = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): tmp_path / name for name in files}
+    monkeypatch.setattr(sys.modules[__name__], "modules", lambda: by_name)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    sources._file.cache_clear()
+    expected = {"entry", "lazy", "tried", "fallback", "package", "part", "in_class", "other", "shown", "inner"}
+    assert {name.rpartition(".")[2] for name in needed_modules("stages.entry")} == expected | {"late"}
+    # what a training is made of is told by the recommender's own file, so a package's choices are left out there
+    assert {name for name, path in by_name.items() if path in sources.sources_of("stages.entry")} == {
+        name for name in by_name if name.rpartition(".")[2] in expected
+    }
+    with pytest.raises(ModuleNotFoundError):
+        sources.sources_of("stages.nobody")
+    monkeypatch.undo()
+    sources._file.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"])
+def test_what_a_training_is_made_of_is_what_it_imports(kind: str) -> None:
+    """Against what a fresh interpreter has loaded once the recommender's module and the stage are imported."""
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources.sources_of("stages.train_recommender", f"sda_core.recommenders.{kind}")
+    }
+    script = (
+        f"import sys, stages.train_recommender, sda_core.recommenders.{kind}, sda_core.runtime;"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('sda_core', 'stages')), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {Path(line).relative_to(ROOT).as_posix() for line in done.stdout.splitlines()}
+    assert found == loaded - {modules()[name].relative_to(ROOT).as_posix() for name in KERNEL}
+    deps = [dep.relative_to(ROOT).as_posix() for dep in covering(pipeline()["train_recommender"])]
+    assert all(any(file == dep or file.startswith(dep + "/") for dep in deps) for file in found)
+    assert not [file for file in found if "ranking" in file or "report" in file or "evaluation" in file]
+
+
+# ------------------------------------------------------------------------------------- the kernel does not compute
+def test_the_exempt_modules_are_named_with_a_reason() -> None:
+    assert set(sources.EXEMPT) == KERNEL
+    assert all(sources.EXEMPT.values())
+
+
+@pytest.mark.parametrize("name", sorted(KERNEL))
+def test_an_exempt_module_does_not_compute(name: str) -> None:
+    """No stage depends on it, so nothing in it may change a result."""
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    libraries = {found.split(".")[0] for found in imports(modules()[name])}
+    assert not libraries & {"numpy", "torch", "random", "scipy", "sklearn", "faiss", "PIL", "transformers"}
+    assert ("polars" in libraries) <= (name == "sda_core.artifacts")
+    inside = {found for found in all_imports(modules()[name]) if found in modules()}
+    assert inside <= KERNEL, f"{name} imports {inside - KERNEL}, which no stage would list"
+    if name not in {"sda_core.costs", "sda_core.params"}:  # whose numbers stand in no output, and are compared only
+        operators = {type(node.op) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
+        assert operators <= {ast.Add, ast.Div, ast.BitOr, ast.Mod, ast.BitAnd, ast.Sub}, f"{name} calculates"
+
+
+def test_artifacts_reads_and_writes_tables_as_they_are() -> None:
+    tree = ast.parse(modules()["sda_core.artifacts"].read_text(encoding="utf-8"))
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pl"}
+    types = {"DataType", "Int32", "Int64", "Float32", "Float64", "String", "List", "Boolean", "Binary", "Array"}
+    assert used <= types | {"DataFrame", "LazyFrame", "exceptions", "len", "scan_parquet", "read_parquet_metadata"}
+    operators = {type(node.op) for node in ast.walk(tree) if isinstance(node, ast.BinOp)}
+    assert operators <= {ast.Add, ast.Div, ast.BitOr}  # texts and lists, paths, types
+
+
+def test_params_declare_and_check_and_do_nothing_else() -> None:
+    """Only validators, which give back what they were given, and ``of``, which looks a section up."""
+    tree = ast.parse(modules()["sda_core.params"].read_text(encoding="utf-8"))
+    for section in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for method in (node for node in section.body if isinstance(node, ast.FunctionDef)):
+            returned = {ast.unparse(node.value) for node in ast.walk(method) if isinstance(node, ast.Return) and node.value}
+            is_validator = any("validator" in ast.unparse(decorator) for decorator in method.decorator_list)
+            where = f"params.py: {section.name}.{method.name}"
+            assert method.name == "of" or returned <= ({"self"} if is_validator else {"None"}), where
+    params = params_module.parse_params(YAML(typ="safe").load(composed("ladder=full")), "preset")
+    for name in ("pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"):
+        assert params.train_recommender.of(name) is getattr(params.train_recommender, name)
+    for name, chosen in params.train_adapter.variants.items():
+        adapter, loss = params.train_adapter.of(name)
+        assert adapter is getattr(params.train_adapter, chosen.adapter)
+        assert loss is getattr(params.train_adapter, chosen.loss)
 
 
 @pytest.mark.parametrize("stage_name", sorted(pipeline()))
@@ -268,9 +409,25 @@ def test_params_yaml_is_what_hydra_composes() -> None:
     assert (ROOT / "params.yaml").read_text(encoding="utf-8") == composed()
 
 
+def same_order(data: dict, section: BaseModel, where: str = "params.yaml") -> None:
+    """The keys of a file against the fields of what was read from it, section by section."""
+    assert list(data) == list(type(section).model_fields), where
+    for key, value in data.items():
+        inside = getattr(section, key)
+        if isinstance(inside, BaseModel):
+            same_order(value, inside, f"{where}: {key}")
+        elif isinstance(inside, dict):
+            for name, entry in inside.items():
+                same_order(value[name], entry, f"{where}: {key}.{name}")
+
+
 def test_params_yaml_has_the_order_of_the_model() -> None:
-    keys = list(YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8")))
-    assert set(keys) == set(params_module.Params.model_fields)
+    path = ROOT / "params.yaml"
+    data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    same_order(data, params_module.load_params(path))
+    swapped = dict(reversed(data.items()))
+    with pytest.raises(AssertionError):
+        same_order(swapped, params_module.parse_params(swapped, "swapped"))
 
 
 @pytest.mark.parametrize("dataset", sorted(p.stem for p in (ROOT / "conf" / "dataset").glob("*.yaml")))
@@ -311,7 +468,9 @@ def test_stages_have_four_options_only() -> None:
     from stages.cli import STAGES
 
     for name, command in STAGES.items():
-        allowed = {"variant", "recommender", "params", "root"} | {"download": {"check"}, "report": {"costs"}}.get(name, set())
+        allowed = {"variant", "recommender", "params", "root"} | {"download": {"check"}, "report": {"costs", "experiments"}}.get(
+            name, set()
+        )
         assert set(command.__annotations__) - {"return"} <= allowed, name
 
 

@@ -11,9 +11,10 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_vectors
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace
 from sda_core.embeddings.controls import Vectors, control
 from sda_core.embeddings.table import write_embeddings
+from sda_core.item_vectors import read_vectors
 from sda_core.params import ExportParams, load_params
 from stages.control_embeddings import control_embeddings
 

@@ -29,13 +29,14 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from sda_core import adapters
-from sda_core.artifacts import EMBEDDINGS, read_vectors
+from sda_core.artifacts import EMBEDDINGS
 from sda_core.backbones import build
 from sda_core.embeddings.blocks import EmbeddedItems
 from sda_core.embeddings.encoding import embed, embed_items
 from sda_core.embeddings.fusion import fuse
 from sda_core.embeddings.table import embedding_metadata, write_embeddings, write_ids_only
 from sda_core.errors import ConfigError, DataError
+from sda_core.item_vectors import read_vectors
 from sda_core.items import ItemSource
 from sda_core.params import ExportParams, TinyQwen25VL, load_params
 from sda_core.processes import processes

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
+import shlex
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
+from sda_core.adapters import MoDAConfig
 from sda_core.errors import ConfigError
-from sda_core.params import BackboneParams, load_params, parse_params
+from sda_core.losses import AlignmentLoss
+from sda_core.params import (
+    AdapterParams,
+    BackboneParams,
+    LossParams,
+    TrainAdapterParams,
+    TrainedVariant,
+    _loss_problems,
+    load_params,
+    parse_params,
+)
+from sda_core.variants import is_trained
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,7 +122,7 @@ def test_an_imported_variant_is_known_and_not_made_here() -> None:
     params = parse_params(tree, "params.yaml")
     assert params.import_embeddings.of("minilm").path == "minilm.parquet"
     with pytest.raises(ConfigError, match="'minilm' is made elsewhere; use `sda import-embeddings`"):
-        params.is_trained("minilm")
+        is_trained(params, "minilm")
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -188,3 +206,286 @@ def test_sections_cannot_be_changed() -> None:
     params = load_params(ROOT / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
         params.filter.min_rating = 3.0  # type: ignore[misc]
+
+
+REFERENCE = {
+    "variant": "reference", "teacher": "mean", "temperature": 3.0, "teacher_temperature": None, "learn_temperature": True,
+    "teacher_source": "adapted", "detach_teacher": False, "normalize": False, "false_negatives": "keep",
+}  # fmt: skip
+CHECKPOINT = {
+    "kind": "qwen2_5_vl", "name": "owner/model", "revision": "0" * 40, "dtype": "bfloat16", "attention": "auto",
+    "max_text_tokens": 128, "min_pixels": 784, "max_pixels": 12544, "pooling": "mean",
+}  # fmt: skip
+CLIP = {
+    "kind": "clip", "name": "owner/model", "revision": "0" * 40, "dtype": "float32", "attention": "auto", "max_text_tokens": 77
+}  # fmt: skip
+TINY = {
+    "kind": "tiny_qwen2_5_vl", "seed": 1, "hidden_size": 48, "num_layers": 1, "num_heads": 3, "vision_hidden_size": 32,
+    "vision_depth": 1, "min_pixels": 784, "max_pixels": 784, "max_text_tokens": 64, "pooling": "mean",
+}  # fmt: skip
+AMAZON = {
+    "source": "amazon", "edition": 2014, "category": "Beauty", "reviews": ["r"], "metadata": ["m"], "image_archive": None,
+    "reviews_sha256": None, "metadata_sha256": None, "image_archive_sha256": "0" * 64, "image_folder": None, "local_folder": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # lists that name something twice
+        ({"variants": ["id", "sda", "sda", "id"]}, "variants: should name each once (got id, sda more than once)"),
+        ({"recommenders": ["pop", "pop"]}, "recommenders: should name each once (got pop more than once)"),
+        ({"evaluate.cutoffs": [5, 10, 10]}, "evaluate.cutoffs: should name each once (got 10 more than once)"),
+        ({"items.fields": ["title", "title"]}, "items.fields: should name each once (got title more than once)"),
+        (
+            {"control_embeddings.variants": ["random", "random"]},
+            "control_embeddings.variants: should name each once (got random more than once)",
+        ),
+        (
+            {"train_recommender.variants": ["zero_shot", "lora", "sda", "sda"]},
+            "train_recommender.variants: should name each once (got sda more than once)",
+        ),
+        # names
+        ({"train_adapter.variants.id": {"adapter": "lora", "loss": "loss"}}, "train_adapter.variants: id are reserved names"),
+        ({"train_recommender.variants": ["zero_shot", "lora"]}, "train_recommender.variants: misses sda, which variants has"),
+        ({"recommenders": ["pop", "gru4rec"]}, "recommenders.1: should be 'pop', 'bpr', 'vbpr', 'slmrec'"),
+        # adapters
+        (
+            {"train_adapter.moda.gate": "onehot", "train_adapter.moda.num_experts": 3, "train_adapter.moda.r": 9},
+            "train_adapter.moda: num_experts (3) must be a multiple of 2, the number of modalities, when gate is 'onehot'",
+        ),
+        (
+            {"train_adapter.lora.gate": "onehot"},
+            "train_adapter.lora: num_experts (1) must be a multiple of 2, the number of modalities, when gate is 'onehot'",
+        ),
+        (
+            {"train_adapter.training.micro_batch_size": 33},
+            "train_adapter.training.micro_batch_size: should be at most batch_size (32) (got 33); lower it, or set it to null",
+        ),
+        (
+            {"train_adapter.training.vision_cache": "always", "train_adapter.training.sharding": "fsdp"},
+            "train_adapter.training.vision_cache: is 'always', but sharding is 'fsdp', which allows no cache; set it to auto",
+        ),
+        (
+            {"train_adapter.training.vision_cache": "always", "train_adapter.moda.targets": "language_and_vision"},
+            "vision_cache: is 'always', but variant sda adapts the vision tower (train_adapter.moda.targets); set it to auto",
+        ),
+        (
+            {"train_adapter.training.vision_cache": "always", "backbone": CLIP},
+            "vision_cache: is 'always', but a backbone of the kind 'clip' cannot run its vision tower by itself; set it to auto",
+        ),
+        # losses
+        (
+            {"train_adapter.loss": REFERENCE | {"normalize": True}},
+            "loss.normalize: should be false with variant 'reference', which computes what the public code does (got true)",
+        ),
+        ({"train_adapter.loss.variant": "reference"}, "loss.detach_teacher: should be false with variant 'reference'"),
+        (
+            {"train_adapter.infonce.teacher_source": "base"},
+            "train_adapter.infonce.teacher_source: is 'base', but teacher is 'none', which looks at no vectors",
+        ),
+        # backbones
+        ({"backbone.min_pixels": 12545}, "backbone.min_pixels: should be at most max_pixels (12544) (got 12545)"),
+        ({"backbone": TINY | {"num_heads": 5}}, "backbone.num_heads: should divide hidden_size (48) into an even head width"),
+        ({"backbone": TINY | {"num_heads": 16}}, "backbone.num_heads: should divide hidden_size (48) into an even head width"),
+        ({"backbone": CHECKPOINT | {"revision": "main"}}, "backbone.revision: should pin a commit of owner/model"),
+        (
+            {"backbone": CHECKPOINT | {"attention": "flash_attention_2", "dtype": "float32"}},
+            "backbone.attention: flash_attention_2 needs a half-precision dtype (got float32)",
+        ),
+        (
+            {"backbone": CHECKPOINT | {"attention": "flash_attention_2"}, "runtime.device": "cpu"},
+            "backbone.attention: flash_attention_2 needs a GPU, but runtime.device is 'cpu'; set it to auto",
+        ),
+        # data and items
+        ({"items.image_prompt": "A {kind}"}, "items.image_prompt: has the unknown placeholder {kind}; only {noun} is filled in"),
+        ({"items.text_opening": "The {}:"}, "items.text_opening: has the unknown placeholder {}; only {noun} is filled in"),
+        ({"dataset.num_items": 20, "dataset.mean_history_length": 10.5}, "dataset.mean_history_length: should be at most half"),
+        ({"dataset": AMAZON}, "dataset.image_archive_sha256: is set, but image_archive is null"),
+        # indexes and recommenders
+        ({"build_index.nprobe": 4}, "build_index.nprobe: is 4, but an index of the kind 'Flat' has no such setting"),
+        (
+            {"build_index.factory": "IVF16,Flat", "build_index.ef_search": 4},
+            "build_index.ef_search: is 4, but an index of the kind 'IVF16,Flat' has no such setting; set it to null",
+        ),
+        (
+            {"evaluate.retrieval": RETRIEVAL | {"nprobe": 3}},
+            "evaluate.retrieval.nprobe: is 3, but an index of the kind 'HNSW32' has no such setting; set it to null",
+        ),
+        (
+            {"train_recommender.sasrec.num_heads": 3},
+            "train_recommender.sasrec.hidden_size: should be a multiple of num_heads (3) (got 64)",
+        ),
+        (
+            {"train_recommender.bert4rec.hidden_size": 63, "train_recommender.bert4rec.num_heads": 2},
+            "train_recommender.bert4rec.hidden_size: should be a multiple of num_heads (2) (got 63)",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_are_named(changes: dict[str, object], expected: str) -> None:
+    def edit(tree: dict) -> None:
+        for path, value in changes.items():
+            put(path, value)(tree)
+
+    assert expected in problem(edit)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_adapter.moda.gate": "onehot"},
+        {"train_adapter.moda.gate": "onehot", "train_adapter.moda.num_experts": 6, "train_adapter.moda.expert_rank": "full"},
+        {"train_adapter.moda.num_experts": 3, "train_adapter.moda.expert_rank": "full"},
+        {"train_adapter.training.micro_batch_size": 32},
+        {"train_adapter.training.warmup_steps": 50},  # a rate that never reaches its height is no contradiction
+        {"train_adapter.training.vision_cache": "always"},
+        {"train_adapter.training.vision_cache": "always", "train_adapter.lora.targets": "language_and_vision",
+         "train_adapter.variants": {"sda": {"adapter": "moda", "loss": "loss"}},
+         "variants": ["id", "sda"], "train_recommender.variants": ["sda"]},
+        {"train_adapter.loss": REFERENCE},
+        {"train_adapter.loss.teacher_source": "base"},
+        {"backbone.min_pixels": 12544},
+        {"backbone": TINY | {"num_heads": 3}},
+        {"backbone": CHECKPOINT},
+        {"backbone": CHECKPOINT | {"name": "./folder", "revision": None}},
+        {"backbone": CHECKPOINT | {"attention": "flash_attention_2"}},
+        {"items.image_prompt": "{noun} {noun} {a b}"},
+        {"dataset": AMAZON | {"image_archive": ["a.zip"]}},
+        {"build_index.factory": "IVF64_HNSW32,Flat", "build_index.nprobe": 4},
+        {"build_index.factory": "IMI2x8,Flat", "build_index.nprobe": 4},
+        {"train_recommender.sasrec.num_heads": 4},
+    ],
+)  # fmt: skip
+def test_neighbours_of_those_that_fit_are_taken(changes: dict[str, object]) -> None:
+    tree = data()
+    for path, value in changes.items():
+        put(path, value)(tree)
+    parse_params(tree, "params.yaml")
+
+
+def test_only_a_local_folder_needs_no_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset may leave the revision open, a run may not."""
+    monkeypatch.chdir(tmp_path)
+    tree = data()
+    tree["backbone"] = CHECKPOINT | {"revision": None}
+    parse_params(tree, "preset")
+    YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
+    with pytest.raises(
+        ConfigError, match=r"backbone.revision: should pin a commit of owner/model, 40 hexadecimal digits \(got None"
+    ):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    load_params(tmp_path / "params.yaml")
+    tree["backbone"]["revision"] = "main"  # not looked at
+    parse_params(tree, "preset")
+
+
+def test_contradictions_are_reported_beside_all_other_problems() -> None:
+    def edit(tree: dict) -> None:
+        tree["train_adapter"]["loss"]["variant"] = "reference"
+        tree["train_adapter"]["moda"] |= {"gate": "onehot", "num_experts": 3}
+        tree["train_recommender"]["sasrec"]["num_heads"] = 3
+        tree["build_index"]["nprobe"] = 2
+        tree["recommenders"] = ["pop", "pop"]
+        tree["surprise"] = 1
+
+    text = problem(edit)
+    for expected in (
+        "train_adapter.loss.normalize: should be false with variant 'reference'",
+        "train_adapter.loss.detach_teacher: should be false with variant 'reference'",
+        "train_adapter.moda: r (8) must be a multiple of num_experts (3)",
+        "train_adapter.moda: num_experts (3) must be a multiple of 2",
+        "train_recommender.sasrec.hidden_size: should be a multiple of num_heads (3) (got 64)",
+        "build_index.nprobe: is 2",
+        "recommenders: should name each once",
+        "surprise: unknown parameter",
+    ):
+        assert text.count(expected) == 1, expected
+
+
+def test_several_contradictions_between_sections_are_reported_at_once() -> None:
+    def edit(tree: dict) -> None:
+        tree["variants"].append("nope")
+        tree["report"]["cutoff"] = 7
+        tree["fetch_images"]["stored_pixels"] = 10_000
+        tree["items"]["image_prompt"] = "A {kind}"
+
+    text = problem(edit)
+    for expected in ("variants: unknown nope", "report.cutoff: 7", "backbone.max_pixels: 12544", "items.image_prompt: has"):
+        assert text.count(expected) == 1, expected
+
+
+@pytest.mark.parametrize("variant", ["paper", "reference"])
+def test_the_params_and_the_losses_refuse_the_same_settings(variant: str) -> None:
+    """What is refused here would be refused when a training begins, and nothing else is."""
+    section = load_params(ROOT / "params.yaml").train_adapter.loss
+    fields = {
+        "teacher": ("mean", "agreement", "none"), "teacher_temperature": (None, 0.1), "teacher_source": ("adapted", "base"),
+        "detach_teacher": (True, False), "normalize": (True, False), "false_negatives": ("keep", "mask"),
+    }  # fmt: skip
+    num_refused = 0
+    for values in itertools.product(*fields.values()):
+        changed = section.model_copy(update=dict(zip(fields, values, strict=True)) | {"variant": variant})
+        try:
+            AlignmentLoss(changed)
+            is_refused = False
+        except ConfigError:
+            is_refused = True
+        assert bool(list(_loss_problems(changed))) == is_refused, values
+        num_refused += is_refused
+    assert 0 < num_refused < 96
+
+
+def test_the_params_and_moda_refuse_the_same_experts() -> None:
+    tree = load_params(ROOT / "params.yaml").train_adapter.moda.model_dump(mode="json")
+    for r, num_experts, gate, rank in itertools.product(
+        (4, 6, 9), (1, 2, 3, 4), ("modality", "onehot", "uniform"), ("split", "full")
+    ):
+        chosen = {"r": r, "num_experts": num_experts, "gate": gate, "expert_rank": rank}
+        verdicts = []
+        for make in (lambda c: AdapterParams.model_validate_json(json.dumps(tree | c)), lambda c: MoDAConfig(**c)):
+            try:
+                make(chosen)
+                verdicts.append(True)
+            except (ConfigError, ValueError):
+                verdicts.append(False)
+        assert verdicts[0] == verdicts[1], chosen
+
+
+def test_the_guide_s_way_to_compare_two_losses_is_taken() -> None:
+    """docs/extending.md: the command's -S, composed by Hydra as DVC does."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- command: two losses -->\n```bash\n(.+?)```", text, re.S)
+    assert block is not None
+    words = shlex.split(block[1].replace("\\\n", " "))
+    overrides = [value for flag, value in itertools.pairwise(words) if flag == "-S"]
+    assert len(overrides) == 6
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        tree = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    params = parse_params(tree, "composed")
+    losses = {name: params.train_adapter.of(name)[1] for name in params.train_adapter.variants}
+    assert {name: loss.teacher for name, loss in losses.items()} == {"sda": "mean", "agreement": "agreement"}
+    assert losses["sda"] is params.train_adapter.loss
+    assert "agreement" in params.variants
+    assert "agreement" in params.train_recommender.variants
+
+
+def test_a_section_that_params_do_not_know_is_refused() -> None:
+    assert "train_adapter.third: unknown parameter" in problem(put("train_adapter.third", data()["train_adapter"]["loss"]))
+
+
+def test_a_third_loss_section_is_a_field_and_its_name() -> None:
+    """What docs/extending.md says has to be written for it."""
+
+    class Variant(TrainedVariant):
+        loss: Literal["infonce", "loss", "third"]  # type: ignore[assignment]
+
+    class Sections(TrainAdapterParams):
+        variants: dict[str, Variant]  # type: ignore[assignment]
+        third: LossParams
+
+    tree = data()["train_adapter"]
+    tree["third"] = tree["loss"] | {"teacher": "image"}
+    tree["variants"]["other"] = {"adapter": "lora", "loss": "third"}
+    adapter, loss = Sections.model_validate_json(json.dumps(tree)).of("other")
+    assert (adapter.num_experts, loss.teacher) == (1, "image")

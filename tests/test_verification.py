@@ -17,9 +17,10 @@ from dvc.utils.hydra import compose_and_dump
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Table, Workspace, read_vectors
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Table, Workspace
 from sda_core.image_store import read_shard, read_shard_index, shard_path, write_shard
 from sda_core.index import build_index
+from sda_core.item_vectors import read_vectors
 from sda_core.params import Params, load_params
 from sda_core.verification import Finding, verify
 from stages import build_index as index_stage

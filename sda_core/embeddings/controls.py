@@ -19,8 +19,9 @@ from typing import assert_never
 
 import numpy as np
 
-from sda_core.artifacts import EMBEDDINGS, read_vectors
+from sda_core.artifacts import EMBEDDINGS
 from sda_core.embeddings.fusion import fuse
+from sda_core.item_vectors import read_vectors
 from sda_core.params import Control, ExportParams
 from sda_core.seed import generator
 
@@ -46,7 +47,7 @@ def read_table(path: Path) -> Vectors:
     """All vectors of an embeddings file; an item without a picture has the mean of the others.
 
     Raises:
-        ArtifactError: see :func:`sda_core.artifacts.read_vectors`.
+        ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.
     """
     found = [read_vectors(path, column, fill="mean") for column in ("image_embedding", "text_embedding", "embedding")]
     image, text, fused = (matrix[1:] for matrix in found if matrix is not None)

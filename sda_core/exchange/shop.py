@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, USERS, Workspace, read_vectors
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, USERS, Workspace
 from sda_core.errors import ArtifactError
+from sda_core.item_vectors import read_vectors
 
 SPLITS = ("train", "valid", "test", "valid_rest", "test_rest")
 _VECTORS = ("image_embedding", "text_embedding", "embedding")

@@ -1,14 +1,14 @@
 """Recommenders over interactions and frozen item vectors: popularity, BPR, VBPR, SLMRec,
 SASRec, BERT4Rec.
 
-:func:`build` makes one from its params section, :func:`load` brings back a saved one, :func:`place_targets` counts
-where test targets come, :func:`place` does so by all scores or through an index, as the params say.  A new recommender
-is a params class, a file and a case in :func:`build`.
+:func:`build` makes one from its params section, :func:`load` brings back a saved one.  A new recommender is a params class,
+a file and a case in :func:`build`.  Trainings depend on this whole package, so what only places or recommends is in
+:mod:`sda_core.ranking`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, assert_never
 
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from pydantic import Field, ValidationError
 
-from sda_core.artifacts import read_json, read_vectors
+from sda_core.artifacts import read_json
 from sda_core.errors import ArtifactError
+from sda_core.item_vectors import read_vectors
 from sda_core.params import (
     BERT4RecParams,
     BPRParams,
@@ -38,9 +39,8 @@ from sda_core.recommenders.base import (
     side_by_side,
 )
 from sda_core.recommenders.batches import EvaluationData, Histories, TrainingData, evaluation_data, training_data
-from sda_core.recommenders.position import place_targets
-from sda_core.recommenders.retrieval import place
 from sda_core.seed import derive
+from sda_core.traits import takes_modalities
 
 __all__ = [
     "EpochRecord",
@@ -52,11 +52,8 @@ __all__ = [
     "evaluation_data",
     "hash_vectors",
     "load",
-    "place",
-    "place_targets",
     "read_item_table",
     "read_item_vectors",
-    "recommend_after",
     "saved_params",
     "training_data",
 ]
@@ -78,9 +75,9 @@ def read_item_vectors(path: Path, params: RecommenderParams) -> ItemVectors | No
         a picture has the mean of the others); None for a table of ids only.
 
     Raises:
-        ArtifactError: see :func:`sda_core.artifacts.read_vectors`.
+        ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.
     """
-    if not params.takes_modalities:
+    if not takes_modalities(params):
         return read_vectors(path)
     image_ID = read_vectors(path, "image_embedding", fill="mean")
     text_ID = read_vectors(path, "text_embedding", fill="mean")
@@ -205,25 +202,3 @@ def load(folder: Path, item_vectors: ItemVectors | None, device: torch.device) -
     recommender = build(description.params, description.num_users, description.num_items, item_vectors)
     recommender.restore(folder)
     return recommender.to(device)
-
-
-def recommend_after(
-    folder: Path, item_vectors: ItemVectors | None, history: Sequence[int], num_recommendations: int
-) -> list[tuple[int, float]]:
-    """What a saved recommender gives to somebody unknown with a history, on the CPU.
-
-    Args:
-        folder, item_vectors: see :func:`load`; of a recommender that scores histories alone.
-        history: item ids, oldest first; none of them is recommended.
-        num_recommendations: how many at most.
-
-    Returns:
-        Item ids and scores, best first.
-
-    Raises:
-        ArtifactError: see :func:`load`.
-    """
-    model = load(folder, item_vectors, torch.device("cpu"))
-    nobody = torch.zeros(1, dtype=torch.int64)
-    found_BN, score_BN = model.recommend(nobody, torch.tensor([list(history)]), num_recommendations)
-    return [(item, score) for item, score in zip(found_BN[0].tolist(), score_BN[0].tolist(), strict=True) if item]

@@ -129,7 +129,7 @@ def training_data(
         num_users, num_items: sizes of the id spaces; None takes the largest id of the table *as given*.  Give them
             where test rows were dropped before, since some items occur in no other.
         leaked_test_items: item ids of test interactions, for ``PopParams.counts == "all"`` and nothing else.
-        item_table: see :func:`sda_core.recommenders.read_item_table`; for params with ``aligns_to_ids``.
+        item_table: see :func:`sda_core.recommenders.read_item_table`; where :func:`sda_core.traits.aligns_to_ids` says so.
 
     Raises:
         DataError: there is no training row, a user has two validation rows, or an id exceeds its space.

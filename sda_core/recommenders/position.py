@@ -1,4 +1,7 @@
-"""Where each user's target comes among the candidates: exact counts, no sampling of ties.
+"""Where each user's target comes among all items: exact counts, no sampling of ties.
+
+Training needs this for its validation.  What only the evaluation needs (sampled candidates, tables of positions, an index)
+is in :mod:`sda_core.ranking`, so that a change there re-trains nothing.
 
 The target's score is read from the same matrix as all others: computing it apart (another batch, another kernel)
 gives another rounding, and an item would tie or not with itself by luck.
@@ -6,8 +9,9 @@ gives another rounding, and an item would tie or not with itself by luck.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
@@ -19,6 +23,9 @@ from sda_core.recommenders.batches import EvaluationData
 # 32 MB of float32.  The product of few users with a large catalogue reads the whole catalogue for them: with half of this it
 # takes twice as long at a million items.  The allocator keeps no larger blocks (see runtime.py), and fresh pages cost time, too.
 SCORES_PER_CHUNK = 8_000_000
+
+CountAmong = Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor, Tensor]]
+"""Scores ``(B, I + 1)``, targets ``(B,)`` and their rows in ``data.users`` to better, tied and all candidates, ``(B,)`` each."""
 
 
 def _compare_matrix(score_BI: Tensor, target_score_B1: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,27 +59,29 @@ def _count_full(score_BI: Tensor, target_B: Tensor, seen_rows: Tensor, seen_item
     return better_B, tied_B, num_candidates_B
 
 
-def _count_given(score_BI: Tensor, target_B: Tensor, candidates_BC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Better, tied and all candidates among the given ones and the target."""
-    ordered_BC = candidates_BC.sort(dim=1).values
-    is_first_BC = torch.ones_like(ordered_BC, dtype=torch.bool)
-    is_first_BC[:, 1:] = ordered_BC[:, 1:] != ordered_BC[:, :-1]  # a candidate given twice counts once
-    counts_BC = is_first_BC & (ordered_BC != 0) & (ordered_BC != target_B[:, None])
-    score_BC = score_BI.gather(1, ordered_BC)
-    target_score_B1 = score_BI.gather(1, target_B[:, None])
-    better_B = ((score_BC > target_score_B1) & counts_BC).sum(dim=1, dtype=torch.int32)
-    tied_B = ((score_BC == target_score_B1) & counts_BC).sum(dim=1, dtype=torch.int32)
-    return better_B, tied_B, counts_BC.sum(dim=1, dtype=torch.int32) + 1
-
-
 def count_positions(
     recommender: Recommender,
     data: EvaluationData,
-    candidates: np.ndarray | None,
+    count_among: CountAmong | None,
     batch_size: int,
     device: torch.device,
 ) -> np.ndarray:
-    """The counts of :func:`place_targets` as ``(number of test users, 3)`` int64: better, tied, candidates."""
+    """Count the candidates that score higher than, and the same as, each user's target.
+
+    Args:
+        recommender: a fitted one, on ``device``.
+        data: users, targets and the histories before them.
+        count_among: None places the target among all items but those of the user's history (a target that is in the
+            history stays); else the function that counts.
+        batch_size: users scored at once, or fewer where that would be more than ``SCORES_PER_CHUNK`` scores.
+        device: where to score.
+
+    Returns:
+        ``(number of users, 3)`` int64: better, tied (others that score the same), candidates (the target included).
+
+    Raises:
+        TrainingError: a score is NaN.
+    """
     recommender.eval()
     lengths = np.minimum(data.histories.lengths[data.users], recommender.history_length)
     chunk = max(1, min(batch_size, SCORES_PER_CHUNK // (data.num_items + 1)))
@@ -91,58 +100,16 @@ def count_positions(
                     "train it anew with a lower learning_rate",
                 )
             target_B = torch.from_numpy(data.targets[rows].astype(np.int64)).to(device)
-            if candidates is None:
+            if count_among is None:
                 seen_rows, seen_items = data.histories.pairs(users)
                 counted = _count_full(
                     score_BI, target_B, torch.from_numpy(seen_rows).to(device), torch.from_numpy(seen_items).to(device)
                 )
             else:
-                counted = _count_given(score_BI, target_B, torch.from_numpy(candidates[rows].astype(np.int64)).to(device))
+                counted = count_among(score_BI, target_B, rows)
             counts[rows] = torch.stack(counted, dim=1).cpu().numpy()
             bar.update(len(rows))
     return counts
-
-
-def place_targets(
-    recommender: Recommender,
-    data: EvaluationData,
-    candidates: np.ndarray | None,
-    batch_size: int,
-    device: torch.device,
-) -> pl.DataFrame:
-    """Count the candidates that score higher than, and the same as, each test user's target.
-
-    Args:
-        recommender: a fitted one, on ``device``.
-        data: test users, targets and the histories before them.
-        candidates: None places the target among all items but those of the user's history (a target that is in the
-            history stays); else ``(number of test users, C)`` int32, row by row for ``data.users``: the target is
-            placed among these alone; 0 is no item, the target itself and repeats add nothing.
-        batch_size: users scored at once, or fewer where that would be more than ``SCORES_PER_CHUNK`` scores.
-        device: where to score.
-
-    Returns:
-        One row a test user, all Int32: ``user_id, target_item_id, num_better, num_tied`` (others that score the
-        same), ``candidates`` (the target included).
-
-    Raises:
-        TrainingError: a score is NaN.
-    """
-    return placed_table(data, count_positions(recommender, data, candidates, batch_size, device))
-
-
-def placed_table(data: EvaluationData, counts: np.ndarray) -> pl.DataFrame:
-    """Counts ``(number of test users, 3)`` of better, tied and all candidates as the table of :func:`place_targets`."""
-    return pl.DataFrame(
-        {
-            "user_id": data.users,
-            "target_item_id": data.targets,
-            "num_better": counts[:, 0],
-            "num_tied": counts[:, 1],
-            "candidates": counts[:, 2],
-        },
-        schema=dict.fromkeys(["user_id", "target_item_id", "num_better", "num_tied", "candidates"], pl.Int32),
-    )
 
 
 def ndcg_at_10(counts: np.ndarray) -> float:

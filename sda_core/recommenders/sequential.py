@@ -18,6 +18,7 @@ from sda_core.recommenders.batches import TrainingData
 from sda_core.recommenders.features import ItemEncoder
 from sda_core.recommenders.fit import Batch, TrainedRecommender
 from sda_core.recommenders.transformer import Transformer
+from sda_core.traits import aligns_to_ids
 
 
 class SequentialRecommender(TrainedRecommender):
@@ -66,7 +67,7 @@ class SequentialRecommender(TrainedRecommender):
     @property
     def is_aligned(self) -> bool:
         """Whether training aligns projected vectors to an item table."""
-        return self.sequence_params.aligns_to_ids and self.items.projector is not None
+        return aligns_to_ids(self.sequence_params) and self.items.projector is not None
 
     def check_data(self, data: TrainingData) -> None:
         """As the base does, and that there is an item table to align to where one is needed."""

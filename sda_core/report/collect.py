@@ -34,7 +34,6 @@ from sda_core.params import (
     TinyQwen25VL,
 )
 from sda_core.report.coverage import data_coverage
-from sda_core.report.experiments import experiments
 from sda_core.report.gates import gate_map
 from sda_core.report.modality_drop import Fuse
 from sda_core.report.model import (
@@ -43,6 +42,7 @@ from sda_core.report.model import (
     Conflict,
     Curve,
     Example,
+    Experiment,
     Fact,
     Item,
     Learning,
@@ -56,6 +56,7 @@ from sda_core.report.model import (
     Variant,
 )
 from sda_core.report.vectors import Findings, look
+from sda_core.variants import indexed_variants
 
 _NUM_PAIRS = 3  # conflicting items, of each kind
 _LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch; of a short one the later half
@@ -217,8 +218,7 @@ def describe_variants(params: Params) -> tuple[Variant, ...]:
             text = "Content vectors that were made elsewhere and imported."
         else:
             section = params.train_adapter.variants[name]
-            adapter = params.train_adapter.lora if section.adapter == "lora" else params.train_adapter.moda
-            loss = params.train_adapter.infonce if section.loss == "infonce" else params.train_adapter.loss
+            adapter, loss = params.train_adapter.of(name)
             experts = f"{adapter.num_experts} experts, {adapter.gate} gate" if adapter.num_experts > 1 else "one expert"
             kind = "LoRA" if section.adapter == "lora" else "MoDA"
             method = f"{kind} of total rank {adapter.r} ({experts}), trained with {_describe_loss(loss)}"
@@ -517,6 +517,7 @@ def collect(
     fuse: Fuse,
     commit: str | None,
     costs: Sequence[Latest],
+    experiments: Sequence[Experiment] = (),
 ) -> ReportData:
     """Read everything the page shows.
 
@@ -529,13 +530,14 @@ def collect(
         fuse: ``embeddings.fusion.fuse``, to make item vectors anew without one of their modalities.
         commit: of the project; None for a page that is the same for equal runs, or where there is none.
         costs: of the stages, from ``costs.latest``; none for a page that is the same for equal runs.
+        experiments: from ``report.experiments``; none for the page of the pipeline, which does not depend on them.
 
     Raises:
         ArtifactError: a file of the run is missing or damaged.
     """
     results = _results(workspace, params, comparisons)
     # vectors made elsewhere may be one kind alone, and nothing was adapted in them
-    own = [variant for variant in params.indexed_variants if variant not in params.import_embeddings.variants]
+    own = [variant for variant in indexed_variants(params) if variant not in params.import_embeddings.variants]
     counts = _training_counts(workspace)
     looked = look(workspace, own, _NUM_PAIRS, params.export_embeddings, list(counts), fuse)
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
@@ -562,7 +564,7 @@ def collect(
         conflicts=_conflicts(workspace, looked),
         maps=looked.maps,
         gates=tuple(gate for gate in gates if gate is not None),
-        experiments=experiments(workspace.root / "experiments"),
+        experiments=tuple(experiments),
         sizes=sizes(workspace, params),
         costs=tuple(costs),
     )

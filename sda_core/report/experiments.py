@@ -3,7 +3,7 @@
 A table is a ``.tsv`` or ``.csv`` file with a header, or a pipe table in a ``.md`` file (its caption is the heading over it); a
 plot is a ``.png`` or ``.svg`` file, shown as a picture, so nothing in it runs.  What lies in a folder of ``experiments/results``
 is one experiment, and so is every other file.  Files that are too large or cannot be read are named, not shown: they are no part
-of the pipeline.
+of the pipeline, and the pipeline's page does not show them: ``sda report --experiments`` writes a page that does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from sda_core.errors import ArtifactError
 from sda_core.report.model import Experiment, Picture, Table
 
 _SEPARATORS = {".tsv": "\t", ".csv": ","}
@@ -27,8 +28,25 @@ _RESULTS = "results"
 _SKIPPED = {"positions", "runs", "gradients", "views", "long_tail"}  # what the scripts keep to go on from
 
 
+def read_experiments(folder: Path) -> tuple[Experiment, ...]:
+    """What there is to show, by path; of more than ``_MAX_EXPERIMENTS`` the rest is named.
+
+    Args:
+        folder: ``experiments/``.
+
+    Raises:
+        ArtifactError: there is nothing.
+    """
+    found = experiments(folder)
+    if not found:
+        raise ArtifactError(
+            str(folder), "holds no table and no plot", "run one of the scripts in experiments/, which leave theirs in results/"
+        )
+    return found
+
+
 def experiments(folder: Path) -> tuple[Experiment, ...]:
-    """What there is to show, by path; of more than ``_MAX_EXPERIMENTS`` the rest is named."""
+    """As :func:`read_experiments`; nothing where there is nothing."""
     found = [p for p in folder.rglob("*") if p.suffix in {*_SEPARATORS, *_PLOTS, ".md"} and p.is_file()]
     together: dict[str, list[Path]] = {}
     for path in sorted(path for path in found if not _SKIPPED & set(path.relative_to(folder).parts)):

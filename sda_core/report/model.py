@@ -315,8 +315,9 @@ class Size:
 class ReportData:
     """The whole page.
 
-    ``costs`` are those of the stages, empty on the page of the pipeline, which is the same for equal runs; ``commit`` is
-    None there too (equal runs may be at different commits), and where it is not known.
+    ``costs`` are those of the stages and ``experiments`` what the scripts in ``experiments/`` left; both are empty on the page
+    of the pipeline, which is the same for equal runs.  ``commit`` is None there too (equal runs may be at different commits),
+    and where it is not known.
     """
 
     title: str

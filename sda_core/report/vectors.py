@@ -24,9 +24,10 @@ import polars as pl
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from sda_core.artifacts import EMBEDDINGS, ITEMS, Workspace, read_vectors
+from sda_core.artifacts import EMBEDDINGS, ITEMS, Workspace
 from sda_core.errors import ArtifactError
 from sda_core.image_store import ImageStore
+from sda_core.item_vectors import read_vectors
 from sda_core.params import ExportParams
 from sda_core.report.modality_drop import Fuse, modality_drop, unit_rows
 from sda_core.report.model import Geometry, ModalityDrop, VectorMap

@@ -15,8 +15,9 @@ import pytest
 import text_matters
 import ties
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, read_vectors
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json
 from sda_core.evaluation.groups import training_counts
+from sda_core.item_vectors import read_vectors
 from sda_core.params import load_params
 
 

@@ -8,6 +8,7 @@ import torch
 
 from sda_core.errors import ArtifactError, TrainingError
 from sda_core.recommenders import build, losses, read_item_table, training_data
+from sda_core.traits import aligns_to_ids
 
 CPU = torch.device("cpu")
 
@@ -59,7 +60,7 @@ def test_ids_alone_have_nothing_to_align(checkerboard, recommender_cases, tmp_pa
         model = build(section, 48, 24, vectors)
         model.fit(data, checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
         assert "items.ids.weight" in model.state_dict()
-        assert not params.model_copy(update={"representation": "id"}).aligns_to_ids
+        assert not aligns_to_ids(params.model_copy(update={"representation": "id"}))
 
 
 def test_a_model_without_an_item_table_says_so(fitted, tmp_path):

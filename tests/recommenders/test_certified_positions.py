@@ -9,7 +9,8 @@ import torch
 
 from sda_core.evaluation import candidates, score_positions
 from sda_core.params import PopParams
-from sda_core.recommenders import Recommender, evaluation_data, place_targets
+from sda_core.ranking import place_targets
+from sda_core.recommenders import Recommender, evaluation_data
 from sda_core.recommenders.position import _compare_matrix, _compare_rows
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ import torch
 from sda_core.errors import ArtifactError, DataError, TrainingError
 from sda_core.index import inner_product_search
 from sda_core.params import PopParams
-from sda_core.recommenders import build, evaluation_data, load, place, place_targets, training_data
+from sda_core.ranking import place, place_targets
+from sda_core.recommenders import build, evaluation_data, load, training_data
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,8 @@ import torch
 
 from sda_core.errors import TrainingError
 from sda_core.params import PopParams
-from sda_core.recommenders import build, evaluation_data, place_targets, training_data
+from sda_core.ranking import place_targets
+from sda_core.recommenders import build, evaluation_data, training_data
 
 CPU = torch.device("cpu")
 HISTORIES = [[1, 2, 3, 4], [1, 2, 4, 5], [1, 3, 3, 5]]

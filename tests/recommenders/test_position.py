@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from sda_core.errors import TrainingError
 from sda_core.params import PopParams
-from sda_core.recommenders import Recommender, build, evaluation_data, place_targets, position, training_data
+from sda_core.ranking import place_targets
+from sda_core.recommenders import Recommender, build, evaluation_data, position, training_data
 from sda_core.recommenders.position import ndcg_at_10
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sda_core.errors import ConfigError, TrainingError
 from sda_core.index import inner_product_search
 from sda_core.params import PopParams
-from sda_core.recommenders import Recommender, evaluation_data, place, place_targets
-from sda_core.recommenders.retrieval import RECALL
+from sda_core.ranking import place, place_targets
+from sda_core.ranking.retrieval import RECALL
+from sda_core.recommenders import Recommender, evaluation_data
 
 CPU = torch.device("cpu")
 

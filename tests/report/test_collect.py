@@ -175,7 +175,7 @@ def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> N
     assert html.count("<figure>") == 9  # a ladder, the long tail, two validation charts, an adapter's loss, two maps, two gates
     assert html.count(">Pair ") == 6  # three of each kind
     assert "If one modality is missing" in html
-    assert "&lt;b&gt;0.1&lt;/b&gt;" in html
+    assert "&lt;b&gt;0.1&lt;/b&gt;" not in html  # of an experiment: they stand on the page of --experiments
     assert "items seen by each adapter" in html
 
 
@@ -215,6 +215,36 @@ def test_the_page_with_costs_stands_beside_and_leaves_the_other_as_it_is(
     report(workspace.root)
     assert workspace.report.read_bytes() == first
     assert [run.stage for run in costs.read(workspace.costs)] == ["report"] * 2  # of the pipeline's page alone
+
+
+def test_the_page_of_the_pipeline_does_not_depend_on_the_experiments(
+    finished: Workspace, params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace(Path(shutil.copytree(finished.root, tmp_path / "run")))
+    YAML(typ="safe", pure=True).dump(params.model_dump(mode="json"), workspace.root / "params.yaml")
+    report(workspace.root)
+    first = workspace.report.read_bytes()
+    assert b'id="experiments"' not in first
+    report(workspace.root, experiments=True)
+    page = workspace.experiments_page.read_text(encoding="utf-8")
+    assert "<h3>sweep/table.tsv</h3>" in page
+    assert "&lt;b&gt;0.1&lt;/b&gt;" in page
+    write_text(workspace.experiments / "results" / "new" / "table.md", "# New\n| a | b |\n|---|---|\n| 1 | 2 |\n")
+    report(workspace.root)
+    assert workspace.report.read_bytes() == first
+    report(workspace.root, experiments=True)
+    assert "<h3>new</h3>" in workspace.experiments_page.read_text(encoding="utf-8")
+    shutil.rmtree(workspace.experiments)
+    report(workspace.root)
+    assert workspace.report.read_bytes() == first
+    for flags, expected in (
+        ({"experiments": True}, "holds no table and no plot; run one of the scripts in experiments/"),
+        ({"experiments": True, "costs": True}, "--costs and --experiments: each write a page of their own; name one of them"),
+    ):
+        with pytest.raises(typer.Exit):
+            report(workspace.root, **flags)
+        assert expected in capsys.readouterr().err
+    assert [run.stage for run in costs.read(workspace.costs)] == ["report"] * 3  # of the pipeline's page alone
 
 
 def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:

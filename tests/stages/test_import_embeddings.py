@@ -15,7 +15,8 @@ from dvc.repo import Repo
 from dvc.utils.hydra import compose_and_dump
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json, read_vectors
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json
+from sda_core.item_vectors import read_vectors
 from stages.build_index import build_index
 from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings

@@ -116,8 +116,8 @@ def test_a_mistake_is_one_line(
 
 
 def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    from sda_core.artifacts import read_vectors
     from sda_core.index import build_index
+    from sda_core.item_vectors import read_vectors
     from sda_core.params import IndexParams
 
     vectors = read_vectors(workspace.embeddings("sda"))

@@ -12,8 +12,9 @@ import torch
 import typer
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import INTERACTIONS, Workspace, read_vectors
+from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.embeddings.table import write_embeddings, write_ids_only
+from sda_core.item_vectors import read_vectors
 from sda_core.recommenders import load, read_item_vectors, saved_params
 from stages.evaluate import evaluate
 from stages.train_recommender import train_recommender

@@ -22,9 +22,10 @@ import torch
 from sda_core.errors import TrainingError
 from sda_core.log import progress
 from sda_core.params import EvaluateParams, RetrievalParams
+from sda_core.ranking.places import place_targets, placed_table
 from sda_core.recommenders.base import Recommender
 from sda_core.recommenders.batches import EvaluationData
-from sda_core.recommenders.position import SCORES_PER_CHUNK, place_targets, placed_table
+from sda_core.recommenders.position import SCORES_PER_CHUNK
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def place(
     """Place each test user's target as the params say: by all scores, or by retrieval.
 
     Args:
-        recommender, data, candidates, device: see :func:`sda_core.recommenders.place_targets`.
+        recommender, data, candidates, device: see :func:`sda_core.ranking.place_targets`.
         params: with ``retrieval`` null every score is computed; so it is for a recommender whose scores are no inner products.
         make_search: builds the index, :func:`sda_core.index.inner_product_search`.
 

@@ -1,0 +1,31 @@
+"""How each variant of the ladder is made, told from the params: adapted, imported, a control, or the backbone as it is.
+
+These functions decide which adapter a stage loads and which indexes exist, so they stand here and not in ``params``: stages
+that use them list this file among their ``deps``.
+"""
+
+from __future__ import annotations
+
+from sda_core.errors import ConfigError
+from sda_core.params import Params
+
+
+def indexed_variants(params: Params) -> tuple[str, ...]:
+    """The variants that have an index of item vectors, in their order: all but ``id`` and the controls."""
+    return tuple(variant for variant in params.variants if variant not in {"id", *params.control_embeddings.variants})
+
+
+def is_trained(params: Params, variant: str) -> bool:
+    """Whether a variant has an adapter of its own; ``zero_shot``, ``id`` and the controls have none.
+
+    Raises:
+        ConfigError: no such variant, or one whose vectors are imported.
+    """
+    if variant in params.train_adapter.variants:
+        return True
+    if variant in {"id", "zero_shot", *params.control_embeddings.variants}:
+        return False
+    if variant in params.import_embeddings.variants:
+        raise ConfigError("--variant", f"{variant!r} is made elsewhere", "use `sda import-embeddings`")
+    known = ", ".join(sorted({"id", "zero_shot", *params.train_adapter.variants, *params.control_embeddings.variants}))
+    raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")
