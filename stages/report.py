@@ -61,7 +61,9 @@ def report(
         spent = kept.read_latest(workspace.costs, variants, run.params.recommenders) if costs else ()
         found = page.read_experiments(workspace.experiments) if experiments else ()
         commit = _commit(root) if costs or experiments else None
-        data = page.collect(workspace, run.params, comparisons, neighbors, fuse=fuse, commit=commit, costs=spent, experiments=found)
+        data = page.collect(
+            workspace, run.params, comparisons, neighbors, fuse=fuse, commit=commit, costs=spent, experiments=found
+        )
         if costs:
             write_text(workspace.costs_page, page.render(data))
             run.counts = {"page": workspace.costs_page, "stages": len(spent)}
