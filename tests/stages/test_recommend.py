@@ -201,8 +201,8 @@ def test_both_commands_have_one_rule(workspace: Workspace, params: dict[str, Any
 
 
 def neighbors_of(workspace: Workspace, params: dict[str, Any]) -> Callable[..., None]:
-    from sda_core.item_vectors import read_vectors
     from sda_core.index import build_index
+    from sda_core.item_vectors import read_vectors
     from sda_core.params import IndexParams
 
     vectors = read_vectors(workspace.embeddings("sda"))
