@@ -1,6 +1,7 @@
 """What a file is that should be JSON lines and is not: told by its first bytes, in one line, with what to do about it.
 
-:func:`wrong_kind` is asked by the download, before a file is put in place, and by the readers.
+:func:`wrong_kind` is asked by the download, before a file is put in place, and :func:`wrong_contents` by the readers, which
+also reject binary data of an unknown kind.
 """
 
 from __future__ import annotations
@@ -66,10 +67,12 @@ _MAGIC: Sequence[tuple[int, bytes, WrongKind]] = (
     (0, b"RDX", WrongKind("an R data file", _PACK)),
     (0, b"version https://git-lfs", WrongKind("a Git LFS pointer instead of the file", "fetch the file: git lfs pull")),
 )
+_TWICE_PACKED = WrongKind("gzip inside gzip", _UNPACK.format(command="gunzip FILE.gz"))
 _PICKLE = re.compile(rb"\x80[\x02-\x05](?:\x95.{8}|[\]})(cX\x8c])", re.DOTALL)
 _HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _ARRAY = re.compile(rb"\[\s*(?:\{|\]\s*$|\[\s*[\"'0-9])")
 _CONTROL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
+_BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _SEPARATORS = (b"\t", b",", b";", b"|", b"::")
 _ARRAY_KIND = WrongKind("a JSON array (a list)", "convert it: jq -c '.[]' FILE > FILE.jsonl")
 _INDENTED_KIND = WrongKind("JSON that is indented over several lines", "convert it: jq -c . FILE > FILE.jsonl")
@@ -98,15 +101,18 @@ def wrong_kind(head: bytes) -> WrongKind | None:
         except zlib.error:
             return None  # damaged; whoever unpacks it says where
         if head.startswith(_GZIP):
-            return WrongKind("gzip inside gzip", _UNPACK.format(command="gunzip FILE.gz"))
-    return wrong_contents(head)
+            return _TWICE_PACKED
+    return binary_kind(head) or _wrong_text(head)
 
 
 def wrong_contents(head: bytes) -> WrongKind | None:
-    """As :func:`wrong_kind`, of bytes that were unpacked."""
+    """As :func:`wrong_kind`, of bytes that were unpacked; binary data of an unknown kind is told, too."""
     if head.startswith(_GZIP):
-        return WrongKind("gzip inside gzip", _UNPACK.format(command="gunzip FILE.gz"))
-    return binary_kind(head) or _wrong_text(head)
+        return _TWICE_PACKED
+    kind = binary_kind(head) or _wrong_text(head)
+    if kind is None and len(head) >= 64 and head[:1] != b"{" and len(_CONTROL.findall(head[:1024])) > len(head[:1024]) // 10:
+        return WrongKind("binary data of an unknown kind", _PACK)
+    return kind
 
 
 def binary_kind(head: bytes) -> WrongKind | None:
@@ -134,8 +140,6 @@ def _wrong_text(head: bytes) -> WrongKind | None:
         return _ARRAY_KIND
     if text.startswith(b"{"):
         return _wrong_object(text)
-    if len(text) >= 64 and len(_CONTROL.findall(text[:1024])) > len(text[:1024]) // 10:
-        return WrongKind("binary data of an unknown kind", _PACK)
     return _table(text)
 
 
@@ -183,7 +187,12 @@ def _rows_inside(key: str) -> WrongKind:
 def _table(text: bytes) -> WrongKind | None:
     """Rows of fields: the first two lines have equally many separators."""
     lines = [line for line in text.split(b"\n")[:4] if line.strip(_BLANKS)]
-    if len(lines) < 2 or any(line[:1] in (b"{", b"[") for line in lines[:2]) or b"\x00" in text[:1024]:
+    if (
+        len(lines) < 2
+        or any(line[:1] in (b"{", b"[") for line in lines[:2])
+        or _CONTROL.search(text[:1024])
+        or b"\x00" in text[:1024]
+    ):
         return None
     for separator in _SEPARATORS:
         counts = [line.count(separator) for line in lines[:2]]

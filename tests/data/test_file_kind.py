@@ -116,7 +116,6 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "HTML": (b"<!DOCTYPE html><html><body>Sorry</body></html>", "HTML", ""),
     "XML": (b"<?xml version='1.0'?><rows><row/></rows>", "XML", ""),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "a Git LFS pointer", "git lfs pull"),
-    "binary": (bytes(range(1, 255)) * 20, "binary data", "convert it"),
     **{
         f"pickle {protocol}": (pickle.dumps(ROWS, protocol), "a Python pickle", "convert it")  # written, never read
         for protocol in (2, 3, 4, 5)
@@ -156,6 +155,13 @@ def test_a_file_of_another_kind_is_named(name: str, tmp_path: Path) -> None:
 
 def test_a_database_is_named(tmp_path: Path) -> None:
     assert all("an SQLite database" in message for message in told(database(tmp_path), tmp_path / "r.jsonl"))
+
+
+def test_binary_data_of_an_unknown_kind_is_left_to_the_readers(tmp_path: Path) -> None:
+    for content in (bytes(range(1, 255)) * 20, gzip.compress(bytes(range(1, 255)) * 20)):
+        (tmp_path / "r").write_bytes(content)
+        with pytest.raises(DataError, match="is binary data of an unknown kind, expected JSON lines"):
+            list(read_reviews(tmp_path / "r", 2023, max_bad_line_share=1.0))
 
 
 @pytest.mark.parametrize(
