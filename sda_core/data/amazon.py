@@ -542,8 +542,9 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
         if item[1]:
             lines.stripped_ids["item"] += 1
         if wanted is None or item[0] in wanted:
-            values = metadata_row(record, edition, lines.values)
-            rows.append((item[0], *(_SEPARATOR.join(value) if isinstance(value, list) else value for value in values)))
+            title, brand, price, categories, features, description, references = metadata_row(record, edition, lines.values)
+            lists = (_SEPARATOR.join(categories), _SEPARATOR.join(features), _SEPARATOR.join(references))
+            rows.append((item[0], title, brand, price, lists[0], lists[1], description, lists[2]))
     # Lists travel as joined strings: polars would make a series of each.  Clean texts hold no control character.
     columns = list(zip(*rows, strict=True)) or [()] * len(METADATA_SCHEMA)
     frame = pl.DataFrame(dict(zip(METADATA_SCHEMA, columns, strict=True)), schema=dict.fromkeys(METADATA_SCHEMA, pl.String))
@@ -610,10 +611,9 @@ def _metadata_problem(record: dict[str, Any], edition: int, key: str) -> str | N
             new = not record.keys().isdisjoint(("imageURL", "imageURLHighRes", "also_buy", "main_cat"))
             return _OTHER_EDITION + ("2014" if old and not new else "2018" if new and not old else "2014 or 2018")
         return _OTHER_EDITION + "2023" if edition != 2023 and "parent_asin" in record else None
-    fields = _review_fields(edition)
-    if fields.user in record and fields.rating in record:
+    if ("user_id" if edition == 2023 else "reviewerID") in record and ("rating" if edition == 2023 else "overall") in record:
         return "a review, not an item"
-    other = other_edition(record, edition)
+    other = None if edition == 2023 else other_edition(record, edition)
     return None if other is None else f"{_OTHER_EDITION}{other}"
 
 

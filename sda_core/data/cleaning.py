@@ -36,7 +36,8 @@ _TAG = re.compile(r"</?[A-Za-z][^<>]*+>|<!--.*?-->|<![A-Za-z][^<>]*+>", re.DOTAL
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 _MARKUP_START = re.compile(r"\s*</?[A-Za-z!]")
 _BY_LINE = re.compile(r"\s*by\s*\n\s*", re.IGNORECASE)
-_DOLLARS = re.compile(r"\$(?=[0.,]*[1-9])[0-9][0-9.,]{0,20}(?: - \$[0-9][0-9.,]{0,20})?")  # prices as they nearly always are
+# Prices as they nearly always are.
+_DOLLARS = re.compile(r"(?:from )?\$?(?=[0.,]*[1-9])[0-9][0-9.,]{0,20}(?: - \$[0-9][0-9.,]{0,20})?")
 _VALUE_KEYS = ("value", "@value", "name", "title", "text", "label")
 _AMOUNT_KEYS = ("value", "amount", "price")
 _CURRENCY_KEYS = ("currency", "currency_code", "currencyCode", "priceCurrency", "price_currency", "unit")
@@ -83,7 +84,7 @@ def strings(value: Any) -> list[str]:
     """The texts of a value, numbers among them; at most :data:`MAX_ENTRIES`."""
     if isinstance(value, str):
         return [value] if value else []
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):  # a union would be made at every call
         entries = cast("list[Any]", value)
         found: list[str] = [entry for entry in entries if isinstance(entry, str) and entry]
         if len(found) == len(entries):
@@ -162,7 +163,7 @@ def read_price(value: Any) -> tuple[str, str]:
         return "", ""
     if isinstance(value, bool):
         return "", "kind"
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         if isinstance(value, float) and not math.isfinite(value):
             return "", "kind"
         if value <= 0:

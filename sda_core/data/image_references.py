@@ -38,12 +38,15 @@ _KEYS = (
     *("hires", "large", "url", "imageurl", "src", "link", "href", "contenturl", "image"),
     *("medium", "small", "thumb", "thumbnail", "path", "file", "filename", "urls", "imageurls", "images"),
 )
+_MAIN = ("MAIN", "Main", "main")
+_NONE = Counter[str]()  # never added to
 _SEVERAL = re.compile(r"\s*[|;]\s*(?=(?:https?:)?//)|\s*,\s*(?=https?://)|\s+(?=https?://)", re.IGNORECASE)
+_ONE_ADDRESS = re.compile(r"https?://[^\s|;,]+")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _HTTP = re.compile(r"https?:", re.IGNORECASE)
 _WEB = re.compile(r"(?:https?:)?//[^\s/?#]+[/?].+", re.IGNORECASE)
-_WEB_START = re.compile(r"https?://[^\s/]+/")
+_WEB_START = re.compile(r"https?://[^\s/]+/.")
 
 
 def image_values(value: Any) -> list[Any]:
@@ -51,18 +54,31 @@ def image_values(value: Any) -> list[Any]:
 
     What is no reference, such as a number or an object without an address, is among them, so that it can be counted.
     """
-    if isinstance(value, list):
-        entries = cast("list[Any]", value)
-        if all(isinstance(entry, str) and entry[:1] not in "[{" for entry in entries):
-            return entries
-        if all(isinstance(entry, dict) and entry.keys() <= _PUBLISHED_KEYS for entry in entries):
-            pictures = sorted(cast("list[dict[str, Any]]", entries), key=lambda picture: not _is_main(picture.get("variant")))
-            sizes = [picture.get(size) for picture in pictures for size in _SIZES]
-            if all(size is None or (isinstance(size, str) and size[:1] not in "[{") for size in sizes):
-                return sizes
+    if isinstance(value, str) and _ONE_ADDRESS.fullmatch(value):
+        return [value]
+    if isinstance(value, list) and (plain := _published(cast("list[Any]", value))) is not None:
+        return plain
     pictures_found = [picture for picture in _pictures(value, 0) if picture[1]]
     pictures_found.sort(key=lambda picture: not picture[0])
     return [reference for _, references in pictures_found for reference in references]
+
+
+def _published(entries: list[Any]) -> list[Any] | None:
+    """The references of a list of addresses, or of a list of the 2023 edition's objects; None where it is anything else."""
+    references = entries
+    if entries and isinstance(entries[0], dict):
+        try:
+            if not all(map(_PUBLISHED_KEYS.issuperset, entries)):
+                return None
+            pictures = sorted(entries, key=lambda picture: picture.get("variant") not in _MAIN)
+        except (AttributeError, TypeError):  # not only objects
+            return None
+        references = [size for picture in pictures for key in _SIZES if (size := picture.get(key))]
+    try:
+        together = "\n" + "\n".join(references)
+    except TypeError:  # not only strings
+        return None
+    return None if "\n[" in together or "\n{" in together else references
 
 
 def _pictures(value: Any, depth: int) -> list[tuple[bool, list[Any]]]:
@@ -89,9 +105,9 @@ def _pictures_of_object(record: dict[str, Any], depth: int) -> list[tuple[bool, 
     if not columns:  # a variant alone, or sizes that are null, give nothing
         return [] if named.keys() <= {"variant", *_KEYS} else [(False, [record])]
     if any(isinstance(column, list) for column in columns.values()):
-        lists = {key: column if isinstance(column, list) else [column] for key, column in columns.items()}
+        lists = {key: cast("list[Any]", column) if isinstance(column, list) else [column] for key, column in columns.items()}
         variants = cast("list[Any]", variant) if isinstance(variant, list) else [variant]
-        rows = [
+        rows: list[dict[str, Any]] = [
             {key: column[row] for key, column in lists.items() if row < len(column)}
             | {"variant": variants[row] if row < len(variants) else None}
             for row in range(max(map(len, lists.values())))
@@ -102,7 +118,7 @@ def _pictures_of_object(record: dict[str, Any], depth: int) -> list[tuple[bool, 
 
 
 def _is_main(variant: Any) -> bool:
-    return isinstance(variant, str) and variant.upper() == "MAIN"
+    return isinstance(variant, str) and variant in _MAIN
 
 
 def _parse(text: str) -> Any:
@@ -129,18 +145,17 @@ def image_references(values: Iterable[Any]) -> tuple[list[str], int, Counter[str
         rejected, by reason (``IMAGE_REASONS``).  Empty values count as neither.
     """
     given = [value for value in values if value is not None and value != ""]
+    if len(given) <= MAX_ENTRIES and _are_plain(given):
+        return list(dict.fromkeys(given)), len(given), _NONE
     rejected = Counter[str]()
-    if _are_plain(given):
-        usable = given
-    else:
-        usable: list[str] = []
-        for value in given[:_MAX_GIVEN]:
-            reference, reason = _read(value)
-            if reference is not None:
-                usable.append(reference)
-            elif reason:
-                rejected[reason] += 1
-        rejected["surplus"] += len(given[_MAX_GIVEN:])
+    usable: list[str] = []
+    for value in given[:_MAX_GIVEN]:
+        reference, reason = _read(value)
+        if reference is not None:
+            usable.append(reference)
+        elif reason:
+            rejected[reason] += 1
+    rejected["surplus"] += len(given[_MAX_GIVEN:])
     distinct = list(dict.fromkeys(usable))
     num_used = len(usable)
     if len(distinct) > MAX_ENTRIES:
@@ -198,5 +213,4 @@ def _are_plain(references: list[Any]) -> bool:
         and "#" not in together
         and (len(together) <= MAX_REFERENCE_CHARS or max(map(len, references)) <= MAX_REFERENCE_CHARS)
         and all(map(_WEB_START.match, references))
-        and not any(reference.endswith("/") and reference.count("/") == 3 for reference in references)
     )

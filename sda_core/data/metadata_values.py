@@ -27,6 +27,9 @@ from sda_core.dropped_values import ValueCount
 
 _MAX_NAME_CHARS = 60  # of a category of 2018
 
+Row = tuple[str, str, str, list[str], list[str], str, list[str]]
+"""title, brand, price, categories, features, description, image references."""
+
 _SIGNATURES: Mapping[int, frozenset[str]] = {
     2014: frozenset({"imUrl", "salesRank"}),
     2018: frozenset({"imageURL", "imageURLHighRes", "also_buy", "also_view", "similar_item", "tech1", "main_cat"}),
@@ -34,8 +37,8 @@ _SIGNATURES: Mapping[int, frozenset[str]] = {
 """Fields of the metadata that only this edition has; both name the item ``asin``."""
 
 
-def metadata_row(record: dict[str, Any], edition: int, count: ValueCount) -> tuple[Any, ...]:
-    """title, brand, price, categories, features, description, image references of a record."""
+def metadata_row(record: dict[str, Any], edition: int, count: ValueCount) -> Row:
+    """The clean values of a record."""
     match edition:
         case 2014:
             brand, features = _name("brand", record.get("brand"), count), []
@@ -66,17 +69,15 @@ def metadata_row(record: dict[str, Any], edition: int, count: ValueCount) -> tup
 
 def other_edition(record: dict[str, Any], edition: int) -> int | None:
     """The edition that a record's fields are of, where it is 2014 read as 2018 or the other way round."""
-    if edition in _SIGNATURES:
-        other = 2014 if edition == 2018 else 2018
-        if not record.keys().isdisjoint(_SIGNATURES[other]) and record.keys().isdisjoint(_SIGNATURES[edition]):
-            return other
-    return None
+    other = 2014 if edition == 2018 else 2018
+    keys = record.keys()
+    return other if keys.isdisjoint(_SIGNATURES[edition]) and not keys.isdisjoint(_SIGNATURES[other]) else None
 
 
 def _name(name: str, value: Any, count: ValueCount) -> str:
     if value is None or value == "":
         return ""
-    text = (clean_label if name == "brand" else clean_name)(value)
+    text = clean_label(value) if name == "brand" else clean_name(value)
     if text and isinstance(value, str):
         count.used[name] += 1
         return text
@@ -106,8 +107,11 @@ def _texts(name: str, value: Any, count: ValueCount) -> list[str]:
     if value is None:
         return []
     texts = clean_texts(value)
-    if isinstance(value, list) and len(texts) == len(cast("list[Any]", value)):
+    if isinstance(value, list) and len(texts) == len(value):  # pyright: ignore[reportUnknownArgumentType]
         count.used[name] += len(texts)
+        return texts
+    if isinstance(value, str) and texts:
+        count.used[name] += 1
         return texts
     num_taken = 0  # texts that were given to the cleaning, which stops at so many
     for leaf in leaves(value):
@@ -137,8 +141,9 @@ def _price(value: Any, count: ValueCount) -> str:
 def _references(values: list[Any], count: ValueCount) -> list[str]:
     references, num_used, rejected = images.image_references(values)
     count.used["image_references"] += num_used
-    for reason, number in rejected.items():
-        count.dropped["image_references", reason] += number
+    if rejected:
+        for reason, number in rejected.items():
+            count.dropped["image_references", reason] += number
     return references
 
 
@@ -171,7 +176,7 @@ def _brand_of_details(value: Any, count: ValueCount) -> str:
 
 def _entries(value: Any) -> list[Any]:
     """A list as it is, one text, number or object as a list of one, null as an empty one."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):  # a union would be made at every call
         return list(cast("list[Any]", value))[: 4 * MAX_ENTRIES]
     return [] if value is None or value == "" else [value]
 
@@ -180,7 +185,7 @@ def _first_path(value: Any) -> list[Any]:
     """The first category path of a list of paths, or the list itself where it is one path."""
     entries = _entries(value)
     for entry in entries:
-        if isinstance(entry, list | tuple):
+        if isinstance(entry, (list, tuple)):
             entries = _entries(entry)
             break
     return entries[:MAX_ENTRIES]

@@ -74,6 +74,7 @@ _PHRASE_BEFORE = rf"(?:(?:{'|'.join(_PHRASES_BEFORE.split('  '))}):?\s?)"
 _PHRASE_AFTER = rf"(?:\s?(?:{'|'.join(_PHRASES_AFTER.split('  '))}))"
 _PRICE = re.compile(rf"{_PHRASE_BEFORE}?{_AMOUNT}(?:{_RANGE}{_AMOUNT})?{_PHRASE_AFTER}?", re.IGNORECASE)
 _NEGATIVE = re.compile(rf"(?:{_BEFORE}\s?)?[-−]\s?(?:{_BEFORE}\s?)?\d", re.IGNORECASE)
+_POSITIVE = re.compile(r"[^0-9\-−]*[1-9][^\-−]*")  # a digit above zero comes first, and there is no minus
 _MARKS = re.compile("[\u200b-\u200f\u061c\u2060]")  # invisible: direction of writing, joiners
 
 
@@ -85,6 +86,8 @@ def is_price(text: str) -> bool:
 
 def is_not_positive(text: str) -> bool:
     """Whether a text is an amount of zero or less: all its digits are zeros, or a minus stands before the first."""
+    if _POSITIVE.fullmatch(text):  # nearly always
+        return False
     text = _MARKS.sub("", text).strip()
     if len(text) > MAX_PRICE_CHARS:
         return False

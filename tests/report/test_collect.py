@@ -141,7 +141,7 @@ def statistics(interactions: pl.DataFrame) -> dict[str, float]:
         "rows_dropped_rating": 3,
         **dropped,
         **dict.fromkeys(("rows_repaired", "metadata_rows_read", "metadata_rows_bad", "metadata_rows_repaired"), 0),
-        **LineCount(units=Counter(seconds=len(interactions) + 3)).time_statistics(2018),
+        **LineCount(units=Counter({"seconds": len(interactions) + 3})).time_statistics(2018),
         **dict.fromkeys(("ids_repaired", "metadata_ids_repaired"), 0),
         **ValueCount().statistics(),
         "num_users": NUM_USERS,
