@@ -49,7 +49,7 @@ import polars as pl
 from sda_core.data import times
 from sda_core.data.file_kind import HEAD_BYTES, wrong_contents
 from sda_core.data.identifiers import MAX_ITEM_ID_CHARS, MAX_USER_ID_CHARS, BadId, read_id
-from sda_core.data.literals import parse_literal
+from sda_core.data.literals import has_long_number, parse_literal
 from sda_core.data.metadata_values import metadata_row, other_edition
 from sda_core.dropped_values import ValueCount
 from sda_core.errors import ConfigError, DataError
@@ -517,6 +517,7 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
         return pl.DataFrame(schema=METADATA_SCHEMA)
     rows: list[tuple[Any, ...]] = []
     key = "parent_asin" if edition == 2023 else "asin"
+    long_numbers = edition != 2014 and has_long_number(block)
     for offset, line in enumerate(block.split(b"\n")):
         if not line:
             continue
@@ -524,7 +525,8 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
             lines.total += 1
             lines.not_parsed += 1
             continue
-        record = None if edition == 2014 else _ordinary_record(line, key)
+        may_differ = edition == 2014 or (long_numbers and has_long_number(line))
+        record = None if may_differ else _ordinary_record(line, key)
         if record is None:
             text = _decode(line, number + offset, lines)
             if text is None:
@@ -573,7 +575,7 @@ def _ordinary_record(line: bytes, key: str) -> dict[str, Any] | None:
 
     orjson is several times faster than Python's reader.  It refuses bytes that are no UTF-8, NUL bytes, raw control
     characters, lone surrogates and NaN, and takes the last of equal keys as Python does; but a whole number beyond 64
-    bits becomes a float, which matters where the id is such a number.
+    bits becomes a float, so lines that may hold one are left to Python's reader.
     """
     try:
         record = _object(orjson.loads(line))

@@ -644,6 +644,7 @@ RECORD = (b'{"asin":"B%d","title":', b',"x":', b"}")
         max_size=5,
     )
 )
+@example([b'{"asin":"B3","title":18446744073709551616,"x":"B1"}', b'{"asin":"B4","title":-0,"x":1e400}'])
 @example([b'{"asin":18446744073709551616}', b'{"asin":"B1","asin":"B2"}', b'\x00{"asin":"B1"}', b'{"asin":"B1","x":"\xe9"}'])
 def test_the_fast_reader_of_json_changes_nothing(tmp_path_factory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("json") / "m"
