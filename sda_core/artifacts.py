@@ -412,7 +412,7 @@ def read_json(path: Path, name: str) -> Any:
         ArtifactError: missing or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ArtifactError(str(path), f"{name} is missing", "run `dvc repro` to make it") from None
     except OSError as error:

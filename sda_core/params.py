@@ -918,7 +918,7 @@ def load_params(path: Path) -> Params:
         ConfigError: the file is missing, is no YAML, does not fit :class:`Params`, or leaves a checkpoint's revision open.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError:
         raise ConfigError(str(path), "no such file", "run inside the project, or name the file with --params") from None
     except UnicodeDecodeError as error:

@@ -37,7 +37,7 @@ LEVELS = {
     "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
     "diagnostics": 1, "exchange": 1,
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
-    "image_store": 3, "processes": 3, "item_vectors": 3,
+    "image_store": 3, "processes": 3, "item_vectors": 3, "dropped_values": 3,
     "artifacts": 4, "traits": 4, "variants": 4,
     "sources": 5, "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "costs": 5, "_peft_hook": 5,
     "errors": 6,

@@ -210,6 +210,6 @@ def _take_legacy_template(tokenizer: Any, folder: Path) -> None:
     legacy = folder / "chat_template.json"
     if tokenizer.chat_template is None and legacy.is_file():
         try:
-            tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
+            tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8-sig"))["chat_template"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
             raise ArtifactError(str(legacy), "holds no chat template", "fetch the checkpoint anew") from None

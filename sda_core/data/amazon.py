@@ -7,6 +7,9 @@
 * Bytes that are no UTF-8 are read as Windows-1252, NUL bytes are dropped; such lines are counted as repaired.
 * Review blocks go through polars' JSON reader; a block it does not take whole is halved until the odd lines are alone,
   and those are read one by one.  Both ways give the same rows.
+* Times may be in another unit than the edition's (:mod:`sda_core.data.times`); values that are dropped are counted by
+  field and reason (:mod:`sda_core.data.metadata_values`).
+* A file of another kind or of another edition is an error that says which (:mod:`sda_core.data.file_kind`).
 
 ===========  =====================================  =====================================  ====================================
              2014                                   2018                                   2023
@@ -43,8 +46,12 @@ from typing import Any, cast
 import orjson
 import polars as pl
 
-from sda_core.data.cleaning import MAX_ENTRIES, clean_label, clean_name, clean_price, clean_text, clean_texts, image_references
-from sda_core.data.literals import parse_literal
+from sda_core.data import times
+from sda_core.data.file_kind import HEAD_BYTES, wrong_contents
+from sda_core.data.identifiers import MAX_ITEM_ID_CHARS, MAX_USER_ID_CHARS, BadId, read_id
+from sda_core.data.literals import has_long_number, parse_literal
+from sda_core.data.metadata_values import metadata_row, other_edition
+from sda_core.dropped_values import ValueCount
 from sda_core.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
@@ -55,15 +62,11 @@ MAX_LINE_BYTES = 16 << 20
 BLOCK_BYTES = 4 << 20
 """Lines are read in blocks of about this size."""
 
-MAX_ID_CHARS = 64
-
 _READ_BYTES = 1 << 18
 _CHUNK_BYTES = 1 << 20
 _SLOW_LINES = 64  # a block of so few lines is read one by one when the fast reader refuses it
 _HOPELESS_LINES = 10_000  # when so many lines have been read and none could be used, the rest is not tried
-_MAX_TIME = 1 << 33  # seconds; the year 2242
 _MAX_RATING = 1e6
-_MAX_NAME_CHARS = 60  # of a category of 2018
 _NUM_QUOTES = 5
 _BLANKS = b" \t\r\n"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -77,7 +80,7 @@ REVIEW_SCHEMA = {
     "timestamp": pl.Int64,
     "millisecond": pl.Int16,
 }
-"""Columns of :func:`read_reviews`: ``timestamp`` in seconds since 1970, ``millisecond`` the rest (0 before 2023)."""
+"""Columns of :func:`read_reviews`: ``timestamp`` in seconds since 1970, ``millisecond`` the rest."""
 
 METADATA_SCHEMA = {
     "raw_item_id": pl.String,
@@ -101,6 +104,10 @@ class LineCount:
     repaired: Counter[str] = field(default_factory=Counter[str])
     first_bad: int | None = None  # line number, from 1
     quotes: list[str] = field(default_factory=list[str])
+    not_parsed: int = 0  # metadata of items that are not wanted
+    units: Counter[times.Unit] = field(default_factory=Counter[times.Unit])  # of the times of usable reviews
+    stripped_ids: Counter[str] = field(default_factory=Counter[str])  # white space removed, by column
+    values: ValueCount = field(default_factory=ValueCount)  # of metadata
 
     @property
     def num_bad(self) -> int:
@@ -135,8 +142,13 @@ class LineCount:
             share = f"{self.num_bad} of {self.total} lines ({self.num_bad / self.total:.2%})"
             raise DataError(
                 str(path),
-                f"{share} cannot be used, at most {max_bad_share:.2%} may be ({_counts(self.bad)}); first: {self.quotes[0]}",
-                "check dataset.edition and the file, or raise filter.max_bad_line_share",
+                f"{share} cannot be used, at most {max_bad_share:.2%} may be ({_counts(self.bad)}); first: {self._first_quote}",
+                self._advice("check dataset.edition and the file, or raise filter.max_bad_line_share"),
+            )
+        num_parsed = self.total - self.not_parsed
+        if (others := self._of_other_editions()) / num_parsed > max_bad_share:
+            raise DataError(
+                str(path), f"{others} of {num_parsed} lines read have {self._common_reason()}", self._advice("check it")
             )
 
     def check_hopeless(self, path: Path) -> None:
@@ -148,9 +160,71 @@ class LineCount:
         if self.total >= _HOPELESS_LINES and self.num_bad == self.total:
             raise DataError(
                 str(path),
-                f"none of the first {self.total} lines can be used ({_counts(self.bad)}); the first is {self.quotes[0]}",
-                "check dataset.edition and the file",
+                f"none of the first {self.total} lines can be used ({_counts(self.bad)}); the first is {self._first_quote}",
+                self._advice("check dataset.edition and the file"),
             )
+
+    def undate(self, path: Path, count: int, max_bad_share: float) -> None:
+        """Count reviews as bad whose time is a small number, in a file whose other times are dates.
+
+        Raises:
+            DataError: with them, the share of bad lines is over the limit.
+        """
+        self.bad[times.UNDATED] += count
+        self.units["small"] -= count
+        _log.warning("%s: %d of %d lines cannot be used: %s", path, count, self.total, times.UNDATED)
+        if self.num_bad / self.total > max_bad_share:
+            raise DataError(
+                str(path),
+                f"{self.num_bad} of {self.total} lines ({self.num_bad / self.total:.2%}) cannot be used, at most"
+                f" {max_bad_share:.2%} may be ({_counts(self.bad)})",
+                "give all times in one unit since 1970, or raise filter.max_bad_line_share",
+            )
+
+    def log_adapted(self, path: Path, own_unit: times.Unit) -> None:
+        """Say which times and ids were not as the edition has them."""
+        others = {unit: count for unit, count in self.units.items() if unit not in (own_unit, "small") and count}
+        if others:
+            found = ", ".join(
+                f"{count} in {'ISO 8601 text' if unit == 'text' else unit}" for unit, count in sorted(others.items())
+            )
+            _log.warning("%s: times that are not in %s, the edition's unit, were converted: %s", path, own_unit, found)
+        if self.units["small"]:
+            _log.warning(
+                "%s: %d of %d times are numbers below %d, which are no dates since 1990; where all are, they give the order only"
+                " and the dates mean nothing",
+                path, self.units["small"], self.units.total(), times.FIRST_SECOND,
+            )  # fmt: skip
+        if self.stripped_ids:
+            _log.warning("%s: white space at the ends of ids was removed: %s", path, _counts(self.stripped_ids))
+
+    def time_statistics(self, edition: int) -> dict[str, int]:
+        """How the times of usable reviews were given; the first, ``times_converted``, is those not in the edition's unit."""
+        own = _review_fields(edition).unit
+        return {
+            "times_converted": sum(count for unit, count in self.units.items() if unit not in (own, "small")),
+            **{f"times_in_{unit}": self.units[unit] for unit in times.TICKS},
+            "times_as_text": self.units["text"],
+            "times_without_date": self.units["small"],
+        }
+
+    @property
+    def _first_quote(self) -> str:
+        return self.quotes[0] if self.quotes else ""
+
+    def _common_reason(self) -> str:
+        return max(self.bad, key=lambda reason: (self.bad[reason], reason))
+
+    def _of_other_editions(self) -> int:
+        return sum(count for reason, count in self.bad.items() if reason.startswith(_OTHER_EDITION))
+
+    def _advice(self, otherwise: str) -> str:
+        """What to do about the bad lines: set the edition where most of them are of another one."""
+        reason = self._common_reason()
+        return f"set dataset.edition to {reason.removeprefix(_OTHER_EDITION)}" if reason.startswith(_OTHER_EDITION) else otherwise
+
+
+_OTHER_EDITION = "fields that look like edition "  # begins the reason of a line; editions follow
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -165,15 +239,15 @@ class _ReviewFields:
     item: str
     rating: str
     time: str
-    ticks_per_second: int
+    unit: times.Unit
 
 
 def _review_fields(edition: int) -> _ReviewFields:
     match edition:
         case 2014 | 2018:
-            return _ReviewFields("reviewerID", "asin", "overall", "unixReviewTime", 1)
+            return _ReviewFields("reviewerID", "asin", "overall", "unixReviewTime", "seconds")
         case 2023:
-            return _ReviewFields("user_id", "parent_asin", "rating", "timestamp", 1000)
+            return _ReviewFields("user_id", "parent_asin", "rating", "timestamp", "milliseconds")
         case _:
             raise ConfigError("params.yaml: dataset.edition", f"should be 2014, 2018 or 2023 (got {edition})")
 
@@ -218,15 +292,18 @@ def _stream_reviews(
             lines.add_bad(number, "too long", block)
         number += max(block.count(b"\n"), 1)
         lines.check_hopeless(path)
+    lines.log_adapted(path, fields.unit)
     lines.check(path, max_bad_line_share)
 
 
 def _reviews_of_block(block: bytes, number: int, fields: _ReviewFields, lines: LineCount) -> list[pl.DataFrame]:
     if not block.strip(_BLANKS):
         return []
-    frame = _reviews_fast(block, fields)
-    if frame is not None:
+    found = _reviews_fast(block, fields)
+    if found is not None:
+        frame, unit = found
         lines.total += len(frame)
+        lines.units[unit] += len(frame)
         return [frame]
     if block.count(b"\n") <= _SLOW_LINES:
         return [_reviews_slowly(block, number, fields, lines)]
@@ -237,8 +314,14 @@ def _reviews_of_block(block: bytes, number: int, fields: _ReviewFields, lines: L
     return head + _reviews_of_block(block[middle:], number + block.count(b"\n", 0, middle), fields, lines)
 
 
-def _reviews_fast(block: bytes, fields: _ReviewFields) -> pl.DataFrame | None:
-    """A block through polars' JSON reader, or None where one line of it is anything but ordinary.
+# Of ordinary ids: printable ASCII without spaces at the ends, beginning neither as a list nor as an object.
+_ORDINARY_ID = r"^[!-Z\\^-z|}~](?:[ -~]*[!-~])?$"
+# What polars' reader could have made of a number or a word.
+_UNQUOTED = r"^-?[0-9][0-9.eE+-]*$|^true$|^false$|^null$"
+
+
+def _reviews_fast(block: bytes, fields: _ReviewFields) -> tuple[pl.DataFrame, times.Unit] | None:
+    """A block through polars' JSON reader and the unit of its times, or None where a line of it is anything but ordinary.
 
     The reader turns numbers, words and lists into strings where a string is asked for (``1e20`` into twenty-one digits).
     The pattern for ids keeps lists out; where an id could have been a number or a word, the bytes are looked at.
@@ -253,26 +336,33 @@ def _reviews_fast(block: bytes, fields: _ReviewFields) -> pl.DataFrame | None:
         return None
     if len(frame) != block.count(b"\n") + (not block.endswith(b"\n")):
         return None
-    ids = pl.col(fields.user, fields.item)
+    ids, time = pl.col(fields.user, fields.item), pl.col(fields.time)
     ordinary = frame.select(
-        ids.str.contains(r"^[A-Za-z0-9_-]{1,64}$").all().name.suffix(" id"),
+        ids.str.contains(_ORDINARY_ID).all().name.suffix(" id"),
+        pl.col(fields.user).str.len_bytes().le(MAX_USER_ID_CHARS).all().alias("user length"),
+        pl.col(fields.item).str.len_bytes().le(MAX_ITEM_ID_CHARS).all().alias("item length"),
         pl.col(fields.rating).abs().le(_MAX_RATING).all().name.suffix(" rating"),
-        pl.col(fields.time).is_between(0, _MAX_TIME * fields.ticks_per_second, closed="left").all().name.suffix(" time"),
         pl.all_horizontal(pl.all().is_not_null()).all().alias("present"),
     )
     if not all(ordinary.row(0)):
         return None
-    unquoted = frame.select(ids.str.contains(r"^-?[0-9]+(?:[eE]|$)|^true$|^false$|^null$").any())
+    earliest, latest = frame.select(time.min().alias("first"), time.max().alias("last")).row(0)
+    unit = times.unit_of(earliest)
+    if unit is None or times.unit_of(latest) != unit:  # several units in a block: each value is looked at
+        return None
+    unquoted = frame.select(ids.str.contains(_UNQUOTED).any())
     if any(unquoted.row(0)) and any(re.search(rb'"%s"\s*:\s*[^"\s]' % key.encode(), block) for key in (fields.user, fields.item)):
         return None
-    ticks = fields.ticks_per_second
-    return frame.select(
+    ticks = 1 if unit == "small" else times.TICKS[unit]
+    millisecond = pl.lit(0) if ticks == 1 else time % ticks // (ticks // 1000)
+    frame = frame.select(
         pl.col(fields.user).alias("raw_user_id"),
         pl.col(fields.item).alias("raw_item_id"),
         pl.col(fields.rating).alias("rating"),
-        (pl.col(fields.time) // ticks).alias("timestamp"),
-        (pl.col(fields.time) % ticks * (1000 // ticks)).cast(pl.Int16).alias("millisecond"),
+        (time // ticks).alias("timestamp"),
+        millisecond.cast(pl.Int16).alias("millisecond"),
     )
+    return frame, unit
 
 
 def _reviews_slowly(block: bytes, number: int, fields: _ReviewFields, lines: LineCount) -> pl.DataFrame:
@@ -281,7 +371,7 @@ def _reviews_slowly(block: bytes, number: int, fields: _ReviewFields, lines: Lin
         text = _decode(line, number + offset, lines)
         if text is None:
             continue
-        row = _review_row(text, fields)
+        row = _review_row(text, fields, lines)
         if isinstance(row, str):
             lines.add_bad(number + offset, row, line)
         else:
@@ -290,24 +380,42 @@ def _reviews_slowly(block: bytes, number: int, fields: _ReviewFields, lines: Lin
     return pl.DataFrame(rows, schema=REVIEW_SCHEMA, orient="row")
 
 
-def _review_row(text: str, fields: _ReviewFields) -> tuple[str, str, float, int, int] | str:
+def _review_row(text: str, fields: _ReviewFields, lines: LineCount) -> tuple[str, str, float, int, int] | str:
     """One review, or the reason why there is none."""
     record = _json_record(text)
     if isinstance(record, str):
         return record
-    user, item = _as_id(record.get(fields.user)), _as_id(record.get(fields.item))
-    if user is None:
-        return "no user id"
-    if item is None:
-        return "no item id"
-    rating = _as_number(record.get(fields.rating))
-    if rating is None or abs(rating) > _MAX_RATING:
-        return "no rating"
-    time = _as_number(record.get(fields.time))
-    if time is None or time != math.floor(time) or not 0 <= time < _MAX_TIME * fields.ticks_per_second:
-        return "no time"
-    seconds, rest = divmod(int(time), fields.ticks_per_second)
-    return user, item, float(rating), seconds, rest * (1000 // fields.ticks_per_second)
+    user = read_id(record.get(fields.user), "user", MAX_USER_ID_CHARS)
+    item = read_id(record.get(fields.item), "item", MAX_ITEM_ID_CHARS)
+    if isinstance(user, BadId) or isinstance(item, BadId):
+        return _looks_like(record, fields) or (str(user) if isinstance(user, BadId) else str(item))
+    given = record.get(fields.rating)
+    rating = _as_number(given)
+    if rating is None:
+        return "rating is missing" if given is None or given == "" else "rating is not a number"
+    if abs(rating) > _MAX_RATING:
+        return f"rating is beyond {_MAX_RATING:.0f}"
+    time = times.read_time(record.get(fields.time))
+    if isinstance(time, str):
+        return time
+    milliseconds, unit = time
+    lines.units[unit] += 1
+    for column, is_stripped in (("user", user[1]), ("item", item[1])):
+        if is_stripped:
+            lines.stripped_ids[column] += 1
+    seconds, rest = divmod(milliseconds, 1000)
+    return user[0], item[0], float(rating), seconds, rest
+
+
+def _looks_like(record: dict[str, Any], fields: _ReviewFields) -> str | None:
+    """The reason that a review has the fields of another edition, if so."""
+    others = (
+        ({"user_id", "parent_asin"}, "2023")
+        if fields.user == "reviewerID"
+        else ({"reviewerID", "unixReviewTime"}, "2014 or 2018")
+    )
+    has_own = fields.user in record or fields.time in record
+    return None if has_own or record.keys().isdisjoint(others[0]) else _OTHER_EDITION + others[1]
 
 
 def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -326,20 +434,6 @@ def _json_record(text: str, decoder: json.JSONDecoder = _REVIEW_JSON) -> dict[st
     except (ValueError, RecursionError):
         return "no JSON"
     return cast("dict[str, Any]", record) if isinstance(record, dict) else "no object"
-
-
-def _as_id(value: Any) -> str | None:
-    """A usable id: printable, 1 to 64 characters, no slash, no white space at its ends, no leading dot.
-
-    Ids become file names (``<id>.jpg``) and table keys.  Whole numbers are taken as their digits.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**MAX_ID_CHARS:
-        value = str(value)
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID_CHARS or not value.isprintable():
-        return None
-    if "/" in value or "\\" in value or value[0] == "." or value != value.strip() or "\ufffd" in value:
-        return None
-    return value
 
 
 def _as_number(value: Any) -> float | int | None:
@@ -397,6 +491,8 @@ def read_metadata(
             lines.add_bad(number, "too long", block)
         number += max(block.count(b"\n"), 1)
         lines.check_hopeless(path)
+    if lines.stripped_ids:
+        _log.warning("%s: white space at the ends of ids was removed: %s", path, _counts(lines.stripped_ids))
     lines.check(path, max_bad_line_share)
     return _one_line_per_item(pl.concat(frames)).sort("raw_item_id")
 
@@ -421,28 +517,36 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
         return pl.DataFrame(schema=METADATA_SCHEMA)
     rows: list[tuple[Any, ...]] = []
     key = "parent_asin" if edition == 2023 else "asin"
+    long_numbers = edition != 2014 and has_long_number(block)
     for offset, line in enumerate(block.split(b"\n")):
         if not line:
             continue
         if wanted is not None and _names_another(line, key, wanted):
             lines.total += 1
+            lines.not_parsed += 1
             continue
-        record = None if edition == 2014 else _ordinary_record(line, key)
+        may_differ = edition == 2014 or (long_numbers and has_long_number(line))
+        record = None if may_differ else _ordinary_record(line, key)
         if record is None:
             text = _decode(line, number + offset, lines)
             if text is None:
                 continue
-            record = _literal_record(text) if edition == 2014 else _json_record(text, _METADATA_JSON)
+            record = _literal_record(text) if edition == 2014 else _metadata_record(text)
         if isinstance(record, str):
             lines.add_bad(number + offset, record, line)
             continue
-        item = _as_id(record.get(key))
-        if item is None:
-            lines.add_bad(number + offset, "no item id", line)
+        problem = _metadata_problem(record, edition, key)
+        item = read_id(record.get(key), "item", MAX_ITEM_ID_CHARS)
+        if problem is not None or isinstance(item, BadId):
+            lines.add_bad(number + offset, problem or str(item), line)
             continue
         lines.total += 1
-        if wanted is None or item in wanted:
-            rows.append((item, *_metadata_row(record, edition)))
+        if item[1]:
+            lines.stripped_ids["item"] += 1
+        if wanted is None or item[0] in wanted:
+            title, brand, price, categories, features, description, references = metadata_row(record, edition, lines.values)
+            lists = (_SEPARATOR.join(categories), _SEPARATOR.join(features), _SEPARATOR.join(references))
+            rows.append((item[0], title, brand, price, lists[0], lists[1], description, lists[2]))
     # Lists travel as joined strings: polars would make a series of each.  Clean texts hold no control character.
     columns = list(zip(*rows, strict=True)) or [()] * len(METADATA_SCHEMA)
     frame = pl.DataFrame(dict(zip(METADATA_SCHEMA, columns, strict=True)), schema=dict.fromkeys(METADATA_SCHEMA, pl.String))
@@ -471,13 +575,24 @@ def _ordinary_record(line: bytes, key: str) -> dict[str, Any] | None:
 
     orjson is several times faster than Python's reader.  It refuses bytes that are no UTF-8, NUL bytes, raw control
     characters, lone surrogates and NaN, and takes the last of equal keys as Python does; but a whole number beyond 64
-    bits becomes a float, which matters where the id is such a number.
+    bits becomes a float, so lines that may hold one are left to Python's reader.
     """
     try:
         record = _object(orjson.loads(line))
     except orjson.JSONDecodeError:
         return None
     return record if isinstance(record.get(key), str) else None
+
+
+def _metadata_record(text: str) -> dict[str, Any] | str:
+    """A JSON object, or the reason why there is none; Python's syntax is edition 2014's."""
+    record = _json_record(text, _METADATA_JSON)
+    if record == "no JSON" and text.startswith("{'"):
+        try:
+            return f"{_OTHER_EDITION}2014" if isinstance(parse_literal(text), dict) else record
+        except ValueError:
+            return record
+    return record
 
 
 def _literal_record(text: str) -> dict[str, Any] | str:
@@ -490,90 +605,23 @@ def _literal_record(text: str) -> dict[str, Any] | str:
     return cast("dict[str, Any]", record) if isinstance(record, dict) else "no dict"
 
 
-def _metadata_row(record: dict[str, Any], edition: int) -> tuple[str, ...]:
-    """title, brand, price, categories, features, description, image_references; lists joined with the separator."""
-    match edition:
-        case 2014:
-            brand, features = record.get("brand"), None
-            categories = _names(_first_path(record.get("categories")))
-            pictures = [record.get("imUrl")]
-        case 2018:
-            path, bullets = _path_and_bullets(_first_path(record.get("category")))
-            brand, features = record.get("brand"), record.get("feature") or bullets
-            categories = _names(path) or _names([record.get("main_cat")])
-            pictures = _entries(record.get("imageURLHighRes")) + _entries(record.get("imageURL")) + _entries(record.get("image"))
-        case _:
-            brand = record.get("store") or _object(record.get("details")).get("Brand")
-            features = record.get("features")
-            categories = _names(_first_path(record.get("categories"))) or _names([record.get("main_category")])
-            pictures = _pictures_2023(record.get("images"))
-    return (
-        clean_name(record.get("title")),
-        clean_label(brand),
-        clean_price(record.get("price")),
-        _SEPARATOR.join(categories),
-        _SEPARATOR.join(clean_texts(features)),
-        clean_text(record.get("description")),
-        _SEPARATOR.join(image_references(pictures)),
-    )
-
-
-def _entries(value: Any) -> list[Any]:
-    """A list as it is, one string as a list of one, anything else as an empty one."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, tuple):
-        value = list(cast("tuple[Any, ...]", value))
-    return cast("list[Any]", value)[: 4 * MAX_ENTRIES] if isinstance(value, list) else []
+def _metadata_problem(record: dict[str, Any], edition: int, key: str) -> str | None:
+    """Why a record is no metadata of this edition, if so."""
+    if key not in record:
+        if edition == 2023 and "asin" in record:
+            old = not record.keys().isdisjoint(("imUrl", "salesRank"))
+            new = not record.keys().isdisjoint(("imageURL", "imageURLHighRes", "also_buy", "main_cat"))
+            return _OTHER_EDITION + ("2014" if old and not new else "2018" if new and not old else "2014 or 2018")
+        return _OTHER_EDITION + "2023" if edition != 2023 and "parent_asin" in record else None
+    if ("user_id" if edition == 2023 else "reviewerID") in record and ("rating" if edition == 2023 else "overall") in record:
+        return "a review, not an item"
+    other = None if edition == 2023 else other_edition(record, edition)
+    return None if other is None else f"{_OTHER_EDITION}{other}"
 
 
 def _object(value: Any) -> dict[str, Any]:
     """An object as it is, anything else as an empty one."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def _names(values: list[Any]) -> list[str]:
-    return [name for name in map(clean_label, values) if name]
-
-
-def _first_path(value: Any) -> list[Any]:
-    """The first category path of a list of paths, or the list itself where it is one path."""
-    entries = _entries(value)
-    for entry in entries:
-        if isinstance(entry, list | tuple):
-            entries = _entries(entry)
-            break
-    return entries[:MAX_ENTRIES]
-
-
-def _path_and_bullets(entries: list[Any]) -> tuple[list[Any], list[Any]]:
-    """A path of 2018, and the product's bullet points that follow it in many items.
-
-    They begin after a piece of markup (``</span></span></span>``), or with the first entry that is no name: a sentence
-    of four words or more, or a longer text than any category's name.
-    """
-    for position, entry in enumerate(entries):
-        if isinstance(entry, str):
-            if entry.startswith("</"):
-                return entries[:position], entries[position + 1 :]
-            if position and (len(entry) > _MAX_NAME_CHARS or (entry.endswith(".") and entry.count(" ") >= 3)):
-                return entries[:position], entries[position:]
-    return entries, []
-
-
-def _pictures_2023(value: Any) -> list[Any]:
-    """Addresses of all pictures, variant MAIN first; of each the largest first.
-
-    ``images`` is a list of objects in the published files, and an object of lists in the data set hub's copies.
-    """
-    if isinstance(value, dict):
-        columns = {key: _entries(_object(value).get(key)) for key in ("variant", "hi_res", "large", "thumb")}
-        length = max(map(len, columns.values()))
-        pictures = [{key: column[row] for key, column in columns.items() if row < len(column)} for row in range(length)]
-    else:
-        pictures = [cast("dict[str, Any]", entry) for entry in _entries(value) if isinstance(entry, dict)]
-    pictures.sort(key=lambda picture: picture.get("variant") != "MAIN")
-    return [picture.get(size) for picture in pictures for size in ("hi_res", "large", "thumb")]
 
 
 # ----------------------------------------------------------------------------------------------------- lines
@@ -663,8 +711,11 @@ def _text_start(path: Path, piece: bytes) -> bytes:
     """The first bytes of a text without UTF-8's byte order mark.
 
     Raises:
-        DataError: it is UTF-16 or UTF-32, which would look like lines full of NUL bytes.
+        DataError: it is of another kind (an array, a table, an archive), or UTF-16 or UTF-32, which would look like lines full
+            of NUL bytes.
     """
+    if (kind := wrong_contents(piece[:HEAD_BYTES])) is not None:
+        raise DataError(str(path), str(kind).partition("; ")[0], kind.advice)
     if _WIDE.match(piece):
         raise DataError(str(path), "is UTF-16 or UTF-32 text, expected UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
     return piece.removeprefix(_BYTE_ORDER_MARK)

@@ -1,6 +1,12 @@
-"""Product texts as shops store them, made fit for a prompt: entities, markup, style sheets, prices, picture references.
+"""Product texts as shops store them, made fit for a prompt: entities, markup, style sheets, numbers, prices.
 
-Every function takes any JSON value, because the same field is a string in one release and a list or null in the next.
+Every function takes any JSON value, because the same field is a string in one release and a list, a number or null in
+the next.
+
+* A whole number becomes its digits, also where it is stored as a float (``1984.0`` gives ``1984``: tables with missing
+  values store whole numbers as floats); another number becomes its shortest decimal notation.
+* An object with one of the keys ``value``, ``@value``, ``name``, ``title``, ``text``, ``label`` stands for that value.
+* Booleans, NaN, infinities and other objects are no text.
 """
 
 from __future__ import annotations
@@ -8,16 +14,18 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, cast
+
+from sda_core.data.junk import is_meaningful, is_page_junk
+from sda_core.data.prices import MAX_PRICE_CHARS, is_not_positive, is_price
 
 MAX_TEXT_CHARS = 10_000
 """Of one value; what is longer is cut before it is cleaned."""
 
 MAX_ENTRIES = 100
-"""Of one list (features, categories, picture references)."""
-
-MAX_REFERENCE_CHARS = 2_048
+"""Of one list (features, categories, image references)."""
 
 # A letter or digit, then anything of ASCII that is printable and begins no entity, tag or rule.
 _PLAIN = re.compile(r"[A-Za-z0-9][ -%'-;=-z|}~]*+")
@@ -26,42 +34,62 @@ _BLOCK = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.IGNORECASE | re.DO
 _TAG = re.compile(r"</?[A-Za-z][^<>]*+>|<!--.*?-->|<![A-Za-z][^<>]*+>", re.DOTALL)
 # Control characters, direction overrides, lone surrogates, byte order marks and the two non-characters.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
-# What a page leaves behind where a value should be: scripts (the publishers of the 2018 edition tell to drop titles
-# with getTime) and rules of a style sheet.  Searched for after white space was collapsed, so that no run of it is long.
-_PAGE_JUNK = re.compile(
-    r"getTime ?\(|P\.when ?\(|^var \w+ ?=|\bfunction ?\w* ?\([^()]{0,200}\) ?\{"
-    r"|[.#][\w-]+[^{}]{0,100}\{[^{}]{0,500}:[^{}]{0,500}\}"
-)
 _MARKUP_START = re.compile(r"\s*</?[A-Za-z!]")
 _BY_LINE = re.compile(r"\s*by\s*\n\s*", re.IGNORECASE)
-_CURRENCY = r"(?:US ?\$|C(?:DN|A) ?\$|USD|EUR|GBP|CAD|INR|JPY|AUD|Rs\.?|[$€£¥₹])"
-_AMOUNT = rf"(?:{_CURRENCY}\s?)?\d[\d.,]*(?:\s?{_CURRENCY})?"
-_PRICE = re.compile(rf"(?:from\s+)?{_AMOUNT}(?:\s?[-\u2013]\s?{_AMOUNT})?", re.IGNORECASE)
-_DOLLARS = re.compile(r"\$[0-9][0-9.,]{0,20}(?: - \$[0-9][0-9.,]{0,20})?")  # prices as they nearly always are
-_ALPHANUMERIC = re.compile(r"[^\W_]")
-_NO_VALUE = frozenset({"none", "null", "nan", "n/a", "na", "unknown"})
-_WEB = re.compile(r"https?://[^\s/]+/\S*", re.IGNORECASE)
-_WEB_START = re.compile(r"https?://[^\s/]+/")
-_RELATIVE = re.compile(r"[^\s:\\/~][^\s:\\]*")
+# Prices as they nearly always are.
+_DOLLARS = re.compile(r"(?:from )?\$?(?=[0.,]*[1-9])[0-9][0-9.,]{0,20}(?: - \$[0-9][0-9.,]{0,20})?")
+_VALUE_KEYS = ("value", "@value", "name", "title", "text", "label")
+_AMOUNT_KEYS = ("value", "amount", "price")
+_CURRENCY_KEYS = ("currency", "currency_code", "currencyCode", "priceCurrency", "price_currency", "unit")
+_MAX_NESTING = 4
+_MAX_DIGITS = 64
+
+
+def leaves(value: Any, depth: int = 0) -> Iterator[str | None]:
+    """The texts of a value that may be one text, a number, or lists of them; None stands for what is no text.
+
+    Null and blank text are left out.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return
+    if isinstance(value, list | tuple) and depth < _MAX_NESTING:
+        for entry in cast("list[Any]", value):
+            yield from leaves(entry, depth + 1)
+    elif isinstance(value, dict) and depth < _MAX_NESTING and (key := _key_of(cast("dict[str, Any]", value))) is not None:
+        yield from leaves(value[key], depth + 1)
+    else:
+        yield _as_text(value)
+
+
+def _key_of(record: dict[str, Any]) -> str | None:
+    return next((key for key in _VALUE_KEYS if record.get(key) is not None), None)
+
+
+def _as_text(value: Any) -> str | None:
+    """A string as it is, a number in decimal notation, anything else as None."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        if not value.is_integer() or abs(value) >= 1e15:
+            return repr(value)
+        value = int(value)
+    return str(value) if abs(value) < 10**_MAX_DIGITS else None
 
 
 def strings(value: Any) -> list[str]:
-    """The strings of a value that may be one string, a list of them (nested once or not), or something else."""
+    """The texts of a value, numbers among them; at most :data:`MAX_ENTRIES`."""
     if isinstance(value, str):
         return [value] if value else []
-    if not isinstance(value, list | tuple):
-        return []
-    entries = cast("list[Any]", value)
-    found: list[str] = [entry for entry in entries if isinstance(entry, str) and entry]
-    if len(found) == len(entries):
-        return found[:MAX_ENTRIES]
-    found = []
-    for entry in entries:
-        inner = cast("list[Any]", entry) if isinstance(entry, list | tuple) else [entry]
-        found.extend(text for text in inner if isinstance(text, str) and text)
-        if len(found) >= MAX_ENTRIES:
-            break
-    return found[:MAX_ENTRIES]
+    if isinstance(value, (list, tuple)):  # a union would be made at every call
+        entries = cast("list[Any]", value)
+        found: list[str] = [entry for entry in entries if isinstance(entry, str) and entry]
+        if len(found) == len(entries):
+            return found[:MAX_ENTRIES]
+    return [text for text in leaves(value) if text is not None][:MAX_ENTRIES]
 
 
 def clean_text(value: Any) -> str:
@@ -80,9 +108,12 @@ def clean_texts(value: Any) -> list[str]:
 def clean_name(value: Any) -> str:
     """A title, brand or category: as :func:`clean_text`, but a value that begins with markup is junk as a whole.
 
-    Such values (``<span class=...``, ``<img src=...``) are pieces of the page, not names with a bold word in them.
+    Such values (``<span class=...``, ``<img src=...``) are pieces of the page, not names with a bold word in them.  Of a
+    list, the first usable value counts.
     """
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
+        return next((name for text in leaves(value) if text is not None and (name := clean_name(text))), "")
+    if not value:
         return ""
     raw = value[:MAX_TEXT_CHARS]
     if _is_plain(raw):
@@ -103,71 +134,72 @@ def _remembered_name(value: str) -> str:
     return clean_name(value)
 
 
+def why_no_text(text: str | None) -> str:
+    """Why cleaning left nothing of a text (``TEXT_REASONS``); None stands for a value that is no text."""
+    if text is None:
+        return "kind"
+    raw = _unescape(text[:MAX_TEXT_CHARS])
+    if "<" in raw and (_MARKUP_START.match(raw) or _TAG.search(raw) or _BLOCK_START.search(raw)):
+        return "markup"
+    return "markup" if is_meaningful(raw.strip()) else "blank"
+
+
 def clean_price(value: Any) -> str:
-    """A price, or a range of prices, as text; numbers get two decimals; whatever is no price gives ``""``."""
-    if isinstance(value, bool):
-        return ""
-    if isinstance(value, int | float):
-        # Compared before it is formatted: an integer may be too large for a float.
-        return f"{value:.2f}" if 0 < value < 1e9 and math.isfinite(value) else ""
-    if isinstance(value, str) and _DOLLARS.fullmatch(value):
-        return value
-    text = clean_name(value)
-    return text if len(text) <= 64 and _PRICE.fullmatch(text) else ""
+    """A price, or a range of prices, as text; numbers get two decimals; whatever is no price gives ``""``.
 
-
-def image_reference(value: Any) -> str | None:
-    """A picture's web address or relative path, or None where the value is neither.
-
-    Paths that are absolute, climb (``..``) or carry a scheme are refused: metadata is not trusted to name local files.
-    So is the shop's own "no image" icon.
+    An object with an amount and a currency (``{"amount": 9.5, "currency": "EUR"}``) gives both.
     """
-    if not isinstance(value, str):
-        return None
-    text = html.unescape(value.strip())
-    if not text or len(text) > MAX_REFERENCE_CHARS or not text.isprintable() or "/no-img" in text:
-        return None
-    if _WEB.fullmatch(text):
-        return text
-    if _RELATIVE.fullmatch(text) and ".." not in text.split("/"):
-        return text
-    return None
+    return read_price(value)[0]
 
 
-def image_references(values: list[Any]) -> list[str]:
-    """The usable ones of many references, as :func:`image_reference` gives them; each once, in order."""
-    given = [value for value in values if value]
-    usable = given if _are_plain(given) else [text for value in given if (text := image_reference(value)) is not None]
-    return list(dict.fromkeys(usable))[:MAX_ENTRIES]
+def read_price(value: Any) -> tuple[str, str]:
+    """A price as :func:`clean_price` gives it, and ``""``; or ``""``, and why there is none (``PRICE_REASONS``).
+
+    Both are empty where no value was given.
+    """
+    if isinstance(value, str):
+        return _price_of_text(value)
+    if value is None:
+        return "", ""
+    if isinstance(value, bool):
+        return "", "kind"
+    if isinstance(value, (int, float)):
+        if isinstance(value, float) and not math.isfinite(value):
+            return "", "kind"
+        if value <= 0:
+            return "", "not_positive"
+        # Compared before it is formatted: an integer may be too large for a float.
+        return (f"{value:.2f}", "") if value < 1e9 else ("", "not_understood")
+    if isinstance(value, list | tuple):
+        entries = [entry for entry in cast("list[Any]", value) if entry is not None and entry != ""]
+        if len(entries) > 1:
+            return "", "surplus"
+        return read_price(entries[0]) if entries and not isinstance(entries[0], list | tuple) else ("", "kind" if entries else "")
+    if isinstance(value, dict):
+        record = cast("dict[str, Any]", value)
+        amount, currency = (next((record[key] for key in keys if key in record), None) for keys in (_AMOUNT_KEYS, _CURRENCY_KEYS))
+        if isinstance(amount, dict | list | tuple) or amount is None:
+            return "", "kind"
+        price, reason = read_price(amount)
+        return (
+            (price, reason)
+            if not (price and isinstance(currency, str))
+            else _price_of_text(f"{price} {currency.strip()}".strip())
+        )
+    return "", "kind"
 
 
-def _are_plain(references: list[Any]) -> bool:
-    """Whether all are web addresses in which there is nothing to resolve or to refuse, which is nearly always so."""
-    try:
-        together = " ".join(references)
-    except TypeError:  # not only strings
-        return False
-    return (
-        together.isprintable()
-        and together.count(" ") == len(references) - 1
-        and "&" not in together
-        and "/no-img" not in together
-        and (len(together) <= MAX_REFERENCE_CHARS or max(map(len, references)) <= MAX_REFERENCE_CHARS)
-        and all(map(_WEB_START.match, references))
-    )
-
-
-def is_meaningful(text: str) -> bool:
-    """Whether a text says anything: it has a letter or a digit, and is no placeholder for a missing value."""
-    if not text[:1].isalnum() and _ALPHANUMERIC.search(text) is None:
-        return False
-    return len(text) > 7 or text.lower() not in _NO_VALUE
-
-
-def is_page_junk(text: str) -> bool:
-    """Whether a text is a piece of a page's script or style sheet."""
-    suspect = "{" in text or "getTime" in text or "P.when" in text or text.startswith("var ")
-    return suspect and _PAGE_JUNK.search(text) is not None
+def _price_of_text(value: str) -> tuple[str, str]:
+    if _DOLLARS.fullmatch(value):
+        return value, ""
+    if not value.strip():
+        return "", ""
+    text = clean_name(value)
+    if not text:
+        return "", why_no_text(value)
+    if is_not_positive(text):
+        return "", "not_positive"
+    return (text, "") if len(text) <= MAX_PRICE_CHARS and is_price(text) else ("", "not_understood")
 
 
 def _unescape(text: str) -> str:

@@ -2,7 +2,8 @@
 
 Steps with ``method: kcore``:
 
-1. read the reviews; lines that cannot be used are dropped (``rows_bad``);
+1. read the reviews; lines that cannot be used are dropped (``rows_bad``), among them times that are small numbers
+   (``0``), where other times of the file are dates;
 2. drop ratings below ``min_rating`` (``rows_dropped_rating``);
 3. ``duplicates: first | last``: of several interactions of one user with one item keep the earliest or the latest in
    history order (``rows_dropped_duplicate``), before the core, so that a repeated purchase does not carry a user or an
@@ -30,7 +31,9 @@ row.  ``time_resolution_seconds`` rounds times down first (86400: to days in UTC
 within a day.  Equal times are in a random order (``ties: random``, :mod:`sda_core.data.ties`) or in raw-file order
 (``ties: file``).  With ``ties: random`` the tables and counts do not depend on the order of the lines of either file.
 
-``rows_read`` is always the number of interactions kept plus ``rows_bad`` and all ``rows_dropped_*``.
+``rows_read`` is always the number of interactions kept plus ``rows_bad`` and all ``rows_dropped_*``; without ``rows_bad`` it
+is the sum of all ``times_in_*``, ``times_as_text`` and ``times_without_date``.  Of the metadata of the items of the core,
+``values_used_*`` and ``values_dropped_*`` count the values of each field, and the latter is the sum of its reasons.
 
 Memory: 20 bytes a row, every raw id once, the metadata of the items of the core, and a block of the file; the single
 steps take a few arrays of 8 bytes a row on top of that.
@@ -54,6 +57,7 @@ from sda_core.data.amazon import BLOCK_BYTES, LineCount, read_metadata, read_rev
 from sda_core.data.kcore import core_mask, single_pass_mask
 from sda_core.data.split import label_by_time, label_last
 from sda_core.data.ties import describe_ties, random_order, warn_of_ties
+from sda_core.data.times import FIRST_SECOND
 from sda_core.errors import DataError
 from sda_core.params import FilterParams
 
@@ -134,6 +138,10 @@ def filter_dataset(
         "metadata_rows_read": metadata_lines.total,
         "metadata_rows_bad": metadata_lines.num_bad,
         "metadata_rows_repaired": metadata_lines.repaired.total(),
+        **review_lines.time_statistics(edition),
+        "ids_repaired": review_lines.stripped_ids.total(),
+        "metadata_ids_repaired": metadata_lines.stripped_ids.total(),
+        **metadata_lines.values.statistics(),
         **data.statistics,
     }
     dropped = sum(value for name, value in statistics.items() if name == "rows_bad" or name.startswith("rows_dropped_"))
@@ -180,6 +188,9 @@ def _read_coded(path: Path, edition: int, params: FilterParams, lines: LineCount
         )
     frame = pl.concat(blocks)
     del blocks
+    if 0 < (num_small := lines.units["small"]) < len(frame):
+        frame = frame.filter(pl.col("milliseconds") >= 1000 * FIRST_SECOND)
+        lines.undate(path, num_small, params.max_bad_line_share)
     if frame.is_empty():
         raise DataError(str(path), "holds no usable review", "check dataset.edition and the file")
     user_codes, users = _coded(frame["user"])

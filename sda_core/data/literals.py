@@ -42,6 +42,11 @@ _LONG_NUMBER = b"0" * 19
 _BRACKETS = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|[\[\](){}]|(?:[-+~]\s*){3,}""", re.DOTALL)
 
 
+def has_long_number(raw: bytes) -> bool:
+    """Whether there are nineteen digits in a row, which may be a whole number that orjson makes a float of."""
+    return _LONG_NUMBER in raw.translate(_DIGITS_ALIKE)
+
+
 class _NotAlikeError(Exception):
     """The line holds an escape that Python and JSON do not share."""
 
@@ -59,7 +64,7 @@ def parse_literal(line: str) -> Any:
     if text is not None:
         try:
             raw = text.encode()
-            if _LONG_NUMBER not in raw.translate(_DIGITS_ALIKE):
+            if not has_long_number(raw):
                 return orjson.loads(raw)
         except ValueError:
             pass  # not JSON after all, or text that has no bytes: Python decides

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from sda_core.data.cleaning import is_meaningful, is_page_junk
+from sda_core.data.junk import is_meaningful, is_page_junk
 from sda_core.errors import ConfigError
 from sda_core.params import ItemsParams
 

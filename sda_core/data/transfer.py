@@ -29,6 +29,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sda_core.artifacts import write_json
+from sda_core.data.file_kind import HEAD_BYTES, binary_kind, wrong_kind
 from sda_core.data.folders import remove
 from sda_core.data.manifest import Role
 from sda_core.data.picture_archives import UnusableError, check_archive
@@ -137,14 +138,15 @@ def _check_head(head: bytes, wanted: Wanted, content_type: str) -> None:
     else:
         kind = "file of JSON lines"
         # no edition's lines begin with a tag; gzip under any name is read as such
-        wrong = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<", *_ZIP_MAGICS))
+        wrong = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or binary_kind(head) is not None
     if not wrong:
         return
     if html or _HTML.match(head):
         raise RefusedError(f"an HTML page came instead of the file (it begins {_quote(head)})")
     if wanted.role == "images" and head.startswith(_GZIP_MAGIC):
         raise RefusedError("is a gzip file, in which single pictures cannot be reached; unpack it to .tar, or take a .zip")
-    raise RefusedError(f"is no {kind} (it begins {_quote(head)})")
+    found = None if wanted.role == "images" else wrong_kind(head)
+    raise RefusedError(f"is no {kind} (it begins {_quote(head)})" + (f": it is {found.name}; {found.advice}" if found else ""))
 
 
 def _is_zip(head: bytes) -> bool:
@@ -185,9 +187,11 @@ def check_contents(path: Path, wanted: Wanted) -> None:
         RefusedError: with the reason.
     """
     with path.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
-    _check_head(head, wanted, "")
+        head = stream.read(HEAD_BYTES)
+    _check_head(head[:_HEAD_BYTES], wanted, "")
     if wanted.role != "images":
+        if (text := wrong_kind(head)) is not None:
+            raise RefusedError(str(text))
         if head.startswith(_GZIP_MAGIC):
             _check_gzip(path)
     elif _is_zip(head):

@@ -299,7 +299,7 @@ def _ids(folder: Path) -> list[str]:
     plain, mapping = folder / _IDS, folder / _MMREC_IDS
     try:
         if plain.is_file():
-            return plain.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            return plain.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         if mapping.is_file():
             return list(_mapped(mapping))
     except UnicodeDecodeError as error:

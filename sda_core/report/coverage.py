@@ -10,10 +10,11 @@ from typing import Any, assert_never
 import numpy as np
 
 from sda_core.artifacts import Workspace, read_json
+from sda_core.dropped_values import REASONS
 from sda_core.errors import ArtifactError
 from sda_core.image_store import FORMAT_PREFIX, STATUSES
 from sda_core.params import FilterParams
-from sda_core.report.model import Count, DataCoverage, Share, Spread
+from sda_core.report.model import Count, DataCoverage, Share, Spread, ValueCounts
 
 _DROPPED = "rows_dropped_"
 _ADVICE = "run `dvc repro` to make it anew"
@@ -49,6 +50,14 @@ _UNUSED_FILES = {
     "num_archive_no_file": "Link or device in the archive",
 }
 """Files that no item uses; the picture stage counts them where there is a folder or an archive."""
+_UNITS = {
+    "times_in_seconds": "In seconds",
+    "times_in_milliseconds": "In milliseconds",
+    "times_in_microseconds": "In microseconds",
+    "times_in_nanoseconds": "In nanoseconds",
+    "times_as_text": "As ISO 8601 text",
+    "times_without_date": "Small numbers that are no dates; they give the order only",
+}
 _RETRIED = ("http_error", "timeout")  # what another run of the picture stage asks for again
 _GRID = np.concatenate([np.arange(0.0, 3.0, 0.5), np.arange(3.0, 10.0), np.arange(10.0, 100.1, 2.5)]) / 100
 
@@ -110,6 +119,24 @@ def _drops(statistics: _Numbers, params: FilterParams) -> tuple[Count, ...]:
     return tuple(Count(name, label, statistics.count(name)) for name, label in named.items())
 
 
+def _values(statistics: _Numbers) -> tuple[ValueCounts, ...]:
+    """What became of the values of each field of the metadata; the reasons add up to what was dropped."""
+    fields: list[ValueCounts] = []
+    for name, labels in REASONS.items():
+        total = f"values_dropped_{name}"
+        reasons = tuple(
+            Count(f"{total}_{reason}", label, statistics.count(f"{total}_{reason}")) for reason, label in labels.items()
+        )
+        _add_up(statistics.path, total, statistics.count(total), [reason.value for reason in reasons])
+        label = name.replace("_", " ").capitalize()
+        fields.append(ValueCounts(name, label, statistics.count(f"values_used_{name}"), statistics.count(total), reasons))
+    known = {f"values_dropped_{name}" for name in REASONS} | {reason.name for field in fields for reason in field.reasons}
+    unknown = [name for name in statistics.values if name.startswith("values_dropped_") and name not in known]
+    if unknown:
+        raise ArtifactError(str(statistics.path), f"drops values for reasons unknown here: {', '.join(unknown)}", _ADVICE)
+    return tuple(fields)
+
+
 def long_tail(counts: Mapping[int, int], num_items: int) -> tuple[tuple[float, float], ...]:
     """How the interactions are spread over the items: a Lorenz curve, most popular items first.
 
@@ -153,6 +180,9 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
     formats = tuple(Count(n, n.removeprefix(FORMAT_PREFIX).replace("_", " "), images.count(n)) for n in names)
     unused = tuple(Count(n, label, images.count(n)) for n, label in _UNUSED_FILES.items() if n in images.values)
     _add_up(images.path, "num_unsupported", images.count("num_unsupported"), [number.value for number in formats])
+    units = tuple(Count(name, label, statistics.count(name)) for name, label in _UNITS.items())
+    num_usable = rows_read - statistics.count("rows_bad")
+    _add_up(statistics.path, "rows_read without rows_bad", num_usable, [unit.value for unit in units])
     _add_up(images.path, "num_items", images.count("num_items"), [picture.value for picture in pictures])
     return DataCoverage(
         rows_read=rows_read,
@@ -180,6 +210,11 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
             *(Share(name.capitalize(), statistics.number(f"share_items_with_{name}")) for name in _TEXTS),
             Share("Address of a picture", statistics.number("share_items_with_image_reference")),
         ),
+        values=_values(statistics),
+        times=units,
+        num_times_converted=statistics.count("times_converted"),
+        ids_repaired=statistics.count("ids_repaired"),
+        metadata_ids_repaired=statistics.count("metadata_ids_repaired"),
         mean_title_chars=statistics.number("mean_title_chars"),
         pictures=pictures,
         unsupported_formats=formats,

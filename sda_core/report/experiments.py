@@ -77,7 +77,7 @@ def _read(path: Path, name: str) -> Experiment:
         if path.suffix in _PLOTS:
             return Experiment(name, (), (Picture(_PLOTS[path.suffix], path.read_bytes()),), ())
         if path.suffix == ".md":
-            tables = tuple(_pipe_tables(path.read_text(encoding="utf-8").splitlines()))
+            tables = tuple(_pipe_tables(path.read_text(encoding="utf-8-sig").splitlines()))
         else:
             frame = pl.read_csv(path, separator=_SEPARATORS[path.suffix], infer_schema=False)
             tables = (_cut("", tuple(frame.columns), [tuple(cell or "" for cell in row) for row in frame.iter_rows()]),)

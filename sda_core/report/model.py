@@ -167,6 +167,17 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class ValueCounts:
+    """What became of the values that a field of the metadata gives; ``num_dropped`` is the sum of the ``reasons``."""
+
+    name: str
+    label: str
+    num_used: int
+    num_dropped: int
+    reasons: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
 class DataCoverage:
     """What came in, what was dropped and why, and what the kept part looks like.
 
@@ -195,6 +206,11 @@ class DataCoverage:
     share_top_20_percent: float  # of all interactions, held by the most popular fifth of the items
     long_tail: tuple[tuple[float, float], ...]  # share of items, most popular first; share of training interactions they hold
     texts: tuple[Share, ...]
+    values: tuple[ValueCounts, ...]  # of the metadata that was read, by field
+    times: tuple[Count, ...]  # of usable reviews, by how they were given
+    num_times_converted: int  # not in the edition's unit
+    ids_repaired: int  # white space at the ends removed
+    metadata_ids_repaired: int
     mean_title_chars: float
     pictures: tuple[Count, ...]  # by status
     unsupported_formats: tuple[Count, ...]  # items whose image has a format that is not read

@@ -29,6 +29,7 @@ from sda_core.data.amazon import (
     read_metadata,
     read_reviews,
 )
+from sda_core.data.times import NOT_UNDERSTOOD, OUTSIDE
 from sda_core.errors import ConfigError, DataError
 
 REVIEW_2018 = {
@@ -94,38 +95,42 @@ ODD_LINES = {
     "byte order mark inside the file": (b"\xef\xbb\xbf" + GOOD, None),
     "minus nothing as rating": (GOOD.replace(b"5.0", b"-0"), None),
     "escaped id": (GOOD.replace(b'"B1"', b'"\\u0042\\u0031"'), None),
-    "no user": (line_of(REVIEW_2018, reviewerID="(absent)"), "no user id"),
-    "null user": (line_of(REVIEW_2018, reviewerID=None), "no user id"),
-    "empty user": (line_of(REVIEW_2018, reviewerID=""), "no user id"),
-    "boolean user": (line_of(REVIEW_2018, reviewerID=True), "no user id"),
-    "float user": (line_of(REVIEW_2018, reviewerID=1.5), "no user id"),
-    "exponent as user": (GOOD.replace(b'"A1"', b"1e20"), "no user id"),
-    "list as item": (line_of(REVIEW_2018, asin=["B1"]), "no item id"),
-    "object as item": (line_of(REVIEW_2018, asin={"a": 1}), "no item id"),
-    "path as item": (line_of(REVIEW_2018, asin="../../etc/passwd"), "no item id"),
-    "back slash in item": (line_of(REVIEW_2018, asin="a\\b"), "no item id"),
-    "path of another system as item": (line_of(REVIEW_2018, asin="..\\x"), "no item id"),
-    "absolute path as item": (line_of(REVIEW_2018, asin="/etc/passwd"), "no item id"),
-    "terminal escape in item": (line_of(REVIEW_2018, asin="\x1b[2JB1"), "no item id"),
-    "boolean item": (line_of(REVIEW_2018, asin=False), "no item id"),
-    "dot as item": (line_of(REVIEW_2018, asin=".."), "no item id"),
-    "NUL in item": (line_of(REVIEW_2018, asin="B1\0"), "no item id"),
-    "line feed in item": (line_of(REVIEW_2018, asin="B1\n"), "no item id"),
-    "surrogate in item": (line_of(REVIEW_2018, asin="\ud800"), "no item id"),
-    "long item": (line_of(REVIEW_2018, asin="B" * 65), "no item id"),
-    "very long item": (line_of(REVIEW_2018, asin="B" * 10_000), "no item id"),
-    "null rating": (line_of(REVIEW_2018, overall=None), "no rating"),
-    "boolean rating": (line_of(REVIEW_2018, overall=True), "no rating"),
-    "word as rating": (line_of(REVIEW_2018, overall="good"), "no rating"),
-    "infinite rating": (GOOD.replace(b"5.0", b"1e999"), "no rating"),
-    "endless rating": (GOOD.replace(b"5.0", b"-Infinity"), "no rating"),
-    "rating that is no number": (GOOD.replace(b"5.0", b"NaN"), "no rating"),
-    "no time": (line_of(REVIEW_2018, unixReviewTime="(absent)"), "no time"),
-    "broken time": (line_of(REVIEW_2018, unixReviewTime=1529193600.5), "no time"),
-    "negative time": (line_of(REVIEW_2018, unixReviewTime=-1), "no time"),
-    "milliseconds for seconds": (line_of(REVIEW_2018, unixReviewTime=1529193600000), "no time"),
-    "time that is no number": (GOOD.replace(b"1529193600", b"NaN"), "no time"),
-    "huge time": (line_of(REVIEW_2018, unixReviewTime=10**30), "no time"),
+    "no user": (line_of(REVIEW_2018, reviewerID="(absent)"), "user id is missing"),
+    "null user": (line_of(REVIEW_2018, reviewerID=None), "user id is missing"),
+    "empty user": (line_of(REVIEW_2018, reviewerID=""), "user id is missing"),
+    "boolean user": (line_of(REVIEW_2018, reviewerID=True), "user id is neither text nor a whole number"),
+    "float user": (line_of(REVIEW_2018, reviewerID=1.5), "user id is neither text nor a whole number"),
+    "exponent as user": (GOOD.replace(b'"A1"', b"1e20"), "user id is neither text nor a whole number"),
+    "list as item": (line_of(REVIEW_2018, asin=["B1"]), "item id is neither text nor a whole number"),
+    "object as item": (line_of(REVIEW_2018, asin={"a": 1}), "item id is neither text nor a whole number"),
+    "terminal escape in item": (line_of(REVIEW_2018, asin="\x1b[2JB1"), "item id holds a control character"),
+    "boolean item": (line_of(REVIEW_2018, asin=False), "item id is neither text nor a whole number"),
+    "NUL in item": (line_of(REVIEW_2018, asin="B1\0"), "item id holds a control character"),
+    "line feed at the end of an item": (line_of(REVIEW_2018, asin="B1\n"), None),
+    "spaces around a user": (line_of(REVIEW_2018, reviewerID="\u3000A1 "), None),
+    "spaces only": (line_of(REVIEW_2018, reviewerID=" \t"), "user id is missing"),
+    "line feed in item": (line_of(REVIEW_2018, asin="B1\nB2"), "item id holds a control character"),
+    "surrogate in item": (line_of(REVIEW_2018, asin="\ud800"), "item id is not valid Unicode text"),
+    "long item": (line_of(REVIEW_2018, asin="B" * 257), "item id is longer than 256 characters"),
+    "very long item": (line_of(REVIEW_2018, asin="B" * 10_000), "item id is longer than 256 characters"),
+    "long user": (line_of(REVIEW_2018, reviewerID="A" * 513), "user id is longer than 512 characters"),
+    "rating of another scale": (line_of(REVIEW_2018, overall=1e7), "rating is beyond 1000000"),
+    "word as time": (line_of(REVIEW_2018, unixReviewTime="yesterday"), NOT_UNDERSTOOD),
+    "time in a list": (line_of(REVIEW_2018, unixReviewTime=[1529193600]), NOT_UNDERSTOOD),
+    "time of 1975": (line_of(REVIEW_2018, unixReviewTime="1975-01-01"), OUTSIDE),
+    "line of 2023": (line_of(REVIEW_2023), "fields that look like edition 2023"),
+    "null rating": (line_of(REVIEW_2018, overall=None), "rating is missing"),
+    "boolean rating": (line_of(REVIEW_2018, overall=True), "rating is not a number"),
+    "word as rating": (line_of(REVIEW_2018, overall="good"), "rating is not a number"),
+    "infinite rating": (GOOD.replace(b"5.0", b"1e999"), "rating is not a number"),
+    "endless rating": (GOOD.replace(b"5.0", b"-Infinity"), "rating is not a number"),
+    "rating that is no number": (GOOD.replace(b"5.0", b"NaN"), "rating is not a number"),
+    "no time": (line_of(REVIEW_2018, unixReviewTime="(absent)"), "time is missing"),
+    "broken time": (line_of(REVIEW_2018, unixReviewTime=1529193600.5), None),
+    "negative time": (line_of(REVIEW_2018, unixReviewTime=-1), "time is negative"),
+    "milliseconds for seconds": (line_of(REVIEW_2018, unixReviewTime=1529193600000), None),
+    "time that is no number": (GOOD.replace(b"1529193600", b"NaN"), "time is missing"),
+    "huge time": (line_of(REVIEW_2018, unixReviewTime=10**30), OUTSIDE),
     "cut": (GOOD[:-9], "no JSON"),
     "Python literal": (repr(REVIEW_2018).encode(), "no JSON"),
     "two objects": (GOOD + GOOD, "no JSON"),
@@ -190,8 +195,10 @@ def test_the_block_size_does_not_change_the_rows(
 
 
 VALUES = st.sampled_from(
-    [None, True, "A1", "", "x/y", 7, -1, 1.5, 1e30, [], ["A1"], {}, "1e5", "5", 10**25, "\u00e9", " A", "A.b", "\x7f", "null"]
-)
+    [None, True, "A1", "", "x/y", 7, -1, 1.5, 1e30, [], ["A1"], {}, "1e5", "5", 10**25, "\u00e9", " A", "A.b", "\x7f", "null",
+     "5ZyP/tLhT6+0uw==", "auth0|a/b", "a b", "A ", "[1]", "{}", 17.0, "17.0", "x" * 300, "x" * 600, "..", "C:\\x",
+     1529193600, 1529193600123, 1529193600123456, 1529193600123456789, "1529193600", 1529193600.25, "2018-06-17", 0]
+)  # fmt: skip
 
 
 @settings(max_examples=50, deadline=None)
@@ -206,9 +213,11 @@ def test_both_readers_agree_on_any_values(changes: list[dict[str, object]]) -> N
     fields = amazon._review_fields(2018)
     fast = amazon._reviews_fast(content, fields)
     if fast is not None:
+        frame, unit = fast
         count = LineCount()
-        assert fast.equals(amazon._reviews_slowly(content, 1, fields, count))
+        assert frame.equals(amazon._reviews_slowly(content, 1, fields, count))
         assert count.num_bad == 0
+        assert count.units == {unit: len(frame)}
 
 
 def test_bad_lines_are_quoted_in_the_log_and_too_many_are_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -216,7 +225,7 @@ def test_bad_lines_are_quoted_in_the_log_and_too_many_are_an_error(tmp_path: Pat
     with caplog.at_level(logging.WARNING):
         frame, count = reviews_of(tmp_path / "r", lines, share=0.03)
     assert len(frame) == 97
-    assert "3 of 100 lines cannot be used: no JSON 2, no item id 1" in caplog.text
+    assert "3 of 100 lines cannot be used: item id is missing 1, no JSON 2" in caplog.text
     assert "line 98 (no JSON): b\"{'single': 'quotes'}\"" in caplog.text
     assert "x" * 100 not in caplog.text
     with pytest.raises(DataError) as error:
@@ -255,7 +264,7 @@ def test_a_file_of_another_format_is_given_up_early(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(amazon, "_HOPELESS_LINES", 100)
     stream = read_reviews(tmp_path / "r", 2023, max_bad_line_share=1.0, block_bytes=10_000)
     (tmp_path / "r").write_bytes((GOOD + b"\n") * 100_000)
-    with pytest.raises(DataError, match=r"none of the first \d{2,5} lines can be used \(no user id .*dataset.edition"):
+    with pytest.raises(DataError, match=r"none of the first \d{2,5} lines can be used .*set dataset.edition to 2014 or 2018"):
         list(stream)
 
 
@@ -419,20 +428,99 @@ def test_mixed_encodings_and_line_ends_in_one_file(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- metadata
-ODD_IDS = [None, True, False, 1.5, [], ["B1"], {}, "", " B1", "../../x", "..\\x", "/etc/passwd", "C:\\x", ".", ".."]
-ODD_IDS += ["a\x00b", "a\nb", "\x1b[2J", "\x7f", "\u202eB1", "\ud800", "\ufffd", "B" * 65, "B" * 10_000, 10**64]
+ODD_IDS: dict[str, list[object]] = {
+    "item id is missing": [None, "", " ", "\u00a0\n"],
+    "item id is neither text nor a whole number": [True, False, 1.5, -1e300, [], ["B1"], {}],
+    "item id holds a control character": ["a\x00b", "a\nb", "\x1b[2J", "a\x7fb", "\u202eB1", "a\u2028b", "a\u200fb"],
+    "item id is not valid Unicode text": ["\ud800", "\ufffd", "a\uffffb"],
+    "item id is longer than 256 characters": ["B" * 257, "B" * 10_000, 10**256],
+}
+GOOD_IDS: dict[object, str] = {
+    "mugs/17": "mugs/17",
+    "a\\b": "a\\b",
+    "C:\\x": "C:\\x",
+    "../../etc/passwd": "../../etc/passwd",
+    "/etc/passwd": "/etc/passwd",
+    ".": ".",
+    "..": "..",
+    ".hidden": ".hidden",
+    "CON": "CON",
+    "NUL.txt": "NUL.txt",
+    "a:b*c?d": "a:b*c?d",
+    "two words": "two words",
+    "x" * 256: "x" * 256,
+    "\u65e5\u672c": "\u65e5\u672c",
+    "\U0001f469\u200d\U0001f467": "\U0001f469\u200d\U0001f467",  # two people, joined by an invisible character
+    "a\u00a0b": "a\u00a0b",
+    "[17]": "[17]",
+    "{a}": "{a}",
+    "true": "true",
+    "17.0": "17.0",
+    "1e5": "1e5",
+    17: "17",
+    18.0: "18",
+    -0.0: "0",
+    10**70: str(10**70),
+    " sku-17": "sku-17",
+    "sku-18 ": "sku-18",
+    "\u3000sku-19\t\n": "sku-19",
+}
 
 
 @pytest.mark.parametrize("edition", [2014, 2018, 2023])
-def test_no_odd_id_of_an_item_gets_through(edition: int, tmp_path: Path) -> None:
+def test_an_odd_id_of_an_item_is_rejected_with_its_true_reason(edition: int, tmp_path: Path) -> None:
     key = "parent_asin" if edition == 2023 else "asin"
     write: Callable[[object], str] = repr if edition == 2014 else json.dumps
-    records = [{key: "B1", "title": "good"}, {"title": "none"}, *({key: value, "title": "odd"} for value in ODD_IDS)]
+    odd = [value for values in ODD_IDS.values() for value in values]
+    records = [{key: "B1", "title": "good"}, *({key: value, "title": "odd"} for value in odd)]
     (tmp_path / "m").write_text("\n".join(map(write, records)), encoding="utf-8")
     count = LineCount()
     assert read_metadata(tmp_path / "m", edition, max_bad_line_share=1.0, lines=count)["raw_item_id"].to_list() == ["B1"]
-    assert dict(count.bad) == {"no item id": len(ODD_IDS) + 1}
+    assert dict(count.bad) == {reason: len(values) for reason, values in ODD_IDS.items()}
     assert count.total == len(records)
+
+
+@pytest.mark.parametrize("edition", [2014, 2018, 2023])
+def test_reviews_and_metadata_read_any_id_alike(edition: int, tmp_path: Path) -> None:
+    """Otherwise the join would lose items without a word; a user may have any id that an item may have."""
+    fields = amazon._review_fields(edition)
+    write: Callable[[object], str] = repr if edition == 2014 else json.dumps
+    reviews = [
+        {fields.user: value, fields.item: value, fields.rating: 5, fields.time: 1529193600 + place}
+        for place, value in enumerate(GOOD_IDS)
+    ]
+    frame, count = reviews_of(tmp_path / "r", [json.dumps(review).encode() for review in reviews], edition, share=0.0)
+    assert frame["raw_item_id"].to_list() == frame["raw_user_id"].to_list() == list(GOOD_IDS.values())
+    assert count.stripped_ids == {"user": 3, "item": 3}
+    (tmp_path / "m").write_text(
+        "\n".join(write({fields.item: value, "title": "some title"}) for value in GOOD_IDS), encoding="utf-8"
+    )
+    items = LineCount()
+    metadata = read_metadata(tmp_path / "m", edition, max_bad_line_share=0.0, keep=frame["raw_item_id"].to_list(), lines=items)
+    assert metadata["raw_item_id"].to_list() == sorted(GOOD_IDS.values())
+    assert items.stripped_ids == {"item": 3}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=12) | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.none() | st.booleans())
+def test_an_id_is_the_same_in_both_files_or_rejected_in_both(tmp_path_factory, value: object) -> None:
+    path = tmp_path_factory.mktemp("ids") / "f"
+    frame, reviews = reviews_of(path, [line_of(REVIEW_2023, parent_asin=value), line_of(REVIEW_2023, parent_asin="B2")], 2023)
+    path.write_bytes(b"\n".join(json.dumps({"parent_asin": each}).encode() for each in (value, "B2")))
+    items = LineCount()
+    metadata = read_metadata(path, 2023, max_bad_line_share=1.0, lines=items)
+    assert sorted(set(frame["raw_item_id"])) == metadata["raw_item_id"].to_list()
+    assert reviews.bad == items.bad
+
+
+def test_white_space_around_ids_joins_them_and_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        frame, count = reviews_of(
+            tmp_path / "r", [line_of(REVIEW_2018, asin=" B1 "), GOOD, line_of(REVIEW_2018, reviewerID="A1\t")]
+        )
+    assert frame.select("raw_user_id", "raw_item_id").unique().rows() == [("A1", "B1")]
+    assert dict(count.stripped_ids) == {"item": 1, "user": 1}
+    assert "white space at the ends of ids was removed: item 1, user 1" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -556,6 +644,7 @@ RECORD = (b'{"asin":"B%d","title":', b',"x":', b"}")
         max_size=5,
     )
 )
+@example([b'{"asin":"B3","title":18446744073709551616,"x":"B1"}', b'{"asin":"B4","title":-0,"x":1e400}'])
 @example([b'{"asin":18446744073709551616}', b'{"asin":"B1","asin":"B2"}', b'\x00{"asin":"B1"}', b'{"asin":"B1","x":"\xe9"}'])
 def test_the_fast_reader_of_json_changes_nothing(tmp_path_factory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("json") / "m"
@@ -735,10 +824,10 @@ def test_bad_metadata_lines_are_counted(tmp_path: Path) -> None:
     (tmp_path / "m").write_text("\n".join(lines))
     count = LineCount()
     frame = read_metadata(tmp_path / "m", 2014, max_bad_line_share=1.0, lines=count)
-    assert frame["raw_item_id"].to_list() == ["B1"]
-    assert dict(count.bad) == {"no dict": 1, "no item id": 2, "no Python literal": 2}
+    assert frame["raw_item_id"].to_list() == ["../x", "B1"]  # an id, if an odd one: nothing is looked up by it as a path
+    assert dict(count.bad) == {"no dict": 1, "item id is missing": 1, "no Python literal": 2}
     assert (count.total, count.first_bad) == (6, 2)
-    with pytest.raises(DataError, match=r"5 of 6 lines \(83.33%\)"):
+    with pytest.raises(DataError, match=r"4 of 6 lines \(66.67%\)"):
         read_metadata(tmp_path / "m", 2014, max_bad_line_share=0.5)
 
 

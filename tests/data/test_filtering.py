@@ -23,6 +23,7 @@ from sda_core.artifacts import INTERACTIONS, ITEMS, USERS
 from sda_core.data.amazon import read_reviews
 from sda_core.data.demo import file_names, write_shop
 from sda_core.data.filtering import FilteredData, filter_dataset
+from sda_core.dropped_values import REASONS
 from sda_core.errors import ConfigError, DataError
 from sda_core.params import FilterParams, load_params
 from sda_core.seed import derive
@@ -35,10 +36,24 @@ DROPS = [
     "rows_dropped_no_metadata",
     "rows_dropped_no_image",
 ]
+TIMES = [
+    "times_in_seconds",
+    "times_in_milliseconds",
+    "times_in_microseconds",
+    "times_in_nanoseconds",
+    "times_as_text",
+    "times_without_date",
+]
+VALUES = [
+    name
+    for field, reasons in REASONS.items()
+    for name in (f"values_used_{field}", f"values_dropped_{field}", *(f"values_dropped_{field}_{reason}" for reason in reasons))
+]
 COUNTS = ["mean", "min", "p10", "p50", "p90", "p99", "max"]
 STATISTICS = [
     "rows_read", *DROPS, "rows_repaired",
     "metadata_rows_read", "metadata_rows_bad", "metadata_rows_repaired",
+    "times_converted", *TIMES, "ids_repaired", "metadata_ids_repaired", *VALUES,
     "num_users", "num_items", "num_interactions",
     "num_train", "num_valid", "num_test", "num_rest", "num_users_without_target", "density", "first_time", "last_time",
     *(f"history_length_{count}" for count in COUNTS),
@@ -121,6 +136,9 @@ def check_invariants(data: FilteredData) -> None:
     counts = data.statistics
     assert list(counts) == STATISTICS
     assert counts["rows_read"] == counts["num_interactions"] + sum(counts[drop] for drop in DROPS)
+    assert counts["rows_read"] - counts["rows_bad"] == sum(counts[name] for name in TIMES)
+    for field, reasons in REASONS.items():
+        assert counts[f"values_dropped_{field}"] == sum(counts[f"values_dropped_{field}_{reason}"] for reason in reasons)
     parts = Counter(data.interactions["split"])
     assert [counts[f"num_{part}"] for part in ("train", "valid", "test")] == [parts[part] for part in ("train", "valid", "test")]
     assert counts["num_rest"] == parts["valid_rest"] + parts["test_rest"]
@@ -404,6 +422,10 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
         "rows_read": 6, "rows_bad": 0, "rows_dropped_rating": 0, "rows_dropped_duplicate": 0, "rows_dropped_core": 0,
         "rows_dropped_no_metadata": 0, "rows_dropped_no_image": 0, "rows_repaired": 1,
         "metadata_rows_read": 4, "metadata_rows_bad": 1, "metadata_rows_repaired": 1,
+        "times_converted": 0, **dict.fromkeys(TIMES, 0), "times_without_date": 6, "ids_repaired": 0, "metadata_ids_repaired": 0,
+        **dict.fromkeys(VALUES, 0),
+        "values_used_title": 2, "values_used_brand": 1, "values_used_price": 1, "values_used_categories": 2,
+        "values_used_features": 1, "values_used_description": 1, "values_used_image_references": 1,
         "num_users": 3, "num_items": 4, "num_interactions": 6,
         "num_train": 4, "num_valid": 1, "num_test": 1, "num_rest": 0, "num_users_without_target": 2,
         "density": 0.5, "first_time": 7, "last_time": 40,

@@ -36,6 +36,7 @@ from sda_core.report.model import (
     Size,
     Spread,
     Table,
+    ValueCounts,
     Variant,
     VectorMap,
 )
@@ -86,6 +87,24 @@ def coverage() -> DataCoverage:
         share_top_20_percent=0.7004,
         long_tail=((0.0, 0.0), (0.01, 0.2), (0.1, 0.5), (0.2, 0.7), (0.5, 0.9), (1.0, 1.0)),
         texts=(Share("Title", 0.9997), Share("Brand", 0.812), Share("Price", 0.0003), Share("Description", 0.0)),
+        values=(
+            ValueCounts("title", "Title", 299, 0, (Count("values_dropped_title_markup", "Markup", 0),)),
+            ValueCounts(
+                "price",
+                "Price",
+                250,
+                12,
+                (
+                    Count("values_dropped_price_not_understood", NASTY, 9),
+                    Count("values_dropped_price_blank", "Says nothing", 0),
+                    Count("values_dropped_price_not_positive", "Zero or less", 3),
+                ),
+            ),
+        ),
+        times=(Count("times_in_seconds", "In seconds", 12_330), Count("times_without_date", "No dates", 4)),
+        num_times_converted=1_330,
+        ids_repaired=17,
+        metadata_ids_repaired=2,
         mean_title_chars=42.25,
         pictures=(
             Count("ok", "Picture in place", 290),

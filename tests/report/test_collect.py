@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from safetensors.numpy import save_file
 
 from sda_core import costs
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_json, write_text
+from sda_core.data.amazon import LineCount
+from sda_core.dropped_values import ValueCount
 from sda_core.embeddings.fusion import fuse
 from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ArtifactError
@@ -138,6 +141,9 @@ def statistics(interactions: pl.DataFrame) -> dict[str, float]:
         "rows_dropped_rating": 3,
         **dropped,
         **dict.fromkeys(("rows_repaired", "metadata_rows_read", "metadata_rows_bad", "metadata_rows_repaired"), 0),
+        **LineCount(units=Counter({"seconds": len(interactions) + 3})).time_statistics(2018),
+        **dict.fromkeys(("ids_repaired", "metadata_ids_repaired"), 0),
+        **ValueCount().statistics(),
         "num_users": NUM_USERS,
         "num_items": NUM_ITEMS,
         "num_interactions": len(interactions),

@@ -132,6 +132,10 @@ def test_reasons_come_in_the_order_of_the_steps(raw: tuple[Path, Path, int], tmp
         ("statistics", "num_users", 1.5, "'num_users' should be a count .got 1.5"),
         ("statistics", "rows_repaired", -1, "'rows_repaired' should be a count .got -1"),
         ("statistics", "rows_dropped_weather", 0, "reasons unknown here: rows_dropped_weather"),
+        ("statistics", "times_in_seconds", 3, "rows_read without rows_bad is .* but its parts add up to"),
+        ("statistics", "values_dropped_price", 7, "values_dropped_price is 7, but its parts add up to"),
+        ("statistics", "values_dropped_price_weather", 0, "reasons unknown here: values_dropped_price_weather"),
+        ("statistics", "values_used_title", -1, "'values_used_title' should be a count"),
         ("pictures", "num_timeout", 0, "num_items is .* but its parts add up to"),
         ("pictures", "num_corrupt", "3", "should hold a number 'num_corrupt'"),
         ("pictures", "num_unsupported_heic", 99, "num_unsupported is .* but its parts add up to"),
@@ -153,6 +157,63 @@ def test_counts_that_are_wrong_are_one_line(
     path.unlink()
     with pytest.raises(ArtifactError, match="is missing"):
         covered(workspace, PARAMS.filter)
+
+
+def given_values(value: object) -> int:
+    """How many values a field of a record gives: counted without the reader."""
+    if isinstance(value, list | tuple):
+        return sum(given_values(entry) for entry in value)
+    return int(value is not None and (not isinstance(value, str) or value.strip() != ""))
+
+
+def test_every_value_of_the_metadata_is_used_or_dropped_for_a_reason(tmp_path: Path) -> None:
+    odd: list[Any] = ["<span class=", "n/a", True, "Red mug", 12, None, "", " ", "var x = 1; getTime()"]
+    prices: list[Any] = ["12,50 kr", "soon", 0, "-3 €", True, None, 9.5, "<b>", "--"]
+    links: list[Any] = [
+        "https://h/a.jpg",
+        "data:x",
+        "ftp://h/a",
+        "/etc/passwd",
+        5,
+        None,
+        "https://h",
+        "a\x00b",
+        "http://h/no-img-1.gif",
+    ]
+    items = [
+        {
+            "parent_asin": f"i{place}", "title": odd[place], "store": odd[place - 1], "price": prices[place],
+            "categories": [odd[place - 2], "Mugs"], "features": odd[: place + 1], "description": odd[place:],
+            "images": [links[place], *links[:place]],
+        }
+        for place in range(len(odd))
+    ]  # fmt: skip
+    rows = [
+        {"user_id": f"u{user}", "parent_asin": f"i{item}", "rating": 5, "timestamp": 1_700_000_000_000 + item}
+        for user in range(3)
+        for item in range(len(items))
+    ]
+    for name, records in (("r", rows), ("m", items)):
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    section = rules(items_without_metadata="keep", min_user_interactions=1, min_item_interactions=1)
+    workspace, data = filtered((tmp_path / "r", tmp_path / "m", 2023), section, tmp_path)
+    found = {field.name: field for field in covered(workspace, section).values}
+    names = {"brand": "store", "image_references": "images"}
+    for name, field in found.items():
+        given_by_items = sum(given_values(item[names.get(name, name)]) for item in items)
+        assert field.num_used + field.num_dropped == given_by_items, name
+        assert field.num_dropped == sum(reason.value for reason in field.reasons) > 0, name
+        assert data.statistics[f"values_dropped_{name}"] == field.num_dropped
+    reasons = {reason.name for field in found.values() for reason in field.reasons if reason.value}
+    assert {
+        "values_dropped_title_markup",
+        "values_dropped_price_not_positive",
+        "values_dropped_image_references_scheme",
+    } <= reasons
+    # the items' table holds what counts as used
+    assert (data.items["price"] != "").sum() == found["price"].num_used
+    assert (data.items["title"] != "").sum() == found["title"].num_used
+    assert data.items["categories"].list.len().sum() == found["categories"].num_used
 
 
 def test_long_tail_by_hand() -> None:

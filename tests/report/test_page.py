@@ -242,6 +242,11 @@ def test_data_section_in_full(page_data: ReportData) -> None:
         ["Gone from the server", "0", "0 %"], ["No answer in time", "3", "1.0 %"],
     ]  # fmt: skip
     assert "10 % of the items hold 50 %" in html
+    reasons = f"{page_data.coverage.values[1].reasons[0].label}: 9; Zero or less: 3"
+    assert table_of(html, "data-values") == [["Title", "299", "0", ""], ["Price", "250", "12", reasons]]
+    text = " ".join(visible(html).split())
+    assert "Times of the reviews: in seconds: 12,330; no dates: 4. Converted to the unit of the edition: 1,330." in text
+    assert "White space at the ends of ids was removed: 17 in the reviews, 2 in the metadata." in text
 
 
 def test_data_section_of_a_shop_without_faults(page_data: ReportData) -> None:
@@ -249,6 +254,10 @@ def test_data_section_of_a_shop_without_faults(page_data: ReportData) -> None:
         page_data.coverage,
         rows_repaired=0,
         metadata_rows_repaired=0,
+        times=page_data.coverage.times[:1],
+        num_times_converted=0,
+        ids_repaired=0,
+        metadata_ids_repaired=0,
         num_users_without_target=0,
         num_pictures_to_retry=0,
         long_tail=(),
@@ -257,6 +266,8 @@ def test_data_section_of_a_shop_without_faults(page_data: ReportData) -> None:
     assert "Every user has a test target." in text
     assert "repaired" not in text
     assert "fetch_images" not in text
+    assert "Times of the reviews" not in text
+    assert "White space" not in text
     assert "The long tail" not in text
 
 

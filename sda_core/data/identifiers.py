@@ -1,0 +1,66 @@
+"""Ids of users and items as the raw files give them.
+
+An id is a table key, never a path: images are found by comparing names with ids.  So an id may hold anything that can
+be displayed, slashes and spaces included.  Rejected is only what cannot work, and the reason says why.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+MAX_USER_ID_CHARS = 512
+MAX_ITEM_ID_CHARS = 256
+"""Longer ids are rejected, so that memory is bounded."""
+
+_MAX_WHOLE_FLOAT = 2.0**53  # beyond it a float no longer tells neighbouring whole numbers apart
+
+# Control characters, line and paragraph separators, direction controls, byte order marks: they can break a line of a
+# log or a table, or display an id as another one.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_NO_UNICODE = re.compile("[\ud800-\udfff\ufdd0-\ufdef\ufffd-\uffff]")
+
+
+class BadId(str):
+    """The reason why a value is no id."""
+
+    __slots__ = ()
+
+
+def read_id(value: Any, owner: str, max_chars: int) -> tuple[str, bool] | BadId:
+    """An id, and whether white space at its ends was removed.
+
+    Whole numbers become their digits, also where they are stored as floats: ``17``, ``17.0`` and ``"17"`` are one id, as
+    tables with missing values store whole numbers as floats.  Strings are kept: ``"17.0"`` is another id.
+
+    Args:
+        value: any JSON value.
+        owner: ``user`` or ``item``; begins the reason.
+        max_chars: longer ids are rejected.
+    """
+    if value is None or value == "":
+        return BadId(f"{owner} id is missing")
+    if isinstance(value, bool):
+        return BadId(f"{owner} id is neither text nor a whole number")
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < _MAX_WHOLE_FLOAT:
+        value = int(value)
+    if isinstance(value, int):
+        if abs(value) >= 10**max_chars:
+            return BadId(f"{owner} id is longer than {max_chars} characters")
+        return str(value), False
+    if not isinstance(value, str):
+        return BadId(f"{owner} id is neither text nor a whole number")
+    text = value.strip()
+    if not text:
+        return BadId(f"{owner} id is missing")
+    if len(text) > max_chars:
+        return BadId(f"{owner} id is longer than {max_chars} characters")
+    if not text.isprintable():
+        if _CONTROL.search(text):
+            return BadId(f"{owner} id holds a control character")
+        if _NO_UNICODE.search(text):
+            return BadId(f"{owner} id is not valid Unicode text")
+    elif "\ufffd" in text:
+        return BadId(f"{owner} id is not valid Unicode text")
+    return text, text != value

@@ -1,0 +1,216 @@
+"""References to an item's images, in the forms in which shops write them.
+
+==============================================  ======================================================================
+``"https://h/a.jpg"``                           one address; several are separated by ``|``, ``;``, or by commas or white
+                                                space before ``http``
+``["https://h/a.jpg", "https://h/b.jpg"]``      a list of addresses
+``[{"variant": "MAIN", "large": ...}, ...]``    a list of objects: the 2023 edition; also ``url``, ``src``, ``link``, ``href``
+``{"variant": [...], "large": [...]}``          an object of lists: the data set hub's copies of the 2023 edition
+``"[...]"``, ``"{...}"``                        each of them as text, in JSON or in Python's syntax
+``"//h/a.jpg"``                                 an address without a scheme; https is used
+``"images\\a.jpg"``                              a relative path of Windows; becomes ``images/a.jpg``
+==============================================  ======================================================================
+
+Spaces in an address become ``%20``; HTML entities are resolved.  Metadata is not trusted to name files of this machine:
+paths that are absolute, climb (``..``) or carry a scheme are rejected.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, cast
+
+from sda_core.data.cleaning import MAX_ENTRIES
+from sda_core.data.literals import parse_literal
+
+MAX_REFERENCE_CHARS = 2_048
+
+_MAX_NESTING = 4
+_MAX_GIVEN = 4 * MAX_ENTRIES  # references of one item that are looked at
+_SIZES = ("hi_res", "large", "thumb")  # largest first
+_PUBLISHED_KEYS = frozenset({"variant", *_SIZES})
+# Keys without their underscores and hyphens, in lower case; best first.
+_KEYS = (
+    *("hires", "large", "url", "imageurl", "src", "link", "href", "contenturl", "image"),
+    *("medium", "small", "thumb", "thumbnail", "path", "file", "filename", "urls", "imageurls", "images"),
+)
+_MAIN = ("MAIN", "Main", "main")
+_NONE = Counter[str]()  # never added to
+_SEVERAL = re.compile(r"\s*[|;]\s*(?=(?:https?:)?//)|\s*,\s*(?=https?://)|\s+(?=https?://)", re.IGNORECASE)
+_ONE_ADDRESS = re.compile(r"https?://[^\s|;,]+")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_HTTP = re.compile(r"https?:", re.IGNORECASE)
+_WEB = re.compile(r"(?:https?:)?//[^\s/?#]+[/?].+", re.IGNORECASE)
+_WEB_START = re.compile(r"https?://[^\s/]+/.")
+
+
+def image_values(value: Any) -> list[Any]:
+    """The references that a field holds, as they stand there; images of variant MAIN first, of each the largest first.
+
+    What is no reference, such as a number or an object without an address, is among them, so that it can be counted.
+    """
+    if isinstance(value, str) and _ONE_ADDRESS.fullmatch(value):
+        return [value]
+    if isinstance(value, list) and (plain := _published(cast("list[Any]", value))) is not None:
+        return plain
+    pictures_found = [picture for picture in _pictures(value, 0) if picture[1]]
+    pictures_found.sort(key=lambda picture: not picture[0])
+    return [reference for _, references in pictures_found for reference in references]
+
+
+def _published(entries: list[Any]) -> list[Any] | None:
+    """The references of a list of addresses, or of a list of the 2023 edition's objects; None where it is anything else."""
+    references = entries
+    if entries and isinstance(entries[0], dict):
+        try:
+            if not all(map(_PUBLISHED_KEYS.issuperset, entries)):
+                return None
+            pictures = sorted(entries, key=lambda picture: picture.get("variant") not in _MAIN)
+        except (AttributeError, TypeError):  # not only objects
+            return None
+        references = [size for picture in pictures for key in _SIZES if (size := picture.get(key))]
+    try:
+        together = "\n" + "\n".join(references)
+    except TypeError:  # not only strings
+        return None
+    return None if "\n[" in together or "\n{" in together else references
+
+
+def _pictures(value: Any, depth: int) -> list[tuple[bool, list[Any]]]:
+    """Each image of a value: whether it is the main one, and its references."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        text = value.strip()
+        if text[:1] in ("[", "{") and depth < _MAX_NESTING and (parsed := _parse(text)) is not None:
+            return _pictures(parsed, depth + 1)
+        parts = _SEVERAL.split(text) if depth == 0 else [text]
+        return [(False, [part]) for part in parts]
+    if isinstance(value, list | tuple) and depth < _MAX_NESTING:
+        return [picture for entry in cast("list[Any]", value) for picture in _pictures(entry, depth + 1)]
+    if isinstance(value, dict) and depth < _MAX_NESTING:
+        return _pictures_of_object(cast("dict[str, Any]", value), depth)
+    return [(False, [value])]
+
+
+def _pictures_of_object(record: dict[str, Any], depth: int) -> list[tuple[bool, list[Any]]]:
+    named = {str(key).lower().replace("_", "").replace("-", ""): value for key, value in record.items()}
+    columns = {key: value for key in _KEYS if (value := named.get(key)) is not None}
+    variant = named.get("variant")
+    if not columns:  # a variant alone, or sizes that are null, give nothing
+        return [] if named.keys() <= {"variant", *_KEYS} else [(False, [record])]
+    if any(isinstance(column, list) for column in columns.values()):
+        lists = {key: cast("list[Any]", column) if isinstance(column, list) else [column] for key, column in columns.items()}
+        variants = cast("list[Any]", variant) if isinstance(variant, list) else [variant]
+        rows: list[dict[str, Any]] = [
+            {key: column[row] for key, column in lists.items() if row < len(column)}
+            | {"variant": variants[row] if row < len(variants) else None}
+            for row in range(max(map(len, lists.values())))
+        ]
+        return [picture for row in rows for picture in _pictures_of_object(row, depth + 1)]
+    references = [reference for column in columns.values() for _, found in _pictures(column, depth + 1) for reference in found]
+    return [(_is_main(variant), references)]
+
+
+def _is_main(variant: Any) -> bool:
+    return isinstance(variant, str) and variant in _MAIN
+
+
+def _parse(text: str) -> Any:
+    """A value that was written as text, in JSON or as a Python literal; None where it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            return parse_literal(text)
+        except ValueError:
+            return None
+
+
+def image_reference(value: Any) -> str | None:
+    """An image's web address or relative path, or None where the value is neither."""
+    return _read(value)[0]
+
+
+def image_references(values: Iterable[Any]) -> tuple[list[str], int, Counter[str]]:
+    """The usable ones of many references, each once, in order.
+
+    Returns:
+        The references; how many of the given values they stand for, repetitions included; and how many values were
+        rejected, by reason (``IMAGE_REASONS``).  Empty values count as neither.
+    """
+    given = [value for value in values if value is not None and value != ""]
+    if len(given) <= MAX_ENTRIES and _are_plain(given):
+        return list(dict.fromkeys(given)), len(given), _NONE
+    rejected = Counter[str]()
+    usable: list[str] = []
+    for value in given[:_MAX_GIVEN]:
+        reference, reason = _read(value)
+        if reference is not None:
+            usable.append(reference)
+        elif reason:
+            rejected[reason] += 1
+    rejected["surplus"] += len(given[_MAX_GIVEN:])
+    distinct = list(dict.fromkeys(usable))
+    num_used = len(usable)
+    if len(distinct) > MAX_ENTRIES:
+        kept = frozenset(distinct[:MAX_ENTRIES])
+        num_used = sum(reference in kept for reference in usable)
+        rejected["surplus"] += len(usable) - num_used
+    return distinct[:MAX_ENTRIES], num_used, +rejected
+
+
+def _read(value: Any) -> tuple[str | None, str]:
+    """A reference, or None and why it is rejected; no reason where nothing was given."""
+    if not isinstance(value, str):
+        return None, "kind"
+    text = value.strip()
+    if not text:
+        return None, ""
+    if text[:5].lower() == "data:":
+        return None, "data_uri"
+    if len(text) > MAX_REFERENCE_CHARS:
+        return None, "too_long"
+    if "&" in text:  # only whole entities: html.unescape alone would take the '&copy' of '&copy=1' for one
+        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text).strip()
+    if not text.isprintable():
+        return None, "characters"
+    if "/no-img" in text:
+        return None, "no_image_icon"
+    if text.startswith("\\"):
+        return None, "local_path"
+    scheme = _SCHEME.match(text)
+    if scheme is not None and _HTTP.match(text) is None:
+        return None, "local_path" if len(scheme[0]) == 2 or scheme[0].lower() == "file:" else "scheme"
+    text = text.replace("\\", "/")
+    if text.startswith("www."):
+        text = f"//{text}"
+    if scheme is not None or text.startswith("//"):
+        return (text.replace(" ", "%20"), "") if _WEB.fullmatch(text) else (None, "address")
+    if text[:1] in ("", "/", "~") or ".." in text.split("/"):
+        return None, "local_path"
+    return (None, "scheme") if ":" in text else (text, "")
+
+
+def _are_plain(references: list[Any]) -> bool:
+    """Whether all are web addresses in which there is nothing to resolve or to reject, which is nearly always so."""
+    try:
+        together = " ".join(references)
+    except TypeError:  # not only strings
+        return False
+    return (
+        together.isprintable()
+        and together.count(" ") == len(references) - 1
+        and "&" not in together
+        and "\\" not in together
+        and "/no-img" not in together
+        and "?" not in together
+        and "#" not in together
+        and (len(together) <= MAX_REFERENCE_CHARS or max(map(len, references)) <= MAX_REFERENCE_CHARS)
+        and all(map(_WEB_START.match, references))
+    )

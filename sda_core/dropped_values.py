@@ -1,0 +1,67 @@
+"""Why values of the metadata are dropped, and how many were."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+TEXT_REASONS = {
+    "markup": "Markup, script or style sheet",
+    "blank": "Says nothing (n/a, null, punctuation)",
+    "kind": "No text (a boolean, NaN, an object)",
+    "surplus": "Further values where one is expected, or beyond the length of a list",
+}
+
+PRICE_REASONS = {
+    "not_understood": "No price in a notation known here",
+    "markup": "Markup, script or style sheet",
+    "blank": "Says nothing (n/a, null, punctuation)",
+    "not_positive": "Zero or less",
+    "kind": "No text or number (a boolean, NaN, an object)",
+    "surplus": "Several values where one is expected",
+}
+
+IMAGE_REASONS = {
+    "data_uri": "An image inside the text (data: URI)",
+    "scheme": "Neither http nor https",
+    "local_path": "An absolute or climbing path",
+    "no_image_icon": "The shop's icon for a missing image",
+    "address": "An address without a host or a path",
+    "characters": "Control characters",
+    "too_long": "Too long",
+    "kind": "No text (a number, a boolean, an object without an address)",
+    "surplus": "Beyond the length of a list",
+}
+
+REASONS: Mapping[str, Mapping[str, str]] = {
+    "title": TEXT_REASONS,
+    "brand": {**TEXT_REASONS, "details": "Details that cannot be read as an object"},
+    "price": PRICE_REASONS,
+    "categories": TEXT_REASONS,
+    "features": TEXT_REASONS,
+    "description": TEXT_REASONS,
+    "image_references": IMAGE_REASONS,
+}
+"""By field, why a value is dropped: a short name and what it means."""
+
+
+@dataclass
+class ValueCount:
+    """How many values were used, by field, and dropped, by field and reason."""
+
+    used: Counter[str] = field(default_factory=Counter[str])
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+
+    def num_dropped(self, name: str) -> int:
+        """Dropped values of a field."""
+        return sum(count for (of, _), count in self.dropped.items() if of == name)
+
+    def statistics(self) -> dict[str, int]:
+        """Flat counts, the same names for every file: ``values_used_*``, ``values_dropped_*``, and the latter by reason."""
+        counts: dict[str, int] = {}
+        for name, reasons in REASONS.items():
+            counts[f"values_used_{name}"] = self.used[name]
+            counts[f"values_dropped_{name}"] = self.num_dropped(name)
+            counts |= {f"values_dropped_{name}_{reason}": self.dropped[name, reason] for reason in reasons}
+        return counts
