@@ -273,7 +273,10 @@ def test_unknown_adapters_are_not_merged(several: Callable[..., peft.PeftModel])
     """PEFT does nothing then, and says nothing."""
     model = several()
     for merge in (model.merge_adapter, model.merge_and_unload):
-        with modality(model, "image"), pytest.raises(TrainingError, match=r"no adapter 'forth' \(there are default, second, third\)"):
+        with (
+            modality(model, "image"),
+            pytest.raises(TrainingError, match=r"no adapter 'forth' \(there are default, second, third\)"),
+        ):
             merge(adapter_names=["forth"])
     with modality(model, "image"), pytest.raises(TypeError, match="should be a list of strings"):
         model.base_model.model.blocks[0].up.merge(adapter_names="default")  # type: ignore[arg-type]
