@@ -65,9 +65,10 @@ def merged_modality(model: nn.Module, name: str) -> Iterator[None]:
     """Passes of one modality with the adapter folded into the base weights, which come back to the bit, errors or not.
 
     Meanwhile the adapted layers stand aside for the linear layers they wrap, so a pass *is* one of the base model, and
-    ``torch.compile`` sees nothing else.  Adapters cannot be switched, added, disabled or merged inside the block.  In exact arithmetic the passes are those of ``with modality(model, name)``.  In
-    float32 they agree to 1e-4; with bfloat16 weights the sum of weight and adapter is rounded to bfloat16 once, where the
-    unmerged pass rounds two products and their sum, so the two differ by a few units in the last place (2^-8).
+    ``torch.compile`` sees nothing else.  Adapters cannot be switched, added, disabled or merged inside the block.  In exact
+    arithmetic the passes are those of ``with modality(model, name)``.  In float32 they agree up to rounding; with bfloat16
+    weights the sum of weight and adapter is rounded to bfloat16 once, where the unmerged pass rounds two products and their
+    sum, so the two differ by a few units in the last place (2^-8).
 
     Raises:
         TrainingError: as :func:`merge_modality`; or a merged weight is not finite.

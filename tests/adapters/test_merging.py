@@ -256,7 +256,7 @@ def test_a_merged_adapter_is_neither_deleted_nor_replaced(several: Callable[...,
     with pytest.raises(ValueError, match=r"Cannot delete adapter\(s\) \['default'\] while they are merged"):
         model.delete_adapter("default")
     layer = model.base_model.model.blocks[0].up
-    with pytest.raises(TrainingError, match="'default': is merged and cannot be deleted; call model.unmerge_adapter"):
+    with pytest.raises(TrainingError, match=r"'default': is merged and cannot be deleted; call model\.unmerge_adapter"):
         layer.delete_adapter("default")
     with pytest.raises(TrainingError, match="'default': is merged and cannot be replaced"):
         layer.update_layer("default", MoDAConfig(target_modules=["up"]))
@@ -424,7 +424,7 @@ def test_a_status_counts_every_parameter_of_a_gate(several: Callable[..., peft.P
     assert status.active_adapters == ["default", "second"]
     assert status.available_adapters == NAMES
     assert status.requires_grad == {"default": True, "second": True, "third": False}
-    assert status.devices == dict.fromkeys(NAMES, ["cpu"])
+    assert status.devices == {name: ["cpu"] for name in NAMES}
     assert status.merged_adapters == []
     with modality(model, "image"):
         model.merge_adapter(adapter_names=["default", "third"])

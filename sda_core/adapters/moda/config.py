@@ -14,7 +14,7 @@ from peft.config import PeftConfig
 from sda_core.errors import ConfigError
 
 
-class MoDAPeftType(str, enum.Enum):
+class MoDAPeftType(str, enum.Enum):  # noqa: UP042 (as PEFT's own: its text is MoDAPeftType.MODA, a StrEnum's is MODA)
     """The method's name, as a member of an enumeration: PEFT reads its types as ``PeftType.LORA`` and ``.value``.
 
     PEFT's own enumeration cannot be extended.  The member is equal to the plain string, and is saved as one.
