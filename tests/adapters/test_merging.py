@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -443,7 +442,7 @@ def test_the_type_is_the_text_moda(make_stack: Make, tmp_path: Path, capsys: pyt
     assert str(PEFT_TYPE).endswith(".MODA")
     assert hash(PEFT_TYPE) == hash("MODA")
     assert json.dumps(PEFT_TYPE) == '"MODA"'
-    for again in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), MoDAConfig(**config.to_dict())):
+    for again in (copy.copy(config), copy.deepcopy(config), MoDAConfig(**config.to_dict())):
         assert again == config
     config.save_pretrained(tmp_path)
     saved = peft.PeftConfig.from_pretrained(tmp_path)
