@@ -25,6 +25,7 @@ from sda_core.errors import ConfigError, TrainingError
 from sda_core.items import ItemSource
 from sda_core.params import AdapterParams, LossParams, TrainingParams
 from sda_core.processes import ALONE, Processes
+from tests.tolerances import a_tenth_of_a_step, assert_gradients_equal_up_to_rounding
 
 CPU = torch.device("cpu")
 MODA = AdapterParams(
@@ -249,10 +250,9 @@ def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
         text_BD = encoder.encode(model, ready[1].inputs)
     whole = criterion(image_BD, text_BD)
     whole.backward()
-    assert value == pytest.approx(whole.item(), abs=1e-6)
+    assert value == pytest.approx(whole.item(), rel=1e-4)
     assert len(got) == 2 * 4 + 1
-    for name, parameter in trained.items():
-        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-6)
+    assert_gradients_equal_up_to_rounding(got, {name: p.grad for name, p in trained.items() if p.grad is not None})
 
 
 def test_a_base_that_teaches_does_not_move(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_base_that_teaches_does_not_move(tmp_path: Path) -> None:
         model, curve = run(tmp_path / source, training, changed(LOSS, teacher_source=source, learn_temperature=False))
         targets[source] = [record.teacher_targets for record in curve]
         assert not model.training
-    assert targets["base"] == pytest.approx([targets["adapted"][0]] * training.num_steps, rel=1e-5)
+    assert targets["base"] == pytest.approx([targets["adapted"][0]] * training.num_steps, rel=1e-4)
     assert max(targets["adapted"]) - min(targets["adapted"]) > 0.1
 
 
@@ -486,11 +486,11 @@ def test_a_real_backbone_with_and_without_gradient_checkpointing(tmp_path: Path)
     plain_model, curve = run_tiny(tmp_path / "plain")
     again_model, recomputed_curve = run_tiny(tmp_path / "recomputed", gradient_checkpointing=True)
     assert not any(getattr(module, "gradient_checkpointing", False) for module in again_model.modules())
-    assert [record.loss for record in recomputed_curve] == pytest.approx([record.loss for record in curve], rel=1e-5)
+    assert [record.loss for record in recomputed_curve] == pytest.approx([record.loss for record in curve], rel=1e-3)
     plain, recomputed = weights(plain_model), weights(again_model)
     assert len(plain) == 2 * 7 * 4
     for name, value in plain.items():
-        torch.testing.assert_close(recomputed[name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(recomputed[name], value, **a_tenth_of_a_step(TRAINING.learning_rate))
         assert value.any(), name
 
 
@@ -510,11 +510,9 @@ def test_a_vision_cache_changes_nothing_and_is_resumed(tmp_path: Path, monkeypat
     assert not shown
     cached, cached_curve = run_tiny(tmp_path / "cached", vision_cache="always")
     assert sum(shown) == 19
-    assert [record.loss for record in cached_curve] == pytest.approx([record.loss for record in curve], rel=1e-5)
+    assert [record.loss for record in cached_curve] == pytest.approx([record.loss for record in curve], rel=1e-3)
     for name, value in weights(plain).items():
-        torch.testing.assert_close(
-            weights(cached)[name], value, rtol=0, atol=5e-5
-        )  # Adam makes a step of a rounding error where a gradient is 0
+        torch.testing.assert_close(weights(cached)[name], value, **a_tenth_of_a_step(TRAINING.learning_rate))
     (tmp_path / "cached" / "checkpoint").unlink()
     shown.clear()
     again, again_curve = run_tiny(tmp_path / "cached", vision_cache="always")
@@ -603,9 +601,9 @@ def test_pictures_and_words_that_do_not_belong_together(tmp_path: Path, caplog: 
         _, curve = run(tmp_path / teacher_source, training, loss)
         ends[teacher_source] = curve[0].teacher_targets, curve[-1].teacher_targets
         assert ("set the loss's teacher_source to base" in caplog.text) == (teacher_source == "adapted")
-    assert ends["adapted"][0] == pytest.approx(ends["base"][0])
+    assert ends["adapted"][0] == pytest.approx(ends["base"][0], rel=1e-4)
     assert ends["adapted"] == pytest.approx((1.0, 19.0), abs=0.5)
-    assert ends["base"][1] == pytest.approx(ends["base"][0], rel=1e-5)
+    assert ends["base"][1] == pytest.approx(ends["base"][0], rel=1e-4)
 
 
 def test_gates_that_swing_are_counted() -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sda_core.adapters.loading import load, save, without_rename_warning
 from sda_core.adapters.merging import merge_modality, merged_modality, moda_layers, unmerge_modality
 from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, modality
+from sda_core.adapters.moda.model import check_in_place
 from sda_core.adapters.moda.targets import TargetSummary, linear_layers, listing, targets
 from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
@@ -123,7 +124,11 @@ def base_model(model: nn.Module) -> Iterator[None]:
 
     Works in the middle of a training step: PEFT's ``disable_adapter`` also switches off that the adapter's parameters take
     gradients, and back on, which a sharded parameter remembers.  Here nothing but the computation changes.
+
+    Raises:
+        TrainingError: inside ``merged_modality``.
     """
+    check_in_place(model, "base_model")
     off = [module for module in model.modules() if getattr(module, "_disable_adapters", True) is False]
     training = [module for module in model.modules() if module.training]
     try:

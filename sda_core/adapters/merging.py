@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from sda_core.adapters.moda import MoDALinear, modality
-from sda_core.adapters.moda.model import check_untied
+from sda_core.adapters.moda.model import STANDS_IN, check_untied
 from sda_core.errors import TrainingError
 
 
@@ -40,10 +40,13 @@ def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> Non
     """
     with modality(model, name):
         check_untied(model)
-        for _, layer in moda_layers(model):
-            if layer.merged:
-                layer.unmerge()
-            layer.merge(safe_merge=safe_merge)
+        unmerge_modality(model)
+        try:
+            for _, layer in moda_layers(model):
+                layer.merge(safe_merge=safe_merge)
+        except TrainingError:  # all layers or none
+            unmerge_modality(model)
+            raise
 
 
 def unmerge_modality(model: nn.Module) -> None:
@@ -62,9 +65,10 @@ def merged_modality(model: nn.Module, name: str) -> Iterator[None]:
     """Passes of one modality with the adapter folded into the base weights, which come back to the bit, errors or not.
 
     Meanwhile the adapted layers stand aside for the linear layers they wrap, so a pass *is* one of the base model, and
-    ``torch.compile`` sees nothing else.  In exact arithmetic the passes are those of ``with modality(model, name)``.  In
-    float32 they agree to 1e-4; with bfloat16 weights the sum of weight and adapter is rounded to bfloat16 once, where the
-    unmerged pass rounds two products and their sum, so the two differ by a few units in the last place (2^-8).
+    ``torch.compile`` sees nothing else.  Adapters cannot be switched, added, disabled or merged inside the block.  In exact
+    arithmetic the passes are those of ``with modality(model, name)``.  In float32 they agree up to rounding; with bfloat16
+    weights the sum of weight and adapter is rounded to bfloat16 once, where the unmerged pass rounds two products and their
+    sum, so the two differ by a few units in the last place (2^-8).
 
     Raises:
         TrainingError: as :func:`merge_modality`; or a merged weight is not finite.
@@ -73,10 +77,13 @@ def merged_modality(model: nn.Module, name: str) -> Iterator[None]:
     try:
         merge_modality(model, name, safe_merge=True)
         for path, layer in layers.items():
-            _put(model, path, layer.get_base_layer())
+            linear = layer.get_base_layer()
+            setattr(linear, STANDS_IN, True)
+            _put(model, path, linear)
         yield
     finally:
         for path, layer in layers.items():
+            vars(layer.get_base_layer()).pop(STANDS_IN, None)
             _put(model, path, layer)
         unmerge_modality(model)
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from sda_core.adapters import MoDAConfig, MoDALinear, modality
 from sda_core.adapters.moda.gate import Modality
 from sda_core.errors import TrainingError
+from tests.tolerances import assert_equal_up_to_rounding
 
 Make = Callable[..., peft.PeftModel]
 Gradients = Callable[[nn.Module], dict[str, Tensor]]
@@ -330,7 +331,7 @@ def test_a_part_of_a_model_will_do(make_stack: Make) -> None:
     with modality(model, "image"):
         expected = model(x)
     with modality(model.base_model.model.blocks[0], "image"):
-        assert torch.equal(model(x), expected)
+        assert_equal_up_to_rounding(model(x), expected)
 
 
 def test_a_copy_of_a_model_is_another_model(make_stack: Make) -> None:
@@ -370,9 +371,9 @@ def test_inference_needs_no_graph(make_stack: Make) -> None:
     with modality(model, "image"):
         expected = model(x)
         with torch.no_grad():
-            assert torch.equal(model(x), expected)
+            assert_equal_up_to_rounding(model(x), expected)
         with torch.inference_mode():
-            assert torch.equal(model(x), expected)
+            assert_equal_up_to_rounding(model(x).clone(), expected)
 
 
 @pytest.mark.parametrize("options", [{"gate": "uniform"}, {"num_experts": 1}, {"num_experts": 1, "gate": "uniform"}])
@@ -464,7 +465,7 @@ def test_ids_are_what_they_were_when_the_block_was_made(make_stack: Make) -> Non
     ids.fill_(1)
     with block:  # a block made for inference serves training
         y = model(x)
-    assert torch.equal(y, expected)
+    assert_equal_up_to_rounding(y, expected)
     y.sum().backward()
 
 

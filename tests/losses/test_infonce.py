@@ -32,7 +32,7 @@ def test_known_values() -> None:
     eye = torch.eye(4, dtype=torch.float64)
     assert infonce(eye, eye, 1.0).item() == pytest.approx(math.log(1 + 3 / math.e), abs=1e-12)
     same = torch.ones(4, 3)
-    assert infonce(same, same, 0.05).item() == pytest.approx(math.log(4), abs=1e-6)
+    assert infonce(same, same, 0.05).item() == pytest.approx(math.log(4), abs=1e-5)  # float32, and cosines are divided by 0.05
 
 
 @settings(deadline=None, max_examples=30)

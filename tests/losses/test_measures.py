@@ -88,11 +88,11 @@ def test_what_the_teacher_is() -> None:
     sharper = criterion(teacher_temperature=0.1).diagnostics(image, text)
     assert sharper["teacher_entropy"] < criterion().diagnostics(image, text)["teacher_entropy"]
     learned = criterion(learn_temperature=True).diagnostics(image, text)
-    assert learned == pytest.approx(criterion().diagnostics(image, text), abs=1e-6)
+    assert learned == pytest.approx(criterion().diagnostics(image, text), abs=1e-5)  # the parameter is float32
     public = criterion(variant="reference", temperature=2.0, learn_temperature=True, detach_teacher=False, normalize=False)
     p = torch.softmax((image @ image.T + text @ text.T) / 2 * 2.0, dim=-1)  # the public code multiplies
     expected = torch.special.entr(p).sum(-1).mean().item()
-    assert public.diagnostics(image, text)["teacher_entropy"] == pytest.approx(expected, abs=1e-7)
+    assert public.diagnostics(image, text)["teacher_entropy"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_groups() -> None:

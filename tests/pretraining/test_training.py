@@ -99,7 +99,7 @@ def test_losses_are_least_where_student_is_teacher():
     teacher = F.normalize(torch.randn(8, 16, generator=generator), dim=-1)
     other = F.normalize(torch.randn(8, 16, generator=generator), dim=-1)
     rows, squares = relational(teacher, teacher, 0.05)
-    assert rows.item() == pytest.approx(0.0, abs=1e-5)
+    assert rows.item() == pytest.approx(0.0, abs=1e-4)  # float32, and cosines are divided by 0.05
     assert squares.item() == pytest.approx(0.0, abs=1e-6)
     rows, squares = relational(other, teacher, 0.05)
     assert rows > 0.1
@@ -114,7 +114,7 @@ def test_contrastive_is_cross_entropy_over_all_captions_but_the_own_copy():
     forth = F.cross_entropy(scale * pictures @ torch.cat([captions, others]).T, own)
     back = F.cross_entropy(scale * captions @ pictures.T, own)
     loss = contrastive(pictures, captions, others, none, scale, 0.0)
-    assert loss.item() == pytest.approx((forth + back).item() / 2, rel=1e-5)
+    assert loss.item() == pytest.approx((forth + back).item() / 2, rel=1e-4)
     copied = torch.cat([others[:-1], captions[:1]])
     copy = none.clone()
     copy[0, -1] = True
@@ -124,7 +124,7 @@ def test_contrastive_is_cross_entropy_over_all_captions_but_the_own_copy():
         > contrastive(captions, captions, copied, copy, scale, 0.3) + 0.03
     )
     assert contrastive(pictures[:1], captions[:1], copied, copy[:1], scale, 0.3).item() == pytest.approx(
-        contrastive(pictures[:1], captions[:1], others[:-1], none[:1, :-1], scale, 0.3).item(), rel=1e-5
+        contrastive(pictures[:1], captions[:1], others[:-1], none[:1, :-1], scale, 0.3).item(), rel=1e-4
     )
     assert contrastive(captions, captions, others, none, scale, 0.3) < contrastive(
         captions.flip(0), captions, others, none, scale, 0.3

@@ -132,7 +132,9 @@ def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.
     cosines = unit @ unit[3]
     cosines[3] = -np.inf
     best = np.argsort(-cosines)[:3]
-    assert rest == [f"{cosines[item]:7.4f}  {RAW[item]}  Title of {RAW[item]}" for item in best]
+    found = [line.split(maxsplit=1) for line in rest]
+    assert [text for _, text in found] == [f"{RAW[item]}  Title of {RAW[item]}" for item in best]
+    assert [float(score) for score, _ in found] == pytest.approx(cosines[best].tolist(), abs=1e-4)  # four decimals
 
 
 NUMERIC = ["100", "110", "007", "-4", " 12", "Ab12", "ab12", "2.0", "٣"]  # in the rows of the numbers 1 to 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,17 @@ from peft.config import PeftConfig
 
 from sda_core.errors import ConfigError
 
-PEFT_TYPE = "MODA"
+
+class MoDAPeftType(str, enum.Enum):  # noqa: UP042 (as PEFT's own: its text is MoDAPeftType.MODA, a StrEnum's is MODA)
+    """The method's name, as a member of an enumeration: PEFT reads its types as ``PeftType.LORA`` and ``.value``.
+
+    PEFT's own enumeration cannot be extended.  The member is equal to the plain string, and is saved as one.
+    """
+
+    MODA = "MODA"
+
+
+PEFT_TYPE = MoDAPeftType.MODA
 _GATES = ("modality", "onehot", "uniform")
 _EXPERT_RANKS = ("split", "full")
 _VARIANTS = ("paper", "reference")
@@ -69,7 +80,7 @@ class MoDAConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PEFT_TYPE
+        self.peft_type = PEFT_TYPE  # pyright: ignore[reportAttributeAccessIssue]
         self.target_modules = _names(self.target_modules)
         self.exclude_modules = _names(self.exclude_modules)
         self.plain_modules = _names(self.plain_modules)

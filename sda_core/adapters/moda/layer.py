@@ -52,15 +52,20 @@ class MoDALayer(BaseTunerLayer):
         self.moda_gate = nn.ParameterDict()
         self.moda_dropout = nn.ModuleDict()
         self.merged_adapters: list[str] = []
-        self.merged_modality: str | None = None
+        self._merged_for: dict[str, str] = {}  # the modality, by name, of merged adapters whose gate depends on it
+        self._unmerged: base_weight.Kept | None = None  # the base weight without them, while they are in it
         self._disable_adapters = False
-        self._unmerged: base_weight.Kept | None = None
         linear = self.get_base_layer()
         assert isinstance(linear, nn.Linear)
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def update_layer(self, adapter_name: str, config: MoDAConfig) -> None:
-        """Add an adapter's parameters, or draw those of ``adapter_name`` anew."""
+        """Add an adapter's parameters, or draw those of ``adapter_name`` anew.
+
+        Raises:
+            TrainingError: the adapter is merged.
+        """
+        self._check_unmerged(adapter_name, "replaced")
         R = config.rank_per_expert * config.num_experts
         self.moda_config[adapter_name] = config
         for parameters in (self.moda_embedding, self.moda_gate):  # of a former adapter of this name, perhaps of another gate
@@ -75,6 +80,21 @@ class MoDALayer(BaseTunerLayer):
         self.moda_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter's parameters.
+
+        Raises:
+            TrainingError: the adapter is merged.
+        """
+        self._check_unmerged(adapter_name, "deleted")
+        super().delete_adapter(adapter_name)
+
+    def _check_unmerged(self, adapter_name: str, what: str) -> None:
+        if adapter_name in self.merged_adapters:
+            raise TrainingError(
+                f"adapter {adapter_name!r}", f"is merged and cannot be {what}", "call model.unmerge_adapter() first"
+            )
 
     def gates(self, adapter_name: str) -> Tensor:
         """How much each expert counts for each modality: ``(M, E)``."""
@@ -103,18 +123,22 @@ class MoDALayer(BaseTunerLayer):
         config = self.moda_config[adapter_name]
         position = 0
         if config.depends_on_modality:
-            if modality_name not in config.modalities:
-                raise TrainingError(
-                    f"adapter {adapter_name!r}",
-                    f"has a weight for each modality ({', '.join(config.modalities)}; got {modality_name!r})",
-                    f"call sda_core.adapters.merge_modality(model, {config.modalities[0]!r}), "
-                    f"or merge inside `with modality(model, {config.modalities[0]!r})`",
-                )
-            position = config.modalities.index(modality_name)
+            position = config.modalities.index(self._check_modality(adapter_name, modality_name))
         factors_R = self._factors(adapter_name)[position]
         b_OR, a_RD = self.moda_B[adapter_name], self.moda_A[adapter_name]
         dtype = torch.promote_types(a_RD.dtype, torch.float32)
         return (b_OR.to(dtype) * factors_R.to(dtype)) @ a_RD.to(dtype)
+
+    def _check_modality(self, adapter_name: str, modality_name: str | None) -> str:
+        names = self.moda_config[adapter_name].modalities
+        if modality_name is None or modality_name not in names:
+            raise TrainingError(
+                f"adapter {adapter_name!r}",
+                f"has a weight for each modality ({', '.join(names)}; got {modality_name!r})",
+                f"call sda_core.adapters.merge_modality(model, {names[0]!r}), "
+                f"or merge inside `with modality(model, {names[0]!r})`",
+            )
+        return modality_name
 
 
 class MoDALinear(nn.Module, MoDALayer):
@@ -141,16 +165,17 @@ class MoDALinear(nn.Module, MoDALayer):
             TrainingError: the gate depends on the modality and none is known, or the layer is merged for another one.
         """
         if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
+            if self._unmerged is not None:
+                self._take_out()
             return self.base_layer(x, *args, **kwargs)
-        if self.merged:
+        if self.merged_adapters:
+            if self._unmerged is None:  # taken out for a pass with disabled adapters
+                self._put_in(self.merged_adapters, self._merged_for)
             self._check_merged()
-            return self.base_layer(x, *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         for name in self.active_adapters:
-            if name in self.moda_A:
+            if name in self.moda_A and name not in self.merged_adapters:
                 result = result + self._low_rank(name, x)
         return result.to(dtype)
 
@@ -218,27 +243,32 @@ class MoDALinear(nn.Module, MoDALayer):
         block = current_block(self.moda_owner)
         return None if block is None else block.value
 
-    def _check_merged(self) -> None:
-        value = self._current_modality()
-        if value is None or self.merged_modality is None:
-            return
-        merged = next(self.moda_config[name] for name in self.merged_adapters if self.moda_config[name].depends_on_modality)
-        if value.name_among(merged.modalities) != self.merged_modality:
-            raise TrainingError(
-                "modality",
-                f"the adapter is merged for {self.merged_modality!r}, but the pass is for {value}",
-                "call unmerge_modality(model) first",
-            )
+    @property
+    def merged_modality(self) -> str | None:
+        """The modality that the layer is merged for; None where the merged adapters treat all alike."""
+        return next(iter(self._merged_for.values()), None)
 
-    def _modality_to_merge(self, name: str, value: Modality | None) -> str | None:
-        return value.name_among(self.moda_config[name].modalities) if value is not None else None
+    def _check_merged(self) -> None:
+        value = self._current_modality() if self._merged_for else None
+        if value is None:
+            return
+        for name, merged_for in self._merged_for.items():
+            if value.name_among(self.moda_config[name].modalities) != merged_for:
+                raise TrainingError(
+                    "modality",
+                    f"the adapter is merged for {merged_for!r}, but the pass is for {value}",
+                    "call unmerge_modality(model) first",
+                )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the base weight, for the modality of the open ``with modality(...)``.
 
-        The sum is rounded to the base weight's type once.  The weight as it was is kept (on the CPU), so that
-        :meth:`unmerge` restores it to the bit; subtracting would not, least of all in bfloat16.  A weight that bitsandbytes
-        has quantised is quantised anew, as PEFT does it, with a warning: that rounding is not a small one.
+        Merging changes no output: active adapters that are not merged are still added in :meth:`forward`.  PEFT's own
+        methods leave them out.
+
+        The sum is rounded to the base weight's type once, however many merges it took.  The weight as it was is kept (on
+        the CPU), so that :meth:`unmerge` restores it to the bit; subtracting would not, least of all in bfloat16.  A weight
+        that bitsandbytes has quantised is quantised anew, as PEFT does it, with a warning: that rounding is not a small one.
 
         Args:
             safe_merge: refuse a result that is not finite.
@@ -251,34 +281,59 @@ class MoDALinear(nn.Module, MoDALayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.moda_A]
         if not names:
             return
-        base = self.get_base_layer()
-        value = self._current_modality()
         self._check_merged()
-        with torch.no_grad():
-            merged = base_weight.read(base)
-            for name in names:
-                modality_name = self._modality_to_merge(name, value)
-                merged = merged + self.get_delta_weight(name, modality_name).to(merged.device)
-            merged = base_weight.rounded(base, merged)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise TrainingError("merge", f"adapter {', '.join(names)} gives weights that are not finite", "train it again")
-            if self._unmerged is None:
+        value = self._current_modality()
+        merged_for = dict(self._merged_for)
+        for name in names:
+            config = self.moda_config[name]
+            if config.depends_on_modality:
+                modality_name = None if value is None else value.name_among(config.modalities)
+                merged_for[name] = self._check_modality(name, modality_name)
+        self._put_in(list(dict.fromkeys([*self.merged_adapters, *names])), merged_for, safe_merge)
+
+    def _put_in(self, names: list[str], merged_for: dict[str, str], safe_merge: bool = False) -> None:
+        """Make the base weight the one without adapters plus these; nothing changes where that fails."""
+        base = self.get_base_layer()
+        before = None if self._unmerged is None else base_weight.keep(base)
+        self._take_out()
+        try:
+            with torch.no_grad():
+                merged = base_weight.read(base)
+                for name in names:
+                    merged = merged + self.get_delta_weight(name, merged_for.get(name)).to(merged.device)
+                merged = base_weight.rounded(base, merged)
+                if safe_merge and not torch.isfinite(merged).all():
+                    raise TrainingError(
+                        "merge", f"adapter {', '.join(names)} gives weights that are not finite", "train it again"
+                    )
+        except TrainingError:
+            if before is not None:
                 self._unmerged = base_weight.keep(base)
-            base_weight.replace(base, merged)
-        self.merged_adapters.extend(names)
-        self.merged_modality = self.merged_modality or next(
-            (self._modality_to_merge(name, value) for name in names if self.moda_config[name].depends_on_modality), None
-        )
+                base_weight.put_back(base, before)
+            raise
+        self._unmerged = base_weight.keep(base)
+        base_weight.replace(base, merged)
+        self.merged_adapters, self._merged_for = list(names), dict(merged_for)
+
+    def _take_out(self) -> None:
+        """Put the base weight back, to the bit; the adapters count as merged."""
+        if self._unmerged is not None:
+            base_weight.put_back(self.get_base_layer(), self._unmerged)
+            self._unmerged = None
 
     def unmerge(self) -> None:
         """Put the base weight back, to the bit."""
-        if self._unmerged is None:
+        if not self.merged_adapters:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        base_weight.put_back(self.get_base_layer(), self._unmerged)
-        self._unmerged = None
-        self.merged_adapters.clear()
-        self.merged_modality = None
+        self._take_out()
+        self.merged_adapters, self._merged_for = [], {}
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Turn the adapters on or off; what was merged is merged again when they are turned on."""
+        super().enable_adapters(enabled)
+        if enabled and self.merged_adapters and self._unmerged is None:
+            self._put_in(self.merged_adapters, self._merged_for)
 
     def __repr__(self) -> str:
         return "moda." + super().__repr__()

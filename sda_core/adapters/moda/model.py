@@ -16,6 +16,21 @@ from sda_core.adapters.moda.layer import MoDALayer, MoDALinear
 from sda_core.adapters.moda.targets import linear_layers, listing
 from sda_core.errors import ConfigError, TrainingError
 
+STANDS_IN = "moda_stands_in"
+"""Attribute of the linear layers that are in the place of adapted ones, inside ``merged_modality``."""
+
+
+def check_in_place(model: nn.Module, what: str) -> None:
+    """Make sure that the adapted layers are in the model.
+
+    Raises:
+        TrainingError: they stand aside, inside ``merged_modality``, so that a change would not reach them.
+    """
+    if any(hasattr(module, STANDS_IN) for module in model.modules()):
+        raise TrainingError(
+            what, "does not work inside `with merged_modality(...)`, where the adapters are part of the weights", "leave it first"
+        )
+
 
 class MoDAModel(BaseTuner):
     """A model whose targeted linear layers carry MoDA adapters; made by ``peft.get_peft_model``.
@@ -48,6 +63,7 @@ class MoDAModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's own, with an error that says which layers there are where none is targeted."""
+        check_in_place(model, "adding an adapter")
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError:
@@ -60,9 +76,81 @@ class MoDAModel(BaseTuner):
                 f"linear layers here are {listing(linear_layers(model)) or 'none'}",
             ) from None
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapters; what is merged is unmerged, with a warning.
+
+        Raises:
+            TrainingError: the layers stand aside, inside ``merged_modality``.
+        """
+        check_in_place(self.model, "set_adapter")
+        super().set_adapter(adapter_name, inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter that is not merged.
+
+        Raises:
+            TrainingError: the layers stand aside, inside ``merged_modality``.
+        """
+        check_in_place(self.model, "delete_adapter")
+        super().delete_adapter(adapter_name)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        check_in_place(self.model, "disabling or enabling adapters")
+        super()._enable_adapter_layers(enabled)
+
+    def unmerge_adapter(self) -> None:
+        """Put all base weights back, to the bit.
+
+        Raises:
+            TrainingError: the layers stand aside, inside ``merged_modality``.
+        """
+        check_in_place(self.model, "unmerge_adapter")
+        super().unmerge_adapter()
+
     def _check_merge_allowed(self) -> None:
+        check_in_place(self.model, "a merge")
         super()._check_merge_allowed()
         check_untied(self.model)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Add adapters to the base weights, layer by layer (:meth:`MoDALayer.merge`); outputs stay as they are.
+
+        Raises:
+            TrainingError: no such adapter, or a layer cannot be merged.
+        """
+        self._check_names(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _check_names(self, adapter_names: list[str] | None) -> None:
+        for name in adapter_names or []:
+            if name not in self.peft_config:
+                raise TrainingError("merge", f"there is no adapter {name!r} (there are {', '.join(self.peft_config)})")
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        """The base model: with what the adapters compute in its weights, or with its own weights to the bit."""
+        layers = [module for module in self.model.modules() if isinstance(module, MoDALayer)]
+        if merge and adapter_names is not None:
+            check_in_place(self.model, "a merge")
+            self._check_names(adapter_names)
+            merged = {name for layer in layers for name in layer.merged_adapters}
+            if left_out := [name for name in self.active_adapters if name not in adapter_names and name not in merged]:
+                raise TrainingError(
+                    "merge_and_unload",
+                    f"{', '.join(left_out)} is active and would be lost, because only {', '.join(adapter_names)} is merged",
+                    "leave adapter_names out to merge all active adapters, or choose with model.base_model.set_adapter first",
+                )
+        if not merge:
+            check_in_place(self.model, "unload")
+            for layer in layers:
+                if layer.merged:
+                    layer.unmerge()
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)  # type: ignore[return-value]
 
     def _create_and_replace(
         self,
