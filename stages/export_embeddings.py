@@ -23,7 +23,7 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
     from sda_core.processes import processes
     from stages._items import item_source
 
-    with stage("export-embeddings", root, params) as run, processes() as team:
+    with stage("export-embeddings", root, params, local_files=("backbone",)) as run, processes() as team:
         target = run.workspace.embeddings(variant)
         items = ITEMS.read(run.workspace.items)
         ids, raw_ids = items["item_id"].to_numpy(), items["raw_item_id"].to_list()
