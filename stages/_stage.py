@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +111,7 @@ def _say(name: str, error: SDAError) -> None:
 
 @contextmanager
 def stage(
-    name: str, root: Path, params: Path | None, *, keeps_cost: bool = True, local_files: Sequence[str] = ()
+    name: str, root: Path, params: Path | None, *, keeps_cost: bool = True, check: Callable[[Params], None] | None = None
 ) -> Iterator[StageRun]:
     """Run the body of a stage; where it ends well, say its counts and seconds and keep its cost (:mod:`sda_core.costs`).
 
@@ -120,12 +120,12 @@ def stage(
         root: the project folder.
         params: the params file, or None for ``params.yaml`` of the project folder.
         keeps_cost: False for what is no run of the pipeline.
-        local_files: the keys of the section ``local_files`` that the stage depends on; they must fit the other sections.
+        check: what else the params must fulfil; its error is shown as theirs.
     """
     log.configure()
     begin = _take_begin()
     with one_line_errors(name, root if params is None else None):
-        run = StageRun(_read(params or root / "params.yaml", root, local_files), Workspace(root))
+        run = StageRun(_read(params or root / "params.yaml", check), Workspace(root))
         yield run
         measured = costs.measure(begin, name, run.counts)
         counts = ", ".join(
@@ -148,14 +148,12 @@ def one_stage_a_process() -> None:
     _process_begin = costs.at_start(STARTED)
 
 
-def _read(path: Path, root: Path, local_files: Sequence[str]) -> Params:
+def _read(path: Path, check: Callable[[Params], None] | None) -> Params:
     """The params, checked; of a launch's processes on one machine, which read the same file, the first says what is wrong."""
     try:
         params = load_params(path)
-        if local_files:
-            from sda_core.data.local_files import check
-
-            check(params, root, local_files)
+        if check is not None:
+            check(params)
         return params
     except SDAError as error:
         error.known_to_all = _is_another_process()

@@ -20,7 +20,7 @@ def download(root: Root = Path(), params: ParamsFile = None, check: Check = Fals
     """Fetch the raw reviews and metadata into data/raw, whole and checked (or write the built-in shop)."""
     from sda_core.data.download import download as fetch
     from sda_core.data.download import verify
-    from sda_core.data.local_files import RAW
+    from sda_core.data.local_files import RAW, watches
 
     if check:
         with one_line_errors("download", root):
@@ -28,7 +28,7 @@ def download(root: Root = Path(), params: ParamsFile = None, check: Check = Fals
         for verdict in verdicts:
             typer.echo(verdict.line if verdict.ok else f"sda download: error: {verdict.line}", err=not verdict.ok)
         raise typer.Exit(0 if all(verdict.ok for verdict in verdicts) else 1)
-    with stage("download", root, params, local_files=RAW) as run:
+    with stage("download", root, params, check=watches(root, RAW)) as run:
         manifest = fetch(run.params.dataset, run.params.download, run.workspace.raw, root)
         run.counts = {entry["role"]: f"{entry['name']} {entry['bytes']} bytes" for entry in manifest["files"]}
 

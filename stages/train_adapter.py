@@ -17,12 +17,13 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
 
     from sda_core import adapters, alignment, backbones
     from sda_core.artifacts import replace_directory, write_tsv
+    from sda_core.data.local_files import BACKBONE, watches
     from sda_core.fingerprint import fingerprint
     from sda_core.processes import processes
     from sda_core.runtime import prepare_torch
     from stages._items import MODALITIES, item_source
 
-    with stage("train-adapter", root, params, local_files=("backbone",)) as run, processes() as team:
+    with stage("train-adapter", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
         with team.together():
             section, training = run.params.train_adapter, run.params.train_adapter.training
             adapter, loss = section.of(variant)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
@@ -129,6 +130,11 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
             f"does not name the files that the other params name, so DVC would not see them change: {', '.join(problems)}",
             "write this into params.yaml, or compose it anew with `dvc exp run`",
         )
+
+
+def watches(root: Path, uses: Sequence[str]) -> Callable[[Params], None]:
+    """:func:`check` for some uses, as a stage passes it on."""
+    return partial(check, root=root, uses=uses)
 
 
 def _named(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, list[str]]:
