@@ -126,6 +126,18 @@ class AmazonDataset(Section):
 Dataset = Annotated[DemoDataset | AmazonDataset, Field(discriminator="source")]
 
 
+class LocalFilesParams(Section):
+    """The local files and folders that ``dataset`` and ``backbone`` name: see ``sda_core.data.local_files``."""
+
+    reviews: str
+    metadata: str
+    image_archive: str
+    local_folder: str
+    local_images: str  # images of local_folder, where that folder is a link or cannot be watched as a whole
+    image_folder: str
+    backbone: str
+
+
 class DownloadParams(Section):
     """How raw files are fetched."""
 
@@ -664,6 +676,7 @@ class Params(Section):
         tuple[Literal["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1), Distinct
     ]
     dataset: Dataset
+    local_files: LocalFilesParams
     download: DownloadParams
     filter: FilterParams
     fetch_images: FetchImagesParams

@@ -38,11 +38,12 @@ from sda_core.artifacts import (
     Workspace,
     read_json,
 )
-from sda_core.data import manifest
+from sda_core.data import images, local_files, manifest
+from sda_core.data.folders import user_folder
 from sda_core.data.prompts import prompt_hash
 from sda_core.embeddings.table import read_metadata
 from sda_core.errors import ArtifactError, SDAError
-from sda_core.fingerprint import fingerprint
+from sda_core.fingerprint import fingerprint, sha256_path
 from sda_core.image_store import FORMAT_PREFIX, STATUSES, format_count, read_images
 from sda_core.index import load_index
 from sda_core.item_vectors import read_vectors
@@ -53,6 +54,7 @@ from sda_core.variants import indexed_variants, is_trained
 Status = Literal["ok", "absent", "skipped", "problem"]
 
 _ANEW = "run `dvc repro` to make it anew"
+_TAKEN = "run `dvc repro`, which takes the local files as they are now"
 _UNIT = 1e-3  # how far from 1 a unit vector's length may be
 _SAME = 1e-9  # how far apart a number in a JSON file and the same number computed again may be
 _NUM_QUERIES = 50
@@ -162,6 +164,9 @@ class _Run:
     # --------------------------------------------------------------------------------------------------- data
     def raw(self) -> str:
         manifest.check(self.workspace.raw)
+        changed = local_files.changed_sources(self.workspace.raw, self.workspace.root)
+        if changed:
+            raise ArtifactError(str(self.workspace.raw), " | ".join(changed), _TAKEN)
         files = manifest.read_manifest(self.workspace.raw)
         return f"{len(files)} files, {sum(file.bytes for file in files):,} bytes, sha256 as recorded"
 
@@ -245,7 +250,29 @@ class _Run:
             _expect(told == number, self.workspace.image_coverage, f"num_{status} is {told}, the shards have {number}")
         told = {name: value for name, value in found.items() if name.startswith(FORMAT_PREFIX)}
         _expect(told == formats, self.workspace.image_coverage, f"counts {told} by format, the shards have {dict(formats)}")
-        return f"{len(ids):,} items, {counts['ok']:,} pictures"
+        return f"{len(ids):,} items, {counts['ok']:,} pictures{self._local_images()}"
+
+    def _local_images(self) -> str:
+        """See that images are those of the local folders; what to add to the finding where these are not on this machine."""
+        dataset, root = self.params.dataset, self.workspace.root
+        local, other = (
+            user_folder(text, root, f"params.yaml: dataset.{name}")
+            for name, text in (("local_folder", dataset.local_folder), ("image_folder", dataset.image_folder))
+        )
+        if local is None and other is None:
+            return ""
+        for folder in (local, other):
+            if folder is not None and not folder.is_dir():
+                return f" (not compared with {folder}, which is not there)"
+        at = self.workspace
+        changed = images.changed_images(self.items, at.raw, local, other, self.params.fetch_images, at.images)
+        _expect(
+            not changed,
+            at.images,
+            f"{len(changed)} images are not those of the local files and params now, e.g. of {changed[:1]}",
+            _TAKEN,
+        )
+        return ", as in the local files"
 
     # ------------------------------------------------------------------------------------------------ vectors
     def adapter(self, variant: str) -> str:
@@ -323,13 +350,22 @@ class _Run:
             expected["backbone_pooling"] = backbone.pooling
         if isinstance(backbone, Nano):
             expected["backbone_name"] = "nano"
-        if isinstance(backbone, Checkpoint) and backbone.revision is not None:
-            expected |= {"backbone_name": backbone.name, "backbone_revision": backbone.revision}
+        if isinstance(backbone, Checkpoint):
+            revision = self._local_revision or backbone.revision
+            if revision is not None:
+                expected |= {"backbone_name": backbone.name, "backbone_revision": revision}
         if not is_trained(self.params, variant):
             expected["adapter_hash"] = ""
         elif self.workspace.adapter(variant).is_dir():
             expected["adapter_hash"] = fingerprint(self.workspace.adapter(variant))
         return expected
+
+    @cached_property
+    def _local_revision(self) -> str | None:
+        """As ``sda_core.backbones`` tells the contents of a checkpoint folder; None where the backbone is no folder here."""
+        assert isinstance(self.params.backbone, Checkpoint)
+        folder = user_folder(self.params.backbone.name, self.workspace.root, "params.yaml: backbone.name")
+        return f"sha256:{sha256_path(folder)}" if folder is not None and folder.is_dir() else None
 
     def index(self, variant: str) -> str:
         folder, section = self.workspace.index(variant), self.params.build_index
@@ -444,9 +480,9 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------------------ parts
-def _expect(holds: bool, path: Path, problem: str) -> None:
+def _expect(holds: bool, path: Path, problem: str, advice: str = _ANEW) -> None:
     if not holds:
-        raise ArtifactError(str(path), problem, _ANEW)
+        raise ArtifactError(str(path), problem, advice)
 
 
 def _contiguous(ids: pl.Series, path: Path, name: str) -> int:

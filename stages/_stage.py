@@ -110,7 +110,9 @@ def _say(name: str, error: SDAError) -> None:
 
 
 @contextmanager
-def stage(name: str, root: Path, params: Path | None, *, keeps_cost: bool = True) -> Iterator[StageRun]:
+def stage(
+    name: str, root: Path, params: Path | None, *, keeps_cost: bool = True, check: Callable[[Params], None] | None = None
+) -> Iterator[StageRun]:
     """Run the body of a stage; where it ends well, say its counts and seconds and keep its cost (:mod:`sda_core.costs`).
 
     Args:
@@ -118,11 +120,12 @@ def stage(name: str, root: Path, params: Path | None, *, keeps_cost: bool = True
         root: the project folder.
         params: the params file, or None for ``params.yaml`` of the project folder.
         keeps_cost: False for what is no run of the pipeline.
+        check: what else the params must fulfil; its error is shown as theirs.
     """
     log.configure()
     begin = _take_begin()
     with one_line_errors(name, root if params is None else None):
-        run = StageRun(_read(params or root / "params.yaml"), Workspace(root))
+        run = StageRun(_read(params or root / "params.yaml", check), Workspace(root))
         yield run
         measured = costs.measure(begin, name, run.counts)
         counts = ", ".join(
@@ -145,10 +148,13 @@ def one_stage_a_process() -> None:
     _process_begin = costs.at_start(STARTED)
 
 
-def _read(path: Path) -> Params:
-    """The params; of a launch's processes on one machine, which all read the same file, the first one says what is wrong."""
+def _read(path: Path, check: Callable[[Params], None] | None) -> Params:
+    """The params, checked; of a launch's processes on one machine, which read the same file, the first says what is wrong."""
     try:
-        return load_params(path)
+        params = load_params(path)
+        if check is not None:
+            check(params)
+        return params
     except SDAError as error:
         error.known_to_all = _is_another_process()
         raise

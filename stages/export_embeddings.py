@@ -18,12 +18,13 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
     import polars as pl
 
     from sda_core.artifacts import INTERACTIONS, ITEMS
+    from sda_core.data.local_files import BACKBONE, watches
     from sda_core.embeddings import table
     from sda_core.fingerprint import fingerprint
     from sda_core.processes import processes
     from stages._items import item_source
 
-    with stage("export-embeddings", root, params) as run, processes() as team:
+    with stage("export-embeddings", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
         target = run.workspace.embeddings(variant)
         items = ITEMS.read(run.workspace.items)
         ids, raw_ids = items["item_id"].to_numpy(), items["raw_item_id"].to_list()

@@ -13,8 +13,9 @@ def fetch_images(root: Root = Path(), params: ParamsFile = None) -> None:
     from sda_core.data.folders import user_folder
     from sda_core.data.images import fetch_images as fetch
     from sda_core.data.images import to_try_again
+    from sda_core.data.local_files import IMAGES, watches
 
-    with stage("fetch-images", root, params) as run:
+    with stage("fetch-images", root, params, check=watches(root, IMAGES)) as run:
         items = ITEMS.read(run.workspace.items)
         local = user_folder(run.params.dataset.local_folder, root, "params.yaml: dataset.local_folder")
         pictures = user_folder(run.params.dataset.image_folder, root, "params.yaml: dataset.image_folder")

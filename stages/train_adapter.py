@@ -17,12 +17,13 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
 
     from sda_core import adapters, alignment, backbones
     from sda_core.artifacts import replace_directory, write_tsv
+    from sda_core.data.local_files import BACKBONE, watches
     from sda_core.fingerprint import fingerprint
     from sda_core.processes import processes
     from sda_core.runtime import prepare_torch
     from stages._items import MODALITIES, item_source
 
-    with stage("train-adapter", root, params) as run, processes() as team:
+    with stage("train-adapter", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
         with team.together():
             section, training = run.params.train_adapter, run.params.train_adapter.training
             adapter, loss = section.of(variant)
@@ -32,7 +33,8 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
             pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
             model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=training.seed)
         parts = adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
-        inputs = team.bytes_of_main(fingerprint(*parts).encode() if team.is_main else None).decode()
+        # the revision, since a local checkpoint's files may change under one name
+        inputs = team.bytes_of_main(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
         scratch = run.workspace.resume("train_adapter", variant)
         records = alignment.train_adapter(
             backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device, team

@@ -4,30 +4,26 @@
 * ``<name>.entry.json`` marks a file that is whole while others are still to come, so that a killed run does not fetch it
   again; it is written before its file is put in place, and believed only where size and sha256 agree.
 * A file of the manifest is fetched again only where its contents, its expected hash or its list of sources changed, or
-  where the local file that it was copied from did.
+  where the local file that it was copied from did, or where a local file earlier in the list is there now.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, assert_never
-from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 import httpx
 from pydantic import ValidationError
 
 from sda_core.artifacts import write_json
-from sda_core.data.folders import kept_folder, remove, user_path
+from sda_core.data.folders import kept_folder, remove
+from sda_core.data.local_files import base_name, changed_source, inside, is_web, local_path, located
 from sda_core.data.manifest import (
-    NAME_PATTERN,
     RawFile,
     Role,
     check,
@@ -45,8 +41,6 @@ from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
 __all__ = ["Verdict", "check", "download", "manifest_file", "verify"]
 
 _log = logging.getLogger(__name__)
-
-_OWN_SUFFIXES = (".part", ".part.json", ".entry.json")
 
 
 @dataclass(frozen=True)
@@ -103,11 +97,12 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
         return _finish(files, raw)
 
 
-def verify(raw: Path) -> list[Verdict]:
+def verify(raw: Path, root: Path | None = None) -> list[Verdict]:
     """Compare a folder of raw files with its manifest, and see that every file unpacks; nothing is changed.
 
     Args:
         raw: the folder of raw files.
+        root: the project folder; with it, the local files that raw files were copied from are compared with them, too.
 
     Returns:
         One verdict a file of the manifest, in its order, then one for each thing that it does not name.
@@ -122,6 +117,7 @@ def verify(raw: Path) -> list[Verdict]:
         try:
             check_file(raw, entry)
             check_contents(path, Wanted(path, entry.role, entry.sha256))
+            changed = None if root is None else changed_source(entry, root)
         except ArtifactError as error:
             verdicts.append(Verdict(str(error), ok=False))
         except RefusedError as problem:
@@ -129,6 +125,9 @@ def verify(raw: Path) -> list[Verdict]:
         except OSError as error:
             verdicts.append(Verdict(f"{path}: cannot be read ({reason(error)}); mend its permissions", ok=False))
         else:
+            if changed is not None:
+                verdicts.append(Verdict(f"{path}: {changed}; run `dvc repro`, which takes it", ok=False))
+                continue
             verdicts.append(Verdict(f"{entry.role} {entry.name} {entry.bytes} bytes sha256 {entry.sha256[:16]} ok", ok=True))
     known = {entry.name for entry in entries} | {manifest_path(raw).name}
     verdicts += [
@@ -199,11 +198,11 @@ def _simulate(dataset: DemoDataset, raw: Path) -> list[RawFile]:
 # ------------------------------------------------------------------------------------------------- amazon
 async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, root: Path) -> list[RawFile]:
     wanted = [
-        _File("reviews", _located(dataset.reviews, dataset.local_folder), dataset.reviews_sha256),
-        _File("metadata", _located(dataset.metadata, dataset.local_folder), dataset.metadata_sha256),
+        _File("reviews", located(dataset.reviews, dataset.local_folder), dataset.reviews_sha256),
+        _File("metadata", located(dataset.metadata, dataset.local_folder), dataset.metadata_sha256),
     ]
     if dataset.image_archive is not None:
-        sources = _located(dataset.image_archive, dataset.local_folder)
+        sources = located(dataset.image_archive, dataset.local_folder)
         wanted.append(_File("images", sources, dataset.image_archive_sha256))
     _check_apart(wanted)
     _check_folders(dataset, raw, root)
@@ -214,7 +213,7 @@ async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, 
     missing = [file for file in wanted if file.role not in kept]
     if missing:
         remove(manifest_path(raw))
-    web = any(_is_web(source) for file in missing for source in file.sources)
+    web = any(is_web(source) for file in missing for source in file.sources)
     # without an address nothing of the network's settings matters
     async with new_client(params.timeout_seconds, num_connections=2) if web else nullcontext() as client:
         return [kept.get(file.role) or await _fetch_first(client, file, params, raw, root) for file in wanted]
@@ -227,8 +226,8 @@ def _check_apart(wanted: Sequence[_File]) -> None:
         DownloadError: two of them would have the same name.
     """
     for first, second in combinations(wanted, 2):
-        names = {_name(source).casefold(): _name(source) for source in first.sources}
-        clash = sorted(names.keys() & {_name(source).casefold() for source in second.sources} - {""})
+        names = {base_name(source).casefold(): base_name(source) for source in first.sources}
+        clash = sorted(names.keys() & {base_name(source).casefold() for source in second.sources} - {""})
         if clash:
             raise DownloadError(
                 "params.yaml: dataset",
@@ -249,68 +248,20 @@ def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
             continue
         where, advice = f"params.yaml: dataset.{name}", "name another folder"
         try:
-            inside = _inside(_local_path(folder, root), raw)
-        except RefusedError as problem:
-            raise DownloadError(where, str(problem), advice) from None
-        if inside:
-            raise DownloadError(where, f"{folder} lies in {raw}, which this stage clears of everything else", advice)
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    try:
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # a NUL in the path, which leads nowhere
-        return False
-
-
-def _located(sources: Sequence[str], local_folder: str | None) -> tuple[str, ...]:
-    """The sources as they will be tried: with a local folder, its files of the same base names."""
-    if local_folder is None:
-        return tuple(sources)
-    return tuple(dict.fromkeys(f"{local_folder.rstrip('/') or '/'}/{_name(source)}" for source in sources))
-
-
-def _is_web(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
-
-
-def _name(source: str) -> str:
-    """Base name under which a source's file is stored; "" where it has none that could be used."""
-    if _is_web(source) or source.lower().startswith("file:"):
-        try:
-            name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
-        except ValueError:  # brackets that are no IPv6 address
-            return ""
-    else:
-        name = PureWindowsPath(source).name if os.name == "nt" else source.rstrip("/").rsplit("/", 1)[-1]
-    reserved = name == manifest_path(Path()).name or name.endswith(_OWN_SUFFIXES)
-    return name if re.fullmatch(NAME_PATTERN, name) and len(name.encode()) <= 200 and not reserved else ""
-
-
-def _local_path(source: str, root: Path) -> Path:
-    """Where a plain path or a ``file:`` URL points.
-
-    Raises:
-        RefusedError: to another host, or to the home of nobody.
-    """
-    if not source.lower().startswith("file:"):
-        try:
-            return user_path(source, root, "params.yaml: dataset")
+            clash = inside(local_path(folder, root), raw)
         except DownloadError as error:
-            raise RefusedError(error.problem) from None
-    parts = urlsplit(source)
-    if parts.netloc not in ("", "localhost"):
-        raise RefusedError(f"a file: URL of another host ({parts.netloc})")
-    return root / url2pathname(parts.path)
+            raise DownloadError(where, error.problem, advice) from None
+        if clash:
+            raise DownloadError(where, f"{folder} lies in {raw}, which this stage clears of everything else", advice)
 
 
 def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawFile | None:
     """The entry of a file that is there already and need not be fetched."""
     sources = {shown(source): source for source in file.sources}
     for entry in known:
-        if entry.role != file.role or entry.source not in sources or entry.name != _name(sources[entry.source]):
+        if entry.role != file.role or entry.source not in sources or entry.name != base_name(sources[entry.source]):
             continue
-        if file.sha256 not in (None, entry.sha256) or _outdated(entry, sources[entry.source], root):
+        if file.sha256 not in (None, entry.sha256) or _outdated(entry, sources[entry.source], file, raw, root):
             continue
         wanted = Wanted(raw / entry.name, file.role, file.sha256)
         if _is_content(wanted.target, entry):
@@ -335,36 +286,76 @@ def _put_in_place(wanted: Wanted) -> None:
     discard_part(wanted.part)
 
 
-def _outdated(entry: RawFile, source: str, root: Path) -> bool:
-    """Whether the local file that an entry was copied from has another content now."""
-    if _is_web(source):
+def _outdated(entry: RawFile, source: str, file: _File, raw: Path, root: Path) -> bool:
+    """Whether a copy is no longer what the sources give: the first local file that can be used has another content.
+
+    Sources before the copy's own count.  Where that one is gone the others count, too; where its whole folder is gone, as
+    on another machine, the copy is kept if no other local file can be used.
+    """
+    gone = not is_web(source) and _existing_file(source, root) is None
+    for tried in file.sources:
+        path = None if is_web(tried) else _existing_file(tried, root)
+        if path is not None and not inside(path, raw) and (gone or not _is_content(path, entry)):
+            wanted = Wanted(raw / base_name(tried), file.role, file.sha256)
+            if tried == source or (base_name(tried) and _can_be_used(path, wanted)):
+                return True
+        if tried == source and not gone:
+            return False
+    if gone and changed_source(entry, root) is None:
+        _log.warning("%s: %s is not on this machine; its copy in %s is kept", file.role, entry.source, raw)
         return False
+    return gone
+
+
+def _existing_file(source: str, root: Path) -> Path | None:
     try:
-        path = _local_path(source, root)
-        return path.is_file() and not _is_content(path, entry)
-    except (RefusedError, OSError):  # what is here already is whole, and there is nothing better to be had
+        path = local_path(source, root)
+        return path if path.is_file() else None
+    except (DownloadError, OSError, ValueError):
+        return None
+
+
+def _can_be_used(path: Path, wanted: Wanted) -> bool:
+    try:
+        check_contents(path, wanted)
+    except (RefusedError, OSError):
         return False
+    return wanted.sha256 in (None, sha256_file(path))
+
+
+def _path(source: str, root: Path) -> Path:
+    try:
+        return local_path(source, root)
+    except DownloadError as error:
+        raise RefusedError(error.problem) from None
 
 
 async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: DownloadParams, raw: Path, root: Path) -> RawFile:
     """Try the sources of one file in turn; there is a client where one of them is an address."""
     problems: list[str] = []
+    refused: str | None = None  # the first local file that is there
     for source in file.sources:
-        wanted = Wanted(raw / _name(source), file.role, file.sha256)
+        wanted = Wanted(raw / base_name(source), file.role, file.sha256)
         try:
             if wanted.target == raw:
                 raise RefusedError("has no base name that a file could be stored under")
-            if client is not None and _is_web(source):
+            if client is not None and is_web(source):
                 digest, etag = await fetch_file(client, source, wanted, params)
             else:
-                path = _local_path(source, root)
-                if _inside(path, raw):
+                path = _path(source, root)
+                if inside(path, raw):
                     raise RefusedError(f"lies in {raw}, which this stage writes to")
                 digest, etag = copy_file(path, wanted, params), None
         except RefusedError as problem:
             _log.warning("%s: %s: %s", file.role, shown(source), problem)
             problems.append(f"{shown(source)}: {problem}")
+            refused = refused or (source if not is_web(source) and _existing_file(source, root) is not None else None)
             continue
+        if refused is not None and not is_web(source):
+            _log.warning(
+                "%s: DVC watches %s, which was refused, so it will not see a change of %s; take the former out of %s",
+                *(file.role, shown(refused), shown(source), file.setting),
+            )
         name, size = wanted.target.name, wanted.part.stat().st_size
         entry = RawFile(role=file.role, name=name, source=shown(source), bytes=size, sha256=digest, etag=etag)
         write_json(raw / f"{name}.entry.json", entry.model_dump(mode="json"))

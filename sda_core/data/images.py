@@ -37,6 +37,7 @@ from sda_core.artifacts import ITEMS, write_json
 from sda_core.data.folders import kept_folder, remove
 from sda_core.data.image_formats import FORMATS
 from sda_core.data.image_names import NUM_EXAMPLES
+from sda_core.data.local_files import linked_folders
 from sda_core.data.manifest import manifest_file, read_manifest
 from sda_core.data.picture_archives import Entry
 from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, Source, open_archive
@@ -356,6 +357,39 @@ def fetch_images(
         DownloadError: a folder of pictures is missing, or another run is writing to ``out``.
         StorageError: ``out`` cannot be written.
     """
+    table, finder = _open(items, raw, local_folder, image_folder, params)
+    _refuse_links(table, finder)
+    with kept_folder(out):
+        return _run(table, finder, params, out)
+
+
+def changed_images(
+    items: pl.DataFrame, raw: Path, local_folder: Path | None, image_folder: Path | None, params: FetchImagesParams, out: Path
+) -> list[str]:
+    """Items whose image :func:`fetch_images` would read again now, since its local file changed, came or went.
+
+    Nothing is changed and nothing is fetched.
+
+    Args:
+        items: as in :func:`fetch_images`, and so are the other arguments.
+
+    Returns:
+        The items' ids in the source, in the order of ``item_id``.
+
+    Raises:
+        ArtifactError, DownloadError: as :func:`fetch_images`; a shard cannot be read.
+    """
+    table, finder = _open(items, raw, local_folder, image_folder, params)
+    stored: dict[int, str] = {}
+    for path in sorted(out.glob("shard-*.parquet")):
+        index = read_shard_index(path)
+        stored.update(zip(index.item_ids, index.keys, strict=True))
+    return [item.raw_item_id for item in table if stored.get(item.item_id) != finder.key(item, finder.sources(item))]
+
+
+def _open(
+    items: pl.DataFrame, raw: Path, local_folder: Path | None, image_folder: Path | None, params: FetchImagesParams
+) -> tuple[list[Item], Finder]:
     ITEMS.check(dict(items.schema), Path("items"))
     columns = items.sort("item_id").select("item_id", "raw_item_id", "image_references")
     table = [
@@ -370,8 +404,29 @@ def fetch_images(
     archive = None
     if any(file.role == "images" for file in read_manifest(raw)):
         archive = open_archive(manifest_file(raw, "images"), table)
-    with kept_folder(out):
-        return _run(table, Finder(local_folder, image_folder, archive, params), params, out)
+    return table, Finder(local_folder, image_folder, archive, params)
+
+
+def _refuse_links(table: Sequence[Item], finder: Finder) -> None:
+    """DVC does not look behind a link to a folder inside a folder, so a change of an image there would go unnoticed.
+
+    Raises:
+        DownloadError: an item's image lies behind such a link.
+    """
+    folders = [folder for folder in (finder.local_folder, finder.image_folder) if folder is not None]
+    watched = {*folders, *(folder / "images" for folder in folders[:1] if finder.local_folder is not None)}
+    links = {link for folder in watched for link in linked_folders(folder)} - watched
+    if not links:
+        return
+    for item in table:
+        for source in finder.sources(item):
+            found = links.intersection(source.path.parents) if isinstance(source, LocalFile) else set[Path]()
+            if found:
+                raise DownloadError(
+                    str(min(found)),
+                    f"is a link to a folder, behind which DVC does not see images change ({item.raw_item_id!r} has one there)",
+                    "put the folder there instead of the link, or name the linked folder in dataset.image_folder",
+                )
 
 
 def to_try_again(coverage: Mapping[str, int | float]) -> dict[str, str]:

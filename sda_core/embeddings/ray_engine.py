@@ -73,7 +73,7 @@ def embed_with_ray(
     except ModuleNotFoundError as error:
         problem = f"is 'ray', and the module {error.name} is not installed"
         raise ConfigError("params.yaml: export_embeddings.engine", problem, "install the extra ray, or use 'local'") from None
-    local_files = Path(getattr(backbone_params, "name", ""))
+    local_files = Path(getattr(backbone_params, "name", "")).expanduser()
     revision = sha256_path(local_files) if local_files.is_dir() and local_files.name else ""
     folder = BlockFolder(resume, fingerprint_of(fingerprint, backbone_params, revision, "ray"), source, params)
     blocks = blocks_of(source, params.shard_rows)

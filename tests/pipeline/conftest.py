@@ -115,7 +115,7 @@ def new_project(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         root = tmp_path_factory.mktemp(name) / "project"
         root.mkdir()
         skipped = shutil.ignore_patterns("__pycache__")
-        for folder in ("sda_core", "stages", "conf"):
+        for folder in ("sda_core", "stages", "conf", "hydra_plugins"):
             shutil.copytree(repository / folder, root / folder, ignore=skipped)
         for file in ("dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml"):
             shutil.copy(repository / file, root / file)

@@ -1,0 +1,76 @@
+"""What it costs that DVC watches a local folder of images: first hashing, then a status where nothing changed.
+
+A project with one stage depends on a folder of many images; the same project without the folder is what it is compared with.
+
+    python bench/local_files.py
+    python bench/local_files.py --num-images 10000 --kilobytes 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def seconds(project: Path, *arguments: str) -> tuple[float, float]:
+    """Run DVC in the project: seconds by the clock, and of processor time."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=project, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - began, processor
+
+
+def shown(name: str, watching: tuple[float, float], bare: tuple[float, float]) -> None:
+    """Print one comparison."""
+    print(
+        f"{name}: {watching[0]:.2f} s ({watching[1]:.2f} of processor time), without the folder {bare[0]:.2f} s ({bare[1]:.2f})",
+        flush=True,
+    )
+
+
+def new_project(place: Path, dependency: Path) -> Path:
+    """A project of one stage that depends on a path."""
+    place.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=place, check=True)
+    seconds(place, "init", "-q")
+    (place / "dvc.yaml").write_text(f"stages:\n  fetch:\n    cmd: echo done > out\n    deps: ['{dependency}']\n    outs: [out]\n")
+    seconds(place, "config", "core.analytics", "false")
+    return place
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-images", type=int, default=100_000)
+    parser.add_argument("--kilobytes", type=int, default=10, help="of one image")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        images = root / "shop" / "images"
+        images.mkdir(parents=True)
+        for number in range(arguments.num_images):
+            (images / f"{number}.jpg").write_bytes(number.to_bytes(8) + os.urandom(64) * (arguments.kilobytes * 16))
+        (root / "one.txt").write_text("nothing to watch\n")
+        watching, bare = new_project(root / "watching", root / "shop"), new_project(root / "bare", root / "one.txt")
+        print(f"{arguments.num_images} images of {arguments.kilobytes} KiB, load {os.getloadavg()[0]:.1f}", flush=True)
+        shown("first run", seconds(watching, "repro"), seconds(bare, "repro"))
+        turns = [(seconds(watching, "status"), seconds(bare, "status")) for _ in range(arguments.rounds)]
+        shown(f"unchanged status, best of {arguments.rounds} in turns", *(min(values) for values in zip(*turns, strict=True)))
+        shown("unchanged repro", seconds(watching, "repro"), seconds(bare, "repro"))
+        (images / "0.jpg").write_bytes(b"another image")
+        (root / "one.txt").write_text("another text\n")
+        shown("status after one image changed", seconds(watching, "status"), seconds(bare, "status"))
+
+
+if __name__ == "__main__":
+    main()

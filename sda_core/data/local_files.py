@@ -1,0 +1,230 @@
+"""Which files and folders of this machine a run reads, so that DVC notices when one changes.
+
+DVC watches what stands in a stage's ``deps``.  ``dvc.yaml`` takes the paths from the section ``local_files`` of
+``params.yaml``, one path for each use; :data:`NO_LOCAL_FILE` stands where a use reads no local file.  The section follows
+from ``dataset`` and ``backbone``: Hydra fills it in (``hydra_plugins/sda_local_files.py``), and the stages refuse a
+section that was edited by hand and does not fit (:func:`check`).
+
+A dependency that does not exist would stop DVC before a stage could say what is wrong.  So only what exists is watched, and
+of several local sources the first one that exists, since it is the one that is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from sda_core.data.folders import user_path
+from sda_core.data.manifest import NAME_PATTERN, RawFile, manifest_path, read_manifest
+from sda_core.errors import ConfigError, DownloadError
+from sda_core.fingerprint import sha256_file
+from sda_core.params import Params
+
+NO_LOCAL_FILE = "conf/no_local_file.txt"
+"""A file of the project that stands in ``local_files`` where there is nothing to watch."""
+
+OUTPUTS = (
+    *("data/raw", "data/filtered", "data/images", "data/negatives"),
+    *("adapters", "embeddings", "indexes", "models", "evaluation", "metrics", "report"),
+)
+"""Folders that the pipeline writes; a dependency that overlaps with one would be a cycle."""
+
+RAW = ("reviews", "metadata", "image_archive")
+IMAGES = ("local_folder", "local_images", "image_folder")
+BACKBONE = ("backbone",)
+
+_OWN_SUFFIXES = (".part", ".part.json", ".entry.json")
+
+
+# ------------------------------------------------------------------------------------------------ sources
+def is_web(source: str) -> bool:
+    """Whether a source of raw files is an http or https address; else it is a ``file:`` URL or a plain path."""
+    return source.lower().startswith(("http://", "https://"))
+
+
+def base_name(source: str) -> str:
+    """Base name under which a source's file is stored; "" where it has none that could be used."""
+    if is_web(source) or source.lower().startswith("file:"):
+        try:
+            name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
+        except ValueError:  # brackets that are no IPv6 address
+            return ""
+    else:
+        name = PureWindowsPath(source).name if os.name == "nt" else source.rstrip("/").rsplit("/", 1)[-1]
+    reserved = name == manifest_path(Path()).name or name.endswith(_OWN_SUFFIXES)
+    return name if re.fullmatch(NAME_PATTERN, name) and len(name.encode()) <= 200 and not reserved else ""
+
+
+def located(sources: Sequence[str], local_folder: str | None) -> tuple[str, ...]:
+    """The sources as they will be tried: with a local folder, its files of the same base names."""
+    if local_folder is None:
+        return tuple(sources)
+    return tuple(dict.fromkeys(f"{local_folder.rstrip('/') or '/'}/{base_name(source)}" for source in sources))
+
+
+def local_path(source: str, root: Path) -> Path:
+    """Where a plain path or a ``file:`` URL points.
+
+    Raises:
+        DownloadError: to another host, or to the home of nobody.
+    """
+    if not source.lower().startswith("file:"):
+        return user_path(source, root, "params.yaml: dataset")
+    parts = urlsplit(source)
+    if parts.netloc not in ("", "localhost"):
+        raise DownloadError("params.yaml: dataset", f"a file: URL of another host ({parts.netloc})")
+    return root / url2pathname(parts.path)
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder (or is it), links resolved."""
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a NUL in the path, which leads nowhere
+        return False
+
+
+# ---------------------------------------------------------------------------------------------- what to watch
+def watched(dataset: Mapping[str, Any], backbone: Mapping[str, Any], root: Path) -> dict[str, str]:
+    """The section ``local_files`` that fits two other sections.
+
+    Args:
+        dataset: the section, as plain data; it need not be valid, since whoever reads ``params.yaml`` says so better.
+        backbone: likewise.
+        root: the project folder, to which relative paths are relative.
+
+    Returns:
+        For each use the path that DVC watches: as in the params, with ``~`` expanded and a ``file:`` URL turned to a path.
+    """
+    return {use: next(iter(_existing(use, paths, root)), NO_LOCAL_FILE) for use, paths in _named(dataset, backbone).items()}
+
+
+def check(params: Params, root: Path, uses: Sequence[str]) -> None:
+    """Refuse a section ``local_files`` that does not fit what the other sections name.
+
+    Args:
+        params: the whole of ``params.yaml``.
+        root: the project folder.
+        uses: which keys of ``local_files`` matter to the stage that runs.
+
+    Raises:
+        ConfigError: a path of these uses is not one that the params name, or one that exists is not watched.
+    """
+    named = _named(params.dataset.model_dump(), params.backbone.model_dump())
+    told = params.local_files.model_dump()
+    problems: list[str] = []
+    for use in uses:
+        existing = _existing(use, named[use], root)
+        if told[use] in named[use] or (told[use] == NO_LOCAL_FILE and not existing):
+            continue
+        problems.append(f"{use} should be {next(iter(existing), NO_LOCAL_FILE)!r} (got {told[use]!r})")
+    if problems:
+        raise ConfigError(
+            "params.yaml: local_files",
+            f"does not name the files that the other params name, so DVC would not see them change: {', '.join(problems)}",
+            "write this into params.yaml, or compose it anew with `dvc exp run`",
+        )
+
+
+def watches(root: Path, uses: Sequence[str]) -> Callable[[Params], None]:
+    """:func:`check` for some uses, as a stage passes it on."""
+    return partial(check, root=root, uses=uses)
+
+
+def _named(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, list[str]]:
+    """For each use every local path that the params name, best first, whether or not it exists."""
+    named: dict[str, list[str]] = {use: [] for use in (*RAW, *IMAGES, *BACKBONE)}
+    if dataset.get("source") == "amazon":
+        folder = _text(dataset.get("local_folder"))
+        for use in RAW:
+            local = located(_texts(dataset.get(use)), folder)
+            named[use] = _paths([source for source in local if not is_web(source) and base_name(source)])
+        named["local_folder"] = _paths([folder] if folder else [])
+        named["local_images"] = _paths([f"{folder.rstrip('/')}/images"] if folder else [])
+        image_folder = _text(dataset.get("image_folder"))
+        named["image_folder"] = _paths([image_folder] if image_folder else [])
+    name = _text(backbone.get("name"))
+    named["backbone"] = _paths([name] if name else [])
+    return named
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _texts(value: Any) -> list[str]:
+    found = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else ()
+    return [text for text in found if isinstance(text, str)]
+
+
+def _paths(sources: Sequence[str]) -> list[str]:
+    paths: list[str] = []
+    for source in sources:
+        try:
+            paths.append(local_path(source, Path()).as_posix())
+        except DownloadError:  # the stage that reads it says so
+            continue
+    return paths
+
+
+def _existing(use: str, paths: Sequence[str], root: Path) -> list[str]:
+    """Those of the paths that exist and can be watched."""
+    return [text for text in paths if _can_be_watched(use, root / text, root)]
+
+
+def _can_be_watched(use: str, path: Path, root: Path) -> bool:
+    try:
+        if not (path.is_file() if use in RAW else path.is_dir()):
+            return False
+    except (OSError, ValueError):  # a name too long for the file system, a NUL
+        return False
+    if any(inside(path, root / output) or inside(root / output, path) for output in OUTPUTS):
+        return False
+    if use == "local_images":  # part of local_folder, except where DVC does not see it there
+        return path.is_symlink() or not _can_be_watched("local_folder", path.parent, root)
+    return True
+
+
+# --------------------------------------------------------------------------------------------- truth afterwards
+def changed_source(entry: RawFile, root: Path) -> str | None:
+    """How the local file that a raw file was copied from differs from the copy; None where it does not.
+
+    A source whose folder is not there either is another machine's: nothing can be said about it.
+    """
+    if is_web(entry.source) or base_name(entry.source) != entry.name:  # the built-in shop's source is no path
+        return None
+    try:
+        path = local_path(entry.source, root)
+        if not path.exists():
+            return f"its local source {path} is gone" if path.parent.is_dir() else None
+        if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
+            return f"its local source {path} has changed since it was copied"
+    except DownloadError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"its local source cannot be read ({type(error).__name__}: {error})"
+    return None
+
+
+def changed_sources(raw: Path, root: Path) -> list[str]:
+    """A line for every raw file whose local source differs from it now (:func:`changed_source`).
+
+    Raises:
+        ArtifactError: the manifest is missing or damaged.
+    """
+    found = ((entry.name, changed_source(entry, root)) for entry in read_manifest(raw))
+    return [f"{name}: {problem}" for name, problem in found if problem is not None]
+
+
+def linked_folders(folder: Path) -> list[Path]:
+    """Links to folders below a folder; DVC looks behind none of them when it hashes the folder."""
+    found: list[Path] = []
+    for here, folders, _ in os.walk(folder):
+        found += [path for name in folders if (path := Path(here, name)).is_symlink()]
+    return sorted(found)
