@@ -46,7 +46,7 @@ def keep_positions(
     seed: int,
     folder: Path,
     *,
-    vectors: np.ndarray | None = None,
+    vectors: recommenders.ItemVectors | None = None,
     protocols: Sequence[Protocol] = ("fullrank",),
 ) -> None:
     """Train with one seed and place the test targets, unless both was done; the best epoch is chosen on the validation targets.
@@ -59,7 +59,7 @@ def keep_positions(
         section: the recommender's settings, whose seed is replaced.
         seed: of the training.
         folder: see the module's docstring.
-        vectors: ``(I + 1, D)`` item vectors, row 0 zero, or None for ids alone.
+        vectors: ``(I + 1, D)`` item vectors, row 0 zero (of each modality, where the recommender takes these); None: ids alone.
         protocols: each places the targets of the same trained model.
     """
     wanted: dict[Protocol, Path] = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
