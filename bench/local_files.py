@@ -42,7 +42,9 @@ def new_project(place: Path, dependency: Path) -> Path:
     place.mkdir()
     subprocess.run(["git", "init", "-q"], cwd=place, check=True)
     seconds(place, "init", "-q")
-    (place / "dvc.yaml").write_text(f"stages:\n  fetch:\n    cmd: echo done > out\n    deps: ['{dependency}']\n    outs: [out]\n")
+    (place / "dvc.yaml").write_text(
+        f"stages:\n  fetch:\n    cmd: echo done > out\n    deps: ['{dependency}']\n    outs: [out]\n", encoding="utf-8"
+    )
     seconds(place, "config", "core.analytics", "false")
     return place
 
@@ -60,7 +62,7 @@ def main() -> None:
         images.mkdir(parents=True)
         for number in range(arguments.num_images):
             (images / f"{number}.jpg").write_bytes(number.to_bytes(8) + os.urandom(64) * (arguments.kilobytes * 16))
-        (root / "one.txt").write_text("nothing to watch\n")
+        (root / "one.txt").write_text("nothing to watch\n", encoding="utf-8")
         watching, bare = new_project(root / "watching", root / "shop"), new_project(root / "bare", root / "one.txt")
         print(f"{arguments.num_images} images of {arguments.kilobytes} KiB, load {os.getloadavg()[0]:.1f}", flush=True)
         shown("first run", seconds(watching, "repro"), seconds(bare, "repro"))
@@ -68,7 +70,7 @@ def main() -> None:
         shown(f"unchanged status, best of {arguments.rounds} in turns", *(min(values) for values in zip(*turns, strict=True)))
         shown("unchanged repro", seconds(watching, "repro"), seconds(bare, "repro"))
         (images / "0.jpg").write_bytes(b"another image")
-        (root / "one.txt").write_text("another text\n")
+        (root / "one.txt").write_text("another text\n", encoding="utf-8")
         shown("status after one image changed", seconds(watching, "status"), seconds(bare, "status"))
 
 

@@ -152,6 +152,8 @@ def main() -> None:
 
     from ruamel.yaml import YAML
 
+    from sda_core.data.local_files import watched
+
     yaml = YAML(typ="safe", pure=True)
     params = yaml.load(REPOSITORY / "params.yaml")
     preset = yaml.load(REPOSITORY / "conf" / "dataset" / "gift_cards.yaml")["dataset"]
@@ -159,6 +161,7 @@ def main() -> None:
     params["dataset"] = preset | {"category": "Synthetic"} | sources
     root = options.folder / "project"
     root.mkdir(exist_ok=True)
+    params["local_files"] = watched(params["dataset"], params["backbone"], root)
     yaml.dump(params, root / "params.yaml")
     measured = {module: run_stage(module, root) for module in ("stages.download", "stages.filter")}
     size = sum((options.folder / name).stat().st_size for name in (REVIEWS, METADATA))

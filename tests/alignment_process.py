@@ -90,7 +90,7 @@ elif mode == "mistakes":
         with pytest.raises(TrainingError, match=rf"step 0: loss nan .*\(items {expected}\)") as stopped:
             helpers.run_shared(folder / "broken", team, Broken())
         assert stopped.value.known_to_all
-        with pytest.raises(ConfigError, match=r"multiple of 2 chunks.*got 3 chunks \(batch_size 8 in chunks of 3\)") as odd:
+        with pytest.raises(ConfigError, match=r"in chunks of micro_batch_size 3 .*multiple of 2 chunks.*\(got 3\)") as odd:
             helpers.run(folder / "odd", helpers.changed(helpers.SHARED, micro_batch_size=3), team=team)
         assert odd.value.known_to_all
         if INDEX == 1:

@@ -398,7 +398,7 @@ def test_items_without_a_picture(tmp_path: Path, missing_image: str, shown: bool
 
 
 def test_too_few_items(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"batch_size: is 20, but only 19 items show a picture; reduce it"):
+    with pytest.raises(TrainingError, match=r"batch_size: should be at most 19, .*that show an image \(got 20\)"):
         run(tmp_path, changed(TRAINING, batch_size=20))
 
 

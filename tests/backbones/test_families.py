@@ -25,6 +25,7 @@ from sda_core import adapters
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, write_json
 from sda_core.backbones import build, save_backbone
 from sda_core.backbones._layers import LLAMA_LINEAR, VIT_LINEAR
+from sda_core.data.local_files import watched
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.image_store import ImageRow, coverage_path, shard_path, write_shard
 from sda_core.item_vectors import read_vectors
@@ -555,7 +556,8 @@ def test_train_export_index(shop, family_params, caplog, tmp_path, name):
     template, params = shop
     root = tmp_path / "shop"
     shutil.copytree(template, root)
-    params = params | {"backbone": family_params(name).model_dump()}
+    backbone = family_params(name).model_dump()
+    params = params | {"backbone": backbone, "local_files": watched(params["dataset"], backbone, root)}
     YAML(typ="safe", pure=True).dump(params, root / "params.yaml")
     workspace = Workspace(root)
     with caplog.at_level(logging.INFO):

@@ -21,11 +21,11 @@ def workspace(tmp_path: Path) -> Workspace:
     """Every user has five items: three of training, one of validation, one of test; one has a row that is left over."""
     workspace = Workspace(tmp_path / "run")
     rows = [
-        (user, (user + place) % NUM_ITEMS + 1, 1000 + place // 2, 5.0, {3: "valid", 4: "test"}.get(place, "train"))
+        (user, (user + place) % NUM_ITEMS + 1, 1_500_000_000 + place // 2, 5.0, {3: "valid", 4: "test"}.get(place, "train"))
         for user in range(1, NUM_USERS + 1)
         for place in range(5)
     ]
-    rows.append((NUM_USERS, 1, 2000, 1.0, "test_rest"))
+    rows.append((NUM_USERS, 1, 1_500_001_000, 1.0, "test_rest"))
     INTERACTIONS.write(pl.DataFrame(rows, schema=dict(INTERACTIONS.columns), orient="row"), workspace.interactions)
     items = [
         (item, raw, f"Title\t{item}", "", "", ["Home", "Red Mugs"], [], "", [], True) for item, raw in enumerate(RAW_ITEMS, 1)
