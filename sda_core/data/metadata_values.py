@@ -182,10 +182,10 @@ def _entries(value: Any) -> list[Any]:
 
 
 def _first_path(value: Any) -> list[Any]:
-    """The first category path of a list of paths, or the list itself where it is one path."""
+    """The first category path of a list of paths that is not empty, or the list itself where it is one path."""
     entries = _entries(value)
     for entry in entries:
-        if isinstance(entry, (list, tuple)):
+        if isinstance(entry, (list, tuple)) and entry:
             entries = _entries(entry)
             break
     return entries[:MAX_ENTRIES]
