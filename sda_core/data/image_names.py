@@ -194,10 +194,12 @@ class ImageFolder:
     Args:
         root: the folder that relative paths are relative to.
         named: the directory below it whose files are named after items; ``""`` is the folder itself.
+        items: all ids, so that a file counts for one item only: for ``a%2Fb``, if there is such an id, and not for ``a/b``.
     """
 
-    def __init__(self, root: Path, named: str) -> None:
+    def __init__(self, root: Path, named: str, items: ItemNames | None = None) -> None:
         self.root = root
+        self._items = items
         self._lock = threading.Lock()
         self._listed: OrderedDict[Path, Directory] = OrderedDict()
         top = self._list(root)
@@ -218,13 +220,19 @@ class ImageFolder:
 
     def of(self, item_id: str) -> Path | None:
         """The file that is named after an item."""
-        names = self.use.directory.of(item_id)
+        names = [name for name in self.use.directory.of(item_id) if self._is_of(name, item_id)]
         if not names:
             return None
         self.use.used.update(names)
         if len(names) > 1:
             self.use.several[item_id] = names[0]
         return self.use.directory.path / names[0]
+
+    def _is_of(self, name: str, item_id: str) -> bool:
+        """Whether no other item has a better claim to a file."""
+        parts = split_name(name)
+        owner = None if self._items is None or parts is None else self._items.of(parts[0])
+        return owner is None or owner[0] == item_id
 
     def at(self, path: PurePosixPath) -> Path | None:
         """The file at a relative path; the path may begin with the folder's own name."""
