@@ -104,6 +104,10 @@ _FIELD_NAMES = (
     "reviewTime vote verified verified_purchase helpful_vote average_rating rating_number fit similar_item date subtitle"
 )
 _FIELDS = frozenset(_FIELD_NAMES.split())  # of all editions
+# Of objects that are too long to be parsed, or indented: a field of one value that holds a list, a row under a key.
+_SCALAR = rb'"(?:reviewerID|asin|user_id|parent_asin|rating|overall|timestamp|unixReviewTime)"'
+_COLUMN = re.compile(rb"\{\s*" + _SCALAR + rb"\s*:\s*\[")
+_KEYED_ROW = re.compile(rb'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:\s*\{\s*' + _SCALAR + rb"\s*:")
 _ROWS_INSIDE = re.compile(rb'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:\s*(?:\[\s*[\[{]|\{\s*"[01]"\s*:)')
 
 
@@ -181,6 +185,10 @@ def _wrong_object(text: bytes) -> WrongKind | None:
             return _rows_inside(key)
         if match[0].endswith(b":"):
             return _COLUMNS_KIND
+    if _COLUMN.match(text):
+        return _COLUMNS_KIND
+    if (match := _KEYED_ROW.match(text)) is not None and match[1].decode("utf-8", "replace") not in _FIELDS:
+        return _ROWS_BY_KEY_KIND
     # A brace alone, or a first field that ends in a comma or an open bracket, and the next line goes on inside it.
     if feed and re.fullmatch(rb'\{(?:\s*"(?:[^"\\]|\\.)*+"\s*:.*[,{\[])?', first, re.DOTALL):
         following = rest.lstrip(_BLANKS)[:1]

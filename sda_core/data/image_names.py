@@ -3,6 +3,7 @@
 * A file is an item's image when its name without the extension is the item's id.  Ids are compared exactly, also in upper
   and lower case; the extension may be in any case.
 * macOS writes accents as characters of their own (NFD), others as one character (NFC): both count.
+* A file is the image of one item: where its name is an id as it stands, no other spelling of it counts.
 * An id that cannot be a file name (``a/b``) is written percent-encoded (``a%2Fb.jpg``); any name may be.
 * Several files of one item: the exact id before other spellings, then the order of ``image_formats.SUFFIXES``, then an
   extension in lower case, then the name.

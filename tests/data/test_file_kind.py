@@ -88,6 +88,18 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
         json.dumps({key: {str(n): row[key] for n, row in enumerate(ROWS)} for key in ROWS[0]}).encode(), "columns", "records",
     ),
     "columns as lists": (json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}).encode(), "columns", "records"),
+    "many columns as lists": (
+        json.dumps({key: [row[key] for row in ROWS * 900] for key in ROWS[0]}).encode(), "columns", "records",
+    ),
+    "columns as lists, indented": (
+        json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}, indent=1).encode(), "columns", "records",
+    ),
+    "many rows under keys": (
+        json.dumps(dict(enumerate(ROWS * 900))).encode(), "one JSON object with a row under each key", "jq -c '.[]'",
+    ),
+    "rows under keys, indented": (
+        json.dumps(dict(enumerate(ROWS)), indent=2).encode(), "one JSON object with a row under each key", "jq -c '.[]'",
+    ),
     "rows under keys": (
         json.dumps({f"r{n}": row for n, row in enumerate(ROWS)}).encode(), "one JSON object with a row under each key", "jq -c",
     ),

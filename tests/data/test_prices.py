@@ -81,6 +81,7 @@ def test_a_price_is_kept_as_given(price: str) -> None:
         ("−5 €", "not_positive"),
         (0, "not_positive"),
         (-1.5, "not_positive"),
+        (0.004, "not_positive"),
         (float("nan"), "kind"),
         (float("inf"), "kind"),
         (True, "kind"),
