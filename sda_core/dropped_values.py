@@ -23,6 +23,7 @@ PRICE_REASONS = {
 }
 
 IMAGE_REASONS = {
+    "blank": "Says nothing (n/a, null, punctuation)",
     "data_uri": "An image inside the text (data: URI)",
     "scheme": "Neither http nor https",
     "local_path": "An absolute or climbing path",

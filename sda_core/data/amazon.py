@@ -70,8 +70,6 @@ _MAX_RATING = 1e6
 _NUM_QUOTES = 5
 _BLANKS = b" \t\r\n"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# How UTF-16 and UTF-32 begin: with their byte order marks, or with a brace and what surrounds it.
-_WIDE = re.compile(rb"\xff\xfe|(?:\x00\x00)?\xfe\xff|\{\x00.\x00|\{\x00\x00\x00|\x00\{\x00|\x00\x00\x00\{", re.DOTALL)
 
 REVIEW_SCHEMA = {
     "raw_user_id": pl.String,
@@ -425,6 +423,7 @@ def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _REVIEW_JSON = json.JSONDecoder(strict=False, object_pairs_hook=_first_of_each)
 _METADATA_JSON = json.JSONDecoder(strict=False)
+_JSON_START = re.compile(r'\{\s*"')
 
 
 def _json_record(text: str, decoder: json.JSONDecoder = _REVIEW_JSON) -> dict[str, Any] | str:
@@ -559,15 +558,16 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
 
 _SEPARATOR = "\x1f"
 
-# The id in the raw bytes; begins with letters, so that the search is fast.  In a JSON string the quote after the key
-# would have a backslash before it, so this is a key, if perhaps one inside another object.
-_RAW_ID = {key: re.compile(key.encode() + rb"""['"]\s*:\s*['"]([\w-]{1,64})['"]""") for key in ("asin", "parent_asin")}
+# The id in the raw bytes, or nothing where the value is of another form; begins with letters, so that the search is fast.
+# In a JSON string the quote after the key would have a backslash before it, so this is a key, if perhaps one inside
+# another object.
+_RAW_ID = {key: re.compile(key.encode() + rb"""['"]\s*:(?:\s*['"]([\w-]{1,64})['"])?""") for key in ("asin", "parent_asin")}
 
 
 def _names_another(line: bytes, key: str, wanted: frozenset[str]) -> bool:
     """Whether a line plainly is about an item that is not wanted: it need not be parsed then."""
-    ids = _RAW_ID[key].findall(line)
-    return len(ids) == 1 and ids[0].decode("ascii") not in wanted
+    ids = _RAW_ID[key].findall(line)  # of one key only: of two, the plain one may be another object's
+    return len(ids) == 1 and ids[0] != b"" and ids[0].decode("ascii") not in wanted
 
 
 def _ordinary_record(line: bytes, key: str) -> dict[str, Any] | None:
@@ -596,7 +596,13 @@ def _metadata_record(text: str) -> dict[str, Any] | str:
 
 
 def _literal_record(text: str) -> dict[str, Any] | str:
-    """A dict in Python's syntax (or, in mirrors that were converted, JSON's), or the reason why there is none."""
+    """A dict in Python's syntax (or, in mirrors that were converted, JSON's), or the reason why there is none.
+
+    Python itself writes such a dict with single quotes.  A line that begins with a double quote is tried as JSON first:
+    the two languages read some strings differently (``"\\/"``, pairs of surrogates).
+    """
+    if _JSON_START.match(text) and isinstance(converted := _json_record(text, _METADATA_JSON), dict):
+        return converted
     try:
         record = parse_literal(text)
     except ValueError:
@@ -711,13 +717,10 @@ def _text_start(path: Path, piece: bytes) -> bytes:
     """The first bytes of a text without UTF-8's byte order mark.
 
     Raises:
-        DataError: it is of another kind (an array, a table, an archive), or UTF-16 or UTF-32, which would look like lines full
-            of NUL bytes.
+        DataError: it is of another kind (an array, a table, an archive, text in another encoding).
     """
     if (kind := wrong_contents(piece[:HEAD_BYTES])) is not None:
         raise DataError(str(path), str(kind).partition("; ")[0], kind.advice)
-    if _WIDE.match(piece):
-        raise DataError(str(path), "is UTF-16 or UTF-32 text, expected UTF-8", "convert it: iconv -f UTF-16 -t UTF-8")
     return piece.removeprefix(_BYTE_ORDER_MARK)
 
 

@@ -169,7 +169,10 @@ def read_price(value: Any) -> tuple[str, str]:
         if value <= 0:
             return "", "not_positive"
         # Compared before it is formatted: an integer may be too large for a float.
-        return (f"{value:.2f}", "") if value < 1e9 else ("", "not_understood")
+        if value >= 1e9:
+            return "", "not_understood"
+        price = f"{value:.2f}"
+        return ("", "not_positive") if price == "0.00" else (price, "")
     if isinstance(value, list | tuple):
         entries = [entry for entry in cast("list[Any]", value) if entry is not None and entry != ""]
         if len(entries) > 1:

@@ -30,9 +30,10 @@ class WrongKind:
 
     name: str
     advice: str
+    expected: str = "JSON lines (one object per line, plain or gzip)"
 
     def __str__(self) -> str:
-        return f"is {self.name}, expected JSON lines (one object per line, plain or gzip); {self.advice}"
+        return f"is {self.name}, expected {self.expected}; {self.advice}"
 
 
 _MAGIC: Sequence[tuple[int, bytes, WrongKind]] = (
@@ -73,12 +74,29 @@ _HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _ARRAY = re.compile(rb"\[\s*(?:\{|\]\s*$|\[\s*[\"'0-9])")
 _CONTROL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
+# Text in which each character takes two or four bytes: its byte order mark, or two characters of ASCII.
+_WIDE = tuple(
+    (
+        re.compile(pattern, re.DOTALL),
+        WrongKind(f"{name} text", f"convert it: iconv -f {code} -t UTF-8 FILE > FILE.jsonl", "UTF-8"),
+    )
+    for pattern, name, code in (
+        (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32", "UTF-32"),
+        (rb"\xff\xfe|\xfe\xff", "UTF-16", "UTF-16"),
+        (rb"(?:[\t\r\n -~]\x00\x00\x00){2}", "UTF-32", "UTF-32LE"),
+        (rb"(?:\x00\x00\x00[\t\r\n -~]){2}", "UTF-32", "UTF-32BE"),
+        (rb"(?:[\t\r\n -~]\x00){2}", "UTF-16", "UTF-16LE"),
+        (rb"(?:\x00[\t\r\n -~]){2}", "UTF-16", "UTF-16BE"),
+    )
+)
 _SEPARATORS = (b"\t", b",", b";", b"|", b"::")
 _ARRAY_KIND = WrongKind("a JSON array (a list)", "convert it: jq -c '.[]' FILE > FILE.jsonl")
 _INDENTED_KIND = WrongKind("JSON that is indented over several lines", "convert it: jq -c . FILE > FILE.jsonl")
 _COLUMNS_KIND = WrongKind(
     "one JSON object of columns", "write it by rows: pandas.DataFrame.to_json(FILE, orient='records', lines=True)"
 )
+_ROWS_BY_KEY_KIND = WrongKind("one JSON object with a row under each key", "convert it: jq -c '.[]' FILE > FILE.jsonl")
+_ID_FIELDS = frozenset({"reviewerID", "asin", "user_id", "parent_asin"})
 _FIELD_NAMES = (
     "reviewerID asin overall unixReviewTime user_id parent_asin rating timestamp title brand store price details images features "
     "categories category description imUrl imageURL imageURLHighRes image related salesRank main_category main_cat videos "
@@ -86,6 +104,10 @@ _FIELD_NAMES = (
     "reviewTime vote verified verified_purchase helpful_vote average_rating rating_number fit similar_item date subtitle"
 )
 _FIELDS = frozenset(_FIELD_NAMES.split())  # of all editions
+# Of objects that are too long to be parsed, or indented: a field of one value that holds a list, a row under a key.
+_SCALAR = rb'"(?:reviewerID|asin|user_id|parent_asin|rating|overall|timestamp|unixReviewTime)"'
+_COLUMN = re.compile(rb"\{\s*" + _SCALAR + rb"\s*:\s*\[")
+_KEYED_ROW = re.compile(rb'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:\s*\{\s*' + _SCALAR + rb"\s*:")
 _ROWS_INSIDE = re.compile(rb'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:\s*(?:\[\s*[\[{]|\{\s*"[01]"\s*:)')
 
 
@@ -102,17 +124,22 @@ def wrong_kind(head: bytes) -> WrongKind | None:
             return None  # damaged; whoever unpacks it says where
         if head.startswith(_GZIP):
             return _TWICE_PACKED
-    return binary_kind(head) or _wrong_text(head)
+    return _kind(head)
 
 
 def wrong_contents(head: bytes) -> WrongKind | None:
     """As :func:`wrong_kind`, of bytes that were unpacked; binary data of an unknown kind is told, too."""
     if head.startswith(_GZIP):
         return _TWICE_PACKED
-    kind = binary_kind(head) or _wrong_text(head)
+    kind = _kind(head)
     if kind is None and len(head) >= 64 and head[:1] != b"{" and len(_CONTROL.findall(head[:1024])) > len(head[:1024]) // 10:
         return WrongKind("binary data of an unknown kind", _PACK)
     return kind
+
+
+def _kind(head: bytes) -> WrongKind | None:
+    wide = next((kind for pattern, kind in _WIDE if pattern.match(head)), None)
+    return wide or binary_kind(head) or _wrong_text(head)
 
 
 def binary_kind(head: bytes) -> WrongKind | None:
@@ -158,6 +185,10 @@ def _wrong_object(text: bytes) -> WrongKind | None:
             return _rows_inside(key)
         if match[0].endswith(b":"):
             return _COLUMNS_KIND
+    if _COLUMN.match(text):
+        return _COLUMNS_KIND
+    if (match := _KEYED_ROW.match(text)) is not None and match[1].decode("utf-8", "replace") not in _FIELDS:
+        return _ROWS_BY_KEY_KIND
     # A brace alone, or a first field that ends in a comma or an open bracket, and the next line goes on inside it.
     if feed and re.fullmatch(rb'\{(?:\s*"(?:[^"\\]|\\.)*+"\s*:.*[,{\[])?', first, re.DOTALL):
         following = rest.lstrip(_BLANKS)[:1]
@@ -169,6 +200,11 @@ def _wrong_record(record: dict[str, Any]) -> WrongKind | None:
     """Whether a line's object is the whole file: rows in a list under a key, or columns instead of rows."""
     if record and all(isinstance(value, dict) and "0" in value for value in record.values()):
         return _COLUMNS_KIND
+    if not _ID_FIELDS.isdisjoint(record) and all(isinstance(value, list) for value in record.values()):
+        return _COLUMNS_KIND
+    rows = [cast("dict[str, Any]", value) for value in record.values() if isinstance(value, dict)]
+    if rows and len(rows) == len(record) and not any(map(_ID_FIELDS.isdisjoint, rows)):
+        return _ROWS_BY_KEY_KIND
     for key, value in record.items():
         if isinstance(value, list) and _FIELDS.isdisjoint(record):
             rows = cast("list[Any]", value)

@@ -45,6 +45,8 @@ def read_id(value: Any, owner: str, max_chars: int) -> tuple[str, bool] | BadId:
         return BadId(f"{owner} id is neither text nor a whole number")
     if isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < _MAX_WHOLE_FLOAT:
         value = int(value)
+    elif isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return BadId(f"{owner} id is a number of more digits than a float holds")
     if isinstance(value, int):
         if abs(value) >= 10**max_chars:
             return BadId(f"{owner} id is longer than {max_chars} characters")

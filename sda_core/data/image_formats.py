@@ -157,14 +157,16 @@ def recognized(data: bytes) -> str | None:
     return _text(data)
 
 
-def _unless_decoded(name: str) -> str | None:
+def _unless_decoded(name: str | None) -> str | None:
     """A format that this Pillow decodes is no news: the file must be damaged."""
     return None if name in FORMATS else name
 
 
-def _iso_media(data: bytes) -> str:
-    """By the brands of the first box (ISO/IEC 14496-12), the major one first."""
+def _iso_media(data: bytes) -> str | None:
+    """By the brands of the first box (ISO/IEC 14496-12), the major one first; None where the file ends before it."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+    if len(data) < 12:  # not even the first brand is there
+        return None
     brands = [data[8:12], *(data[start : start + 4] for start in range(16, end - 3, 4))]
     for names, known in (("HEIC", _HEIC_BRANDS), ("AVIF", _AVIF_BRANDS), ("CR3", {b"crx "}), ("HEIF", _HEIF_BRANDS)):
         if known.intersection(brands):

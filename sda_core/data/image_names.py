@@ -3,6 +3,7 @@
 * A file is an item's image when its name without the extension is the item's id.  Ids are compared exactly, also in upper
   and lower case; the extension may be in any case.
 * macOS writes accents as characters of their own (NFD), others as one character (NFC): both count.
+* A file is the image of one item: where its name is an id as it stands, no other spelling of it counts.
 * An id that cannot be a file name (``a/b``) is written percent-encoded (``a%2Fb.jpg``); any name may be.
 * Several files of one item: the exact id before other spellings, then the order of ``image_formats.SUFFIXES``, then an
   extension in lower case, then the name.
@@ -194,10 +195,12 @@ class ImageFolder:
     Args:
         root: the folder that relative paths are relative to.
         named: the directory below it whose files are named after items; ``""`` is the folder itself.
+        items: all ids, so that a file counts for one item only: for ``a%2Fb``, if there is such an id, and not for ``a/b``.
     """
 
-    def __init__(self, root: Path, named: str) -> None:
+    def __init__(self, root: Path, named: str, items: ItemNames | None = None) -> None:
         self.root = root
+        self._items = items
         self._lock = threading.Lock()
         self._listed: OrderedDict[Path, Directory] = OrderedDict()
         top = self._list(root)
@@ -218,13 +221,19 @@ class ImageFolder:
 
     def of(self, item_id: str) -> Path | None:
         """The file that is named after an item."""
-        names = self.use.directory.of(item_id)
+        names = [name for name in self.use.directory.of(item_id) if self._is_of(name, item_id)]
         if not names:
             return None
         self.use.used.update(names)
         if len(names) > 1:
             self.use.several[item_id] = names[0]
         return self.use.directory.path / names[0]
+
+    def _is_of(self, name: str, item_id: str) -> bool:
+        """Whether no other item has a better claim to a file."""
+        parts = split_name(name)
+        owner = None if self._items is None or parts is None else self._items.of(parts[0])
+        return owner is None or owner[0] == item_id
 
     def at(self, path: PurePosixPath) -> Path | None:
         """The file at a relative path; the path may begin with the folder's own name."""

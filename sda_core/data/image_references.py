@@ -2,7 +2,7 @@
 
 ==============================================  ======================================================================
 ``"https://h/a.jpg"``                           one address; several are separated by ``|``, ``;``, or by commas or white
-                                                space before ``http``
+                                                space before ``http`` (or ``//``, where the first begins so)
 ``["https://h/a.jpg", "https://h/b.jpg"]``      a list of addresses
 ``[{"variant": "MAIN", "large": ...}, ...]``    a list of objects: the 2023 edition; also ``url``, ``src``, ``link``, ``href``
 ``{"variant": [...], "large": [...]}``          an object of lists: the data set hub's copies of the 2023 edition
@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 from sda_core.data.cleaning import MAX_ENTRIES
+from sda_core.data.junk import is_meaningful
 from sda_core.data.literals import parse_literal
 
 MAX_REFERENCE_CHARS = 2_048
@@ -41,6 +42,7 @@ _KEYS = (
 _MAIN = ("MAIN", "Main", "main")
 _NONE = Counter[str]()  # never added to
 _SEVERAL = re.compile(r"\s*[|;]\s*(?=(?:https?:)?//)|\s*,\s*(?=https?://)|\s+(?=https?://)", re.IGNORECASE)
+_SEVERAL_BARE = re.compile(r"(?:\s*[|;,]\s*|\s+)(?=(?:https?:)?//)", re.IGNORECASE)  # the first one has no scheme
 _ONE_ADDRESS = re.compile(r"https?://[^\s|;,]+")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -73,7 +75,7 @@ def _published(entries: list[Any]) -> list[Any] | None:
             pictures = sorted(entries, key=lambda picture: picture.get("variant") not in _MAIN)
         except (AttributeError, TypeError):  # not only objects
             return None
-        references = [size for picture in pictures for key in _SIZES if (size := picture.get(key))]
+        references = [size for picture in pictures for key in _SIZES if (size := picture.get(key)) not in (None, "")]
     try:
         together = "\n" + "\n".join(references)
     except TypeError:  # not only strings
@@ -89,7 +91,7 @@ def _pictures(value: Any, depth: int) -> list[tuple[bool, list[Any]]]:
         text = value.strip()
         if text[:1] in ("[", "{") and depth < _MAX_NESTING and (parsed := _parse(text)) is not None:
             return _pictures(parsed, depth + 1)
-        parts = _SEVERAL.split(text) if depth == 0 else [text]
+        parts = (_SEVERAL_BARE if text.startswith("//") else _SEVERAL).split(text) if depth == 0 else [text]
         return [(False, [part]) for part in parts]
     if isinstance(value, list | tuple) and depth < _MAX_NESTING:
         return [picture for entry in cast("list[Any]", value) for picture in _pictures(entry, depth + 1)]
@@ -194,7 +196,9 @@ def _read(value: Any) -> tuple[str | None, str]:
         return (text.replace(" ", "%20"), "") if _WEB.fullmatch(text) else (None, "address")
     if text[:1] in ("", "/", "~") or ".." in text.split("/"):
         return None, "local_path"
-    return (None, "scheme") if ":" in text else (text, "")
+    if ":" in text:
+        return None, "scheme"
+    return (text, "") if is_meaningful(text) else (None, "blank")
 
 
 def _are_plain(references: list[Any]) -> bool:

@@ -36,7 +36,7 @@ import polars as pl
 from sda_core.artifacts import ITEMS, write_json
 from sda_core.data.folders import kept_folder, remove
 from sda_core.data.image_formats import FORMATS
-from sda_core.data.image_names import NUM_EXAMPLES
+from sda_core.data.image_names import NUM_EXAMPLES, ItemNames
 from sda_core.data.local_files import linked_folders
 from sda_core.data.manifest import manifest_file, read_manifest
 from sda_core.data.picture_archives import Entry
@@ -404,7 +404,8 @@ def _open(
     archive = None
     if any(file.role == "images" for file in read_manifest(raw)):
         archive = open_archive(manifest_file(raw, "images"), table)
-    return table, Finder(local_folder, image_folder, archive, params)
+    names = ItemNames([item.raw_item_id for item in table])
+    return table, Finder(local_folder, image_folder, archive, params, names)
 
 
 def _refuse_links(table: Sequence[Item], finder: Finder) -> None:

@@ -47,7 +47,8 @@ def metadata_row(record: dict[str, Any], edition: int, count: ValueCount) -> Row
         case 2018:
             path, bullets = _path_and_bullets(_first_path(record.get("category")))
             brand = _name("brand", record.get("brand"), count)
-            features = _texts("features", record.get("feature") or bullets, count)
+            given = record.get("feature")
+            features = _texts("features", bullets if given is None or given == "" or given == [] else given, count)
             categories = _names(path, count) or _names([record.get("main_cat")], count)
             fields = (record.get("imageURLHighRes"), record.get("imageURL"), record.get("image"))
             references = [reference for value in fields for reference in images.image_values(value)]
@@ -182,10 +183,10 @@ def _entries(value: Any) -> list[Any]:
 
 
 def _first_path(value: Any) -> list[Any]:
-    """The first category path of a list of paths, or the list itself where it is one path."""
+    """The first category path of a list of paths that is not empty, or the list itself where it is one path."""
     entries = _entries(value)
     for entry in entries:
-        if isinstance(entry, (list, tuple)):
+        if isinstance(entry, (list, tuple)) and entry:
             entries = _entries(entry)
             break
     return entries[:MAX_ENTRIES]

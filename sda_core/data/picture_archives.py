@@ -41,8 +41,11 @@ Reason = Literal["unsafe_path", "no_file", "no_image", "no_item"]
 """Why an entry is passed over: its path is absolute or climbs, it is a link or a device, its name is not that of an image,
 or it is no item's."""
 
-_CODE_PAGES = ("cp437", "cp850", "cp1252", "cp866", "cp1251", "cp932", "gbk", "big5", "cp949")
-"""Of names in zip files without the mark of UTF-8: the one of the standard first, then those of Windows."""
+_CODE_PAGES = (
+    *("cp437", "cp850", "cp1252", "cp866", "cp1251", "cp932", "gbk", "big5", "cp949", "cp852", "cp1250", "cp857", "cp1254"),
+    *("cp737", "cp1253", "cp862", "cp1255", "cp720", "cp1256", "cp775", "cp1257", "cp1258", "cp874", "mac_roman"),
+)
+"""Of names in zip files without the mark of UTF-8: the one of the standard first, then those of Windows and of old Macs."""
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")

@@ -15,7 +15,7 @@ from typing import assert_never
 
 import httpx
 
-from sda_core.data.image_names import NUM_EXAMPLES, ImageFolder
+from sda_core.data.image_names import NUM_EXAMPLES, ImageFolder, ItemNames
 from sda_core.data.picture_archives import Entry, PictureArchive, Reason, plain_path
 from sda_core.fingerprint import sha256_file
 from sda_core.params import FetchImagesParams
@@ -95,17 +95,21 @@ def open_archive(path: Path, items: Iterable[Item]) -> PictureArchive:
 
 @dataclass
 class Finder:
-    """Knows where pictures may lie, and what identifies them; folders are listed when it is made."""
+    """Knows where pictures may lie, and what identifies them; folders are listed when it is made.
+
+    ``items`` are the ids of all items: with them, a file in a folder counts for one item only.
+    """
 
     local_folder: Path | None
     image_folder: Path | None
     archive: PictureArchive | None
     params: FetchImagesParams
+    items: ItemNames | None = None
 
     def __post_init__(self) -> None:
         """List the folders."""
         places = ((self.local_folder, "images"), (self.image_folder, ""))
-        self._folders = [ImageFolder(root, named) for root, named in places if root is not None]
+        self._folders = [ImageFolder(root, named, self.items) for root, named in places if root is not None]
 
     def sources(self, item: Item) -> list[Source]:
         """Where to look for an item's picture, best first; empty where nothing is said about it."""

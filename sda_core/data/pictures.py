@@ -168,14 +168,19 @@ def _tiff_variant(data: bytes) -> str | None:
     """What to call a TIFF file whose kind of pixels Pillow has no mode for, such as five channels."""
     if "TIFF" not in FORMATS or not data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return None
-    try:
-        with _quiet():
+    with _filters, warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        try:
             TiffImagePlugin.TiffImageFile(io.BytesIO(data)).close()
-    except SyntaxError as error:
-        return "TIFF variant" if "unknown" in str(error) else None
-    except _DAMAGE:
-        return None
-    return None
+        except SyntaxError as error:
+            is_unknown = "unknown" in str(error)
+        except _DAMAGE:
+            return None
+        else:
+            return None
+    # Pillow leaves out the tags that a truncated file lacks, and the rest may describe pixels that it does not know.
+    is_damaged = any(re.search("corrupt|truncated", str(remark.message), re.IGNORECASE) for remark in remarks)
+    return "TIFF variant" if is_unknown and not is_damaged else None
 
 
 def _tile_pixels(image: Image.Image) -> int:

@@ -29,6 +29,7 @@ SIGNS = "$¢£¤¥֏؋߾߿৲৳৻૱௹฿៛\u20a0-\u20cf꠸﷼﹩＄￠￡�
 
 _WORDS_BEFORE = (
     "Rs Rp RM Fr SFr kr S/ B/ Bs Gs Br Tk Nu Kz KSh TSh USh Sh Dh Dhs SR QR KD BD JD LE TL YTL Lm Lt Ls Kn Ft Php VNĐ Afl Esc VT "
+    "KM DA DT Lek Kč zł ƒ NAf Euro FCFA CFA kn ден дин so'm soʻm сум руб грн रु रू रु॰ रू॰ "
     "Ar MK ZK Le din DM د.إ ر.س ر.ق د.ك د.ب ر.ع ج.م د.م د.ت د.ج ل.ل د.ع"
 )
 _LETTERS_BEFORE = "RKQLPGT"  # rand, kwacha or kina, quetzal, lempira, pula, gourde or guarani, paanga; capitals only
@@ -37,7 +38,7 @@ _WORDS_AFTER = (
     "руб рублей рубль рубля р грн гривень тг тенге ден дин динара din dinara сўм сум сом ман man manat so'm soʻm sum смн Бр Br "
     "KM TL YTL 元 圆 圓 円 块 塊 人民币 人民幣 港元 港币 港幣 台币 台幣 新台币 新台幣 日元 日圓 美元 欧元 歐元 원 "
     'đ VNĐ đồng dong บาท baht د.إ ر.س ر.ق د.ك د.ب ر.ع ج.م د.م د.ت د.ج ل.ل ل.س د.ع ريال ریال درهم جنيه دينار تومان ש״ח ש"ח '
-    "Rs Rp RM Fr SFr Dh Dhs SR QR KD BD JD LE Tk FCFA CFA F birr "
+    "Rs Rp RM Fr SFr Dh Dhs DA DT SR QR KD BD JD LE Tk FCFA CFA F birr "
     "euro euros dollar dollars pound pounds yen yuan rupee rupees won rand peso pesos real reais sol soles franc francs Franken "
     "forint koruna korun kronor kroner złoty złotych ruble rubles lira ringgit rupiah p c ct cent cents"
 )
@@ -46,10 +47,12 @@ _WORDS_AFTER = (
 _PHRASES_BEFORE = (
     r"from  only  just  now  approx\.?  ca\.?  circa  about  starting (?:at|from)  as low as  up to  under  price  msrp  rrp  "
     r"ab  nur  bis  von  à partir de  dès  a partire da  da  desde  a partir de  por  vanaf  voor  från  fra  fr\.o\.m\.  "
-    r"endast  alkaen  od  już od  от  від  цена  约  約  从  從  từ  ~  ≈"
+    r"endast  alkaen  od  już od  от  від  цена  约  約  从  從  từ  ~  ≈  "
+    r"税込  税別  税抜  (?:sale|our|list|regular) price"
 )
 _PHRASES_AFTER = (
-    r"each  ea\.?  pc  pcs  /\s?(?:each|ea|pcs?|stück|stk)\.?  per (?:item|piece|unit)  pro stück  and up  \+  \*  起  ～  ~  "
+    r"each  ea\.?  pc  pcs  /\s?(?:1\d{0,3}\s?)?[^\W\d_]{1,10}\.?  "
+    r"(?:per|pro|par|por|al|за)\s[^\W\d_]{1,10}\.?  (?:and|&) up  \+  \*  起  ～  ~  "
     r"(?:incl?|inkl|excl?|exkl)\.?\s?(?:vat|mwst|ust|gst|tax|moms|btw|iva)\.?  ttc  ht  \(?税込\)?  （税込）  m/n"
 )
 
@@ -62,13 +65,15 @@ def _any_of(words: str) -> str:
 _SIGN = rf"(?:[A-Za-z]{{1,4}}\.?\s?)?[{SIGNS}](?:[A-Za-z]{{1,3}}\b)?"
 _CODE = rf"(?:{'|'.join(CODES)}|{_any_of(_FORMER_CODES)})\.?"
 _BEFORE = rf"(?:{_SIGN}|{_CODE}|(?:{_any_of(_WORDS_BEFORE)})\.?|(?-i:[{_LETTERS_BEFORE}])|[円元])"
-_AFTER = rf"(?:{_SIGN}|{_CODE}|(?:{_any_of(_WORDS_AFTER)})\.?)"
+_NATION = r"(?:u\.?s\.?|american|canadian|australian|new zealand|hong kong|singapore|british|swiss|danish|swedish|norwegian)\s"
+_AFTER = rf"(?:{_SIGN}|{_CODE}|F\sCFA|(?:{_NATION})?(?:{_any_of(_WORDS_AFTER)})\.?)"
 
 # Digits with points, commas, apostrophes and Arabic separators between them, or in groups after single spaces; then
 # perhaps a dash in the stead of decimals (``12,-``, ``12.–``, ``12:-``).
 _DASH = r"\-‐-―−"
-_NUMBER = rf"\d(?:[\d.,'’ʼ٫٬，]|\s\d{{2,4}}(?!\d))*+(?:[{_DASH}]{{1,2}}(?!\s?\d)|:[{_DASH}]|/-)?"
-_AMOUNT = rf"(?:{_BEFORE}\s?)?{_NUMBER}(?:\s?{_AFTER}(?!\w))?"
+_NUMBER = rf"[.,]?\d(?:[\d.,'’ʼ٫٬，]|\s\d{{2,4}}(?!\d))*+(?:[{_DASH}]{{1,2}}(?!\s?\d)|:[{_DASH}]|/-)?"
+_SIGN_AS_POINT = r"\d{1,6}[€$£]\d{2}(?!\d)"  # 12€50
+_AMOUNT = rf"(?:{_SIGN_AS_POINT}|(?:{_BEFORE}\s?)?{_NUMBER}(?:\s?{_AFTER}(?!\w))?)"
 _RANGE = rf"\s?(?:[{_DASH}~～〜]|\.\.\.?|…|(?:to|bis|à|a|til|till|tot|do|до|and)\s)\s?"
 _PHRASE_BEFORE = rf"(?:(?:{'|'.join(_PHRASES_BEFORE.split('  '))}):?\s?)"
 _PHRASE_AFTER = rf"(?:\s?(?:{'|'.join(_PHRASES_AFTER.split('  '))}))"

@@ -36,6 +36,7 @@ NOT_UNDERSTOOD = "time is neither a number nor ISO 8601 text"
 UNDATED = "time is a small number, in a file whose other times are dates"
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,25}(\.[0-9]{0,25})?")
+_SPACE_BEFORE_OFFSET = re.compile(r"(?<=[0-9])\s+(?=(?:[+-][0-9]{2}(?::?[0-9]{2})?|Z)$)")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -81,6 +82,7 @@ def read_time(value: Any) -> tuple[int, Unit] | str:
 
 def _read_text(text: str) -> tuple[int, Unit] | str:
     text = text.upper().removesuffix(" UTC").removesuffix(" GMT")
+    text = _SPACE_BEFORE_OFFSET.sub("", text)
     if re.match(r"[0-9]{4}/[0-9]{1,2}/[0-9]{1,2}", text):
         day, space, rest = text.partition(" ")
         text = "-".join(part.zfill(2) for part in day.split("/")) + space + rest

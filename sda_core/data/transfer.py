@@ -131,6 +131,7 @@ def _check_head(head: bytes, wanted: Wanted, content_type: str) -> None:
     if wanted.role == "images":
         kind = "zip or tar file"
         known = len(head) >= _TAR_MAGIC_AT + len(_TAR_MAGIC) or bool(_HTML.match(head)) or head.startswith(_GZIP_MAGIC)
+        known = known or binary_kind(head) is not None
         wrong = known and not _is_zip(head) and not _is_tar(head)
     elif name.endswith(".gz"):
         kind = "gzip file"
@@ -145,8 +146,11 @@ def _check_head(head: bytes, wanted: Wanted, content_type: str) -> None:
         raise RefusedError(f"an HTML page came instead of the file (it begins {_quote(head)})")
     if wanted.role == "images" and head.startswith(_GZIP_MAGIC):
         raise RefusedError("is a gzip file, in which single pictures cannot be reached; unpack it to .tar, or take a .zip")
-    found = None if wanted.role == "images" else wrong_kind(head)
-    raise RefusedError(f"is no {kind} (it begins {_quote(head)})" + (f": it is {found.name}; {found.advice}" if found else ""))
+    found, advice = wrong_kind(head), None
+    if wanted.role == "images":
+        found, advice = binary_kind(head), "pack the images as .zip or plain .tar"
+    told = f": it is {found.name}; {advice or found.advice}" if found else ""
+    raise RefusedError(f"is no {kind} (it begins {_quote(head)}){told}")
 
 
 def _is_zip(head: bytes) -> bool:

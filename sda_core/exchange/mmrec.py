@@ -6,7 +6,8 @@
                          of the held-out periods
 ``image_feat.npy``       ``(I, D)`` float32, row = itemID
 ``text_feat.npy``        likewise
-``i_id_mapping.csv``     tab-separated ``asin itemID``; ``u_id_mapping.csv``: ``user_id userID``
+``i_id_mapping.csv``     tab-separated ``asin itemID``; ``u_id_mapping.csv``: ``user_id userID``; to get ids such as ``007``
+                         or ``NA`` back, read them with ``pandas.read_csv(dtype=str, keep_default_na=False)``
 ``<name>.yaml``          goes to ``src/configs/dataset/``
 =======================  =====================================================================================
 

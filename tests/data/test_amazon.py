@@ -100,7 +100,8 @@ ODD_LINES = {
     "empty user": (line_of(REVIEW_2018, reviewerID=""), "user id is missing"),
     "boolean user": (line_of(REVIEW_2018, reviewerID=True), "user id is neither text nor a whole number"),
     "float user": (line_of(REVIEW_2018, reviewerID=1.5), "user id is neither text nor a whole number"),
-    "exponent as user": (GOOD.replace(b'"A1"', b"1e20"), "user id is neither text nor a whole number"),
+    "huge float user": (line_of(REVIEW_2018, reviewerID=1e20), "user id is a number of more digits than a float holds"),
+    "exponent as user": (GOOD.replace(b'"A1"', b"1e20"), "user id is a number of more digits than a float holds"),
     "list as item": (line_of(REVIEW_2018, asin=["B1"]), "item id is neither text nor a whole number"),
     "object as item": (line_of(REVIEW_2018, asin={"a": 1}), "item id is neither text nor a whole number"),
     "terminal escape in item": (line_of(REVIEW_2018, asin="\x1b[2JB1"), "item id holds a control character"),
@@ -405,7 +406,7 @@ def test_a_line_of_a_hundred_megabytes_is_passed_over(tmp_path: Path) -> None:
 def test_a_file_in_another_unicode_encoding_is_told_in_one_line(encoding: str, mark: str, tmp_path: Path) -> None:
     text = (mark + GOOD.decode() + "\n") * 3
     for content in (text.encode(encoding), gzip.compress(text.encode(encoding))):
-        with pytest.raises(DataError, match=r"is UTF-16 or UTF-32 text, expected UTF-8; convert it"):
+        with pytest.raises(DataError, match=rf"is {encoding[:6].upper()} text, expected UTF-8; convert it: iconv -f UTF-"):
             reviews_of(tmp_path / "r", content)
         with pytest.raises(DataError, match="expected UTF-8"):
             read_metadata(tmp_path / "r", 2023, max_bad_line_share=1.0)
@@ -430,7 +431,8 @@ def test_mixed_encodings_and_line_ends_in_one_file(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- metadata
 ODD_IDS: dict[str, list[object]] = {
     "item id is missing": [None, "", " ", "\u00a0\n"],
-    "item id is neither text nor a whole number": [True, False, 1.5, -1e300, [], ["B1"], {}],
+    "item id is neither text nor a whole number": [True, False, 1.5, [], ["B1"], {}],
+    "item id is a number of more digits than a float holds": [-1e300, 1e20, 2.0**53],
     "item id holds a control character": ["a\x00b", "a\nb", "\x1b[2J", "a\x7fb", "\u202eB1", "a\u2028b", "a\u200fb"],
     "item id is not valid Unicode text": ["\ud800", "\ufffd", "a\uffffb"],
     "item id is longer than 256 characters": ["B" * 257, "B" * 10_000, 10**256],
@@ -912,3 +914,43 @@ def test_both_releases_of_2018_tell_the_same_of_the_same_items(real_data: Path) 
         record = raw[row["raw_item_id"]]
         assert row["title"] == " ".join(html.unescape(record["title"]).split())
         assert row["image_references"] == list(dict.fromkeys(record["imageURLHighRes"] + record["imageURL"]))
+
+
+@pytest.mark.parametrize("edition", [2014, 2018, 2023])
+@pytest.mark.parametrize("value", [17, 17.0, "a/b", "a b", "\u00e9", "sku.17"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_id_inside_another_object_hides_no_item(edition: int, value: object, is_first: bool, tmp_path: Path) -> None:
+    """Lines of items that are not wanted are told by their bytes; here another id of that form stands in a wanted line."""
+    key = "parent_asin" if edition == 2023 else "asin"
+    inner = {"variants": [{key: "OTHER"}]} if edition == 2023 else {"parent_asin": "OTHER", "variants": {"asin": "OTHER"}}
+    own = {key: value, "title": "Red mug"}
+    record = own | inner if is_first else inner | own
+    wanted = "17" if isinstance(value, int | float) else str(value)
+    for options in ({}, {"keep": {wanted}}):
+        frame = metadata_of(tmp_path / "m", [record, {key: "B1", "title": "Blue mug"}], edition, **options)
+        assert frame.filter(raw_item_id=wanted)["title"].to_list() == ["Red mug"]
+
+
+def test_metadata_of_2014_as_json_is_read_as_json(tmp_path: Path) -> None:
+    """Python reads the same strings, but keeps the backslash of ``\\/`` and makes two surrogates of a pair."""
+    lines = [
+        r'{"asin": "\ud83d\ude00", "title": "Smile \ud83d\ude00 mug", "imUrl": "http:\/\/h.example\/a.jpg", "price": null}',
+        r'{ "asin": "B2", "title": "It\u0027s a mug", "imUrl": "http:\/\/h.example\/b.jpg", "price": 5}',
+        r"""{'asin': 'B3', 'title': "It's a mug", 'imUrl': 'http://h.example/c.jpg', 'price': None}""",
+    ]
+    (tmp_path / "m").write_text("\n".join(lines), encoding="utf-8")
+    frame = read_metadata(tmp_path / "m", 2014, max_bad_line_share=0.0)
+    assert frame.select("raw_item_id", "title", "image_references").rows() == [
+        ("B2", "It's a mug", ["http://h.example/b.jpg"]),
+        ("B3", "It's a mug", ["http://h.example/c.jpg"]),
+        ("\U0001f600", "Smile \U0001f600 mug", ["http://h.example/a.jpg"]),
+    ]
+
+
+def test_an_empty_first_path_hides_no_category(tmp_path: Path) -> None:
+    records = [
+        {"parent_asin": "B1", "categories": [[], ["Kitchen", "Mugs"], ["Gifts"]]},
+        {"parent_asin": "B2", "categories": [[], "Kitchen"]},
+        {"parent_asin": "B3", "categories": [[], []]},
+    ]
+    assert metadata_of(tmp_path / "m", records, 2023)["categories"].to_list() == [["Kitchen", "Mugs"], ["Kitchen"], []]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import signal
 import subprocess
@@ -608,6 +610,9 @@ INNER = zipped({"inner.zip": ZIP, "after.jpg": b"x" * 100})
         (b"", "is empty"),
         (b"P", "is no zip or tar file"),
         (b'{"asin": "B1"}\n' * 100, "is no zip or tar file"),
+        (lzma.compress(TAR), "it is an xz file; pack the images as .zip or plain .tar"),
+        (bz2.compress(TAR), "it is a bzip2 file; pack the images as .zip or plain .tar"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(600), "it is a 7z archive; pack the images as .zip or plain .tar"),
         (gzip.compress(TAR), "is a gzip file, in which single pictures cannot be reached"),
         (ZIP[:-30], "zip cannot be used (it is truncated: the zip file has no directory"),
         (ZIP[: len(ZIP) // 2], "zip cannot be used"),
@@ -624,7 +629,7 @@ INNER = zipped({"inner.zip": ZIP, "after.jpg": b"x" * 100})
         (TAR[:LAST_HEADER] + b"?" * 512 + TAR[LAST_HEADER + 512 :], "tar cannot be used (its tar header at byte"),
         (tarred({}), "is no zip or tar file"),
     ],
-    ids=[str(number) for number in range(20)],
+    ids=[str(number) for number in range(23)],
 )
 def test_archives_that_will_not_do(server: Any, tmp_path: Path, body: bytes, problem: str) -> None:
     (tmp_path / "r.json.gz").write_bytes(BODY)

@@ -87,6 +87,28 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "columns": (
         json.dumps({key: {str(n): row[key] for n, row in enumerate(ROWS)} for key in ROWS[0]}).encode(), "columns", "records",
     ),
+    "columns as lists": (json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}).encode(), "columns", "records"),
+    "many columns as lists": (
+        json.dumps({key: [row[key] for row in ROWS * 900] for key in ROWS[0]}).encode(), "columns", "records",
+    ),
+    "columns as lists, indented": (
+        json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]}, indent=1).encode(), "columns", "records",
+    ),
+    "many rows under keys": (
+        json.dumps(dict(enumerate(ROWS * 900))).encode(), "one JSON object with a row under each key", "jq -c '.[]'",
+    ),
+    "rows under keys, indented": (
+        json.dumps(dict(enumerate(ROWS)), indent=2).encode(), "one JSON object with a row under each key", "jq -c '.[]'",
+    ),
+    "rows under keys": (
+        json.dumps({f"r{n}": row for n, row in enumerate(ROWS)}).encode(), "one JSON object with a row under each key", "jq -c",
+    ),
+    "UTF-16": (LINES.decode().encode("utf-16"), "UTF-16 text, expected UTF-8", "iconv -f UTF-16 "),
+    "UTF-16 without a mark": (LINES.decode().encode("utf-16-le"), "UTF-16 text, expected UTF-8", "iconv -f UTF-16LE "),
+    "UTF-16, big end first": (LINES.decode().encode("utf-16-be"), "UTF-16 text, expected UTF-8", "iconv -f UTF-16BE "),
+    "UTF-32": (LINES.decode().encode("utf-32"), "UTF-32 text, expected UTF-8", "iconv -f UTF-32 "),
+    "CSV as UTF-16": (CSV.encode("utf-16"), "UTF-16 text, expected UTF-8", "iconv -f UTF-16 "),
+    "array as UTF-16": (json.dumps(ROWS).encode("utf-16-le"), "UTF-16 text, expected UTF-8", "iconv -f UTF-16LE "),
     "columns and data": (json.dumps({"columns": ["a"], "data": [[1]]}).encode(), "columns", "records"),
     "indented objects": ("\n".join(json.dumps(row, indent=2) for row in ROWS).encode(), "indented over several lines", "jq -c ."),
     "CSV": (CSV.encode(), "comma-separated values (CSV)", "polars.read_csv"),

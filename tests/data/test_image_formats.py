@@ -124,3 +124,16 @@ def test_no_program_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "Popen", never)
     assert status(encoded("EPS")) == ("unsupported", "EPS")
+
+
+@pytest.mark.parametrize("form", ["TIFF", "AVIF"])
+def test_a_truncated_file_is_damaged_wherever_it_ends(form: str) -> None:
+    if form not in FORMATS:
+        pytest.skip(f"this Pillow does not decode {form}")
+    kinds: list[dict[str, Any]] = [{}] if form == "AVIF" else [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}]
+    for options in kinds:
+        data = encoded(form, **options)
+        assert status(data) == ("ok", None)
+        for end in range(len(data) - 4):  # after it a TIFF file says whether there is another page
+            if end < 300 or end > len(data) - 300:
+                assert status(data[:end]) == ("corrupt", None), (options, end, len(data))

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sda_core.data import image_references as module
@@ -86,6 +86,11 @@ def test_usable_references(raw: str, reference: str) -> None:
         ("https://shop.example/", "address"),
         ("https://two words.example/a.jpg", "address"),
         ("///a.jpg", "address"),
+        ("nan", "blank"),
+        ("None", "blank"),
+        ("null", "blank"),
+        ("N/A", "blank"),
+        ("-", "blank"),
         ("a\x00b.jpg", "characters"),
         ("https://h.example/a\u202e.jpg", "characters"),
         ("http://" + "a" * 3000 + "/b", "too_long"),
@@ -115,6 +120,14 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
     "several addresses, commas": (f"{A}, {B},{C}", [A, B, C]),
     "several addresses, bars": (f"{A}|{B} | {C}", [A, B, C]),
     "several addresses, spaces": (f"{A} {B}\n{C}", [A, B, C]),
+    "several addresses without schemes, commas": (
+        "//h.example/a.jpg, //h.example/b.jpg",
+        ["//h.example/a.jpg", "//h.example/b.jpg"],
+    ),
+    "several addresses without schemes, spaces": (
+        "//h.example/a.jpg //h.example/b.jpg",
+        ["//h.example/a.jpg", "//h.example/b.jpg"],
+    ),
     "several addresses without schemes": ("//h.example/a.jpg;//h.example/b.jpg", ["//h.example/a.jpg", "//h.example/b.jpg"]),
     "objects with url": ([{"url": A}, {"url": B}], [A, B]),
     "objects with src, link, href": ([{"src": A}, {"link": B}, {"href": C}], [A, B, C]),
@@ -205,6 +218,8 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(ANYTHING)
+@example([{"hi_res": False}])
+@example([{"variant": "MAIN", "large": 0, "thumb": []}])
 def test_any_value_adds_up(value: Any) -> None:
     values = image_values(value)
     references, num_used, rejected = image_references(values)

@@ -194,6 +194,9 @@ def raw_zip(path: Path, name: bytes, data: bytes, flags: int = 0, extra: bytes =
     ("item_id", "encoding"),
     [
         ("Größe-1", "cp437"), ("Größe-1", "cp850"), ("Größe-1", "cp1252"), ("Größe-1", "utf-8"), ("чашка", "cp866"),
+        ("książka", "cp852"), ("książka", "cp1250"), ("kırmızı", "cp857"), ("kırmızı", "cp1254"), ("κόκκινο", "cp737"),
+        ("κόκκινο", "cp1253"), ("ספל", "cp1255"), ("كوب", "cp1256"), ("puodelį", "cp1257"), ("ถ้วย", "cp874"),
+        ("Größe-1", "mac_roman"),
         ("чашка", "cp1251"), ("红色杯子", "gbk"), ("赤いコップ", "cp932"), ("빨간컵", "cp949"), ("紅色杯子", "big5"),
         ("表", "cp932"),  # its second byte is a backslash
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sda_core.data.image_names import ItemNames
 from sda_core.data.picture_archives import Entry
 from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, open_archive
 from sda_core.params import FetchImagesParams
@@ -128,3 +129,34 @@ def test_what_a_picture_in_a_tar_depends_on(tmp_path: Path) -> None:
         found = finder(item, None, None, tmp_path / "x.tar")
         keys.append(found.key(item, found.sources(item)))
     assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("names", "owners"),
+    [
+        (["a%2Fb.jpg"], {"a%2Fb": "a%2Fb.jpg", "a/b": None}),
+        (["a%2Fb.jpg", "a%252Fb.jpg"], {"a%2Fb": "a%2Fb.jpg", "a/b": None}),
+        (["50%25.jpg"], {"50%25": "50%25.jpg", "50%": None}),
+        (["\u00e9.jpg"], {"\u00e9": "\u00e9.jpg", "e\u0301": None}),
+        (["e\u0301.png", "\u00e9.jpg"], {"\u00e9": "\u00e9.jpg", "e\u0301": "e\u0301.png"}),
+        (["ABC.jpg"], {"ABC": "ABC.jpg", "abc": None}),
+        (["a%2Fb.jpg"], {"a/b": "a%2Fb.jpg", "b": None}),
+    ],
+)
+def test_one_image_file_is_one_item_s_in_folders_and_in_archives(
+    names: list[str], owners: dict[str, str | None], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in names:
+            (folder / name).write_bytes(b"x")
+            archive.writestr(name, b"x")
+    items = [Item(number, raw_id, ()) for number, raw_id in enumerate(owners, 1)]
+    ids = ItemNames(owners)
+    for item in items:
+        owned = owners[item.raw_item_id]
+        expected = [] if owned is None else [LocalFile(folder / owned)]
+        assert Finder(tmp_path, None, None, PARAMS, ids).sources(item) == expected
+        assert Finder(None, folder, None, PARAMS, ids).sources(item) == expected
+        assert len(Finder(None, None, open_archive(tmp_path / "x.zip", items), PARAMS, ids).sources(item)) == len(expected)

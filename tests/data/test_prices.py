@@ -34,6 +34,10 @@ fra 99 kr|od 99 zł|от 199 руб.|as low as $5|starting at $5|ca. 12 €|~12 
 ¥100起|12 € inkl. MwSt.|12.50 incl. VAT|£12 each|12 kr/stk|1000 XOF|5 000 FCFA
 5000 CFA|DM 12,50|12,50 DEM|12 ct|99¢|99p|12.50|12,50|1,050|1.050,00|١٢٫٥٠ ر.س
 ۱۲۰۰ تومان|３００円|12,000원|$0.99|0,99 €
+$.99|.99|€,99|12€50|3£50|Kč 100|zł12.99|ƒ 12|NAf. 12|KM 12|Lek 100|ден 100|रु 100|रू. 100
+12 DA|DT 12|FCFA 1000|1000 F CFA|EURO 12|12.50 US dollars|12 Canadian dollars|100 Swedish kronor
+12.50 €/kg|12 €/Stück|12 € / 100 g|$0.50 / oz|$12.50 per month|12 € pro Monat|12,50 zł/szt.|100 ₽/шт.|100元/件
+税込1,200円|Sale price: $9|$12.50 & up
 """
 KEPT = [price for line in PRICES.strip().split("\n") for price in line.split("|")]
 
@@ -51,6 +55,9 @@ def test_a_price_is_kept_as_given(price: str) -> None:
         ("Too low to display", "not_understood"),
         ("bag 12", "not_understood"),
         ("12 bags", "not_understood"),
+        ("3/4 inch", "not_understood"),
+        ("5 for $10", "not_understood"),
+        ("$.00", "not_positive"),
         ("12 kg", "not_understood"),
         ("X1000", "not_understood"),
         ("call us: 555-1234-99", "not_understood"),
@@ -74,6 +81,7 @@ def test_a_price_is_kept_as_given(price: str) -> None:
         ("−5 €", "not_positive"),
         (0, "not_positive"),
         (-1.5, "not_positive"),
+        (0.004, "not_positive"),
         (float("nan"), "kind"),
         (float("inf"), "kind"),
         (True, "kind"),
