@@ -126,7 +126,7 @@ def verify(raw: Path, root: Path | None = None) -> list[Verdict]:
             verdicts.append(Verdict(f"{path}: cannot be read ({reason(error)}); mend its permissions", ok=False))
         else:
             if changed is not None:
-                verdicts.append(Verdict(f"{path}: {changed}; run `dvc repro`, which takes it", ok=False))
+                verdicts.append(Verdict(f"{path}: {changed}", ok=False))
                 continue
             verdicts.append(Verdict(f"{entry.role} {entry.name} {entry.bytes} bytes sha256 {entry.sha256[:16]} ok", ok=True))
     known = {entry.name for entry in entries} | {manifest_path(raw).name}
