@@ -128,7 +128,7 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
         raise ConfigError(
             "params.yaml: local_files",
             f"does not name the files that the other params name, so DVC would not see them change: {', '.join(problems)}",
-            "write this into params.yaml, or compose it anew with `dvc exp run`",
+            "write this into params.yaml, or compose it again with `dvc exp run`",
         )
 
 
