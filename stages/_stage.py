@@ -91,6 +91,22 @@ def _check_project(root: Path) -> None:
     raise error
 
 
+def check_variant(root: Path, variant: str, needed: Path) -> None:
+    """See that a variant is one of the project's, where what a command needs of it is missing; ``dvc repro`` makes no other.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    settings = root / "params.yaml"
+    if needed.exists() or not settings.is_file():
+        return
+    known = load_params(settings).variants
+    if variant not in known:
+        raise ConfigError(
+            "--variant", f"{variant!r} is not among the variants of params.yaml ({', '.join(known)})", "name one of them"
+        )
+
+
 def _failure_of_storage(error: OSError) -> StorageError | None:
     """The line for a path that no reader or writer has spoken about, or for an output that takes no more."""
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # what tempfile makes of a full disk

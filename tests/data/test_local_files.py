@@ -183,7 +183,9 @@ def test_a_local_folder_that_is_not_there_is_named_itself(tmp_path: Path, kind: 
         folder.write_text("")
     mine = amazon(reviews=["https://shop.example/r.jsonl"], metadata=["m.jsonl"], local_folder="shop")
     problem = "is not a folder" if kind == "file" else "there is no such folder"
-    with pytest.raises(DownloadError, match=re.escape(f"dataset.local_folder: {problem} ({folder}); correct the path, or set it")):
+    with pytest.raises(
+        DownloadError, match=re.escape(f"dataset.local_folder: {problem} ({folder}); correct the path, or set it")
+    ):
         download(mine, SETTINGS, raw, tmp_path)
 
 
