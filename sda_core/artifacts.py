@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from safetensors import SafetensorError
 
-from sda_core.errors import ArtifactError, SDAError, StorageError, storage_error
+from sda_core.errors import ArtifactError, SDAError, StorageError, failed_path, storage_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -313,10 +313,10 @@ def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
 
 def _concerned(error: Exception, path: Path, verb: str) -> tuple[str, str]:
     """Which path an error is about: a folder above ``path``, another file that was read meanwhile, or ``path`` itself."""
-    named: str | bytes | int | None = error.filename if isinstance(error, OSError) else None
-    if not isinstance(named, str | bytes):
+    named = failed_path(error)
+    if named is None:
         return str(path), verb
-    other = Path(os.fsdecode(named))
+    other = Path(named)
     if other in path.parents:
         return str(other), verb
     return (str(path), verb) if other.is_relative_to(path.parent) else (str(other), "used")

@@ -17,6 +17,7 @@ exception is a bug and keeps its traceback.
 import errno
 import os
 import re
+from typing import cast
 
 
 class SDAError(Exception):
@@ -119,6 +120,18 @@ def storage_errno(error: BaseException) -> int | None:
         return errno.ENOSPC
     number = next((number for told, number in _LIBRARY_TEXTS.items() if told in text), None)
     return storage_errno(error.__cause__) if number is None and error.__cause__ is not None else number
+
+
+def failed_path(error: BaseException) -> str | None:
+    """The path that a failed system call names; None where it names none.
+
+    Of a copy it is the one that could not be written: Python names the source first.
+    """
+    if not isinstance(error, OSError):
+        return None
+    first, second = cast("tuple[object, object]", (error.filename, error.filename2))
+    named = second if error.errno in _ONLY_WRITING and second is not None else first
+    return os.fsdecode(named) if isinstance(named, str | bytes) else None
 
 
 def storage_error(error: BaseException, where: str, verb: str = "written") -> StorageError | None:

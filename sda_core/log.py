@@ -76,6 +76,20 @@ def show_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def buffer_output() -> None:
+    """Give an output without a buffer (``PYTHONUNBUFFERED``) one; each line is still written at once.
+
+    Without a buffer Python drops what a single write left over, as on a disk that is almost full, and raises nothing.
+    """
+    stream = sys.stdout
+    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):  # None, or a replacement of the caller's
+        return
+    raw, encoding = stream.buffer, stream.encoding
+    if isinstance(raw, io.RawIOBase):
+        stream.detach()
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, line_buffering=True)  # type: ignore[misc]
+
+
 def configure() -> None:
     """Send the package's log to stderr, once; called by the stages and experiments only."""
     show_any_text()

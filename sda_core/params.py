@@ -885,6 +885,8 @@ def _describe(error: dict[str, Any]) -> str:
     if message.startswith("input "):
         message = message.removeprefix("input ")
     kind = error["type"]
+    if kind in ("too_short", "string_too_short"):
+        message = "should not be empty"  # every minimum is 1
     if kind == "extra_forbidden":
         return f"{path}: unknown parameter"
     if kind == "missing":
@@ -916,8 +918,11 @@ def parse_params(data: Any, where: str) -> Params:
         # Through JSON, because pydantic's strict mode then takes a list for a tuple, and nothing else more.
         return Params.model_validate_json(json.dumps(data, default=_plain))
     except ValidationError as error:
-        problems = [_describe(dict(e)) for e in error.errors(include_url=False)]
-        if not any(e["type"] == "value_error" and not e["loc"] for e in error.errors(include_url=False)):
+        errors = error.errors(include_url=False)
+        # pydantic counts the valid entries only, so a list of one wrong entry is too short as well.
+        wrong_within = {e["loc"][:-1] for e in errors}
+        problems = [_describe(dict(e)) for e in errors if not (e["type"] == "too_short" and e["loc"] in wrong_within)]
+        if not any(e["type"] == "value_error" and not e["loc"] for e in errors):
             problems += _problems_of_sections(data)  # the whole was not reached, so these are not said yet
         raise ConfigError(where, " | ".join(problems)) from None
     except TypeError as error:  # a date, a set, a non-string key: YAML has types that JSON has not

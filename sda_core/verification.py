@@ -166,7 +166,7 @@ class _Run:
         manifest.check(self.workspace.raw)
         changed = local_files.changed_sources(self.workspace.raw, self.workspace.root)
         if changed:
-            raise ArtifactError(str(self.workspace.raw), " | ".join(changed), _TAKEN)
+            raise ArtifactError(str(self.workspace.raw), " | ".join(changed))
         files = manifest.read_manifest(self.workspace.raw)
         return f"{len(files)} files, {sum(file.bytes for file in files):,} bytes, sha256 as recorded"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json, storage
-from sda_core.errors import ArtifactError, ConfigError
+from sda_core.errors import ArtifactError, ConfigError, StorageError, failed_path, storage_error
 from sda_core.evaluation import check_same_negatives
 from sda_core.evaluation.seed_noise import Judged, Judgement
 
@@ -43,12 +44,17 @@ def workspace_at(root: Path, revision: str | None) -> Iterator[Workspace]:
     Raises:
         ConfigError: no DVC project, or no such revision.
         ArtifactError: a file of the revision is neither in the cache nor on a remote, and Git has no metrics of it.
+        StorageError: the disk is full or read-only, for DVC's own database as well.
     """
     if revision is None:
         yield Workspace(root)
         return
     with TemporaryDirectory(prefix="sda-diff-") as folder:
-        _copy(root, revision, Path(folder))
+        try:
+            _copy(root, revision, Path(folder))
+        except sqlite3.Error as error:  # DVC keeps hashes in databases, which it writes to when it only reads, too
+            advice = "free some space, make the folder writable, or set `dvc config --local core.site_cache_dir`"
+            raise StorageError("DVC's database", f"cannot be used ({error})", advice) from None
         yield Workspace(Path(folder))
 
 
@@ -78,6 +84,8 @@ def _copy(root: Path, revision: str, target: Path) -> None:
                 if was_made and Path(path).suffix in (".parquet", ".yaml", ".json"):
                     contents[path.lstrip("/")] = cast("bytes", files.read_bytes(path))
         except (DvcException, DataIndexError, OSError) as error:
+            if (failure := storage_error(error, failed_path(error) or path.lstrip("/"), "used")) is not None:
+                raise failure from None  # not a file that is missing
             if what in _IN_CACHE and _metrics_files(Workspace(target)):
                 for folder in ("evaluation", "data"):  # all or nothing: a part would look like the whole run
                     shutil.rmtree(target / folder, ignore_errors=True)

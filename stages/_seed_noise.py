@@ -73,7 +73,7 @@ def spreads(
     told = f"seeds' noise: {source}, {len(found.seeds)} seeds"
     if targets is not None and targets != found.targets:
         return [None] * len(changes), [
-            f"{told}, measured on other test targets: not used; `{noise_file.COMMAND}` measures it anew"
+            f"{told}, measured on other test targets: not used; `{noise_file.COMMAND}` measures it again"
         ]
     if found.settings is None:
         told += ", whose settings are not recorded"

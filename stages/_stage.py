@@ -16,7 +16,7 @@ import typer
 
 from sda_core import costs, log
 from sda_core.artifacts import Workspace
-from sda_core.errors import ConfigError, SDAError, StorageError, storage_errno, storage_error
+from sda_core.errors import ConfigError, SDAError, StorageError, failed_path, storage_errno, storage_error
 from sda_core.params import Params, load_params
 from stages import STARTED
 
@@ -91,12 +91,28 @@ def _check_project(root: Path) -> None:
     raise error
 
 
+def check_variant(root: Path, variant: str, needed: Path) -> None:
+    """See that a variant is one of the project's, where what a command needs of it is missing; ``dvc repro`` makes no other.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    settings = root / "params.yaml"
+    if needed.exists() or not settings.is_file():
+        return
+    known = load_params(settings).variants
+    if variant not in known:
+        raise ConfigError(
+            "--variant", f"{variant!r} is not among the variants of params.yaml ({', '.join(known)})", "name one of them"
+        )
+
+
 def _failure_of_storage(error: OSError) -> StorageError | None:
     """The line for a path that no reader or writer has spoken about, or for an output that takes no more."""
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # what tempfile makes of a full disk
         return StorageError("temporary folder", "cannot be written", "free some space, or name another folder in TMPDIR")
     if error.filename is not None:
-        return storage_error(error, os.fsdecode(error.filename) or ".", "used")
+        return storage_error(error, failed_path(error) or ".", "used")
     if storage_errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # files are written through what names them
         with suppress(OSError, ValueError):  # what the output still holds back would fail once more at Python's end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -175,6 +191,7 @@ def run_as_script(command: Callable[..., None]) -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Run a command line whose output shows any text; a help page that cannot be written is one line as well."""
+    log.buffer_output()
     log.show_any_text()
     try:
         app()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sda_core.exchange import Format
-from stages._stage import Root, one_line_errors
+from stages._stage import Root, check_variant, one_line_errors
 
 
 def export(
@@ -26,5 +26,7 @@ def export(
     from sda_core.exchange.shop import Shop
 
     with one_line_errors("export", root):
-        written = write(Shop.read(Workspace(root), variant), target, to)
+        workspace = Workspace(root)
+        check_variant(root, variant, workspace.embeddings(variant))
+        written = write(Shop.read(workspace, variant), target, to)
         typer.echo(f"{to}: " + ", ".join(f"{name} {value}" for name, value in written.items()))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stages._catalogue import ITEM_HELP, ByNumber, Catalogue
-from stages._stage import Root, one_line_errors
+from stages._stage import Root, check_variant, one_line_errors
 
 
 def neighbors(
@@ -26,6 +26,7 @@ def neighbors(
         workspace = Workspace(root)
         catalogue = Catalogue.read(workspace)
         number = catalogue.number(item, by_number)
+        check_variant(root, variant, workspace.index(variant))
         ids, cosines = load_index(workspace.index(variant)).neighbors(number, k)
         typer.echo(catalogue.line(number))
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from stages._catalogue import ITEM_HELP, ByNumber, Catalogue
-from stages._stage import Root, one_line_errors
+from stages._stage import Root, check_variant, one_line_errors
 
 
 def recommend(
@@ -36,6 +36,7 @@ def recommend(
         catalogue = Catalogue.read(workspace)
         history = [catalogue.number(item, by_number) for item in items]
         folder = workspace.recommender(variant, recommender)
+        check_variant(root, variant, folder)
         section = recommenders.saved_params(folder)
         if not scores_histories(section):
             problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"

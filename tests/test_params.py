@@ -95,6 +95,22 @@ def test_a_mistake_is_named_with_its_path(path: str, value: object, expected: st
     assert expected in problem(put(path, value))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("recommenders", [], "recommenders: should not be empty (got [])"),
+        ("recommenders", ["id"], "recommenders.0: should be 'pop', 'bpr', 'vbpr', 'slmrec', 'sasrec' or 'bert4rec' (got 'id')"),
+        ("evaluate.cutoffs", [0], "evaluate.cutoffs.0: should be greater than or equal to 1 (got 0)"),
+        ("report.title", "", "report.title: should not be empty (got '')"),
+    ],
+)
+def test_an_empty_list_or_text_is_one_problem_and_a_wrong_entry_is_no_second_one(path: str, value: object, expected: str) -> None:
+    text = problem(put(path, value))
+    assert expected in text
+    assert "after validation" not in text
+    assert sum(line.startswith(path) for line in text.removeprefix("params.yaml: ").split(" | ")) == 1
+
+
 def test_retrieval_is_for_full_rank_only() -> None:
     tree = data()
     tree["evaluate"] |= {"retrieval": RETRIEVAL}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,14 @@ def test_a_bug_stays_a_bug(tmp_path: Path, bug: BaseException) -> None:
 @given(st.text(max_size=60))
 def test_no_text_of_an_unrelated_error_is_taken_for_a_full_disk(text: str) -> None:
     assert storage_errno(ValueError(text)) is None or any(os.strerror(number) in text for number in NUMBERS_OF_ERRORS)
+
+
+def test_a_copy_that_does_not_fit_names_the_copy_and_not_its_source(tmp_path: Path, small_files: None) -> None:
+    source, target = Path(__file__), tmp_path / "target"  # larger than the limit, and only read
+    assert source.stat().st_size > 1_000
+    with pytest.raises(StorageError) as caught, replace_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+    assert str(caught.value).startswith(f"{target}: cannot be written (File too large)")
 
 
 def test_the_path_that_is_named_is_the_final_one(tmp_path: Path) -> None:

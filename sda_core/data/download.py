@@ -126,7 +126,7 @@ def verify(raw: Path, root: Path | None = None) -> list[Verdict]:
             verdicts.append(Verdict(f"{path}: cannot be read ({reason(error)}); mend its permissions", ok=False))
         else:
             if changed is not None:
-                verdicts.append(Verdict(f"{path}: {changed}; run `dvc repro`, which takes it", ok=False))
+                verdicts.append(Verdict(f"{path}: {changed}", ok=False))
                 continue
             verdicts.append(Verdict(f"{entry.role} {entry.name} {entry.bytes} bytes sha256 {entry.sha256[:16]} ok", ok=True))
     known = {entry.name for entry in entries} | {manifest_path(raw).name}
@@ -212,6 +212,7 @@ async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, 
         write_json(raw / f"{entry.name}.entry.json", entry.model_dump(mode="json"))
     missing = [file for file in wanted if file.role not in kept]
     if missing:
+        _check_local_folder(dataset, root)
         remove(manifest_path(raw))
     web = any(is_web(source) for file in missing for source in file.sources)
     # without an address nothing of the network's settings matters
@@ -253,6 +254,19 @@ def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
             raise DownloadError(where, error.problem, advice) from None
         if clash:
             raise DownloadError(where, f"{folder} lies in {raw}, which this stage clears of everything else", advice)
+
+
+def _check_local_folder(dataset: AmazonDataset, root: Path) -> None:
+    """See that the folder from which files have to be copied is there.
+
+    Raises:
+        DownloadError: it is not.
+    """
+    folder = dataset.local_folder
+    if folder is None or (path := local_path(folder, root)).is_dir():
+        return
+    problem = "is not a folder" if path.exists() else "there is no such folder"
+    raise DownloadError("params.yaml: dataset.local_folder", f"{problem} ({path})", "correct the path, or set it to null")
 
 
 def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawFile | None:

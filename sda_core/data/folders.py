@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sda_core.errors import DownloadError, storage_error
+from sda_core.errors import DownloadError, failed_path, storage_error
 
 _log = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ def kept_folder(folder: Path) -> Generator[None]:
         with folder_lock(folder):
             yield
     except OSError as error:
-        where = str(folder) if error.filename is None else os.fsdecode(error.filename)
-        if (failure := storage_error(error, where)) is None:
+        if (failure := storage_error(error, failed_path(error) or str(folder))) is None:
             raise
         raise failure from None
 

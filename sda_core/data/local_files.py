@@ -128,7 +128,7 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
         raise ConfigError(
             "params.yaml: local_files",
             f"does not name the files that the other params name, so DVC would not see them change: {', '.join(problems)}",
-            "write this into params.yaml, or compose it anew with `dvc exp run`",
+            "write this into params.yaml, or compose it again with `dvc exp run`",
         )
 
 
@@ -193,7 +193,7 @@ def _can_be_watched(use: str, path: Path, root: Path) -> bool:
 
 # --------------------------------------------------------------------------------------------- truth afterwards
 def changed_source(entry: RawFile, root: Path) -> str | None:
-    """How the local file that a raw file was copied from differs from the copy; None where it does not.
+    """How the local file that a raw file was copied from differs from the copy, and what to do; None where it does not.
 
     A source whose folder is not there either is another machine's: nothing can be said about it.
     """
@@ -202,13 +202,13 @@ def changed_source(entry: RawFile, root: Path) -> str | None:
     try:
         path = local_path(entry.source, root)
         if not path.exists():
-            return f"its local source {path} is gone" if path.parent.is_dir() else None
+            return f"its local source {path} is gone; restore it, or change `dataset`" if path.parent.is_dir() else None
         if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
-            return f"its local source {path} has changed since it was copied"
+            return f"its local source {path} has changed since it was copied; run `dvc repro`, which takes it"
     except DownloadError:
         return None
     except (OSError, ValueError) as error:
-        return f"its local source cannot be read ({type(error).__name__}: {error})"
+        return f"its local source cannot be read ({type(error).__name__}: {error}); check its permissions"
     return None
 
 

@@ -249,7 +249,7 @@ def read(path: Path) -> SeedNoise:
     """
     if not path.is_file():
         raise ArtifactError(str(path), "does not exist", f"run `{COMMAND}` to measure it")
-    advice = f"restore it (`git checkout -- {path.name}`), or run `{COMMAND}` to measure it anew"
+    advice = f"restore it (`git checkout -- {path.name}`), or run `{COMMAND}` to measure it again"
     try:
         found = _File.model_validate_json(path.read_bytes())
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,20 @@ def test_a_section_that_does_not_fit_is_refused_in_one_line(repository: Path, sh
 
 
 # ------------------------------------------------------------------------------------------------ the copies
+@pytest.mark.parametrize("kind", ["absent", "file"])
+def test_a_local_folder_that_is_not_there_is_named_itself(tmp_path: Path, kind: str) -> None:
+    """Not each file in it, and not the addresses, which are not tried."""
+    folder, raw = tmp_path / "shop", tmp_path / "data" / "raw"
+    if kind == "file":
+        folder.write_text("")
+    mine = amazon(reviews=["https://shop.example/r.jsonl"], metadata=["m.jsonl"], local_folder="shop")
+    problem = "is not a folder" if kind == "file" else "there is no such folder"
+    with pytest.raises(
+        DownloadError, match=re.escape(f"dataset.local_folder: {problem} ({folder}); correct the path, or set it")
+    ):
+        download(mine, SETTINGS, raw, tmp_path)
+
+
 def test_a_changed_source_is_told_and_taken(tmp_path: Path, shop: Path) -> None:
     raw, mine = tmp_path / "data" / "raw", amazon(reviews=["r.jsonl"], metadata=["m.jsonl"], local_folder=str(shop))
     download(mine, SETTINGS, raw, tmp_path)
@@ -182,14 +197,17 @@ def test_a_changed_source_is_told_and_taken(tmp_path: Path, shop: Path) -> None:
     assert changed_sources(raw, tmp_path) == []
     for text in ('{"user_id": "v"}\n', '{"user_id": "v"}\n{"user_id": "w"}\n'):  # of the same length, and longer
         (shop / "r.jsonl").write_text(text)
-        assert changed_sources(raw, tmp_path) == [f"r.jsonl: its local source {shop / 'r.jsonl'} has changed since it was copied"]
+        problem = f"its local source {shop / 'r.jsonl'} has changed since it was copied; run `dvc repro`, which takes it"
+        assert changed_sources(raw, tmp_path) == [f"r.jsonl: {problem}"]
         assert [verdict.ok for verdict in verify(raw, tmp_path)] == [False, True]
         assert all(verdict.ok for verdict in verify(raw))
         download(mine, SETTINGS, raw, tmp_path)
         assert (raw / "r.jsonl").read_text() == text
         assert all(verdict.ok for verdict in verify(raw, tmp_path))
     (shop / "m.jsonl").unlink()
-    assert changed_sources(raw, tmp_path) == [f"m.jsonl: its local source {shop / 'm.jsonl'} is gone"]
+    gone = f"its local source {shop / 'm.jsonl'} is gone; restore it, or change `dataset`"  # `dvc repro` would not help
+    assert changed_sources(raw, tmp_path) == [f"m.jsonl: {gone}"]
+    assert [verdict.line for verdict in verify(raw, tmp_path) if not verdict.ok] == [f"{raw / 'm.jsonl'}: {gone}"]
     with pytest.raises(DownloadError, match=r"params.yaml: dataset.metadata: no source gave the file .*there is no such file"):
         download(mine, SETTINGS, raw, tmp_path)
     (shop / "m.jsonl").write_text('{"parent_asin": "i"}\n')

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +131,30 @@ def test_two_revisions_turned_round_change_the_sign(project: Path) -> None:
 def test_what_is_not_there(project: Path) -> None:
     assert "revision nosuch: Git and DVC know no such revision" in mistake(project, "nosuch")
     assert "revision code: holds no evaluation" in mistake(project, "code")
+
+
+@pytest.mark.parametrize("problem", ["disk I/O error", "database or disk is full", "attempt to write a readonly database"])
+def test_a_database_of_dvc_that_cannot_be_used_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise sqlite3.OperationalError(problem)
+
+    monkeypatch.setattr("dvc.repo.Repo.__init__", fails)
+    result = diff(project, "HEAD")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"sda diff: error: DVC's database: cannot be used ({problem}); free some space, make the folder ")
+
+
+def test_a_full_disk_is_no_missing_file(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look like a cache without positions, and the metrics alone would be compared."""
+
+    def fails(*arguments: object) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dvc.api.DVCFileSystem.read_bytes", fails)
+    result = diff(project, "HEAD")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("sda diff: error: params.yaml: cannot be written (No space left on device); free some space")
 
 
 def test_no_project(tmp_path: Path, repository: Path) -> None:

@@ -212,6 +212,17 @@ def test_a_full_disk_behind_the_output(finished: Path, arguments: tuple[str, ...
     )
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_cut_off_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch, unbuffered: str) -> None:
+    """Python itself drops the rest of a text that an output without a buffer took in part."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with (root / "listing").open("wb") as listing, full_disk(200):
+        done = command_line(root, "costs", stdout=listing)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sda costs: error: standard output: cannot be written (File too large)")
+
+
 def test_no_room_for_temporary_files(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 

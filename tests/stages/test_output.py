@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from dvc.utils.hydra import compose_and_dump
 
 from sda_core.artifacts import ITEMS, Workspace
 from sda_core.index import build_index
@@ -139,3 +141,20 @@ def test_a_folder_is_held_without_a_lock_where_the_system_has_none(
     with kept_folder(tmp_path / "raw"):
         assert (tmp_path / "raw").is_dir()
     assert "cannot be locked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("recommend", "i0"), ("neighbors", "i0", "--variant", "sdaa"), ("export", "--format", "mmrec", "--to", "made")],
+    ids=lambda command: command[0],
+)
+def test_a_variant_that_no_run_makes_is_named(shop: Path, repository: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """For instance the default, `sda`, after `-S ladder=zero_shot`: the advice to run `dvc repro` would not help."""
+    root = Path(shutil.copytree(shop, tmp_path / "shop"))
+    compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", ["ladder=zero_shot"])
+    done = sda(repository, *command, cwd=root)
+    assert done.returncode == 1
+    (line,) = done.stderr.decode().splitlines()
+    variant = "sdaa" if "sdaa" in command else "sda"
+    problem = f"'{variant}' is not among the variants of params.yaml (id, zero_shot); name one of them"
+    assert line == f"sda {command[0]}: error: --variant: {problem}"
