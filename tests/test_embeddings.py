@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -295,6 +296,7 @@ def test_half_precision(adapted, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch.compile needs AVX2 or newer on x86")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_compiled_equals_eager(adapted, tmp_path):
     """The texts only: the compiler works for seconds, and pictures go through the same layers."""
@@ -317,6 +319,14 @@ def test_compiled_equals_eager(adapted, tmp_path):
 def test_compiling_needs_a_compiler(backbone, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"export_embeddings\.compile: needs a C\+\+ compiler .*use false"):
+        encoded(shop(8), backbone, tmp_path, compile=True)
+
+
+def test_compiling_needs_vector_instructions(backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", sys.executable)  # any program that is there
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    with pytest.raises(ConfigError, match=r"export_embeddings\.compile: needs a CPU with AVX2 or newer .*use false"):
         encoded(shop(8), backbone, tmp_path, compile=True)
 
 

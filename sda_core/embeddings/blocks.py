@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -201,12 +202,12 @@ class BlockEncoder:
         """Put the model into evaluation mode, and compile the layers of its language model where the params ask for it.
 
         Raises:
-            ConfigError: there is no compiler, or no layer to compile.
+            ConfigError: there is no compiler, the CPU has no vector instructions, or there is no layer to compile.
         """
         self.model.eval()
         if self.params.compile:
-            if self.device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-                raise ConfigError("params.yaml: export_embeddings.compile", "needs a C++ compiler on the CPU", "use false")
+            if self.device.type == "cpu":
+                _require_cpu_compiler()
             # what prepare_torch chose, told to the compiler as well
             warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warn_only)
@@ -280,6 +281,16 @@ def _ahead(
         if place + depth < len(tasks):
             waiting.append(reader.submit(tasks[place + depth]))
         yield result
+
+
+def _require_cpu_compiler() -> None:
+    """Raise where torch's compiler cannot work on the CPU, before it fails with pages of C++."""
+    where = "params.yaml: export_embeddings.compile"
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError(where, "needs a C++ compiler on the CPU", "use false")
+    # Without AVX2, torch writes C++ for this architecture that does not compile.
+    if platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        raise ConfigError(where, "needs a CPU with AVX2 or newer vector instructions", "use false")
 
 
 def _compile_layers(model: nn.Module, adapter_pattern: str) -> None:
