@@ -155,6 +155,10 @@ def describe_filter(section: FilterParams) -> str:
             parts.append(f"of repeated purchases the {section.duplicates}")
         case _:
             assert_never(section.duplicates)
+    if section.time_resolution_seconds:
+        parts.append(f"times rounded down to multiples of {section.time_resolution_seconds} seconds")
+    order = f"random order (seed {section.ties_seed})" if section.ties == "random" else "the order of the raw file"
+    parts.append(f"equal times in {order}")
     for what, policy in (("metadata", section.items_without_metadata), ("a picture's address", section.items_without_image)):
         parts.append(f"items without {what} {'dropped' if policy == 'drop' else 'kept'}")
     return "; ".join(parts)

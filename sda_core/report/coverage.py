@@ -26,8 +26,8 @@ _SPLITS = {
 }
 _TIES = {
     "pairs": "Neighbouring interactions of a user",
-    "valid_targets": "Validation targets, with another interaction",
-    "test_targets": "Test targets, with another interaction",
+    "valid_targets": "Validation targets that share their time",
+    "test_targets": "Test targets that share their time",
 }
 _TEXTS = ("title", "brand", "price", "categories", "features", "description")
 _STATUS_LABELS = {
@@ -42,9 +42,9 @@ _STATUS_LABELS = {
     "timeout": "No answer in time",
 }
 _UNUSED_FILES = {
-    "num_folder_no_item": "Image in the folder that is no kept item's",
+    "num_folder_no_item": "Image in the folder that matches no kept item",
     "num_folder_no_image": "File in the folder that is no image by its name",
-    "num_archive_no_item": "Image in the archive that is no kept item's",
+    "num_archive_no_item": "Image in the archive that matches no kept item",
     "num_archive_no_image": "File in the archive that is no image by its name",
     "num_archive_unsafe_path": "File in the archive with an absolute or climbing path",
     "num_archive_no_file": "Link or device in the archive",

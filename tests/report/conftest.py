@@ -79,7 +79,7 @@ def coverage() -> DataCoverage:
             Count("num_test", "Test", 1_199),
             Count("num_rest", "Further rows of the held-out periods", 0),
         ),
-        ties=(Share("Neighbouring interactions of a user", 0.687), Share("Test targets, with another interaction", 0.0)),
+        ties=(Share("Neighbouring interactions of a user", 0.687), Share("Test targets that share their time", 0.0)),
         ties_policy="random",
         num_users_without_target=1,
         history_lengths=Spread(7.5, 5, 5.0, 7.0, 12.0, 21.5, 48),

@@ -390,8 +390,11 @@ def test_filter_and_split_in_words(params: Params) -> None:
     )
     assert describe_filter(section) == (
         "single pass, at least 5 per user, 5 per item; ratings from 3; of repeated purchases the last; "
+        "equal times in random order (seed 42); "
         "items without metadata dropped; items without a picture's address dropped"
     )
+    rounded = describe_filter(section.model_copy(update={"ties": "file", "time_resolution_seconds": 86_400}))
+    assert "times rounded down to multiples of 86400 seconds; equal times in the order of the raw file" in rounded
     assert describe_split(params.filter).startswith("leave one out")
     days = params.filter.model_copy(update={"split": "global_time", "valid_from": "2014-01-01", "test_from": "2014-05-01"})
     assert describe_split(days) == "by time: validation begins on 2014-01-01 (UTC), the test on 2014-05-01 (UTC)"

@@ -229,7 +229,7 @@ def test_data_section_in_full(page_data: ReportData) -> None:
         ["90 % have at most", "12", "71"], ["99 % have at most", "21.5", "240"], ["Most", "48", "1,013"],
     ]  # fmt: skip
     assert table_of(html, "data-ties") == [
-        ["Neighbouring interactions of a user", "68.7 %"], ["Test targets, with another interaction", "0 %"],
+        ["Neighbouring interactions of a user", "68.7 %"], ["Test targets that share their time", "0 %"],
     ]  # fmt: skip
     assert "equal times is random" in text
     in_file_order = dataclasses.replace(page_data, coverage=dataclasses.replace(page_data.coverage, ties_policy="file"))
