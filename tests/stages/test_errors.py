@@ -112,7 +112,14 @@ def test_a_stage_before_its_inputs(shop: Shop) -> None:
 
 
 def test_missing_local_file(shop: Shop, tmp_path: Path) -> None:
-    shop.params("dataset=gift_cards", f"dataset.local_folder={tmp_path / 'nowhere'}")
+    """A folder that is not there is named itself; one that is there, but lacks the file, names the file."""
+    folder = tmp_path / "nowhere"
+    shop.params("dataset=gift_cards", f"dataset.local_folder={folder}")
+    said = shop.mistake("download")
+    assert "dataset.local_folder" in said
+    assert str(folder) in said
+    folder.mkdir()
+    shop.params("dataset=gift_cards", f"dataset.local_folder={folder}")
     assert "Gift_Cards_5.json.gz" in shop.mistake("download")
 
 
