@@ -29,6 +29,7 @@ from sda_core.params import RecommenderParams
 from sda_core.recommenders import build, training_data
 
 folder = Path(sys.argv[1])
+torch.set_num_threads(int(sys.argv[2]))  # another number gives other last bits
 params = TypeAdapter(RecommenderParams).validate_json((folder / "params.json").read_text())
 data = training_data(pl.read_parquet(folder / "interactions.parquet"))
 model = build(params, data.num_users, data.num_items, np.load(folder / "vectors.npy"))
@@ -49,7 +50,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(name, checkerboard, recommender
     (tmp_path / "params.json").write_text(params.model_dump_json())
     np.save(tmp_path / "vectors.npy", vectors, allow_pickle=False)
     environment = {**os.environ, "PYTHONPATH": str(repository)}
-    child = subprocess.Popen([sys.executable, "-c", _CHILD, str(tmp_path)], env=environment)
+    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(torch.get_num_threads())]
+    child = subprocess.Popen(command, env=environment)
     checkpoint = tmp_path / "checkpoint.safetensors"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
