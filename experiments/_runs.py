@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import polars as pl
+from ruamel.yaml import YAML
 
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
 from sda_core.data.demo import ATTRIBUTES, world
+from sda_core.data.local_files import watched
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
@@ -99,6 +102,13 @@ def epochs(folder: Path, seeds: Sequence[int]) -> str:
             curve = pl.read_csv(path, separator="\t", schema_overrides={"is_best": pl.Boolean})
             found.append(f"{curve.filter('is_best')['epoch'].max() or 0} of {len(curve)}")
     return ", ".join(found)
+
+
+def save_params(params: Any, target: Path) -> None:
+    """Write a tree of params that was changed, with the ``local_files`` that follow from it in the target's folder."""
+    params["local_files"] = watched(params["dataset"], params["backbone"], target.parent)
+    with target.open("w", encoding="utf-8") as stream:
+        YAML().dump(params, stream)
 
 
 # ------------------------------------------------------------------------------------------------- numbers

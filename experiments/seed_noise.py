@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from _runs import leave
+from _runs import leave, save_params
 from ruamel.yaml import YAML
 
 import sda_core
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace
-from sda_core.data.local_files import watched
 from sda_core.errors import ArtifactError, ConfigError, SDAError
 from sda_core.evaluation import noise_file
 from sda_core.evaluation.groups import item_groups
@@ -181,9 +180,7 @@ def write_params(source: Path, target: Path, seed: int) -> None:
     for section in params["train_recommender"].values():
         if isinstance(section, dict) and "seed" in section:
             section["seed"] = seed
-    params["local_files"] = watched(params["dataset"], params["backbone"], target.parent)
-    with target.open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
+    save_params(params, target)
 
 
 def _stage(name: str, variant: str, root: Path) -> None:

@@ -129,9 +129,7 @@ def shares(folder: Path, orders: Sequence[Order], seeds: Sequence[int]) -> str:
     )
 
 
-def table(
-    params: Params, folder: Path, names: Sequence[str], orders: Sequence[Order], seeds: Sequence[int]
-) -> str:  # fmt: skip
+def table(params: Params, folder: Path, names: Sequence[str], orders: Sequence[Order], seeds: Sequence[int]) -> str:
     """A markdown table: a row per recommender and order; the first order is what the others are compared with.
 
     Args:

@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from _runs import save_params
 from ruamel.yaml import YAML
 
 from sda_core import log
 from sda_core.artifacts import Workspace
-from sda_core.data.local_files import watched
 
 _log = logging.getLogger("experiments")
 
@@ -105,9 +105,7 @@ def write_params(source: Path, target: Path, seed: int, variants: Sequence[str],
         if not separator or last not in section:
             raise SystemExit(f"--set: no such param {path!r} (got {change!r}, expected PATH=VALUE)")
         section[last] = yaml.load(value)
-    params["local_files"] = watched(params["dataset"], params["backbone"], target.parent)
-    with target.open("w", encoding="utf-8") as stream:
-        yaml.dump(params, stream)
+    save_params(params, target)
 
 
 def run(stage: str, variant: str, root: Path) -> None:
