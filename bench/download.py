@@ -31,7 +31,7 @@ from sda_core.fingerprint import sha256_file
 OURS = """
     import sys
     from pathlib import Path
-    from sda_core.data.download import download
+    from sda_core.fetch.download import download
     from sda_core.params import AmazonDataset, DownloadParams
 
     reviews, metadata, raw = sys.argv[1:]

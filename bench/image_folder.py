@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sda_core.data.picture_sources import Finder, Item
+from sda_core.fetch.image_sources import Finder, Item
 from sda_core.params import load_params
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

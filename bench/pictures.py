@@ -28,7 +28,7 @@ import polars as pl
 from PIL import Image
 
 from sda_core.artifacts import ITEMS
-from sda_core.data.images import fetch_images
+from sda_core.fetch.images import fetch_images
 from sda_core.params import FetchImagesParams
 
 STORED_PIXELS = 65_536

@@ -152,7 +152,7 @@ def main() -> None:
 
     from ruamel.yaml import YAML
 
-    from sda_core.data.local_files import watched
+    from sda_core.fetch.local_files import watched
 
     yaml = YAML(typ="safe", pure=True)
     params = yaml.load(REPOSITORY / "params.yaml")

@@ -19,10 +19,10 @@ from ruamel.yaml import YAML
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
 from sda_core.data.demo import ATTRIBUTES, world
-from sda_core.data.local_files import watched
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
+from sda_core.fetch.local_files import watched
 from sda_core.fingerprint import fingerprint
 from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, RecommenderParams
 from sda_core.runtime import prepare_torch

@@ -37,8 +37,8 @@ from _runs import CUTOFF, Reach, dots, gains, interval, keep_positions, leave, p
 from sda_core import log
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.data.filtering import filter_dataset
-from sda_core.data.manifest import manifest_file
 from sda_core.evaluation.groups import item_groups
+from sda_core.fetch.manifest import manifest_file
 from sda_core.params import Params, TailParams, load_params
 
 PROTOCOLS = ("fullrank", "uni100")

@@ -33,8 +33,8 @@ from _runs import CUTOFF, Reach, difference, dots, gains, keep_positions, leave,
 from sda_core import log, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
 from sda_core.data.filtering import filter_dataset
-from sda_core.data.manifest import manifest_file
 from sda_core.errors import DataError
+from sda_core.fetch.manifest import manifest_file
 from sda_core.params import Params, SequentialParams, load_params
 from sda_core.seed import generator
 

@@ -38,11 +38,11 @@ from sda_core.artifacts import (
     Workspace,
     read_json,
 )
-from sda_core.data import images, local_files, manifest
-from sda_core.data.folders import user_folder
 from sda_core.data.prompts import prompt_hash
 from sda_core.embeddings.table import read_metadata
 from sda_core.errors import ArtifactError, SDAError
+from sda_core.fetch import images, local_files, manifest
+from sda_core.fetch.folders import user_folder
 from sda_core.fingerprint import fingerprint, sha256_path
 from sda_core.image_store import FORMAT_PREFIX, STATUSES, format_count, read_images
 from sda_core.index import load_index

@@ -18,9 +18,9 @@ Check = Annotated[
 
 def download(root: Root = Path(), params: ParamsFile = None, check: Check = False) -> None:
     """Fetch the raw reviews and metadata into data/raw, whole and checked (or write the built-in shop)."""
-    from sda_core.data.download import download as fetch
-    from sda_core.data.download import verify
-    from sda_core.data.local_files import RAW, watches
+    from sda_core.fetch.download import download as fetch
+    from sda_core.fetch.download import verify
+    from sda_core.fetch.local_files import RAW, watches
 
     if check:
         with one_line_errors("download", root):

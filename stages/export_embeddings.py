@@ -18,8 +18,8 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
     import polars as pl
 
     from sda_core.artifacts import INTERACTIONS, ITEMS
-    from sda_core.data.local_files import BACKBONE, watches
     from sda_core.embeddings import table
+    from sda_core.fetch.local_files import BACKBONE, watches
     from sda_core.fingerprint import fingerprint
     from sda_core.processes import processes
     from stages._items import item_source

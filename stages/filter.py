@@ -11,7 +11,7 @@ def filter_(root: Root = Path(), params: ParamsFile = None) -> None:
     """Parse the raw files, keep what params.filter says, split it, and count every dropped row by reason."""
     from sda_core.artifacts import INTERACTIONS, ITEMS, USERS, replace_directory, write_json
     from sda_core.data.filtering import filter_dataset
-    from sda_core.data.manifest import manifest_file
+    from sda_core.fetch.manifest import manifest_file
 
     with stage("filter", root, params) as run:
         raw, target = run.workspace.raw, run.workspace.filtered

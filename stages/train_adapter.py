@@ -17,7 +17,7 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
 
     from sda_core import adapters, alignment, backbones
     from sda_core.artifacts import replace_directory, write_tsv
-    from sda_core.data.local_files import BACKBONE, watches
+    from sda_core.fetch.local_files import BACKBONE, watches
     from sda_core.fingerprint import fingerprint
     from sda_core.processes import processes
     from sda_core.runtime import prepare_torch

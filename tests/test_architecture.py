@@ -36,6 +36,7 @@ LEVELS = {
     "ranking": 0.7,  # asks trained recommenders; no training asks it
     "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
     "diagnostics": 1, "exchange": 1,
+    "fetch": 0.9,  # asks data what a file is, and for the built-in shop
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
     "image_store": 3, "processes": 3, "item_vectors": 3, "dropped_values": 3,
     "artifacts": 4, "traits": 4, "variants": 4,
@@ -166,8 +167,8 @@ def test_layers(path: Path) -> None:
 
 def test_library_is_light_without_torch() -> None:
     script = (
-        "import sys, sda_core, sda_core.data, sda_core.evaluation, sda_core.artifacts, sda_core.params, stages.cli,"
-        "sda_core.processes, sda_core.embeddings.table;"
+        "import sys, sda_core, sda_core.data, sda_core.fetch.images, sda_core.evaluation, sda_core.artifacts,"
+        "sda_core.params, stages.cli, sda_core.processes, sda_core.embeddings.table;"
         "print(sorted({'torch', 'transformers', 'peft', 'faiss'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""From raw review files to tables: download, readers, filter, split, pictures, prompts, and the built-in shop.
+"""From raw review files to tables: readers, filter, split, prompts, and the built-in shop.
 
 Nothing here imports torch.  What scripts of others use is exported, and imported when it is asked for, so that using one
 module of the package does not bring (and make a stage depend on) another: ``from sda_core.data.amazon import read_reviews``.

@@ -17,8 +17,8 @@ from sda_core.data import image_references as module
 from sda_core.data.amazon import LineCount, read_metadata
 from sda_core.data.cleaning import MAX_ENTRIES
 from sda_core.data.image_references import image_reference, image_references, image_values
-from sda_core.data.picture_archives import plain_path
 from sda_core.dropped_values import IMAGE_REASONS
+from sda_core.fetch.archives import plain_path
 
 A, B, C = "https://shop.example/a.jpg", "https://shop.example/b.jpg", "https://shop.example/c.jpg"
 

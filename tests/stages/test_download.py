@@ -261,7 +261,7 @@ KILLER = """
     # Forks a process a round, in which the real stage runs and dies at its k-th change of the folder; then lets it live.
     import itertools, os, signal, sys
 
-    import anyio, httpcore, sda_core.data.download  # once, not in every round
+    import anyio, httpcore, sda_core.fetch.download  # once, not in every round
     import stages.download
     from stages._stage import run_as_script
 

@@ -125,7 +125,7 @@ def test_no_module_needs_what_only_unix_has(repository: Path) -> None:
     script = (
         "import sys\n"
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
-        "import sda_core, stages.cli, sda_core.data, sda_core.data.download, sda_core.data.images, sda_core.data.folders\n"
+        "import sda_core, stages.cli, sda_core.data, sda_core.fetch.download, sda_core.fetch.images, sda_core.fetch.folders\n"
         "import sda_core.costs, sda_core.evaluation, sda_core.embeddings.table, sda_core.verification\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=False)
@@ -135,7 +135,7 @@ def test_no_module_needs_what_only_unix_has(repository: Path) -> None:
 def test_a_folder_is_held_without_a_lock_where_the_system_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from sda_core.data.folders import kept_folder
+    from sda_core.fetch.folders import kept_folder
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with kept_folder(tmp_path / "raw"):

@@ -21,8 +21,8 @@ from sda_core import costs
 from sda_core.alignment import training
 from sda_core.alignment.inputs import chunks_of
 from sda_core.artifacts import ITEMS, Workspace, write_json
-from sda_core.data.images import coverage_path
 from sda_core.errors import ConfigError, StorageError
+from sda_core.fetch.images import coverage_path
 from sda_core.image_store import ImageRow, shard_path, write_shard
 from sda_core.params import load_params
 from sda_core.processes import Processes

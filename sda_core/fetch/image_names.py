@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from sda_core.data.image_formats import SUFFIX_ORDER
+from sda_core.fetch.image_formats import SUFFIX_ORDER
 
 _log = logging.getLogger(__name__)
 

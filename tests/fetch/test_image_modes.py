@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
 
-from sda_core.data.pictures import Picture, prepare
+from sda_core.fetch.decoding import Picture, prepare
 
 Levels = np.ndarray
 

@@ -30,10 +30,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sda_core.artifacts import write_json
 from sda_core.data.file_kind import HEAD_BYTES, binary_kind, wrong_kind
-from sda_core.data.folders import remove
-from sda_core.data.manifest import Role
-from sda_core.data.picture_archives import UnusableError, check_archive
-from sda_core.data.web import RETRIED_STATUSES, backoff, certificate_problem, content_length, open_stream, reason, retry_after
+from sda_core.fetch.archives import UnusableError, check_archive
+from sda_core.fetch.folders import remove
+from sda_core.fetch.http import RETRIED_STATUSES, backoff, certificate_problem, content_length, open_stream, reason, retry_after
+from sda_core.fetch.manifest import Role
 from sda_core.fingerprint import sha256_file
 from sda_core.log import progress
 from sda_core.params import DownloadParams

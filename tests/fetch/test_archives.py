@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from sda_core.data.picture_archives import Entry, PictureArchive, UnusableError, check_archive
 from sda_core.errors import ArtifactError
+from sda_core.fetch.archives import Entry, PictureArchive, UnusableError, check_archive
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 100_000
@@ -403,10 +403,10 @@ def test_zip_entries_that_lie_about_their_size(tmp_path: Path) -> None:
 
 
 def test_what_a_zip_entry_unpacks_to_is_never_held_beyond_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sda_core.data import picture_archives
+    from sda_core.fetch import archives
 
     lengths: list[int] = []
-    inflate = picture_archives.zlib.decompressobj
+    inflate = archives.zlib.decompressobj
 
     class Watched:
         def __init__(self, bits: int) -> None:
@@ -417,7 +417,7 @@ def test_what_a_zip_entry_unpacks_to_is_never_held_beyond_its_bound(tmp_path: Pa
             lengths.append(len(made))
             return made
 
-    monkeypatch.setattr(picture_archives.zlib, "decompressobj", Watched)
+    monkeypatch.setattr(archives.zlib, "decompressobj", Watched)
     path = make_zip(tmp_path / "a.zip", {"A.jpg": bytes(10_000_000)})
     archive = PictureArchive(patched(path, struct.pack("<I", 10_000_000), struct.pack("<I", 100)), [], ["A"])
     assert of(archive, "A") == "corrupt"
@@ -568,7 +568,7 @@ def test_memory_depends_on_what_is_wanted(tmp_path: Path, kind: str) -> None:
     code = f"""
         import resource
         from pathlib import Path
-        from sda_core.data.picture_archives import PictureArchive, check_archive
+        from sda_core.fetch.archives import PictureArchive, check_archive
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         archive = PictureArchive(Path({str(path)!r}), ["images/000000007.jpg"], ["000000009"])
         assert archive.of("000000009") is not None

@@ -16,10 +16,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from sda_core.artifacts import ITEMS
-from sda_core.data.download import download, verify
-from sda_core.data.images import changed_images, fetch_images
-from sda_core.data.local_files import IMAGES, NO_LOCAL_FILE, OUTPUTS, RAW, changed_sources, check, linked_folders, watched
 from sda_core.errors import ConfigError, DownloadError
+from sda_core.fetch.download import download, verify
+from sda_core.fetch.images import changed_images, fetch_images
+from sda_core.fetch.local_files import IMAGES, NO_LOCAL_FILE, OUTPUTS, RAW, changed_sources, check, linked_folders, watched
 from sda_core.image_store import read_images
 from sda_core.params import AmazonDataset, DownloadParams, FetchImagesParams, parse_params
 

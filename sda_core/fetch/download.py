@@ -21,9 +21,11 @@ import httpx
 from pydantic import ValidationError
 
 from sda_core.artifacts import write_json
-from sda_core.data.folders import kept_folder, remove
-from sda_core.data.local_files import base_name, changed_source, inside, is_web, local_path, located
-from sda_core.data.manifest import (
+from sda_core.errors import ArtifactError, DownloadError, StorageError
+from sda_core.fetch.folders import kept_folder, remove
+from sda_core.fetch.http import new_client, reason, run
+from sda_core.fetch.local_files import base_name, changed_source, inside, is_web, local_path, located
+from sda_core.fetch.manifest import (
     RawFile,
     Role,
     check,
@@ -32,9 +34,7 @@ from sda_core.data.manifest import (
     manifest_path,
     read_manifest,
 )
-from sda_core.data.transfer import RefusedError, Wanted, check_contents, copy_file, discard_part, fetch_file, shown
-from sda_core.data.web import new_client, reason, run
-from sda_core.errors import ArtifactError, DownloadError, StorageError
+from sda_core.fetch.transfer import RefusedError, Wanted, check_contents, copy_file, discard_part, fetch_file, shown
 from sda_core.fingerprint import sha256_file
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
 

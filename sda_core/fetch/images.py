@@ -34,15 +34,11 @@ import httpx
 import polars as pl
 
 from sda_core.artifacts import ITEMS, write_json
-from sda_core.data.folders import kept_folder, remove
-from sda_core.data.image_formats import FORMATS
-from sda_core.data.image_names import NUM_EXAMPLES, ItemNames
-from sda_core.data.local_files import linked_folders
-from sda_core.data.manifest import manifest_file, read_manifest
-from sda_core.data.picture_archives import Entry
-from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, Source, open_archive
-from sda_core.data.pictures import Picture, prepare
-from sda_core.data.web import (
+from sda_core.errors import ArtifactError, DownloadError
+from sda_core.fetch.archives import Entry
+from sda_core.fetch.decoding import Picture, prepare
+from sda_core.fetch.folders import kept_folder, remove
+from sda_core.fetch.http import (
     RETRIED_STATUSES,
     backoff,
     certificate_problem,
@@ -52,7 +48,11 @@ from sda_core.data.web import (
     retry_after,
     run,
 )
-from sda_core.errors import ArtifactError, DownloadError
+from sda_core.fetch.image_formats import FORMATS
+from sda_core.fetch.image_names import NUM_EXAMPLES, ItemNames
+from sda_core.fetch.image_sources import Address, Finder, Item, LocalFile, Nothing, Source, open_archive
+from sda_core.fetch.local_files import linked_folders
+from sda_core.fetch.manifest import manifest_file, read_manifest
 from sda_core.image_store import (
     STATUSES,
     ImageRow,

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
-from sda_core.data.image_formats import SUFFIX_ORDER, SUFFIXES
-from sda_core.data.image_names import NUM_EXAMPLES, ItemNames, composed, decoded, folded, is_system_file, split_name
 from sda_core.errors import ArtifactError
+from sda_core.fetch.image_formats import SUFFIX_ORDER, SUFFIXES
+from sda_core.fetch.image_names import NUM_EXAMPLES, ItemNames, composed, decoded, folded, is_system_file, split_name
 
 _log = logging.getLogger(__name__)
 

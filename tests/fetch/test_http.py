@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sda_core.data.web import (
+from sda_core.errors import DownloadError
+from sda_core.fetch.http import (
     MAX_BACKOFF_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
     backoff,
@@ -28,7 +29,6 @@ from sda_core.data.web import (
     retry_after,
     run,
 )
-from sda_core.errors import DownloadError
 
 
 @settings(deadline=None, max_examples=50)

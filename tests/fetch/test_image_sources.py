@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sda_core.data.image_names import ItemNames
-from sda_core.data.picture_archives import Entry
-from sda_core.data.picture_sources import Address, Finder, Item, LocalFile, Nothing, open_archive
+from sda_core.fetch.archives import Entry
+from sda_core.fetch.image_names import ItemNames
+from sda_core.fetch.image_sources import Address, Finder, Item, LocalFile, Nothing, open_archive
 from sda_core.params import FetchImagesParams
 
 PARAMS = FetchImagesParams(

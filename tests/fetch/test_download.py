@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sda_core.data import transfer
-from sda_core.data.download import download, verify
-from sda_core.data.folders import folder_lock
-from sda_core.data.manifest import check, manifest_file
 from sda_core.errors import ArtifactError, DownloadError, StorageError
+from sda_core.fetch import transfer
+from sda_core.fetch.download import download, verify
+from sda_core.fetch.folders import folder_lock
+from sda_core.fetch.manifest import check, manifest_file
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -919,7 +919,7 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path: Path, wait_until: Any, fetch
     code = f"""
         import time
         from pathlib import Path
-        from sda_core.data.folders import folder_lock
+        from sda_core.fetch.folders import folder_lock
         with folder_lock(Path({str(tmp_path / "raw")!r})):
             Path({str(tmp_path / "held")!r}).touch()
             time.sleep(60)
@@ -939,7 +939,7 @@ def killed_download(dataset: AmazonDataset, params: DownloadParams, raw: Path, w
     """Run a download in a process of its own and kill it when the time has come."""
     code = f"""
         from pathlib import Path
-        from sda_core.data.download import download
+        from sda_core.fetch.download import download
         from sda_core.params import AmazonDataset, DownloadParams
         dataset = AmazonDataset.model_validate_json({dataset.model_dump_json()!r})
         params = DownloadParams.model_validate_json({params.model_dump_json()!r})

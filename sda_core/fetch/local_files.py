@@ -20,9 +20,9 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from sda_core.data.folders import user_path
-from sda_core.data.manifest import NAME_PATTERN, RawFile, manifest_path, read_manifest
 from sda_core.errors import ConfigError, DownloadError
+from sda_core.fetch.folders import user_path
+from sda_core.fetch.manifest import NAME_PATTERN, RawFile, manifest_path, read_manifest
 from sda_core.fingerprint import sha256_file
 from sda_core.params import Params
 

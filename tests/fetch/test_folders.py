@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sda_core.data.folders import folder_lock, kept_folder, remove, user_folder
 from sda_core.errors import DownloadError, StorageError
+from sda_core.fetch.folders import folder_lock, kept_folder, remove, user_folder
 
 
 def test_a_folder_as_the_params_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

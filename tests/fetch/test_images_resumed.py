@@ -19,8 +19,8 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from sda_core.artifacts import ITEMS, Workspace
-from sda_core.data.images import fetch_images, to_try_again
 from sda_core.errors import ArtifactError, DownloadError
+from sda_core.fetch.images import fetch_images, to_try_again
 from sda_core.image_store import ImageStore
 from sda_core.params import load_params
 
@@ -152,8 +152,8 @@ def test_killed_before_every_change_of_a_file(server: Any, urls: list[str], tmp_
         import contextlib, importlib, itertools, os, shutil, signal, sys
         from pathlib import Path
         import polars as pl
-        from sda_core.data.images import fetch_images
-        from sda_core.data.web import new_client
+        from sda_core.fetch.images import fetch_images
+        from sda_core.fetch.http import new_client
         from sda_core.params import FetchImagesParams
 
         folder = Path({str(tmp_path)!r})

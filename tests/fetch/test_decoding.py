@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sda_core.data import pictures
-from sda_core.data.pictures import FORMATS, prepare, stored_size
+from sda_core.fetch import decoding
+from sda_core.fetch.decoding import FORMATS, prepare, stored_size
 
 MAX_PIXELS = 1_000_000
 STORED_PIXELS = 64 * 64
@@ -360,7 +360,7 @@ def test_a_motion_photo_is_no_picture_of_many_scans() -> None:
 WORST = """
 import io, resource, struct, sys, warnings, zlib
 from PIL import Image
-from sda_core.data.pictures import prepare
+from sda_core.fetch.decoding import prepare
 
 def encoded(image, form, **settings):
     stream = io.BytesIO()
@@ -425,10 +425,10 @@ def test_memory_of_the_worst() -> None:
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one holds the place, a second large one waits, and a small one does not."""
-    monkeypatch.setattr(pictures, "_LARGE_PIXELS", 10_000)
+    monkeypatch.setattr(decoding, "_LARGE_PIXELS", 10_000)
     large, small = encoded(noise(200, 100), "PNG"), encoded(noise(20, 10), "PNG")
     with ThreadPoolExecutor(2) as pool:
-        with pictures._large:
+        with decoding._large:
             waiting = pool.submit(prepare, large, MAX_PIXELS, STORED_PIXELS)
             assert pool.submit(prepare, small, MAX_PIXELS, STORED_PIXELS).result(20).status == "ok"
             with pytest.raises(TimeoutError):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sda_core.data.image_formats import SUFFIX_ORDER
-from sda_core.data.image_names import ImageFolder, ItemNames, is_system_file, split_name
-from sda_core.data.picture_sources import Finder, Item, LocalFile, Nothing, open_archive
+from sda_core.fetch.image_formats import SUFFIX_ORDER
+from sda_core.fetch.image_names import ImageFolder, ItemNames, is_system_file, split_name
+from sda_core.fetch.image_sources import Finder, Item, LocalFile, Nothing, open_archive
 from sda_core.params import FetchImagesParams
 
 PARAMS = FetchImagesParams(

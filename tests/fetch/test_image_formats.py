@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from sda_core.data import image_formats, pictures
-from sda_core.data.image_formats import FORMATS, NOT_DECODED, OTHER_SUFFIXES, SUFFIX_ORDER, SUFFIXES, recognized
-from sda_core.data.pictures import Picture, prepare
+from sda_core.fetch import decoding, image_formats
+from sda_core.fetch.decoding import Picture, prepare
+from sda_core.fetch.image_formats import FORMATS, NOT_DECODED, OTHER_SUFFIXES, SUFFIX_ORDER, SUFFIXES, recognized
 
 
 def encoded(form: str, **options: Any) -> bytes:
@@ -112,7 +112,7 @@ def test_a_format_that_this_pillow_cannot_decode_is_named(form: str, monkeypatch
         pytest.skip(f"Pillow without {form}")
     data, fewer = encoded(form), tuple(name for name in FORMATS if name != form)
     monkeypatch.setattr(image_formats, "FORMATS", fewer)
-    monkeypatch.setattr(pictures, "FORMATS", fewer)
+    monkeypatch.setattr(decoding, "FORMATS", fewer)
     assert prepare(data, 1_000_000, 1_000_000) == Picture("unsupported", reason=form)
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageFile, TiffImagePlugin, features
 
-from sda_core.data.image_formats import FORMATS, recognized
+from sda_core.fetch.image_formats import FORMATS, recognized
 
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
 _JPEG_QUALITY = 90

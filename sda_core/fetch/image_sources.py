@@ -15,8 +15,8 @@ from typing import assert_never
 
 import httpx
 
-from sda_core.data.image_names import NUM_EXAMPLES, ImageFolder, ItemNames
-from sda_core.data.picture_archives import Entry, PictureArchive, Reason, plain_path
+from sda_core.fetch.archives import Entry, PictureArchive, Reason, plain_path
+from sda_core.fetch.image_names import NUM_EXAMPLES, ImageFolder, ItemNames
 from sda_core.fingerprint import sha256_file
 from sda_core.params import FetchImagesParams
 

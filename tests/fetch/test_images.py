@@ -23,11 +23,11 @@ import pytest
 from PIL import Image
 
 from sda_core.artifacts import IMAGES, ITEMS
-from sda_core.data import images as module
-from sda_core.data.folders import folder_lock
-from sda_core.data.images import fetch_images
-from sda_core.data.pictures import Picture, prepare
 from sda_core.errors import ArtifactError, DownloadError, StorageError
+from sda_core.fetch import images as module
+from sda_core.fetch.decoding import Picture, prepare
+from sda_core.fetch.folders import folder_lock
+from sda_core.fetch.images import fetch_images
 from sda_core.image_store import STATUSES, ImageStore, read_images
 from sda_core.params import FetchImagesParams
 
