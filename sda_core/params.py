@@ -756,17 +756,21 @@ def _training_problems(section: TrainingParams) -> Iterator[str]:
         yield f"vision_cache: is 'always', but sharding is {section.sharding!r}, which allows no cache; set it to auto"
 
 
-def _loss_problems(section: LossParams) -> Iterator[str]:
+_REFERENCE_LOSS = {
+    "teacher": "mean",
+    "teacher_temperature": None,
+    "teacher_source": "adapted",
+    "detach_teacher": False,
+    "normalize": False,
+    "false_negatives": "keep",
+}
+"""What the public code does, which has no such options."""
+
+
+def loss_problems(section: LossParams) -> Iterator[str]:
+    """The contradictions inside a loss section, each with what to do; none for a section of a loaded params.yaml."""
     if section.variant == "reference":
-        fixed = {
-            "teacher": "mean",
-            "teacher_temperature": None,
-            "teacher_source": "adapted",
-            "detach_teacher": False,
-            "normalize": False,
-            "false_negatives": "keep",
-        }
-        for name, value in fixed.items():
+        for name, value in _REFERENCE_LOSS.items():
             if getattr(section, name) != value:
                 yield (
                     f"{name}: should be {json.dumps(value)} with variant 'reference', which computes what the public code does"
@@ -793,8 +797,8 @@ _RULES: tuple[tuple[str, Any, Callable[[Any], Iterator[str]]], ...] = (
     ("items", ItemsParams, _items_problems),
     ("backbone", BackboneParams, _backbone_problems),
     ("train_adapter.training", TrainingParams, _training_problems),
-    ("train_adapter.infonce", LossParams, _loss_problems),
-    ("train_adapter.loss", LossParams, _loss_problems),
+    ("train_adapter.infonce", LossParams, loss_problems),
+    ("train_adapter.loss", LossParams, loss_problems),
     ("build_index", IndexParams, _search_problems),
     ("train_recommender.sasrec", SASRecParams, _sequential_problems),
     ("train_recommender.bert4rec", BERT4RecParams, _sequential_problems),

@@ -16,14 +16,12 @@ from ruamel.yaml import YAML
 
 from sda_core.adapters import MoDAConfig
 from sda_core.errors import ConfigError
-from sda_core.losses import AlignmentLoss
 from sda_core.params import (
     AdapterParams,
     BackboneParams,
     LossParams,
     TrainAdapterParams,
     TrainedVariant,
-    _loss_problems,
     load_params,
     parse_params,
 )
@@ -429,27 +427,6 @@ def test_several_contradictions_between_sections_are_reported_at_once() -> None:
     text = problem(edit)
     for expected in ("variants: unknown nope", "report.cutoff: 7", "backbone.max_pixels: 12544", "items.image_prompt: has"):
         assert text.count(expected) == 1, expected
-
-
-@pytest.mark.parametrize("variant", ["paper", "reference"])
-def test_the_params_and_the_losses_refuse_the_same_settings(variant: str) -> None:
-    """What is refused here would be refused when a training begins, and nothing else is."""
-    section = load_params(ROOT / "params.yaml").train_adapter.loss
-    fields = {
-        "teacher": ("mean", "agreement", "none"), "teacher_temperature": (None, 0.1), "teacher_source": ("adapted", "base"),
-        "detach_teacher": (True, False), "normalize": (True, False), "false_negatives": ("keep", "mask"),
-    }  # fmt: skip
-    num_refused = 0
-    for values in itertools.product(*fields.values()):
-        changed = section.model_copy(update=dict(zip(fields, values, strict=True)) | {"variant": variant})
-        try:
-            AlignmentLoss(changed)
-            is_refused = False
-        except ConfigError:
-            is_refused = True
-        assert bool(list(_loss_problems(changed))) == is_refused, values
-        num_refused += is_refused
-    assert 0 < num_refused < 96
 
 
 def test_the_params_and_moda_refuse_the_same_experts() -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sda_core.errors import ConfigError, TrainingError
-from sda_core.losses.cmsa import cmsa, cmsa_many, cmsa_reference, pool_width
+from sda_core.losses.cmsa import cmsa, cmsa_many, cmsa_reference, log_teacher, pool_width
 from sda_core.losses.infonce import infonce, infonce_many, prepare
 from sda_core.losses.measures import measures
 from sda_core.losses.twins import find_twins, same_group
-from sda_core.params import LossParams
+from sda_core.params import LossParams, loss_problems
 
 __all__ = ["AlignmentLoss", "build", "cmsa", "cmsa_many", "cmsa_reference", "infonce", "infonce_many", "measures"]
 
@@ -33,30 +33,18 @@ class AlignmentLoss(nn.Module):
         needs_base: whether the teacher looks at the backbone's own vectors (``teacher_source: base``), which have to be given.
 
     Raises:
-        ConfigError: ``variant: reference`` together with options that the public code does not have, or a source of a teacher
-            that there is none.
+        ConfigError: the section contradicts itself; see :func:`sda_core.params.loss_problems`.
     """
 
     def __init__(self, params: LossParams) -> None:
         super().__init__()
         self.params = params
         self.needs_base = params.teacher_source == "base"
-        if self.needs_base and params.teacher == "none":
-            raise ConfigError(
-                "params.yaml: train_adapter loss section",
-                "teacher_source 'base' together with teacher 'none', which looks at no vectors",
-                "set teacher_source: adapted, or a teacher",
-            )
+        if problems := list(loss_problems(params)):
+            raise ConfigError("params.yaml: train_adapter loss section", "; ".join(problems))
         start = torch.tensor(params.temperature)
-        match params.variant:
-            case "paper":
-                value = start.log()
-            case "reference":
-                _check_reference(params)
-                value = start
-            case _:
-                assert_never(params.variant)
-        self._raw = nn.Parameter(value) if params.learn_temperature else None
+        start = start if params.variant == "reference" else start.log()
+        self._raw = nn.Parameter(start) if params.learn_temperature else None
 
     @property
     def temperature(self) -> float | Tensor:
@@ -145,45 +133,13 @@ class AlignmentLoss(nn.Module):
         v_BD, t_BD = prepare({"image": v_BD, "text": t_BD}, params.normalize).values()
         twins = find_twins(groups_B, params.false_negatives, v_BD)
         if params.variant == "reference":
-            v_BD, t_BD, sharpness = pool_width(v_BD), pool_width(t_BD), 1 / self.temperature
+            v_BD, t_BD, teacher_temperature = pool_width(v_BD), pool_width(t_BD), 1 / self.temperature
         else:
-            sharpness = params.teacher_temperature or self.temperature
-        image_BB, text_BB = v_BD @ v_BD.T / sharpness, t_BD @ t_BD.T / sharpness
-        match params.teacher:
-            case "mean" | "agreement":
-                structure_BB = (image_BB + text_BB) / 2
-            case "image":
-                structure_BB = image_BB
-            case "text":
-                structure_BB = text_BB
-            case "none":  # certain of the own row
-                structure_BB = torch.full_like(image_BB, -torch.inf).fill_diagonal_(0)
-            case _:
-                assert_never(params.teacher)
+            teacher_temperature = params.teacher_temperature or self.temperature
+        structures = {"image": v_BD @ v_BD.T, "text": t_BD @ t_BD.T}
+        log_teacher_BB = log_teacher(structures, params.teacher, teacher_temperature, twins)
         same_BB = None if groups_B is None else same_group(groups_B, v_BD)
-        return measures(image_BD, text_BD, twins.log_target(structure_BB), (image_BB, text_BB), twins, same_BB)
-
-
-def _check_reference(params: LossParams) -> None:
-    """The public code has no such options; a section that sets them would not say what is computed."""
-    fixed = {
-        "teacher": "mean",
-        "teacher_temperature": None,
-        "teacher_source": "adapted",
-        "detach_teacher": False,
-        "normalize": False,
-        "false_negatives": "keep",
-    }
-    wrong = {name: value for name, value in fixed.items() if getattr(params, name) != value}
-    if wrong:
-        raise ConfigError(
-            "params.yaml: train_adapter loss section",
-            "variant 'reference' computes what the public code does, whatever "
-            f"{', '.join(f'{name} (got {getattr(params, name)!r})' for name in wrong)} should say",
-            "set "
-            + ", ".join(f"{name}: {'null' if value is None else str(value).lower()}" for name, value in wrong.items())
-            + "; the public code also has temperature: 3.0, learn_temperature: true",
-        )
+        return measures(image_BD, text_BD, log_teacher_BB, structures, teacher_temperature, twins, same_BB)
 
 
 def build(params: LossParams) -> AlignmentLoss:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import combinations
-from typing import Literal, assert_never
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -134,33 +134,48 @@ def cmsa_many(
     sharpness = temperature if teacher_temperature is None else teacher_temperature
     sharpness = sharpness.detach() if isinstance(sharpness, Tensor) else sharpness
     own = {name: x_BD @ x_BD.T for name, x_BD in teaching.items()}
-    shared = _teacher(list(own.values()) if teacher not in own else [own[teacher]], sharpness, detach_teacher, twins)
+    log_teacher_BB = log_teacher(own, teacher, sharpness, twins)
     losses = []
     for one, two in combinations(prepared, 2):
-        match teacher_scope:
-            case "all":
-                structures, log_teacher_BB = list(own.values()), shared
-            case "pair":
-                structures = [own[one], own[two]]
-                log_teacher_BB = shared if teacher in own else _teacher(structures, sharpness, detach_teacher, twins)
-            case _:
-                assert_never(teacher_scope)
+        structures = own
+        if teacher_scope == "pair" and teacher not in own:
+            structures = {one: own[one], two: own[two]}
+            log_teacher_BB = log_teacher(structures, teacher, sharpness, twins)
+        if detach_teacher:
+            log_teacher_BB = log_teacher_BB.detach()
         logits_BB = prepared[one] @ prepared[two].T / temperature
         row_B = twins.divergence(log_teacher_BB, twins.log_softmax(logits_BB))
         row_B = (row_B + twins.divergence(log_teacher_BB, twins.log_softmax(logits_BB.T))) / 2
         if teacher == "agreement":
-            weight_B = agreement([structure_BB.detach() for structure_BB in structures], sharpness, twins)
+            weight_B = agreement([structure_BB.detach() for structure_BB in structures.values()], sharpness, twins)
             losses.append((weight_B * row_B).sum() / weight_B.sum().clamp_min(torch.finfo(weight_B.dtype).tiny))
         else:
             losses.append(row_B.mean())
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
-def _teacher(structures: Sequence[Tensor], sharpness: float | Tensor, detach: bool, twins: Twins) -> Tensor:
-    """``log P`` of the mean of some structures ``(B, B)``."""
-    structure_BB = reduce(torch.add, structures) / len(structures)
-    log_teacher_BB = twins.log_target(structure_BB / sharpness)
-    return log_teacher_BB.detach() if detach else log_teacher_BB
+def log_teacher(
+    structures: Mapping[str, Tensor], teacher: str, teacher_temperature: float | Tensor, twins: Twins = NO_TWINS
+) -> Tensor:
+    """The teacher's targets, ``log P``, of the formula in :func:`cmsa`.
+
+    Args:
+        structures: ``(B, B)`` similarities inside each modality, ``X_m X_m^T``.
+        teacher: ``"mean"`` and ``"agreement"``, the mean of all structures; the name of a modality, its structure alone;
+            ``"none"``, certain of the own row, which makes CMSA InfoNCE.
+        teacher_temperature: divides the structure.
+        twins: rows of one content, see :func:`~sda_core.losses.twins.find_twins`.
+
+    Returns:
+        ``(B, B)`` log-probabilities, row by row.
+    """
+    if teacher == "none":
+        structure_BB = torch.full_like(next(iter(structures.values())), -torch.inf).fill_diagonal_(0)
+    elif teacher in structures:
+        structure_BB = structures[teacher]
+    else:
+        structure_BB = reduce(torch.add, structures.values()) / len(structures)
+    return twins.log_target(structure_BB / teacher_temperature)
 
 
 def agreement(structures: Sequence[Tensor], temperature: float | Tensor, twins: Twins = NO_TWINS) -> Tensor:

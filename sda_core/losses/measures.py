@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,8 @@ def measures(
     image_BD: Tensor,
     text_BD: Tensor,
     log_teacher_BB: Tensor,
-    structures: tuple[Tensor, Tensor],
+    structures: Mapping[str, Tensor],
+    teacher_temperature: float | Tensor,
     twins: Twins,
     same_BB: Tensor | None = None,
 ) -> dict[str, float]:
@@ -37,7 +40,8 @@ def measures(
         image_BD: ``(B, D)``, any length.
         text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
         log_teacher_BB: ``log P``, rows.
-        structures: logits ``(B, B)`` of the image's and the text's own rows, the temperature in them.
+        structures: similarities ``(B, B)`` inside each modality, as :func:`sda_core.losses.cmsa.teacher` takes them.
+        teacher_temperature: of the softmax that makes a row of them a distribution.
         twins: the loss's policy about rows of one content.
         same_BB: true where two rows show the same thing: none of them is held to be another's rival in ``retrieval``.
     """
@@ -56,7 +60,7 @@ def measures(
     values = {
         "teacher_entropy": entropy,
         "teacher_targets": entropy.exp(),
-        "agreement": agreement(structures, 1.0, twins).mean(),
+        "agreement": agreement(list(structures.values()), teacher_temperature, twins).mean(),
         "alignment": (image_BD - text_BD).square().sum(dim=-1).mean(),
         "uniformity_image": _uniformity(image_BD, other_BB),
         "uniformity_text": _uniformity(text_BD, other_BB),
