@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from sda_core.artifacts import replace_directory
-from sda_core.backbones import BackboneInfo
 from sda_core.backbones._attention import use_batched_vision_attention
+from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError, DownloadError, storage_error
 from sda_core.fingerprint import sha256_path
 from sda_core.log import is_main_process

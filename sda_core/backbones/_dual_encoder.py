@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sda_core.backbones import BackboneInfo
 from sda_core.backbones._checkpoint import save_parts
 from sda_core.backbones._layers import VIT_LINEAR, AdapterLayers, WithAdapterLayers
 from sda_core.backbones._pictures import as_rgb
 from sda_core.backbones._text import Words, padded, special_frame
+from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError
 
 _MAX_ASPECT_RATIO = 50.0  # the shorter side is enlarged to a tower's square, and the longer one with it
 
 
 class DualEncoderBackbone(WithAdapterLayers):
-    """Two towers as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract.
+    """Two towers as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract.
 
     Args:
         model: a ``CLIPModel`` or the like; it is frozen and put into evaluation mode.

@@ -51,12 +51,12 @@ class AdapterLayers:
 
 
 class WithAdapterLayers:
-    """The part of :class:`sda_core.backbones.Backbone` that names the layers; ``_layers`` is set by whoever inherits."""
+    """The part of :class:`~sda_core.backbones.base.Backbone` that names the layers; ``_layers`` is set by whoever inherits."""
 
     _layers: AdapterLayers
 
     def adapter_pattern(self, targets: Targets) -> str:
-        """Regular expression for PEFT's ``target_modules``; see :class:`sda_core.backbones.Backbone`."""
+        """Regular expression for PEFT's ``target_modules``; see :class:`~sda_core.backbones.base.Backbone`."""
         return self._layers.pattern(targets)
 
     def num_adapter_layers(self, targets: Targets) -> int:

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch import Tensor, nn
 
-from sda_core.backbones import BackboneInfo
 from sda_core.backbones._checkpoint import save_parts
 from sda_core.backbones._layers import AdapterLayers, WithAdapterLayers
 from sda_core.backbones._text import Words, chat_frame, padded, pool, text_positions
+from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError
 
 
@@ -42,7 +42,7 @@ class Pictures:
 
 
 class VisionLanguageBackbone(WithAdapterLayers, ABC):
-    """A vision-language model as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract.
+    """A vision-language model as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract.
 
     Args:
         model: a ``...ForConditionalGeneration`` of transformers; it is frozen and put into evaluation mode.

@@ -25,7 +25,7 @@ _VISION_LINEAR = r"(?:attention\.(?:q_proj|k_proj|v_proj|projection_layer)|mlp\.
 
 
 class InternVLBackbone(VisionLanguageBackbone):
-    """An InternVL checkpoint as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract."""
+    """An InternVL checkpoint as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract."""
 
     image_token = "<IMG_CONTEXT>"  # noqa: S105
 

@@ -29,7 +29,7 @@ _MAX_ASPECT_RATIO = 200.0
 
 
 class LlavaOnevisionBackbone(VisionLanguageBackbone):
-    """A LLaVA-OneVision checkpoint as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract."""
+    """A LLaVA-OneVision checkpoint as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract."""
 
     image_token = "<image>"  # noqa: S105
 

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sda_core.backbones import BackboneInfo
 from sda_core.backbones._attention import use_batched_vision_attention
 from sda_core.backbones._qwen_vl import QwenVLBackbone
+from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ConfigError
 from sda_core.params import Qwen25VL, TinyQwen25VL
 from sda_core.seed import derive
@@ -60,7 +60,7 @@ CHAT_TEMPLATE = """\
 
 
 class Qwen25VLBackbone(QwenVLBackbone):
-    """A Qwen2.5-VL checkpoint as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract."""
+    """A Qwen2.5-VL checkpoint as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract."""
 
     image_token = IMAGE_TOKEN
     tower_ends_in_tokens = True

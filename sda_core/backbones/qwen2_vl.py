@@ -13,7 +13,7 @@ from sda_core.params import Qwen2VL
 
 
 class Qwen2VLBackbone(QwenVLBackbone):
-    """A Qwen2-VL checkpoint as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract."""
+    """A Qwen2-VL checkpoint as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract."""
 
     vision_linear = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 

@@ -15,7 +15,7 @@ from sda_core.params import Qwen3VL
 
 
 class Qwen3VLBackbone(QwenVLBackbone):
-    """A Qwen3-VL checkpoint as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract."""
+    """A Qwen3-VL checkpoint as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract."""
 
     vision_linear = ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")
 

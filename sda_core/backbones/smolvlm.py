@@ -33,7 +33,7 @@ _WHOLE = "<global-img>"
 
 
 class SmolVLMBackbone(VisionLanguageBackbone):
-    """A SmolVLM or Idefics3 checkpoint as an item encoder; see :class:`sda_core.backbones.Backbone` for the contract."""
+    """A SmolVLM or Idefics3 checkpoint as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract."""
 
     image_token = "<image>"  # noqa: S105
 
