@@ -13,7 +13,6 @@ from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from sda_core.backbones import Backbone, build
-from sda_core.backbones._attention import use_batched_vision_attention
 from sda_core.backbones.qwen2_5_vl import Qwen25VLBackbone
 from sda_core.params import TinyQwen25VL
 
@@ -73,7 +72,6 @@ def _random_7b(small: Any, device: torch.device, dtype: torch.dtype) -> Any:
         for name, buffer in list(module.named_buffers(recurse=False)):
             if name.endswith("inv_freq"):
                 module.register_buffer(name, _frequencies(module, buffer, device), persistent=False)
-    use_batched_vision_attention(model)
     return model
 
 

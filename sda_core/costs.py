@@ -189,8 +189,9 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])  # its own and its children's, user and system
 
 
+# psutil would replace none of this: it knows no peak memory on Linux, no children's peak, and no processor's name.
 def _own_peak_mib() -> float | None:
-    """Linux hands the peak of the process that started this one down to ``getrusage``; its other account has this one's."""
+    """Peak memory of this process; on Linux ``getrusage`` also counts the parent's memory at the fork, ``VmHWM`` does not."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

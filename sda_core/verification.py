@@ -544,6 +544,8 @@ def _opens(row: Mapping[str, Any], folder: Path) -> None:
 # --------------------------------------------------------------------------------------------------- dvc.lock
 def _md5(path: Path) -> str:
     """As DVC hashes: a file's bytes; of a folder the sorted list of names and hashes, as JSON."""
+    # `dvc data status` does not read a file whose time and size are as before, so it misses a flipped bit; it also needs `.dvc`
+    # and writes into it.
     if path.is_file():
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "md5").hexdigest()

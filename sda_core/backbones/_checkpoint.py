@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from sda_core.artifacts import replace_directory
-from sda_core.backbones._attention import use_batched_vision_attention
 from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError, DownloadError, storage_error
 from sda_core.fingerprint import sha256_path
@@ -93,7 +92,6 @@ def load_parts(params: Checkpoint, device: torch.device, family: str, classes: M
             params.name, f"{damaged[0]} ({len(absent)} weights missing or of another shape, e.g. {absent[0]})", damaged[1]
         )
     _take_legacy_template(tokenizer, folder)
-    use_batched_vision_attention(model)
     return Loaded(model.to(device), tokenizer, image_processor, revision, attention)
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sda_core.backbones._attention import use_batched_vision_attention
 from sda_core.backbones._qwen_vl import QwenVLBackbone
 from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ConfigError
@@ -108,7 +107,6 @@ def make_tiny(params: TinyQwen25VL, device: torch.device) -> Qwen25VLBackbone:
         max_tiles=None,
         max_text_tokens=params.max_text_tokens,
     )
-    use_batched_vision_attention(model)
     on_device = cast(nn.Module, model).to(device)
     return Qwen25VLBackbone(cast(Qwen2_5_VLForConditionalGeneration, on_device), tokenizer, Qwen2VLImageProcessorPil(), info)
 
