@@ -1,4 +1,4 @@
-"""Unfinished training, on disk: one safetensors file, replaced whole, tied to the inputs it began with."""
+"""The checkpoint of an unfinished training: one safetensors file, replaced as a whole, with a fingerprint of its inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], fingerprint: str) -> None:
-    """Write a checkpoint whole.
+    """Write a checkpoint atomically.
 
     Args:
         path: the file; its folder is made.
@@ -33,15 +33,15 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read a checkpoint, or None where there is none that belongs to these inputs.
+    """Read a checkpoint, or None where there is none of these inputs.
 
-    A damaged file, or one of other inputs, is no error: the run begins anew, and says so.
+    A damaged checkpoint, or one of other inputs, is ignored with a log line; training restarts.
     """
     return _read(path, fingerprint, with_tensors=True)
 
 
 def has_checkpoint(path: Path, fingerprint: str) -> bool:
-    """Whether :func:`load_checkpoint` would find one, told from the file's header and size without reading its tensors."""
+    """Whether :func:`load_checkpoint` would find one, judged by the file's header and size, without its tensors."""
     return _read(path, fingerprint, with_tensors=False) is not None
 
 
@@ -52,13 +52,13 @@ def _read(path: Path, fingerprint: str, *, with_tensors: bool) -> tuple[dict[str
         with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
             metadata = handle.metadata() or {}
             if metadata.get("fingerprint") != fingerprint:
-                _log.info("%s belongs to other inputs; beginning anew", path)
+                _log.info("%s: the checkpoint is of other inputs and is ignored; training restarts", path)
                 return None
             names = handle.keys() if with_tensors else []
             tensors = {name: handle.get_tensor(name) for name in names}
         return tensors, json.loads(metadata["state"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        _log.warning("%s cannot be read (%s); beginning anew", path, error)
+        _log.warning("%s: the checkpoint cannot be read and is ignored (%s); training restarts", path, error)
         return None
 
 
@@ -69,7 +69,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
-    """Put back what :func:`optimizer_tensors` took, leaving the hyper-parameters of ``optimizer`` as they are."""
+    """Restore the state that :func:`optimizer_tensors` returned; the hyper-parameters of ``optimizer`` stay."""
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):

@@ -1,7 +1,7 @@
-"""Several processes of one launch (``torchrun``, ``accelerate launch``): who is who, and what they tell each other.
+"""The processes of one launch (``torchrun``, ``accelerate launch``), and what they exchange.
 
-What travels between them is bits and plain text, over gloo where it is on the CPU and over NCCL where it is on GPUs.
-A process that is gone is noticed by its closed connection, and a mistake that one process finds is every process's.
+They exchange arrays and plain text, over gloo on the CPU and over NCCL on GPUs.  A lost process shows as a closed
+connection, and an error in one process is raised in all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 
 from sda_core.errors import ArtifactError, ConfigError, DataError, DownloadError, SDAError, StorageError, TrainingError
 
-if TYPE_CHECKING:  # a process that is alone needs no torch for this
+if TYPE_CHECKING:  # a single process needs no torch for this
     import torch
     import torch.distributed as dist
     from torch import Tensor
 
-# Nobody waits so long for a process that is gone, its closed connection is noticed at once; the slow ones are waited for.
+# For slow processes.  A lost one is noticed at once, by its closed connection.
 _LONGEST_WAIT = timedelta(days=30)
 
 _KINDS = {
@@ -32,7 +32,7 @@ _KINDS = {
 
 
 class ProcessLostError(SDAError):
-    """Another process of the launch is gone; whoever is left says so."""
+    """Another process of the launch is gone."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Processes:
     Attributes:
         index: of this process, from 0.
         count: of all.
-        talk: the group in which they talk, over gloo; None for a process that is alone.
+        talk: the gloo group for messages; None for a single process.
     """
 
     index: int
@@ -55,7 +55,7 @@ class Processes:
         return self.index == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process: with several GPUs on a machine each takes its own."""
+        """The device of this process: each process takes its own GPU of the machine."""
         if device.type != "cuda" or self.count == 1:
             return device
         import torch
@@ -64,12 +64,15 @@ class Processes:
         torch.cuda.set_device(own)
         return own
 
-    def told_by_main(self, flags: np.ndarray | None, length: int) -> np.ndarray:
-        """The flags of process 0, in every process: ``(length,)`` bool.
+    def broadcast_flags(self, flags: np.ndarray | None, length: int) -> np.ndarray:
+        """Send the flags of process 0 to every process.
 
         Args:
-            flags: needed in process 0, not looked at elsewhere.
-            length: how many there are.
+            flags: used in process 0 only, ``(length,)`` bool.
+            length: number of flags.
+
+        Returns:
+            ``(length,)`` bool, equal in every process.
 
         Raises:
             SDAError: a process is gone.
@@ -79,15 +82,15 @@ class Processes:
             import torch
             import torch.distributed as dist
 
-            with self.meeting():
+            with self.explain_connection_errors():
                 dist.broadcast(torch.from_numpy(sent), src=0, group=self.talk)  # into the array's own memory
         return sent.astype(bool)
 
-    def bytes_of_main(self, data: bytes | None) -> bytes:
-        """The bytes of process 0, in every process.
+    def broadcast_bytes(self, data: bytes | None) -> bytes:
+        """Send the bytes of process 0 to every process.
 
         Args:
-            data: needed in process 0, not looked at elsewhere.
+            data: used in process 0 only.
 
         Raises:
             SDAError: a process is gone.
@@ -98,7 +101,7 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        with self.meeting():
+        with self.explain_connection_errors():
             length = torch.tensor([len(own)])
             dist.broadcast(length, src=0, group=self.talk)
             sent = _as_tensor(own) if self.is_main else torch.empty(int(length), dtype=torch.uint8)
@@ -106,7 +109,7 @@ class Processes:
         return sent.numpy().tobytes()
 
     def share(self, data: bytes) -> list[bytes]:
-        """What every process has to say, by process index; all must call this.
+        """Gather the data of every process, by process index; all must call this.
 
         Raises:
             SDAError: a process is gone.
@@ -116,15 +119,15 @@ class Processes:
         import torch
         import torch.distributed as dist
 
-        with self.meeting():
+        with self.explain_connection_errors():
             lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
             dist.all_gather(lengths, torch.tensor([len(data)]), group=self.talk)
             longest = max(int(length) for length in lengths)
             if not longest:
                 return [b""] * self.count
-            said = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
-            dist.all_gather(said, _as_tensor(data.ljust(longest, b"\0")), group=self.talk)
-        return [one[: int(length)].numpy().tobytes() for one, length in zip(said, lengths, strict=True)]
+            gathered = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.count)]
+            dist.all_gather(gathered, _as_tensor(data.ljust(longest, b"\0")), group=self.talk)
+        return [one[: int(length)].numpy().tobytes() for one, length in zip(gathered, lengths, strict=True)]
 
     def sum(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes, on its device; all must call this.
@@ -135,11 +138,11 @@ class Processes:
         if self.count > 1:
             import torch.distributed as dist
 
-            with self.meeting():
+            with self.explain_connection_errors():
                 dist.all_reduce(tensor)
 
     def wait(self) -> None:
-        """Go on when all processes are here.
+        """Wait until all processes have called this.
 
         Raises:
             SDAError: a process is gone.
@@ -147,14 +150,15 @@ class Processes:
         if self.count > 1:
             import torch.distributed as dist
 
-            with self.meeting():
+            with self.explain_connection_errors():
                 dist.monitored_barrier(self.talk, timeout=_LONGEST_WAIT)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What fails in one process fails in all of them, with the error of the lowest index; all must come by here.
+    def raise_on_all_ranks(self) -> Iterator[None]:
+        """Raise an ``SDAError`` of one process in all of them; all must enter this block.
 
-        The error is marked as known to all, so that process 0 alone says it.
+        Where several fail, the error of the lowest index is raised.  It is marked as known to all, so that only process 0
+        logs it.
 
         Raises:
             SDAError: the block raised it, here or in another process; or a process is gone.
@@ -170,17 +174,17 @@ class Processes:
             if own is not None:
                 raise own
             return
-        said = b"" if own is None else json.dumps([type(own).__name__, own.where, own.problem, own.advice]).encode()
-        for told in self.share(said):
-            if told:
-                kind, where, problem, advice = json.loads(told)
+        message = b"" if own is None else json.dumps([type(own).__name__, own.where, own.problem, own.advice]).encode()
+        for received in self.share(message):
+            if received:
+                kind, where, problem, advice = json.loads(received)
                 error = _KINDS.get(kind, SDAError)(where, problem, advice)
                 error.known_to_all = True
                 raise error
 
     @contextmanager
-    def meeting(self) -> Iterator[None]:
-        """Say in words that help what gloo or NCCL says about a lost connection; other errors pass.
+    def explain_connection_errors(self) -> Iterator[None]:
+        """Turn a connection error of gloo or NCCL into a :class:`ProcessLostError`; other errors pass.
 
         Raises:
             SDAError: a process is gone.
@@ -194,17 +198,17 @@ class Processes:
             raise ProcessLostError(
                 f"process {self.index} of {self.count}",
                 f"another process of this launch is gone ({reason[:120]})",
-                "see what it says above, then run the same command again: what was finished is kept",
+                "read its error above, then run the same command again: finished work is kept",
             ) from None
 
 
 ALONE = Processes(index=0, count=1)
-"""A process without others."""
+"""A single process."""
 
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Join the processes of this launch; a process that was started alone is the only one.
+    """Join the processes of this launch; without a launcher there is one process.
 
     Raises:
         SDAError: the others cannot be reached.
@@ -217,7 +221,7 @@ def processes() -> Iterator[Processes]:
     import torch.distributed as dist
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    with own.meeting():
+    with own.explain_connection_errors():
         dist.init_process_group(backend, rank=own.index, world_size=own.count)
         talk = cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_LONGEST_WAIT))
     try:

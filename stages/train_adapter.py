@@ -24,7 +24,7 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
     from stages._items import MODALITIES, item_source
 
     with stage("train-adapter", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
-        with team.together():
+        with team.raise_on_all_ranks():
             section, training = run.params.train_adapter, run.params.train_adapter.training
             adapter, loss = section.of(variant)
             device = team.device(prepare_torch(run.params.runtime))
@@ -34,7 +34,7 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
             model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=training.seed)
         parts = adapter, loss, training, run.params.backbone, run.params.items, run.workspace.items, run.workspace.images
         # the revision, since a local checkpoint's files may change under one name
-        inputs = team.bytes_of_main(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
+        inputs = team.broadcast_bytes(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
         scratch = run.workspace.resume("train_adapter", variant)
         records = alignment.train_adapter(
             backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device, team

@@ -20,26 +20,26 @@ with processes() as team:
     assert (team.index, team.count, team.is_main) == (INDEX, COUNT, INDEX == 0)
     assert team.share(b"x" * INDEX) == [b"x" * index for index in range(COUNT)]
     assert team.share(b"") == [b""] * COUNT
-    assert team.bytes_of_main(b"all of it" if team.is_main else None) == b"all of it"
-    assert team.bytes_of_main(b"") == b""
-    flags = team.told_by_main(np.array([True, False]) if team.is_main else None, 2)
+    assert team.broadcast_bytes(b"all of it" if team.is_main else None) == b"all of it"
+    assert team.broadcast_bytes(b"") == b""
+    flags = team.broadcast_flags(np.array([True, False]) if team.is_main else None, 2)
     assert flags.tolist() == [True, False]
     total = torch.tensor([1.0, float(INDEX)])
     team.sum(total)
     assert total.tolist() == [COUNT, sum(range(COUNT))]
-    with team.together():
+    with team.raise_on_all_ranks():
         pass
 
     def find() -> None:
-        with team.together():
+        with team.raise_on_all_ranks():
             if INDEX:
                 raise DataError(f"row {INDEX}", "is odd", "look at it")
 
     with pytest.raises(DataError, match="row 1: is odd; look at it") as caught:  # the lowest index's
         find()
     assert caught.value.known_to_all
-    with pytest.raises(ZeroDivisionError), team.meeting():  # a bug is no lost connection
+    with pytest.raises(ZeroDivisionError), team.explain_connection_errors():  # a bug is no lost connection
         _ = 1 / 0
-    with pytest.raises(RuntimeError, match="shapes"), team.meeting():
+    with pytest.raises(RuntimeError, match="shapes"), team.explain_connection_errors():
         raise RuntimeError("shapes do not match")
     team.wait()

@@ -316,14 +316,14 @@ def test_a_checkpoint_of_other_inputs_is_not_used(tmp_path: Path, caplog: pytest
     model = build(encoder.model, MODA, ["image", "text"], "0|2", 2, seed=1)
     with caplog.at_level(logging.INFO):
         train_adapter(encoder, model, items(), TRAINING, LOSS, tmp_path / "checkpoint", "other inputs", CPU)
-    assert "belongs to other inputs; beginning anew" in caplog.text
+    assert "is of other inputs and is ignored; training restarts" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):  # the same fingerprint, but another adapter
         run(tmp_path, adapter=LORA)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         run(tmp_path)
-    assert "beginning anew" in caplog.text
+    assert "training restarts" in caplog.text
 
 
 KILLED = """
@@ -445,7 +445,7 @@ def test_runs_that_changed_nothing_say_so(tmp_path: Path, caplog: pytest.LogCapt
             return vectors.detach() if float(inputs["x"].max()) > 1 else vectors  # letter counts exceed 1, grey values do not
 
     run(tmp_path / "deaf", encoder=Deaf())
-    assert "no gradient ever came from the text pass" in caplog.text
+    assert "the text pass never gave a gradient" in caplog.text
     assert "image pass" not in caplog.text
     assert "still zero" not in caplog.text
     caplog.clear()
@@ -571,8 +571,8 @@ def test_vectors_that_become_alike_are_reported(tmp_path: Path, caplog: pytest.L
             return found * (1.0 if off or not adapted else 1e-3) + (0.0 if off or not adapted else 1.0)
 
     run(tmp_path, encoder=Narrow())
-    assert "all image vectors have become alike" in caplog.text
-    assert "all text vectors have become alike" in caplog.text
+    assert "all image embeddings have become alike" in caplog.text
+    assert "all text embeddings have become alike" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -588,7 +588,7 @@ def test_a_teacher_that_grows_vague_is_reported(
     caplog.clear()
     health.warn(model, {"image": True, "text": True}, health.GateWatch(), vectors, vectors, (first, last), 32)
     assert ("teacher_source to base" in caplog.text) == vague
-    assert (f"names {last:.3g} of 32 targets a row, {first:.2g} in the first step" in caplog.text) == vague
+    assert (f"{last:.3g} of 32 effective targets, {first:.2g} in the first step" in caplog.text) == vague
 
 
 def test_pictures_and_words_that_do_not_belong_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

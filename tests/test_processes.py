@@ -23,12 +23,12 @@ def test_one_alone_talks_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with processes() as team:
         assert team == ALONE
     assert team.share(b"x") == [b"x"]
-    assert team.bytes_of_main(b"x") == b"x"
-    assert team.told_by_main(np.array([True]), 1).tolist() == [True]
+    assert team.broadcast_bytes(b"x") == b"x"
+    assert team.broadcast_flags(np.array([True]), 1).tolist() == [True]
     total = torch.ones(2)
     team.sum(total)
     assert total.tolist() == [1, 1]
     team.wait()
-    with pytest.raises(ConfigError) as caught, team.together():
+    with pytest.raises(ConfigError) as caught, team.raise_on_all_ranks():
         raise ConfigError("here", "is wrong")
     assert not caught.value.known_to_all

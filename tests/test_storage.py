@@ -296,7 +296,7 @@ def test_reading_has_its_line_as_well(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_it_crosses_the_border_of_a_process() -> None:
     error = StorageError("a", "cannot be written (No space left on device)", "free some space")
-    with pytest.raises(StorageError) as caught, ALONE.together():
+    with pytest.raises(StorageError) as caught, ALONE.raise_on_all_ranks():
         raise error
     assert isinstance(caught.value, SDAError)
     assert error.__reduce__() == (StorageError, ("a", "cannot be written (No space left on device)", "free some space"))

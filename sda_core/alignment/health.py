@@ -1,4 +1,4 @@
-"""What looks wrong about a run, said when it ends, each with what to try."""
+"""Warnings at the end of a run: what looks wrong, and what to try."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _VAGUER = 3.0
 
 
 class GateWatch:
-    """Looks whether the gates go back and forth instead of settling.
+    """Detects gates that oscillate instead of settling.
 
-    A swing is a gate value that moves by more than 0.1 between two looks and by more than 0.1 back until the next.
+    A swing is a gate value that moves by more than 0.1 between two looks and by more than 0.1 back until the next one.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class GateWatch:
         self.swings: dict[str, int] = {}
 
     def look(self, model: nn.Module) -> None:
-        """Take note of the gates as they are."""
+        """Record the current gate values."""
         now = gate_values(model)
         for name, gate_ME in now.items():
             if name in self._last:
@@ -53,36 +53,36 @@ def warn(
     targets: tuple[float, float],
     batch_size: int,
 ) -> None:
-    """Say what looks wrong about a finished run.
+    """Log what looks wrong about a finished run.
 
     Args:
         model: with the adapter.
-        moved: which modality's pass ever gave a gradient.
-        gates: what was seen of the gates.
-        base: vectors ``(B, D)`` of some items without the adapter, by modality.
+        moved: for each modality, whether its pass ever gave a gradient.
+        gates: the recorded gate values.
+        base: embeddings ``(B, D)`` of some items without the adapter, by modality.
         adapted: the same with it.
-        targets: how many targets a row the teacher named, in the first step and in the last.
+        targets: effective targets per row of the teacher, in the first and in the last step.
         batch_size: of the training.
     """
     if adapter_is_zero(model):
         _log.warning(
-            "the adapter is still zero, so vectors equal the base model's; raise the learning rate or the number of steps"
+            "the adapter is still zero: embeddings equal the base model's; raise the learning rate or the number of steps"
         )
     for name in MODALITIES:
         if not moved[name]:
-            _log.warning("no gradient ever came from the %s pass; look at its inputs and at what the adapter hits", name)
+            _log.warning("the %s pass never gave a gradient; check its inputs and the adapter's target layers", name)
     swinging = [name for name, count in gates.swings.items() if count > 1]
     if swinging:
         _log.warning(
-            "the gates of %d layers swing back and forth (%s first); lower the learning rate, or begin with another seed",
+            "the gates of %d layers oscillate (first: %s); lower the learning rate, or try another seed",
             len(swinging),
             swinging[0],
         )
     first, last = targets
     if last > _VAGUER * first and last > batch_size / 2:
         _log.warning(
-            "the teacher names %.3g of %d targets a row, %.2g in the first step: the vectors that it is made of become alike, "
-            "as where pictures and words do not belong together; set the loss's teacher_source to base, or look at the items",
+            "the teacher is nearly uniform (%.3g of %d effective targets, %.2g in the first step): embeddings are collapsing, "
+            "as they do where images and texts do not match; set the loss's teacher_source to base, or check the items",
             last,
             batch_size,
             first,
@@ -90,12 +90,13 @@ def warn(
     for name, before_BD in base.items():
         before_BD, after_BD = F.normalize(before_BD), F.normalize(adapted[name])
         if not adapter_is_zero(model) and float((before_BD - after_BD).abs().max()) < _SAME and moved[name]:
-            _log.warning("the %s vectors equal the base model's; raise the learning rate or the number of steps", name)
+            _log.warning("the %s embeddings equal the base model's; raise the learning rate or the number of steps", name)
         if len(before_BD) > 1 and _spread(before_BD) < _SAME:  # a shop of placeholders
-            _log.warning("all %s inputs of a batch look alike to the backbone; there is nothing to align them by", name)
+            _log.warning("the backbone gives all %s inputs of a batch the same embedding: there is nothing to align", name)
         elif len(after_BD) > 1 and _spread(after_BD) * _NARROWER < _spread(before_BD):
             _log.warning(
-                "all %s vectors have become alike (mean distance %.2g, %.2g before); lower the learning rate or the temperature",
+                "all %s embeddings have become alike (mean distance %.2g, %.2g before); "
+                "lower the learning rate or the temperature",
                 name,
                 _spread(after_BD),
                 _spread(before_BD),

@@ -148,7 +148,7 @@ def resume_run(
         or any(set(record) != names for record in state["curve"])
     ):
         if team.is_main:
-            _log.warning("%s was written by another version of this program; beginning anew", path)
+            _log.warning("%s: the checkpoint was written by another version and is ignored; training restarts", path)
         return nothing
     curve = [StepRecord(**record) for record in state["curve"]]
     with torch.no_grad():
@@ -165,6 +165,6 @@ def _sent_by_main(
     """What process 0 loaded, in every process."""
     if team.count == 1:
         return loaded
-    state = team.bytes_of_main(json.dumps(loaded[1]).encode() if loaded is not None else b"")
-    tensors = team.bytes_of_main(bytes_of_tensors(loaded[0]) if loaded is not None else b"")
+    state = team.broadcast_bytes(json.dumps(loaded[1]).encode() if loaded is not None else b"")
+    tensors = team.broadcast_bytes(bytes_of_tensors(loaded[0]) if loaded is not None else b"")
     return (tensors_of_bytes(tensors), json.loads(state)) if state else None

@@ -80,7 +80,7 @@ def train_adapter(
             checkpointing asked of a model that has none.
         ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that cannot be had.
     """
-    with team.together():
+    with team.raise_on_all_ranks():
         rows = np.flatnonzero(source.shows_image)
         if len(rows) < training.batch_size:
             raise too_few_items(len(source.item_ids), len(rows), training.batch_size)
@@ -100,7 +100,7 @@ def train_adapter(
     maker, gates = InputMaker(backbone, source, cache), health.GateWatch()
 
     with (
-        team.meeting(),
+        team.explain_connection_errors(),
         _train_mode(model, training),
         progress(training.num_steps, "train adapter", "steps", initial=first) as bar,
         closing(maker.stream(jobs(rows, first, training, chunks))) as stream,  # type: ignore[type-var]
@@ -244,7 +244,7 @@ class Step:
         """Embeds one chunk of one modality; its draws are seeded by what it is, whoever embeds it, and how often."""
 
         def embed() -> Tensor:
-            with self._team.together():
+            with self._team.raise_on_all_ranks():
                 ready = next(self._stream)
             if name == "image":
                 self._keys[place] = ready.keys

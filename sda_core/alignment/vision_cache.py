@@ -71,12 +71,12 @@ class VisionCache:
         """
         num_blocks = -(-len(self._rows) // _BLOCK_ITEMS)
         own = range(team.index, num_blocks, team.count)
-        with team.together(), progress(len(own), "vision features", "blocks") as bar:
+        with team.raise_on_all_ranks(), progress(len(own), "vision features", "blocks") as bar:
             for block in own:
                 if not self._is_whole(block):
                     self._make(block, batch_size)
                 bar.update()
-        with team.together():
+        with team.raise_on_all_ranks():
             for block in range(num_blocks):
                 if not self._is_whole(block):
                     raise ArtifactError(

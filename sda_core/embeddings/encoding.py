@@ -104,7 +104,7 @@ def embed_items(
     encoder.prepare()
     folder = BlockFolder(resume, fingerprint_of(fingerprint, repr(backbone.info), backbone.dim), source, params)
     blocks = blocks_of(source, params.shard_rows)
-    unfinished = team.told_by_main(folder.unfinished(blocks) if team.is_main else None, len(blocks))
+    unfinished = team.broadcast_flags(folder.unfinished(blocks) if team.is_main else None, len(blocks))
     own = [block for block, open_ in zip(blocks, unfinished, strict=True) if open_][team.index :: team.count]
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="item-inputs") as reader:
         for modality in MODALITIES:
