@@ -341,6 +341,7 @@ class TrainingParams(Section):
     max_grad_norm: Positive
     gradient_checkpointing: bool
     sharding: Literal["none", "fsdp"]  # fsdp: the frozen base is cut over the processes
+    check: Literal["stop", "warn"]  # where the teacher has nothing to teach before step 0: sda_core.alignment.check
     vision_cache: Literal["never", "auto", "always"]  # the frozen vision tower's results, computed once an item and kept on disk
     checkpoint_every: Count  # steps
     log_every: Count  # steps
@@ -382,6 +383,9 @@ class LossParams(Section):
     teacher: Literal["mean", "image", "text", "agreement", "none"]
     temperature: Positive
     teacher_temperature: Positive | None  # None: the same as temperature
+    teacher_targets: Annotated[float, Field(gt=1)] | None  # takes the temperature that gives so many: sda_core.losses.geometry
+    center: Literal["none", "batch", "running"]  # what is subtracted from the vectors first: sda_core.losses.geometry
+    keep_base: NonNegative  # weight of what keeps the structure inside each modality: sda_core.losses.keep
     learn_temperature: bool
     teacher_source: Literal["adapted", "base"]  # whose vectors teach: those that are trained, or the backbone's own
     detach_teacher: bool
@@ -763,6 +767,9 @@ _REFERENCE_LOSS = {
     "detach_teacher": False,
     "normalize": False,
     "false_negatives": "keep",
+    "teacher_targets": None,
+    "center": "none",
+    "keep_base": 0.0,
 }
 """What the public code does, which has no such options."""
 
@@ -776,8 +783,16 @@ def loss_problems(section: LossParams) -> Iterator[str]:
                     f"{name}: should be {json.dumps(value)} with variant 'reference', which computes what the public code does"
                     f" (got {json.dumps(getattr(section, name))}); change it, or use variant: paper"
                 )
-    elif section.teacher == "none" and section.teacher_source == "base":
+        return
+    if section.teacher == "none" and section.teacher_source == "base":
         yield "teacher_source: is 'base', but teacher is 'none', which looks at no vectors; set it to adapted, or set a teacher"
+    if section.teacher == "none" and section.teacher_targets is not None:
+        yield "teacher_targets: is set, but teacher is 'none', which has one target a row; set it to null, or set a teacher"
+    if section.teacher_targets is not None and section.teacher_temperature is not None:
+        yield (
+            f"teacher_targets: finds the teacher's temperature, but teacher_temperature is {section.teacher_temperature:g};"
+            " set one of them to null"
+        )
 
 
 def _search_problems(section: SearchParams) -> Iterator[str]:

@@ -16,7 +16,7 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
     import shutil
 
     from sda_core import adapters, alignment, backbones
-    from sda_core.artifacts import replace_directory, write_tsv
+    from sda_core.artifacts import replace_directory, write_json, write_tsv
     from sda_core.fetch.local_files import BACKBONE, watches
     from sda_core.fingerprint import fingerprint
     from sda_core.processes import processes
@@ -37,13 +37,23 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
         inputs = team.broadcast_bytes(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
         scratch = run.workspace.resume("train_adapter", variant)
         records = alignment.train_adapter(
-            backbone, model, source, training, loss, scratch / "checkpoint.safetensors", inputs, device, team
+            backbone,
+            model,
+            source,
+            training,
+            loss,
+            scratch / "checkpoint.safetensors",
+            inputs,
+            device,
+            team,
+            f"params.yaml: train_adapter.{section.variants[variant].loss}",
         )
         if not team.is_main:
             return
         with replace_directory(run.workspace.adapter(variant)) as folder:
             adapters.save(model, folder, backbone.info.name, backbone.info.revision)
             write_tsv(folder / "loss.tsv", records)
+            write_json(folder / "check.json", records.check)
         shutil.rmtree(scratch, ignore_errors=True)
         run.counts = {
             "variant": variant,

@@ -46,6 +46,9 @@ LOSS = LossParams(
     teacher="mean",
     temperature=0.1,
     teacher_temperature=None,
+    teacher_targets=None,
+    center="none",
+    keep_base=0.0,
     learn_temperature=True,
     teacher_source="adapted",
     detach_teacher=True,
@@ -63,6 +66,7 @@ TRAINING = TrainingParams(
     max_grad_norm=1.0,
     gradient_checkpointing=False,
     sharding="none",
+    check="warn",
     vision_cache="never",
     checkpoint_every=5,
     log_every=4,
@@ -238,7 +242,7 @@ def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
     trained = trained_parameters(model, criterion)
     moved = {"image": False, "text": False}
     chunks = Chunks(((0, 6),), 0)
-    step = Step(0, TRAINING, chunks, ALONE, encoder, model, criterion, iter(ready))
+    step = Step(0, rows, TRAINING, chunks, ALONE, encoder, model, criterion, iter(ready), None)
     value = step.backward(trained, moved)
     got = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
     assert moved == {"image": True, "text": True}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sda_core.adapters import adapter_is_zero, gate_values
+from sda_core.alignment.check import Batch
 from sda_core.alignment.inputs import MODALITIES
 
 _log = logging.getLogger(__name__)
 
 _SWING = 0.1
 _SAME = 1e-5
-_NARROWER = 10.0
 _VAGUER = 3.0
 
 
@@ -48,8 +48,7 @@ def warn(
     model: nn.Module,
     moved: Mapping[str, bool],
     gates: GateWatch,
-    base: Mapping[str, Tensor],
-    adapted: Mapping[str, Tensor],
+    sample: Sequence[Batch],
     targets: tuple[float, float],
     batch_size: int,
 ) -> None:
@@ -59,8 +58,7 @@ def warn(
         model: with the adapter.
         moved: for each modality, whether its pass ever gave a gradient.
         gates: the recorded gate values.
-        base: embeddings ``(B, D)`` of some items without the adapter, by modality.
-        adapted: the same with it.
+        sample: embeddings of some items with the adapter and without.
         targets: effective targets per row of the teacher, in the first and in the last step.
         batch_size: of the training.
     """
@@ -87,20 +85,13 @@ def warn(
             batch_size,
             first,
         )
-    for name, before_BD in base.items():
-        before_BD, after_BD = F.normalize(before_BD), F.normalize(adapted[name])
+    for place, name in enumerate(MODALITIES):
+        before_BD = F.normalize(torch.cat([batch.base[place] for batch in sample]).float())
+        after_BD = F.normalize(torch.cat([(batch.image_BD, batch.text_BD)[place] for batch in sample]).float())
         if not adapter_is_zero(model) and float((before_BD - after_BD).abs().max()) < _SAME and moved[name]:
             _log.warning("the %s embeddings equal the base model's; raise the learning rate or the number of steps", name)
         if len(before_BD) > 1 and _spread(before_BD) < _SAME:  # a shop of placeholders
-            _log.warning("the backbone gives all %s inputs of a batch the same embedding: there is nothing to align", name)
-        elif len(after_BD) > 1 and _spread(after_BD) * _NARROWER < _spread(before_BD):
-            _log.warning(
-                "all %s embeddings have become alike (mean distance %.2g, %.2g before); "
-                "lower the learning rate or the temperature",
-                name,
-                _spread(after_BD),
-                _spread(before_BD),
-            )
+            _log.warning("the backbone gives all %s inputs of the sample the same embedding: there is nothing to align", name)
 
 
 def _spread(x_BD: Tensor) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sda_core.alignment.inputs import MODALITIES
 from sda_core.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from sda_core.errors import TrainingError
+from sda_core.losses import AlignmentLoss
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
 
@@ -55,11 +56,13 @@ class Curve(list[StepRecord]):
 
     Attributes:
         first_step: the step that this process began with: 0, or the one after the checkpoint that it resumed from.
+        check: what the vectors of a sample look like before and after, see :func:`sda_core.alignment.check.as_metrics`.
     """
 
-    def __init__(self, records: Iterable[StepRecord], first_step: int) -> None:
+    def __init__(self, records: Iterable[StepRecord], first_step: int, check: Mapping[str, float | None]) -> None:
         super().__init__(records)
         self.first_step = first_step
+        self.check = dict(check)
 
 
 def trained_parameters(model: nn.Module, criterion: nn.Module) -> dict[str, nn.Parameter]:
@@ -114,13 +117,21 @@ def save_run(
     path: Path,
     fingerprint: str,
     trained: Mapping[str, nn.Parameter],
+    criterion: AlignmentLoss,
     optimizer: torch.optim.Optimizer,
     curve: list[StepRecord],
     moved: Mapping[str, bool],
 ) -> None:
     """Write the unfinished run whole."""
     tensors = {f"weight.{name}": parameter.data for name, parameter in trained.items()}
-    state = {"curve": [asdict(record) for record in curve], "moved": dict(moved)}
+    means, num_batches = criterion.center.state()
+    tensors |= {f"mean.{name}": mean_D for name, mean_D in means.items()}
+    state = {
+        "curve": [asdict(record) for record in curve],
+        "moved": dict(moved),
+        "num_batches": num_batches,
+        "teacher_temperature": criterion.found_temperature,
+    }
     save_checkpoint(path, {**tensors, **optimizer_tensors(optimizer)}, state, fingerprint)
 
 
@@ -128,6 +139,7 @@ def resume_run(
     path: Path,
     fingerprint: str,
     trained: Mapping[str, nn.Parameter],
+    criterion: AlignmentLoss,
     optimizer: torch.optim.Optimizer,
     team: Processes,
 ) -> tuple[list[StepRecord], dict[str, bool]]:
@@ -144,7 +156,7 @@ def resume_run(
     names = {field.name for field in fields(StepRecord)}
     if (
         shapes != {name: parameter.shape for name, parameter in trained.items()}
-        or set(state) != {"curve", "moved"}
+        or set(state) != {"curve", "moved", "num_batches", "teacher_temperature"}
         or any(set(record) != names for record in state["curve"])
     ):
         if team.is_main:
@@ -155,6 +167,10 @@ def resume_run(
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"weight.{name}"])
     restore_optimizer(optimizer, tensors)
+    device = next(iter(trained.values())).device
+    means = {name.removeprefix("mean."): mean.to(device) for name, mean in tensors.items() if name.startswith("mean.")}
+    criterion.center.restore(means, state["num_batches"])
+    criterion.found_temperature = state["teacher_temperature"]
     _log.info("resuming behind step %d", curve[-1].step)
     return curve, {name: bool(state["moved"][name]) for name in MODALITIES}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sda_core import losses
 from sda_core.adapters import base_model, modality
-from sda_core.alignment import health
+from sda_core.alignment import check, health
+from sda_core.alignment.base_vectors import BaseVectors
 from sda_core.alignment.inputs import (
     MODALITIES,
     Chunks,
@@ -57,6 +58,7 @@ def train_adapter(
     fingerprint: str,
     device: torch.device,
     team: Processes = ALONE,
+    section: str = "params.yaml: train_adapter.loss",
 ) -> Curve:
     """Train the adapter of ``model`` in place; it ends alike in every process.
 
@@ -71,13 +73,16 @@ def train_adapter(
         fingerprint: of every input of the run; a checkpoint of another run is not resumed.
         device: where the model and the loss are put.
         team: the processes that share every batch; all call this.
+        section: where the loss stands in the params, for messages.
 
     Returns:
-        The training curve, one record every ``log_every`` steps and one for the last, and the step that this run began with.
+        The training curve, one record every ``log_every`` steps and one for the last, the step that this run began with, and
+        what the vectors of a sample look like before and after (:mod:`sda_core.alignment.check`).
 
     Raises:
-        TrainingError: too few items for one batch, nothing to train, a loss or gradient that is not finite, or gradient
-            checkpointing asked of a model that has none.
+        TrainingError: too few items for one batch, nothing to train, a teacher that has nothing to teach (where
+            ``training.check`` is ``stop``), a loss or gradient that is not finite, or gradient checkpointing asked of a model
+            that has none.
         ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that cannot be had.
     """
     with team.raise_on_all_ranks():
@@ -93,11 +98,23 @@ def train_adapter(
         criterion = losses.build(loss).to(device)
         trained = trained_parameters(model, criterion)
     optimizer = torch.optim.AdamW(parameter_groups(trained, training), lr=training.learning_rate)
-    curve, moved = resume_run(checkpoint, fingerprint, trained, optimizer, team)
+    curve, moved = resume_run(checkpoint, fingerprint, trained, criterion, optimizer, team)
     first = curve[-1].step + 1 if curve else 0  # a checkpoint is always written behind a record
     if cache is not None and first < training.num_steps:
         cache.fill(max(stop - start for start, stop in chunks.bounds), team)
     maker, gates = InputMaker(backbone, source, cache), health.GateWatch()
+    base_vectors = None
+    if criterion.needs_base:
+        shown = shown_rows(rows, training)
+        base_vectors = BaseVectors(backbone, model, maker, shown, checkpoint.parent, fingerprint)
+        base_vectors.fill(training.micro_batch_size or training.batch_size, team, sharded=training.sharding != "none")
+    sample = Sample(rows, training, chunks, team, backbone, model, maker)
+    at_first = sample.batches(base_vectors)
+    if criterion.found_temperature is None:
+        criterion.calibrate([(*batch.base, batch.groups_B) for batch in at_first])
+    before = check.look([replace(batch, image_BD=batch.base[0], text_BD=batch.base[1]) for batch in at_first], criterion)
+    with team.raise_on_all_ranks():
+        check.check(before, criterion, loss, training, section, say=team.is_main and not first)
 
     with (
         team.explain_connection_errors(),
@@ -114,7 +131,7 @@ def train_adapter(
                 group["lr"] = rate
             temperature = criterion.temperature.item() if isinstance(criterion.temperature, Tensor) else criterion.temperature
             optimizer.zero_grad(set_to_none=True)
-            batch = Step(step, training, chunks, team, backbone, model, criterion, stream)
+            batch = Step(step, rows, training, chunks, team, backbone, model, criterion, stream, base_vectors)
             value = batch.backward(trained, moved if logged else None)
             sum_gradients(trained, team)
             norm = float(nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm))
@@ -127,18 +144,19 @@ def train_adapter(
                 gates.look(model)
                 curve.append(StepRecord(step, value, rate, norm, temperature, **batch.measured))
             if due and team.is_main:
-                save_run(checkpoint, fingerprint, trained, optimizer, curve, moved)
+                save_run(checkpoint, fingerprint, trained, criterion, optimizer, curve, moved)
             bar.set_postfix_str(f"loss {value:.4f}")
             bar.update()
-    if first < training.num_steps:
-        sample = batch_rows(rows, training.num_steps - 1, training)[slice(*chunks.bounds[0])]
-        base, adapted = _vectors(backbone, model, maker, sample, adapter=False), _vectors(backbone, model, maker, sample)
-        if team.is_main:
+    at_last = sample.adapted(at_first)
+    after = check.look(at_last, criterion)
+    if team.is_main:
+        if curve:
             targets = curve[0].teacher_targets, curve[-1].teacher_targets
-            health.warn(model, moved, gates, base, adapted, targets, training.batch_size)
+            health.warn(model, moved, gates, at_last, targets, training.batch_size)
+        check.report(before, after)
     team.wait()
     kept = (record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps)
-    return Curve(kept, first)
+    return Curve(kept, first, check.as_metrics(before, after, criterion.found_temperature))
 
 
 def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
@@ -167,6 +185,7 @@ class Step:
 
     Args:
         number: of the step.
+        rows: of the items that show an image.
         training: optimisation.
         chunks: of this process.
         team: the processes.
@@ -174,6 +193,7 @@ class Step:
         model: with the adapter.
         criterion: the loss.
         stream: the inputs of all chunks, in the order of use.
+        base_vectors: the backbone's own, where the loss needs them.
 
     Attributes:
         measured: what the loss says about the batch, where that was asked for.
@@ -183,6 +203,7 @@ class Step:
     def __init__(
         self,
         number: int,
+        rows: np.ndarray,
         training: TrainingParams,
         chunks: Chunks,
         team: Processes,
@@ -190,6 +211,7 @@ class Step:
         model: nn.Module,
         criterion: losses.AlignmentLoss,
         stream: Iterator[Ready],
+        base_vectors: BaseVectors | None,
     ) -> None:
         self._number = number
         self._seed = training.seed
@@ -201,7 +223,8 @@ class Step:
         self._criterion = criterion
         self._stream = stream
         self._keys: dict[int, np.ndarray] = {}
-        self._base: dict[tuple[Modality, int], Tensor] = {}
+        self._batch = batch_rows(rows, number, training)
+        self._base_vectors = base_vectors
         self.measured: dict[str, float] = {}
         self.broken: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -220,7 +243,8 @@ class Step:
         def loss(image_BD: Tensor, text_BD: Tensor) -> Tensor:
             nonlocal before
             image_BD, text_BD = gather(image_BD), gather(text_BD)
-            groups_B, base = self._groups(image_BD.device), self._base_vectors()
+            groups_B = groups_of(np.concatenate([self._keys[place] for place in sorted(self._keys)]), image_BD.device)
+            base = None if self._base_vectors is None else self._base_vectors.pair(self._batch, image_BD.device)
             if moved is not None:  # before the loss, so that their matrices of B x B are not held beside its graph
                 self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B, base)
                 before = _norms(trained)
@@ -251,25 +275,9 @@ class Step:
             if not self._one_draw:
                 torch.manual_seed(derive(self._seed, "step", self._number, name, self._chunks.first + place))
             with modality(self._model, name):
-                if self._criterion.needs_base and (name, place) not in self._base:
-                    with base_model(self._model):
-                        self._base[name, place] = self._backbone.encode(self._model, ready.inputs)
                 return self._backbone.encode(self._model, ready.inputs)
 
         return embed
-
-    def _base_vectors(self) -> tuple[Tensor, Tensor] | None:
-        """``(B, D)`` of the global batch by modality, from the backbone without its adapter; None where nobody asks for them."""
-        if not self._criterion.needs_base:
-            return None
-        places = range(len(self._chunks.bounds))
-        image_BD, text_BD = (gather(torch.cat([self._base[name, place] for place in places])) for name in MODALITIES)
-        return image_BD, text_BD
-
-    def _groups(self, device: torch.device) -> Tensor:
-        """``(B,)`` numbers of the global batch, equal for items that cannot be told apart."""
-        keys = np.concatenate([self._keys[place] for place in range(len(self._chunks.bounds))])
-        return torch.unique(gather(torch.from_numpy(keys).to(device)), return_inverse=True)[1]
 
 
 def _norms(trained: Mapping[str, nn.Parameter]) -> list[float]:
@@ -295,15 +303,88 @@ def _some(item_ids: np.ndarray) -> str:
     return shown if len(item_ids) <= 8 else f"{shown}, ... {len(item_ids)} in all"
 
 
-@torch.no_grad()
-def _vectors(backbone: Encoder, model: Any, maker: InputMaker, rows: np.ndarray, adapter: bool = True) -> dict[str, Tensor]:
-    """Vectors of some items by modality, with the adapter or without."""
-    found = {}
-    with nullcontext() if adapter else model.disable_adapter():
-        for name in MODALITIES:
-            with modality(model, name):
-                found[name] = backbone.encode(model, maker.make(name, rows).inputs)
-    return found
+class Sample:
+    """The items that are looked at before and after the training: those of its first batches.
+
+    Args:
+        rows: of the items that show an image.
+        training: optimisation.
+        chunks: of this process.
+        team: the processes; all take the same part in what follows.
+        backbone: pools hidden states.
+        model: with the adapter.
+        maker: of the model's inputs.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        training: TrainingParams,
+        chunks: Chunks,
+        team: Processes,
+        backbone: Encoder,
+        model: nn.Module,
+        maker: InputMaker,
+    ) -> None:
+        self._rows = [batch_rows(rows, step, training) for step in range(num_sampled(rows, training))]
+        self._chunks = chunks
+        self._team = team
+        self._backbone = backbone
+        self._model = model
+        self._maker = maker
+
+    def batches(self, base_vectors: BaseVectors | None) -> list[check.Batch]:
+        """The sample by the backbone alone, read where it was computed before."""
+        found: list[check.Batch] = []
+        for rows in self._rows:
+            image_BD, text_BD, groups_B = self._encode(rows, adapter=False)
+            if base_vectors is not None:
+                image_BD, text_BD = base_vectors.pair(rows, image_BD.device)
+            found.append(check.Batch(image_BD, text_BD, groups_B, (image_BD, text_BD)))
+        return found
+
+    def adapted(self, at_first: Sequence[check.Batch]) -> list[check.Batch]:
+        """The sample with the adapter as it is."""
+        encoded = (self._encode(rows, adapter=True) for rows in self._rows)
+        return [
+            replace(batch, image_BD=image_BD, text_BD=text_BD)
+            for batch, (image_BD, text_BD, _) in zip(at_first, encoded, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _encode(self, rows: np.ndarray, *, adapter: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Image and text vectors and groups of a batch of all processes."""
+        parts: dict[Modality, list[Tensor]] = {name: [] for name in MODALITIES}
+        keys: list[np.ndarray] = []
+        self._model.eval()
+        for start, stop in self._chunks.bounds:
+            for name in MODALITIES:
+                with self._team.raise_on_all_ranks():
+                    ready = self._maker.make(name, rows[start:stop])
+                if name == "image":
+                    keys.append(ready.keys)
+                with modality(self._model, name), nullcontext() if adapter else base_model(self._model):
+                    parts[name].append(self._backbone.encode(self._model, ready.inputs))
+        image_BD, text_BD = (gather(torch.cat(parts[name])) for name in MODALITIES)
+        return image_BD, text_BD, groups_of(np.concatenate(keys), image_BD.device)
+
+
+def groups_of(keys: np.ndarray, device: torch.device) -> Tensor:
+    """``(B,)`` numbers of the global batch, equal for items that cannot be told apart, from this process's content keys."""
+    return torch.unique(gather(torch.from_numpy(keys).to(device)), return_inverse=True)[1]
+
+
+def num_sampled(rows: np.ndarray, training: TrainingParams) -> int:
+    """How many batches the sample has: about 256 items, one batch at least, an epoch at most."""
+    return min(len(rows) // training.batch_size, max(1, check.SAMPLE_ITEMS // training.batch_size))
+
+
+def shown_rows(rows: np.ndarray, training: TrainingParams) -> np.ndarray:
+    """The rows that the run and its sample show, ascending; all rows where the run has more than one epoch."""
+    if training.num_steps > len(rows) // training.batch_size:
+        return rows
+    steps = range(max(training.num_steps, num_sampled(rows, training)))
+    return np.unique(np.concatenate([batch_rows(rows, step, training) for step in steps]))
 
 
 @contextmanager

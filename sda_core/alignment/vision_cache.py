@@ -1,33 +1,25 @@
-"""What the frozen vision tower makes of each picture, computed once and read from disk afterwards.
+"""What the frozen vision tower makes of each image, computed once (:mod:`~sda_core.alignment.item_blocks`).
 
-The tower does not learn, so every epoch would compute the same numbers.  They are kept in blocks of items, one safetensors
-file each, beside the checkpoint of the run: a killed run goes on with the finished blocks, and several processes share
-the work through the folder.  A read maps the file and takes the item's part, so memory does not grow with the shop.
+The tower does not learn, so every epoch would compute the same numbers.  A read maps the file and takes the item's part, so
+memory does not grow with the shop.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sda_core.artifacts import replace_file
+from sda_core.alignment.item_blocks import ItemBlocks
 from sda_core.backbones import VisionTower
-from sda_core.errors import ArtifactError, ConfigError
-from sda_core.log import progress
+from sda_core.errors import ConfigError
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
 
 if TYPE_CHECKING:
     from PIL import Image
-
-_BLOCK_ITEMS = 256
-_OPEN_FILES = 64
 
 
 class Pictures(Protocol):
@@ -41,57 +33,39 @@ class Pictures(Protocol):
 
 
 class VisionCache:
-    """The tower's results of all items that show a picture.
+    """The tower's results of all items that show an image.
 
     Args:
         backbone: runs the tower.
         source: the items.
         rows: of the items, ascending.
         folder: of the blocks.
-        fingerprint: of the run's inputs; blocks of other inputs are made anew.
+        fingerprint: of the run's inputs; blocks of other inputs are computed again.
     """
 
     def __init__(self, backbone: VisionTower, source: Pictures, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
         self._backbone = backbone
         self._source = source
-        self._rows = rows
-        self._folder = folder
-        self._fingerprint = fingerprint
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._blocks = ItemBlocks("vision", rows, folder, fingerprint)
 
     def fill(self, batch_size: int, team: Processes) -> None:
-        """Make the blocks that are missing, shared between the processes.
+        """Compute the blocks that are missing, shared between the processes.
 
         Args:
-            batch_size: pictures a pass.
+            batch_size: images a pass.
             team: the processes; all must call this.
 
         Raises:
-            ArtifactError: a picture cannot be decoded, or a block of another process is not to be seen here.
+            ArtifactError: an image cannot be decoded, or a block of another process cannot be seen here.
         """
-        num_blocks = -(-len(self._rows) // _BLOCK_ITEMS)
-        own = range(team.index, num_blocks, team.count)
-        with team.raise_on_all_ranks(), progress(len(own), "vision features", "blocks") as bar:
-            for block in own:
-                if not self._is_whole(block):
-                    self._make(block, batch_size)
-                bar.update()
-        with team.raise_on_all_ranks():
-            for block in range(num_blocks):
-                if not self._is_whole(block):
-                    raise ArtifactError(
-                        str(self._path(block)),
-                        "was made by another process, and is not to be seen here",
-                        "give all machines one project folder, or set train_adapter.training.vision_cache to never",
-                    )
+        advice = "give all machines one project folder, or set train_adapter.training.vision_cache to never"
+        self._blocks.fill(lambda rows: self._compute(rows, batch_size), team, advice=advice)
 
     def inputs(self, rows: np.ndarray, prompt: str) -> dict[str, Tensor]:
         """Model inputs of some of the items."""
-        places = np.searchsorted(self._rows, rows)
-        return self._backbone.image_inputs_from([self._read(int(place)) for place in places], prompt)
+        return self._backbone.image_inputs_from([self._read(int(row)) for row in rows], prompt)
 
-    def _make(self, block: int, batch_size: int) -> None:
-        rows = self._rows[block * _BLOCK_ITEMS : (block + 1) * _BLOCK_ITEMS]
+    def _compute(self, rows: np.ndarray, batch_size: int) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
@@ -99,32 +73,12 @@ class VisionCache:
             assert features is not None
             for row, one in zip(part, features, strict=True):
                 tensors |= {f"{self._source.item_ids[row]}.{name}": tensor.contiguous() for name, tensor in one.items()}
-        with replace_file(self._path(block)) as temporary:
-            save_file(tensors, temporary, metadata={"fingerprint": self._fingerprint})
+        return tensors
 
-    def _is_whole(self, block: int) -> bool:
-        """Whether a block is there and of these inputs; a torn file is not, its header says how long it should be."""
-        path = self._path(block)
-        if not path.is_file():
-            return False
-        try:
-            with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
-                return (handle.metadata() or {}).get("fingerprint") == self._fingerprint
-        except (SafetensorError, OSError):
-            return False
-
-    def _read(self, place: int) -> dict[str, Tensor]:
-        block = place // _BLOCK_ITEMS
-        if block not in self._open:
-            self._open[block] = safe_open(self._path(block), framework="pt")  # type: ignore[no-untyped-call]
-            if len(self._open) > _OPEN_FILES:
-                self._open.popitem(last=False)
-        self._open.move_to_end(block)
-        handle, prefix = self._open[block], f"{self._source.item_ids[self._rows[place]]}."
+    def _read(self, row: int) -> dict[str, Tensor]:
+        handle, _ = self._blocks.opened(row)
+        prefix = f"{self._source.item_ids[row]}."
         return {name.removeprefix(prefix): handle.get_tensor(name) for name in handle.keys() if name.startswith(prefix)}  # noqa: SIM118
-
-    def _path(self, block: int) -> Path:
-        return self._folder / f"vision-{block:05d}.safetensors"
 
 
 def open_cache(

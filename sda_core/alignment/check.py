@@ -1,0 +1,211 @@
+"""A look at the vectors of some items before money is spent on an adapter, and after.
+
+On vectors that share one large direction the teacher of CMSA is nearly uniform before the first step, and training makes all
+vectors alike; where it is nearly certain of the own pair, CMSA is InfoNCE.  Both show in a few hundred items.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sda_core.errors import TrainingError
+from sda_core.losses import AlignmentLoss
+from sda_core.params import LossParams, TrainingParams
+
+_log = logging.getLogger(__name__)
+
+SAMPLE_ITEMS = 256
+"""About so many items are looked at: whole batches, one at least."""
+
+FEWEST_TARGETS = 1.05
+"""With fewer effective targets the teacher is certain of the own pair."""
+
+_ALIKE = 0.95
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Vectors of one batch of the sample.
+
+    Attributes:
+        image_BD: ``(B, D)``.
+        text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
+        groups_B: ``(B,)`` integers, equal for items that show the same thing.
+        base: the backbone's own vectors of the same items; the same as the first two before step 0.
+    """
+
+    image_BD: Tensor
+    text_BD: Tensor
+    groups_B: Tensor
+    base: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the vectors of a sample look like.
+
+    Attributes:
+        items: how many were looked at.
+        cosine_images: mean cosine of the images of two different items; near 1, all images are alike.
+        cosine_texts: the same of the texts.
+        cosine_own_pair: mean cosine of an item's image and text.
+        cosine_other_pair: mean cosine of an item's image and another's text.
+        rank_images: effective number of directions in which the images differ: the exponent of the entropy of the squared
+            singular values of the unit vectors without their mean (Roy & Vetterli 2007); 1 to the smaller of items and width.
+        rank_texts: the same of the texts.
+        retrieval: share of items of a batch whose own other side is nearer than every other's, mean of both directions.
+        teacher_targets: effective targets of the loss's teacher; 1 for hard targets.
+    """
+
+    items: int
+    cosine_images: float
+    cosine_texts: float
+    cosine_own_pair: float
+    cosine_other_pair: float
+    rank_images: float
+    rank_texts: float
+    retrieval: float
+    teacher_targets: float
+
+
+@torch.no_grad()
+def look(batches: Sequence[Batch], criterion: AlignmentLoss) -> Figures:
+    """The figures of a sample, as the loss sees its batches.
+
+    Args:
+        batches: of the training's batch size.
+        criterion: the loss; nothing in it changes.
+    """
+    image_ND = F.normalize(torch.cat([batch.image_BD for batch in batches]).float(), dim=-1)
+    text_ND = F.normalize(torch.cat([batch.text_BD for batch in batches]).float(), dim=-1)
+    N = len(image_ND)
+    num_pairs = max(N * N - N, 1)
+
+    def mean_cosine(one_ND: Tensor, two_ND: Tensor) -> float:
+        """Over pairs of different items, by the sum of all pairs."""
+        every = one_ND.double().sum(dim=0) @ two_ND.double().sum(dim=0)
+        return float((every - (one_ND * two_ND).double().sum()) / num_pairs)
+
+    measured = [criterion.diagnostics(batch.image_BD, batch.text_BD, batch.groups_B, batch.base) for batch in batches]
+    return Figures(
+        items=N,
+        cosine_images=mean_cosine(image_ND, image_ND),
+        cosine_texts=mean_cosine(text_ND, text_ND),
+        cosine_own_pair=float((image_ND * text_ND).sum(dim=-1).mean()),
+        cosine_other_pair=mean_cosine(image_ND, text_ND),
+        rank_images=effective_rank(image_ND),
+        rank_texts=effective_rank(text_ND),
+        retrieval=sum(one["retrieval"] for one in measured) / len(measured),
+        teacher_targets=float(torch.tensor([one["teacher_entropy"] for one in measured]).mean().exp()),
+    )
+
+
+def effective_rank(x_ND: Tensor) -> float:
+    """The exponent of the entropy of the squared singular values of ``x (N, D)`` without its mean; 0 where all rows are equal."""
+    energy = torch.linalg.svdvals((x_ND - x_ND.mean(dim=0)).double()).square()
+    total = energy.sum()
+    return float(torch.special.entr(energy / total).sum().exp()) if float(total) > 1e-12 * len(x_ND) else 0.0
+
+
+def check(
+    before: Figures, criterion: AlignmentLoss, loss: LossParams, training: TrainingParams, section: str, *, say: bool
+) -> None:
+    """Say what the figures are before step 0, and stop or warn where the teacher has nothing to teach.
+
+    Args:
+        before: of the backbone without its adapter.
+        criterion: the loss.
+        loss: its section.
+        training: whether to stop or to warn.
+        section: the loss section's path in ``params.yaml``, for the message.
+        say: whether this process logs.
+
+    Raises:
+        TrainingError: the teacher has more than half of the batch, or fewer than 1.05, effective targets, and
+            ``train_adapter.training.check`` is ``stop``.
+    """
+    if say:
+        _log.info("before training: %s", describe(before))
+    if say and criterion.found_temperature is not None:
+        _log.info("teacher temperature %.4g gives %.3g effective targets", criterion.found_temperature, before.teacher_targets)
+    if loss.teacher == "none" or (found := problem(before, training.batch_size, section)) is None:
+        return
+    what, advice = found
+    if training.check == "stop":
+        raise TrainingError(section, what, f"{advice}; or set train_adapter.training.check to warn")
+    if say:
+        _log.warning("%s: %s; %s", section, what, advice)
+
+
+def describe(figures: Figures) -> str:
+    """One line of the figures."""
+    return (
+        f"{figures.items} items, mean cosine of two items {figures.cosine_images:.2f} (images) and"
+        f" {figures.cosine_texts:.2f} (texts),"
+        f" of an item's own pair {figures.cosine_own_pair:.2f} and of others' {figures.cosine_other_pair:.2f},"
+        f" retrieval@1 in a batch {figures.retrieval:.1%}, effective targets {figures.teacher_targets:.3g}"
+    )
+
+
+def problem(figures: Figures, batch_size: int, section: str) -> tuple[str, str] | None:
+    """What is wrong with the teacher, and what to set; None where nothing is."""
+    targets = figures.teacher_targets
+    if targets > batch_size / 2:
+        return (
+            f"the teacher is nearly uniform ({targets:.3g} of {batch_size} effective targets; two items have a mean cosine of"
+            f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so training would make"
+            " all vectors alike",
+            f"set {section}.center to batch, or {section}.teacher_targets to {_wanted(batch_size)}",
+        )
+    if targets < FEWEST_TARGETS:
+        return (
+            f"the teacher is nearly certain of the own pair ({targets:.3g} effective targets), so CMSA is InfoNCE",
+            f"set {section}.teacher_targets to {_wanted(batch_size)}, or {section}.teacher to none",
+        )
+    return None
+
+
+def _wanted(batch_size: int) -> int:
+    """A number of targets to begin with: an eighth of the batch, from 2 to 8."""
+    return max(2, min(8, batch_size // 8))
+
+
+def collapsed(before: Figures, after: Figures) -> list[str]:
+    """Which modalities' vectors have become alike: a mean cosine above 0.95 that was lower, or a tenth of the directions left."""
+    found: list[str] = []
+    for name in ("images", "texts"):
+        cosines = [getattr(figures, f"cosine_{name}") for figures in (before, after)]
+        ranks = [getattr(figures, f"rank_{name}") for figures in (before, after)]
+        spreads = [1 - cosine for cosine in cosines]
+        if (cosines[1] > _ALIKE and spreads[1] < spreads[0] / 2) or ranks[1] < ranks[0] / 10:
+            found.append(name)
+    return found
+
+
+def report(before: Figures, after: Figures) -> None:
+    """Log the figures of a trained adapter, with a warning where vectors have become alike."""
+    _log.info("after training: %s", describe(after))
+    for name in collapsed(before, after):
+        _log.warning(
+            "all %s have become alike (mean cosine of two items %.3f, %.3f before; effective rank %.3g, %.3g before); "
+            "lower the learning rate, set the loss's center to batch or its teacher_source to base",
+            name,
+            getattr(after, f"cosine_{name}"),
+            getattr(before, f"cosine_{name}"),
+            getattr(after, f"rank_{name}"),
+            getattr(before, f"rank_{name}"),
+        )
+
+
+def as_metrics(before: Figures, after: Figures, teacher_temperature: float | None) -> dict[str, float | None]:
+    """Flat names for ``check.json``."""
+    flat: dict[str, float | None] = {"items": before.items}
+    for when, figures in (("before", before), ("after", after)):
+        flat |= {f"{when}_{field.name}": getattr(figures, field.name) for field in fields(Figures) if field.name != "items"}
+    return flat | {"collapsed": float(bool(collapsed(before, after))), "teacher_temperature": teacher_temperature}

@@ -1,0 +1,102 @@
+"""Tensors of items that are computed once and read from disk afterwards: blocks of items, one safetensors file each.
+
+Blocks stand beside the checkpoint of the run.  A killed run continues with the finished blocks, and several processes share the
+work through the folder.  A block's content depends on its items alone, whoever makes it, and however many processes there are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sda_core.artifacts import replace_file
+from sda_core.errors import ArtifactError
+from sda_core.log import progress
+from sda_core.processes import Processes
+
+BLOCK_ITEMS = 256
+_OPEN_FILES = 64
+
+Block = Callable[[np.ndarray], dict[str, Tensor]]
+"""Computes the tensors of a block from its rows."""
+
+
+class ItemBlocks:
+    """The block files of some items.
+
+    Args:
+        name: first part of the files' names, and what progress shows.
+        rows: of the items, ascending.
+        folder: of the blocks.
+        fingerprint: of the run's inputs; blocks of other inputs are computed again.
+    """
+
+    def __init__(self, name: str, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
+        self.rows = rows
+        self._name = name
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._open: OrderedDict[int, Any] = OrderedDict()
+
+    def fill(self, compute: Block, team: Processes, *, in_step: bool = False, advice: str) -> None:
+        """Compute the blocks that are missing, shared between the processes; all of them call this.
+
+        Args:
+            compute: gives the tensors of a block.
+            team: the processes.
+            in_step: every process computes equally many blocks, as a sharded model needs, whose passes wait for each other.
+            advice: what to do where a block of another process cannot be seen here.
+
+        Raises:
+            ArtifactError: a block of another process cannot be seen here.
+        """
+        num_blocks = -(-len(self.rows) // BLOCK_ITEMS)
+        rounds = range(-(-num_blocks // team.count))
+        missing = in_step and not all(self._is_whole(block) for block in range(num_blocks))
+        with team.raise_on_all_ranks(), progress(len(rounds), self._name, "blocks") as bar:
+            for turn in rounds:
+                block = turn * team.count + team.index
+                own = block < num_blocks and not self._is_whole(block)
+                if own or missing:
+                    block = min(block, num_blocks - 1)
+                    tensors = compute(self.rows[block * BLOCK_ITEMS : (block + 1) * BLOCK_ITEMS])
+                    if own:
+                        with replace_file(self._path(block)) as temporary:
+                            save_file(tensors, temporary, metadata={"fingerprint": self._fingerprint})
+                bar.update()
+        with team.raise_on_all_ranks():
+            for block in range(num_blocks):
+                if not self._is_whole(block):
+                    raise ArtifactError(str(self._path(block)), "was made by another process and cannot be seen here", advice)
+
+    def opened(self, row: int) -> tuple[Any, int]:
+        """The open file that holds an item, and the item's place among all rows."""
+        place = int(np.searchsorted(self.rows, row))
+        block = place // BLOCK_ITEMS
+        if block not in self._open:
+            self._open[block] = safe_open(self._path(block), framework="pt")  # type: ignore[no-untyped-call]
+            if len(self._open) > _OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(block)
+        return self._open[block], place
+
+    def _is_whole(self, block: int) -> bool:
+        """Whether a block is there and of these inputs; a torn file is not: its header says how long it should be."""
+        path = self._path(block)
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
+                return (handle.metadata() or {}).get("fingerprint") == self._fingerprint
+        except (SafetensorError, OSError):
+            return False
+
+    def _path(self, block: int) -> Path:
+        return self._folder / f"{self._name}-{block:05d}.safetensors"
