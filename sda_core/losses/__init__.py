@@ -155,10 +155,12 @@ class AlignmentLoss(nn.Module):
 
     def _centred(self, pair: Pair, base: Pair | None, *, update: bool) -> tuple[Pair, Pair | None]:
         """The vectors and those of the base without their means."""
-        vectors = _by_name(pair) | ({} if base is None else {f"base {name}": x_BD for name, x_BD in _by_name(base).items()})
+        vectors = _by_name(pair)
+        if base is not None and self.needs_base:
+            vectors |= {f"base {name}": x_BD for name, x_BD in _by_name(base).items()}
         centred = self.center(vectors, update=update)
         own = centred["image"], centred["text"]
-        return own, None if base is None else (centred["base image"], centred["base text"])
+        return own, (centred["base image"], centred["base text"]) if "base image" in centred else None
 
     def _alignment(self, pair: Pair, groups_B: Tensor | None, taught_by: Pair | None) -> Tensor:
         """The loss across the modalities of centred vectors."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sda_core.errors import ConfigError, TrainingError
-from sda_core.losses import build, cmsa, cmsa_reference, infonce
+from sda_core.losses import build, cmsa, cmsa_reference, infonce, keep_structure
 from sda_core.params import LossParams
 
 PAPER: dict[str, Any] = {
@@ -128,3 +128,94 @@ def test_the_public_codes_variant() -> None:
         loss(**{**PUBLIC_CODE, "false_negatives": "mask"})
     with pytest.raises(ConfigError, match=r'teacher: should be "mean".*; teacher_temperature: should be null'):
         loss(**{**PUBLIC_CODE, "teacher": "none", "teacher_temperature": 1.0})
+
+
+# ------------------------------------------------------------------------------------ geometry: center, targets, keep_base
+def anisotropic(rows: int = 16, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors that share one large direction, as the pooled states of a generative model do."""
+    generator = torch.Generator().manual_seed(seed)
+    direction = 10 * torch.ones(12)
+    image, text = (torch.randn(rows, 12, generator=generator) + direction for _ in range(2))
+    return image, text
+
+
+@pytest.mark.parametrize("teacher", ["mean", "image", "text", "agreement", "none"])
+def test_centring_comes_before_everything_else(teacher: str) -> None:
+    image, text = anisotropic()
+    apart = image - image.mean(0), text - text.mean(0)
+    assert torch.equal(loss(teacher=teacher, center="batch")(image, text), loss(teacher=teacher)(*apart))
+    assert torch.equal(loss(teacher=teacher, center="running")(image, text), loss(teacher=teacher)(*apart))  # the first batch
+    assert loss(teacher=teacher, center="batch").diagnostics(image, text) == loss(teacher=teacher).diagnostics(*apart)
+    assert not torch.allclose(loss(teacher=teacher, center="batch")(image, text), loss(teacher=teacher)(image, text))
+
+
+def test_the_base_that_teaches_is_centred_by_its_own_mean() -> None:
+    (image, text), (v, t) = anisotropic(), anisotropic(seed=1)
+    apart = image - image.mean(0), text - text.mean(0)
+    found = loss(teacher_source="base", center="batch")(image, text, base=(v, t))
+    assert torch.equal(found, cmsa(*apart, 0.05, taught_by=(v - v.mean(0), t - t.mean(0))))
+
+
+def test_a_running_mean_learns_from_steps_and_not_from_looks() -> None:
+    first, second = anisotropic(), anisotropic(seed=1)
+    criterion = loss(center="running")
+    criterion(*first)
+    means = criterion.center.state()[0]
+    for _ in range(3):
+        criterion.diagnostics(*second)
+    assert criterion.center.state()[0].keys() == means.keys() == {"image", "text"}
+    assert all(torch.equal(criterion.center.state()[0][name], means[name]) for name in means)
+    criterion(*second)
+    assert torch.allclose(criterion.center.state()[0]["image"], torch.cat([first[0], second[0]]).mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("teacher", ["mean", "image", "text", "agreement"])
+@pytest.mark.parametrize("center", ["none", "batch", "running"])
+def test_the_teacher_gets_the_targets_that_are_wanted(teacher: str, center: str) -> None:
+    batches = [(*anisotropic(seed=seed), None) for seed in range(4)]
+    criterion = loss(teacher=teacher, center=center, teacher_targets=4.0)
+    with pytest.raises(TrainingError, match="needs calibrate"):
+        criterion(*anisotropic())
+    criterion.calibrate(batches)
+    assert criterion.center.state() == ({}, {})
+    entropies = [criterion.diagnostics(image, text)["teacher_entropy"] for image, text, _ in batches]
+    # a running mean is not there yet in a look at a first batch: its mean is that of the batch
+    assert math.exp(sum(entropies) / 4) == pytest.approx(4.0, rel=0.2 if center == "running" else 1e-3)
+    image, text = anisotropic(seed=9)
+    expected = loss(teacher=teacher, center=center, teacher_temperature=criterion.found_temperature)(image, text)
+    assert torch.equal(criterion(image, text), expected)
+
+
+def test_targets_that_cannot_be_had_are_one_line() -> None:
+    with pytest.raises(TrainingError, match=r"teacher_targets: should be between .* and 16.* \(got 20\)"):
+        loss(teacher_targets=20.0).calibrate([(*anisotropic(), None)])
+
+
+def test_keeping_the_base_is_added() -> None:
+    (image, text), base = anisotropic(), anisotropic(seed=1)
+    criterion = loss(keep_base=0.5, center="batch", teacher_temperature=0.2)
+    assert criterion.needs_base
+    own = {"image": image - image.mean(0), "text": text - text.mean(0)}
+    kept = keep_structure(own, {"image": base[0] - base[0].mean(0), "text": base[1] - base[1].mean(0)}, 0.2)
+    expected = cmsa(*own.values(), 0.05, teacher_temperature=0.2) + 0.5 * kept
+    assert torch.allclose(criterion(image, text, base=base), expected)
+    hard = loss(teacher="none", keep_base=0.5)(image, text, base=base)
+    assert float(hard) > float(loss(teacher="none")(image, text))
+    with pytest.raises(TrainingError, match="keep_base needs the vectors of the backbone"):
+        criterion(image, text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": "none", "teacher_targets": 4.0}, "teacher_targets: is set, but teacher is 'none'"),
+        ({"teacher_temperature": 0.1, "teacher_targets": 4.0}, "teacher_temperature is 0.1; set one of them to null"),
+        ({**PUBLIC_CODE, "center": "batch"}, "center: should be \"none\" with variant 'reference'"),
+        ({**PUBLIC_CODE, "keep_base": 1.0}, "keep_base: should be 0.0 with variant 'reference'"),
+        ({**PUBLIC_CODE, "teacher_targets": 4.0}, "teacher_targets: should be null with variant 'reference'"),
+    ],
+)
+def test_settings_that_contradict_each_other(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        loss(**changes)
+    assert message in str(error.value)

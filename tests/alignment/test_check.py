@@ -1,0 +1,150 @@
+"""The figures before step 0 and after, against NumPy; what is said about them, and when a training is stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sda_core.alignment.check import Batch, Figures, as_metrics, check, collapsed, effective_rank, look, problem
+from sda_core.errors import TrainingError
+from sda_core.losses import build
+from sda_core.params import LossParams, TrainingParams
+
+LOSS = LossParams(
+    variant="paper",
+    teacher="mean",
+    temperature=0.05,
+    teacher_temperature=None,
+    teacher_targets=None,
+    center="none",
+    keep_base=0.0,
+    learn_temperature=False,
+    teacher_source="adapted",
+    detach_teacher=True,
+    normalize=True,
+    false_negatives="keep",
+)
+SECTION = "params.yaml: train_adapter.loss"
+
+
+def training(**changes: Any) -> TrainingParams:
+    return TrainingParams.model_construct(**{"batch_size": 32, "check": "stop", **changes})
+
+
+def sample(common: float, num_batches: int = 3, rows: int = 32, width: int = 24) -> list[Batch]:
+    """Vectors whose pairs belong together, and which share a direction of the given length."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(num_batches):
+        content_BD = torch.randn(rows, width, generator=generator)
+        image_BD, text_BD = (content_BD + 0.3 * torch.randn(rows, width, generator=generator) + common for _ in range(2))
+        found.append(Batch(image_BD, text_BD, torch.arange(rows), (image_BD, text_BD)))
+    return found
+
+
+@pytest.mark.parametrize("common", [0.0, 5.0])
+def test_the_figures_are_those_of_numpy(common: float) -> None:
+    batches = sample(common)
+    found = look(batches, build(LOSS))
+    image, text = (
+        np.concatenate([of.double().numpy() for of in side])
+        for side in ([batch.image_BD for batch in batches], [batch.text_BD for batch in batches])
+    )
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    off = ~np.eye(len(image), dtype=bool)
+    assert found.items == 96
+    assert found.cosine_images == pytest.approx((image @ image.T)[off].mean(), abs=1e-5)
+    assert found.cosine_texts == pytest.approx((text @ text.T)[off].mean(), abs=1e-5)
+    assert found.cosine_other_pair == pytest.approx((image @ text.T)[off].mean(), abs=1e-5)
+    assert found.cosine_own_pair == pytest.approx(np.diag(image @ text.T).mean(), abs=1e-5)
+    for x, rank in ((image, found.rank_images), (text, found.rank_texts)):
+        p = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+        p = p / p.sum()
+        assert rank == pytest.approx(math.exp(-(p * np.log(p + 1e-30)).sum()), rel=1e-4)
+    entropies = []
+    for place in range(0, 96, 32):
+        v, t = image[place : place + 32], text[place : place + 32]
+        e = np.exp((v @ v.T + t @ t.T) / 2 / 0.05)
+        p = e / e.sum(1, keepdims=True)
+        entropies.append(-(p * np.log(p)).sum(1).mean())
+    assert found.teacher_targets == pytest.approx(math.exp(np.mean(entropies)), rel=1e-4)
+
+
+def test_a_common_direction_is_stopped_and_the_advice_helps() -> None:
+    batches = sample(5.0)
+    criterion = build(LOSS)
+    before = look(batches, criterion)
+    assert before.cosine_images > 0.9
+    with pytest.raises(
+        TrainingError, match=r"nearly uniform \(.* of 32 effective targets; .*\.center to batch, or .*\.teacher_targets to 4"
+    ) as e:
+        check(before, criterion, LOSS, training(), SECTION, say=True)
+    assert "\n" not in str(e.value)
+    for changes in ({"center": "batch", "temperature": 0.2}, {"teacher_targets": 4.0}):
+        loss = LOSS.model_copy(update=changes)
+        better = build(loss)
+        better.calibrate([(batch.image_BD, batch.text_BD, batch.groups_B) for batch in batches])
+        figures = look(batches, better)
+        assert 1.05 < figures.teacher_targets < 16
+        check(figures, better, loss, training(), SECTION, say=True)
+
+
+def test_a_certain_teacher_is_said_to_be_infonce(caplog: pytest.LogCaptureFixture) -> None:
+    loss = LOSS.model_copy(update={"temperature": 0.005})
+    before = look(sample(0.0), build(loss))
+    assert before.teacher_targets < 1.05
+    with pytest.raises(TrainingError, match="so CMSA is InfoNCE"):
+        check(before, build(loss), loss, training(), SECTION, say=True)
+    with caplog.at_level(logging.INFO):
+        check(before, build(loss), loss, training(check="warn"), SECTION, say=True)
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "before training: 96 items, mean cosine of two items" in caplog.text
+    caplog.clear()
+    hard = LOSS.model_copy(update={"teacher": "none"})
+    with caplog.at_level(logging.INFO):
+        check(look(sample(0.0), build(hard)), build(hard), hard, training(), SECTION, say=True)
+        check(before, build(loss), loss, training(check="warn"), SECTION, say=False)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def figures(**changes: float) -> Figures:
+    start = dict.fromkeys(("cosine_images", "cosine_texts", "cosine_own_pair", "cosine_other_pair", "retrieval"), 0.2)
+    return Figures(**{"items": 96, "rank_images": 20.0, "rank_texts": 20.0, "teacher_targets": 4.0, **start, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ({}, {}, []),
+        ({}, {"cosine_texts": 0.998}, ["texts"]),
+        ({"cosine_texts": 0.93}, {"cosine_texts": 0.998}, ["texts"]),
+        ({"cosine_texts": 0.97}, {"cosine_texts": 0.96}, []),  # the backbone's own, and no worse
+        ({}, {"rank_images": 1.5}, ["images"]),
+        ({}, {"rank_images": 1.5, "cosine_texts": 0.999}, ["images", "texts"]),
+    ],
+)
+def test_vectors_that_became_alike(before: dict[str, float], after: dict[str, float], found: list[str]) -> None:
+    one, two = figures(**before), figures(**after)
+    assert collapsed(one, two) == found
+    metrics = as_metrics(one, two, 0.07)
+    assert metrics["collapsed"] == float(bool(found))
+    assert metrics["teacher_temperature"] == 0.07
+    assert metrics["after_cosine_texts"] == two.cosine_texts
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 32, 4096])
+def test_the_advice_is_a_number_that_can_be_had(batch_size: int) -> None:
+    found = problem(figures(teacher_targets=float(batch_size)), batch_size, SECTION)
+    assert found is not None
+    wanted = int(found[1].rsplit(" ", 1)[1])
+    assert 1 < wanted <= max(2, batch_size // 2)
+
+
+def test_rank_of_equal_rows_is_zero() -> None:
+    assert effective_rank(torch.ones(5, 3)) == 0
+    assert effective_rank(torch.eye(8)) == pytest.approx(7, rel=1e-6)
