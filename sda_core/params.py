@@ -429,6 +429,11 @@ class ExportParams(Section):
     fusion: Literal["late_concat_pca", "concat", "mean", "image", "text"]
     fused_dim: Count  # of the PCA; capped by the concatenation's width and the number of fitted items
     normalize: bool
+    image_weight: NonNegative  # factors of the two modalities where both are fused
+    text_weight: NonNegative
+    balance: Literal["none", "equal_energy"]  # equal_energy: first, both vary equally much around their means
+    axis_scaling: Literal["none", "even"]  # even: of the PCA, each component divided by sqrt(its variance + mean variance)
+    with_base: bool  # adapted variants: the backbone's own vectors are fused as well, so that adaptation takes nothing away
 
 
 class ControlParams(Section):
@@ -795,6 +800,24 @@ def loss_problems(section: LossParams) -> Iterator[str]:
         )
 
 
+def _export_problems(section: ExportParams) -> Iterator[str]:
+    fuses_both = section.fusion in ("late_concat_pca", "concat", "mean")
+    if fuses_both and section.image_weight == section.text_weight == 0:
+        yield "image_weight: is 0, and so is text_weight, which leaves nothing to fuse; raise one of them"
+    if not fuses_both and section.balance != "none":
+        yield f"balance: is {section.balance!r}, but fusion is {section.fusion!r}, which takes one modality; set it to none"
+    if section.axis_scaling != "none" and section.fusion != "late_concat_pca":
+        yield (
+            f"axis_scaling: is {section.axis_scaling!r}, but fusion is {section.fusion!r}, which has no components;"
+            " set it to none, or fusion to late_concat_pca"
+        )
+    if section.with_base and section.fusion not in ("late_concat_pca", "concat"):
+        yield (
+            f"with_base: is true, but fusion is {section.fusion!r}, which has no room for further vectors;"
+            " set it to false, or fusion to late_concat_pca or concat"
+        )
+
+
 def _search_problems(section: SearchParams) -> Iterator[str]:
     for name, kinds in (("nprobe", ("IVF", "IMI")), ("ef_search", ("HNSW",))):
         value = getattr(section, name)
@@ -814,6 +837,7 @@ _RULES: tuple[tuple[str, Any, Callable[[Any], Iterator[str]]], ...] = (
     ("train_adapter.training", TrainingParams, _training_problems),
     ("train_adapter.infonce", LossParams, loss_problems),
     ("train_adapter.loss", LossParams, loss_problems),
+    ("export_embeddings", ExportParams, _export_problems),
     ("build_index", IndexParams, _search_problems),
     ("train_recommender.sasrec", SASRecParams, _sequential_problems),
     ("train_recommender.bert4rec", BERT4RecParams, _sequential_problems),

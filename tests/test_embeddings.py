@@ -87,6 +87,7 @@ class NoPictures(NoisePictures):
 def export_params(**changes) -> ExportParams:
     values = {"engine": "local", "num_workers": 2, "batch_size": 4, "shard_rows": 8, "merge": True, "compile": False}
     values |= {"fusion": "late_concat_pca", "fused_dim": 8, "normalize": True}
+    values |= {"image_weight": 1.0, "text_weight": 1.0, "balance": "none", "axis_scaling": "none", "with_base": False}
     return ExportParams(**(values | changes))
 
 

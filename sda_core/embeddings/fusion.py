@@ -21,7 +21,12 @@ _CHUNK_ROWS = 4096
 
 
 def fuse(
-    image_ID: np.ndarray, text_ID: np.ndarray, has_image: np.ndarray, fit_ids: np.ndarray, params: ExportParams
+    image_ID: np.ndarray,
+    text_ID: np.ndarray,
+    has_image: np.ndarray,
+    fit_ids: np.ndarray,
+    params: ExportParams,
+    base: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """One vector an item from its two.
 
@@ -38,12 +43,21 @@ def fuse(
     ``image``, ``text``  one of the two
     ===================  ====================================================================================
 
+    Where both modalities are fused, each is multiplied by its weight.  ``params.balance: equal_energy`` scales them before, so
+    that the mean squared distance of the fitted rows from their mean is the same in both.  ``params.axis_scaling: even``
+    divides each principal component by ``sqrt(v + mean v)``, with ``v`` its variance over the fitted items: components of large
+    variance come closer to the others, and those of small variance are not blown up as whitening does.
+
+    ``base`` adds the image and text vectors of the backbone without its adapter, treated alike:
+    ``[image, text, base image, base text]``.
+
     Args:
         image_ID: ``(I, D)`` float32, row r belongs to item id r + 1.
         text_ID: ``(I, D)`` float32.
         has_image: ``(I,)`` bool, where a row of ``image_ID`` counts.
         fit_ids: item ids seen in training.
-        params: fusion, ``fused_dim``, ``normalize``.
+        params: fusion, ``fused_dim``, ``normalize``, weights and scaling.
+        base: image and text vectors of the same items by the backbone alone; for ``concat`` and ``late_concat_pca``.
 
     Returns:
         ``(I, F)`` float32.
@@ -59,9 +73,10 @@ def fuse(
         )
     match params.fusion:
         case "late_concat_pca":
-            fused_IF = _principal_components(_joined(image_ID, text_ID, has_image, fit_rows, params), fit_rows, params.fused_dim)
+            joined_IF = _with_base(image_ID, text_ID, base, has_image, fit_rows, params)
+            fused_IF = _principal_components(joined_IF, fit_rows, params.fused_dim, even=params.axis_scaling == "even")
         case "concat":
-            fused_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
+            fused_IF = _with_base(image_ID, text_ID, base, has_image, fit_rows, params)
         case "mean":
             width = image_ID.shape[1]
             if width != text_ID.shape[1]:  # of vectors made elsewhere
@@ -86,6 +101,19 @@ def fuse(
     return fused_IF
 
 
+def _with_base(
+    image_ID: np.ndarray,
+    text_ID: np.ndarray,
+    base: tuple[np.ndarray, np.ndarray] | None,
+    has_image: np.ndarray,
+    fit_rows: np.ndarray,
+    params: ExportParams,
+) -> np.ndarray:
+    """``[image, text]``, and the same of the base behind it where there is one."""
+    joined_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
+    return joined_IF if base is None else np.concatenate([joined_IF, _joined(*base, has_image, fit_rows, params)], axis=1)
+
+
 def _joined(
     image_ID: np.ndarray, text_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams
 ) -> np.ndarray:
@@ -95,7 +123,24 @@ def _joined(
     _prepare_images(joined_IF[:, :width], has_image, fit_rows, params)
     if params.normalize:
         _scale_to_unit(joined_IF[:, width:])
+    parts = joined_IF[:, :width], joined_IF[:, width:]
+    factors = [params.image_weight, params.text_weight]
+    if params.balance == "equal_energy":
+        energies = [_energy(part[fit_rows]) for part in parts]
+        mean = sum(energies) / 2
+        factors = [f * np.sqrt(mean / energy) if energy > 0 else f for f, energy in zip(factors, energies, strict=True)]
+    for part, factor in zip(parts, factors, strict=True):
+        if factor != 1:
+            part *= np.float32(factor)
     return joined_IF
+
+
+def _energy(vectors_ID: np.ndarray) -> float:
+    """Mean squared distance of some rows from their mean; 0 where there are none."""
+    if not len(vectors_ID):
+        return 0.0
+    centred = vectors_ID - vectors_ID.mean(0, dtype=np.float64)
+    return float(np.einsum("id,id->", centred, centred) / len(centred))
 
 
 def _prepare_images(image_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams) -> None:
@@ -116,8 +161,8 @@ def _scale_to_unit(vectors_ID: np.ndarray) -> None:
     vectors_ID /= np.where(norms_I > 0, norms_I, 1.0)[:, None]
 
 
-def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_components: int) -> np.ndarray:
-    """Centred projections on the principal axes of the fitted rows, ``(I, K)`` float32.
+def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_components: int, *, even: bool) -> np.ndarray:
+    """Centred projections on the principal axes of the fitted rows, ``(I, K)`` float32; scaled where ``even``.
 
     The axes come from the covariance where there are at least as many rows as columns, else from the singular value
     decomposition of the rows: both exact.
@@ -145,11 +190,17 @@ def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_comp
         for chunk in _chunks(fit_rows):
             centred = vectors_IF[chunk] - mean_F
             scatter_FF += centred.T @ centred
-        axes_FK = np.linalg.eigh(scatter_FF)[1][:, ::-1][:, :kept]
+        energy_F, axes_FF = np.linalg.eigh(scatter_FF)
+        energy_K, axes_FK = energy_F[::-1][:kept], axes_FF[:, ::-1][:, :kept]
     else:
-        axes_FK = np.linalg.svd(vectors_IF[fit_rows] - mean_F, full_matrices=False)[2][:kept].T
+        _, singular_F, axes_FF = np.linalg.svd(vectors_IF[fit_rows] - mean_F, full_matrices=False)
+        energy_K, axes_FK = np.square(singular_F[:kept]), axes_FF[:kept].T
     signs_K = np.sign(axes_FK[np.abs(axes_FK).argmax(0), np.arange(kept)])
     axes_FK = axes_FK * signs_K
+    if even:
+        variance_K = np.maximum(energy_K, 0) / len(fit_rows)
+        typical = variance_K.mean()
+        axes_FK = axes_FK / np.sqrt(variance_K + typical) if typical > 0 else axes_FK
     projected_IK = np.empty((len(vectors_IF), kept), dtype=np.float32)
     for chunk in _chunks(np.arange(len(vectors_IF))):
         projected_IK[chunk] = (vectors_IF[chunk] - mean_F) @ axes_FK
