@@ -36,11 +36,11 @@ from sda_core import adapters, alignment, backbones, log, losses
 from sda_core.artifacts import Workspace, replace_file
 from sda_core.diagnostics import GradientProducts, gate_similarity, gradient_products
 from sda_core.errors import TrainingError
+from sda_core.item_source import MODALITIES, item_source
 from sda_core.items import ItemSource
 from sda_core.params import AdapterParams, LossParams, Params, load_params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
-from stages._items import MODALITIES, item_source
 
 mpl.use("Agg")
 _log = logging.getLogger("experiments")

@@ -35,12 +35,12 @@ from sda_core.alignment.training import learning_rate
 from sda_core.artifacts import ITEMS, Workspace, replace_file
 from sda_core.data.prompts import text_prompt
 from sda_core.diagnostics import gradient_products
+from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.losses import cmsa_many
 from sda_core.params import AdapterParams, LossParams, Params, load_params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import derive, generator
-from stages._items import item_source
 
 _log = logging.getLogger("experiments")
 

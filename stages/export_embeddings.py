@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages._stage import ParamsFile, Root, Variant, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
@@ -21,8 +21,8 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
     from sda_core.embeddings import table
     from sda_core.fetch.local_files import BACKBONE, watches
     from sda_core.fingerprint import fingerprint
+    from sda_core.item_source import item_source
     from sda_core.processes import processes
-    from stages._items import item_source
 
     with stage("export-embeddings", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
         target = run.workspace.embeddings(variant)

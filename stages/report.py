@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stages._stage import ParamsFile, Root, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 
 BASELINES = ("id", "zero_shot", "lora")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages._stage import ParamsFile, Root, Variant, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
@@ -19,9 +19,9 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
     from sda_core.artifacts import replace_directory, write_tsv
     from sda_core.fetch.local_files import BACKBONE, watches
     from sda_core.fingerprint import fingerprint
+    from sda_core.item_source import MODALITIES, item_source
     from sda_core.processes import processes
     from sda_core.runtime import prepare_torch
-    from stages._items import MODALITIES, item_source
 
     with stage("train-adapter", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
         with team.raise_on_all_ranks():

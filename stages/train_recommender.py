@@ -14,12 +14,12 @@ from pathlib import Path
 
 from sda_core import log
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
+from sda_core.cli.stage import OneOrAllRecommenders, ParamsFile, Root, StageRun, Variant, run_as_script, stage
 from sda_core.errors import ArtifactError, TrainingError
 from sda_core.fingerprint import fingerprint
 from sda_core.params import Params, RuntimeParams
 from sda_core.sources import sources_of
 from sda_core.traits import aligns_to_ids, counts_test
-from stages._stage import OneOrAllRecommenders, ParamsFile, Root, StageRun, Variant, run_as_script, stage
 
 _log = logging.getLogger(__name__)
 

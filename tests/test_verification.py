@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Table, Workspace
+from sda_core.cli.app import app
 from sda_core.image_store import read_shard, read_shard_index, shard_path, write_shard
 from sda_core.index import build_index
 from sda_core.item_vectors import read_vectors
@@ -26,7 +27,6 @@ from sda_core.verification import Finding, verify
 from stages import build_index as index_stage
 from stages import download, evaluate, export_embeddings, fetch_images, report, train_adapter, train_recommender
 from stages import filter as filter_stage
-from stages.cli import app
 from tests.pipeline.conftest import SMALL
 
 LOCKED = """

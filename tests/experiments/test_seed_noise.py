@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from sda_core.artifacts import POSITIONS, Workspace
+from sda_core.cli.app import app
 from sda_core.evaluation import noise_file
 from sda_core.params import load_params
-from stages.cli import app
 from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings
 from stages.train_adapter import train_adapter

@@ -16,10 +16,10 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
 from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, write_json
+from sda_core.cli.app import app
 from sda_core.evaluation import noise_file, summarise
 from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.params import load_params
-from stages.cli import app
 
 NUM_USERS = 400
 SEEDS = (1, 2, 3, 4, 5, 6)

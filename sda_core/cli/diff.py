@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stages._stage import ParamsFile, Root, one_line_errors
+from sda_core.cli.stage import ParamsFile, Root, one_line_errors
 
 Old = Annotated[str, typer.Argument(metavar="REV_A", help="Before: a commit, branch, tag, or a DVC experiment.")]
 New = Annotated[
@@ -36,11 +36,11 @@ def diff(
     The settings of evaluate and report in params.yaml say how: cut-off, definition of tail, bootstrap.
     """
     from sda_core import evaluation
+    from sda_core.cli import noise as seeds
+    from sda_core.cli import revisions
     from sda_core.evaluation.noise_file import has_seed, targets_hash
     from sda_core.evaluation.seed_noise import judge
     from sda_core.params import load_params
-    from stages import _revisions as revisions
-    from stages import _seed_noise as seeds
 
     with one_line_errors("diff", root if params is None else None), ExitStack() as opened:
         settings = load_params(params or root / "params.yaml")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sda_core.cli.stage import Root, check_variant, one_line_errors
 from sda_core.exchange import Format
-from stages._stage import Root, check_variant, one_line_errors
 
 
 def export(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from stages._catalogue import ITEM_HELP, ByNumber, Catalogue
-from stages._stage import Root, check_variant, one_line_errors
+from sda_core.cli.catalogue import ITEM_HELP, ByNumber, Catalogue
+from sda_core.cli.stage import Root, check_variant, one_line_errors
 
 
 def recommend(

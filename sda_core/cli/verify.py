@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from stages._stage import ParamsFile, Root, one_line_errors
+from sda_core.cli.stage import ParamsFile, Root, one_line_errors
 
 
 def verify(root: Root = Path(), params: ParamsFile = None) -> None:

@@ -16,9 +16,9 @@ import typer
 
 from sda_core import costs, log
 from sda_core.artifacts import Workspace
+from sda_core.cli.process import STARTED
 from sda_core.errors import ConfigError, SDAError, StorageError, failed_path, storage_errno, storage_error
 from sda_core.params import Params, load_params
-from stages import STARTED
 
 Root = Annotated[
     Path,

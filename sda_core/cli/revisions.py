@@ -101,6 +101,7 @@ def _copy(root: Path, revision: str, target: Path) -> None:
 
 
 def name_of(revision: str | None) -> str:
+    """How messages name a run."""
     return "the workspace" if revision is None else f"revision {revision}"
 
 

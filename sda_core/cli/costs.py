@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stages._stage import ParamsFile, Root, one_line_errors
+from sda_core.cli.stage import ParamsFile, Root, one_line_errors
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Everything that is known of these runs, as JSON.")]
 

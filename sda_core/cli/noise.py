@@ -8,12 +8,12 @@ from typing import Any
 
 import polars as pl
 
+from sda_core.cli.revisions import list_keys
 from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation import Change, noise_file
 from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.evaluation.seed_noise import Judged, Judgement, Spread
 from sda_core.params import Params
-from stages._revisions import list_keys
 
 Key = tuple[str, str]
 _MOST_NAMED = 8

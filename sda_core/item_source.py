@@ -1,4 +1,4 @@
-"""The items, as the backbone sees them: what ``train_adapter`` and ``export_embeddings`` read alike."""
+"""The items as the backbone sees them: what the stages ``train_adapter`` and ``export_embeddings`` both read."""
 
 from __future__ import annotations
 
