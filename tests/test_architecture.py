@@ -36,6 +36,7 @@ KERNEL = {
 LEVELS = {
     "stages": 0,
     "cli": 0.3,  # what stages share, and the commands that read what stages wrote
+    "steps": 0.4,  # the longer stages' bodies
     "item_source": 0.5,  # prompts of data, shown by items
     "verification": 0.5,  # sees every artifact, so it may ask whoever reads one
     "ranking": 0.7,  # asks trained recommenders; no training asks it
@@ -326,10 +327,10 @@ def test_what_a_training_is_made_of_is_what_it_imports(kind: str) -> None:
     """Against what a fresh interpreter has loaded once the recommender's module and the stage are imported."""
     found = {
         path.relative_to(ROOT).as_posix()
-        for path in sources.sources_of("stages.train_recommender", f"sda_core.recommenders.{kind}")
+        for path in sources.sources_of("sda_core.steps.train_recommender", f"sda_core.recommenders.{kind}")
     }
     script = (
-        f"import sys, stages.train_recommender, sda_core.recommenders.{kind}, sda_core.runtime;"
+        f"import sys, sda_core.steps.train_recommender, sda_core.recommenders.{kind}, sda_core.runtime;"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('sda_core', 'stages')), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

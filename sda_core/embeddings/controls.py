@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import assert_never, get_args
 
 import numpy as np
 
 from sda_core.artifacts import EMBEDDINGS
 from sda_core.embeddings.fusion import fuse
+from sda_core.errors import ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.params import Control, ExportParams
 from sda_core.seed import generator
@@ -53,6 +54,18 @@ def read_table(path: Path) -> Vectors:
     image, text, fused = (matrix[1:] for matrix in found if matrix is not None)
     has_image = EMBEDDINGS.read(path).sort("item_id")["image_embedding"].is_not_null().to_numpy()
     return Vectors(image, text, fused, has_image)
+
+
+def kind_of(variant: str) -> Control:
+    """The control that a variant is named after.
+
+    Raises:
+        ConfigError: there is no such control.
+    """
+    kind = next((name for name in get_args(Control) if name == variant), None)
+    if kind is None:
+        raise ConfigError("--variant", f"unknown control {variant!r}; known are {', '.join(get_args(Control))}")
+    return kind
 
 
 def control(kind: Control, vectors: Vectors, fit_ids: np.ndarray, params: ExportParams, seed: int) -> Vectors:

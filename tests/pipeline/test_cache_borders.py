@@ -200,5 +200,5 @@ def test_a_training_is_kept_until_what_it_is_made_of_changes(code: Path, shop: W
     assert trained() == everything
     assert weights("slmrec") != before["slmrec"]
     assert weights("bpr") == before["bpr"]
-    replace("stages/train_recommender.py", "from __future__", "# edited\nfrom __future__")
+    replace("sda_core/steps/train_recommender.py", "from __future__", "# edited\nfrom __future__")
     assert trained() == everything
