@@ -200,6 +200,20 @@ def test_layers(path: Path) -> None:
     assert not others, f"{path}: stages are copied into a user's project, and import sda_core only (got {sorted(others)})"
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("stages/*.py")), ids=lambda p: p.name)
+def test_a_stage_is_four_verbs(path: Path) -> None:
+    """It loads, reads, calls, writes: short, without arithmetic (paths and unions apart), without a choice by name."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    body = [statement for statement in ast.parse(text).body if isinstance(statement, ast.FunctionDef)]
+    nodes = [node for function in body for node in ast.walk(function)]
+    assert len(body) == (path.name != "__init__.py"), f"{path}: one function, the stage's"
+    assert {type(node.op) for node in nodes if isinstance(node, ast.BinOp)} <= {ast.Div, ast.BitOr}
+    for node in nodes:
+        if isinstance(node, ast.If):
+            assert not any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in ast.walk(node.test)), path
+
+
 def test_library_is_light_without_torch() -> None:
     script = (
         "import sys, sda_core, sda_core.data, sda_core.fetch.images, sda_core.evaluation, sda_core.artifacts,"
@@ -391,13 +405,13 @@ def test_params_declare_and_check_and_do_nothing_else() -> None:
 
 @pytest.mark.parametrize("stage_name", sorted(pipeline()))
 def test_params_used_by_a_stage_are_tracked(stage_name: str) -> None:
-    """`run.params.<section>` in a stage's file must stand among the stage's params (runtime must not change a result)."""
+    """`params.<section>` in the file of a stage or of its step must stand among the stage's params (runtime must not change a result)."""
     stage = pipeline()[stage_name]
     entry = re.search(r"-m (stages\.\w+)", stage["cmd"])
     assert entry is not None
-    used = set(re.findall(r"run\.params\.(\w+)", modules()[entry[1]].read_text(encoding="utf-8"))) & set(
-        params_module.Params.model_fields
-    )
+    files = [modules()[name] for name in (entry[1], entry[1].replace("stages", "sda_core.steps")) if name in modules()]
+    texts = "".join(path.read_text(encoding="utf-8") for path in files)
+    used = set(re.findall(r"\bparams\.(\w+)", texts)) & set(params_module.Params.model_fields)
     used -= {"runtime"}
     tracked = {str(param).split(".")[0] for param in stage["params"]}
     assert used <= tracked, f"dvc.yaml: {stage_name}: params miss {sorted(used - tracked)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import report
+from sda_core.steps.report import commit_of
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -26,25 +26,25 @@ def project(tmp_path: Path) -> Path:
 
 def test_the_commit_and_whether_something_was_changed_since(project: Path) -> None:
     commit = git(project, "rev-parse", "HEAD")
-    assert report._commit(project) == commit
+    assert commit_of(project) == commit
     (project / "notes.txt").write_text("not tracked", encoding="utf-8")
-    assert report._commit(project) == commit
+    assert commit_of(project) == commit
     (project / "params.yaml").write_text("a: 2\n", encoding="utf-8")
-    assert report._commit(project) == f"{commit} with uncommitted changes"
+    assert commit_of(project) == f"{commit} with uncommitted changes"
     git(project, "commit", "-qam", "second")
-    assert report._commit(project) == git(project, "rev-parse", "HEAD") != commit
+    assert commit_of(project) == git(project, "rev-parse", "HEAD") != commit
 
 
 def test_no_commit_is_made_up(project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = project / "elsewhere"
     inside.mkdir()
     (inside / "params.yaml").write_text("a: 1\n", encoding="utf-8")
-    assert report._commit(inside) is None  # the checkout is of another project
+    assert commit_of(inside) is None  # the checkout is of another project
     outside = tmp_path_factory.mktemp("outside")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(outside.parent))
-    assert report._commit(outside) is None
+    assert commit_of(outside) is None
     git(inside, "init", "-q")
     git(inside, "add", "params.yaml")
-    assert report._commit(inside) is None  # nothing is committed yet
+    assert commit_of(inside) is None  # nothing is committed yet
     monkeypatch.setenv("PATH", "")
-    assert report._commit(project) is None
+    assert commit_of(project) is None
