@@ -34,7 +34,6 @@ def report(
     from sda_core import evaluation
     from sda_core import report as page
     from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, replace_directory, write_json, write_text
-    from sda_core.embeddings.fusion import fuse
     from sda_core.errors import ConfigError
     from sda_core.index import load_index
     from sda_core.variants import indexed_variants
@@ -61,9 +60,7 @@ def report(
         spent = kept.read_latest(workspace.costs, variants, run.params.recommenders) if costs else ()
         found = page.read_experiments(workspace.experiments) if experiments else ()
         commit = _commit(root) if costs or experiments else None
-        data = page.collect(
-            workspace, run.params, comparisons, neighbors, fuse=fuse, commit=commit, costs=spent, experiments=found
-        )
+        data = page.collect(workspace, run.params, comparisons, neighbors, commit=commit, costs=spent, experiments=found)
         if costs:
             write_text(workspace.costs_page, page.render(data))
             run.counts = {"page": workspace.costs_page, "stages": len(spent)}

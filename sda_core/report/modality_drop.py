@@ -11,18 +11,17 @@ Big shops are sampled evenly over the item ids, and the axes are fitted on the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from sda_core.embeddings.fusion import fuse
 from sda_core.params import ExportParams
 from sda_core.report.model import Found, ModalityDrop
 
 Vectors = npt.NDArray[np.float32]
-Fuse = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, ExportParams], np.ndarray]
-"""``embeddings.fusion.fuse``: vectors of pictures and texts, which pictures count, ids to fit on, params; the fused vectors."""
 
 
 def modality_drop(
@@ -34,7 +33,6 @@ def modality_drop(
     is_fitted: npt.NDArray[np.bool_],
     categories: Sequence[str],
     params: ExportParams,
-    fuse: Fuse,
 ) -> ModalityDrop | None:
     """The numbers of one variant.
 
@@ -47,7 +45,6 @@ def modality_drop(
         is_fitted: ``(N,)``, whether an item was bought in training.
         categories: leaf category of each item, empty where there is none.
         params: of the export.
-        fuse: see :data:`Fuse`.
 
     Returns:
         None where there is nothing to ask: less than two items, none with a picture and a category, or none that is fitted.

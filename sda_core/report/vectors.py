@@ -29,7 +29,7 @@ from sda_core.errors import ArtifactError
 from sda_core.image_store import ImageStore
 from sda_core.item_vectors import read_vectors
 from sda_core.params import ExportParams
-from sda_core.report.modality_drop import Fuse, modality_drop, unit_rows
+from sda_core.report.modality_drop import modality_drop, unit_rows
 from sda_core.report.model import Geometry, ModalityDrop, VectorMap
 
 MAX_COMPARED = 1500  # items, of which all pairs are looked at
@@ -159,9 +159,7 @@ class Findings:
     maps: tuple[VectorMap, ...]
 
 
-def look(
-    workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int], fuse: Fuse
-) -> Findings:
+def look(workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int]) -> Findings:
     """Read the vectors and look at them.
 
     Args:
@@ -170,7 +168,6 @@ def look(
         num_pairs: of each kind.
         params: of the export that made the vectors.
         fit_ids: item ids seen in training.
-        fuse: how the export makes one vector of two.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the variants have other items.
@@ -204,7 +201,6 @@ def look(
             np.isin(ids, fit_ids),
             leaves[ids - 1].tolist(),
             params,
-            fuse,
         )
         drops += [] if dropped is None else [dropped]
         numbers.append(geometry(variant, image[chosen], text[chosen]))
