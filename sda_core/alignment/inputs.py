@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from sda_core.alignment.vision_cache import VisionCache
 from sda_core.errors import ConfigError
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
+from sda_core.read_ahead import read_ahead
 from sda_core.seed import generator
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Modality = Literal["image", "text"]
-MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 
 class Encoder(Protocol):
@@ -165,15 +163,7 @@ class InputMaker:
 
     def stream(self, jobs: Iterable[tuple[Modality, np.ndarray]]) -> Iterator[Ready]:
         """The inputs of all jobs in order, each made while the one before it is in use."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inputs") as worker:
-            waiting: Future[Ready] | None = None
-            for modality, rows in jobs:
-                coming = worker.submit(self.make, modality, rows)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = coming
-            if waiting is not None:
-                yield waiting.result()
+        return read_ahead(itertools.starmap(self.make, jobs))
 
 
 def jobs(rows: np.ndarray, first: int, training: TrainingParams, chunks: Chunks) -> Iterator[tuple[Modality, np.ndarray]]:
