@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sda_core.alignment.vision_cache import VisionCache
 from sda_core.errors import ConfigError
+from sda_core.items import ItemSource
 from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
@@ -35,34 +36,6 @@ class Encoder(Protocol):
 
     def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Pooled vectors ``(B, D)``, not normalised."""
-        ...
-
-
-class Source(Protocol):
-    """What training asks of the items; see ``sda_core.items.ItemSource``."""
-
-    item_ids: np.ndarray
-
-    @property
-    def shows_image(self) -> np.ndarray:
-        """``(I,)`` bool: whether there is a picture to show for the item."""
-        ...
-
-    @property
-    def image_prompt(self) -> str:
-        """The words beside every picture."""
-        ...
-
-    def texts(self, rows: np.ndarray) -> list[str]:
-        """Prompts of some rows."""
-        ...
-
-    def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows."""
-        ...
-
-    def content_keys(self, rows: np.ndarray) -> np.ndarray:
-        """``(B,)`` int64, equal where prompt and picture are equal byte for byte."""
         ...
 
 
@@ -144,7 +117,7 @@ class InputMaker:
         cache: what the vision tower made of the pictures; None to show the pictures themselves.
     """
 
-    def __init__(self, backbone: Encoder, source: Source, cache: VisionCache | None) -> None:
+    def __init__(self, backbone: Encoder, source: ItemSource, cache: VisionCache | None) -> None:
         self._backbone = backbone
         self._source = source
         self._cache = cache

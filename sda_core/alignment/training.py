@@ -20,7 +20,6 @@ from sda_core.alignment.inputs import (
     Encoder,
     InputMaker,
     Ready,
-    Source,
     batch_rows,
     chunks_of,
     jobs,
@@ -37,6 +36,7 @@ from sda_core.alignment.state import (
 )
 from sda_core.alignment.vision_cache import open_cache
 from sda_core.errors import TrainingError
+from sda_core.items import ItemSource
 from sda_core.log import progress
 from sda_core.losses.gather import gather
 from sda_core.losses.grad_cache import Chunk, cached_backward
@@ -49,7 +49,7 @@ from sda_core.seed import derive
 def train_adapter(
     backbone: Encoder,
     model: nn.Module,
-    source: Source,
+    source: ItemSource,
     training: TrainingParams,
     loss: LossParams,
     checkpoint: Path,

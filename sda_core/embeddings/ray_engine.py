@@ -172,11 +172,11 @@ class _SentPictures:
         self._pictures = pictures
 
     def get(self, item_id: int) -> bytes | None:
-        """See :class:`sda_core.items.ImageStore`."""
+        """See :class:`sda_core.items.EncodedImages`."""
         return self._pictures.get(item_id)
 
     def status(self, item_id: int) -> str:
-        """See :class:`sda_core.items.ImageStore`."""
+        """See :class:`sda_core.items.EncodedImages`."""
         return "ok" if self._pictures.get(item_id) is not None else "not sent"
 
 
