@@ -31,17 +31,8 @@ FORMAT_PREFIX = "num_unsupported_"
 
 _ROW_GROUP_ROWS = 64
 _KEYS = b"sda.keys"
-_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.int32()),
-        ("raw_item_id", pa.string()),
-        ("status", pa.string()),
-        ("image", pa.large_binary()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("reason", pa.string()),
-    ]
-)
+_ARROW = {pl.Int32: pa.int32(), pl.String: pa.string(), pl.Binary: pa.large_binary()}
+_SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in IMAGES.columns.items()])  # pyright: ignore[reportArgumentType]
 _ADVICE = "delete its folder and run `dvc repro` to fetch the pictures again"
 
 

@@ -21,8 +21,8 @@ from sda_core.seed import generator
 _PLACEHOLDER_SIDE = 56  # pixels: two by two merged patches
 
 
-class ImageStore(Protocol):
-    """Where pictures come from."""
+class EncodedImages(Protocol):
+    """Where images come from: what is asked of :class:`sda_core.image_store.ImageStore`."""
 
     def get(self, item_id: int) -> bytes | None:
         """The encoded picture, or None where the item has none."""
@@ -75,7 +75,7 @@ class ItemSource:
         texts: Sequence[str],
         image_prompt: str,
         prompt_hash: str,
-        store: ImageStore,
+        store: EncodedImages,
         missing_image: Literal["placeholder", "text_only"],
     ) -> None:
         ids = np.asarray(item_ids, dtype=np.int32)

@@ -40,12 +40,13 @@ LEVELS = {
     "item_source": 0.5,  # prompts of data, shown by items
     "verification": 0.5,  # sees every artifact, so it may ask whoever reads one
     "ranking": 0.7,  # asks trained recommenders; no training asks it
-    "alignment": 1, "embeddings": 1, "index": 1, "recommenders": 1, "evaluation": 1, "report": 1, "data": 1,
-    "diagnostics": 1, "exchange": 1,
+    "alignment": 1, "index": 1, "recommenders": 1, "report": 1, "data": 1, "diagnostics": 1, "exchange": 1,
+    "evaluation": 1.5, "embeddings": 1.5,  # the report takes comparisons from one and fuses with the other
     "fetch": 0.9,  # asks data what a file is, and for the built-in shop
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
     "image_store": 3, "processes": 3, "item_vectors": 3, "dropped_values": 3,
     "artifacts": 4, "traits": 4, "variants": 4,
+    "modalities": 5, "read_ahead": 5, "unit_rows": 5,
     "sources": 5, "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "costs": 5, "_peft_hook": 5,
     "errors": 6,
 }  # fmt: skip

@@ -23,9 +23,9 @@ Choices:
 
 from __future__ import annotations
 
-from sda_core.alignment.inputs import Encoder, Source, batch_rows
+from sda_core.alignment.inputs import Encoder, batch_rows
 from sda_core.alignment.sharding import home
 from sda_core.alignment.state import StepRecord
 from sda_core.alignment.training import learning_rate, train_adapter
 
-__all__ = ["Encoder", "Source", "StepRecord", "batch_rows", "home", "learning_rate", "train_adapter"]
+__all__ = ["Encoder", "StepRecord", "batch_rows", "home", "learning_rate", "train_adapter"]

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from sda_core.alignment.vision_cache import VisionCache
 from sda_core.errors import ConfigError
+from sda_core.items import ItemSource
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
+from sda_core.read_ahead import read_ahead
 from sda_core.seed import generator
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Modality = Literal["image", "text"]
-MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 
 class Encoder(Protocol):
@@ -37,34 +36,6 @@ class Encoder(Protocol):
 
     def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Pooled vectors ``(B, D)``, not normalised."""
-        ...
-
-
-class Source(Protocol):
-    """What training asks of the items; see ``sda_core.items.ItemSource``."""
-
-    item_ids: np.ndarray
-
-    @property
-    def shows_image(self) -> np.ndarray:
-        """``(I,)`` bool: whether there is a picture to show for the item."""
-        ...
-
-    @property
-    def image_prompt(self) -> str:
-        """The words beside every picture."""
-        ...
-
-    def texts(self, rows: np.ndarray) -> list[str]:
-        """Prompts of some rows."""
-        ...
-
-    def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows."""
-        ...
-
-    def content_keys(self, rows: np.ndarray) -> np.ndarray:
-        """``(B,)`` int64, equal where prompt and picture are equal byte for byte."""
         ...
 
 
@@ -146,7 +117,7 @@ class InputMaker:
         cache: what the vision tower made of the pictures; None to show the pictures themselves.
     """
 
-    def __init__(self, backbone: Encoder, source: Source, cache: VisionCache | None) -> None:
+    def __init__(self, backbone: Encoder, source: ItemSource, cache: VisionCache | None) -> None:
         self._backbone = backbone
         self._source = source
         self._cache = cache
@@ -165,15 +136,7 @@ class InputMaker:
 
     def stream(self, jobs: Iterable[tuple[Modality, np.ndarray]]) -> Iterator[Ready]:
         """The inputs of all jobs in order, each made while the one before it is in use."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inputs") as worker:
-            waiting: Future[Ready] | None = None
-            for modality, rows in jobs:
-                coming = worker.submit(self.make, modality, rows)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = coming
-            if waiting is not None:
-                yield waiting.result()
+        return read_ahead(itertools.starmap(self.make, jobs))
 
 
 def jobs(rows: np.ndarray, first: int, training: TrainingParams, chunks: Chunks) -> Iterator[tuple[Modality, np.ndarray]]:

@@ -16,13 +16,10 @@ from sda_core import losses
 from sda_core.adapters import base_model, modality
 from sda_core.alignment import health
 from sda_core.alignment.inputs import (
-    MODALITIES,
     Chunks,
     Encoder,
     InputMaker,
-    Modality,
     Ready,
-    Source,
     batch_rows,
     chunks_of,
     jobs,
@@ -39,9 +36,11 @@ from sda_core.alignment.state import (
 )
 from sda_core.alignment.vision_cache import open_cache
 from sda_core.errors import TrainingError
+from sda_core.items import ItemSource
 from sda_core.log import progress
 from sda_core.losses.gather import gather
 from sda_core.losses.grad_cache import Chunk, cached_backward
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import LossParams, TrainingParams
 from sda_core.processes import ALONE, Processes
 from sda_core.seed import derive
@@ -50,7 +49,7 @@ from sda_core.seed import derive
 def train_adapter(
     backbone: Encoder,
     model: nn.Module,
-    source: Source,
+    source: ItemSource,
     training: TrainingParams,
     loss: LossParams,
     checkpoint: Path,

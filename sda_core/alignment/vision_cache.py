@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,25 +19,13 @@ from torch import Tensor
 from sda_core.artifacts import replace_file
 from sda_core.backbones import VisionTower
 from sda_core.errors import ArtifactError, ConfigError
+from sda_core.items import ItemSource
 from sda_core.log import progress
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 _BLOCK_ITEMS = 256
 _OPEN_FILES = 64
-
-
-class Pictures(Protocol):
-    """Where pictures come from."""
-
-    item_ids: np.ndarray
-
-    def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows."""
-        ...
 
 
 class VisionCache:
@@ -51,7 +39,7 @@ class VisionCache:
         fingerprint: of the run's inputs; blocks of other inputs are made anew.
     """
 
-    def __init__(self, backbone: VisionTower, source: Pictures, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
+    def __init__(self, backbone: VisionTower, source: ItemSource, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
         self._backbone = backbone
         self._source = source
         self._rows = rows
@@ -128,7 +116,7 @@ class VisionCache:
 
 
 def open_cache(
-    backbone: object, source: Pictures, rows: np.ndarray, training: TrainingParams, folder: Path, fingerprint: str
+    backbone: object, source: ItemSource, rows: np.ndarray, training: TrainingParams, folder: Path, fingerprint: str
 ) -> VisionCache | None:
     """The cache, where the params ask for one; not filled yet.
 

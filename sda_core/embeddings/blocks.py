@@ -8,12 +8,10 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,13 +22,13 @@ from sda_core.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from sda_core.errors import ArtifactError, ConfigError, DataError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.items import ItemSource
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import ExportParams
+from sda_core.read_ahead import read_ahead
 
 _log = logging.getLogger(__name__)
 
-Modality = Literal["image", "text"]
 ModalityContext = Callable[[str], AbstractContextManager[object]]
-MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -213,11 +211,11 @@ class BlockEncoder:
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warn_only)
             _compile_layers(self.model, self.backbone.adapter_pattern("language"))
 
-    def encode(self, source: ItemSource, modality: Modality, rows: np.ndarray, reader: ThreadPoolExecutor) -> EncodedBlock:
+    def encode(self, source: ItemSource, modality: Modality, rows: np.ndarray) -> EncodedBlock:
         """Vectors of some rows, in their order.
 
-        Batches hold sequences of alike length.  Reading, decoding and tokenising the next one runs in ``reader`` while
-        the model is busy with this one.
+        Batches hold sequences of alike length.  Reading, decoding and tokenising the next two runs in a thread
+        while the model is busy with this one.
 
         Raises:
             ArtifactError: a picture cannot be decoded.
@@ -238,7 +236,7 @@ class BlockEncoder:
         encoded: list[Tensor] = []
         num_full = 0
         with torch.inference_mode():
-            for inputs in _ahead(reader, [lambda places=places: inputs_of(places) for places in batches]):
+            for inputs in read_ahead(map(inputs_of, batches), depth=2):
                 if modality == "text":
                     num_full += int((inputs["attention_mask"].sum(1) >= backbone.info.max_text_tokens).sum())
                 moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
@@ -269,18 +267,6 @@ def _by_length(modality: Modality, source: ItemSource, rows: np.ndarray) -> np.n
     if modality == "image":
         return np.arange(len(rows))
     return np.argsort([len(text.encode()) for text in source.texts(rows)], kind="stable")
-
-
-def _ahead(
-    reader: ThreadPoolExecutor, tasks: list[Callable[[], dict[str, Tensor]]], depth: int = 2
-) -> Iterator[dict[str, Tensor]]:
-    """Results of tasks in order, up to ``depth`` of them computed ahead."""
-    waiting: list[Future[dict[str, Tensor]]] = [reader.submit(task) for task in tasks[:depth]]
-    for place in range(len(tasks)):
-        result = waiting.pop(0).result()
-        if place + depth < len(tasks):
-            waiting.append(reader.submit(tasks[place + depth]))
-        yield result
 
 
 def _require_cpu_compiler() -> None:

@@ -25,6 +25,7 @@ from sda_core.errors import ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.params import Control, ExportParams
 from sda_core.seed import generator
+from sda_core.unit_rows import unit_rows
 
 
 @dataclass(frozen=True)
@@ -109,4 +110,4 @@ def control(kind: Control, vectors: Vectors, fit_ids: np.ndarray, params: Export
 
 def _directions(random: np.random.Generator, like: np.ndarray) -> np.ndarray:
     drawn = random.normal(size=like.shape)
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return unit_rows(drawn).astype(np.float32)

@@ -16,7 +16,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,12 +28,13 @@ import torch
 from sda_core import backbones, errors
 from sda_core.adapters.loading import load
 from sda_core.backbones import BackboneInfo
-from sda_core.embeddings.blocks import Block, BlockEncoder, BlockFolder, EmbeddedItems, EncodedBlock, Modality, blocks_of
+from sda_core.embeddings.blocks import Block, BlockEncoder, BlockFolder, EmbeddedItems, EncodedBlock, blocks_of
 from sda_core.errors import ArtifactError, ConfigError, SDAError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.fingerprint import sha256_path
 from sda_core.items import ItemSource
 from sda_core.log import progress
+from sda_core.modalities import Modality
 from sda_core.params import BackboneParams, ExportParams
 
 
@@ -172,11 +172,11 @@ class _SentPictures:
         self._pictures = pictures
 
     def get(self, item_id: int) -> bytes | None:
-        """See :class:`sda_core.items.ImageStore`."""
+        """See :class:`sda_core.items.EncodedImages`."""
         return self._pictures.get(item_id)
 
     def status(self, item_id: int) -> str:
-        """See :class:`sda_core.items.ImageStore`."""
+        """See :class:`sda_core.items.EncodedImages`."""
         return "ok" if self._pictures.get(item_id) is not None else "not sent"
 
 
@@ -195,7 +195,6 @@ class _Worker:
         device_type: str,
     ) -> None:
         self._image_prompt = image_prompt
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="item-inputs")
         self._entered: Modality | None = None
         self._around = ExitStack()
         self._error: SDAError | None = None
@@ -247,7 +246,7 @@ class _Worker:
             self._entered = None
             self._around.enter_context(self._context(modality))
             self._entered = modality
-        return self._encoder.encode(block, modality, np.arange(len(ids)), self._reader)
+        return self._encoder.encode(block, modality, np.arange(len(ids)))
 
 
 def _raise_as_found(described: str) -> None:

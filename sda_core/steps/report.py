@@ -10,7 +10,6 @@ from sda_core import costs as kept
 from sda_core import evaluation
 from sda_core import report as page
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, replace_directory, write_json, write_text
-from sda_core.embeddings.fusion import fuse
 from sda_core.errors import ConfigError
 from sda_core.evaluation import Comparison
 from sda_core.index import load_index
@@ -84,7 +83,7 @@ def _collect(
         variant: load_index(workspace.index(variant)).neighbor_lists(shown, params.report.num_neighbors)
         for variant in indexed_variants(params)
     }
-    return page.collect(workspace, params, comparisons, neighbors, fuse=fuse, commit=commit, costs=costs, experiments=experiments)
+    return page.collect(workspace, params, comparisons, neighbors, commit=commit, costs=costs, experiments=experiments)
 
 
 def commit_of(root: Path) -> str | None:
