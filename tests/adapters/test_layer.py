@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sda_core.adapters import MoDAConfig, MoDALinear, modality
-from sda_core.adapters.moda.gate import Owner
+from sda_core.adapters.moda.modality import Owner
 
 Array = NDArray[np.float64]
 
