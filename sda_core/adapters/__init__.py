@@ -25,11 +25,11 @@ from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
-from sda_core.adapters.loading import load, save, without_rename_warning
 from sda_core.adapters.merging import merge_modality, merged_modality, moda_layers, unmerge_modality
 from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, checkpoint_contexts, modality
 from sda_core.adapters.moda.model import check_in_place
 from sda_core.adapters.moda.targets import TargetSummary, linear_layers, listing, targets
+from sda_core.adapters.saving import load, save, without_rename_warning
 from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
 from sda_core.seed import derive

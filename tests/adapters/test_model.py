@@ -181,7 +181,7 @@ def test_nothing_saved_tells_where_the_base_model_lay(make_stack: Make, tmp_path
 def test_cards_of_the_other_gates(make_stack: Make, tmp_path: Path) -> None:
     for number, (options, part) in enumerate(
         (
-            ({"gate": "onehot"}, "an independent LoRA a modality"),
+            ({"gate": "onehot"}, "an independent LoRA per modality"),
             ({"gate": "uniform"}, "the same share"),
             ({"num_experts": 1}, "`y = W0 x + s B A x`: one expert, plain LoRA"),
         )
