@@ -67,14 +67,13 @@ class MoDAModel(BaseTuner):
         The switch raises:
             TrainingError: for the re-entrant kind, which has no ``context_fn`` that could tell it the modality.
         """
-        keyword = name.replace("_enable", "_kwargs")
 
         @functools.wraps(enable)
-        def switch(settings: dict[str, Any] | None = None, **options: Any) -> None:
-            settings = {"use_reentrant": False, **(settings or options.pop(keyword, None) or {})}
+        def switch(settings: dict[str, Any] | None = None, *args: Any, **options: Any) -> None:
+            settings = {"use_reentrant": False, **(settings or options.pop(name.replace("_enable", "_kwargs"), None) or {})}
             if settings["use_reentrant"]:
                 raise TrainingError(name, "MoDA does not support re-entrant checkpointing", "pass {'use_reentrant': False}")
-            enable(**{keyword: {"context_fn": checkpoint_contexts, **settings}}, **options)
+            enable({"context_fn": checkpoint_contexts, **settings}, *args, **options)
 
         depends = any(isinstance(config, MoDAConfig) and config.depends_on_modality for config in self.peft_config.values())
         return switch if depends else enable
