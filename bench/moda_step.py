@@ -5,6 +5,7 @@ of medians.  On a CPU processor time is counted, so that other work on the machi
 
     python bench/moda_step.py                              # a stack of transformer-shaped linear layers, on the CPU
     python bench/moda_step.py --shape nano --threads 1     # the backbone that comes with SDA, pictures and words
+    python bench/moda_step.py --shape calls --no-large     # 98 tiny layers: what MoDA adds around the arithmetic
     python bench/moda_step.py --device cuda --shape 7b     # the linear layers of Qwen2.5-VL-7B, random weights, bfloat16
     python bench/moda_step.py --device cuda --shape 7b --batch 32 --no-large   # as many tokens as a training's pass has
 """
@@ -48,6 +49,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(width=256, key_width=64, inner=1344, depth=2, batch=8, length=128),
+    "calls": Shape(width=32, key_width=16, inner=64, depth=14, batch=2, length=4),  # bound by calls, as small passes on a GPU are
     "7b": Shape(width=3584, key_width=512, inner=18944, depth=28, batch=4, length=128),  # Qwen2.5-VL-7B's language model
 }
 

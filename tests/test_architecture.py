@@ -178,7 +178,6 @@ def test_no_import_goes_in_a_circle() -> None:
     What several modules of a package need stands in one of them (``base.py``), and the ``__init__`` shows it to others.
     """
     graph = {name: dependencies(name) - {name} for name in modules()}
-    graph["sda_core.adapters.moda.gate"].discard("sda_core.adapters.moda.layer")  # until MoDA's layers are given to the gates
     assert a_cycle(graph) is None
     graph["sda_core.errors"] = {"sda_core.losses"}
     assert a_cycle(graph) is not None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sda_core import backbones
-from sda_core.adapters.loading import load
+from sda_core.adapters.saving import load
 from sda_core.backbones import Backbone
 from sda_core.embeddings.blocks import BlockEncoder, BlockFolder, EmbeddedItems, ModalityContext, blocks_of
 from sda_core.errors import ConfigError

@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 
 from sda_core import backbones, errors
-from sda_core.adapters.loading import load
+from sda_core.adapters.saving import load
 from sda_core.backbones import BackboneInfo
 from sda_core.embeddings.blocks import Block, BlockEncoder, BlockFolder, EmbeddedItems, EncodedBlock, blocks_of
 from sda_core.errors import ArtifactError, ConfigError, SDAError

@@ -72,7 +72,7 @@ def load(model: nn.Module, folder: Path | None, *, merge: bool = False) -> tuple
     """
     if folder is None:
         return model.eval(), lambda name: nullcontext(name)
-    advice = "run `dvc repro` to train it anew"
+    advice = "run `dvc repro` to train it again"
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():  # PEFT would take the folder for a name on the hub
             raise ArtifactError(str(folder / name), "adapter is missing", advice)
