@@ -24,7 +24,6 @@ from sda_core.errors import ConfigError
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
-from sda_core.fetch.local_files import watched
 from sda_core.fingerprint import fingerprint
 from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, RecommenderParams
 from sda_core.runtime import prepare_torch

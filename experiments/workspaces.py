@@ -18,10 +18,10 @@ from ruamel.yaml import YAML
 
 from experiments.study import keep_positions, logger, positions_path, retrieval_at_1
 from sda_core.artifacts import INTERACTIONS, Workspace
-from sda_core.fetch.local_files import watched
 from sda_core.embeddings import controls
 from sda_core.embeddings.fusion import fuse
 from sda_core.errors import ArtifactError, ConfigError
+from sda_core.fetch.local_files import watched
 from sda_core.item_vectors import read_vectors
 from sda_core.params import Control, Params, SequentialParams, load_params
 
