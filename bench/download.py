@@ -1,4 +1,4 @@
-"""The downloader against `curl` + `sha256sum` + `gunzip -t`, on one large gzip file from a server on this machine.
+"""The downloader against curl, sha256sum and gunzip: one large gzip file from a server on this machine.
 
 Both sides bring the same file to the disk, know its sha256 and have unpacked it once; ours in one process, the yardstick
 in three commands one after the other.  Rounds alternate, and the best of each side counts.

@@ -1,4 +1,4 @@
-"""The export: items and tokens a second, and how much of the device's matmul peak that is; base, unmerged, merged.
+"""The export through a base, an unmerged and a merged model: items and tokens a second, and the share of the matmul peak.
 
 All sides run in one process on the same weights and items; ratios are of medians.  The weights are random,
 which costs what real ones cost.  The peak is that of a large square matmul, measured in the same run.

@@ -1,4 +1,4 @@
-"""Full-rank evaluation of a whole shop: how long it takes, and how much of that is the bare matrix product.
+"""Full-rank evaluation against its matrix product alone: how long it takes, and how much of that is the bare matrix product.
 
 Every test user's target is placed among all items with exact counts of better and tied ones, the items of the user's
 history left out; then positions, metrics and 95 % intervals are made of the counts.  The yardstick, in the same run, is

@@ -1,4 +1,4 @@
-"""Memory of a CMSA step of a large global batch with gradient caching, against a plain step of one chunk's size.
+"""Memory of gradient caching: a CMSA step of a large batch in chunks, against a plain step of one chunk.
 
 Each side is a training step of nano in a process of its own (``sda_core.alignment``, the stage's own path: images
 decoded, texts tokenised, one AdamW step); what is compared is the peak of the resident memory.

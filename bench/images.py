@@ -1,4 +1,4 @@
-"""Fetching images: our fetcher against a plain loop over httpx, and against the bound that politeness sets.
+"""Images from a server: our fetcher against a plain loop over httpx, and against the bound that politeness sets.
 
 A server in a process of its own answers every request after a wait.  The plain loop asks for one image at a time,
 decodes it, reduces it and encodes it again, as the stage does.  With ``max_per_host`` requests at a time to the one host,

@@ -1,4 +1,4 @@
-"""What it costs that DVC watches a local folder of images: first hashing, then a status where nothing changed.
+"""DVC on a local folder of images: the cost of hashing it first, then of a status where nothing changed.
 
 A project with one stage depends on a folder of many images; the same project without the folder is what it is compared with.
 

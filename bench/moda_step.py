@@ -1,4 +1,4 @@
-"""One training step of MoDA against PEFT's LoRA of the same total rank and a loop over the experts; and merged inference.
+"""MoDA's training step against LoRA's: PEFT's LoRA of the same total rank, a loop over the experts; and merged inference.
 
 All sides run in one process, on the same base weights (in memory once) and inputs, in turns; what is reported are ratios
 of medians.  On a CPU processor time is counted, so that other work on the machine counts little.

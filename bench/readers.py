@@ -1,4 +1,4 @@
-"""Readers of raw files against the least that anybody has to do with them.
+"""Readers of raw files against gunzip: the least that anybody has to do with them.
 
 * Reviews and metadata, JSON lines to a parquet file, against ``gunzip -c`` of the same file (one thread, output thrown
   away); Python's own zlib is timed beside it.

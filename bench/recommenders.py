@@ -1,4 +1,4 @@
-"""SASRec, BERT4Rec and VBPR beside RecTools, RecBole and Cornac: seconds an epoch, seconds of a full-rank evaluation.
+"""SASRec, BERT4Rec and VBPR against other libraries: RecTools, RecBole and Cornac, seconds an epoch and an evaluation.
 
 Every side runs in a process and a Python of its own, on one thread, one after the other, round after round; the best of all
 rounds counts.  Seconds are those of the processor, which other work on the machine disturbs less than those of the clock.

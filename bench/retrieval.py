@@ -1,4 +1,4 @@
-"""Evaluation through an index of the items against the scores of all of them: seconds and recall.
+"""Evaluation through an index against all scores: seconds and recall.
 
 ``evaluate.retrieval`` as the stage uses it: :func:`sda_core.ranking.place` over a BPR model whose factors are random,
 once by all scores and once for every index named.  Random vectors have no neighbourhoods, which is the hardest case for an

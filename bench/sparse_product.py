@@ -1,4 +1,4 @@
-"""SLMRec's product with its graph: is it the same twice, to the bit, and at what cost?  A GPU's question.
+"""SLMRec's product with its graph on a GPU: is it the same twice, to the bit, and at what cost?
 
 Two products one after the other and their backward pass, ten times, on a random graph with some nodes of very many edges.
 

@@ -1,4 +1,4 @@
-"""Ten million reviews through the real download and filter stages: seconds and peak memory of each process.
+"""Ten million reviews through download and filter: seconds and peak memory of each process.
 
 Writes a gzip file of reviews and one of metadata in the 2018 edition's format (every field of the published files, popular
 items by Zipf's law, history lengths geometric, times whole days, every twentieth item without metadata) to a folder, then
