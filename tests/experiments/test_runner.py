@@ -10,7 +10,7 @@ import pytest
 
 from sda_core.cli.scripts import run_script, scripts
 
-SCRIPTS = [(package, name) for package in ("bench", "experiments") for name, _ in scripts(package)]
+SCRIPTS = [(package, name) for package in ("bench", "experiments", "pretraining") for name, _ in scripts(package)]
 
 
 @pytest.mark.parametrize(("package", "name"), SCRIPTS, ids=lambda part: part)

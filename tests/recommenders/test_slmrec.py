@@ -10,7 +10,7 @@ from sda_core.errors import DataError
 from sda_core.params import RuntimeParams
 from sda_core.recommenders import build, load, training_data
 from sda_core.recommenders.features import standardise
-from sda_core.recommenders.slmrec import SLMRec, graph_product, graph
+from sda_core.recommenders.slmrec import SLMRec, graph, graph_product
 from sda_core.runtime import prepare_torch
 
 CPU = torch.device("cpu")
