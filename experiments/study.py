@@ -1,28 +1,29 @@
-"""What the experiments share: a trained model, its targets placed and kept on disk, the gains of its users, where tables go.
+"""What the experiments share: trained models kept on disk, per-user metrics, intervals, tables, plots, results.
 
-Of a model that was trained with one seed three things are kept in a folder: ``<seed>.parquet``, the positions of the test targets
-among all items; ``<seed>.<protocol>.parquet``, those of the same model among sampled ones; ``<seed>.tsv``, its validation curve.
+A model that was trained with one seed leaves three files in a folder: ``<seed>.parquet``, the positions of the test targets
+among all items; ``<seed>.<protocol>.parquet``, those of the same model among sampled items; ``<seed>.tsv``, its validation
+curve.  A file that exists is never made again, so that a stopped experiment resumes.
+
+Dimensions: S seeds, U users, N items, D width.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import polars as pl
-from ruamel.yaml import YAML
 
 from sda_core import evaluation, ranking, recommenders
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, write_text, write_tsv
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, replace_file, write_text, write_tsv
 from sda_core.data.demo import ATTRIBUTES, world
+from sda_core.errors import ConfigError
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
-from sda_core.fetch.local_files import watched
 from sda_core.fingerprint import fingerprint
 from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, RecommenderParams
 from sda_core.runtime import prepare_torch
@@ -30,9 +31,10 @@ from sda_core.seed import generator
 from sda_core.traits import counts_test
 
 mpl.use("Agg")
-_log = logging.getLogger("experiments")
+logger = logging.getLogger("experiments")
 
-Reach = tuple[float, float, float]  # a mean, and the two ends of what is said of it
+Interval = tuple[float, float, float]  # mean, low, high
+Panels = dict[str, dict[str, Interval]]  # of a plot: by title of the panel, by name of the line
 CUTOFF = 10  # of every table
 
 
@@ -52,18 +54,18 @@ def keep_positions(
     vectors: recommenders.ItemVectors | None = None,
     protocols: Sequence[Protocol] = ("fullrank",),
 ) -> None:
-    """Train with one seed and place the test targets, unless both was done; the best epoch is chosen on the validation targets.
+    """Train with one seed and rank the test targets, unless both was done; the best epoch is chosen on the validation targets.
 
-    A run that was stopped goes on from its last validation.
+    A stopped run resumes from its last validation.
 
     Args:
-        workspace: with ``data/filtered``; its items are the catalogue, whether anybody has met them or not.
+        workspace: with ``data/filtered``; its items are the catalogue, whether anybody bought them or not.
         params: its params, of which ``evaluate`` and ``runtime`` are used.
         section: the recommender's settings, whose seed is replaced.
         seed: of the training.
         folder: see the module's docstring.
         vectors: ``(I + 1, D)`` item vectors, row 0 zero (of each modality, where the recommender takes these); None: ids alone.
-        protocols: each places the targets of the same trained model.
+        protocols: each ranks the targets of the same trained model.
     """
     wanted: dict[Protocol, Path] = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
     if all(path.exists() for path in wanted.values()):
@@ -90,37 +92,44 @@ def keep_positions(
         placed = ranking.place_targets(model, known, candidates, params.evaluate.batch_size, device)
         POSITIONS.write(evaluation.score_positions(placed, params.evaluate.ties), path)
     scratch.unlink(missing_ok=True)
-    _log.info("%s/%s, seed %d: %d epochs", folder.parent.name, folder.name, seed, len(records))
+    logger.info("%s/%s, seed %d: %d epochs", folder.parent.name, folder.name, seed, len(records))
+
+
+def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    """The parquet table at ``path``; where it is missing, ``make`` computes it and it is written first."""
+    if not path.exists():
+        made = make()
+        with replace_file(path) as temporary:
+            made.write_parquet(temporary)
+    return pl.read_parquet(path)
 
 
 def epochs(folder: Path, seeds: Sequence[int]) -> str:
-    """``best of all`` epochs by seed, as the validation curves have it; empty where nothing was trained."""
-    found = []
+    """``best of all`` epochs by seed, from the validation curves; empty where nothing was trained."""
+    cells = []
     for seed in seeds:
         path = folder / f"{seed}.tsv"
         if path.exists() and path.stat().st_size:
             curve = pl.read_csv(path, separator="\t", schema_overrides={"is_best": pl.Boolean})
-            found.append(f"{curve.filter('is_best')['epoch'].max() or 0} of {len(curve)}")
-    return ", ".join(found)
-
-
-def save_params(params: Any, target: Path) -> None:
-    """Write a tree of params that was changed, with the ``local_files`` that follow from it in the target's folder."""
-    params["local_files"] = watched(params["dataset"], params["backbone"], target.parent)
-    with target.open("w", encoding="utf-8") as stream:
-        YAML().dump(params, stream)
+            cells.append(f"{curve.filter('is_best')['epoch'].max() or 0} of {len(curve)}")
+    return ", ".join(cells)
 
 
 # ------------------------------------------------------------------------------------------------- numbers
 def read_positions(folder: Path, seeds: Sequence[int], protocol: str = "fullrank") -> list[pl.DataFrame]:
-    """What :func:`keep_positions` kept, a table a seed, sorted by user."""
+    """The tables of :func:`keep_positions`, one for each seed, sorted by user."""
     return [POSITIONS.read(positions_path(folder, seed, protocol)).sort("user_id") for seed in seeds]
 
 
 def gains(metric: Metric, frames: Sequence[pl.DataFrame], mask: np.ndarray | None = None) -> np.ndarray:
-    """The metric of each user ``(S, U)``, a row a seed; of the users in ``mask`` only, where one is given."""
+    """The metric of each seed and user ``(S, U)``; of the users in ``mask`` only, where one is given."""
     chosen = slice(None) if mask is None else mask
     return np.array([per_user(metric, frame["position"].to_numpy()[chosen], CUTOFF) for frame in frames])
+
+
+def read_gains(metric: Metric, folder: Path, seeds: Sequence[int]) -> np.ndarray:
+    """The metric of each seed and user ``(S, U)`` by the positions that are kept in a folder."""
+    return gains(metric, read_positions(folder, seeds))
 
 
 def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple[float, float]:
@@ -129,72 +138,102 @@ def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple
     Args:
         gain_SU: ``(S, U)``; differences give a paired interval.
         params: number and seed of the resamples.
-        purpose: what the draws are for; equal words give equal draws.
+        purpose: what the draws are for; the same purpose gives the same draws.
     """
     return bootstrap_interval(gain_SU.mean(0), params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
 
 
-def reach(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> Reach:
+def mean_and_interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> Interval:
     """The mean of ``(S, U)``, and its :func:`interval`."""
     return float(gain_SU.mean()), *interval(gain_SU, params, purpose)
 
 
-def difference(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> str:
-    """The cell of a table: the :func:`reach` of differences ``(S, U)``."""
-    mean, low, high = reach(gain_SU, params, purpose)
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+def mean_and_range(values: Sequence[float]) -> Interval:
+    """The mean of one number for each seed, the smallest and the largest."""
+    return float(np.mean(values)), float(min(values)), float(max(values))
 
 
-def over_seeds(gain_SU: np.ndarray) -> str:
-    """The cell of a table: the least and the largest mean of a seed."""
-    of_seeds = gain_SU.mean(1)
-    return f"{of_seeds.min():+.4f} .. {of_seeds.max():+.4f}"
-
-
-# ------------------------------------------------------------------------------------------------- items
-def unit(vectors_ND: np.ndarray) -> np.ndarray:
-    """The rows at length 1; zero stays zero."""
-    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
-
-
-def found(path: Path, limit: int = 2000) -> float:
-    """How often an item's picture and words find each other first: the share over both directions.
+def retrieval_at_1(path: Path, limit: int = 2000) -> float:
+    """How often an item's image and text are each other's nearest neighbour: mean R@1 of both directions.
 
     Args:
         path: an embeddings file.
-        limit: items are drawn down to so many, always the same ones; among more of them it is harder to be first.
+        limit: at most so many items, always the same ones; among more items it is harder to be the nearest.
 
     Returns:
-        0 to 1; 1 / number of items by chance.  Items without a picture do not take part, equally near ones count as found.
+        0 to 1; 1 / number of items by chance.  Items without an image are left out; ties count as hits.
     """
     frame = EMBEDDINGS.read(path).filter(pl.col("image_embedding").is_not_null()).sort("item_id")
     rows = np.sort(generator(0, "found").permutation(len(frame))[:limit])
-    image_ND, text_ND = (unit(frame[name].to_numpy()[rows]) for name in ("image_embedding", "text_embedding"))
+    image_ND, text_ND = (unit_rows(frame[name].to_numpy()[rows]) for name in ("image_embedding", "text_embedding"))
     similarity_NN = image_ND @ text_ND.T
     own_N = similarity_NN.diagonal()
     return float(np.mean([(own_N >= similarity_NN.max(axis)).mean() for axis in (0, 1)]))
 
 
+def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
+    """The rows at length 1; zero stays zero."""
+    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+
+
 def shop_attributes(workspace: Workspace, dataset: DemoDataset) -> dict[str, np.ndarray]:
-    """What is true of the built-in shop's items: the values of each attribute, in the order of the item ids."""
+    """The true attributes of the built-in shop's items: their values by name, in the order of the item ids."""
     shop = world(dataset)
     place = {asin: item for item, asin in enumerate(shop.asins)}
     rows = np.array([place[raw_id] for raw_id in ITEMS.read(workspace.items).sort("item_id")["raw_item_id"]])
     return {name: shop.attributes[name][rows] for name in ATTRIBUTES}
 
 
+# ------------------------------------------------------------------------------------------------- tables
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
+    """A markdown table, under a heading where a title is given."""
+    lines = [f"### {title}", ""] if title else []
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows), ""])
+
+
+def difference(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> str:
+    """A cell: the :func:`mean_and_interval` of differences ``(S, U)``."""
+    mean, low, high = mean_and_interval(gain_SU, params, purpose)
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def range_over_seeds(gain_SU: np.ndarray) -> str:
+    """A cell: the smallest and the largest mean of a seed."""
+    of_seeds = gain_SU.mean(1)
+    return f"{of_seeds.min():+.4f} .. {of_seeds.max():+.4f}"
+
+
+def mean_with_range(values: Sequence[float], digits: int = 2) -> str:
+    """A cell: the mean of one number for each seed, and the range behind it where they differ."""
+    mean, low, high = mean_and_range(values)
+    return f"{mean:.3f} ({low:.{digits}f} .. {high:.{digits}f})" if high > low else f"{mean:.3f}"
+
+
+def check_names(option: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """See that all names of an option are known.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise ConfigError(option, f"expected some of {', '.join(known)} (got {name!r})")
+
+
 # ------------------------------------------------------------------------------------------------- results
-def leave(text: str, script: str, name: str = "", root: Path | str = "") -> Path:
-    """Print a script's final tables and leave them where ``sda report --experiments`` finds them.
+def write_results(text: str, script: str, name: str = "", root: Path | str = "") -> Path:
+    """Print the final tables of a script and write them where ``sda report --experiments`` finds them.
 
     Args:
         text: markdown; a heading is the caption of the tables under it.
         script: its name.
         name: of the experiment, where the script has several.
-        root: the project folder; one with ``{seed}`` in it stands for many, and the current folder is taken.
+        root: the project folder; where ``{seed}`` in it stands for many, the current folder is taken.
 
     Returns:
-        ``experiments/results/<script>-<name>``, which has ``table.md`` now; a plot goes beside it as ``plot.png``.
+        ``experiments/results/<script>-<name>``, which holds ``table.md`` now; a plot goes beside it as ``plot.png``.
     """
     print(text)
     project = Path() if "{seed}" in str(root) else Path(root)
@@ -203,25 +242,27 @@ def leave(text: str, script: str, name: str = "", root: Path | str = "") -> Path
     return folder
 
 
-def dots(path: Path, panels: Mapping[str, Mapping[str, Reach]], label: str, *, zero: bool = False, columns: int = 3) -> None:
-    """A plot: in each panel a line for each name, with a dot at the mean and a bar over its reach.
+def plot_intervals(
+    path: Path, panels: Mapping[str, Mapping[str, Interval]], label: str, *, zero: bool = False, columns: int = 3
+) -> None:
+    """A plot of panels: in each a line for every name, with a dot at the mean and a bar from low to high.
 
     Args:
-        path: of the picture.
-        panels: by title; panels of a row of the plot share their names where these are the same.  Without any nothing is drawn.
+        path: of the image file.
+        panels: by title; panels beside each other share their names where these are the same.  Without any nothing is drawn.
         label: of the horizontal axes.
-        zero: draw where nothing changes.
+        zero: draw a line at 0.
         columns: panels side by side, at most.
     """
     from matplotlib import pyplot as plt
 
     if not panels:
         return
-    wide = min(columns, len(panels))
-    high = -(-len(panels) // wide)
+    num_columns = min(columns, len(panels))
+    num_rows = -(-len(panels) // num_columns)
     lines = max(len(rows) for rows in panels.values())
-    size = (3.6 * wide + 1.6, (0.27 * lines + 1.0) * high)
-    figure, axes = plt.subplots(high, wide, figsize=size, squeeze=False, layout="constrained")
+    size = (3.6 * num_columns + 1.6, (0.27 * lines + 1.0) * num_rows)
+    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for place, (axis, (title, rows)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
@@ -231,8 +272,8 @@ def dots(path: Path, panels: Mapping[str, Mapping[str, Reach]], label: str, *, z
         axis.errorbar(values[:, 0], heights, xerr=errors, fmt="o", color="#1f5fa8", capsize=3)
         if zero:
             axis.axvline(0.0, color="#666666", linestyle="--", linewidth=1)
-        beside = place % wide > 0 and list(rows) == list(list(panels.values())[place - 1])
-        axis.set_yticks(heights, [""] * len(rows) if beside else list(rows), fontsize=8)
+        is_repeated = place % num_columns > 0 and list(rows) == list(list(panels.values())[place - 1])
+        axis.set_yticks(heights, [""] * len(rows) if is_repeated else list(rows), fontsize=8)
         axis.set_ylim(-len(rows) + 0.4, 0.6)
         axis.locator_params(axis="x", nbins=5)
         axis.tick_params(axis="x", labelsize=8)

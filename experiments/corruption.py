@@ -1,4 +1,4 @@
-"""Items whose pictures or texts say the wrong thing, for the question what an adapter makes of them."""
+"""Items whose images or texts are wrong, for the question what an adapter learns from them."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from sda_core.image_store import ImageRow, coverage_path, read_shard, shard_path
 from sda_core.seed import generator
 
 How = Literal["shuffle", "blank", "noise"]
-WORDS = ("title", "brand", "price", "categories", "features", "description", "has_metadata")
+TEXT_COLUMNS = ("title", "brand", "price", "categories", "features", "description", "has_metadata")
 
 
 def corrupt(
     source: Workspace, target: Workspace, modality: Literal["image", "text"], how: How, share: float, seed: int
 ) -> np.ndarray:
-    """Copy ``data/filtered`` and ``data/images``, with one modality of a share of the items spoilt.
+    """Copy ``data/filtered`` and ``data/images``, with one modality of a share of the items corrupted.
 
     ===========  ==================================================================================================
-    ``shuffle``  they exchange their pictures, or all their words, along a random circle: no item keeps its own
-    ``blank``    a grey picture of the same size; no words
-    ``noise``    a picture of random pixels of the same size; the title's letters drawn anew, no other words
+    ``shuffle``  they exchange their images, or their whole texts, along a random circle: no item keeps its own
+    ``blank``    a grey image of the same size; no text
+    ``noise``    an image of random pixels of the same size; random letters as the title, no other text
     ===========  ==================================================================================================
 
     Args:
-        source: with filtered data and pictures.
-        target: where the copy is put; what is there is replaced.
-        modality: what is spoilt; the other one is left as it is.
+        source: with filtered data and images.
+        target: where the copy goes; what exists is replaced.
+        modality: which is corrupted; the other one stays as it is.
         how: see above.
-        share: of the items (of those that have a picture, for pictures), 0 to 1.
+        share: of the items (of those that have an image, for images), 0 to 1.
         seed: draws the items and what they get.
 
     Returns:
-        Ids of the spoilt items, ascending.
+        Ids of the corrupted items, ascending.
     """
     for folder in (target.filtered, target.images):
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,7 +49,7 @@ def corrupt(
     if modality == "text":
         shutil.copytree(source.images, target.images)
         return _texts(target, how, share, random)
-    return _pictures(source, target, how, share, random)
+    return _images(source, target, how, share, random)
 
 
 def _circle(random: np.random.Generator, members: np.ndarray, share: float) -> np.ndarray:
@@ -62,21 +62,21 @@ def _texts(target: Workspace, how: How, share: float, random: np.random.Generato
     rows = _circle(random, np.arange(len(items)), share)
     giver = np.arange(len(items))
     giver[rows] = np.roll(rows, 1)
-    spoilt = pl.Series(np.isin(np.arange(len(items)), rows))
+    is_corrupted = pl.Series(np.isin(np.arange(len(items)), rows))
     match how:
         case "shuffle":
-            words = items.select(WORDS)[giver]
+            texts = items.select(TEXT_COLUMNS)[giver]
         case "blank" | "noise":
             letters = [_letters(random, len(title)) if how == "noise" else "" for title in items["title"]]
             empty = {name: pl.lit("", pl.String) for name in ("brand", "price", "description")}
             empty |= {name: pl.lit([], pl.List(pl.String)) for name in ("categories", "features")}
-            made = items.select(WORDS).with_columns(title=pl.Series(letters, dtype=pl.String), **empty)
-            words = pl.select(
-                **{name: pl.when(spoilt).then(made[name]).otherwise(items[name]) for name in WORDS}  # type: ignore[arg-type]
+            made = items.select(TEXT_COLUMNS).with_columns(title=pl.Series(letters, dtype=pl.String), **empty)
+            texts = pl.select(
+                **{name: pl.when(is_corrupted).then(made[name]).otherwise(items[name]) for name in TEXT_COLUMNS}  # type: ignore[arg-type]
             )
         case _:
             assert_never(how)
-    ITEMS.write(items.with_columns(words), target.items)
+    ITEMS.write(items.with_columns(texts), target.items)
     return np.sort(items["item_id"].to_numpy()[rows])
 
 
@@ -84,24 +84,24 @@ def _letters(random: np.random.Generator, length: int) -> str:
     return "".join(random.choice(list("abcdefghijklmnopqrstuvwxyz "), size=length))
 
 
-def _pictures(source: Workspace, target: Workspace, how: How, share: float, random: np.random.Generator) -> np.ndarray:
+def _images(source: Workspace, target: Workspace, how: How, share: float, random: np.random.Generator) -> np.ndarray:
     paths = sorted(source.images.glob(shard_path(Path(), 0).name.replace("00000", "*")))
     rows = {row.item_id: row for path in paths for row in read_shard(path)}
     chosen = _circle(random, np.array([item for item, row in rows.items() if row.image is not None]), share)
     givers = dict(zip(chosen.tolist(), np.roll(chosen, 1).tolist(), strict=True))
     for number, path in enumerate(paths):
         shard = [row.item_id for row in read_shard(path)]
-        made = [_picture(rows[item], rows[givers[item]], how, random) if item in givers else rows[item] for item in shard]
+        made = [_image(rows[item], rows[givers[item]], how, random) if item in givers else rows[item] for item in shard]
         write_shard(shard_path(target.images, number), made, ["corrupted" for _ in made])
     shutil.copy(coverage_path(source.images), coverage_path(target.images))
     return np.sort(chosen)
 
 
-def _picture(row: ImageRow, giver: ImageRow, how: How, random: np.random.Generator) -> ImageRow:
+def _image(row: ImageRow, giver: ImageRow, how: How, random: np.random.Generator) -> ImageRow:
     if how == "shuffle":
         return replace(giver, item_id=row.item_id, raw_item_id=row.raw_item_id)
-    assert row.height is not None, "it has a picture"
-    assert row.width is not None, "it has a picture"
+    assert row.height is not None, "it has an image"
+    assert row.width is not None, "it has an image"
     shape = (row.height, row.width, 3)
     pixels = np.full(shape, 128, np.uint8) if how == "blank" else random.integers(0, 256, size=shape, dtype=np.uint8)
     encoded = io.BytesIO()

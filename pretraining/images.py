@@ -1,10 +1,10 @@
-"""Pictures with captions, and their split by concept.
+"""Images with captions, and their split by concept.
 
-Writes ``work/pictures.npy`` (uint8 RGBA, ``(pictures, side, side, 4)``) and ``work/pictures.parquet`` (one row a picture:
+Writes ``work/images.npy`` (uint8 RGBA, ``(images, side, side, 4)``) and ``work/images.parquet`` (one row an image:
 source, kind, title, keywords, category, concept, split, light).
 
-A concept is a connected component of pictures that share a code point, a normalised title, a whole list of keywords or,
-among clip art, nearly the same picture (difference hash).  A concept is in one split only, across all sources.
+A concept is a connected component of images that share a code point, a normalised title, a whole list of keywords or,
+among clip art, nearly the same image (difference hash).  A concept is in one split only, across all sources.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _GENDER = re.compile(r"^(?:(?:man|woman|men|women|person|people|boy|girl|boys|gi
 
 
 @dataclass
-class Picture:
-    """One picture before its split: ``pixels`` is RGBA, ``keys`` are what it may share with its likes."""
+class CaptionedImage:
+    """One image before its split: ``pixels`` is RGBA, ``keys`` are what it may share with its likes."""
 
     source: str
     kind: str
@@ -94,15 +94,15 @@ def split_of(concept: str, size: int, seed: int, share_test: float, share_valid:
     return "test" if place < share_test else "valid"
 
 
-def squared(picture: Image.Image, side: int) -> np.ndarray:
-    """RGBA, the whole picture inside a transparent square."""
-    picture = picture.convert("RGBA")
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+def squared(image: Image.Image, side: int) -> np.ndarray:
+    """RGBA, the whole image inside a transparent square."""
+    image = image.convert("RGBA")
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    image = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
     canvas = np.zeros((side, side, 4), np.uint8)
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    canvas[top : top + size[1], left : left + size[0]] = np.asarray(picture)
+    canvas[top : top + size[1], left : left + size[0]] = np.asarray(image)
     return canvas
 
 
@@ -174,7 +174,7 @@ def iconify(name: str) -> tuple[dict[str, tuple[str, float, float]], dict[str, s
     return bodies, json.loads(characters.read_text(encoding="utf-8")) if characters.is_file() else {}
 
 
-def emoji_sets(sets: list[str], side: int) -> Iterator[Picture]:
+def emoji_sets(sets: list[str], side: int) -> Iterator[CaptionedImage]:
     """Emoji of icon sets, with names from emojibase."""
     names = emoji_names()
     # older sets come without code points, but with the icon names of their younger sisters
@@ -189,20 +189,20 @@ def emoji_sets(sets: list[str], side: int) -> Iterator[Picture]:
                 yield _emoji(source, plain, names[plain], drawn(*bodies[icon], side))
 
 
-def emoji_3d(side: int) -> Iterator[Picture]:
+def emoji_3d(side: int) -> Iterator[CaptionedImage]:
     """Microsoft's three-dimensional emoji."""
     names = emoji_names()
     for file in sorted((folder_of("@lobehub/fluent-emoji-3d") / "package" / "assets").glob("*.webp")):
         plain = file.stem.lower().replace("-fe0f", "")
         if plain in names:
-            with Image.open(file) as picture:
-                yield _emoji("fluent-emoji-3d", plain, names[plain], squared(picture, side))
+            with Image.open(file) as image:
+                yield _emoji("fluent-emoji-3d", plain, names[plain], squared(image, side))
 
 
-def _emoji(source: str, code: str, name: tuple[str, list[str], str], pixels: np.ndarray) -> Picture:
+def _emoji(source: str, code: str, name: tuple[str, list[str], str], pixels: np.ndarray) -> CaptionedImage:
     label, tags, group = name
     keywords = [tag for tag in tags if tag not in label.split()]
-    return Picture(source, "emoji", label, keywords, group, pixels, [f"code:{code}", f"title:{normalised(label)}"])
+    return CaptionedImage(source, "emoji", label, keywords, group, pixels, [f"code:{code}", f"title:{normalised(label)}"])
 
 
 def icon_title(name: str) -> str:
@@ -210,16 +210,16 @@ def icon_title(name: str) -> str:
     return " ".join(word for word in name.split("-") if not word.isdigit() and word not in _VARIANT_WORDS)
 
 
-def icon_sets(sets: list[str], side: int) -> Iterator[Picture]:
+def icon_sets(sets: list[str], side: int) -> Iterator[CaptionedImage]:
     """Icons of several colours, named by their file."""
     for source in sets:
         for name, body in sorted(iconify(source)[0].items()):
             title = icon_title(name)
             if title:
-                yield Picture(source, "icon", title, [], "", drawn(*body, side), [f"title:{normalised(title)}"])
+                yield CaptionedImage(source, "icon", title, [], "", drawn(*body, side), [f"title:{normalised(title)}"])
 
 
-def glyph_sets(sets: list[str], side: int, num_variants: int, seed: int) -> Iterator[Picture]:
+def glyph_sets(sets: list[str], side: int, num_variants: int, seed: int) -> Iterator[CaptionedImage]:
     """One-colour signs, filled with colours and patterns that the caption names."""
     for source in sets:
         taken = set()
@@ -232,11 +232,11 @@ def glyph_sets(sets: list[str], side: int, num_variants: int, seed: int) -> Iter
             glyph = drawn(*body, side)
             for variant in range(num_variants):
                 pixels, caption = painted(glyph, title, variant, seed)
-                yield Picture(source, "glyph", caption, [], "", pixels, [f"title:{normalised(title)}"])
+                yield CaptionedImage(source, "glyph", caption, [], "", pixels, [f"title:{normalised(title)}"])
 
 
-def clip_art(side: int, max_pixels: int, max_title_uses: int) -> Iterator[Picture]:
-    """Openclipart: pictures of the PNG package, words of the SVG package; files too large to decode are left out."""
+def clip_art(side: int, max_pixels: int, max_title_uses: int) -> Iterator[CaptionedImage]:
+    """Openclipart: images of the PNG package, words of the SVG package; files too large to decode are left out."""
     Image.MAX_IMAGE_PIXELS = None  # the size is checked here, before anything is decoded
     root = folder_of("openclipart-png") / "usr" / "share" / "openclipart" / "png"
     words = folder_of("openclipart-svg") / "usr" / "share" / "openclipart" / "svg"
@@ -249,15 +249,15 @@ def clip_art(side: int, max_pixels: int, max_title_uses: int) -> Iterator[Pictur
             found.append((file, relative, cleaned_title(title), keywords))
     uses = Counter(title for _, _, title, _ in found)
     for file, relative, title, keywords in found:
-        # a title of many pictures is the name of a collection, not of the picture
+        # a title of many images is the name of a collection, not of the image
         named = (title if uses[title] <= max_title_uses else "") or cleaned_title(file.stem)
         if not named and not keywords:
             continue
         try:
-            with Image.open(file) as picture:
-                if picture.width * picture.height > max_pixels:
+            with Image.open(file) as image:
+                if image.width * image.height > max_pixels:
                     continue
-                pixels = squared(picture, side)
+                pixels = squared(image, side)
         except (UnidentifiedImageError, OSError, SyntaxError):
             continue
         if pixels[..., 3].max() < 32:
@@ -268,7 +268,7 @@ def clip_art(side: int, max_pixels: int, max_title_uses: int) -> Iterator[Pictur
         if len(keywords) >= 3:
             keys.append("words:" + ",".join(sorted(keywords)))
         category = relative.parts[0] if len(relative.parts) > 1 and relative.parts[0] != "unsorted" else ""
-        yield Picture("openclipart", "clip art", named or keywords[0], keywords, category, pixels, keys)
+        yield CaptionedImage("openclipart", "clip art", named or keywords[0], keywords, category, pixels, keys)
 
 
 def svg_words(file: Path) -> tuple[str, list[str]]:
@@ -308,7 +308,7 @@ def cleaned_title(title: str) -> str:
 
 
 def difference_hashes(pixels: np.ndarray) -> np.ndarray:
-    """64 signs a picture: is each of 8 x 8 cells darker than its right neighbour; ``(N, 64)`` bool."""
+    """64 signs an image: is each of 8 x 8 cells darker than its right neighbour; ``(N, 64)`` bool."""
     hashes = np.zeros((len(pixels), 64), bool)
     for place, rgba in enumerate(pixels):
         alpha = rgba[..., 3:].astype(np.float32) / 255
@@ -319,7 +319,7 @@ def difference_hashes(pixels: np.ndarray) -> np.ndarray:
 
 
 def join_near_duplicates(components: Components, keys: list[str], hashes: np.ndarray, max_difference: int) -> None:
-    """Join the keys of pictures whose hashes differ in few places; nearly empty hashes say nothing."""
+    """Join the keys of images whose hashes differ in few places; nearly empty hashes say nothing."""
     signs = hashes.astype(np.float32)
     counts = signs.sum(1)
     for start in range(0, len(keys), 1024):
@@ -332,40 +332,40 @@ def join_near_duplicates(components: Components, keys: list[str], hashes: np.nda
 
 
 def main() -> None:
-    """Draw, decode, group and split all pictures."""
+    """Draw, decode, group and split all images."""
     params = settings()
-    picture_params, seed = params["pictures"], params["seed"]
-    side = picture_params["side_pixels"]
+    image_params, seed = params["images"], params["seed"]
+    side = image_params["side_pixels"]
     rows: list[dict[str, object]] = []
     pixels: list[np.ndarray] = []
     all_keys: list[list[str]] = []
     sources = (
-        emoji_sets(picture_params["emoji_sets"] + picture_params["foreign_emoji_sets"], side),
+        emoji_sets(image_params["emoji_sets"] + image_params["foreign_emoji_sets"], side),
         emoji_3d(side),
-        icon_sets(picture_params["icon_sets"] + picture_params["foreign_icon_sets"], side),
-        glyph_sets(picture_params["glyph_sets"], side, picture_params["glyph_variants"], seed),
-        clip_art(side, picture_params["max_source_pixels"], picture_params["max_title_uses"]),
+        icon_sets(image_params["icon_sets"] + image_params["foreign_icon_sets"], side),
+        glyph_sets(image_params["glyph_sets"], side, image_params["glyph_variants"], seed),
+        clip_art(side, image_params["max_source_pixels"], image_params["max_title_uses"]),
     )
-    for pictures in sources:
-        for picture in pictures:
-            alpha = picture.pixels[..., 3:].astype(np.float32)
-            brightness = float((picture.pixels[..., :3] * alpha).sum() / (3 * max(float(alpha.sum()), 1.0)))
+    for images in sources:
+        for image in images:
+            alpha = image.pixels[..., 3:].astype(np.float32)
+            brightness = float((image.pixels[..., :3] * alpha).sum() / (3 * max(float(alpha.sum()), 1.0)))
             rows.append({
-                "source": picture.source, "kind": picture.kind, "title": picture.title, "keywords": picture.keywords,
-                "category": picture.category, "light": brightness > 200,
+                "source": image.source, "kind": image.kind, "title": image.title, "keywords": image.keywords,
+                "category": image.category, "light": brightness > 200,
             })  # fmt: skip
-            pixels.append(picture.pixels)
-            all_keys.append(picture.keys)
-        print(f"{len(rows)} pictures")
+            pixels.append(image.pixels)
+            all_keys.append(image.keys)
+        print(f"{len(rows)} images")
     stacked = np.stack(pixels)
     components = Components()
     for keys in all_keys:
         components.join(keys)
     art = [place for place, row in enumerate(rows) if row["kind"] == "clip art"]
     join_near_duplicates(
-        components, [all_keys[place][0] for place in art], difference_hashes(stacked[art]), picture_params["max_hash_difference"]
+        components, [all_keys[place][0] for place in art], difference_hashes(stacked[art]), image_params["max_hash_difference"]
     )
-    foreign = set(picture_params["foreign_emoji_sets"] + picture_params["foreign_icon_sets"])
+    foreign = set(image_params["foreign_emoji_sets"] + image_params["foreign_icon_sets"])
     concepts = [components.root(keys[0]) for keys in all_keys]
     sizes = Counter(concepts)
     for row, concept in zip(rows, concepts, strict=True):
@@ -374,18 +374,14 @@ def main() -> None:
             concept,
             sizes[concept],
             seed,
-            picture_params["share_test"],
-            picture_params["share_valid"],
-            picture_params["largest_concept"],
+            image_params["share_test"],
+            image_params["share_valid"],
+            image_params["largest_concept"],
         )
         row["foreign"] = row["source"] in foreign
-    np.save(WORK / "pictures.npy", stacked)
+    np.save(WORK / "images.npy", stacked)
     table = pl.DataFrame(rows)
-    table.write_parquet(WORK / "pictures.parquet")
+    table.write_parquet(WORK / "images.parquet")
     print(table.group_by("source", "kind", "foreign").agg(pl.len(), pl.col("concept").n_unique()).sort("source"))
     print(table.group_by("split").agg(pl.len(), pl.col("concept").n_unique()))
     print("largest concepts", sizes.most_common(8))
-
-
-if __name__ == "__main__":
-    main()

@@ -38,7 +38,7 @@ def backbone_of(shape: str, side: int, device: torch.device, dtype: torch.dtype)
 
     Args:
         shape: one of :data:`SHAPES`.
-        side: pictures are reduced to this many pixels a side.
+        side: images are reduced to this many pixels a side.
         device: where the weights are made.
         dtype: of the weights.
     """
@@ -81,7 +81,7 @@ def _frequencies(module: torch.nn.Module, buffer: torch.Tensor, device: torch.de
 
 
 class Noise:
-    """A store of items' pictures: coloured noise, made when it is asked for.
+    """A store of items' images: coloured noise, made on demand.
 
     Args:
         side: pixels.

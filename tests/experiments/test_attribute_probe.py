@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import attribute_probe
 import numpy as np
 import pytest
+
+from experiments import attribute_probe
 
 
 def test_above_chance_is_one_where_it_can_be_read_off_and_zero_where_it_cannot() -> None:
@@ -16,10 +17,10 @@ def test_above_chance_is_one_where_it_can_be_read_off_and_zero_where_it_cannot()
 
 
 def test_every_attribute_is_named_with_who_shows_it() -> None:
-    found = {("zero_shot", "fused"): [dict.fromkeys(attribute_probe.ATTRIBUTES, value) for value in (0.25, 0.75)]}
-    lines = attribute_probe.table(found, 2).splitlines()
-    assert "shape (picture)" in lines[2]
+    measured = {("zero_shot", "fused"): [dict.fromkeys(attribute_probe.ATTRIBUTES, value) for value in (0.25, 0.75)]}
+    lines = attribute_probe.table(measured, 2).splitlines()
+    assert "shape (image)" in lines[2]
     assert lines[4].count("0.500 (0.25 .. 0.75)") == 6
-    panels = attribute_probe.reaches(found)
+    panels = attribute_probe.intervals(measured)
     assert len(panels) == 6
-    assert panels["shape (picture)"] == {"zero_shot, fused": (0.5, 0.25, 0.75)}
+    assert panels["shape (image)"] == {"zero_shot, fused": (0.5, 0.25, 0.75)}

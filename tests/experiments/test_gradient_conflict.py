@@ -1,30 +1,17 @@
-"""The experiment's arithmetic: what is put together, averaged and shown; and who is held out."""
+"""The experiment's arithmetic: what is joined, averaged and shown; and which items are held out."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from experiments import gradient_conflict
+from sda_core.cli.scripts import Names, Numbers
 from sda_core.errors import TrainingError
-
-
-@pytest.fixture(scope="module")
-def script(repository: Path) -> ModuleType:
-    sys.path.insert(0, str(repository / "experiments"))  # where its imports are
-    spec = importlib.util.spec_from_file_location("gradient_conflict", repository / "experiments" / "gradient_conflict.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gradient_conflict"] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def products(cosine: float, when: str = "after", **changes: Any) -> list[dict[str, Any]]:
@@ -38,22 +25,22 @@ def products(cosine: float, when: str = "after", **changes: Any) -> list[dict[st
     return rows
 
 
-def test_weights_are_put_together_before_batches_are_averaged(script: ModuleType) -> None:
+def test_weights_are_joined_before_batches_are_averaged() -> None:
     # batch 0: cosine 1 with products of 4 and 9; batch 1: cosine -1, ten times as strong; a batch without gradient
     strong = {"image_image": 40.0, "image_text": -60.0, "text_text": 90.0, "batch": 1}
     nothing = {"image_image": 0.0, "image_text": 0.0, "text_text": 0.0, "batch": 2}
     frame = pl.DataFrame(products(1.0) + products(0.0, **strong) + products(0.0, **nothing))
-    assert script.cosines(frame, ["when"])["cosine"].to_list() == pytest.approx([0.0])
+    assert gradient_conflict.cosines(frame, ["when"])["cosine"].to_list() == pytest.approx([0.0])
     mixed = pl.DataFrame(products(0.5)).with_columns(
         image_text=pl.when(pl.col("kind") == "q_proj").then(-6.0).otherwise(pl.col("image_text"))
     )
-    assert script.together(mixed) == pytest.approx((4 * -6 + 4 * 3) / (8 * 6))
-    assert script.cosines(mixed, ["layer"])["cosine"].to_list() == pytest.approx([-1, 0.5, -1, 0.5])
-    assert script.together(pl.DataFrame(products(0.0, **nothing))) is None
+    assert gradient_conflict.joint_cosine(mixed) == pytest.approx((4 * -6 + 4 * 3) / (8 * 6))
+    assert gradient_conflict.cosines(mixed, ["layer"])["cosine"].to_list() == pytest.approx([-1, 0.5, -1, 0.5])
+    assert gradient_conflict.joint_cosine(pl.DataFrame(products(0.0, **nothing))) is None
 
 
-def test_table_and_plot(script: ModuleType, tmp_path: Path) -> None:
-    lora, moda = script.Rung("lora", "cmsa"), script.Rung("moda", "cmsa")
+def test_table_and_plot(tmp_path: Path) -> None:
+    lora, moda = gradient_conflict.Arm("lora", "cmsa"), gradient_conflict.Arm("moda", "cmsa")
     before = products(0.0, "before")
     for row in before:
         row["image_image"] *= row["matrix"] == "B"  # a new adapter: no gradient in A
@@ -62,7 +49,7 @@ def test_table_and_plot(script: ModuleType, tmp_path: Path) -> None:
         lora: [pl.DataFrame(before + products(value)) for value in (-0.2, -0.1)],
         moda: [pl.DataFrame(products(value)) for value in (0.4, 0.5)],
     }
-    lines = script.table(results).splitlines()
+    lines = gradient_conflict.table(results).splitlines()
     row = next(line for line in lines if line.startswith("| lora+cmsa, after |"))
     cells = [cell.strip() for cell in row.split("|")[2:-1]]
     assert cells[:3] == ["-0.150 (-0.20 .. -0.10)"] * 3
@@ -75,41 +62,39 @@ def test_table_and_plot(script: ModuleType, tmp_path: Path) -> None:
     new = next(line for line in lines if line.startswith("| lora+cmsa, before |"))
     assert new.split("|")[3].strip() == "-"
     assert sum(line.startswith("| moda+cmsa, before |") for line in lines) == 0
-    script.plot(results, tmp_path / "plot.svg")
+    gradient_conflict.plot(results, tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert drawn.count('id="axes_') == 2
 
 
-def test_rungs_that_are_left_out_are_not_measured(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], repository: Path
+def test_trainings_that_are_left_out_are_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], repository: Path
 ) -> None:
     (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
     measured = []
 
-    def measure(_: object, __: object, rung: Any, seed: int, *___: object) -> pl.DataFrame:
-        measured.append((rung.name, seed))
+    def measure(_: object, __: object, arm: Any, seed: int, *___: object) -> pl.DataFrame:
+        measured.append((arm.name, seed))
         return pl.DataFrame(products(0.1))
 
-    monkeypatch.setattr(script, "measured", measure)
-    command = ["gradient_conflict.py", "--name", "x", "--seeds", "1", "2", "--rungs", "moda+cmsa", "lora+infonce"]
+    monkeypatch.setattr(gradient_conflict, "measure", measure)
     for _ in range(2):  # the second time from what is kept
-        monkeypatch.setattr("sys.argv", command)
-        script.main()
+        gradient_conflict.main("x", seeds=Numbers((1, 2)), trainings=Names(("moda+cmsa", "lora+infonce")))
         assert sorted(measured) == [("lora+infonce", 1), ("lora+infonce", 2), ("moda+cmsa", 1), ("moda+cmsa", 2)]
         shown = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if "after |" in line]
         assert sorted(set(shown)) == ["| lora+infonce", "| moda+cmsa"]
 
 
-def test_held_out_items_have_pictures_and_come_once(script: ModuleType) -> None:
+def test_held_out_items_have_images_and_come_once() -> None:
     class Source:
         has_image = np.array([True] * 9 + [False] * 3 + [True] * 9)
 
-    first = script.draw(Source(), 1, 2, 4)
+    first = gradient_conflict.draw(Source(), 1, 2, 4)
     assert first.shape == (2, 4)
     assert len(set(first.ravel())) == 8
     assert Source.has_image[first].all()
-    assert not np.array_equal(first, script.draw(Source(), 2, 2, 4))
-    np.testing.assert_array_equal(first, script.draw(Source(), 1, 2, 4))
+    assert not np.array_equal(first, gradient_conflict.draw(Source(), 2, 2, 4))
+    np.testing.assert_array_equal(first, gradient_conflict.draw(Source(), 1, 2, 4))
     with pytest.raises(TrainingError, match="20 items are to be held out and 4 are needed for a training batch, but 18 have"):
-        script.draw(Source(), 1, 5, 4)
+        gradient_conflict.draw(Source(), 1, 5, 4)
