@@ -9,7 +9,7 @@ import torch
 
 from sda_core.adapters import build
 from sda_core.backbones import VisionTower
-from sda_core.params import AdapterParams
+from tests.sections import SHIPPED, changed
 from tests.tolerances import up_to_rounding
 
 PROMPT = "The picture shows a product."
@@ -30,18 +30,7 @@ def test_vectors_are_the_same_without_running_the_tower(tiny: Any, noise_picture
 
 
 def test_a_tower_that_learns_is_not_run_ahead(make_tiny: Any) -> None:
-    adapter = AdapterParams(
-        r=2,
-        lora_alpha=2.0,
-        use_rslora=False,
-        variant="paper",
-        lora_dropout=0.0,
-        num_experts=1,
-        expert_rank="split",
-        gate="uniform",
-        modality_dim=2,
-        targets="language",
-    )
+    adapter = changed(SHIPPED.train_adapter.lora, r=2, lora_alpha=2.0, lora_dropout=0.0)
     for targets, expected in (("language", []), ("language_and_vision", None)):
         backbone = make_tiny()
         layers = backbone.adapter_pattern(targets), backbone.num_adapter_layers(targets)
