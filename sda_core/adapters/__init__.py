@@ -9,7 +9,7 @@
     with modality(model, "image"):
         image_BD = model(**image_inputs)
 
-Instead of a name, ``modality`` takes ids: one a row, or one a token where a sequence holds pictures and words.
+Instead of a name, ``modality`` takes ids: one a row, or one a token where a sequence holds images and words.
 ``print(targets(base, pattern))`` shows what a pattern would hit.
 
 Adapters take any ``nn.Module``; nothing here knows which model it adapts.

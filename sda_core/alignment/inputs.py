@@ -28,7 +28,7 @@ class Encoder(Protocol):
     """What training asks of a backbone; see ``sda_core.backbones.Backbone``."""
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence a picture."""
+        """One sequence an image."""
         ...
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -47,12 +47,12 @@ class Source(Protocol):
 
     @property
     def shows_image(self) -> np.ndarray:
-        """``(I,)`` bool: whether there is a picture to show for the item."""
+        """``(I,)`` bool: whether there is an image to show for the item."""
         ...
 
     @property
     def image_prompt(self) -> str:
-        """The words beside every picture."""
+        """The words beside every image."""
         ...
 
     def texts(self, rows: np.ndarray) -> list[str]:
@@ -60,11 +60,11 @@ class Source(Protocol):
         ...
 
     def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows."""
+        """Images of some rows."""
         ...
 
     def content_keys(self, rows: np.ndarray) -> np.ndarray:
-        """``(B,)`` int64, equal where prompt and picture are equal byte for byte."""
+        """``(B,)`` int64, equal where prompt and image are equal byte for byte."""
         ...
 
 
@@ -130,7 +130,7 @@ class Ready:
 
     Attributes:
         inputs: what the backbone encodes.
-        keys: with pictures, the ``content_keys`` of the rows; else empty.
+        keys: with images, the ``content_keys`` of the rows; else empty.
     """
 
     inputs: dict[str, Tensor]
@@ -141,9 +141,9 @@ class InputMaker:
     """Makes the inputs of chunks.
 
     Args:
-        backbone: makes inputs from pictures and texts.
+        backbone: makes inputs from images and texts.
         source: the items.
-        cache: what the vision tower made of the pictures; None to show the pictures themselves.
+        cache: what the vision tower made of the images; None to show the images themselves.
     """
 
     def __init__(self, backbone: Encoder, source: Source, cache: VisionCache | None) -> None:
@@ -152,7 +152,7 @@ class InputMaker:
         self._cache = cache
 
     def make(self, modality: Modality, rows: np.ndarray) -> Ready:
-        """Inputs of one modality of some rows, all of which show a picture."""
+        """Inputs of one modality of some rows, all of which show an image."""
         source = self._source
         if modality == "text":
             return Ready(self._backbone.text_inputs(source.texts(rows)), np.empty(0, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""What the frozen vision tower makes of each picture, computed once and read from disk afterwards.
+"""What the frozen vision tower makes of each image, computed once and read from disk afterwards.
 
 The tower does not learn, so every epoch would compute the same numbers.  They are kept in blocks of items, one safetensors
 file each, beside the checkpoint of the run: a killed run goes on with the finished blocks, and several processes share
@@ -30,18 +30,18 @@ _BLOCK_ITEMS = 256
 _OPEN_FILES = 64
 
 
-class Pictures(Protocol):
-    """Where pictures come from."""
+class Images(Protocol):
+    """Where images come from."""
 
     item_ids: np.ndarray
 
     def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows."""
+        """Images of some rows."""
         ...
 
 
 class VisionCache:
-    """The tower's results of all items that show a picture.
+    """The tower's results of all items that show an image.
 
     Args:
         backbone: runs the tower.
@@ -51,7 +51,7 @@ class VisionCache:
         fingerprint: of the run's inputs; blocks of other inputs are made anew.
     """
 
-    def __init__(self, backbone: VisionTower, source: Pictures, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
+    def __init__(self, backbone: VisionTower, source: Images, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
         self._backbone = backbone
         self._source = source
         self._rows = rows
@@ -63,11 +63,11 @@ class VisionCache:
         """Make the blocks that are missing, shared between the processes.
 
         Args:
-            batch_size: pictures a pass.
+            batch_size: images a pass.
             team: the processes; all must call this.
 
         Raises:
-            ArtifactError: a picture cannot be decoded, or a block of another process is not to be seen here.
+            ArtifactError: an image cannot be decoded, or a block of another process is not to be seen here.
         """
         num_blocks = -(-len(self._rows) // _BLOCK_ITEMS)
         own = range(team.index, num_blocks, team.count)
@@ -128,7 +128,7 @@ class VisionCache:
 
 
 def open_cache(
-    backbone: object, source: Pictures, rows: np.ndarray, training: TrainingParams, folder: Path, fingerprint: str
+    backbone: object, source: Images, rows: np.ndarray, training: TrainingParams, folder: Path, fingerprint: str
 ) -> VisionCache | None:
     """The cache, where the params ask for one; not filled yet.
 

@@ -73,7 +73,7 @@ def test_a_teacher_that_grows_vague_is_reported(
     assert (f"{last:.3g} of 32 effective targets, {first:.2g} in the first step" in caplog.text) == vague
 
 
-def test_pictures_and_words_that_do_not_belong_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_and_words_that_do_not_belong_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Noise has no words: a teacher made of the trained vectors ends at naming everything, the base's does not."""
     training = changed(TRAINING, num_steps=100, batch_size=19, learning_rate=0.02)
     ends = {}

@@ -12,7 +12,7 @@ from sda_core.alignment import batch_rows
 from sda_core.items import ItemSource
 from tests.alignment.toy import (
     TRAINING,
-    Pictures,
+    Images,
     items,
     run,
 )
@@ -30,7 +30,7 @@ def test_an_epoch_shows_every_item_once_and_batches_are_full() -> None:
 
 
 @pytest.mark.parametrize(("missing_image", "shown"), [("text_only", False), ("placeholder", True)])
-def test_items_without_a_picture(tmp_path: Path, missing_image: str, shown: bool) -> None:
+def test_items_without_a_image(tmp_path: Path, missing_image: str, shown: bool) -> None:
     seen: set[int] = set()
 
     class Watching(ItemSource):
@@ -39,7 +39,7 @@ def test_items_without_a_picture(tmp_path: Path, missing_image: str, shown: bool
             return super().images(rows)
 
     plain = items(missing_image=missing_image)
-    source = Watching(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", Pictures(), missing_image)  # type: ignore[arg-type]
+    source = Watching(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", Images(), missing_image)  # type: ignore[arg-type]
     run(tmp_path, source=source)
     assert (7 in seen) == shown
     assert len(seen) >= 18

@@ -222,7 +222,7 @@ def test_gradient_checkpointing_needs_a_model_that_has_it(tmp_path: Path) -> Non
 
 
 def test_a_real_backbone_with_and_without_gradient_checkpointing(tmp_path: Path) -> None:
-    """A Qwen2.5-VL architecture, pictures and words through its own inputs; recomputing changes nothing but time."""
+    """A Qwen2.5-VL architecture, images and words through its own inputs; recomputing changes nothing but time."""
     plain_model, curve = run_tiny(tmp_path / "plain")
     again_model, recomputed_curve = run_tiny(tmp_path / "recomputed", gradient_checkpointing=True)
     assert not any(getattr(module, "gradient_checkpointing", False) for module in again_model.modules())

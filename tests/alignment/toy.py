@@ -36,7 +36,7 @@ SHARED = changed(TRAINING, num_steps=6, batch_size=8, micro_batch_size=2, checkp
 
 
 class Encoder:
-    """A real, small encoder: a frozen two-layer network on 8 x 8 grey pictures or on letter counts."""
+    """A real, small encoder: a frozen two-layer network on 8 x 8 grey images or on letter counts."""
 
     def __init__(self, delay_seconds: float = 0.0) -> None:
         torch.manual_seed(0)
@@ -59,8 +59,8 @@ class Encoder:
         return model(inputs["x"].to(next(model.parameters()).dtype))
 
 
-class Pictures:
-    """Pictures in memory; item 7 has none."""
+class Images:
+    """Images in memory; item 7 has none."""
 
     def get(self, item_id: int) -> bytes | None:
         if item_id == 7:
@@ -76,7 +76,7 @@ class Pictures:
 
 def items(num_items: int = 20, missing_image: Any = "text_only") -> ItemSource:
     texts = [f"item {'abcdefghij'[i % 10] * (i + 1)} of brand {i * 7919}" for i in range(num_items)]
-    return ItemSource(np.arange(1, num_items + 1), texts, "A picture.", "hash", Pictures(), missing_image)
+    return ItemSource(np.arange(1, num_items + 1), texts, "A picture.", "hash", Images(), missing_image)
 
 
 def run(
@@ -107,7 +107,7 @@ def tiny_backbone() -> Any:
 
 
 def run_tiny(folder: Path, team: Processes = ALONE, **changes: Any) -> tuple[nn.Module, list[StepRecord]]:
-    """That architecture trained, pictures and words through its own inputs."""
+    """That architecture trained, images and words through its own inputs."""
     adapter = changed(MODA, targets=changes.pop("targets", "language"))
     loss = changed(LOSS, teacher_source=changes.pop("teacher_source", "adapted"))
     training = changed(TRAINING, **({"num_steps": 4, "batch_size": 4} | changes))

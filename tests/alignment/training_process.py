@@ -64,12 +64,12 @@ elif mode == "mistakes":
         class Torn(ItemSource):
             def images(self, rows: np.ndarray) -> list[Image.Image | None]:
                 if INDEX == 1:
-                    raise ArtifactError("picture of item 5", "cannot be decoded")
+                    raise ArtifactError("image of item 5", "cannot be decoded")
                 return super().images(rows)
 
         plain = toy.items()
-        torn = Torn(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", toy.Pictures(), "text_only")
-        with pytest.raises(ArtifactError, match="picture of item 5: cannot be decoded") as caught:
+        torn = Torn(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", toy.Images(), "text_only")
+        with pytest.raises(ArtifactError, match="image of item 5: cannot be decoded") as caught:
             toy.run_shared(folder / "torn", team, toy.Encoder(), source=torn)
         assert caught.value.known_to_all
 

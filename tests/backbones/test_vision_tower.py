@@ -1,4 +1,4 @@
-"""The vision tower run by itself: the same vectors, without the pictures."""
+"""The vision tower run by itself: the same vectors, without the images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.tolerances import up_to_rounding
 PROMPT = "The picture shows a product."
 
 
-def test_vectors_are_the_same_without_running_the_tower(tiny: Any, noise_picture: Any, monkeypatch: Any) -> None:
+def test_vectors_are_the_same_without_running_the_tower(tiny: Any, noise_image: Any, monkeypatch: Any) -> None:
     assert isinstance(tiny, VisionTower)
-    images = [noise_picture(28 + 40 * place, 90 - 20 * place, seed=place) for place in range(3)]
+    images = [noise_image(28 + 40 * place, 90 - 20 * place, seed=place) for place in range(3)]
     with torch.no_grad():
         expected = tiny.encode(tiny.model, tiny.image_inputs(images, PROMPT))
         features = [one for image in reversed(images) for one in tiny.vision_features([image])]

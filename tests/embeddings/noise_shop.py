@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 TINY = tiny_section(hidden_size=32, num_layers=1, num_heads=2, vision_hidden_size=16, max_pixels=6272, max_text_tokens=160)
 
 
-class NoisePictures:
-    """A picture store: every item but each fifth has one, of its own size and noise."""
+class NoiseImages:
+    """An image store: every item but each fifth has one, of its own size and noise."""
 
     def get(self, item_id: int) -> bytes | None:
         if item_id % 5 == 0:
@@ -39,7 +39,7 @@ class NoisePictures:
         return "missing_url" if item_id % 5 == 0 else "ok"
 
 
-class NoPictures(NoisePictures):
+class NoImages(NoiseImages):
     def status(self, item_id: int) -> str:
         return "missing_url"
 
@@ -53,7 +53,7 @@ def shop(num_items: int, missing_image: MissingImage = "placeholder", order: np.
     texts = [f"Item {place} " + "very " * (place * 7 % 13) + "good" for place in range(1, num_items + 1)]
     texts[2] = ""
     texts = texts if order is None else [texts[place] for place in order]
-    return ItemSource(np.arange(1, num_items + 1), texts, "The picture shows a product.", "hash", NoisePictures(), missing_image)
+    return ItemSource(np.arange(1, num_items + 1), texts, "The picture shows a product.", "hash", NoiseImages(), missing_image)
 
 
 def nothing(_modality: str):

@@ -17,7 +17,7 @@ from sda_core.items import ItemSource
 from tests.embeddings.noise_shop import (
     CPU,
     TINY,
-    NoisePictures,
+    NoiseImages,
     assert_close,
     assert_equal,
     encoded,
@@ -47,7 +47,7 @@ def test_compiling_needs_vector_instructions(backbone, tmp_path, monkeypatch):
 
 
 def test_cut_texts_are_reported(backbone, tmp_path, caplog):
-    source = ItemSource(np.arange(1, 4), ["a" * 500, "short", "b" * 160], "p", "h", NoisePictures(), "text_only")
+    source = ItemSource(np.arange(1, 4), ["a" * 500, "short", "b" * 160], "p", "h", NoiseImages(), "text_only")
     with caplog.at_level(logging.INFO, logger="sda_core"):
         encoded(source, backbone, tmp_path)
         assert "2 of 3 texts fill backbone.max_text_tokens" in caplog.text

@@ -19,7 +19,7 @@ from sda_core.items import ItemSource
 from tests.embeddings.noise_shop import (
     CPU,
     TINY,
-    NoPictures,
+    NoImages,
     assert_close,
     assert_equal,
     encoded,
@@ -55,9 +55,9 @@ def test_twice_is_byte_equal(backbone, embedded, tmp_path):
     assert_equal(encoded(shop(30), backbone, tmp_path), embedded)
 
 
-def test_placeholder_counts_as_a_picture(backbone, embedded):
+def test_placeholder_counts_as_a_image(backbone, embedded):
     assert embedded.has_image.all()
-    assert np.ptp(embedded.image_ID[4::5], axis=0).max() < 1e-5, "all items without a picture show the same one"
+    assert np.ptp(embedded.image_ID[4::5], axis=0).max() < 1e-5, "all items without an image show the same one"
     assert np.abs(embedded.image_ID[4]).sum() > 0
 
 
@@ -70,13 +70,13 @@ def test_text_only_leaves_rows_out(backbone, embedded, tmp_path):
     np.testing.assert_allclose(result.text_ID, embedded.text_ID, **up_to_rounding(embedded.text_ID))
 
 
-def test_no_picture_at_all(backbone, tmp_path):
-    source = ItemSource(np.arange(1, 4), ["a", "b", "c"], "p", "h", NoPictures(), "text_only")
+def test_no_image_at_all(backbone, tmp_path):
+    source = ItemSource(np.arange(1, 4), ["a", "b", "c"], "p", "h", NoImages(), "text_only")
     result = encoded(source, backbone, tmp_path)
     assert not result.has_image.any()
     fused = fuse(result.image_ID, result.text_ID, result.has_image, np.array([1, 2, 3]), export_params(fusion="concat"))
     np.testing.assert_allclose(np.linalg.norm(fused, axis=1), 1, atol=1e-6)
-    with pytest.raises(DataError, match="no item has a picture"):
+    with pytest.raises(DataError, match="no item has an image"):
         fuse(result.image_ID, result.text_ID, result.has_image, np.array([1]), export_params(fusion="image"))
 
 
@@ -177,11 +177,11 @@ def test_half_precision(adapted, tmp_path):
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch.compile needs AVX2 or newer on x86")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_compiled_equals_eager(adapted, tmp_path, monkeypatch):
-    """The texts only: the compiler works for seconds, and pictures go through the same layers."""
+    """The texts only: the compiler works for seconds, and images go through the same layers."""
     # The compiler's cache does not tell instruction sets apart: what was compiled for another one can give NaN.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     fresh, model = adapted
-    source = ItemSource(np.arange(1, 17), ["good " * place for place in range(16)], "p", "h", NoPictures(), "text_only")
+    source = ItemSource(np.arange(1, 17), ["good " * place for place in range(16)], "p", "h", NoImages(), "text_only")
     vectors: list[np.ndarray] = []
     counters = torch._dynamo.utils.counters
     counters.clear()  # of other tests

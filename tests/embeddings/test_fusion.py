@@ -114,7 +114,7 @@ def test_arguments_stay_as_they_were_and_lengths_are_one(num_items, dim, seed, f
     assert ((np.abs(lengths - 1) < 1e-5) | (lengths == 0)).all()
 
 
-def test_row_without_picture_takes_the_mean_of_the_fitted():
+def test_row_without_image_takes_the_mean_of_the_fitted():
     image, text = random_halves(10, 4)
     has_image = np.ones(10, dtype=bool)
     has_image[[2, 9]] = False
@@ -140,5 +140,5 @@ def test_fit_ids_that_cannot_be(fit_ids):
 
 
 def test_widths_that_have_no_mean():
-    with pytest.raises(DataError, match="is 'mean', but the vectors of pictures are 4 wide and those of texts 6"):
+    with pytest.raises(DataError, match="is 'mean', but the vectors of images are 4 wide and those of texts 6"):
         fuse(np.zeros((3, 4)), np.zeros((3, 6)), np.ones(3, dtype=bool), np.array([1]), export_params(fusion="mean"))

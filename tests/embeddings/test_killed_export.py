@@ -23,7 +23,7 @@ def test_killed_export_resumes_to_the_same_bytes(tmp_path):
     assert not out.exists()
     finished = sorted(resume.glob("*.safetensors"))
     assert 43 <= len(finished) < 80
-    finished[5].unlink()  # as if it had been killed among the pictures, too
+    finished[5].unlink()  # as if it had been killed among the images, too
     num_threads = torch.get_num_threads()
     try:
         export_to(resume, out)

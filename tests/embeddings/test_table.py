@@ -64,7 +64,7 @@ def test_file_says_what_it_is(tmp_path, backbone):
     assert (described["normalized"], described["modality_dim"], described["embedding_dim"]) == ("true", "32", "8")
 
 
-def test_missing_picture_is_null(tmp_path):
+def test_missing_image_is_null(tmp_path):
     has_image = np.arange(20) != 7
     image, text, _ = write_small(tmp_path / "e.parquet", has_image=has_image)
     frame = pl.read_parquet(tmp_path / "e.parquet")
