@@ -80,7 +80,7 @@ class DemoDataset(Section):
     mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]
     popularity_exponent: Strength  # of the Zipf law of item popularity; 0 = uniform
     content_strength: Strength  # how much the latent attributes drive taste; 0 = negative control
-    image_share: Share  # share of that drive that is visible in the picture only
+    image_share: Share  # share of that drive that is visible in the image only
     text_share: Share  # share of that drive that stands in the words only; the rest shows in both
     sequence_strength: Strength  # how much the last item drives the next one
     same_day_share: Share  # chance that a purchase is of the same day as the user's purchase before it
@@ -200,7 +200,7 @@ class FetchImagesParams(Section):
 
 
 class ItemsParams(Section):
-    """What the model is told about an item: the prompts, and what stands in for a missing picture."""
+    """What the model is told about an item: the prompts, and what stands in for a missing image."""
 
     noun: Annotated[str, Field(min_length=1, max_length=64)]
     text_opening: Annotated[str, Field(min_length=1)]  # {noun} is filled in
@@ -250,7 +250,7 @@ class Checkpoint(Section):
 
 
 class QwenVLCheckpoint(Checkpoint):
-    """What the Qwen-VL families share: pictures of any size, as many tokens as they have pixels."""
+    """What the Qwen-VL families share: images of any size, as many tokens as they have pixels."""
 
     min_pixels: Count
     max_pixels: Count
@@ -279,7 +279,7 @@ class LlavaOnevision(Checkpoint):
     """A LLaVA-OneVision checkpoint in transformers' own format (``llava-hf/...``)."""
 
     kind: Literal["llava_onevision"]
-    max_tiles: CountOrZero  # beside the whole picture; 0: the whole picture alone
+    max_tiles: CountOrZero  # beside the whole image; 0: the whole image alone
     pooling: Literal["mean", "last"]
 
 
@@ -287,7 +287,7 @@ class InternVL(Checkpoint):
     """An InternVL checkpoint in transformers' own format (``OpenGVLab/...-hf``)."""
 
     kind: Literal["internvl"]
-    max_tiles: CountOrZero  # beside the whole picture; 0 and 1: the whole picture alone
+    max_tiles: CountOrZero  # beside the whole image; 0 and 1: the whole image alone
     pooling: Literal["mean", "last"]
 
 
@@ -295,7 +295,7 @@ class SmolVLM(Checkpoint):
     """A SmolVLM, SmolVLM2 or Idefics3 checkpoint."""
 
     kind: Literal["smolvlm"]
-    max_tiles: CountOrZero  # beside the whole picture; below 4: the whole picture alone
+    max_tiles: CountOrZero  # beside the whole image; below 4: the whole image alone
     pooling: Literal["mean", "last"]
 
 

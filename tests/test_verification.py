@@ -154,11 +154,11 @@ def raw_byte(at: Workspace) -> None:
     path.write_bytes(content)
 
 
-def broken_picture(at: Workspace) -> None:
+def broken_image(at: Workspace) -> None:
     path = shard_path(at.images, 0)
     rows, keys = read_shard(path), read_shard_index(path).keys
     place = next(n for n, row in enumerate(rows) if row.image is not None)
-    rows[place] = type(rows[place])(**{**vars(rows[place]), "image": b"no picture"})
+    rows[place] = type(rows[place])(**{**vars(rows[place]), "image": b"no image"})
     write_shard(path, rows, keys)
 
 
@@ -195,7 +195,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ),
     ("data/filtered/users.parquet", lambda at: rewrite(USERS, at.users, lambda t: t[:-1]), "the interactions go up to"),
     ("data/filtered/statistics.json", lambda at: edit_json(at.statistics, num_train=1), "num_train is 1"),
-    ("data/images", broken_picture, "cannot be opened"),
+    ("data/images", broken_image, "cannot be opened"),
     ("data/images", lambda at: edit_json(at.image_coverage, num_ok=3), "num_ok is 3"),
     (
         "data/images",

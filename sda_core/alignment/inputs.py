@@ -27,7 +27,7 @@ class Encoder(Protocol):
     """What training asks of a backbone; see ``sda_core.backbones.Backbone``."""
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence a picture."""
+        """One sequence an image."""
         ...
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Ready:
 
     Attributes:
         inputs: what the backbone encodes.
-        keys: with pictures, the ``content_keys`` of the rows; else empty.
+        keys: with images, the ``content_keys`` of the rows; else empty.
     """
 
     inputs: dict[str, Tensor]
@@ -112,9 +112,9 @@ class InputMaker:
     """Makes the inputs of chunks.
 
     Args:
-        backbone: makes inputs from pictures and texts.
+        backbone: makes inputs from images and texts.
         source: the items.
-        cache: what the vision tower made of the pictures; None to show the pictures themselves.
+        cache: what the vision tower made of the images; None to show the images themselves.
     """
 
     def __init__(self, backbone: Encoder, source: ItemSource, cache: VisionCache | None) -> None:
@@ -123,7 +123,7 @@ class InputMaker:
         self._cache = cache
 
     def make(self, modality: Modality, rows: np.ndarray) -> Ready:
-        """Inputs of one modality of some rows, all of which show a picture."""
+        """Inputs of one modality of some rows, all of which show an image."""
         source = self._source
         if modality == "text":
             return Ready(self._backbone.text_inputs(source.texts(rows)), np.empty(0, dtype=np.int64))

@@ -66,7 +66,7 @@ def train_adapter(
         training: optimisation.
         loss: which loss, and its temperature.
         checkpoint: file of the unfinished run, written by process 0 every ``checkpoint_every`` steps and at the end; what
-            the vision tower made of the pictures is put beside it.
+            the vision tower made of the images is put beside it.
         fingerprint: of every input of the run; a checkpoint of another run is not resumed.
         device: where the model and the loss are put.
         team: the processes that share every batch; all call this.

@@ -1,4 +1,4 @@
-"""What the frozen vision tower makes of each picture, computed once and read from disk afterwards.
+"""What the frozen vision tower makes of each image, computed once and read from disk afterwards.
 
 The tower does not learn, so every epoch would compute the same numbers.  They are kept in blocks of items, one safetensors
 file each, beside the checkpoint of the run: a killed run goes on with the finished blocks, and several processes share
@@ -29,7 +29,7 @@ _OPEN_FILES = 64
 
 
 class VisionCache:
-    """The tower's results of all items that show a picture.
+    """The tower's results of all items that show an image.
 
     Args:
         backbone: runs the tower.
@@ -51,11 +51,11 @@ class VisionCache:
         """Make the blocks that are missing, shared between the processes.
 
         Args:
-            batch_size: pictures a pass.
+            batch_size: images a pass.
             team: the processes; all must call this.
 
         Raises:
-            ArtifactError: a picture cannot be decoded, or a block of another process is not to be seen here.
+            ArtifactError: an image cannot be decoded, or a block of another process is not to be seen here.
         """
         num_blocks = -(-len(self._rows) // _BLOCK_ITEMS)
         own = range(team.index, num_blocks, team.count)

@@ -39,7 +39,7 @@ class EmbeddedItems:
         item_ids: ``(I,)`` int32, in the source's order.
         image_ID: ``(I, D)`` float32; zero where ``has_image`` is false.
         text_ID: ``(I, D)`` float32.
-        has_image: ``(I,)`` bool, whether a picture (real or placeholder) was encoded.
+        has_image: ``(I,)`` bool, whether an image (real or placeholder) was encoded.
         info: of the backbone that made them.
     """
 
@@ -81,7 +81,7 @@ class EncodedBlock:
 
 
 def blocks_of(source: ItemSource, shard_rows: int) -> list[Block]:
-    """All blocks that are not empty: the pictures', then the texts'."""
+    """All blocks that are not empty: the images', then the texts'."""
     found: list[Block] = []
     for modality in MODALITIES:
         for number, start in enumerate(range(0, len(source), shard_rows)):
@@ -172,7 +172,7 @@ class BlockFolder:
 
 
 def _hash_of(source: ItemSource) -> str:
-    """Of the ids, of which items show a picture, and of the words."""
+    """Of the ids, of which items show an image, and of the words."""
     digest = hashlib.sha256(source.item_ids.tobytes() + source.shows_image.tobytes() + source.has_image.tobytes())
     for text in [source.image_prompt, source.prompt_hash, *source.texts(np.arange(len(source)))]:
         digest.update(f"{len(text)}\x1f{text}".encode())
@@ -218,7 +218,7 @@ class BlockEncoder:
         while the model is busy with this one.
 
         Raises:
-            ArtifactError: a picture cannot be decoded.
+            ArtifactError: an image cannot be decoded.
             DataError: a vector is not finite.
             ConfigError: a batch does not fit into the device's memory.
         """
@@ -228,7 +228,7 @@ class BlockEncoder:
             if modality == "text":
                 return backbone.text_inputs(source.texts(rows[places]))
             images = [image for image in source.images(rows[places]) if image is not None]
-            assert len(images) == len(places), "rows without a picture are left out before"
+            assert len(images) == len(places), "rows without an image are left out before"
             return backbone.image_inputs(images, source.image_prompt)
 
         order = _by_length(modality, source, rows)
@@ -262,7 +262,7 @@ class BlockEncoder:
 def _by_length(modality: Modality, source: ItemSource, rows: np.ndarray) -> np.ndarray:
     """Order of the rows in which neighbours need about the same number of tokens; ties by place.
 
-    Bytes stand for a text's tokens.  Pictures are brought to about one number of pixels by the backbone and keep their place.
+    Bytes stand for a text's tokens.  Images are brought to about one number of pixels by the backbone and keep their place.
     """
     if modality == "image":
         return np.arange(len(rows))

@@ -3,7 +3,7 @@
 ===============  =======================================================================================================
 ``random``       directions drawn uniformly: what a recommender gains by frozen vectors of any kind
 ``shuffled``     the right vectors on the wrong items: their distribution, but not their meaning
-``image_only``   principal components of the picture vectors alone
+``image_only``   principal components of the image vectors alone
 ``text_only``    principal components of the text vectors alone
 ===============  =======================================================================================================
 
@@ -46,7 +46,7 @@ class Vectors:
 
 
 def read_table(path: Path) -> Vectors:
-    """All vectors of an embeddings file; an item without a picture has the mean of the others.
+    """All vectors of an embeddings file; an item without an image has the mean of the others.
 
     Raises:
         ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.

@@ -85,7 +85,7 @@ def embed_items(
         source: the items.
         params: batch and block sizes; whether to compile.
         resume: folder of finished blocks, one for all processes; made where absent, and left to the caller to delete.
-        fingerprint: of everything the vectors depend on besides these arguments (weights, adapter, prompts, pictures).
+        fingerprint: of everything the vectors depend on besides these arguments (weights, adapter, prompts, images).
         device: where the model is.
         modality_context: what to enter around the passes of ``"image"`` and of ``"text"``, e.g. the adapter's modality;
             entered once a modality, and only where there is something left to encode.
@@ -95,7 +95,7 @@ def embed_items(
         The vectors; None in a process that is not the main one.
 
     Raises:
-        ArtifactError: a picture cannot be decoded.
+        ArtifactError: an image cannot be decoded.
         DataError: a vector is not finite.
         ConfigError: a batch does not fit into the device's memory.
         SDAError: another process is gone.

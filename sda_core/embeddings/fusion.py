@@ -26,7 +26,7 @@ def fuse(
 ) -> np.ndarray:
     """One vector an item from its two.
 
-    With ``params.normalize`` each half is brought to unit length first, and the result last.  A row without a picture
+    With ``params.normalize`` each half is brought to unit length first, and the result last.  A row without an image
     takes the mean image vector of the fitted items that have one (of all that have one, where none is fitted): the
     point that says nothing about the item.
 
@@ -50,7 +50,7 @@ def fuse(
         ``(I, F)`` float32.
 
     Raises:
-        DataError: nothing to fit on, an id out of range, pictures alone are asked for and there are none, or the mean of two
+        DataError: nothing to fit on, an id out of range, images alone are asked for and there are none, or the mean of two
             different widths is.
     """
     fit_rows = np.unique(np.asarray(fit_ids, dtype=np.int64)) - 1
@@ -68,14 +68,14 @@ def fuse(
             if width != text_ID.shape[1]:  # of vectors made elsewhere
                 raise DataError(
                     "params.yaml: export_embeddings.fusion",
-                    f"is 'mean', but the vectors of pictures are {width} wide and those of texts {text_ID.shape[1]}",
+                    f"is 'mean', but the vectors of images are {width} wide and those of texts {text_ID.shape[1]}",
                     "use 'concat' or 'late_concat_pca'",
                 )
             joined_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
             fused_IF = (joined_IF[:, :width] + joined_IF[:, width:]) / 2
         case "image":
             if not has_image.any():
-                raise DataError("params.yaml: export_embeddings.fusion", "is 'image', but no item has a picture", "use 'text'")
+                raise DataError("params.yaml: export_embeddings.fusion", "is 'image', but no item has an image", "use 'text'")
             fused_IF = image_ID.astype(np.float32)
             _prepare_images(fused_IF, has_image, fit_rows, params)
         case "text":
@@ -100,7 +100,7 @@ def _joined(
 
 
 def _prepare_images(image_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams) -> None:
-    """In place: unit length if asked, and the mean vector in the rows that have no picture."""
+    """In place: unit length if asked, and the mean vector in the rows that have no image."""
     if params.normalize:
         unit_rows(image_ID, out=image_ID)
     if has_image.all():

@@ -40,7 +40,7 @@ class ForeignVectors:
 
     image: np.ndarray | None  # (I, D) float32, as it came; None where there was no such column
     text: np.ndarray | None  # (I, D) float32; its own width
-    embedding: np.ndarray | None  # (I, D) float32, complete; None where there are both pictures and texts to be fused
+    embedding: np.ndarray | None  # (I, D) float32, complete; None where there are both images and texts to be fused
     has_image: np.ndarray  # (I,) bool, where a row of `image` counts
     has_text: np.ndarray
     num_missing: int  # items without a vector of their own: they have the mean of the others
@@ -145,7 +145,7 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
         normalize: bring ``embedding`` to unit length, as ``export_embeddings.normalize`` does for vectors made here.
 
     Returns:
-        The vectors.  A single kind of vector is the ``embedding`` too; with pictures and texts alone, the two are yet to be
+        The vectors.  A single kind of vector is the ``embedding`` too; with images and texts alone, the two are yet to be
         fused.
 
     Raises:

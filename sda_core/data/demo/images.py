@@ -1,6 +1,6 @@
-"""Product pictures: they show an item's category (the product), colour, pattern and shape (its motif), and nothing else.
+"""Product images: they show an item's category (the product), colour, pattern and shape (its motif), and nothing else.
 
-Every picture has its own size, turn, place, background, light, tone, pattern phase and sensor noise, so that no two are
+Every image has its own size, turn, place, background, light, tone, pattern phase and sensor noise, so that no two are
 equal and no pixel is a code for an attribute.  None of that depends on the item's attributes.
 
 Coordinates of a product: x to the right, y down, both within -1..1.
@@ -25,7 +25,7 @@ Layer = Literal["body", "trim", "hole"]  # patterned cloth or glaze; plain handl
 Part = tuple[Layer, npt.NDArray[np.float64]]  # polygon (corners, 2)
 
 JPEG_QUALITY = 92
-SUPERSAMPLED_BELOW = 256  # pixels; larger pictures need no smoothing
+SUPERSAMPLED_BELOW = 256  # pixels; larger images need no smoothing
 
 HUE_SATURATION_VALUE = {
     "red": (0.99, 0.78, 0.80),
@@ -241,7 +241,7 @@ MOTIFS: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]
 }
 
 
-# -------------------------------------------------------------------------------------------- one picture
+# -------------------------------------------------------------------------------------------- one image
 def _pattern(
     name: str, x: npt.NDArray[np.floating], y: npt.NDArray[np.floating], period: float, phase_x: float, phase_y: float
 ) -> npt.NDArray[np.bool_]:
@@ -278,7 +278,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Floats:
 
 
 def draw_product(category: str, colour: str, pattern: str, shape: str, side: int, draw: np.random.Generator) -> Image.Image:
-    """One RGB picture of ``side`` x ``side`` pixels; all chance comes from ``draw``."""
+    """One RGB image of ``side`` x ``side`` pixels; all chance comes from ``draw``."""
     factor = 2 if side < SUPERSAMPLED_BELOW else 1
     size = side * factor
     parts, (motif_x, motif_y, motif_radius) = PRODUCTS[category]
@@ -307,11 +307,11 @@ def draw_product(category: str, colour: str, pattern: str, shape: str, side: int
     trim = _rgb(draw.random(), 0.12, draw.uniform(0.22, 0.4))
     backdrop = _rgb(draw.random(), draw.uniform(0.0, 0.14), draw.uniform(0.78, 0.97))
     slope_x, slope_y = draw.uniform(-0.12, 0.12, size=2)
-    picture = backdrop * (1.0 + np.float32(slope_x) * (column / size) + np.float32(slope_y) * (row / size))[..., None]
+    pixels = backdrop * (1.0 + np.float32(slope_x) * (column / size) + np.float32(slope_y) * (row / size))[..., None]
 
     foot = np.float32(0.95 / stretch) * np.float32(scale)  # a soft shadow where the product stands
     shadow = np.exp(-((column / np.float32(0.75 * scale)) ** 2) - ((row - foot) / np.float32(0.16 * scale)) ** 2)
-    picture *= (1.0 - np.float32(draw.uniform(0.1, 0.35)) * shadow)[..., None]
+    pixels *= (1.0 - np.float32(draw.uniform(0.1, 0.35)) * shadow)[..., None]
 
     corners = [(layer, to_pixels(polygon)) for layer, polygon in parts]
     whole = _mask(size, [(layer != "hole", polygon) for layer, polygon in corners])
@@ -335,17 +335,17 @@ def draw_product(category: str, colour: str, pattern: str, shape: str, side: int
 
     light = draw.uniform(-0.28, 0.28, size=2)  # the product is shaded to one side
     surface = surface * (1.0 + np.float32(light[0]) * product_x + np.float32(light[1]) * product_y)[..., None]
-    picture = np.where(whole[..., None] > 0.0, surface, picture)
-    picture = picture * np.float32(draw.uniform(0.86, 1.1))
+    pixels = np.where(whole[..., None] > 0.0, surface, pixels)
+    pixels = pixels * np.float32(draw.uniform(0.86, 1.1))
     if factor > 1:
-        picture = picture.reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
-    picture = picture + draw.normal(0.0, draw.uniform(0.004, 0.02), size=picture.shape).astype(np.float32)
-    image = Image.fromarray(np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8))
+        pixels = pixels.reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
+    pixels = pixels + draw.normal(0.0, draw.uniform(0.004, 0.02), size=pixels.shape).astype(np.float32)
+    image = Image.fromarray(np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8))
     return image.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.9))) if draw.random() < 0.2 else image
 
 
 def draw_item(shop: World, item: int, seed: int, side: int) -> Image.Image:
-    """The picture of an item; depends on its visible attributes, its place in the shop and the seed alone."""
+    """The image of an item; depends on its visible attributes, its place in the shop and the seed alone."""
     return draw_product(
         shop.value("category", item),
         shop.value("colour", item),
@@ -356,8 +356,8 @@ def draw_item(shop: World, item: int, seed: int, side: int) -> Image.Image:
     )
 
 
-def encoded_pictures(shop: World, seed: int, side: int) -> Iterator[tuple[str, bytes]]:
-    """``(asin, JPEG bytes)`` of every item that has a picture, in the shop's order."""
+def encoded_images(shop: World, seed: int, side: int) -> Iterator[tuple[str, bytes]]:
+    """``(asin, JPEG bytes)`` of every item that has an image, in the shop's order."""
     for item, asin in enumerate(shop.asins):
         if shop.has_image[item] and shop.has_metadata[item]:
             buffer = io.BytesIO()

@@ -64,7 +64,7 @@ def test_one_modality_alone_does_not_depend_on_the_other(vectors: Vectors, expor
         np.testing.assert_array_equal(made.fused_IF, control(kind, changed, FIT, export, 1).fused_IF)  # type: ignore[arg-type]
     image, text = (control(kind, vectors, FIT, export, 1) for kind in ("image_only", "text_only"))
     assert not np.allclose(image.fused_IF, text.fused_IF)
-    np.testing.assert_allclose(image.fused_IF[:4], np.tile(image.fused_IF[0], (4, 1)), atol=1e-6)  # these show no picture
+    np.testing.assert_allclose(image.fused_IF[:4], np.tile(image.fused_IF[0], (4, 1)), atol=1e-6)  # these show no image
     # cosines within the modality survive: the components are all of its six but one
     unit = vectors.text_ID / np.linalg.norm(vectors.text_ID, axis=1, keepdims=True)
     upper = np.triu_indices(NUM_ITEMS, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,10 @@ from safetensors.torch import load_file
 
 from sda_core.checkpoint import load_checkpoint
 from sda_core.processes import ALONE
+from tests.alignment import toy
 from tests.tolerances import a_tenth_of_a_step
 
-CHILD = Path(__file__).with_name("alignment_process.py")
-
-
-@pytest.fixture(scope="module")
-def helpers() -> Any:
-    spec = importlib.util.spec_from_file_location("alignment_helpers", Path(__file__).with_name("test_alignment.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["alignment_helpers"] = module
-    spec.loader.exec_module(module)
-    return module
+CHILD = Path(__file__).with_name("training_process.py")
 
 
 def assert_close(first: Path, second: Path, tolerance: float = 1e-9) -> None:
@@ -43,10 +31,10 @@ def assert_close(first: Path, second: Path, tolerance: float = 1e-9) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(helpers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes of it, undisturbed, in chunks and with dropout."""
     folder = tmp_path_factory.mktemp("alone")
-    helpers.run_shared(folder, ALONE, helpers.Encoder())
+    toy.run_shared(folder, ALONE, toy.Encoder())
     return folder
 
 
@@ -56,9 +44,9 @@ def test_several_processes_equal_one(run_processes: Any, alone: Path, tmp_path: 
     assert_close(tmp_path, alone)
 
 
-def test_without_chunks_and_dropout_they_equal_one_too(helpers: Any, run_processes: Any, tmp_path: Path) -> None:
+def test_without_chunks_and_dropout_they_equal_one_too(run_processes: Any, tmp_path: Path) -> None:
     assert run_processes(CHILD, 2, "whole", tmp_path / "shared") == [0, 0]
-    helpers.run_whole(tmp_path / "alone", ALONE)
+    toy.run_whole(tmp_path / "alone", ALONE)
     assert_close(tmp_path / "shared", tmp_path / "alone")
 
 
@@ -82,18 +70,18 @@ def test_a_mistake_of_one_is_everyones(run_processes: Any, tmp_path: Path) -> No
     assert run_processes(CHILD, 2, "mistakes", tmp_path) == [0, 0]
 
 
-def test_a_sharded_base_gives_the_same_adapter(helpers: Any, run_processes: Any, tmp_path: Path) -> None:
+def test_a_sharded_base_gives_the_same_adapter(run_processes: Any, tmp_path: Path) -> None:
     """With gradient checkpointing and without, in two processes against one."""
     assert run_processes(CHILD, 2, "sharded", tmp_path, address="127.0.0.2") == [0, 0]
-    tolerance = a_tenth_of_a_step(helpers.TRAINING.learning_rate)["atol"]
-    model, _ = helpers.run_tiny(tmp_path / "plain", micro_batch_size=2)
-    helpers.run_tiny(tmp_path / "base", micro_batch_size=2, teacher_source="base")
+    tolerance = a_tenth_of_a_step(toy.TRAINING.learning_rate)["atol"]
+    model, _ = toy.run_tiny(tmp_path / "plain", micro_batch_size=2)
+    toy.run_tiny(tmp_path / "base", micro_batch_size=2, teacher_source="base")
     for name, expected in (("False-adapted", "plain"), ("True-adapted", "plain"), ("True-base", "base")):
         assert_close(tmp_path / f"sharded-{name}", tmp_path / expected, tolerance=tolerance)
     with pytest.raises(AssertionError):
         assert_close(tmp_path / "base", tmp_path / "plain", tolerance=tolerance)
     saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
-    trained = helpers.weights(model)
+    trained = toy.weights(model)
     assert len(saved) == len(trained) == 2 * 7 * 4
     for name, value in saved.items():
         (expected,) = (one for key, one in trained.items() if key.replace(".default", "") == name)

@@ -1,11 +1,8 @@
-"""One of several processes that train an adapter together.  Run by test_alignment_processes.py."""
+"""One of several processes that train an adapter together.  Run by test_processes.py."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sda_core.alignment import batch_rows
 from sda_core.errors import ArtifactError, ConfigError, TrainingError
+from sda_core.items import ItemSource
 from sda_core.processes import ProcessLostError, processes
+from tests.alignment import toy
+from tests.sections import changed
 
 if TYPE_CHECKING:
     INDEX, COUNT, ADDRESS, PORT = 0, 1, "", 0
@@ -23,22 +24,16 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 os.environ |= {"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(PORT), "RANK": str(INDEX), "WORLD_SIZE": str(COUNT)}
-spec = importlib.util.spec_from_file_location("alignment_helpers", Path(__file__).with_name("test_alignment.py"))
-assert spec is not None
-assert spec.loader is not None
-helpers = importlib.util.module_from_spec(spec)
-sys.modules["alignment_helpers"] = helpers
-spec.loader.exec_module(helpers)
 mode, folder, *more = ARGUMENTS
 
 if mode == "train":
     (delay_seconds,) = more
     with processes() as team:
-        helpers.run_shared(folder, team, helpers.Encoder(delay_seconds))
+        toy.run_shared(folder, team, toy.Encoder(delay_seconds))
 
 elif mode == "whole":  # without chunks, without dropout
     with processes() as team:
-        helpers.run_whole(folder, team)
+        toy.run_whole(folder, team)
 
 elif mode == "sharded":
     from torch.distributed.tensor import DTensor
@@ -47,7 +42,7 @@ elif mode == "sharded":
 
     with processes() as team:
         for recompute, teacher in ((False, "adapted"), (True, "base"), (True, "adapted")):
-            model, _ = helpers.run_tiny(
+            model, _ = toy.run_tiny(
                 folder / f"sharded-{recompute}-{teacher}",
                 team,
                 gradient_checkpointing=recompute,
@@ -59,42 +54,42 @@ elif mode == "sharded":
             weight = layers[0].self_attn.q_proj.get_base_layer().weight
             assert isinstance(weight, DTensor)
             assert weight.to_local().numel() * 2 == weight.numel()
-            assert not any(isinstance(value, DTensor) for value in helpers.weights(model).values())
+            assert not any(isinstance(value, DTensor) for value in toy.weights(model).values())
         if team.is_main:
             adapters.save(model, folder / "saved")
 
 elif mode == "mistakes":
     with processes() as team:
 
-        class Torn(helpers.ItemSource):
+        class Torn(ItemSource):
             def images(self, rows: np.ndarray) -> list[Image.Image | None]:
                 if INDEX == 1:
-                    raise ArtifactError("picture of item 5", "cannot be decoded")
+                    raise ArtifactError("image of item 5", "cannot be decoded")
                 return super().images(rows)
 
-        plain = helpers.items()
-        torn = Torn(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", helpers.Pictures(), "text_only")
-        with pytest.raises(ArtifactError, match="picture of item 5: cannot be decoded") as caught:
-            helpers.run_shared(folder / "torn", team, helpers.Encoder(), source=torn)
+        plain = toy.items()
+        torn = Torn(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", toy.Images(), "text_only")
+        with pytest.raises(ArtifactError, match="image of item 5: cannot be decoded") as caught:
+            toy.run_shared(folder / "torn", team, toy.Encoder(), source=torn)
         assert caught.value.known_to_all
 
-        class Broken(helpers.Encoder):
+        class Broken(toy.Encoder):
             def encode(self, model: nn.Module, inputs: Any) -> Tensor:
                 rows = super().encode(model, inputs)
                 if INDEX == 1 and float(inputs["x"].max()) > 1:
                     rows = torch.cat([rows[:1], rows[1:] * torch.nan])  # the second text of a chunk
                 return rows
 
-        batch = plain.item_ids[helpers.batch_rows(np.flatnonzero(plain.shows_image), 0, helpers.SHARED)]
+        batch = plain.item_ids[batch_rows(np.flatnonzero(plain.shows_image), 0, toy.SHARED)]
         expected = ", ".join(str(batch[place]) for place in (5, 7))  # chunks of two, this process has the last two of four
         with pytest.raises(TrainingError, match=rf"step 0: loss nan .*\(items {expected}\)") as stopped:
-            helpers.run_shared(folder / "broken", team, Broken())
+            toy.run_shared(folder / "broken", team, Broken())
         assert stopped.value.known_to_all
         with pytest.raises(ConfigError, match=r"in chunks of micro_batch_size 3 .*multiple of 2 chunks.*\(got 3\)") as odd:
-            helpers.run(folder / "odd", helpers.changed(helpers.SHARED, micro_batch_size=3), team=team)
+            toy.run(folder / "odd", changed(toy.SHARED, micro_batch_size=3), team=team)
         assert odd.value.known_to_all
         if INDEX == 1:
             os._exit(0)  # gone without a word
         with pytest.raises(ProcessLostError, match="process 0 of 2: another process of this launch is gone"):
-            helpers.run_shared(folder / "lost", team, helpers.Encoder())
+            toy.run_shared(folder / "lost", team, toy.Encoder())
         os._exit(0)  # the group cannot be closed without the other
