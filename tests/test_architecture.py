@@ -25,10 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # No stage depends on these; each has its reason in sda_core/sources.py, and tests below check that none of them computes.
 KERNEL = {
     "sda_core",
-    *(
-        f"sda_core.{name}"
-        for name in ("_peft_hook", "artifacts", "cli", "cli.process", "cli.stage", "costs", "errors", "log", "params")
-    ),
+    *(f"sda_core.{name}" for name in ("_peft_hook", "artifacts", "costs", "errors", "log", "params")),
+    *(f"sda_core.cli{name}" for name in ("", ".process", ".project", ".stage")),
     "stages",
 }
 
