@@ -538,6 +538,15 @@ def test_readme_tree_is_true() -> None:
             assert covered, f"README's tree misses {relative}"
 
 
+@pytest.mark.parametrize("guide", ["CONTRIBUTING.md", "docs/extending.md"])
+def test_the_files_that_a_guide_names_exist(guide: str) -> None:
+    text = (ROOT / guide).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:sda_core|stages|tests|conf|docs|experiments)/[\w./]*\w)/?`", text))
+    invented = {"sda_core/template"} | {name for name in named if Path(name).stem == "mine"}
+    assert len(named - invented) > 8
+    assert not {name for name in named - invented if not (ROOT / name).exists()}
+
+
 def test_no_tracked_file_names_a_machine_or_unpickles() -> None:
     path_pattern = re.compile(r"(^|[^A-Za-z0-9_.])/(work|farm|root|home/[a-z]+)/")
     code_pattern = re.compile(r"pickle\.load|[^a-z_.]eval\(|trust_remote_code=True|except Exception|except:")
