@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ class StageRun:
 
 
 @contextmanager
-def one_line_errors(name: str, root: Path | None = None) -> Iterator[None]:
+def one_line_errors(name: str, root: Path | None = None) -> Generator[None]:
     """Show a mistake of the user, or a disk that fails, as one line and exit with 1; a bug keeps its traceback.
 
     Where every process of a launch has the same error, process 0 says it.
@@ -129,7 +129,7 @@ def _say(name: str, error: SDAError) -> None:
 @contextmanager
 def stage(
     name: str, root: Path, params: Path | None, *, keeps_cost: bool = True, check: Callable[[Params], None] | None = None
-) -> Iterator[StageRun]:
+) -> Generator[StageRun]:
     """Run the body of a stage; where it ends well, say its counts and seconds and keep its cost (:mod:`sda_core.costs`).
 
     Args:
