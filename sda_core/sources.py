@@ -19,6 +19,7 @@ EXEMPT = {
     "sda_core.artifacts": "paths, schemas of tables, files written whole: what is read is what was written",
     "sda_core.cli": "the entry point of the console script",
     "sda_core.cli.process": "when a process began, how its threads wait, when garbage is collected",
+    "sda_core.cli.project": "writes the files of a new project, and refuses a project of another version",
     "sda_core.cli.stage": "options, messages and costs of a stage",
     "sda_core.costs": "seconds and memory, which stand in no output of the pipeline",
     "sda_core.errors": "messages",
@@ -58,8 +59,10 @@ def sources_of(*entries: str) -> list[Path]:
 
 @cache
 def _file(name: str) -> Path | None:
-    path = ROOT.joinpath(*name.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    paths = [ROOT.joinpath(*name.split("."))]
+    if name.split(".")[0] == "stages":  # where they are after an installation from a wheel
+        paths.append(ROOT.joinpath("sda_core", *name.split(".")))
+    return next((file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
 def _module(imported: str) -> str | None:

@@ -25,10 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # No stage depends on these; each has its reason in sda_core/sources.py, and tests below check that none of them computes.
 KERNEL = {
     "sda_core",
-    *(
-        f"sda_core.{name}"
-        for name in ("_peft_hook", "artifacts", "cli", "cli.process", "cli.stage", "costs", "errors", "log", "params")
-    ),
+    *(f"sda_core.{name}" for name in ("_peft_hook", "artifacts", "costs", "errors", "log", "params")),
+    *(f"sda_core.cli{name}" for name in ("", ".process", ".project", ".stage")),
     "stages",
 }
 
@@ -553,6 +551,15 @@ def test_readme_tree_is_true() -> None:
                 relative == name or relative.startswith(name + "/") for name in named if name not in {"sda_core", "stages"}
             )
             assert covered, f"README's tree misses {relative}"
+
+
+@pytest.mark.parametrize("guide", ["CONTRIBUTING.md", "docs/extending.md"])
+def test_the_files_that_a_guide_names_exist(guide: str) -> None:
+    text = (ROOT / guide).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:sda_core|stages|tests|conf|docs|experiments)/[\w./]*\w)/?`", text))
+    invented = {"sda_core/template"} | {name for name in named if Path(name).stem == "mine"}
+    assert len(named - invented) > 8
+    assert not {name for name in named - invented if not (ROOT / name).exists()}
 
 
 def test_no_tracked_file_names_a_machine_or_unpickles() -> None:

@@ -17,7 +17,7 @@ Adapters take any ``nn.Module``; nothing here knows which model it adapts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -120,7 +120,7 @@ def build(
 
 
 @contextmanager
-def base_model(model: nn.Module) -> Iterator[None]:
+def base_model(model: nn.Module) -> Generator[None]:
     """Context in which a model computes what its base does: adapters off, in evaluation mode, without gradients.
 
     Works in the middle of a training step: PEFT's ``disable_adapter`` also switches off that the adapter's parameters take

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -61,7 +61,7 @@ def unmerge_modality(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged_modality(model: nn.Module, name: str) -> Iterator[None]:
+def merged_modality(model: nn.Module, name: str) -> Generator[None]:
     """Passes of one modality with the adapter folded into the base weights, which come back to the bit, errors or not.
 
     Meanwhile the adapted layers stand aside for the linear layers they wrap, so a pass *is* one of the base model, and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def save(model: PeftModel, folder: Path, base_model: str | None = None, revision
 
 
 @contextmanager
-def _configs(model: PeftModel, base_model: str | None, revision: str | None) -> Iterator[None]:
+def _configs(model: PeftModel, base_model: str | None, revision: str | None) -> Generator[None]:
     """The adapters' configurations with another base model, while they are saved."""
     before = {name: (config.base_model_name_or_path, config.revision) for name, config in model.peft_config.items()}
     try:
@@ -91,7 +91,7 @@ def load(model: nn.Module, folder: Path | None, *, merge: bool = False) -> tuple
 
 
 @contextmanager
-def without_rename_warning() -> Iterator[None]:
+def without_rename_warning() -> Generator[None]:
     """PEFT 0.21 asks transformers 5.23 for a property under its former name; that is between the two of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -306,7 +306,7 @@ def _vectors(backbone: Encoder, model: Any, maker: InputMaker, rows: np.ndarray,
 
 
 @contextmanager
-def _train_mode(model: nn.Module, training: TrainingParams) -> Iterator[None]:
+def _train_mode(model: nn.Module, training: TrainingParams) -> Generator[None]:
     """Dropout on, and gradient checkpointing where it is asked for; both off again afterwards."""
     model.train()
     try:

@@ -3,6 +3,8 @@
 Importing it sets up the process of a command, which ``import sda_core`` alone does not.
 """
 
+import sys
+
 from sda_core.cli import process  # first of all imports of a command, for its clock begins there
 
 __all__ = ["main", "process"]
@@ -10,6 +12,11 @@ __all__ = ["main", "process"]
 
 def main() -> None:
     """Entry point of the console script ``sda``."""
+    from sda_core.cli import extra
+
+    if lacking := extra.missing():
+        sys.stderr.write(f"sda: error: not installed: {', '.join(lacking)}; {extra.ADVICE}\n")
+        raise SystemExit(1)
     from sda_core.cli.app import run
 
     run()

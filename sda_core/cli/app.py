@@ -12,6 +12,7 @@ from sda_core import __version__
 from sda_core.cli.costs import costs
 from sda_core.cli.diff import diff
 from sda_core.cli.export import export
+from sda_core.cli.init import init, upgrade
 from sda_core.cli.neighbors import neighbors
 from sda_core.cli.recommend import recommend
 from sda_core.cli.stage import one_stage_a_process, run_app
@@ -67,6 +68,8 @@ app = typer.Typer(
 )
 for _name, _help in STAGES.items():
     app.command(_name, short_help=_help)(stage_command(_name))
+app.command("init", short_help="Write a project into a new folder.")(init)
+app.command("upgrade", short_help="Bring a project to this version.")(upgrade)
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
 app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 app.command("verify", short_help="Check every artifact of the workspace.")(verify)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ _IN_CACHE = ("evaluation", "data/filtered/interactions.parquet", "data/filtered/
 
 
 @contextmanager
-def workspace_at(root: Path, revision: str | None) -> Iterator[Workspace]:
+def workspace_at(root: Path, revision: str | None) -> Generator[Workspace]:
     """A workspace with the positions, interactions, metrics and params of a revision; the project folder itself for None.
 
     Files come from Git and from the DVC cache, or from a remote where the cache lacks them.  What the revision has not

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ import typer
 from sda_core import costs, log
 from sda_core.artifacts import Workspace
 from sda_core.cli.process import STARTED
+from sda_core.cli.project import check_version
 from sda_core.errors import ConfigError, SDAError, StorageError, failed_path, storage_errno, storage_error
 from sda_core.params import Params, load_params
 
@@ -50,7 +51,7 @@ class StageRun:
 
 
 @contextmanager
-def one_line_errors(name: str, root: Path | None = None) -> Iterator[None]:
+def one_line_errors(name: str, root: Path | None = None) -> Generator[None]:
     """Show a mistake of the user, or a disk that fails, as one line and exit with 1; a bug keeps its traceback.
 
     Where every process of a launch has the same error, process 0 says it.
@@ -128,7 +129,7 @@ def _say(name: str, error: SDAError) -> None:
 @contextmanager
 def stage(
     name: str, root: Path, params: Path | None, *, keeps_cost: bool = True, check: Callable[[Params], None] | None = None
-) -> Iterator[StageRun]:
+) -> Generator[StageRun]:
     """Run the body of a stage; where it ends well, say its counts and seconds and keep its cost (:mod:`sda_core.costs`).
 
     Args:
@@ -141,7 +142,7 @@ def stage(
     log.configure()
     begin = _take_begin()
     with one_line_errors(name, root if params is None else None):
-        run = StageRun(_read(params or root / "params.yaml", check), Workspace(root))
+        run = StageRun(_read(root, params or root / "params.yaml", check), Workspace(root))
         yield run
         measured = costs.measure(begin, name, run.counts)
         counts = ", ".join(
@@ -164,9 +165,10 @@ def one_stage_a_process() -> None:
     _process_begin = costs.at_start(STARTED)
 
 
-def _read(path: Path, check: Callable[[Params], None] | None) -> Params:
+def _read(root: Path, path: Path, check: Callable[[Params], None] | None) -> Params:
     """The params, checked; of a launch's processes on one machine, which read the same file, the first says what is wrong."""
     try:
+        check_version(root)
         params = load_params(path)
         if check is not None:
             check(params)

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -113,7 +113,7 @@ def embed_with_ray(
 
 
 @contextmanager
-def _cluster(num_workers: int) -> Iterator[None]:
+def _cluster(num_workers: int) -> Generator[None]:
     """A connection to the cluster; a cluster of this job's own ends with it, and one that was connected before stays."""
     import ray  # pyright: ignore[reportMissingImports]
 

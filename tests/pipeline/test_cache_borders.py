@@ -79,7 +79,18 @@ def stale(project: Project) -> set[str]:
 def test_what_cannot_change_a_result_runs_nothing(edited: Callable[..., set[str]]) -> None:
     assert edited("experiments/sweep.py", "experiments/results/sweep-t/table.tsv", "experiments/notes.md") == set()
     assert edited("costs/stages.jsonl", "README.md", "sda_core/cli/verify.py", "sda_core/cli/app.py") == set()
-    kernel = ("_peft_hook", "artifacts", "cli/__init__", "cli/process", "cli/stage", "costs", "errors", "log", "params")
+    kernel = (
+        "_peft_hook",
+        "artifacts",
+        "cli/__init__",
+        "cli/process",
+        "cli/project",
+        "cli/stage",
+        "costs",
+        "errors",
+        "log",
+        "params",
+    )
     assert edited(*(f"sda_core/{name}.py" for name in kernel), "sda_core/__init__.py") == set()
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-_SPEC = importlib.util.spec_from_file_location("faulty_server", Path(__file__).parents[1] / "data" / "conftest.py")
+_SPEC = importlib.util.spec_from_file_location("faulty_server", Path(__file__).parents[1] / "fetch" / "conftest.py")
 assert _SPEC is not None
 assert _SPEC.loader is not None
 faulty = importlib.util.module_from_spec(_SPEC)

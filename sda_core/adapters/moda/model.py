@@ -151,7 +151,7 @@ class MoDAModel(BaseTuner):
             if name not in self.peft_config:
                 raise TrainingError("merge", f"there is no adapter {name!r} (there are {', '.join(self.peft_config)})")
 
-    def _unload_and_optionally_merge(
+    def _unload_and_optionally_merge(  # pyright: ignore[reportIncompatibleMethodOverride]; PEFT says None, and returns a model
         self,
         merge: bool = True,
         progressbar: bool = False,
