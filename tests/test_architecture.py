@@ -403,7 +403,7 @@ def test_params_declare_and_check_and_do_nothing_else() -> None:
 
 @pytest.mark.parametrize("stage_name", sorted(pipeline()))
 def test_params_used_by_a_stage_are_tracked(stage_name: str) -> None:
-    """`params.<section>` in the file of a stage or of its step must stand among the stage's params (runtime must not change a result)."""
+    """`params.<section>` in the file of a stage or of its step must stand among the stage's params; runtime changes no result."""
     stage = pipeline()[stage_name]
     entry = re.search(r"-m (stages\.\w+)", stage["cmd"])
     assert entry is not None

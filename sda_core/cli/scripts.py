@@ -17,8 +17,8 @@ from pathlib import Path
 
 import typer
 
+from sda_core.cli.stage import run_app
 from sda_core.errors import SDAError
-from stages._stage import run_app
 
 TYPER = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 WIDE = {"max_content_width": 130}

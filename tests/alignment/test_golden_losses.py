@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_alignment import LORA, MODA, TRAINING, changed, run
+from tests.alignment.toy import LORA, MODA, TRAINING, run
+from tests.sections import changed
 from tests.tolerances import up_to_rounding
 
 GOLDEN = {
