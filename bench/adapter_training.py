@@ -1,40 +1,39 @@
 """Steps of adapter training as the stage takes them: seconds, items a second and memory, by adapter and by setting.
 
-Pictures are decoded, texts are tokenised, and the losses, AdamW, gradient caching, checkpointing and the vision cache are
+Images are decoded, texts are tokenised, and the losses, AdamW, gradient caching, checkpointing and the vision cache are
 those of ``sda_core.alignment``; the weights are random, which costs what learned ones cost.  Each setting trains an adapter of
 its own in a process of its own.  The first steps, which warm up, do not count; a setting that does not fit is reported.
 
-    python bench/adapter_training.py                                 # the tiny shape, on the CPU or the GPU
-    python bench/adapter_training.py --shape 7b --side 256           # Qwen2.5-VL-7B's shape, bfloat16 on a GPU; one or two
+    python -m bench adapter_training                                 # the tiny shape, on the CPU or the GPU
+    python -m bench adapter_training --shape 7b --side 256           # Qwen2.5-VL-7B's shape, bfloat16 on a GPU; one or two
                                                                      # minutes a setting
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from _shapes import SHAPES, Noise, backbone_of
+import typer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from bench.common import default_params, in_own_process
+from bench.shapes import Noise, backbone_of
 from sda_core import adapters, alignment
 from sda_core.backbones import Backbone
+from sda_core.cli.scripts import Numbers, numbers
 from sda_core.items import ItemSource
-from sda_core.params import RuntimeParams, load_params
+from sda_core.params import RuntimeParams
 from sda_core.runtime import prepare_torch
 
-_WARM_UP = 2
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -61,72 +60,64 @@ SETTINGS = (
 )
 
 
-def main() -> None:
+def main(
+    shape: Annotated[Literal["tiny", "7b"], typer.Option()] = "tiny",
+    batch: int = 32,
+    side: Annotated[int, typer.Option(help="Pixels of an image.")] = 112,
+    characters: Annotated[int, typer.Option(help="Of a text, on average; as many tokens.")] = 150,
+    steps: Annotated[int, typer.Option(help="That count.")] = 5,
+    only: Annotated[Numbers, typer.Option(parser=numbers, metavar="0,1,...", help="Numbers of settings, from 0.")] = Numbers(
+        range(len(SETTINGS))
+    ),
+) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--side", type=int, default=112, help="pixels of a picture")
-    parser.add_argument("--characters", type=int, default=150, help="of a text, on average; as many tokens")
-    parser.add_argument("--steps", type=int, default=5, help="that count")
-    parser.add_argument("--only", nargs="*", type=int, default=range(len(SETTINGS)), help="numbers of settings, from 0")
-    parser.add_argument("--setting", type=int, help="internal: measure this one in this process")
-    options = parser.parse_args()
-    if options.setting is not None:
-        one(SETTINGS[options.setting], options)
-        return
-    command = [sys.executable, __file__]
-    for name in ("shape", "batch", "side", "characters", "steps"):
-        command += [f"--{name}", str(getattr(options, name))]
-    for place, number in enumerate(options.only):
-        done = subprocess.run([*command, "--setting", str(number)], check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+    for place, number in enumerate(only):
+        found = in_own_process(measure, number, shape, batch, side, characters, steps)
         if not place:
-            print(f"{found['where']}, shape {options.shape}, batch {options.batch}, {found['tokens']}\n")
+            print(f"{found['where']}, shape {shape}, batch {batch}, {found['tokens']}\n")
             print("| setting | s a step | items/s | peak GiB | 4,000 steps, h |\n|---|---|---|---|---|")
         cells = ["does not fit", "", "", ""]
         if found["seconds"]:
             seconds, held = found["seconds"], f"{found['peak'] / 2**30:.1f}" if found["peak"] else ""
-            cells = [f"{seconds:.3f}", f"{options.batch / seconds:.1f}", held, f"{seconds * 4000 / 3600:.2f}"]
+            cells = [f"{seconds:.3f}", f"{batch / seconds:.1f}", held, f"{seconds * 4000 / 3600:.2f}"]
         print(f"| {SETTINGS[number].name} | {' | '.join(cells)} |", flush=True)
 
 
-def one(setting: Setting, options: argparse.Namespace) -> None:
-    """Measure a setting here, and print what was found as JSON."""
+def measure(number: int, shape: str, batch: int, side: int, characters: int, steps: int) -> dict[str, Any]:
+    """Measure a setting in this process."""
     device = prepare_torch(RuntimeParams(device="auto", num_threads=0, num_trainings=1))
     if device.type == "cpu":
         torch.set_num_threads(1)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    backbone = backbone_of(options.shape, options.side, device, dtype)
-    lengths = np.random.default_rng(0).integers(options.characters // 2, options.characters * 3 // 2 + 1, 2 * options.batch)
+    backbone = backbone_of(shape, side, device, dtype)
+    lengths = np.random.default_rng(0).integers(characters // 2, characters * 3 // 2 + 1, 2 * batch)
     texts = [("a word " * length)[:length] for length in lengths.tolist()]
     prompt = "The picture shows a product."
-    source = ItemSource(np.arange(1, len(texts) + 1), texts, prompt, "", Noise(options.side), "text_only")
-    pictures = [image for image in source.images(np.arange(1)) if image is not None]
-    inputs = backbone.image_inputs(pictures, prompt), backbone.text_inputs(texts)
+    source = ItemSource(np.arange(1, len(texts) + 1), texts, prompt, "", Noise(side), "text_only")
+    images = [image for image in source.images(np.arange(1)) if image is not None]
+    inputs = backbone.image_inputs(images, prompt), backbone.text_inputs(texts)
     tokens = [batch["attention_mask"].sum(-1).float().mean().item() for batch in inputs]
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread, processor time"
     held = sum(weight.nbytes for weight in backbone.model.parameters()) / 2**30
     seconds, peak = None, 0
     with contextlib.suppress(torch.OutOfMemoryError):
-        seconds, peak = run(setting, backbone, source, options.batch, options.steps, device)
-    found = {
+        seconds, peak = run(SETTINGS[number], backbone, source, batch, steps, device)
+    return {
         "where": f"{where}, {dtype}",
-        "tokens": f"{tokens[0]:.0f} tokens a picture, {tokens[1]:.0f} a text, weights {held:.1f} GiB",
+        "tokens": f"{tokens[0]:.0f} tokens an image, {tokens[1]:.0f} a text, weights {held:.1f} GiB",
         "seconds": seconds,
         "peak": peak,
     }
-    print(json.dumps(found))
 
 
 def run(
     setting: Setting, backbone: Backbone, source: ItemSource, batch: int, steps: int, device: torch.device
 ) -> tuple[float, int]:
     """Median seconds of a step, and the peak of the GPU's memory in bytes (0 on a CPU)."""
-    section = load_params(Path(__file__).resolve().parents[1] / "params.yaml").train_adapter
+    section = default_params().train_adapter
     layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
     model = adapters.build(backbone.model, getattr(section, setting.adapter), ["image", "text"], *layers, seed=0)
-    changes = {"num_steps": _WARM_UP + steps, "batch_size": batch, "log_every": 1000, "vision_cache": "always", **setting.changes}
+    changes = {"num_steps": WARM_UP + steps, "batch_size": batch, "log_every": 1000, "vision_cache": "always", **setting.changes}
     training = section.training.model_copy(update=changes)
     times: list[float] = []
 
@@ -145,8 +136,4 @@ def run(
     finally:
         handle.remove()
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return statistics.median(np.diff(times)[_WARM_UP - 1 :].tolist()), peak
-
-
-if __name__ == "__main__":
-    main()
+    return statistics.median(np.diff(times)[WARM_UP - 1 :].tolist()), peak

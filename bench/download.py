@@ -1,15 +1,14 @@
-"""The downloader against `curl` + `sha256sum` + `gunzip -t`, on one large gzip file from a server on this machine.
+"""The downloader against curl, sha256sum and gunzip: one large gzip file from a server on this machine.
 
 Both sides bring the same file to the disk, know its sha256 and have unpacked it once; ours in one process, the yardstick
 in three commands one after the other.  Rounds alternate, and the best of each side counts.
 
-    python bench/download.py                          # 500 MB
-    python bench/download.py --megabytes 2000 --rounds 5
+    python -m bench download                          # 500 MB
+    python -m bench download --megabytes 2000 --rounds 5
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -19,29 +18,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from sda_core.fingerprint import sha256_file
-
-OURS = """
-    import sys
-    from pathlib import Path
-    from sda_core.fetch.download import download
-    from sda_core.params import AmazonDataset, DownloadParams
-
-    reviews, metadata, raw = sys.argv[1:]
-    dataset = AmazonDataset(
-        source="amazon", edition=2018, category="Bench", reviews=(reviews,), metadata=(metadata,), image_archive=None,
-        reviews_sha256=None, metadata_sha256=None, image_archive_sha256=None, image_folder=None, local_folder=None,
-    )
-    params = DownloadParams(timeout_seconds=60.0, num_retries=0, backoff_seconds=1.0, max_file_bytes=1 << 40)
-    download(dataset, params, Path(raw), Path())
-"""
 
 
 def write_file(path: Path, num_bytes: int) -> None:
@@ -103,34 +89,33 @@ def measured(command: list[str], environment: dict[str, str]) -> tuple[float, fl
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def main() -> None:
+def main(
+    megabytes: int = 500,
+    rounds: int = 3,
+    folder: Annotated[Path | None, typer.Option(help="Where the files go; a temporary folder by default.")] = None,
+) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=None, help="where the files go; a temporary folder by default")
-    arguments = parser.parse_args()
     curl = shutil.which("curl")
     if curl is None:
         raise SystemExit("curl is not here")
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        (folder / "served").mkdir()
-        file = folder / "served" / "reviews.json.gz"
-        write_file(file, arguments.megabytes * 1_000_000)
-        (folder / "served" / "metadata.json").write_text("{}\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        place = Path(name)
+        (place / "served").mkdir()
+        file = place / "served" / "reviews.json.gz"
+        write_file(file, megabytes * 1_000_000)
+        (place / "served" / "metadata.json").write_text("{}\n", encoding="utf-8")
         context = get_context("spawn")
         receiver, sender = context.Pipe()
-        server = context.Process(target=serve, args=(folder / "served", sender), daemon=True)
+        server = context.Process(target=serve, args=(place / "served", sender), daemon=True)
         server.start()
         address = f"http://127.0.0.1:{receiver.recv()}"
         ours, steps = [], []
         try:
-            for number in range(arguments.rounds):
-                raw, copy = folder / f"raw{number}", folder / f"copy{number}.gz"
+            for number in range(rounds):
+                raw, copy = place / f"raw{number}", place / f"copy{number}.gz"
                 addresses = [f"{address}/reviews.json.gz", f"{address}/metadata.json"]
-                ours.append(measured([sys.executable, "-c", textwrap.dedent(OURS), *addresses, str(raw)], environment))
+                ours.append(measured([sys.executable, "-m", "bench.download_side", *addresses, str(raw)], environment))
                 commands = [[curl, "-sS", "-o", str(copy), addresses[0]], ["sha256sum", str(copy)], ["gunzip", "-t", str(copy)]]
                 steps.append([measured(command, environment) for command in commands])
                 assert sha256_file(raw / "reviews.json.gz") == sha256_file(copy) == sha256_file(file)
@@ -142,7 +127,7 @@ def main() -> None:
         size = file.stat().st_size
     seconds, cpu_seconds, memory = (min(values) for values in zip(*ours, strict=True))
     best = [[min(values) for values in zip(*step, strict=True)] for step in zip(*steps, strict=True)]
-    print(f"file: {size / 1e6:.0f} MB gzip, best of {arguments.rounds}, load average {os.getloadavg()[0]:.1f}")
+    print(f"file: {size / 1e6:.0f} MB gzip, best of {rounds}, load average {os.getloadavg()[0]:.1f}")
     print(
         f"sda download  {seconds:6.2f} s  {size / seconds / 1e6:5.0f} MB/s  processor {cpu_seconds:6.2f} s  peak {memory:.0f} MiB"
     )
@@ -151,7 +136,3 @@ def main() -> None:
     yardstick, cpu_yardstick = sum(step[0] for step in best), sum(step[1] for step in best)
     print(f"the three     {yardstick:6.2f} s              processor {cpu_yardstick:6.2f} s")
     print(f"ours takes {seconds / yardstick:.2f} x their time, {cpu_seconds / cpu_yardstick:.2f} x their processor time")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,34 +1,33 @@
-"""The export: items and tokens a second, and how much of the device's matmul peak that is; base, unmerged, merged.
+"""The export through a base, an unmerged and a merged model: items and tokens a second, and the share of the matmul peak.
 
 All sides run in one process on the same weights and items; ratios are of medians.  The weights are random,
 which costs what real ones cost.  The peak is that of a large square matmul, measured in the same run.
 On a CPU one thread is used, and what is counted is its processor time, so that other work on the machine does not count.
 
-    python bench/export.py                                        # the tiny shape, on the CPU or the GPU
-    python bench/export.py --shape 7b --batch 64 --items 512      # Qwen2.5-VL-7B's shape, bfloat16 on a GPU
+    python -m bench export                                        # the tiny shape, on the CPU or the GPU
+    python -m bench export --shape 7b --batch 64 --items 512      # Qwen2.5-VL-7B's shape, bfloat16 on a GPU
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from _shapes import SHAPES, backbone_of
+import typer
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.common import default_params
+from bench.shapes import backbone_of
 from sda_core import adapters
-from sda_core.params import load_params
 
 SIDES = ("base", "unmerged", "merged")
 
@@ -72,34 +71,35 @@ def _attention_operations(query: Sequence[int], key: Sequence[int], value: Seque
     return 2 * rows * heads * length * key[-2] * (width + value[-1])
 
 
-def main() -> None:
+def main(
+    shape: Annotated[Literal["tiny", "7b"], typer.Option()] = "tiny",
+    items: int = 128,
+    batch: int = 32,
+    side: Annotated[int, typer.Option(help="Pixels; 0 for 112 (tiny) or 252 (7b).")] = 0,
+    words: Annotated[int, typer.Option(help="Words of an item's text, on average.")] = 20,
+    rounds: int = 3,
+    matmul: Annotated[int, typer.Option(help="Width of the peak's matmul; 0 for 2048 (CPU) or 8192 (GPU).")] = 0,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the language model's layers.")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the weights; float32 on a CPU, bfloat16 on a GPU.")
+    ] = None,
+) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--items", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--side", type=int, default=0, help="pixels; 0 for 112 (tiny) or 252 (7b)")
-    parser.add_argument("--words", type=int, default=20, help="words of an item's text, on average")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--matmul", type=int, default=0, help="width of the peak's matmul; 0 for 2048 (CPU) or 8192 (GPU)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the language model's layers")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the weights; float32 on a CPU, bfloat16 on a GPU")
-    options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1 if device.type == "cpu" else torch.get_num_threads())
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
-    side = options.side or (112 if options.shape == "tiny" else 252)
-    peak = matmul_peak(device, dtype, options.matmul or (8192 if device.type == "cuda" else 2048))
+    precision = getattr(torch, dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    side = side or (112 if shape == "tiny" else 252)
+    peak = matmul_peak(device, precision, matmul or (8192 if device.type == "cuda" else 2048))
 
-    backbone = backbone_of(options.shape, side, device, dtype)
+    backbone = backbone_of(shape, side, device, precision)
     random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(options.batch)]
-    lengths = np.sort(random.integers(1, 2 * options.words, options.items))
-    starts = range(0, options.items, options.batch)
-    images = backbone.image_inputs(pictures, "The picture shows a product.")
+    pixels = [Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(batch)]
+    lengths = np.sort(random.integers(1, 2 * words, items))
+    starts = range(0, items, batch)
+    images = backbone.image_inputs(pixels, "The picture shows a product.")
     batches = {
         "image": [images for _ in starts],
-        "text": [backbone.text_inputs(["words " * n for n in lengths[start : start + options.batch]]) for start in starts],
+        "text": [backbone.text_inputs(["words " * n for n in lengths[start : start + batch]]) for start in starts],
     }
     batches = {name: [{k: v.to(device) for k, v in inputs.items()} for inputs in some] for name, some in batches.items()}
     num_tokens = {name: sum(int(inputs["attention_mask"].sum()) for inputs in some) for name, some in batches.items()}
@@ -112,7 +112,7 @@ def main() -> None:
 
     operations = {name: operations_of(lambda name=name: encode(backbone.model, name)) for name in batches}
     adapted = _adapted(backbone)
-    if options.compile:
+    if compiled:
         for layer in adapted.get_base_model().model.language_model.layers:
             layer.compile(dynamic=True)
     around: dict[str, Callable[[str], AbstractContextManager[object]]] = {
@@ -124,7 +124,7 @@ def main() -> None:
     memory: dict[str, int] = dict.fromkeys(SIDES, 0)
     vectors: dict[tuple[str, str], Tensor] = {}
     # On a CPU in turns, since other work comes and goes; on a GPU at once, since a merge keeps the weights on the CPU meanwhile.
-    turns, passes = (options.rounds + 1, 1) if device.type == "cpu" else (1, options.rounds + 1)
+    turns, passes = (rounds + 1, 1) if device.type == "cpu" else (1, rounds + 1)
     for turn in range(turns):
         for which in SIDES[turn % 3 :] + SIDES[: turn % 3]:
             for name in batches:
@@ -143,7 +143,7 @@ def main() -> None:
                         memory[which] = max(memory[which], torch.cuda.max_memory_allocated())
 
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, {dtype}, shape {options.shape}, {options.items} items in batches of {options.batch}, pictures of {side} px")
+    print(f"{where}, {precision}, shape {shape}, {items} items in batches of {batch}, images of {side} px")
     print(
         f"matmul peak {peak / 1e12:.3g} TFLOP/s; padding {1 - num_tokens['text'] / num_padded['text']:.1%} of the texts' places"
     )
@@ -153,7 +153,7 @@ def main() -> None:
             spent = statistics.median(seconds[which, name])
             ratio = spent / statistics.median(seconds["base", name])
             print(
-                f"| {which:8} | {name:8} | {options.items / spent:.4g} | {num_tokens[name] / spent:.4g} "
+                f"| {which:8} | {name:8} | {items / spent:.4g} | {num_tokens[name] / spent:.4g} "
                 f"| {operations[name] / spent / peak:.1%} | {ratio:.3f} |"
             )
     exact = copy.deepcopy(adapted).float()
@@ -176,7 +176,7 @@ def _difference(own_BD: Tensor, other_BD: Tensor) -> float:
 
 def _adapted(backbone: Any) -> Any:
     """The paper's adapter around the model, of random weights."""
-    params = load_params(Path(__file__).resolve().parents[1] / "params.yaml").train_adapter.moda
+    params = default_params().train_adapter.moda
     pattern, num_layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
     model = adapters.build(backbone.model, params, ["image", "text"], pattern, num_layers, seed=0)
     with torch.no_grad():
@@ -203,7 +203,3 @@ class _Bare:
     def __exit__(self, *_: object) -> None:
         for parent, child, layer in self._places:
             setattr(parent, child, layer)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,60 +1,25 @@
-"""Full-rank evaluation of a whole shop: how long it takes, and how much of that is the bare matrix product.
+"""Full-rank evaluation against its matrix product alone: how long it takes, and how much of that is the bare matrix product.
 
 Every test user's target is placed among all items with exact counts of better and tied ones, the items of the user's
 history left out; then positions, metrics and 95 % intervals are made of the counts.  The yardstick, in the same run, is
 the product of user and item factors alone, in the same chunks: no evaluation by scores can be faster than that.  Torch is set up
 as in a stage.  On a busy machine compare the CPU seconds; divided by the cores they are what the clock would show on a quiet one.
 
-    python bench/fullrank.py
-    python bench/fullrank.py --num-users 5000 --num-items 5000
+    python -m bench fullrank
+    python -m bench fullrank --num-users 5000 --num-items 5000
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import time
 
-import numpy as np
-import polars as pl
 import torch
 
+from bench.common import Seconds, now, random_shop, since
 from sda_core import evaluation, ranking, recommenders
 from sda_core.params import EvaluateParams, RuntimeParams, VBPRParams
 from sda_core.recommenders.position import SCORES_PER_CHUNK
 from sda_core.runtime import prepare_torch
-
-
-def shop(num_users: int, num_items: int, length: int) -> pl.DataFrame:
-    """Random histories over a Zipf popularity, split leave-one-out."""
-    random = np.random.default_rng(0)
-    weights = 1.0 / np.arange(1, num_items + 1)
-    items = random.choice(num_items, size=(num_users, length), p=weights / weights.sum()) + 1
-    items[: min(num_users, num_items), 0] = np.arange(1, min(num_users, num_items) + 1)  # the catalogue is whole
-    items[-1, 0] = num_items
-    return pl.DataFrame(
-        {
-            "user_id": np.repeat(np.arange(1, num_users + 1, dtype=np.int32), length),
-            "item_id": items.ravel().astype(np.int32),
-            "timestamp": np.tile(np.arange(length, dtype=np.int64), num_users),
-            "rating": np.full(num_users * length, 5.0, dtype=np.float32),
-            "split": np.tile([*["train"] * (length - 2), "valid", "test"], num_users),
-        }
-    )
-
-
-Seconds = tuple[float, float]  # by the clock, of the processor
-
-
-def now() -> Seconds:
-    """Both clocks."""
-    return time.perf_counter(), time.process_time()
-
-
-def since(begin: Seconds) -> Seconds:
-    """Seconds since then, by both clocks."""
-    end = now()
-    return end[0] - begin[0], end[1] - begin[1]
 
 
 def product_alone(num_users: int, num_items: int, width: int) -> Seconds:
@@ -68,24 +33,18 @@ def product_alone(num_users: int, num_items: int, width: int) -> Seconds:
     return since(begin)
 
 
-def main() -> None:
+def main(num_users: int = 52_204, num_items: int = 57_019, width: int = 128, history_length: int = 9) -> None:
     """Run and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-users", type=int, default=52_204)
-    parser.add_argument("--num-items", type=int, default=57_019)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--history-length", type=int, default=9)
-    options = parser.parse_args()
-    interactions = shop(options.num_users, options.num_items, options.history_length)
+    interactions = random_shop(num_users, num_items, history_length)
     params = VBPRParams(
         seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=1, learning_rate=1.0, weight_decay=0.0, dtype="float32",
         kind="vbpr",
-        factor_size=options.width, content_factor_size=1, embedding_regularization=0.0, content_regularization=0.0,
+        factor_size=width, content_factor_size=1, embedding_regularization=0.0, content_regularization=0.0,
         content_bias_regularization=0.0,
     )  # fmt: skip
     device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
     torch.manual_seed(0)
-    model = recommenders.build(params, options.num_users, options.num_items, None)
+    model = recommenders.build(params, num_users, num_items, None)
     settings = EvaluateParams.model_validate(
         {
             "protocol": "fullrank", "cutoffs": (5, 10, 20), "ties": "pessimistic",
@@ -94,7 +53,7 @@ def main() -> None:
         }
     )  # fmt: skip
     seconds: dict[str, Seconds] = {}
-    seconds["matrix product alone"] = product_alone(options.num_users, options.num_items, options.width)
+    seconds["matrix product alone"] = product_alone(num_users, num_items, width)
     begin = now()
     data = recommenders.evaluation_data(interactions)
     seconds["histories"] = since(begin)
@@ -105,7 +64,7 @@ def main() -> None:
     metrics = evaluation.summarise(evaluation.score_positions(placed, settings.ties), interactions, settings)
     seconds["positions, metrics, 1,000 resamples"] = since(begin)
     threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
-    print(f"{options.num_users:,} users x {options.num_items:,} items x {options.width}, {threads}")
+    print(f"{num_users:,} users x {num_items:,} items x {width}, {threads}")
     product = seconds["matrix product alone"]
     whole = (sum(clock for clock, _ in seconds.values()) - product[0], sum(cpu for _, cpu in seconds.values()) - product[1])
     for name, (clock, cpu) in {**seconds, "evaluation in all": whole}.items():
@@ -113,8 +72,4 @@ def main() -> None:
     print(
         f"evaluation: {whole[0] / product[0]:.2f} x the product alone by the clock, {whole[1] / product[1]:.2f} x its CPU seconds"
     )
-    print(f"hit@10 {metrics['hit@10']:.4f} (chance {10 / options.num_items:.4f})")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"hit@10 {metrics['hit@10']:.4f} (chance {10 / num_items:.4f})")

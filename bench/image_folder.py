@@ -1,27 +1,26 @@
-"""Finding the images of a folder by item id: one listing of the folder against four questions to the file system per item.
+"""Images of a folder by item id: one listing of the folder against four questions to the file system per item.
 
-python bench/image_folder.py
-python bench/image_folder.py --num-images 10000
+python -m bench image_folder
+python -m bench image_folder --num-images 10000
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.common import default_params
 from sda_core.fetch.image_sources import Finder, Item
-from sda_core.params import load_params
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def listed(folder: Path, ids: list[str]) -> int:
     """As the stage does it: any extension in any case, any spelling of the id."""
-    finder = Finder(None, folder, None, load_params(Path(__file__).resolve().parents[1] / "params.yaml").fetch_images)
+    finder = Finder(None, folder, None, default_params().fetch_images)
     return sum(bool(finder.sources(Item(number, item_id, ()))) for number, item_id in enumerate(ids, start=1))
 
 
@@ -30,12 +29,9 @@ def asked(folder: Path, ids: list[str]) -> int:
     return sum(any((folder / f"{item_id}{suffix}").is_file() for suffix in SUFFIXES) for item_id in ids)
 
 
-def main() -> None:
+def main(num_images: int = 100_000) -> None:
     """Run both in turn and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-images", type=int, default=100_000)
-    options = parser.parse_args()
-    ids = [f"B{number:09d}" for number in range(options.num_images)]
+    ids = [f"B{number:09d}" for number in range(num_images)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number, item_id in enumerate(ids):
@@ -48,7 +44,3 @@ def main() -> None:
             seconds[way] = time.process_time() - begin
             print(f"| {way:<6} | {seconds[way]:6.2f} s of processor time | {num_found} of {len(ids)} found |")
     print(f"listed is {seconds['asked'] / seconds['listed']:.1f} x as fast; load {os.getloadavg()[0]:.1f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,22 +4,21 @@ SASRec with a learned item table goes through the functions that the stages call
 histories, and one epoch of one step.  Each is run in a process of its own; its peak is set beside what it had once the model
 was built.  A matrix of the scores of all items, for a batch of users or for every target of a step, would be the third column.
 
-    python bench/large_catalogue.py
-    python bench/large_catalogue.py --num-items 100000
+    python -m bench large_catalogue
+    python -m bench large_catalogue --num-items 100000
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+from bench.common import in_own_process, peak_mebibytes, random_shop
 
 PARTS = ("evaluation", "sampled_softmax", "gbce", "bce")
 BATCH, HIDDEN, NUM_NEGATIVES, LENGTH = 128, 64, 256, 9
@@ -36,11 +35,10 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     """Evaluate, or train a step, in this process."""
     import numpy as np
     import torch
-    from fullrank import shop
 
     from sda_core import ranking, recommenders
     from sda_core.params import RuntimeParams, SASRecParams
-    from sda_core.recommenders.fit import TrainedRecommender, _train_epoch
+    from sda_core.recommenders.fit import TrainedRecommender, train_epoch
     from sda_core.runtime import prepare_torch
 
     device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
@@ -50,7 +48,7 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
         loss="sampled_softmax" if part == "evaluation" else part, num_negatives=1 if part == "bce" else NUM_NEGATIVES,
         gbce_t=0.75, align_weight=0.0, align_temperature=2.0, kind="sasrec", causal=True,
     )  # type: ignore[arg-type]  # fmt: skip
-    interactions = shop(num_users if part == "evaluation" else BATCH, num_items, LENGTH)
+    interactions = random_shop(num_users if part == "evaluation" else BATCH, num_items, LENGTH)
     model = recommenders.build(params, int(interactions["user_id"].n_unique()), num_items, None)
     assert isinstance(model, TrainedRecommender)
     before = resident()
@@ -63,10 +61,10 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     else:
         data = recommenders.training_data(interactions)
         optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True)
-        _train_epoch(model, data, optimizer, 1, device)
+        train_epoch(model, data, optimizer, 1, device)
         whole_matrix = int(np.maximum(data.train.lengths - 1, 0).sum()) * (num_items + 1) * 4
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mebibytes()
     return {
         "seconds": time.process_time() - begin,
         "weights": weights / 2**20,
@@ -76,29 +74,12 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(num_items: int = 1_000_000, num_users: Annotated[int, typer.Option(help="Of the evaluation.")] = 1000) -> None:
     """Run all parts and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-items", type=int, default=1_000_000)
-    parser.add_argument("--num-users", type=int, default=1000, help="of the evaluation")
-    parser.add_argument("--part", choices=PARTS, help="run this one in this process")
-    parser.add_argument("--result", type=Path, help="with --part")
-    options = parser.parse_args()
-    if options.part:
-        options.result.write_text(json.dumps(run_part(options.part, options.num_users, options.num_items)), encoding="utf-8")
-        return
-    print(f"SASRec, {options.num_items:,} items x {HIDDEN}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"SASRec, {num_items:,} items x {HIDDEN}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print("\n| part | CPU s | weights, MiB | peak, MiB | of it added | a whole score matrix |\n|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        for part in PARTS:  # this process stays small: to the system, a child's peak is at least its parent's
-            path = Path(folder) / f"{part}.json"
-            command = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--result", str(path)]
-            subprocess.run(command, check=True)
-            found = json.loads(path.read_text(encoding="utf-8"))
-            what = f"evaluation of {options.num_users:,} users" if part == "evaluation" else f"a step of {BATCH} users, {part}"
-            numbers = " | ".join(f"{found[name]:.0f}" for name in ("weights", "peak", "added", "whole"))
-            print(f"| {what} | {found['seconds']:.1f} | {numbers} |")
-
-
-if __name__ == "__main__":
-    main()
+    for part in PARTS:  # this process stays small: to the system, a child's peak is at least its parent's
+        found = in_own_process(run_part, part, num_users, num_items)
+        what = f"evaluation of {num_users:,} users" if part == "evaluation" else f"a step of {BATCH} users, {part}"
+        values = " | ".join(f"{found[name]:.0f}" for name in ("weights", "peak", "added", "whole"))
+        print(f"| {what} | {found['seconds']:.1f} | {values} |")

@@ -1,14 +1,13 @@
-"""What it costs that DVC watches a local folder of images: first hashing, then a status where nothing changed.
+"""DVC on a local folder of images: the cost of hashing it first, then of a status where nothing changed.
 
 A project with one stage depends on a folder of many images; the same project without the folder is what it is compared with.
 
-    python bench/local_files.py
-    python bench/local_files.py --num-images 10000 --kilobytes 20
+    python -m bench local_files
+    python -m bench local_files --num-images 10000 --kilobytes 20
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -16,6 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 
 def seconds(project: Path, *arguments: str) -> tuple[float, float]:
@@ -49,30 +51,25 @@ def new_project(place: Path, dependency: Path) -> Path:
     return place
 
 
-def main() -> None:
+def main(
+    num_images: int = 100_000,
+    kilobytes: Annotated[int, typer.Option(help="Of one image.")] = 10,
+    rounds: int = 3,
+) -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-images", type=int, default=100_000)
-    parser.add_argument("--kilobytes", type=int, default=10, help="of one image")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         images = root / "shop" / "images"
         images.mkdir(parents=True)
-        for number in range(arguments.num_images):
-            (images / f"{number}.jpg").write_bytes(number.to_bytes(8) + os.urandom(64) * (arguments.kilobytes * 16))
+        for number in range(num_images):
+            (images / f"{number}.jpg").write_bytes(number.to_bytes(8) + os.urandom(64) * (kilobytes * 16))
         (root / "one.txt").write_text("nothing to watch\n", encoding="utf-8")
         watching, bare = new_project(root / "watching", root / "shop"), new_project(root / "bare", root / "one.txt")
-        print(f"{arguments.num_images} images of {arguments.kilobytes} KiB, load {os.getloadavg()[0]:.1f}", flush=True)
+        print(f"{num_images} images of {kilobytes} KiB, load {os.getloadavg()[0]:.1f}", flush=True)
         shown("first run", seconds(watching, "repro"), seconds(bare, "repro"))
-        turns = [(seconds(watching, "status"), seconds(bare, "status")) for _ in range(arguments.rounds)]
-        shown(f"unchanged status, best of {arguments.rounds} in turns", *(min(values) for values in zip(*turns, strict=True)))
+        turns = [(seconds(watching, "status"), seconds(bare, "status")) for _ in range(rounds)]
+        shown(f"unchanged status, best of {rounds} in turns", *(min(values) for values in zip(*turns, strict=True)))
         shown("unchanged repro", seconds(watching, "repro"), seconds(bare, "repro"))
         (images / "0.jpg").write_bytes(b"another image")
         (root / "one.txt").write_text("another text\n", encoding="utf-8")
         shown("status after one image changed", seconds(watching, "status"), seconds(bare, "status"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,34 +1,35 @@
-"""One training step of MoDA against PEFT's LoRA of the same total rank and a loop over the experts; and merged inference.
+"""MoDA's training step against LoRA's: PEFT's LoRA of the same total rank, a loop over the experts; and merged inference.
 
 All sides run in one process, on the same base weights (in memory once) and inputs, in turns; what is reported are ratios
 of medians.  On a CPU processor time is counted, so that other work on the machine counts little.
 
-    python bench/moda_step.py                              # a stack of transformer-shaped linear layers, on the CPU
-    python bench/moda_step.py --shape nano --threads 1     # the backbone that comes with SDA, pictures and words
-    python bench/moda_step.py --device cuda --shape 7b     # the linear layers of Qwen2.5-VL-7B, random weights, bfloat16
-    python bench/moda_step.py --device cuda --shape 7b --batch 32 --no-large   # as many tokens as a training's pass has
+    python -m bench moda_step                              # a stack of transformer-shaped linear layers, on the CPU
+    python -m bench moda_step --shape nano --threads 1     # the backbone that comes with SDA, images and texts
+    python -m bench moda_step --shape calls --no-large     # 98 tiny layers: what MoDA adds around the arithmetic
+    python -m bench moda_step --device cuda --shape 7b     # the linear layers of Qwen2.5-VL-7B, random weights, bfloat16
+    python -m bench moda_step --device cuda --shape 7b --batch 32 --no-large   # as many tokens as a training's pass has
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import peft
 import torch
+import typer
 from PIL import Image
 from torch import Tensor, nn
 
+from bench.common import default_params
 from sda_core import backbones
 from sda_core.adapters import MoDAConfig, merged_modality, modality, targets
-from sda_core.params import load_params
 
 LINEAR = r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 Context = Callable[[nn.Module, str], AbstractContextManager[None]]
@@ -48,6 +49,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(width=256, key_width=64, inner=1344, depth=2, batch=8, length=128),
+    "calls": Shape(width=32, key_width=16, inner=64, depth=14, batch=2, length=4),  # bound by calls, as small passes on a GPU are
     "7b": Shape(width=3584, key_width=512, inner=18944, depth=28, batch=4, length=128),  # Qwen2.5-VL-7B's language model
 }
 
@@ -99,19 +101,20 @@ def stack(shape: Shape, device: torch.device, dtype: torch.dtype) -> Subject:
 
 
 def nano(device: torch.device, batch: int) -> Subject:
-    """The backbone that comes with SDA, with pictures and words."""
-    params = load_params(Path("params.yaml"))
+    """The backbone that comes with SDA, with images and texts."""
+    params = default_params()
     backbone = backbones.build(params.backbone, device)
     generator = np.random.default_rng(0)
-    pictures = [Image.fromarray(generator.integers(0, 256, (112, 112, 3), dtype=np.uint8)) for _ in range(batch)]
-    image_inputs = backbone.image_inputs(pictures, "What is this?")
+    pixels = [Image.fromarray(generator.integers(0, 256, (112, 112, 3), dtype=np.uint8)) for _ in range(batch)]
+    image_inputs = backbone.image_inputs(pixels, "What is this?")
     text_inputs = backbone.text_inputs(["title: a red kettle of steel; brand: none; price: 12; " * 3] * batch)
     passes = {
         "image": lambda model: backbone.encode(model, image_inputs),
         "text": lambda model: backbone.encode(model, text_inputs),
     }
     lengths = ", ".join(
-        f"{inputs['input_ids'].shape[1]} tokens a {name}" for name, inputs in (("picture", image_inputs), ("text", text_inputs))
+        f"{inputs['input_ids'].shape[1]} tokens for each {name}"
+        for name, inputs in (("image", image_inputs), ("text", text_inputs))
     )
     return Subject(backbone.model, backbone.adapter_pattern("language"), passes, batch, f"nano, batch {batch}, {lengths}")
 
@@ -291,31 +294,28 @@ def inference(subject: Subject, device: torch.device, rounds: int, r: int) -> No
         print(f"| {name:16} | {1000 * seconds:9.1f} | {seconds / median['base']:6.2f} |")
 
 
-def main() -> None:
+def main(
+    device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
+    shape: Annotated[Literal["small", "7b", "nano"], typer.Option()] = "small",
+    rounds: int = 7,
+    threads: int = 1,
+    batch: Annotated[int | None, typer.Option(help="Rows; 8 of nano, and what the other shapes have.")] = None,
+    no_large: Annotated[
+        bool, typer.Option("--no-large", help="Leave out the sides that hold most memory: loops, reference.")
+    ] = False,
+    r: int = 8,
+) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--shape", default="small", choices=[*SHAPES, "nano"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, help="rows; 8 of nano, and what the other shapes have")
-    parser.add_argument("--no-large", action="store_true", help="leave out the sides that hold most memory: loops, `reference`")
-    parser.add_argument("--r", type=int, default=8)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if options.shape == "nano":
-        subject = nano(device, options.batch or 8)
+    torch.set_num_threads(threads)
+    where = torch.device(device)
+    if shape == "nano":
+        subject = nano(where, batch or 8)
     else:
-        shape = SHAPES[options.shape]
-        subject = stack(replace(shape, batch=options.batch or shape.batch), device, dtype)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads, processor time"
+        sizes = SHAPES[shape]
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        subject = stack(replace(sizes, batch=batch or sizes.batch), where, dtype)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads, processor time"
     kind = next(subject.model.parameters()).dtype
-    print(f"{where}, {kind}: {subject.text}, r = {options.r}, {len(targets(subject.model, subject.pattern))} adapted layers\n")
-    training(subject, device, options.rounds, options.r, () if options.no_large else (4, 8))
-    inference(subject, device, options.rounds, options.r)
-
-
-if __name__ == "__main__":
-    main()
+    print(f"{name}, {kind}: {subject.text}, r = {r}, {len(targets(subject.model, subject.pattern))} adapted layers\n")
+    training(subject, where, rounds, r, () if no_large else (4, 8))
+    inference(subject, where, rounds, r)

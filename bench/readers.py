@@ -1,4 +1,4 @@
-"""Readers of raw files against the least that anybody has to do with them.
+"""Readers of raw files against gunzip: the least that anybody has to do with them.
 
 * Reviews and metadata, JSON lines to a parquet file, against ``gunzip -c`` of the same file (one thread, output thrown
   away); Python's own zlib is timed beside it.
@@ -10,15 +10,14 @@ Seconds are of the work alone: starting Python and importing libraries is left o
 not.  The readers unpack in a second thread: seconds of the processor, beside those of the clock, tell what that
 hides.  The files are made here, the same ones each time, with the lengths and the dirt of the published ones, or given.
 
-    python bench/readers.py                            # about 120 MB of each kind, unpacked
-    python bench/readers.py --megabytes 20 --repeats 1
-    python bench/readers.py --data ../shared/data      # the real files of a folder as well (small ones say little)
-    python bench/readers.py --file metadata 2018 FILE  # one real file
+    python -m bench readers                            # about 120 MB of each kind, unpacked
+    python -m bench readers --megabytes 20 --repeats 1
+    python -m bench readers --data ../shared/data      # the real files of a folder as well (small ones say little)
+    python -m bench readers --file metadata 2018 FILE  # one real file
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import gzip
 import hashlib
@@ -28,17 +27,19 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import polars as pl
 import pyarrow.parquet as pq
+import typer
 
+from bench.common import in_own_process
 from sda_core.data.amazon import read_metadata, read_reviews
 from sda_core.data.literals import parse_literal
 
@@ -130,7 +131,7 @@ class Writer:
         rng = self.random
         title, brand, path = self.dirty(self.text(60), 0.05), rng.choice(self.names), rng.choice(self.paths)
         price = round(rng.expovariate(1 / 30), 2) + 1
-        pictures = [self._id("", 10) for _ in range(min(8, int(rng.expovariate(1 / 3))))]
+        images = [self._id("", 10) for _ in range(min(8, int(rng.expovariate(1 / 3))))]
         if self.edition == 2014:
             record: dict[str, object] = {
                 "asin": item, "title": title, "price": price, "brand": brand,
@@ -154,8 +155,8 @@ class Writer:
                 "similar_item": "", "date": "", "asin": item,
                 "price": rng.choice(["", "", f"${price}", f"${price} - ${price + 9}", ".a-box-inner{color:#fff}"]),
                 "imageURL": [f"https://images-na.ssl-images-amazon.com/images/I/{name}._SX38_SY50_CR,0,0,38,50_.jpg"
-                             for name in pictures],
-                "imageURLHighRes": [f"https://images-na.ssl-images-amazon.com/images/I/{name}.jpg" for name in pictures],
+                             for name in images],
+                "imageURLHighRes": [f"https://images-na.ssl-images-amazon.com/images/I/{name}.jpg" for name in images],
             }  # fmt: skip
         host = "https://m.media-amazon.com/images/I/"
         return {
@@ -165,7 +166,7 @@ class Writer:
             "images": [{"thumb": f"{host}{name}._SS40_.jpg", "large": f"{host}{name}.jpg",
                         "variant": f"PT{at:02d}" if at else "MAIN",
                         "hi_res": f"{host}{name[::-1]}._SL1500_.jpg" if at % 3 else None}
-                       for at, name in enumerate(pictures)],
+                       for at, name in enumerate(images)],
             "videos": [], "store": brand, "categories": path,
             "details": {self.text(9): self.text(20) for _ in range(6)}, "parent_asin": item, "bought_together": None,
         }  # fmt: skip
@@ -244,8 +245,9 @@ def agreement(path: Path) -> tuple[int, int]:
     return len(lines), sum(repr(parse_literal(line)) == repr(ast.literal_eval(line)) for line in lines)
 
 
-def side(name: str, path: Path, edition: int, scratch: Path) -> dict[str, float]:
+def side(name: str, file: str, edition: int, folder: str) -> dict[str, float]:
     """Do one side's work in this process."""
+    path, scratch = Path(file), Path(folder)
     keep = frozenset((scratch / "keep.txt").read_text(encoding="utf-8").split("\n")) if name == "metadata, some" else None
     begin, begin_cpu = time.perf_counter(), time.process_time()
     size = 0
@@ -287,8 +289,7 @@ def run(name: str, path: Path, edition: int, scratch: Path) -> dict[str, float]:
             raise SystemExit(f"gunzip -c {path} ended with {child.returncode}")
         seconds, cpu = time.perf_counter() - begin, usage.ru_utime + usage.ru_stime
         return {"seconds": seconds, "cpu": cpu, "size": 0, "peak": 0}
-    command = [sys.executable, __file__, "--side", name, str(path), str(edition), str(scratch)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return in_own_process(side, name, str(path), edition, str(scratch))
 
 
 # ---------------------------------------------------------------------------------------------------------- table
@@ -334,47 +335,41 @@ def compare(kind: str, edition: int, path: Path, scratch: Path, repeats: int) ->
         )
 
 
-def main() -> None:
+def main(
+    megabytes: Annotated[int, typer.Option(help="Size of each made file, unpacked (literals: a quarter).")] = 120,
+    repeats: int = 3,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where made files are kept for the next time; default: a temporary folder.")
+    ] = None,
+    only: Annotated[str, typer.Option(help="Only comparisons whose name holds this, e.g. 'metadata 2018'.")] = "",
+    data: Annotated[Path | None, typer.Option(help="A folder with the real files named in this script.")] = None,
+    file: Annotated[
+        tuple[str, int, Path] | None,
+        typer.Option(metavar="KIND EDITION FILE", help="reviews or metadata; this file alone.", show_default=False),
+    ] = None,
+) -> None:
     """Run and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=120, help="size of each made file, unpacked (literals: a quarter)")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where made files are kept for the next time; default: a temporary folder")
-    parser.add_argument("--only", default="", help="only comparisons whose name holds this, e.g. 'metadata 2018'")
-    parser.add_argument("--data", type=Path, help="a folder with the real files named in this script")
-    parser.add_argument("--file", nargs=3, metavar=("KIND", "EDITION", "FILE"), help="reviews or metadata; this file alone")
-    parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.side:
-        name, path, edition, scratch = options.side
-        print(json.dumps(side(name, Path(path), int(edition), Path(scratch))))
-        return
     scratch = Path(tempfile.mkdtemp(prefix="readers-"))
     try:
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-        print(f"{os.cpu_count()} cores, load {load} before the run; best of {options.repeats} in turns\n")
+        print(f"{os.cpu_count()} cores, load {load} before the run; best of {repeats} in turns\n")
         print("| what | against | result | by seconds of the processor | peak memory |\n|---|---|---|---|---|")
-        if options.file:
-            kind, edition, path = options.file
-            compare(kind, int(edition), Path(path), scratch, options.repeats)
+        if file:
+            compare(*file, scratch, repeats)
             return
-        folder = options.folder or scratch
-        folder.mkdir(parents=True, exist_ok=True)
+        made = folder or scratch
+        made.mkdir(parents=True, exist_ok=True)
         for kind, edition in itertools.product(("reviews", "metadata"), (2014, 2018, 2023)):
-            if options.only not in f"{kind} {edition}":
+            if only not in f"{kind} {edition}":
                 continue
-            megabytes = options.megabytes // 4 if (kind, edition) == ("metadata", 2014) else options.megabytes
-            path = folder / f"{kind}_{edition}_{megabytes}.gz"
+            size = megabytes // 4 if (kind, edition) == ("metadata", 2014) else megabytes
+            path = made / f"{kind}_{edition}_{size}.gz"
             if not path.exists():
-                make(path, kind, edition, megabytes)
-            compare(kind, edition, path, scratch, options.repeats)
-        for kind, edition, name in REAL_FILES if options.data else []:
-            if options.only in f"{kind} {edition}" and (options.data / name).is_file():
-                compare(kind, edition, options.data / name, scratch, options.repeats)
+                make(path, kind, edition, size)
+            compare(kind, edition, path, scratch, repeats)
+        for kind, edition, name in REAL_FILES if data else []:
+            if only in f"{kind} {edition}" and (data / name).is_file():
+                compare(kind, edition, data / name, scratch, repeats)
         print(f"\nload {', '.join(f'{value:.1f}' for value in os.getloadavg())} after the run")
     finally:
         shutil.rmtree(scratch)
-
-
-if __name__ == "__main__":
-    main()

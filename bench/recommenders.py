@@ -1,4 +1,4 @@
-"""SASRec, BERT4Rec and VBPR beside RecTools, RecBole and Cornac: seconds an epoch, seconds of a full-rank evaluation.
+"""SASRec, BERT4Rec and VBPR against other libraries: RecTools, RecBole and Cornac, seconds an epoch and an evaluation.
 
 Every side runs in a process and a Python of its own, on one thread, one after the other, round after round; the best of all
 rounds counts.  Seconds are those of the processor, which other work on the machine disturbs less than those of the clock.
@@ -9,8 +9,8 @@ one target, the others make one row a user with all its targets; equally many ta
 for every user with a test target, as the library does it.  NDCG@10 is computed by one formula from what each side ranks first,
 items of the history left out, to show that all sides have learned; it is no contest after so few epochs.
 
-    python bench/recommenders.py --rectools PYTHON --recbole PYTHON --cornac PYTHON
-    python bench/recommenders.py --rectools PYTHON --reviews FOLDER/reviews_Beauty_5.json.gz --models sasrec
+    python -m bench recommenders --rectools PYTHON --recbole PYTHON --cornac PYTHON
+    python -m bench recommenders --rectools PYTHON --reviews FOLDER/reviews_Beauty_5.json.gz --models sasrec
 
 where a PYTHON is that of a virtual environment in which one of these was done (``--install`` prints them again):
 
@@ -23,48 +23,40 @@ Without ``--reviews`` a random shop of the size of the Amazon 2014 Beauty 5-core
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
-import logging
 import os
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
+import polars as pl
+import typer
 
-Array = npt.NDArray[Any]
-Rows = dict[str, Array]  # user, item (both from 1), time, split (0 train, 1 valid, 2 test): one entry an interaction
-SIDES = ("ours", "rectools", "recbole", "cornac")
+from bench.common import random_shop
+from bench.recommender_sides import PAIRS_PER_BATCH, Rows
+from sda_core.cli.scripts import Names, names
+from sda_core.errors import ConfigError
+
+SIDES_FILE = Path(__file__).resolve().with_name("recommender_sides.py")
 MODELS = {"sasrec": ("ours", "rectools", "recbole"), "bert4rec": ("ours", "rectools", "recbole"), "vbpr": ("ours", "cornac")}
 WHAT_TO_INSTALL = {"rectools": '"rectools[torch]"', "recbole": '"recbole==1.2.1" "numpy<2" "pandas<3"', "cornac": "cornac"}
-SHAPE = {"hidden": 64, "blocks": 1, "heads": 1, "length": 50, "dropout": 0.2, "learning_rate": 1e-3, "mask_probability": 0.3}
-FACTORS, CONTENT_WIDTH, PAIRS_PER_BATCH, USERS_PER_CHUNK = 32, 64, 1024, 256
-K = 10
 
 
 # --------------------------------------------------------------------------------------------------------------- data
 def random_rows() -> Rows:
     """A shop as large as the Amazon 2014 Beauty 5-core, without any structure."""
-    from fullrank import shop
-
-    frame = shop(22_363, 12_101, 9).rename({"user_id": "user", "item_id": "item", "timestamp": "time"})
+    frame = random_shop(22_363, 12_101, 9).rename({"user_id": "user", "item_id": "item", "timestamp": "time"})
     split = np.tile([*[0] * 7, 1, 2], 22_363)
     return {name: frame[name].to_numpy() for name in ("user", "item", "time")} | {"split": split}
 
 
 def rows_of(reviews: Path) -> Rows:
     """Interactions of a reviews file of the 2014 edition, leave-one-out."""
-    import polars as pl
-
     frame = pl.read_ndjson(gzip.decompress(reviews.read_bytes()))
     frame = frame.select(
         user=pl.col("reviewerID").rank("dense").cast(pl.Int64),
@@ -76,268 +68,33 @@ def rows_of(reviews: Path) -> Rows:
     return {name: frame[name].to_numpy() for name in frame.columns}
 
 
-def vectors_for(num_items: int) -> Array:
-    """Random content vectors ``(I + 1, CONTENT_WIDTH)``; row 0 is zero."""
-    vectors = np.random.default_rng(0).normal(size=(num_items + 1, CONTENT_WIDTH)).astype(np.float32)
-    vectors[0] = 0.0
-    return vectors
-
-
-def ndcg(best: dict[int, list[int]], rows: Rows) -> float:
-    """Mean NDCG@10 of the test targets, from the best items of each user."""
-    is_test = rows["split"] == 2
-    gains = []
-    for user, item in zip(rows["user"][is_test].tolist(), rows["item"][is_test].tolist(), strict=True):
-        found = best.get(user, [])[:K]
-        gains.append(1.0 / np.log2(found.index(item) + 2) if item in found else 0.0)
-    return float(np.mean(gains))
-
-
-# -------------------------------------------------------------------------------------------------------------- sides
-def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:
-    """This project's, by its own epoch and its own evaluation."""
-    import polars as pl
-    import torch
-
-    from sda_core import evaluation, ranking, recommenders
-    from sda_core.params import BERT4RecParams, RuntimeParams, SASRecParams, VBPRParams
-    from sda_core.recommenders.fit import TrainedRecommender, _train_epoch
-    from sda_core.runtime import prepare_torch
-
-    device = prepare_torch(RuntimeParams(device="cpu", num_threads=1, num_trainings=1))
-    fit: dict[str, Any] = {
-        "seed": 0, "max_epochs": epochs, "patience": 1, "eval_every": 1, "batch_size": batch, "weight_decay": 0.0,
-        "learning_rate": SHAPE["learning_rate"], "dtype": "float32",
-    }  # fmt: skip
-    sequence: dict[str, Any] = fit | {
-        "representation": "id", "hidden_size": SHAPE["hidden"], "num_blocks": SHAPE["blocks"], "num_heads": SHAPE["heads"],
-        "max_length": SHAPE["length"], "dropout": SHAPE["dropout"], "loss": loss, "num_negatives": 1, "gbce_t": 0.75,
-        "align_weight": 0.0, "align_temperature": 2.0,
-    }  # fmt: skip
-    params: SASRecParams | BERT4RecParams | VBPRParams
-    if model_name == "sasrec":
-        params = SASRecParams(kind="sasrec", causal=True, **sequence)
-    elif model_name == "bert4rec":
-        params = BERT4RecParams(kind="bert4rec", mask_probability=SHAPE["mask_probability"], last_item_mask_share=0.0, **sequence)
-    else:
-        params = VBPRParams(
-            kind="vbpr", factor_size=FACTORS, content_factor_size=FACTORS, embedding_regularization=0.01,
-            content_regularization=0.01, content_bias_regularization=0.01, **fit,
-        )  # fmt: skip
-    interactions = pl.DataFrame(
-        {
-            "user_id": rows["user"].astype(np.int32),
-            "item_id": rows["item"].astype(np.int32),
-            "timestamp": rows["time"].astype(np.int64),
-            "rating": np.full(len(rows["user"]), 5.0, dtype=np.float32),
-            "split": np.array(["train", "valid", "test"])[rows["split"]],
-        }
-    )
-    data = recommenders.training_data(interactions)
-    torch.manual_seed(0)
-    model = recommenders.build(
-        params, data.num_users, data.num_items, vectors_for(data.num_items) if model_name == "vbpr" else None
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True)
-    assert isinstance(model, TrainedRecommender)
-    seconds = [timed(lambda epoch=epoch: _train_epoch(model, data, optimizer, epoch, device)) for epoch in range(1, epochs + 1)]
-
-    def evaluate() -> float:
-        placed = ranking.place_targets(model, recommenders.evaluation_data(interactions), None, USERS_PER_CHUNK, device)
-        return evaluation.ndcg(evaluation.score_positions(placed, "pessimistic")["position"].to_numpy(), K)
-
-    begin = time.process_time()
-    quality = evaluate()
-    return {"epochs": seconds, "evaluation": time.process_time() - begin, "ndcg": quality, "versions": versions("torch")}
-
-
-def run_rectools(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:
-    """RecTools: epochs by its trainer's hooks; the evaluation is ``recommend`` for all test users."""
-    import pandas as pd
-    import torch
-    from pytorch_lightning import Callback, Trainer
-    from rectools import Columns
-    from rectools.dataset import Dataset
-    from rectools.models import BERT4RecModel, SASRecModel
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    seconds: list[float] = []
-
-    class Clock(Callback):
-        """Notes how long an epoch takes."""
-
-        def on_train_epoch_start(self, *_: Any) -> None:
-            self.begin = time.process_time()
-
-        def on_train_epoch_end(self, *_: Any) -> None:
-            seconds.append(time.process_time() - self.begin)
-
-    def trainer() -> Trainer:
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
-        return Trainer(max_epochs=epochs, min_epochs=epochs, accelerator="cpu", devices=1, callbacks=[Clock()], **quiet)
-
-    frame = pd.DataFrame(
-        {
-            Columns.User: rows["user"],
-            Columns.Item: rows["item"],
-            Columns.Weight: 1.0,
-            Columns.Datetime: pd.to_datetime(rows["time"], unit="D"),
-        }
-    )
-    common: dict[str, Any] = {
-        "n_blocks": SHAPE["blocks"], "n_heads": SHAPE["heads"], "n_factors": SHAPE["hidden"], "dropout_rate": SHAPE["dropout"],
-        "session_max_len": SHAPE["length"], "lr": SHAPE["learning_rate"], "batch_size": batch, "get_trainer_func": trainer,
-        "loss": {"softmax": "softmax", "bce": "BCE"}[loss], "n_negatives": 1, "recommend_batch_size": USERS_PER_CHUNK,
-        "recommend_torch_device": "cpu",
-    }  # fmt: skip
-    model = SASRecModel(**common) if model_name == "sasrec" else BERT4RecModel(mask_prob=SHAPE["mask_probability"], **common)
-    model.fit(Dataset.construct(frame[rows["split"] == 0]))
-    begin = time.process_time()
-    found = model.recommend(
-        users=np.unique(rows["user"][rows["split"] == 2]),
-        dataset=Dataset.construct(frame[rows["split"] < 2]),
-        k=K,
-        filter_viewed=True,
-        on_unsupported_targets="ignore",
-    )
-    spent = time.process_time() - begin
-    best = found.sort_values([Columns.User, Columns.Rank]).groupby(Columns.User)[Columns.Item].agg(list).to_dict()
-    return {"epochs": seconds, "evaluation": spent, "ndcg": ndcg(best, rows), "versions": versions("rectools", "torch")}
-
-
-def run_recbole(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:
-    """RecBole: epochs and evaluation by its trainer; its evaluation leaves seen items in, so NDCG@10 is computed apart."""
-    import torch
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from recbole.utils import get_model, get_trainer
-
-    torch.set_num_threads(1)
-    name = {"sasrec": "SASRec", "bert4rec": "BERT4Rec"}[model_name]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "shop").mkdir()
-        lines = np.column_stack([rows["user"], rows["item"], rows["time"]])
-        header = "user_id:token\titem_id:token\ttimestamp:float"
-        np.savetxt(Path(folder) / "shop" / "shop.inter", lines, "%d", "\t", header=header, comments="")
-        settings: dict[str, Any] = {
-            "data_path": folder, "checkpoint_dir": folder, "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-            "use_gpu": False, "gpu_id": "", "seed": 0, "state": "ERROR", "show_progress": False, "worker": 0,
-            "epochs": epochs, "train_batch_size": batch, "eval_batch_size": USERS_PER_CHUNK,
-            "learning_rate": SHAPE["learning_rate"], "learner": "adam", "weight_decay": 0.0,
-            "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-            "metrics": ["NDCG"], "topk": [K], "valid_metric": f"NDCG@{K}",
-            "MAX_ITEM_LIST_LENGTH": SHAPE["length"], "hidden_size": SHAPE["hidden"], "n_layers": SHAPE["blocks"],
-            "n_heads": SHAPE["heads"], "inner_size": SHAPE["hidden"] * (1 if model_name == "sasrec" else 4),
-            "hidden_dropout_prob": SHAPE["dropout"], "attn_dropout_prob": SHAPE["dropout"],
-            "hidden_act": "relu" if model_name == "sasrec" else "gelu",
-            "mask_ratio": SHAPE["mask_probability"], "ft_ratio": 0.0,
-            "loss_type": {"softmax": "CE", "bce": "BPR"}[loss],
-            "train_neg_sample_args": None if loss == "softmax" else {"distribution": "uniform", "sample_num": 1},
-        }  # fmt: skip
-        saved, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line, too
-        config = Config(model=name, dataset="shop", config_dict=settings)
-        sys.argv = saved
-        dataset = create_dataset(config)
-        train, _, test = data_preparation(config, dataset)
-        torch.manual_seed(0)
-        model = get_model(name)(config, train.dataset).to("cpu")
-        trainer = get_trainer(config["MODEL_TYPE"], name)(config, model)
-        seconds = [timed(lambda epoch=epoch: trainer._train_epoch(train, epoch, show_progress=False)) for epoch in range(epochs)]
-        spent = timed(lambda: trainer.evaluate(test, load_best_model=False, show_progress=False))
-        best: dict[int, list[int]] = {}
-        seen: dict[int, set[int]] = {}
-        for user, item, split in zip(rows["user"].tolist(), rows["item"].tolist(), rows["split"].tolist(), strict=True):
-            if split < 2:
-                seen.setdefault(user, set()).add(item)
-        with torch.no_grad():
-            for interaction, *_ in test:
-                order = model.full_sort_predict(interaction).view(len(interaction), -1)[:, : dataset.item_num].clone()
-                order[:, 0] = -torch.inf
-                order = order.topk(K + max(map(len, seen.values())), dim=1).indices
-                users = dataset.id2token("user_id", interaction["user_id"])
-                for user, items in zip(users, dataset.id2token("item_id", order), strict=True):
-                    own = seen.get(int(user), set())
-                    best[int(user)] = [int(item) for item in items if int(item) not in own][:K]
-    return {"epochs": seconds, "evaluation": spent, "ndcg": ndcg(best, rows), "versions": versions("recbole", "torch")}
-
-
-def run_cornac(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:  # noqa: ARG001 (as the others)
-    """Cornac: epochs are a whole ``fit`` divided by their number; the evaluation is its own ``ranking_eval``."""
-    from cornac.data import Dataset, ImageModality
-    from cornac.eval_methods.base_method import ranking_eval
-    from cornac.metrics import NDCG
-    from cornac.models import VBPR
-
-    def triples(split: int) -> list[tuple[int, int, float]]:
-        chosen = rows["split"] == split
-        return [(u, i, 1.0) for u, i in zip(rows["user"][chosen].tolist(), rows["item"][chosen].tolist(), strict=True)]
-
-    import torch
-
-    torch.set_num_threads(1)
-    num_items = int(rows["item"].max())
-    # Ids of all items in one order, so that the vectors belong to the right ones; cold items are kept, as on the other side.
-    uid_map, iid_map = (
-        {name: place for place, name in enumerate(range(1, int(rows[key].max()) + 1))} for key in ("user", "item")
-    )
-    train, valid, test = (
-        Dataset.build(triples(split), global_uid_map=uid_map, global_iid_map=iid_map, exclude_unknowns=False)
-        for split in range(3)
-    )
-    images = ImageModality(features=vectors_for(num_items)[1:], ids=list(range(1, num_items + 1)), normalized=False)
-    images.build(id_map=iid_map)
-    train.add_modalities(item_image=images)
-    model = VBPR(
-        k=FACTORS, k2=FACTORS, n_epochs=epochs, batch_size=batch, learning_rate=SHAPE["learning_rate"], lambda_w=0.01,
-        lambda_b=0.01, lambda_e=0.01, use_gpu=False, seed=0, verbose=False,
-    )  # fmt: skip
-    spent = timed(lambda: model.fit(train))
-    begin = time.process_time()
-    found, _ = ranking_eval(
-        model, [NDCG(k=K)], train_set=train, test_set=test, val_set=valid, exclude_unknowns=False, verbose=False
-    )
-    return {
-        "epochs": [spent / epochs],
-        "evaluation": time.process_time() - begin,
-        "ndcg": float(found[0]),
-        "versions": versions("cornac", "torch"),
-    }
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Processor seconds that it takes."""
-    begin = time.process_time()
-    run()
-    return time.process_time() - begin
-
-
-def versions(*names: str) -> str:
-    """Installed versions, in words."""
-    return ", ".join(f"{name} {version(name)}" for name in names)
-
-
 # ------------------------------------------------------------------------------------------------------------ compare
-def compare(options: argparse.Namespace) -> None:
-    """Run all sides in turns and print a table."""
-    pythons = {"ours": Path(sys.executable)} | {side: getattr(options, side) for side in SIDES[1:] if getattr(options, side)}
+def compare(
+    pythons: Mapping[str, Path], rows: Rows, models: Sequence[str], loss: str, batch: int, epochs: int, rounds: int, kind: str
+) -> None:
+    """Run all sides in turns and print a table.
+
+    Args:
+        pythons: by side.
+        rows: the interactions.
+        models: of :data:`MODELS`.
+        loss: of SASRec and BERT4Rec.
+        batch: rows of SASRec and BERT4Rec.
+        epochs: of each training.
+        rounds: of which the best counts.
+        kind: of data, for the heading.
+    """
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
-        rows = rows_of(options.reviews) if options.reviews else random_rows()
-        if options.users:
-            chosen = rows["user"] <= options.users
-            rows = {name: column[chosen] for name, column in rows.items()}
-            rows["item"] = np.unique(rows["item"], return_inverse=True)[1] + 1
         np.savez(Path(name) / "rows.npz", **rows)
         one_thread = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"], "1")
         environment = {**os.environ, **one_thread, "CUDA_VISIBLE_DEVICES": ""}
-        for turn in range(options.rounds):
-            for model in options.models:
+        for turn in range(rounds):
+            for model in models:
                 for side in [side for side in MODELS[model] if side in pythons]:
-                    one = ["--side", side, "--model", model, "--folder", name, "--loss", options.loss]
-                    sizes = ["--epochs", str(options.epochs), "--batch", str(options.batch)]
+                    request = {"side": side, "model": model, "loss": loss, "batch": batch, "epochs": epochs}
                     subprocess.run(
-                        [pythons[side].absolute(), Path(__file__).resolve(), *one, *sizes],
+                        [pythons[side].absolute(), SIDES_FILE, name, json.dumps(request)],
                         check=True,
                         env=environment,
                         stdout=subprocess.DEVNULL,
@@ -348,8 +105,8 @@ def compare(options: argparse.Namespace) -> None:
                     print(f"round {turn + 1}: {model} of {side}: {result}", file=sys.stderr, flush=True)
     print(
         f"{rows['user'].max():,} users, {rows['item'].max():,} items, {len(rows['user']):,} interactions"
-        f"{'' if options.reviews else ' (random)'}; loss {options.loss}, batch {options.batch}, {options.epochs} epochs, "
-        f"one thread a side, best of {options.rounds} rounds; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        f"{kind}; loss {loss}, batch {batch}, {epochs} epochs, "
+        f"one thread a side, best of {rounds} rounds; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
     columns = ("model", "side", "s an epoch", "x ours", "s of evaluation", "x ours", "NDCG@10", "versions")
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
@@ -363,40 +120,33 @@ def compare(options: argparse.Namespace) -> None:
         )
 
 
-def main() -> None:
-    """Compare, or run one side for the process that compares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for side in SIDES[1:]:
-        parser.add_argument(f"--{side}", type=Path, help=f"a Python that has {side}; left out where there is none")
-    parser.add_argument("--install", action="store_true", help="print what to install, and end")
-    parser.add_argument("--reviews", type=Path, help="reviews of the 2014 edition, packed JSON lines")
-    parser.add_argument("--users", type=int, help="take the first so many of the file alone, and what they have")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument(
-        "--loss", choices=("softmax", "bce"), default="softmax", help="of SASRec and BERT4Rec; RecBole's is CE or BPR"
-    )
-    parser.add_argument("--batch", type=int, default=128, help=f"rows of SASRec and BERT4Rec; VBPR takes {PAIRS_PER_BATCH} pairs")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--side", choices=SIDES, help="run this one only, on the rows in --folder, and leave its result there")
-    parser.add_argument("--model", choices=list(MODELS), help="with --side")
-    parser.add_argument("--folder", type=Path, help="with --side")
-    options = parser.parse_args()
-    if options.install:
+def main(
+    rectools: Annotated[Path | None, typer.Option(help="A Python that has RecTools.", show_default=False)] = None,
+    recbole: Annotated[Path | None, typer.Option(help="A Python that has RecBole.", show_default=False)] = None,
+    cornac: Annotated[Path | None, typer.Option(help="A Python that has Cornac.", show_default=False)] = None,
+    install: Annotated[bool, typer.Option("--install", help="Print what to install, and end.")] = False,
+    reviews: Annotated[
+        Path | None, typer.Option(help="Reviews of the 2014 edition, packed JSON lines.", show_default=False)
+    ] = None,
+    users: Annotated[int | None, typer.Option(help="Take the first so many users, and what they bought.")] = None,
+    models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...")] = Names(MODELS),
+    loss: Annotated[Literal["softmax", "bce"], typer.Option(help="Of SASRec and BERT4Rec; RecBole's is CE or BPR.")] = "softmax",
+    batch: Annotated[int, typer.Option(help=f"Rows of SASRec and BERT4Rec; VBPR takes {PAIRS_PER_BATCH} pairs.")] = 128,
+    epochs: int = 3,
+    rounds: int = 2,
+) -> None:
+    """Compare this project with the libraries whose Python is given."""
+    if install:
         for side, packages in WHAT_TO_INSTALL.items():
             print(f"python -m venv {side} && {side}/bin/pip install {packages}    # then --{side} {side}/bin/python")
         return
-    if not options.side:
-        compare(options)
-        return
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    run = {"ours": run_ours, "rectools": run_rectools, "recbole": run_recbole, "cornac": run_cornac}[options.side]
-    batch = PAIRS_PER_BATCH if options.model == "vbpr" else options.batch
-    with np.load(options.folder / "rows.npz") as rows:
-        result = run(options.model, options.loss, batch, options.epochs, dict(rows))
-    (options.folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    if unknown := set(models) - set(MODELS):
+        raise ConfigError("--models", f"expected some of {', '.join(MODELS)} (got {', '.join(sorted(unknown))})")
+    given = {"ours": Path(sys.executable), "rectools": rectools, "recbole": recbole, "cornac": cornac}
+    rows = rows_of(reviews) if reviews else random_rows()
+    if users:
+        chosen = rows["user"] <= users
+        rows = {name: column[chosen] for name, column in rows.items()}
+        rows["item"] = np.unique(rows["item"], return_inverse=True)[1] + 1
+    pythons = {side: python for side, python in given.items() if python}
+    compare(pythons, rows, models, loss, batch, epochs, rounds, "" if reviews else " (random)")

@@ -1,31 +1,33 @@
-"""Evaluation through an index of the items against the scores of all of them: seconds and recall.
+"""Evaluation through an index against all scores: seconds and recall.
 
 ``evaluate.retrieval`` as the stage uses it: :func:`sda_core.ranking.place` over a BPR model whose factors are random,
 once by all scores and once for every index named.  Random vectors have no neighbourhoods, which is the hardest case for an
 index; with ``--clusters`` users and items gather round so many centres, as those of a trained model do.  Placing is the retrieval
 for all users, and the exact scores of ``--num-queries`` users by which recall is measured.
 
-    python bench/retrieval.py
-    python bench/retrieval.py --clusters 500
-    python bench/retrieval.py --num-items 1000000 --indexes HNSW32:200
+    python -m bench retrieval
+    python -m bench retrieval --clusters 500
+    python -m bench retrieval --num-items 1000000 --index HNSW32:200
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-from fullrank import Seconds, now, shop, since
+import typer
 
+from bench.common import Seconds, default_params, now, random_shop, since
 from sda_core import ranking, recommenders
 from sda_core.index import inner_product_search
-from sda_core.params import BPRParams, EvaluateParams, RetrievalParams, RuntimeParams, load_params
+from sda_core.params import BPRParams, EvaluateParams, RetrievalParams, RuntimeParams
 from sda_core.runtime import prepare_torch
+
+INDEXES = ("HNSW32:256", "IVF1024,Flat:32", "IVF1024,Flat:128")
 
 
 def model_of(num_users: int, num_items: int, width: int, clusters: int) -> recommenders.Recommender:
@@ -50,7 +52,7 @@ def model_of(num_users: int, num_items: int, width: int, clusters: int) -> recom
 
 def settings(index: str | None, depth: int, num_queries: int) -> EvaluateParams:
     """Section ``evaluate`` with an index such as ``HNSW32:200`` (ef_search) or ``IVF1024,Flat:32`` (nprobe)."""
-    section = load_params(Path(__file__).resolve().parents[1] / "params.yaml").evaluate
+    section = default_params().evaluate
     if index is None:
         return section
     factory, _, effort = index.partition(":")
@@ -66,20 +68,21 @@ def settings(index: str | None, depth: int, num_queries: int) -> EvaluateParams:
     return section.model_copy(update={"retrieval": retrieval})
 
 
-def main() -> None:
+def main(
+    num_users: int = 2000,
+    num_items: int = 200_000,
+    width: int = 64,
+    depth: int = 100,
+    num_queries: int = 200,
+    clusters: Annotated[int, typer.Option(help="0: none.")] = 0,
+    index: Annotated[
+        list[str] | None, typer.Option(help="Factory and effort.  Repeat it for more.", show_default=", ".join(INDEXES))
+    ] = None,
+) -> None:
     """Run and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-users", type=int, default=2000)
-    parser.add_argument("--num-items", type=int, default=200_000)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--depth", type=int, default=100)
-    parser.add_argument("--num-queries", type=int, default=200)
-    parser.add_argument("--clusters", type=int, default=0, help="0: none")
-    parser.add_argument("--indexes", nargs="+", default=["HNSW32:256", "IVF1024,Flat:32", "IVF1024,Flat:128"])
-    options = parser.parse_args()
     device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
-    data = recommenders.evaluation_data(shop(options.num_users, options.num_items, 9), num_items=options.num_items)
-    model = model_of(options.num_users, options.num_items, options.width, options.clusters)
+    data = recommenders.evaluation_data(random_shop(num_users, num_items, 9), num_items=num_items)
+    model = model_of(num_users, num_items, width, clusters)
     built: Seconds = (0.0, 0.0)
 
     def timed(vectors_IK: np.ndarray, params: RetrievalParams) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -90,22 +93,18 @@ def main() -> None:
         return search
 
     threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    kind = f"{options.clusters} clusters" if options.clusters else "no clusters"
-    shape = f"{options.num_users:,} users x {options.num_items:,} items x {options.width}, {kind}, depth {options.depth}"
+    kind = f"{clusters} clusters" if clusters else "no clusters"
+    shape = f"{num_users:,} users x {num_items:,} items x {width}, {kind}, depth {depth}"
     print(f"{time.strftime('%Y-%m-%d')}: {shape}, {threads}")
     print("\n| index | building, CPU s | placing, CPU s (clock) | exact / placing | recall@10 |\n|---|---|---|---|---|")
     exact = 0.0
-    for index in (None, *options.indexes):
+    for factory in (None, *(index or INDEXES)):
         begin, built = now(), (0.0, 0.0)
-        told = ranking.place(model, data, None, settings(index, options.depth, options.num_queries), device, timed)[1]
+        told = ranking.place(model, data, None, settings(factory, depth, num_queries), device, timed)[1]
         clock, cpu = (whole - part for whole, part in zip(since(begin), built, strict=True))
         exact = exact or cpu
         recall = told.get("retrieval_recall@10", 1.0)
         print(
-            f"| {index or 'all scores'} | {built[1]:.1f} | {cpu:.1f} ({clock:.1f}) | {exact / cpu:.1f} | {recall:.3f} |",
+            f"| {factory or 'all scores'} | {built[1]:.1f} | {cpu:.1f} ({clock:.1f}) | {exact / cpu:.1f} | {recall:.3f} |",
             flush=True,
         )
-
-
-if __name__ == "__main__":
-    main()

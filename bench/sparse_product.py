@@ -1,8 +1,8 @@
-"""SLMRec's product with its graph: is it the same twice, to the bit, and at what cost?  A GPU's question.
+"""SLMRec's product with its graph on a GPU: is it the same twice, to the bit, and at what cost?
 
 Two products one after the other and their backward pass, ten times, on a random graph with some nodes of very many edges.
 
-    python bench/sparse_product.py
+    python -m bench sparse_product
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sda_core.params import RuntimeParams
-from sda_core.recommenders.slmrec import _product
+from sda_core.recommenders.slmrec import graph_product
 from sda_core.runtime import prepare_torch
 
 NODES, EDGES, WIDTH, ROUNDS = 20_000, 400_000, 256, 10
@@ -39,7 +39,7 @@ def main() -> None:
 
     print(f"{device}: {NODES} nodes, {EDGES} edges, {WIDTH} columns\n")
     print("| product | forward the same | backward the same | ms |\n|---|---|---|---|")
-    for name, product in (("torch.sparse.mm", torch.sparse.mm), ("SLMRec's", _product)):
+    for name, product in (("torch.sparse.mm", torch.sparse.mm), ("SLMRec's", graph_product)):
         first, same = both_ways(product), [True, True]
         start = time.perf_counter()
         for _ in range(ROUNDS):
@@ -47,7 +47,3 @@ def main() -> None:
                 was and torch.equal(*pair) for was, pair in zip(same, zip(first, both_ways(product), strict=True), strict=True)
             ]
         print(f"| {name} | {same[0]} | {same[1]} | {1000 * (time.perf_counter() - start) / ROUNDS:.1f} |")
-
-
-if __name__ == "__main__":
-    main()

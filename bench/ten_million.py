@@ -1,17 +1,16 @@
-"""Ten million reviews through the real download and filter stages: seconds and peak memory of each process.
+"""Ten million reviews through download and filter: seconds and peak memory of each process.
 
 Writes a gzip file of reviews and one of metadata in the 2018 edition's format (every field of the published files, popular
 items by Zipf's law, history lengths geometric, times whole days, every twentieth item without metadata) to a folder, then
 runs ``python -m stages.download`` and ``python -m stages.filter`` on it as they are, with a params file made from
 ``params.yaml``.
 
-    python bench/ten_million.py --folder /tmp/ten_million
-    python bench/ten_million.py --folder /tmp/ten_million --num-reviews 100000
+    python -m bench ten_million --folder /tmp/ten_million
+    python -m bench ten_million --folder /tmp/ten_million --num-reviews 100000
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -19,18 +18,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+import numpy as np
+import polars as pl
+import typer
+from ruamel.yaml import YAML
+
+from bench.common import REPOSITORY, in_own_process
+from sda_core.fetch.local_files import watched
+
 REVIEWS, METADATA = "Synthetic.json.gz", "meta_Synthetic.json.gz"
 ROWS_PER_WRITE = 100_000
 
 
 # --------------------------------------------------------------------------------------------- writing files
-def write_files(options: argparse.Namespace) -> None:
+def write_files(folder: str, num_reviews: int, num_items: int, mean_history_length: float) -> None:
     """Write both raw files; runs in a process of its own, so that its memory is not counted as a stage's."""
-    import numpy as np
-    import polars as pl
-
     random = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprstvw" for b in "aeiou"]
     vocabulary = np.array(["".join(random.choice(syllables, size=random.integers(1, 5))) for _ in range(8_000)])
@@ -63,13 +67,11 @@ def write_files(options: argparse.Namespace) -> None:
         return pl.concat_str(pieces)
 
     body, summary, name = texts(40_000, 60), texts(5_000, 4), texts(5_000, 2)
-    per_user = random.geometric(
-        1.0 / options.mean_history_length, size=int(1.1 * options.num_reviews / options.mean_history_length)
-    )
-    users = np.repeat(np.arange(len(per_user), dtype=np.uint32), per_user)[: options.num_reviews]
+    per_user = random.geometric(1.0 / mean_history_length, size=int(1.1 * num_reviews / mean_history_length))
+    users = np.repeat(np.arange(len(per_user), dtype=np.uint32), per_user)[:num_reviews]
     random.shuffle(users)
-    popularity = np.cumsum(1.0 / np.arange(1, options.num_items + 1) ** 0.8)
-    with gzip.open(options.folder / REVIEWS, "wb", compresslevel=1) as handle:
+    popularity = np.cumsum(1.0 / np.arange(1, num_items + 1) ** 0.8)
+    with gzip.open(Path(folder) / REVIEWS, "wb", compresslevel=1) as handle:
         for start in range(0, len(users), ROWS_PER_WRITE):
             user = users[start : start + ROWS_PER_WRITE].astype(np.int64)
             num = len(user)
@@ -99,9 +101,9 @@ def write_files(options: argparse.Namespace) -> None:
                 )
             )  # fmt: skip
             write(handle, lines)
-    with gzip.open(options.folder / METADATA, "wb", compresslevel=1) as handle:
-        for start in range(0, options.num_items, ROWS_PER_WRITE):
-            numbers = np.arange(start, min(start + ROWS_PER_WRITE, options.num_items))
+    with gzip.open(Path(folder) / METADATA, "wb", compresslevel=1) as handle:
+        for start in range(0, num_items, ROWS_PER_WRITE):
+            numbers = np.arange(start, min(start + ROWS_PER_WRITE, num_items))
             numbers = numbers[numbers % 20 != 7]
             num = len(numbers)
             columns = {"title": pick(summary, num), "brand": pick(name, num), "item": item_ids(numbers)}
@@ -133,46 +135,30 @@ def run_stage(module: str, root: Path) -> tuple[float, float, float]:
     return time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def main() -> None:
+def main(
+    folder: Annotated[Path, typer.Option(help="Where the files go; about 700 bytes a review.")],
+    num_reviews: int = 10_000_000,
+    num_items: int = 400_000,
+    mean_history_length: float = 3.0,
+) -> None:
     """Write, run, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the files go; about 700 bytes a review")
-    parser.add_argument("--num-reviews", type=int, default=10_000_000)
-    parser.add_argument("--num-items", type=int, default=400_000)
-    parser.add_argument("--mean-history-length", type=float, default=3.0)
-    parser.add_argument("--write-only", action="store_true", help="write the raw files and end")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    if options.write_only:
-        write_files(options)
-        return
+    folder.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    subprocess.run([sys.executable, __file__, *sys.argv[1:], "--write-only"], check=True)
+    in_own_process(write_files, str(folder), num_reviews, num_items, mean_history_length)
     print(f"written in {time.perf_counter() - begin:.0f} s")
-
-    from ruamel.yaml import YAML
-
-    from sda_core.fetch.local_files import watched
-
     yaml = YAML(typ="safe", pure=True)
     params = yaml.load(REPOSITORY / "params.yaml")
     preset = yaml.load(REPOSITORY / "conf" / "dataset" / "gift_cards.yaml")["dataset"]
-    sources = {"reviews": [REVIEWS], "metadata": [METADATA], "local_folder": str(options.folder.resolve())}
+    sources = {"reviews": [REVIEWS], "metadata": [METADATA], "local_folder": str(folder.resolve())}
     params["dataset"] = preset | {"category": "Synthetic"} | sources
-    root = options.folder / "project"
+    root = folder / "project"
     root.mkdir(exist_ok=True)
     params["local_files"] = watched(params["dataset"], params["backbone"], root)
     yaml.dump(params, root / "params.yaml")
     measured = {module: run_stage(module, root) for module in ("stages.download", "stages.filter")}
-    size = sum((options.folder / name).stat().st_size for name in (REVIEWS, METADATA))
-    print(
-        f"{options.num_reviews:,} reviews, {size / 1e9:.2f} GB packed, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}"
-    )
+    size = sum((folder / name).stat().st_size for name in (REVIEWS, METADATA))
+    print(f"{num_reviews:,} reviews, {size / 1e9:.2f} GB packed, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
     for module, (seconds, cpu_seconds, mebibytes) in measured.items():
         print(f"| {module:<16} | {seconds:7.1f} s | {cpu_seconds:7.1f} CPU s | {mebibytes:7.0f} MiB at most |")
     for name, value in json.loads((root / "data" / "filtered" / "statistics.json").read_text(encoding="utf-8")).items():
         print(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}")
-
-
-if __name__ == "__main__":
-    main()

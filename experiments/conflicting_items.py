@@ -1,106 +1,107 @@
-"""Do item vectors part conflicting items?  Pairs that are alike in one modality and unlike in the other, before and after.
+"""Do item vectors separate conflicting items?  Pairs that are alike in one modality and unlike in the other.
 
-A pair of items is of one of three kinds: alike in pictures and in words (*agreeing*), alike in pictures and unlike in words, or
-alike in words and unlike in pictures (*conflicting*).  Vectors that keep both modalities place agreeing pairs nearer than
-conflicting ones: the figure is the area under the ROC curve (AUC), the chance that the cosine of an agreeing pair is above that
-of a conflicting one.  1 is perfect; at 0.5 the vectors do not tell them apart, because one modality drowns the other.
+A pair of items is of one of three kinds: alike in image and text (agreeing), alike in image and unlike in text, or alike in text
+and unlike in image (conflicting).  Vectors that keep both modalities place agreeing pairs nearer than conflicting ones.  The
+figure is the area under the ROC curve (AUC): the chance that the cosine of an agreeing pair is above that of a conflicting one.
+1 is perfect; at 0.5 the vectors do not tell them apart, because one modality drowns the other.
 
-Who is alike is said in two ways:
+Who is alike is decided in two ways:
 
-* ``base``: by the frozen backbone's own vectors, as the paper does: alike is a cosine among the highest 2 % of all pairs, unlike
-  one below the median.  The choice is made with the vectors of ``zero_shot``, which therefore have the better of it.
-* ``truth``: by the attributes of the built-in shop.  The picture shows category, colour, pattern and shape, the words category,
-  colour, brand and style; alike is three or four of them in common, unlike at most one.  Of the built-in shop only.
+base: by the frozen backbone's own vectors, as the paper does: alike is a cosine among the highest 2 % of all pairs, unlike one
+    below the median.  The choice is made with the vectors of zero_shot, which therefore have an advantage.
 
-Takes the project folder of a run; ``{seed}`` in ``--root`` stands for the seed, as in ``compare_vectors.py``.
+truth: by the attributes of the built-in shop.  The image shows category, colour, pattern and shape, the text category, colour,
+    brand and style; alike is three or four of them in common, unlike at most one.  Of the built-in shop only.
 
-    python experiments/conflicting_items.py --root 'experiments/runs/effect/seed-{seed}' --seeds 1 2 3 \\
-        --variants zero_shot lora infonce sda
+Takes the project folder of a run; {seed} in --root stands for the seed, as in compare_vectors.
 
-Table and plot are left in ``experiments/results/conflicting_items``, which ``sda report --experiments`` shows.
+    python -m experiments conflicting_items --root 'experiments/runs/effect/seed-{seed}' --seeds 1,2,3 \\
+        --variants zero_shot,lora,infonce,sda
+
+Table and plot are written to experiments/results/conflicting_items, which `sda report --experiments` shows.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-import matplotlib as mpl
 import numpy as np
-from _runs import leave, shop_attributes, unit
-from attribute_probe import SHOWN_BY
-from compare_vectors import fused_again, workspace_of
+import typer
 from sklearn.metrics import roc_auc_score
 
-from sda_core import log
+from experiments.attribute_probe import SHOWN_BY
+from experiments.options import FusedDim, SeedRoot, Seeds, Variants
+from experiments.study import markdown_table, mean_with_range, shop_attributes, unit_rows, write_results
+from experiments.workspaces import BASE, fused_again, workspace_of
 from sda_core.artifacts import Workspace
+from sda_core.cli.scripts import Numbers
 from sda_core.embeddings.controls import Vectors, read_table
 from sda_core.params import DemoDataset, Params
 
-mpl.use("Agg")
-
-AGREEING, PICTURE, WORDS = "alike in both", "alike in pictures only", "alike in words only"
-KINDS = (AGREEING, PICTURE, WORDS)
+AGREEING, IMAGE, TEXT = "alike in both", "alike in image only", "alike in text only"
+KINDS = (AGREEING, IMAGE, TEXT)
 SHARE_ALIKE = 0.02  # of all pairs, in each modality
 MAX_ITEMS = 2_000  # the first of them; two million pairs
 Pairs = Mapping[str, np.ndarray]  # by kind: which of the pairs
 
 
-def main() -> None:
-    """Read the options, print the table, draw the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default=".", help="the project folder of the run; {seed} in it stands for the seed")
-    parser.add_argument("--variants", nargs="+", required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--fused-dim", type=int, help="fuse the picture and text vectors anew, to this many components")
-    parser.add_argument("--name", default="", help="end of the name of the folder of the results")
-    options = parser.parse_args()
-    log.show_any_text()
-    found: dict[tuple[str, str], list[Mapping[str, np.ndarray]]] = {}
-    for seed in options.seeds:
-        workspace, params = workspace_of(options.root, seed)
-        base = read_table(workspace.embeddings("zero_shot"))
+Measured = Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]]  # by choice and variant: of each seed, cosines by kind
+
+
+def main(
+    variants: Variants,
+    root: SeedRoot = ".",
+    seeds: Seeds = Numbers((1,)),
+    fused_dim: FusedDim = None,
+    name: Annotated[str, typer.Option("--name", help="End of the name of the folder of the results.")] = "",
+) -> None:
+    """Compare the pairs, write table and plot."""
+    measured: dict[tuple[str, str], list[Mapping[str, np.ndarray]]] = {}
+    for seed in seeds:
+        workspace, params = workspace_of(root, seed)
+        base = read_table(workspace.embeddings(BASE))
         rows = np.flatnonzero(base.has_image)[:MAX_ITEMS]
         choices = {"base": chosen_by_base(base, rows)} | chosen_by_truth(workspace, params, rows)
-        for variant in options.variants:
-            vectors = fused_again(workspace, params, read_table(workspace.embeddings(variant)), options.fused_dim)
+        for variant in variants:
+            vectors = fused_again(workspace, params, read_table(workspace.embeddings(variant)), fused_dim)
             cosines = pair_cosines(vectors.fused_IF[rows])
             for choice, pairs in choices.items():
                 of_kinds = {kind: cosines[pairs[kind]] for kind in KINDS}
-                found.setdefault((choice, variant), []).append(of_kinds)
-    plot(found, leave(table(found, len(options.seeds)), "conflicting_items", options.name, options.root) / "plot.png")
+                measured.setdefault((choice, variant), []).append(of_kinds)
+    plot(measured, write_results(table(measured, len(seeds)), "conflicting_items", name, root) / "plot.png")
 
 
 def pair_cosines(vectors_ND: np.ndarray) -> np.ndarray:
     """Cosine of every pair of rows, row by row of the upper triangle."""
-    unit_ND = unit(vectors_ND)
+    unit_ND = unit_rows(vectors_ND)
     return (unit_ND @ unit_ND.T)[np.triu_indices(len(unit_ND), 1)]
 
 
 def chosen_by_base(base: Vectors, rows: np.ndarray) -> Pairs:
-    """Pairs by the cosines of the backbone's picture and text vectors."""
+    """Pairs by the cosines of the backbone's image and text vectors."""
     image, text = pair_cosines(base.image_ID[rows]), pair_cosines(base.text_ID[rows])
     alike_image, alike_text = (cosines > np.quantile(cosines, 1 - SHARE_ALIKE) for cosines in (image, text))
     return _kinds(alike_image, image < np.median(image), alike_text, text < np.median(text))
 
 
 def chosen_by_truth(workspace: Workspace, params: Params, rows: np.ndarray) -> dict[str, Pairs]:
-    """Pairs by the attributes that the built-in shop's pictures and words show; nothing for another shop."""
+    """Pairs by the attributes that the built-in shop's images and texts show; nothing for another shop."""
     if not isinstance(params.dataset, DemoDataset):
         return {}
     first, second = np.triu_indices(len(rows), 1)
-    counts = {modality: np.zeros(len(first), dtype=np.int32) for modality in ("picture", "words")}
+    counts = {modality: np.zeros(len(first), dtype=np.int32) for modality in ("image", "text")}
     for name, values_I in shop_attributes(workspace, params.dataset).items():
         modality, values = SHOWN_BY[name], values_I[rows]
         for counted in counts if modality == "both" else (modality,):
             counts[counted] += values[first] == values[second]
-    picture, words = counts["picture"], counts["words"]
-    return {"truth": _kinds(picture >= 3, picture <= 1, words >= 3, words <= 1)}
+    image, text = counts["image"], counts["text"]
+    return {"truth": _kinds(image >= 3, image <= 1, text >= 3, text <= 1)}
 
 
 def _kinds(alike_image: np.ndarray, unlike_image: np.ndarray, alike_text: np.ndarray, unlike_text: np.ndarray) -> Pairs:
-    return {AGREEING: alike_image & alike_text, PICTURE: alike_image & unlike_text, WORDS: alike_text & unlike_image}
+    return {AGREEING: alike_image & alike_text, IMAGE: alike_image & unlike_text, TEXT: alike_text & unlike_image}
 
 
 def auc(agreeing: np.ndarray, conflicting: np.ndarray) -> float:
@@ -111,40 +112,33 @@ def auc(agreeing: np.ndarray, conflicting: np.ndarray) -> float:
     return float(roc_auc_score(truth, np.concatenate([agreeing, conflicting])))
 
 
-def table(found: Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]], num_seeds: int) -> str:
+def table(measured: Measured, num_seeds: int) -> str:
     """A markdown table: a row for each choice of pairs and variant, means over the seeds (range behind)."""
-    lines = [
-        f"### Agreeing against conflicting pairs, cosines of the fused vectors, {num_seeds} seeds",
-        "",
-        "| pairs by | vectors | " + " | ".join(f"{kind}: pairs, cosine" for kind in KINDS)
-        + " | AUC, pictures only | AUC, words only |",
-        "|---" * 7 + "|",
-    ]  # fmt: skip
-    for choice, variant in sorted(found, key=lambda key: key[0]):
-        of_seeds = found[choice, variant]
+    rows = []
+    for choice, variant in sorted(measured, key=lambda key: key[0]):
+        of_seeds = measured[choice, variant]
         cells = [choice, variant]
         for kind in KINDS:
             cosines = [cosines[kind].mean() if len(cosines[kind]) else float("nan") for cosines in of_seeds]
             cells.append(f"{len(of_seeds[0][kind]):,}, {np.mean(cosines):.3f}")
-        for kind in (PICTURE, WORDS):
-            values = [auc(cosines[AGREEING], cosines[kind]) for cosines in of_seeds]
-            spread = f" ({min(values):.3f} .. {max(values):.3f})" if max(values) > min(values) else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        for kind in (IMAGE, TEXT):
+            cells.append(mean_with_range([auc(cosines[AGREEING], cosines[kind]) for cosines in of_seeds], digits=3))
+        rows.append(cells)
+    heads = ["pairs by", "vectors", *(f"{kind}: pairs, cosine" for kind in KINDS), "AUC, image only", "AUC, text only"]
+    return markdown_table(heads, rows, f"Agreeing against conflicting pairs, cosines of the fused vectors, {num_seeds} seeds")
 
 
-def plot(found: Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]], path: Path) -> None:
+def plot(measured: Measured, path: Path) -> None:
     """Boxes (quartiles; whiskers at 5 and 95 %) of the cosines, a panel for each choice of pairs; the first seed."""
     from matplotlib import pyplot as plt
 
-    choices = list(dict.fromkeys(choice for choice, _ in found))
+    choices = list(dict.fromkeys(choice for choice, _ in measured))
     figure, axes = plt.subplots(1, len(choices), figsize=(6 * len(choices), 3.6), squeeze=False, layout="constrained")
     for axis, choice in zip(axes[0], choices, strict=True):
-        variants = [variant for of_choice, variant in found if of_choice == choice]
+        variants = [variant for of_choice, variant in measured if of_choice == choice]
         for number, (kind, colour) in enumerate(zip(KINDS, ("#1f5fa8", "#c8641e", "#5b8c3a"), strict=True)):
             boxes = axis.boxplot(
-                [found[choice, variant][0][kind] for variant in variants],
+                [measured[choice, variant][0][kind] for variant in variants],
                 positions=np.arange(len(variants)) + (number - 1) * 0.25, widths=0.2, whis=(5, 95), showfliers=False,
                 patch_artist=True, medianprops={"color": "white"},
             )  # fmt: skip
@@ -158,7 +152,3 @@ def plot(found: Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]], pa
     figure.legend(handles, labels, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,48 +1,53 @@
 """Does it depend on the family of the backbone?  The same adapters and losses on backbones of several architectures.
 
-For every backbone and seed a workspace is made below ``experiments/runs/<name>/<backbone>``, in which the pipeline's own stages
-train the adapters and compute the item vectors, and SASRec is trained on them; what is there already is kept.  Table and plot
-are left in ``experiments/results/families-<name>``, which ``sda report --experiments`` shows.  A backbone is a section of the
-params, ``NAME=FILE``; those of ``conf/backbone`` are such files.  On a machine that holds them:
+For every backbone and seed a workspace is made below experiments/runs/NAME/BACKBONE, in which the pipeline's own stages train
+the adapters and compute the item vectors, and SASRec is trained on them.  What exists is kept.  Table and plot are written to
+experiments/results/families-NAME, which `sda report --experiments` shows.  A backbone is a section of the params, NAME=FILE;
+those of conf/backbone are such files.  On a machine that holds them:
 
-    python experiments/families.py --name published --backbones qwen2_5_vl=conf/backbone/qwen2_5_vl_7b.yaml \\
-        qwen3_vl=conf/backbone/qwen3_vl_2b.yaml internvl=conf/backbone/internvl3_1b.yaml
+    python -m experiments families --name published --backbone qwen2_5_vl=conf/backbone/qwen2_5_vl_7b.yaml \\
+        --backbone qwen3_vl=conf/backbone/qwen3_vl_2b.yaml --backbone internvl=conf/backbone/internvl3_1b.yaml
 
-Without ``--backbones``: ``nano``, and its relatives.  These are small checkpoints of other families, made here: their language
-model is nano's, weight for weight (the families share Qwen2's), so that they read as nano does, while what makes the family (the
-picture tower, how its output joins the words, how positions are counted) is new and random.  So they can say whether adaptation
-works in another architecture, and not how well that architecture sees.  ``qwen2_5_vl`` is nano without its eyes, for comparison.
+Without --backbone: nano, and its relatives.  These are small checkpoints of other families, made here.  Their language model is
+nano's, weight for weight (the families share Qwen2's), so that they read as nano does, while what makes the family (the image
+tower, how its output joins the text, how positions are counted) is new and random.  So they can say whether adaptation works in
+another architecture, and not how well that architecture sees.  qwen2_5_vl is nano with a random tower, for comparison.
 
-    python experiments/families.py --name relatives --seeds 1 2 3
+    python -m experiments families --name relatives --seeds 1,2,3
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import matplotlib as mpl
 import numpy as np
-import polars as pl
 import torch
 import transformers
-from _runs import CUTOFF, difference, found, gains, leave, over_seeds, reach, read_positions
-from compare_vectors import train_on
+import typer
 from ruamel.yaml import YAML
 from torch import nn
-from train_seeds import BASE, VARIANTS, adapt, prepare
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from sda_core import log
-from sda_core.artifacts import Workspace
-from sda_core.params import EvaluateParams, load_params
+from experiments.options import THREE_SEEDS, Changes, Name, Recommender, Seeds, Source, Variants
+from experiments.study import (
+    CUTOFF,
+    check_names,
+    difference,
+    markdown_table,
+    mean_and_interval,
+    range_over_seeds,
+    read_gains,
+    write_results,
+)
+from experiments.workspaces import BASE, VARIANTS, Study, adapt, prepare, read_curve, train_on
+from sda_core.cli.scripts import Names
+from sda_core.errors import ConfigError
+from sda_core.params import load_params
 from sda_core.seed import derive
 
-mpl.use("Agg")
 hf: Any = transformers  # its configurations take more than their signatures say
 
 NANO = Path(__file__).resolve().parents[1] / "sda_core" / "backbones" / "nano"
@@ -50,76 +55,58 @@ TOKEN_EMBEDDING = "embed_tokens.weight"
 Parts = tuple[nn.Module, Any, Any]
 
 
-def main() -> None:
-    """Read the options, run what is missing, write table and plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=Path(), help="the project folder whose data is used")
-    parser.add_argument("--name", required=True, help="folder below experiments/runs")
-    parser.add_argument("--backbones", nargs="+", metavar="NAME=FILE", help="instead of nano and its relatives")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["lora", "sda"])
-    parser.add_argument("--recommender", default="sasrec")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--set", nargs="*", default=[], metavar="PATH=VALUE", help="changed params, as YAML")
-    given = parser.parse_args()
-    log.configure()
-    folder = Path("experiments") / "runs" / given.name
-    backbones = relatives(folder / "checkpoints") if given.backbones is None else _sections(given.backbones)
-    study = Study(given.source.resolve(), folder, given.recommender, given.variants, given.seeds, given.set)
-    for seed in given.seeds:
-        for name, section in backbones.items():
-            study.run(name, section, seed)
-    text = table(study, list(backbones))
-    plot(study, list(backbones), leave(text, "families", given.name) / "plot.png")
+def main(
+    name: Name,
+    source: Source = Path(),
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Instead of nano and its relatives.  Repeat it for more.", show_default=False),
+    ] = None,
+    variants: Variants = Names(("lora", "sda")),
+    recommender: Recommender = "sasrec",
+    seeds: Seeds = THREE_SEEDS,
+    changes: Changes = None,
+) -> None:
+    """Run what is missing, write table and plot."""
+    check_names("--variants", variants, VARIANTS)
+    folder = Path("experiments") / "runs" / name
+    backbones = read_backbones(backbone) if backbone else relatives(folder / "checkpoints")
+    study = Study(source.resolve(), folder, variants, seeds, changes or [])
+    for seed in seeds:
+        for arm, section in backbones.items():
+            run(study, arm, section, recommender, seed)
+    results = write_results(table(study, list(backbones), recommender), "families", name)
+    plot(study, list(backbones), results / "plot.png")
 
 
-def _sections(given: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+def read_backbones(given: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Sections of the params by name.
+
+    Args:
+        given: ``NAME=FILE`` each.
+
+    Raises:
+        ConfigError: no such file, or another form.
+    """
     sections = {}
     for each in given:
         name, separator, path = each.partition("=")
         if not separator or not Path(path).is_file():
-            raise SystemExit(f"--backbones: got {each!r}, expected NAME=FILE with a backbone's section, as in conf/backbone")
+            raise ConfigError("--backbone", f"expected NAME=FILE with a backbone's section, as in conf/backbone (got {each!r})")
         sections[name] = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
     return sections
 
 
-# ------------------------------------------------------------------------------------------------- runs
-@dataclass(frozen=True)
-class Study:
-    """What is run, and where."""
-
-    source: Path
-    folder: Path
-    recommender: str
-    variants: Sequence[str]
-    seeds: Sequence[int]
-    settings: Sequence[str] = ()
-
-    def workspace(self, backbone: str, seed: int) -> Workspace:
-        """Of a backbone and seed."""
-        return Workspace(self.folder / backbone / f"seed-{seed}")
-
-    def positions(self, backbone: str, variant: str) -> Path:
-        """Where the positions of all seeds are kept."""
-        return self.folder / backbone / "positions" / variant
-
-    def gains(self, backbone: str, variant: str) -> np.ndarray:
-        """NDCG of each seed and user, ``(S, U)``."""
-        return gains("ndcg", read_positions(self.positions(backbone, variant), self.seeds))
-
-    def evaluate_params(self, backbone: str) -> EvaluateParams:
-        """How a backbone's positions were evaluated."""
-        return load_params(self.workspace(backbone, self.seeds[0]).root / "params.yaml").evaluate
-
-    def run(self, backbone: str, section: Mapping[str, Any], seed: int) -> None:
-        """Adapters, vectors and recommenders of one backbone and seed, unless they are there."""
-        workspace = self.workspace(backbone, seed)
-        changes = [*self.settings, f"backbone={json.dumps(dict(section))}"]  # JSON is YAML
-        prepare(workspace, self.source, self.folder / backbone / f"{BASE}.parquet", seed, self.variants, changes)
-        for variant in self.variants:
-            adapt(workspace, variant)
-        params = load_params(workspace.root / "params.yaml")
-        for variant in (BASE, *self.variants):
-            train_on(workspace, params, variant, self.recommender, seed, self.positions(backbone, variant), {})
+def run(study: Study, backbone: str, section: Mapping[str, Any], recommender: str, seed: int) -> None:
+    """Adapters, vectors and recommenders of one backbone and seed, unless they exist."""
+    workspace = study.workspace(backbone, seed)
+    changes = [*study.changes, f"backbone={json.dumps(dict(section))}"]  # JSON is YAML
+    prepare(workspace, study.source, study.folder / backbone / f"{BASE}.parquet", seed, study.variants, changes)
+    for variant in study.variants:
+        adapt(workspace, variant)
+    params = load_params(workspace.root / "params.yaml")
+    for variant in (BASE, *study.variants):
+        train_on(workspace, params, variant, recommender, seed, study.positions(backbone, variant))
 
 
 # ------------------------------------------------------------------------------------------------- nano's relatives
@@ -148,12 +135,12 @@ def write_relative(make: Any, folder: Path) -> None:
             for name, weight in model.named_parameters():
                 if ".language_model." not in name and weight.ndim >= 2:  # the classes begin with 0.02, which passes on little
                     weight.normal_(0.0, weight[0].numel() ** -0.5)
-            words = dict(model.model.language_model.named_parameters())
+            own = dict(model.model.language_model.named_parameters())
             given = dict(nano.model.language_model.named_parameters())
-            if words.keys() != given.keys():
+            if own.keys() != given.keys():
                 raise RuntimeError(f"{make.__name__}: its language model is not built as nano's")
             for name, weight in given.items():
-                target = words[name][: len(weight)] if name == TOKEN_EMBEDDING else words[name]
+                target = own[name][: len(weight)] if name == TOKEN_EMBEDDING else own[name]
                 target.copy_(weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -181,7 +168,7 @@ def _plain_rope(config: Any) -> dict[str, Any]:
 
 
 def _tower(config: Any, image_size: int, **more: Any) -> dict[str, Any]:
-    """A square picture tower of the size of nano's."""
+    """A square image tower of the size of nano's."""
     vision = config.vision_config
     return {
         "hidden_size": vision.hidden_size, "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.depth,
@@ -254,7 +241,7 @@ def internvl(config: Any, tokenizer: Any) -> Parts:
 
 
 def _template(image_token: str) -> str:
-    """Nano's chat template with another place for the picture."""
+    """Nano's chat template with another place for the image."""
     nano = (NANO / "chat_template.jinja").read_text(encoding="utf-8")
     return nano.replace("<|vision_start|><|image_pad|><|vision_end|>", image_token)
 
@@ -263,36 +250,23 @@ RELATIVES = {made.__name__: made for made in (qwen2_5_vl, qwen2_vl, llava_onevis
 
 
 # ------------------------------------------------------------------------------------------------- numbers
-def table(study: Study, backbones: Sequence[str]) -> str:
+def table(study: Study, backbones: Sequence[str], recommender: str) -> str:
     """A markdown table: a row for each backbone and variant; differences to the same backbone as it is."""
-    lines = [
-        f"### {study.recommender} on vectors of several backbones, {len(study.seeds)} seeds",
-        "",
-        f"| backbone | variant | retrieval, first step and last | found | NDCG@{CUTOFF} | - {BASE} [95 %] | over seeds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for backbone in backbones:
-        base_SU, params = study.gains(backbone, BASE), study.evaluate_params(backbone)
-        lines.append(f"| {backbone} | {BASE} | | {_found(study, backbone, BASE):.3f} | {base_SU.mean():.4f} | | |")
+        base_SU = read_gains("ndcg", study.positions(backbone, BASE), study.seeds)
+        rows.append([backbone, BASE, "", f"{study.retrieval(backbone, BASE):.3f}", f"{base_SU.mean():.4f}", "", ""])
         for variant in study.variants:
-            ndcg_SU = study.gains(backbone, variant)
-            told = f"{ndcg_SU.mean():.4f} | {difference(ndcg_SU - base_SU, params, variant)} | {over_seeds(ndcg_SU - base_SU)}"
-            learned = f"{_retrieval(study, backbone, variant)} | {_found(study, backbone, variant):.3f}"
-            lines.append(f"| {backbone} | {variant} | {learned} | {told} |")
-    return "\n".join([*lines, ""])
-
-
-def _retrieval(study: Study, backbone: str, variant: str) -> str:
-    curves = [
-        pl.read_csv(study.workspace(backbone, seed).adapter(variant) / "loss.tsv", separator="\t")["retrieval"]
-        for seed in study.seeds
-    ]
-    return f"{np.mean([curve[0] for curve in curves]):.3f}, {np.mean([curve[-1] for curve in curves]):.3f}"
-
-
-def _found(study: Study, backbone: str, variant: str) -> float:
-    """How often an item's picture and words find each other first, mean over the seeds; see :func:`_runs.found`."""
-    return float(np.mean([found(study.workspace(backbone, seed).embeddings(variant)) for seed in study.seeds]))
+            ndcg_SU = read_gains("ndcg", study.positions(backbone, variant), study.seeds)
+            gain_SU = ndcg_SU - base_SU
+            curves = [read_curve(study.workspace(backbone, seed), variant)["retrieval"] for seed in study.seeds]
+            first, last = (np.mean([curve[place] for curve in curves]) for place in (0, -1))
+            cells = [backbone, variant, f"{first:.3f}, {last:.3f}", f"{study.retrieval(backbone, variant):.3f}"]
+            cells += [f"{ndcg_SU.mean():.4f}", difference(gain_SU, study.params(backbone).evaluate, variant)]
+            rows.append([*cells, range_over_seeds(gain_SU)])
+    heads = ["backbone", "variant", "retrieval, first step and last", "retrieval@1", f"NDCG@{CUTOFF}", f"- {BASE} [95 %]"]
+    title = f"{recommender} on vectors of several backbones, {len(study.seeds)} seeds"
+    return markdown_table([*heads, "over seeds"], rows, title)
 
 
 def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
@@ -303,8 +277,8 @@ def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
     for number, variant in enumerate(study.variants):
         centres, errors = [], []
         for backbone in backbones:
-            gain_SU = study.gains(backbone, variant) - study.gains(backbone, BASE)
-            mean, low, high = reach(gain_SU, study.evaluate_params(backbone), variant)
+            ndcg_SU, base_SU = (read_gains("ndcg", study.positions(backbone, name), study.seeds) for name in (variant, BASE))
+            mean, low, high = mean_and_interval(ndcg_SU - base_SU, study.params(backbone).evaluate, variant)
             centres.append(mean)
             errors.append((mean - low, high - mean))
         places = np.arange(len(backbones)) + 0.16 * (number - (len(study.variants) - 1) / 2)
@@ -315,7 +289,3 @@ def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()

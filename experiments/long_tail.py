@@ -1,74 +1,84 @@
-"""A long tail made on purpose: items whose place among the others is known lose their history.  Who still finds them?
+"""Who finds items of the long tail?  Some items, drawn from the popular ones, lose most of their history.
 
-Some items that are bought often are *made rare*: all but a few of their training interactions are dropped, the targets of
-validation and test stay.  Recommenders are trained on what is left, on each variant's vectors; two groups of test users are
-looked at apart, those whose target was made rare, and all others.
+Some items that are bought often are made rare: all but a few of their training interactions are dropped, the targets of
+validation and test stay.  Recommenders are trained on what is left, on each variant's vectors.  Two groups of test users are
+evaluated apart: those whose target was made rare, and all others.
 
-Does a gain follow the structure?  For each item that was made rare the *purity* of its neighbourhood is the share of its ten
-nearest items in the base vectors (mean of the cosines within pictures and within texts, as CMSA's teacher sees them) that are of
+Does a gain follow the structure?  For each item that was made rare the purity of its neighbourhood is the share of its ten
+nearest items in the base vectors (mean of the cosines within images and within texts, as CMSA's teacher sees them) that are of
 its own kind: equal in at least half of the shop's true attributes on the built-in shop, of its own leaf category elsewhere.  The
-gain of a variant over ``zero_shot`` is shown for the purer and the less pure half of the users, with Spearman's correlation of
+gain of a variant over zero_shot is shown for the purer and the less pure half of the users, with Spearman's correlation of
 purity and gain.
 
-Takes a finished workspace (``{seed}`` in ``--root`` stands for the seed).  Positions are kept below
-``experiments/long_tail/<name>``, and the table is left in ``experiments/results/long_tail-<name>``,
-which ``sda report --experiments`` shows.
+Takes a finished workspace ({seed} in --root stands for the seed).  Positions are kept below experiments/long_tail/NAME, and the
+table is written to experiments/results/long_tail-NAME, which `sda report --experiments` shows.
 
-    python experiments/long_tail.py --name demo --root 'experiments/runs/effect/seed-{seed}' --variants zero_shot lora infonce sda
+    python -m experiments long_tail --name demo --root 'experiments/runs/effect/seed-{seed}' \\
+        --variants zero_shot,lora,infonce,sda
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, Reach, difference, dots, gains, leave, reach, read_positions, shop_attributes, unit
-from compare_vectors import train_on, workspace_of
+import typer
 from scipy.stats import spearmanr
 
-from sda_core import log
+from experiments.options import THREE_SEEDS, FusedDim, Name, Recommender, SeedRoot, Seeds, Variants
+from experiments.study import (
+    CUTOFF,
+    Panels,
+    difference,
+    markdown_table,
+    mean_and_interval,
+    plot_intervals,
+    read_gains,
+    read_positions,
+    shop_attributes,
+    unit_rows,
+    write_results,
+)
+from experiments.workspaces import BASE, train_on, workspace_of
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.cli.scripts import Names
 from sda_core.embeddings.controls import read_table
 from sda_core.params import DemoDataset, Params
 from sda_core.seed import generator
 
-BASE = "zero_shot"
 NUM_NEIGHBORS = 10
 
 
-def main() -> None:
-    """Read the options, train what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default=".", help="the project folder of the run; {seed} in it stands for the seed")
-    parser.add_argument("--name", required=True, help="folder of the results below experiments/long_tail")
-    parser.add_argument("--variants", nargs="+", default=["id", BASE, "lora", "sda"])
-    parser.add_argument("--recommender", default="sasrec")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--share", type=float, default=0.3, help="of the items that are bought often enough, made rare")
-    parser.add_argument("--kept", type=int, default=1, help="training interactions that are left to an item")
-    parser.add_argument("--min-count", type=int, default=6, help="training interactions from which an item is bought often")
-    parser.add_argument("--fused-dim", type=int, help="fuse the picture and text vectors anew, to this many components")
-    options = parser.parse_args()
-    log.configure()
-    folder = Path("experiments") / "long_tail" / options.name
-    workspace, params = workspace_of(options.root, options.seeds[0])
-    rare, shop = make_rare(workspace, folder, options.share, options.kept, options.min_count)
-    for seed in options.seeds:
-        of_seed, _ = workspace_of(options.root, seed)
-        link(of_seed, shop, options.variants)
-        for variant in options.variants:
-            positions = folder / options.recommender / variant
-            train_on(shop, params, variant, options.recommender, seed, positions, {}, options.fused_dim)
-    positions = folder / options.recommender
-    groups, purity_U = groups_of(workspace, params, rare, read_positions(positions / BASE, options.seeds)[0])
-    ndcg = {name: gains("ndcg", read_positions(positions / name, options.seeds)) for name in options.variants}
-    title = f"{options.recommender}, {len(rare)} items made rare, {len(options.seeds)} seeds"
-    place = leave(table(title, params, groups, purity_U, ndcg), "long_tail", options.name)
-    dots(place / "plot.png", reaches(params, groups, ndcg), f"NDCG@{CUTOFF} - {BASE}", zero=True, columns=2)
+def main(
+    name: Name,
+    root: SeedRoot = ".",
+    variants: Variants = Names(("id", BASE, "lora", "sda")),
+    recommender: Recommender = "sasrec",
+    seeds: Seeds = THREE_SEEDS,
+    share: Annotated[float, typer.Option(help="Of the items that are bought often: how many are made rare.")] = 0.3,
+    kept: Annotated[int, typer.Option(help="Training interactions that such an item keeps.")] = 1,
+    min_count: Annotated[int, typer.Option(help="Training interactions from which an item is bought often.")] = 6,
+    fused_dim: FusedDim = None,
+) -> None:
+    """Train what is missing, write table and plot."""
+    folder = Path("experiments") / "long_tail" / name
+    workspace, params = workspace_of(root, seeds[0])
+    rare, shop = make_rare(workspace, folder, share, kept, min_count)
+    positions = folder / recommender
+    for seed in seeds:
+        of_seed, _ = workspace_of(root, seed)
+        link_vectors(of_seed, shop, variants)
+        for variant in variants:
+            train_on(shop, params, variant, recommender, seed, positions / variant, fused_dim=fused_dim)
+    groups, purity_U = groups_of(workspace, params, rare, read_positions(positions / BASE, seeds)[0])
+    ndcg = {variant: read_gains("ndcg", positions / variant, seeds) for variant in variants}
+    title = f"{recommender}, {len(rare)} items made rare, {len(seeds)} seeds"
+    results = write_results(table(title, params, groups, purity_U, ndcg), "long_tail", name)
+    plot_intervals(results / "plot.png", intervals(params, groups, ndcg), f"NDCG@{CUTOFF} - {BASE}", zero=True, columns=2)
 
 
 def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_count: int) -> tuple[np.ndarray, Workspace]:
@@ -88,7 +98,7 @@ def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_c
     return rare, shop
 
 
-def link(source: Workspace, shop: Workspace, variants: Sequence[str]) -> None:
+def link_vectors(source: Workspace, shop: Workspace, variants: Sequence[str]) -> None:
     """Let the shop's vectors be those of a seed."""
     for variant in {BASE, *variants}:
         place = shop.embeddings(variant)
@@ -100,7 +110,7 @@ def link(source: Workspace, shop: Workspace, variants: Sequence[str]) -> None:
 def purity(workspace: Workspace, params: Params) -> np.ndarray:
     """``(I + 1,)``: share of an item's nearest neighbours that are of its own kind; see the module's docstring."""
     vectors = read_table(workspace.embeddings(BASE))
-    image_ID, text_ID = unit(vectors.image_ID), unit(vectors.text_ID)
+    image_ID, text_ID = unit_rows(vectors.image_ID), unit_rows(vectors.text_ID)
     similarity_II = image_ID @ image_ID.T + text_ID @ text_ID.T
     np.fill_diagonal(similarity_II, -np.inf)
     nearest_IN = np.argpartition(-similarity_II, NUM_NEIGHBORS, axis=1)[:, :NUM_NEIGHBORS]
@@ -122,37 +132,35 @@ def table(
     Args:
         title: what was run.
         params: of the workspace.
-        groups, purity_U: see :func:`groups_of`.
+        groups: see :func:`groups_of`.
+        purity_U: see :func:`groups_of`.
         ndcg: of each seed and user ``(S, U)``, by variant.
     """
     is_rare = groups["made rare"]
-    heads = [f"{name} ({mask.sum()})" for name, mask in groups.items()]
-    lines = [
-        f"### {title}: NDCG@{CUTOFF}, and the gain over {BASE} [95 %]",
-        "",
-        f"| variant | {' | '.join(heads)} | Spearman of purity and gain (made rare) |",
-        "|---" * (2 + len(heads)) + "|",
-    ]
     base_SU = ndcg[BASE]
+    rows = []
     for name, ndcg_SU in ndcg.items():
-        cells = []
+        cells = [name]
         for mask in groups.values():
             cell = f"{ndcg_SU[:, mask].mean():.4f}" if mask.any() else ""
             if name != BASE and mask.any():
-                gain_SU = (ndcg_SU - base_SU)[:, mask]
-                cell += f" ({difference(gain_SU, params.evaluate, name)})"
+                cell += f" ({difference((ndcg_SU - base_SU)[:, mask], params.evaluate, name)})"
             cells.append(cell)
         gain_U = (ndcg_SU - base_SU).mean(0)[is_rare]
-        correlation = f"{spearmanr(purity_U[is_rare], gain_U)[0]:+.3f}" if np.ptp(gain_U) and np.ptp(purity_U[is_rare]) else ""
-        lines.append(f"| {name} | {' | '.join(cells)} | {correlation} |")
-    return "\n".join(lines)
+        has_order = bool(np.ptp(gain_U) and np.ptp(purity_U[is_rare]))
+        rows.append([*cells, f"{spearmanr(purity_U[is_rare], gain_U)[0]:+.3f}" if has_order else ""])
+    heads = ["variant", *(f"{name} ({mask.sum()})" for name, mask in groups.items())]
+    heads.append("Spearman of purity and gain (made rare)")
+    return markdown_table(heads, rows, f"{title}: NDCG@{CUTOFF}, and the gain over {BASE} [95 %]")
 
 
-def reaches(params: Params, groups: Mapping[str, np.ndarray], ndcg: Mapping[str, np.ndarray]) -> dict[str, dict[str, Reach]]:
+def intervals(params: Params, groups: Mapping[str, np.ndarray], ndcg: Mapping[str, np.ndarray]) -> Panels:
     """The gains of :func:`table` for a plot: by group of users, by variant."""
     return {
         f"{group} ({mask.sum()})": {
-            name: reach((ndcg_SU - ndcg[BASE])[:, mask], params.evaluate, name) for name, ndcg_SU in ndcg.items() if name != BASE
+            name: mean_and_interval((ndcg_SU - ndcg[BASE])[:, mask], params.evaluate, name)
+            for name, ndcg_SU in ndcg.items()
+            if name != BASE
         }
         for group, mask in groups.items()
         if mask.any()
@@ -174,7 +182,3 @@ def groups_of(
         "made rare, other half": is_rare & ~pure,
     }
     return groups, purity_U
-
-
-if __name__ == "__main__":
-    main()

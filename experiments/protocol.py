@@ -1,41 +1,54 @@
-"""What is a number worth without its protocol?  The public code's choices against the fixed ones, each alone and all together.
+"""What is a number worth without its protocol?  The public code's choices against the fixed ones, one by one and together.
 
-Takes a workspace with ``data/raw`` and ``data/filtered`` and its ``params.yaml``, whose settings are the fixed ones.  SASRec on
-ids is trained with every seed for each choice that needs a training of its own (``TRAININGS``), popularity counts; every model
-places the test targets among all items and among 100 uniform ones, so that a choice of the evaluation costs nothing more.
-What is changed, after the public code (docs/reproduction.md):
+Takes a workspace with data/raw and data/filtered and its params.yaml, whose settings are the fixed ones.  SASRec on ids is
+trained with every seed for each choice that needs a training of its own (TRAININGS), popularity counts.  Every model ranks the
+test targets among all items and among 100 uniform ones, so that a choice of the evaluation costs nothing more.  What is
+changed, after the public code (docs/reproduction.md):
 
-=================  =============================================================================================
 not causal         attention sees later items, the answer among them
 BCE                binary cross-entropy with one negative instead of a sampled softmax
 single pass        users and items are counted once on the raw rows and dropped once: what is left is no k-core
 sampled            100 uniform negatives instead of all items
 tail of all        an item is tail by its interactions over all splits, the test's among them
 counts of all      popularity counts all splits
-=================  =============================================================================================
 
 Where the users are the same the difference has a paired interval over users, of the mean over the seeds.  The single-pass data
-set has other users, so there only the numbers stand.  Positions are kept below the workspace's ``experiments/positions/<name>``,
-and the table is left in ``experiments/results/protocol-<name>`` (of the default name ``protocol`` alone),
-which ``sda report --experiments`` shows.
+set has other users, so there only the numbers stand.  Positions are kept below the workspace's experiments/positions/NAME, and
+the table is written to experiments/results/protocol-NAME (of the default name protocol alone), which
+`sda report --experiments` shows.
 
-    python experiments/protocol.py --seeds 1 2 3
+    python -m experiments protocol --seeds 1,2,3
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
-from _runs import CUTOFF, Reach, dots, gains, interval, keep_positions, leave, positions_path, reach, read_positions
+import typer
 
-from sda_core import log
+from experiments.options import THREE_SEEDS, MaxEpochs, Name, Root, Seeds
+from experiments.study import (
+    CUTOFF,
+    Interval,
+    Panels,
+    check_names,
+    gains,
+    interval,
+    keep_positions,
+    markdown_table,
+    mean_and_interval,
+    plot_intervals,
+    positions_path,
+    read_positions,
+    write_results,
+)
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.cli.scripts import Names, names
 from sda_core.data.filtering import filter_dataset
 from sda_core.evaluation.groups import item_groups
 from sda_core.fetch.manifest import manifest_file
@@ -100,27 +113,26 @@ ROWS = {
 }
 
 
-def main() -> None:
-    """Read the options, filter and train what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(), help="the project folder of the run")
-    parser.add_argument("--name", default="protocol", help="folder of the results below experiments/positions")
-    parser.add_argument("--trainings", nargs="+", choices=list(TRAININGS), default=list(TRAININGS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--max-epochs", type=int, help="instead of SASRec's own max_epochs")
-    options = parser.parse_args()
-    log.configure()
-    params = load_params(options.root / "params.yaml")
-    folder = options.root / "experiments" / "positions" / options.name
-    workspaces = {"kcore": Workspace(options.root), "single_pass": Workspace(folder / "single_pass")}
+def main(
+    root: Root = Path(),
+    name: Name = "protocol",
+    trainings: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Only these.")] = Names(TRAININGS),
+    seeds: Seeds = THREE_SEEDS,
+    max_epochs: MaxEpochs = None,
+) -> None:
+    """Filter and train what is missing, write table and plot."""
+    check_names("--trainings", trainings, TRAININGS)
+    params = load_params(root / "params.yaml")
+    folder = root / "experiments" / "positions" / name
+    workspaces = {"kcore": Workspace(root), "single_pass": Workspace(folder / "single_pass")}
     if not workspaces["single_pass"].interactions.exists():
         filter_once(workspaces["kcore"], params, workspaces["single_pass"])
-    for seed in options.seeds:
-        for name in options.trainings:
-            train(workspaces, params, name, seed, folder / name, options.max_epochs)
+    for seed in seeds:
+        for training in trainings:
+            train(workspaces, params, training, seed, folder / training, max_epochs)
     interactions = {data: INTERACTIONS.read(place.interactions) for data, place in workspaces.items()}
-    place = leave(table(interactions, params, folder, options.seeds), "protocol", options.name, options.root)
-    dots(place / "plot.png", reaches(params, folder, options.seeds), f"NDCG@{CUTOFF}, 95 % interval over users")
+    results = write_results(table(interactions, params, folder, seeds), "protocol", name, root)
+    plot_intervals(results / "plot.png", intervals(params, folder, seeds), f"NDCG@{CUTOFF}, 95 % interval over users")
 
 
 def filter_once(source: Workspace, params: Params, target: Workspace) -> None:
@@ -135,7 +147,7 @@ def filter_once(source: Workspace, params: Params, target: Workspace) -> None:
 def train(
     workspaces: Mapping[str, Workspace], params: Params, name: str, seed: int, folder: Path, max_epochs: int | None
 ) -> None:
-    """One of ``TRAININGS`` with one seed, unless it is there; popularity has no seed and is counted once."""
+    """One of ``TRAININGS`` with one seed, unless it exists; popularity has no seed and is counted once."""
     training = TRAININGS[name]
     changes = dict(training.changes)
     if training.recommender == "pop":
@@ -147,7 +159,7 @@ def train(
 
 
 def table(interactions: Mapping[str, pl.DataFrame], params: Params, folder: Path, seeds: Sequence[int]) -> str:
-    """A markdown table; rows whose training is not there are left out.
+    """A markdown table; rows whose training is missing are left out.
 
     Args:
         interactions: by data set, ``kcore`` and ``single_pass``.
@@ -155,11 +167,7 @@ def table(interactions: Mapping[str, pl.DataFrame], params: Params, folder: Path
         folder: of the positions.
         seeds: a row is the mean over those that it has.
     """
-    lines = [
-        f"| recommender | choice | users, items | Hit@{CUTOFF} | NDCG@{CUTOFF} | NDCG, difference to the fixed [95 %]"
-        f" | tail targets | tail NDCG@{CUTOFF} |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for recommender, rows in ROWS.items():
         fixed_SU: np.ndarray | None = None
         for row in rows:
@@ -172,34 +180,36 @@ def table(interactions: Mapping[str, pl.DataFrame], params: Params, folder: Path
             fixed_SU = ndcg_SU if fixed_SU is None else fixed_SU
             cells = [recommender, row.label + (f" ({len(done)} seeds)" if own is seeds and len(done) < len(seeds) else "")]
             cells.append(f"{ndcg_SU.shape[1]:,}, {table_of_row['item_id'].n_unique():,}")
-            cells += [f"{hit_SU.mean():.4f}", f"{ndcg_SU.mean():.4f}", difference(ndcg_SU, fixed_SU, row, params)]
+            cells += [f"{hit_SU.mean():.4f}", f"{ndcg_SU.mean():.4f}", difference_to_fixed(ndcg_SU, fixed_SU, row, params)]
             cells += tail_cells(table_of_row, frames, params.evaluate.tail.model_copy(update={"definition": row.tail}))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+            lines.append(cells)
+    heads = ["recommender", "choice", "users, items", f"Hit@{CUTOFF}", f"NDCG@{CUTOFF}"]
+    heads += ["NDCG, difference to the fixed [95 %]", "tail targets", f"tail NDCG@{CUTOFF}"]
+    return markdown_table(heads, lines)
 
 
-def reaches(params: Params, folder: Path, seeds: Sequence[int]) -> dict[str, dict[str, Reach]]:
+def intervals(params: Params, folder: Path, seeds: Sequence[int]) -> Panels:
     """The NDCG of :func:`table` for a plot: by recommender, by choice."""
-    panels: dict[str, dict[str, Reach]] = {}
+    panels: Panels = {}
     for recommender, rows in ROWS.items():
-        found: dict[str, Reach] = {}
+        lines: dict[str, Interval] = {}
         for row in rows:
             _, done = _seeds(row, folder, seeds)
             if done:
                 ndcg_SU = gains("ndcg", read_positions(folder / row.training, done, row.protocol))
-                found[row.label] = reach(ndcg_SU, params.evaluate, row.label)
-        if found:
-            panels[recommender] = found
+                lines[row.label] = mean_and_interval(ndcg_SU, params.evaluate, row.label)
+        if lines:
+            panels[recommender] = lines
     return panels
 
 
 def _seeds(row: Row, folder: Path, seeds: Sequence[int]) -> tuple[Sequence[int], list[int]]:
-    """Seeds that a row has, and those of them that are there."""
+    """Seeds that a row has, and those of them that are done."""
     own = seeds if TRAININGS[row.training].recommender != "pop" else [0]
     return own, [seed for seed in own if positions_path(folder / row.training, seed, row.protocol).exists()]
 
 
-def difference(ndcg_SU: np.ndarray, fixed_SU: np.ndarray, row: Row, params: Params) -> str:
+def difference_to_fixed(ndcg_SU: np.ndarray, fixed_SU: np.ndarray, row: Row, params: Params) -> str:
     """The cell of a row's difference to the fixed protocol; with an interval where the users are the same."""
     value = ndcg_SU.mean() - fixed_SU.mean()
     if ndcg_SU is fixed_SU or not value:
@@ -215,7 +225,3 @@ def tail_cells(interactions: pl.DataFrame, frames: Sequence[pl.DataFrame], defin
     """The number of users with a tail target, and their NDCG; no number where there is none."""
     is_tail = item_groups(interactions, definition).tail[frames[0]["target_item_id"].to_numpy()]
     return [f"{is_tail.sum():,}", f"{gains('ndcg', frames, is_tail).mean():.4f}" if is_tail.any() else "none"]
-
-
-if __name__ == "__main__":
-    main()

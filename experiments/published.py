@@ -1,41 +1,45 @@
-"""The numbers that are published for Amazon 2014 Beauty, ids only, from this code: several seeds, full rank and sampled.
+"""How near are the published numbers of Amazon 2014 Beauty?  Ids only, from this code, several seeds, full rank and sampled.
 
-Takes a workspace of the preset ``beauty`` (``data/filtered`` and ``params.yaml``); the section ``train_recommender`` says how
-SASRec and BERT4Rec are trained, but for what makes a row (``MODELS``).  Each model is trained with every seed, and one trained
-model places the test targets twice: among all items, and among 100 uniform ones.  What is done is kept below the workspace's
-``experiments/positions/published``, so that a run that was stopped goes on, and the table is made from there alone;
-it is left in ``experiments/results/published``, which ``sda report --experiments`` shows.
+Takes a workspace of the preset beauty (data/filtered and params.yaml).  The section train_recommender says how SASRec and
+BERT4Rec are trained, but for what makes a row (MODELS).  Each model is trained with every seed, and one trained model ranks the
+test targets twice: among all items, and among 100 uniform ones.  What is done is kept below the workspace's
+experiments/positions/published, so that a stopped run resumes, and the table is made from there alone.  It is written to
+experiments/results/published, which `sda report --experiments` shows.
 
     dvc exp run -S dataset=beauty -S recommender=strong filter      # in a clone; or sda download, sda filter
-    python experiments/published.py --seeds 1 2 3
+    python -m experiments published --seeds 1,2,3
 
-With ``--models`` some of them.  Two processes with different models or seeds do not disturb one another.
+With --models some of them.  Two processes with different models or seeds do not disturb each other.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from _runs import (
+import typer
+
+from experiments.options import THREE_SEEDS, Root, Seeds
+from experiments.study import (
     CUTOFF,
-    Reach,
-    dots,
+    Interval,
+    Panels,
+    check_names,
     epochs,
     gains,
     interval,
     keep_positions,
-    leave,
+    markdown_table,
+    mean_and_interval,
+    plot_intervals,
     positions_path,
-    reach,
     read_positions,
+    write_results,
 )
-
-from sda_core import log
 from sda_core.artifacts import Workspace
+from sda_core.cli.scripts import Names, names
 from sda_core.params import EvaluateParams, load_params
 
 PROTOCOLS = ("fullrank", "uni100")
@@ -52,7 +56,7 @@ class Model:
 
     @property
     def is_trained(self) -> bool:
-        """Whether there is a seed to speak of."""
+        """Whether it has seeds."""
         return self.recommender != "pop"
 
 
@@ -67,34 +71,29 @@ MODELS = {
 }
 
 
-def main() -> None:
-    """Read the options, train what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(), help="the project folder of the run")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    options = parser.parse_args()
-    log.configure()
-    workspace, params = Workspace(options.root), load_params(options.root / "params.yaml")
-    folder = options.root / "experiments" / "positions" / "published"
-    for seed in options.seeds:
-        for name in options.models:
+def main(
+    root: Root = Path(),
+    models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Only these.")] = Names(MODELS),
+    seeds: Seeds = THREE_SEEDS,
+) -> None:
+    """Train what is missing, write table and plot."""
+    check_names("--models", models, MODELS)
+    workspace, params = Workspace(root), load_params(root / "params.yaml")
+    folder = root / "experiments" / "positions" / "published"
+    for seed in seeds:
+        for name in models:
             model = MODELS[name]
             section = params.train_recommender.of(model.recommender).model_copy(update=dict(model.changes))
-            if model.is_trained or seed == options.seeds[0]:
+            if model.is_trained or seed == seeds[0]:
                 keep_positions(workspace, params, section, seed, folder / name, protocols=PROTOCOLS)
-    shown = folder, options.models, options.seeds, params.evaluate
-    place = leave(table(*shown), "published", root=options.root)
-    dots(place / "plot.png", reaches(*shown), f"NDCG@{CUTOFF}, 95 % interval over users", columns=2)
+    shown = folder, models, seeds, params.evaluate
+    results = write_results(table(*shown), "published", root=root)
+    plot_intervals(results / "plot.png", intervals(*shown), f"NDCG@{CUTOFF}, 95 % interval over users", columns=2)
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:
-    """A markdown table; a model has the seeds that are there for it, and is left out where none is."""
-    lines = [
-        f"| model | candidates | seeds | Hit@{CUTOFF} (sd of the seeds) [95 % over users] | NDCG@{CUTOFF} | published"
-        " | shares of it | best epoch of |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """A markdown table; a model has the seeds that are done, and is left out where none is."""
+    rows = []
     for name in models:
         for protocol in PROTOCOLS:
             done = _done(folder / name, seeds, protocol)
@@ -114,20 +113,20 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
             cells.append(
                 "" if published is None else " / ".join(f"{got / told:.3f}" for got, told in zip(means, published, strict=True))
             )
-            cells.append(epochs(folder / name, done))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+            rows.append([*cells, epochs(folder / name, done)])
+    heads = ["model", "candidates", "seeds", f"Hit@{CUTOFF} (sd of the seeds) [95 % over users]", f"NDCG@{CUTOFF}", "published"]
+    return markdown_table([*heads, "shares of it", "best epoch of"], rows)
 
 
-def reaches(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> dict[str, dict[str, Reach]]:
+def intervals(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> Panels:
     """The NDCG of :func:`table` for a plot: by candidates, by model, and what was published of it."""
-    panels: dict[str, dict[str, Reach]] = {}
+    panels: Panels = {}
     for protocol in PROTOCOLS:
-        rows: dict[str, Reach] = {}
+        rows: dict[str, Interval] = {}
         for name in models:
             done = _done(folder / name, seeds, protocol)
             if done:
-                rows[name] = reach(gains("ndcg", read_positions(folder / name, done, protocol)), params, "ndcg")
+                rows[name] = mean_and_interval(gains("ndcg", read_positions(folder / name, done, protocol)), params, "ndcg")
                 told = MODELS[name].published.get(protocol)
                 if told is not None:
                     rows[f"{name}, published"] = (told[1], told[1], told[1])
@@ -137,9 +136,5 @@ def reaches(folder: Path, models: Sequence[str], seeds: Sequence[int], params: E
 
 
 def _done(folder: Path, seeds: Sequence[int], protocol: str) -> list[int]:
-    """Seeds that are there."""
+    """Seeds whose positions exist."""
     return [seed for seed in seeds if positions_path(folder, seed, protocol).exists()]
-
-
-if __name__ == "__main__":
-    main()

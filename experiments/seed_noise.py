@@ -1,37 +1,35 @@
-"""How far apart do runs lie that differ only in their seeds?  What `sda diff` holds a change against.
+"""How far apart are runs that differ only in their seeds?  What `sda diff` judges a change by.
 
-Takes a finished workspace and its ``params.yaml``.  For every seed it repeats the pipeline's own stages ``train_adapter``,
-``export_embeddings``, ``train_recommender`` and ``evaluate`` for every variant and recommender of the params, with that seed in
-place of every seed of a training.  Data and the vectors of untrained variants are shared.  So a seed is an independent
-repetition of a whole run: its adapters, its recommenders.  The result is ``seed_noise.json`` in the project folder, to be kept
-in Git: Hit and NDCG of each variant and recommender by seed, and hashes of the settings and test targets they hold for.
-The rule that is made of it is in ``sda_core/evaluation/seed_noise.py``.
+Takes a finished workspace and its params.yaml.  For every seed it repeats the pipeline's own stages train_adapter,
+export_embeddings, train_recommender and evaluate for every variant and recommender of the params, with that seed in place of
+every seed of a training.  Data and the vectors of untrained variants are shared.  So a seed is an independent repetition of a
+whole run: its adapters, its recommenders.  The result is seed_noise.json in the project folder, to be kept in Git: Hit and NDCG
+of each variant and recommender by seed, and hashes of the settings and test targets they hold for.  The rule that is made of it
+is in sda_core/evaluation/seed_noise.py.
 
-    python experiments/seed_noise.py                         # five seeds
-    python experiments/seed_noise.py --seeds 1 2 3 4 5 6 7   # more: a narrower noise; the five are kept
+    python -m experiments seed_noise                         # five seeds
+    python -m experiments seed_noise --seeds 1,2,3,4,5,6,7   # more: a narrower noise; the five are kept
 
-A run that was stopped is resumed: finished seeds are kept below ``experiments/runs/seed_noise/<inputs>``, where ``<inputs>``
-is a hash of settings, data, shared vectors and code, so that nothing of other inputs is reused.
+A stopped run resumes: finished seeds are kept below experiments/runs/seed_noise/INPUTS, where INPUTS is a hash of settings,
+data, shared vectors and code, so that nothing of other inputs is reused.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import typer
-from _runs import leave, save_params
 from ruamel.yaml import YAML
 
 import sda_core
-from sda_core import log
+from experiments.options import Root, Seeds
+from experiments.study import logger, markdown_table, write_results
+from experiments.workspaces import link, read_tree, run_stage, save_params, stage_failed
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace
-from sda_core.errors import ArtifactError, ConfigError, SDAError
+from sda_core.cli.scripts import Numbers
+from sda_core.errors import ArtifactError, ConfigError
 from sda_core.evaluation import noise_file
 from sda_core.evaluation.groups import item_groups
 from sda_core.evaluation.noise_file import SeedNoise
@@ -40,7 +38,6 @@ from sda_core.params import Params, load_params
 from stages.evaluate import evaluate
 from stages.train_recommender import train_recommender
 
-_log = logging.getLogger("experiments")
 _CODE = (
     "adapters",
     "alignment",
@@ -55,17 +52,9 @@ _CODE = (
 _FEWEST = 3
 
 
-def main() -> None:
-    """Read the options, run what is missing, write the file and its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(), help="the project folder of the run")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    options = parser.parse_args()
-    log.configure()
-    try:
-        measure(options.root, options.seeds)
-    except SDAError as error:
-        raise SystemExit(f"seed_noise.py: error: {error}") from None
+def main(root: Root = Path(), seeds: Seeds = Numbers((1, 2, 3, 4, 5))) -> None:
+    """Run what is missing, write the file and its table."""
+    measure(root, seeds)
 
 
 def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
@@ -110,8 +99,8 @@ def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
     targets = next(iter(runs[seeds[0]].values()))["target_item_id"].to_numpy()
     in_tail = item_groups(interactions, params.evaluate.tail, num_items).tail[targets]
     seedless = {name for name in params.recommenders if not noise_file.has_seed(tree, name)}
-    leave(table(noise, pairs, seedless, params.report.cutoff, len(targets), int(in_tail.sum())), "seed_noise", root=root)
-    _log.info("%s: %d seeds, %d variants and recommenders", path, len(seeds), len(pairs))
+    write_results(table(noise, pairs, seedless, params.report.cutoff, len(targets), int(in_tail.sum())), "seed_noise", root=root)
+    logger.info("%s: %d seeds, %d variants and recommenders", path, len(seeds), len(pairs))
     return noise
 
 
@@ -128,7 +117,7 @@ def _check_seeds(seeds: Sequence[int], tree: Mapping[str, Any]) -> None:
 
 
 def _inputs(settings: Mapping[str, str], needed: Sequence[Path]) -> str:
-    """A short hash of all that the repetitions follow from, but for their seeds."""
+    """A short hash of all inputs of the repetitions except their seeds."""
     package = Path(sda_core.__file__).parent
     code = [
         path for name in _CODE for path in ([package / name] if name.endswith(".py") else sorted((package / name).rglob("*.py")))
@@ -138,7 +127,7 @@ def _inputs(settings: Mapping[str, str], needed: Sequence[Path]) -> str:
 
 
 def repeat(run: Workspace, source: Workspace, params: Params, shared: Sequence[str], seed: int) -> None:
-    """The run once more with another seed; what is there already is kept.
+    """The run once more with another seed; what exists is kept.
 
     Args:
         run: made, or completed.
@@ -150,32 +139,25 @@ def repeat(run: Workspace, source: Workspace, params: Params, shared: Sequence[s
     Raises:
         ArtifactError: a stage failed.
     """
-    _link(run.root / "data", source.root / "data")
+    link(run.root / "data", source.root / "data")
     for variant in shared:
-        _link(run.embeddings(variant), source.embeddings(variant))
+        link(run.embeddings(variant), source.embeddings(variant))
     write_params(source.root / "params.yaml", run.root / "params.yaml", seed)
     for variant in params.train_adapter.variants:
         if variant in params.variants and not run.embeddings(variant).exists():
             if not run.adapter(variant).exists():
-                _stage("train_adapter", variant, run.root)
-            _stage("export_embeddings", variant, run.root)
+                repeat_stage("train_adapter", variant, run.root)
+            repeat_stage("export_embeddings", variant, run.root)
     # id first: with align_weight the others follow from its item table
     for variant in sorted(params.variants, key=lambda variant: variant != "id"):
         if not all(run.positions(variant, recommender).exists() for recommender in params.recommenders):
-            _stage("train_recommender", variant, run.root)
-            _stage("evaluate", variant, run.root)
-
-
-def _link(path: Path, target: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_symlink():
-        path.symlink_to(target.resolve())
+            repeat_stage("train_recommender", variant, run.root)
+            repeat_stage("evaluate", variant, run.root)
 
 
 def write_params(source: Path, target: Path, seed: int) -> None:
     """The source's params with a seed in place of every seed of a training."""
-    yaml = YAML()
-    params: Any = yaml.load(source.read_text(encoding="utf-8"))
+    params = read_tree(source)
     params["train_adapter"]["training"]["seed"] = seed
     for section in params["train_recommender"].values():
         if isinstance(section, dict) and "seed" in section:
@@ -183,21 +165,16 @@ def write_params(source: Path, target: Path, seed: int) -> None:
     save_params(params, target)
 
 
-def _stage(name: str, variant: str, root: Path) -> None:
+def repeat_stage(name: str, variant: str, root: Path) -> None:
     """One of the pipeline's stages; those that hold a backbone in a process of their own, which frees its memory."""
-    _log.info("%s %s in %s", name, variant, root)
     if name in ("train_adapter", "export_embeddings"):
-        command = [sys.executable, "-m", f"stages.{name}", "--variant", variant, "--root", str(root)]
-        failed = subprocess.run(command, check=False).returncode != 0
-    else:
-        try:
-            {"train_recommender": train_recommender, "evaluate": evaluate}[name](variant, root=root)
-            failed = False
-        except typer.Exit:
-            failed = True
-    if failed:
-        advice = "see the lines above; run this script again to resume"
-        raise ArtifactError(str(root), f"stage {name} of {variant} failed", advice)
+        run_stage(name, variant, root)
+        return
+    logger.info("%s %s in %s", name, variant, root)
+    try:
+        {"train_recommender": train_recommender, "evaluate": evaluate}[name](variant, root=root)
+    except typer.Exit:
+        raise stage_failed(name, variant, root) from None
 
 
 def table(
@@ -213,26 +190,19 @@ def table(
         num_users: all of them.
         num_tail: those with a tail target.
     """
-    shown = ", ".join(map(str, noise.seeds))
-    lines = [
-        f"### The seeds' noise, {len(noise.seeds)} seeds ({shown}), each with adapters and recommenders of its own",
-        "",
-        "| variant | recommender | metric | mean | standard deviation [95 %] | two runs differ by at most (95 %) |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for variant, recommender in pairs:
         for name, users in ((f"hit@{cutoff}", num_users), (f"ndcg@{cutoff}", num_users), (f"tail_ndcg@{cutoff}", num_tail)):
             spread = noise.spread(variant, recommender, name)
             if spread is None:
                 continue
             low, high = spread.sd_interval()
-            first = f"| {variant} | {recommender} | {name} | {spread.mean:.4f}"
+            cells = [variant, recommender, name, f"{spread.mean:.4f}"]
             if recommender in seedless:
-                lines.append(f"{first} | 0 (no seed) | 0 |")
+                rows.append([*cells, "0 (no seed)", "0"])
             else:
-                lines.append(f"{first} | {spread.sd:.4f} [{low:.4f}, {high:.4f}] | {spread.band(users):.4f} |")
-    return "\n".join([*lines, ""])
-
-
-if __name__ == "__main__":
-    main()
+                rows.append([*cells, f"{spread.sd:.4f} [{low:.4f}, {high:.4f}]", f"{spread.band(users):.4f}"])
+    heads = ["variant", "recommender", "metric", "mean", "standard deviation [95 %]", "two runs differ by at most (95 %)"]
+    seeds = ", ".join(map(str, noise.seeds))
+    title = f"The seeds' noise, {len(noise.seeds)} seeds ({seeds}), each with adapters and recommenders of its own"
+    return markdown_table(heads, rows, title)

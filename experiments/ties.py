@@ -1,44 +1,55 @@
-"""What is a number worth when equal times stand in the order of the raw file?  ``filter.ties: file`` against ``random``.
+"""What does the order of equal times change?  filter.ties: file, the order of the raw file, against random.
 
-The published files of 2014 and 2018 have days only and are nearly sorted by item id.  A stable sort by time then makes the
-item with the largest id of a day the "last" one.  This script filters the raw files of a workspace both ways and trains every
-recommender on each.  With ``random`` every seed has an order of its own, so that the mean over seeds covers the draw.
+The published files of 2014 and 2018 have days only and are nearly sorted by item id.  A stable sort by time then makes the item
+with the largest id of a day the "last" one.  This script filters the raw files of a workspace both ways and trains every
+recommender on each.  With random every seed has an order of its own, so that the mean over seeds covers the draw.
 
 The k-core, the users and the item ids are the same in all of these data sets; the targets are not.  Differences are paired by
-user, of the mean over the seeds, with a 95 % bootstrap interval over users.  A change of ``pop`` and ``bpr``, which know no
-order, says that other targets are easier or harder.  What a sequence model gains beyond that is its lead over ``bpr``: the last
-column shows how the lead changes.
+user, of the mean over the seeds, with a 95 % bootstrap interval over users.  A change of pop and bpr, which know no order, says
+that other targets are easier or harder.  What a sequence model gains beyond that is its lead over bpr: the last column shows
+how the lead changes.
 
-Two controls: ``shuffled`` takes ``ties: file`` after the lines were shuffled (a random order again: no difference is expected),
-and a file whose lines are not sorted by id should give none either.
+Two controls: shuffled takes ties: file after the lines were shuffled (a random order again: no difference is expected), and a
+file whose lines are not sorted by id should give none either.
 
-Takes ``data/raw``, ``data/filtered`` and, for ``vbpr`` and ``slmrec``, ``embeddings/zero_shot.parquet``.  The sequential
-recommenders are trained on ids.  A run that was stopped resumes.  Filtered tables and positions are kept below
-``experiments/positions/<name>``, the table and the plot in ``experiments/results/ties-<name>``.
+Takes data/raw, data/filtered and, for vbpr and slmrec, embeddings/zero_shot.parquet.  The sequential recommenders are trained
+on ids.  A stopped run resumes.  Filtered tables and positions are kept below experiments/positions/NAME, table and plot are
+written to experiments/results/ties-NAME.
 
-    python experiments/ties.py --name gift_cards --seeds 1 2 3
+    python -m experiments ties --name gift_cards --seeds 1,2,3
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, cast
 
-from _runs import CUTOFF, Reach, difference, dots, gains, keep_positions, leave, positions_path, reach, read_positions
+import typer
 
-from sda_core import log, recommenders
+from experiments.options import THREE_SEEDS, MaxEpochs, Name, Recommenders, Root, Seeds
+from experiments.study import (
+    CUTOFF,
+    Panels,
+    check_names,
+    difference,
+    keep_positions,
+    markdown_table,
+    mean_and_interval,
+    plot_intervals,
+    positions_path,
+    read_gains,
+    write_results,
+)
+from sda_core import recommenders as models
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
+from sda_core.cli.scripts import Names, names
 from sda_core.data.filtering import filter_dataset
 from sda_core.errors import DataError
 from sda_core.fetch.manifest import manifest_file
 from sda_core.params import Params, SequentialParams, load_params
 from sda_core.seed import generator
-
-_log = logging.getLogger("experiments")
 
 Order = Literal["file", "random", "shuffled"]
 ORDERS: tuple[Order, ...] = ("file", "random", "shuffled")
@@ -47,34 +58,37 @@ TAKES_VECTORS = ("vbpr", "slmrec")
 REFERENCE = "bpr"
 
 
-def main() -> None:
-    """Read the options, filter and train what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path(), help="the project folder of the run")
-    parser.add_argument("--name", default="ties", help="folder of the results below experiments/positions")
-    parser.add_argument("--recommenders", nargs="+", choices=RECOMMENDERS, default=list(RECOMMENDERS))
-    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=["file", "random"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--max-epochs", type=int, help="at most so many epochs of every recommender that has epochs")
-    options = parser.parse_args()
-    log.configure()
-    source, params = Workspace(options.root), load_params(options.root / "params.yaml")
-    folder = options.root / "experiments" / "positions" / options.name
-    for seed in options.seeds:
-        for recommender in options.recommenders:
-            for order in options.orders:
+def main(
+    root: Root = Path(),
+    name: Name = "ties",
+    recommenders: Recommenders = Names(RECOMMENDERS),
+    orders: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help=f"Of {', '.join(ORDERS)}.")] = Names(
+        ("file", "random")
+    ),
+    seeds: Seeds = THREE_SEEDS,
+    max_epochs: MaxEpochs = None,
+) -> None:
+    """Filter and train what is missing, write table and plot."""
+    check_names("--recommenders", recommenders, RECOMMENDERS)
+    check_names("--orders", orders, ORDERS)
+    chosen = cast(Sequence[Order], orders)
+    source, params = Workspace(root), load_params(root / "params.yaml")
+    folder = root / "experiments" / "positions" / name
+    for seed in seeds:
+        for recommender in recommenders:
+            for order in chosen:
                 data = filtered(source, params, order, seed, folder)
-                train(source, data, params, recommender, seed, folder / order / recommender, options.max_epochs)
-    shown = params, folder, options.recommenders, options.orders, options.seeds
-    place = leave(shares(folder, options.orders, options.seeds) + "\n" + table(*shown), "ties", options.name, options.root)
-    dots(place / "plot.png", reaches(*shown), f"NDCG@{CUTOFF}, 95 % interval over users")
+                train(source, data, params, recommender, seed, folder / order / recommender, max_epochs)
+    shown = params, folder, recommenders, chosen, seeds
+    results = write_results(shares(folder, chosen, seeds) + "\n" + table(*shown), "ties", name, root)
+    plot_intervals(results / "plot.png", intervals(*shown), f"NDCG@{CUTOFF}, 95 % interval over users")
 
 
 def filtered(source: Workspace, params: Params, order: Order, seed: int, folder: Path) -> Workspace:
     """The tables of the filter stage with one order of equal times; ``file`` has no seed and is made once.
 
     Raises:
-        DataError: its items are not those of the workspace, so that the workspace's vectors would be other items'.
+        DataError: its items are not those of the workspace, so that the workspace's vectors would belong to other items.
     """
     made = Workspace(folder / order / "data" / ("0" if order == "file" else str(seed)))
     if made.statistics.exists():
@@ -113,7 +127,7 @@ def train(
         section = section.model_copy(update={"representation": "id"})
     if max_epochs is not None and recommender != "pop":
         section = section.model_copy(update={"max_epochs": max_epochs})
-    vectors = recommenders.read_item_vectors(source.embeddings("zero_shot"), section) if recommender in TAKES_VECTORS else None
+    vectors = models.read_item_vectors(source.embeddings("zero_shot"), section) if recommender in TAKES_VECTORS else None
     keep_positions(data, params, section, seed, folder, vectors=vectors)
 
 
@@ -139,41 +153,34 @@ def table(params: Params, folder: Path, names: Sequence[str], orders: Sequence[O
         orders: with ``random`` among them, which all others are compared with.
         seeds: of the mean.
     """
-    lines = [
-        f"| recommender | equal times | users | NDCG@{CUTOFF} | by seed | difference to random [95 %] |"
-        f" lead over {REFERENCE} | lead, difference to random [95 %] |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    ndcg = {name: {order: gains("ndcg", read_positions(folder / order / name, seeds)) for order in orders} for name in names}
+    ndcg = {name: {order: read_gains("ndcg", folder / order / name, seeds) for order in orders} for name in names}
+    rows = []
     for name in names:
         for order in orders:
             gain_SU = ndcg[name][order]
             by_seed = " ".join(f"{value:.4f}" for value in gain_SU.mean(1))
             row = [name, order, f"{gain_SU.shape[1]:,}", f"{gain_SU.mean():.4f}", by_seed, "", "", ""]
-            compared = order != "random" and "random" in orders
-            if compared:
+            is_compared = order != "random" and "random" in orders
+            if is_compared:
                 row[5] = difference(gain_SU - ndcg[name]["random"], params.evaluate, f"{name} {order}")
             if REFERENCE in names and name != REFERENCE:
                 lead_SU = gain_SU - ndcg[REFERENCE][order]
                 row[6] = f"{lead_SU.mean():+.4f}"
-                if compared:
+                if is_compared:
                     random_SU = ndcg[name]["random"] - ndcg[REFERENCE]["random"]
                     row[7] = difference(lead_SU - random_SU, params.evaluate, f"lead {name} {order}")
-            lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, ""])
+            rows.append(row)
+    heads = ["recommender", "equal times", "users", f"NDCG@{CUTOFF}", "by seed", "difference to random [95 %]"]
+    return markdown_table([*heads, f"lead over {REFERENCE}", "lead, difference to random [95 %]"], rows)
 
 
-def reaches(
-    params: Params, folder: Path, names: Sequence[str], orders: Sequence[Order], seeds: Sequence[int]
-) -> dict[str, dict[str, Reach]]:
+def intervals(params: Params, folder: Path, names: Sequence[str], orders: Sequence[Order], seeds: Sequence[int]) -> Panels:
     """The NDCG of :func:`table` for a plot: one panel, a line per recommender and order, so that all share an axis."""
     lines = {
-        f"{name}, {order}": reach(gains("ndcg", read_positions(folder / order / name, seeds)), params.evaluate, f"{name} {order}")
+        f"{name}, {order}": mean_and_interval(
+            read_gains("ndcg", folder / order / name, seeds), params.evaluate, f"{name} {order}"
+        )
         for name in names
         for order in orders
     }
     return {"Equal times in the order of the file, or in a random order": lines}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
 """Put the measured tables into the model card and the README: between the marks, nothing is written by hand.
 
-python -m pretraining.export --untrained --folder pretraining/work/untrained
-python -m pretraining.evaluate --folder pretraining/work/untrained --json pretraining/work/untrained.json
-python -m pretraining.evaluate --json pretraining/work/results.json
-python -m pretraining.card
+python -m pretraining export --untrained --folder pretraining/work/untrained
+python -m pretraining evaluate --folder pretraining/work/untrained --json pretraining/work/untrained.json
+python -m pretraining evaluate --json pretraining/work/results.json
+python -m pretraining card
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import polars as pl
 
 from pretraining.common import CHECKPOINT, HERE, WORK
 
-MEASURES = ("text to picture R@10", "1-NN")
+MEASURES = ("text to image R@10", "1-NN")
 BAG, SPEARMAN = "bag of MiniLM's token vectors", "Spearman with MiniLM's cosines"
 FILES = (CHECKPOINT / "MODEL_CARD.md", HERE / "README.md")
 
@@ -34,11 +34,11 @@ def results_table(trained: dict[str, dict[str, Any]], untrained: dict[str, dict[
             minilm = f"{scores['MiniLM']:.3f}" if "MiniLM" in scores else ""
             other = []
             if retrieval:
-                other.append(f"title alone {scores['title alone to picture R@10']:.3f}")
+                other.append(f"title alone {scores['title alone to image R@10']:.3f}")
             if BAG in scores:
                 other.append(f"{BAG} {scores[BAG]:.3f}")
                 other.append(f"{SPEARMAN} {scores[SPEARMAN]:.3f} (untrained {before[SPEARMAN]:.3f})")
-            label = "R@10, title and keywords -> picture" if retrieval else "1-NN"
+            label = "R@10, title and keywords -> image" if retrieval else "1-NN"
             figures = f"{scores[measure]:.3f} | {before[measure]:.3f} | {chance:.3f}"
             lines.append(f"| {name}: {label} | {figures} | {minilm} | {'; '.join(other)} |")
         if "skipped" in scores:
@@ -48,13 +48,13 @@ def results_table(trained: dict[str, dict[str, Any]], untrained: dict[str, dict[
 
 def curve_table(file: Path) -> str:
     """The steps at which the validation split was looked at."""
-    columns = ["step", "seconds", "loss", "contrastive", "text cosine", "picture cosine"]
+    columns = ["step", "seconds", "loss", "contrastive", "text cosine", "image cosine"]
     columns += ["R@10 (validation)", "Spearman (validation titles)"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for step, seconds, _, loss, parts in pl.read_csv(file, separator="\t", quote_char=None).iter_rows():
         values = json.loads(parts)
         if "valid_recall_at_10" in values:
-            cosines = (1 - values["text_cosine"], 1 - values["picture_cosine"])
+            cosines = (1 - values["text_cosine"], 1 - values["image_cosine"])
             cells = [
                 str(step),
                 str(seconds),
@@ -77,14 +77,10 @@ def between_marks(text: str, mark: str, table: str) -> str:
 
 
 def main() -> None:
-    """Write both files anew."""
+    """Write both files again."""
     trained, untrained = (json.loads((WORK / f"{name}.json").read_text(encoding="utf-8")) for name in ("results", "untrained"))
     for file in FILES:
         text = file.read_text(encoding="utf-8")
         text = between_marks(text, "curve", curve_table(WORK / "curve.tsv"))
         text = between_marks(text, "results", results_table(trained, untrained))
         file.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

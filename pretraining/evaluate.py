@@ -1,25 +1,25 @@
-"""What nano knows of pictures, words and titles that it never saw in training: one table.
+"""What nano knows of images, words and titles that it never saw in training: one table.
 
 Every vector comes from the checkpoint folder through the project's own loader and ``encode``; MiniLM stands beside as the
 measure of what a much larger model of words reaches.  Categories are 1-nearest-neighbour by cosine, leaving out the thing
 itself; chance is the sum of the categories' squared shares.  Nothing is chosen by these figures.
 
-    python -m pretraining.evaluate [--folder FOLDER] [--json FILE]
+    python -m pretraining evaluate [--folder FOLDER] [--json FILE]
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import gzip
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 import torch
+import typer
 from PIL import Image
 
 from pretraining.common import CHECKPOINT, HERE, WORK, generator, number, settings
@@ -59,8 +59,8 @@ def text_vectors(backbone: Backbone, texts: list[str]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def picture_vectors(backbone: Backbone, pixels: np.ndarray, light: np.ndarray, prompt: str) -> np.ndarray:
-    """Unit vectors of RGBA pictures, put on white (light ones on grey)."""
+def image_vectors(backbone: Backbone, pixels: np.ndarray, light: np.ndarray, prompt: str) -> np.ndarray:
+    """Unit vectors of RGBA images, put on white (light ones on grey)."""
     parts = []
     for start in range(0, len(pixels), 32):
         images = []
@@ -100,22 +100,22 @@ def held_out_words(seed: int, share: float, count: int) -> tuple[list[str], list
     return words, [str(next(iter(found[word]))) for word in words]
 
 
-def one_per_concept(pictures: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """One picture of each concept, drawn by its seed."""
-    order = generator(seed, "one per concept").permutation(len(pictures))
-    return pictures[order.tolist()].unique("concept", keep="first", maintain_order=True)
+def one_per_concept(images: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """One image of each concept, drawn by its seed."""
+    order = generator(seed, "one per concept").permutation(len(images))
+    return images[order.tolist()].unique("concept", keep="first", maintain_order=True)
 
 
 def retrieval(backbone: Backbone, chosen: pl.DataFrame, pixels: np.ndarray, prompt: str) -> tuple[dict[str, float], np.ndarray]:
-    """R@10 with the title and keywords, and with the title alone, as the query; and the pictures' vectors."""
+    """R@10 with the title and keywords, and with the title alone, as the query; and the images' vectors."""
     places = chosen["place"].to_numpy()
-    pictures = picture_vectors(backbone, pixels[places], chosen["light"].to_numpy(), prompt)
+    images = image_vectors(backbone, pixels[places], chosen["light"].to_numpy(), prompt)
     results = {
-        "text to picture R@10": recall_at_10(text_vectors(backbone, chosen["caption"].to_list()), pictures),
-        "title alone to picture R@10": recall_at_10(text_vectors(backbone, chosen["title"].to_list()), pictures),
+        "text to image R@10": recall_at_10(text_vectors(backbone, chosen["caption"].to_list()), images),
+        "title alone to image R@10": recall_at_10(text_vectors(backbone, chosen["title"].to_list()), images),
         "chance R@10": min(1.0, 10 / len(chosen)),
     }
-    return results, pictures
+    return results, images
 
 
 def beauty_titles(file: Path) -> list[tuple[str, str]]:
@@ -142,25 +142,24 @@ def title_scores(backbone: Backbone, teacher: TextTeacher, titles: list[tuple[st
     }
 
 
-def main() -> None:
+def main(
+    folder: Path = CHECKPOINT,
+    results_file: Annotated[Path | None, typer.Option("--json", help="Write the results there as well.")] = None,
+) -> None:
     """Evaluate a checkpoint folder and print the table."""
-    parser = argparse.ArgumentParser(description="Evaluate nano on what it never saw.")
-    parser.add_argument("--folder", type=Path, default=CHECKPOINT)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
     params = settings()
     seed, prompt = params["seed"], params["train"]["image_prompts"][0]
-    backbone = loaded(arguments.folder)
+    backbone = loaded(folder)
     teacher = TextTeacher(params["teachers"]["max_text_tokens"], half=False)
     results: dict[str, dict[str, Any]] = {}
 
-    pixels = np.load(WORK / "pictures.npy", mmap_mode="r")
+    pixels = np.load(WORK / "images.npy", mmap_mode="r")
     texts = pl.read_parquet(WORK / "texts.parquet")["text"]
-    captions = pl.read_parquet(WORK / "captions.parquet").group_by("picture").agg(pl.col("text").last())
-    caption_of = dict(zip(captions["picture"].to_list(), texts.gather(captions["text"]).to_list(), strict=True))
-    pictures = pl.read_parquet(WORK / "pictures.parquet").with_row_index("place")
-    pictures = pictures.with_columns(pl.col("place").replace_strict(caption_of, return_dtype=pl.String).alias("caption"))
-    test = pictures.filter((pl.col("split") == "test") & (pl.col("kind") != "glyph"))
+    captions = pl.read_parquet(WORK / "captions.parquet").group_by("image").agg(pl.col("text").last())
+    caption_of = dict(zip(captions["image"].to_list(), texts.gather(captions["text"]).to_list(), strict=True))
+    images = pl.read_parquet(WORK / "images.parquet").with_row_index("place")
+    images = images.with_columns(pl.col("place").replace_strict(caption_of, return_dtype=pl.String).alias("caption"))
+    test = images.filter((pl.col("split") == "test") & (pl.col("kind") != "glyph"))
 
     pairs = one_per_concept(test.filter(~pl.col("foreign")), seed)
     pairs = pairs[generator(seed, "pairs").permutation(len(pairs))[:NUM_PAIRS].tolist()]
@@ -168,11 +167,11 @@ def main() -> None:
     named = (pairs["category"] != "").to_numpy()
     categories = pairs.filter(pl.col("category") != "")["category"].to_list()
     accuracy, chance = neighbour_accuracy(vectors[named], categories)
-    results[f"{named.sum()} held-out pictures, category"] = {"1-NN": accuracy, "chance": chance}
+    results[f"{named.sum()} held-out images, category"] = {"1-NN": accuracy, "chance": chance}
     labels = pairs.filter(pl.col("category") != "")["title"].to_list()
     accuracy, chance = neighbour_accuracy(text_vectors(backbone, labels), categories)
     minilm, _ = neighbour_accuracy(teacher.encode(labels), categories)
-    results[f"{named.sum()} held-out titles of pictures, category"] = {"1-NN": accuracy, "chance": chance, "MiniLM": minilm}
+    results[f"{named.sum()} held-out titles of images, category"] = {"1-NN": accuracy, "chance": chance, "MiniLM": minilm}
     emoji = pairs.filter(pl.col("kind") == "emoji")
     words, subjects = held_out_words(seed, params["texts"]["share_synsets_test"], 1000)
     accuracy, chance = neighbour_accuracy(text_vectors(backbone, words), subjects)
@@ -183,7 +182,7 @@ def main() -> None:
     minilm, _ = neighbour_accuracy(teacher.encode(emoji_words), emoji["category"].to_list())
     results[f"{len(emoji_words)} held-out emoji names, group"] = {"1-NN": accuracy, "chance": chance, "MiniLM": minilm}
 
-    foreign = pictures.filter(pl.col("foreign"))
+    foreign = images.filter(pl.col("foreign"))
     for source in sorted(foreign["source"].unique().to_list()):
         own = one_per_concept(foreign.filter(pl.col("source") == source), seed)
         for name, chosen in (
@@ -208,8 +207,8 @@ def main() -> None:
         print(title)
         for name, value in row.items():
             print(f"    {name:<36}{value if isinstance(value, str) else f'{value:.3f}'}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if results_file:
+        results_file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def bag_of_tokens(teacher: TextTeacher, texts: list[str]) -> np.ndarray:
@@ -218,7 +217,3 @@ def bag_of_tokens(teacher: TextTeacher, texts: list[str]) -> np.ndarray:
     return unit(
         np.stack([table[encoding.ids].mean(0) for encoding in teacher.tokenizer.encode_batch(texts, add_special_tokens=False)])
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,13 @@
-"""Write the trained model as a checkpoint folder: float16 weights, tokenizer, chat template, picture processor."""
+"""Write the trained model as a checkpoint folder: float16 weights, tokenizer, chat template, image processor."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -31,22 +31,15 @@ def write_checkpoint(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Pat
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-def main() -> None:
+def main(
+    work: Path = WORK,
+    folder: Path = CHECKPOINT,
+    float32: Annotated[bool, typer.Option("--float32", help="Keep the weights as they were trained, to compare.")] = False,
+    untrained: Annotated[bool, typer.Option("--untrained", help="The model before its first step, to compare.")] = False,
+) -> None:
     """Export what the training saved last."""
-    parser = argparse.ArgumentParser(description="Export nano.")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--folder", type=Path, default=CHECKPOINT)
-    parser.add_argument("--float32", action="store_true", help="keep the weights as they were trained, to compare")
-    parser.add_argument("--untrained", action="store_true", help="the model before its first step, to compare")
-    arguments = parser.parse_args()
-    model, heads, encoder, _ = start(arguments.work, settings())
-    step = 0 if arguments.untrained else resume(arguments.work / "training.safetensors", model, heads, None)
-    write_checkpoint(model, encoder.tokenizer, arguments.folder, torch.float32 if arguments.float32 else torch.float16)
-    size = sum(file.stat().st_size for file in arguments.folder.iterdir())
-    print(
-        f"step {step}: {sum(weight.numel() for weight in model.parameters())} weights, {size / 1e6:.1f} MB in {arguments.folder}"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    model, heads, encoder, _ = start(work, settings())
+    step = 0 if untrained else resume(work / "training.safetensors", model, heads, None)
+    write_checkpoint(model, encoder.tokenizer, folder, torch.float32 if float32 else torch.float16)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"step {step}: {sum(weight.numel() for weight in model.parameters())} weights, {size / 1e6:.1f} MB in {folder}")

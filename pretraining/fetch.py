@@ -68,7 +68,3 @@ def main() -> None:
     for package in settings()["fetch"]["packages"]:
         fetch(package, folder_of(package["name"]))
         print(f"fetched {package['name']} {package['version']}")
-
-
-if __name__ == "__main__":
-    main()

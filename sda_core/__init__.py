@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from sda_core import _peft_hook
 
 try:
-    __version__ = version("sda")
+    __version__ = version("sda-rec")
 except PackageNotFoundError:  # running from a source tree that was never installed
     __version__ = "0.0.0+uninstalled"
 

@@ -74,12 +74,12 @@ class Workspace:
 
     @property
     def images(self) -> Path:
-        """Folder of picture shards, table :data:`IMAGES`."""
+        """Folder of image shards, table :data:`IMAGES`."""
         return self.root / "data" / "images"
 
     @property
     def image_coverage(self) -> Path:
-        """Counts of the picture stage by status, flat JSON."""
+        """Counts of the image stage by status, flat JSON."""
         return self.images / "coverage.json"
 
     # models ---------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ IMAGES = Table(
         "item_id": pl.Int32,
         "raw_item_id": pl.String,
         "status": pl.String,  # ok, missing_url, missing_file, http_404, http_error, corrupt, unsupported, too_large, timeout
-        "image": pl.Binary,  # encoded RGB picture; null unless ok
+        "image": pl.Binary,  # encoded RGB image; null unless ok
         "width": pl.Int32,
         "height": pl.Int32,
         "reason": pl.String,  # of unsupported: the name of the format; else null

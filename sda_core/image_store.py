@@ -1,7 +1,7 @@
-"""Pictures of items, on disk: parquet shards, read a few rows at a time.
+"""Images of items, on disk: parquet shards, read a few rows at a time.
 
 ``shard-00000.parquet``, ``shard-00001.parquet``, ... hold consecutive items (table ``IMAGES`` of
-``sda_core.artifacts``) in row groups of 64, so that one picture costs the reading of at most 64 small ones.
+``sda_core.artifacts``) in row groups of 64, so that one image costs the reading of at most 64 small ones.
 ``coverage.json`` is written last: its existence says that the folder is whole.
 
 Pages carry checksums, which are compared on reading; nothing is decoded here.  Reading starts no threads and leaves no
@@ -31,18 +31,9 @@ FORMAT_PREFIX = "num_unsupported_"
 
 _ROW_GROUP_ROWS = 64
 _KEYS = b"sda.keys"
-_SCHEMA = pa.schema(
-    [
-        ("item_id", pa.int32()),
-        ("raw_item_id", pa.string()),
-        ("status", pa.string()),
-        ("image", pa.large_binary()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("reason", pa.string()),
-    ]
-)
-_ADVICE = "delete its folder and run `dvc repro` to fetch the pictures again"
+_ARROW = {pl.Int32: pa.int32(), pl.String: pa.string(), pl.Binary: pa.large_binary()}
+_SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in IMAGES.columns.items()])  # pyright: ignore[reportArgumentType]
+_ADVICE = "delete its folder and run `dvc repro` to fetch the images again"
 
 
 # -------------------------------------------------------------------------------------------------- shards
@@ -76,7 +67,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What a shard holds, without the pictures.  ``keys`` tells per row what its picture was made from."""
+    """What a shard holds, without the images.  ``keys`` tells per row what its image was made from."""
 
     item_ids: tuple[int, ...]
     statuses: tuple[str, ...]
@@ -111,7 +102,7 @@ def _read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read(columns=list(columns), use_threads=False).to_pydict()
     except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(str(path), f"picture table is damaged ({error})", _ADVICE) from None
+        raise ArtifactError(str(path), f"image table is damaged ({error})", _ADVICE) from None
 
 
 def read_shard_index(path: Path) -> ShardIndex:
@@ -123,7 +114,7 @@ def read_shard_index(path: Path) -> ShardIndex:
     columns = _read_columns(path, ["item_id", "status", "reason"])
     keys = (pq.read_schema(path).metadata or {}).get(_KEYS, b"").decode().split("\n")
     if len(keys) != len(columns["item_id"]):
-        raise ArtifactError(str(path), "picture table holds no keys of its rows", _ADVICE)
+        raise ArtifactError(str(path), "image table holds no keys of its rows", _ADVICE)
     return ShardIndex(tuple(columns["item_id"]), tuple(columns["status"]), tuple(columns["reason"]), tuple(keys))
 
 
@@ -140,16 +131,16 @@ def _shards(folder: Path) -> list[Path]:
         ArtifactError: the folder is not finished, or a shard is missing.
     """
     if not coverage_path(folder).is_file():
-        raise ArtifactError(str(folder), "pictures are missing or not all fetched", "run `dvc repro` to fetch them")
+        raise ArtifactError(str(folder), "images are missing or not all fetched", "run `dvc repro` to fetch them")
     paths = sorted(folder.glob("shard-*.parquet"))
     for position, path in enumerate(paths):
         if path != shard_path(folder, position):
-            raise ArtifactError(str(shard_path(folder, position)), "picture table is missing", _ADVICE)
+            raise ArtifactError(str(shard_path(folder, position)), "image table is missing", _ADVICE)
     return paths
 
 
 def read_images(folder: Path) -> Iterator[pl.DataFrame]:
-    """The picture table, one checked shard (table ``IMAGES``) at a time, in order of item ids.
+    """The image table, one checked shard (table ``IMAGES``) at a time, in order of item ids.
 
     Raises:
         ArtifactError: the folder is not finished, or a shard is missing or damaged.
@@ -160,11 +151,11 @@ def read_images(folder: Path) -> Iterator[pl.DataFrame]:
 
 # --------------------------------------------------------------------------------------------------- store
 class ImageStore:
-    """Encoded pictures by item id.
+    """Encoded images by item id.
 
     Args:
-        folder: the picture stage's output.
-        max_cached_bytes: pictures kept in memory; the least recently used row groups go first.
+        folder: the image stage's output.
+        max_cached_bytes: images kept in memory; the least recently used row groups go first.
 
     Raises:
         ArtifactError: the folder is not finished, a shard is missing or damaged, ids do not increase.
@@ -184,21 +175,21 @@ class ImageStore:
             columns = _read_columns(path, ["item_id", "status"])
             unknown = set(columns["status"]) - set(STATUSES)
             if unknown:
-                raise ArtifactError(str(path), f"unknown picture status {min(unknown)!r}", _ADVICE)
+                raise ArtifactError(str(path), f"unknown image status {min(unknown)!r}", _ADVICE)
             self._starts.append(len(ids))
             ids += columns["item_id"]
             statuses += [codes[status] for status in columns["status"]]
         self._ids = np.array(ids, dtype=np.int32)
         self._statuses = np.array(statuses, dtype=np.int8)
         if (np.diff(self._ids) <= 0).any():
-            raise ArtifactError(str(folder), "item ids of the picture table do not increase", _ADVICE)
+            raise ArtifactError(str(folder), "item ids of the image table do not increase", _ADVICE)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     @property
     def item_ids(self) -> np.ndarray:
-        """Ids of all items, with a picture or without, increasing; ``(I,)`` int32."""
+        """Ids of all items, with an image or without, increasing; ``(I,)`` int32."""
         return self._ids
 
     def status(self, item_id: int) -> str:
@@ -210,7 +201,7 @@ class ImageStore:
         return STATUSES[self._statuses[self._position(item_id)]]
 
     def get(self, item_id: int) -> bytes | None:
-        """The encoded picture (JPEG or PNG, RGB), or None where the item has none.
+        """The encoded image (JPEG or PNG, RGB), or None where the item has none.
 
         Raises:
             ArtifactError: the table has no such item, or its shard is damaged.
@@ -223,17 +214,17 @@ class ImageStore:
         images = self._group(shard, group)
         image = images[row] if row < len(images) else None
         if image is None:
-            raise ArtifactError(str(self._paths[shard]), f"picture of item {item_id} is ok, but absent", _ADVICE)
+            raise ArtifactError(str(self._paths[shard]), f"image of item {item_id} is ok, but absent", _ADVICE)
         return image
 
     def _position(self, item_id: int) -> int:
         position = int(np.searchsorted(self._ids, item_id))
         if position == len(self._ids) or self._ids[position] != item_id:
-            raise ArtifactError(str(self._folder), f"picture table has no item {item_id}", "run `dvc repro` to fetch its picture")
+            raise ArtifactError(str(self._folder), f"image table has no item {item_id}", "run `dvc repro` to fetch its image")
         return position
 
     def _group(self, shard: int, group: int) -> list[bytes | None]:
-        """Pictures of one row group, from the cache where they are there."""
+        """Images of one row group, from the cache where they are there."""
         place = (shard, group)
         if place in self._cached:
             self._cached.move_to_end(place)
@@ -242,7 +233,7 @@ class ImageStore:
             with pq.ParquetFile(self._paths[shard], page_checksum_verification=True) as file:
                 table = file.read_row_group(group, columns=["image"], use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise ArtifactError(str(self._paths[shard]), f"picture table is damaged ({error})", _ADVICE) from None
+            raise ArtifactError(str(self._paths[shard]), f"image table is damaged ({error})", _ADVICE) from None
         images: list[bytes | None] = table.column("image").to_pylist()
         self._cached[place] = images
         self._cached_bytes += _num_bytes(images)

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ import polars as pl
 from sda_core.artifacts import Table, read_json, replace_file, write_json
 from sda_core.errors import ArtifactError, ConfigError, DataError
 from sda_core.params import IndexParams, RetrievalParams, SearchParams
+from sda_core.unit_rows import row_lengths, unit_rows
 
 _log = logging.getLogger(__name__)
 
@@ -57,12 +58,11 @@ def _unit(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
         raise DataError(what, f"should be a matrix of one vector a row (got shape {rows.shape})")
     if not np.isfinite(rows).all():
         raise DataError(what, "hold values that are not finite")
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = row_lengths(rows)
     if (lengths == 0).any():
         problem = f"{int((lengths == 0).sum())} of {len(rows)} are all zero, so they have no cosine"
         raise DataError(what, problem, "look at the adapter's training: the representation may have collapsed")
-    rows /= lengths
-    return rows
+    return unit_rows(rows, out=rows)
 
 
 def _ids_hash(item_ids: Ids) -> str:
@@ -70,7 +70,7 @@ def _ids_hash(item_ids: Ids) -> str:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None]:
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

@@ -1,6 +1,6 @@
-"""The items as a model is shown them: prompts and pictures, a batch at a time.
+"""The items as a model is shown them: prompts and images, a batch at a time.
 
-Rows are positions 0..I-1 in ``item_ids``; whatever is computed from a batch is joined back by its ``item_ids``.  Pictures
+Rows are positions 0..I-1 in ``item_ids``; whatever is computed from a batch is joined back by its ``item_ids``.  Images
 are decoded when a batch asks for them, so memory does not grow with the shop.
 """
 
@@ -21,15 +21,15 @@ from sda_core.seed import generator
 _PLACEHOLDER_SIDE = 56  # pixels: two by two merged patches
 
 
-class ImageStore(Protocol):
-    """Where pictures come from."""
+class EncodedImages(Protocol):
+    """Where images come from: what is asked of :class:`sda_core.image_store.ImageStore`."""
 
     def get(self, item_id: int) -> bytes | None:
-        """The encoded picture, or None where the item has none."""
+        """The encoded image, or None where the item has none."""
         ...
 
     def status(self, item_id: int) -> str:
-        """``"ok"`` exactly where :meth:`get` gives a picture."""
+        """``"ok"`` exactly where :meth:`get` gives an image."""
         ...
 
 
@@ -40,7 +40,7 @@ class ItemBatch:
     Attributes:
         item_ids: ``(B,)`` int32.
         texts: B text prompts.
-        images: B RGB pictures; None where there is none and nothing stands in for it.
+        images: B RGB images; None where there is none and nothing stands in for it.
     """
 
     item_ids: np.ndarray
@@ -49,21 +49,21 @@ class ItemBatch:
 
 
 class ItemSource:
-    """All items of a data set as prompts and pictures.
+    """All items of a data set as prompts and images.
 
     Args:
         item_ids: ``(I,)`` ids, ascending, each once.
         texts: I text prompts, in the order of ``item_ids``.
-        image_prompt: the words beside every picture.
+        image_prompt: the words beside every image.
         prompt_hash: of the prompts' template and wording; goes into the embeddings' metadata.
-        store: the pictures.
-        missing_image: ``placeholder`` shows one fixed grey noise picture for an item without one; ``text_only`` shows none.
+        store: the images.
+        missing_image: ``placeholder`` shows one fixed grey noise image for an item without one; ``text_only`` shows none.
 
     Attributes:
         item_ids: ``(I,)`` int32.
-        store: the pictures, encoded.
-        has_image: ``(I,)`` bool, true only where there is a real picture.
-        shows_image: ``(I,)`` bool, true where a batch holds a picture, real or placeholder.
+        store: the images, encoded.
+        has_image: ``(I,)`` bool, true only where there is a real image.
+        shows_image: ``(I,)`` bool, true where a batch holds an image, real or placeholder.
 
     Raises:
         ArtifactError: ids are not ascending and positive, or the number of texts differs.
@@ -75,7 +75,7 @@ class ItemSource:
         texts: Sequence[str],
         image_prompt: str,
         prompt_hash: str,
-        store: ImageStore,
+        store: EncodedImages,
         missing_image: Literal["placeholder", "text_only"],
     ) -> None:
         ids = np.asarray(item_ids, dtype=np.int32)
@@ -106,29 +106,29 @@ class ItemSource:
         return len(self.item_ids)
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """Text prompts of some rows, without touching a picture."""
+        """Text prompts of some rows, without touching an image."""
         return [self._texts[row] for row in rows]
 
     def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows, without touching a text.
+        """Images of some rows, without touching a text.
 
         Raises:
-            ArtifactError: a stored picture cannot be decoded.
+            ArtifactError: a stored image cannot be decoded.
         """
         return [self._image(int(row)) for row in rows]
 
     def batch(self, rows: np.ndarray) -> ItemBatch:
-        """Prompts and pictures of some rows, in their order; raises as :meth:`images`."""
+        """Prompts and images of some rows, in their order; raises as :meth:`images`."""
         return ItemBatch(self.item_ids[rows], self.texts(rows), self.images(rows))
 
     def content_keys(self, rows: np.ndarray) -> np.ndarray:
-        """What an item shows, as a number: ``(B,)`` int64, equal where text prompt and picture are equal byte for byte.
+        """What an item shows, as a number: ``(B,)`` int64, equal where text prompt and image are equal byte for byte.
 
         The first 63 bits of a SHA-256; that any two of a million items share one by chance has a probability below 1e-7.
         """
         for row in rows[self._keys[rows] < 0]:
-            picture = (self.store.get(int(self.item_ids[row])) or b"") if self.has_image[row] else b""
-            digest = hashlib.sha256(f"{len(picture)}\x1f".encode() + picture + self._texts[row].encode()).digest()
+            image = (self.store.get(int(self.item_ids[row])) or b"") if self.has_image[row] else b""
+            digest = hashlib.sha256(f"{len(image)}\x1f".encode() + image + self._texts[row].encode()).digest()
             self._keys[row] = int.from_bytes(digest[:8], "little") >> 1
         return self._keys[rows]
 
@@ -139,18 +139,18 @@ class ItemSource:
         encoded = self.store.get(item_id)
         if encoded is None:
             raise ArtifactError(
-                f"picture of item {item_id}", "is marked ok, but is not there", "run `dvc repro` to fetch the pictures anew"
+                f"image of item {item_id}", "is marked ok, but is not there", "run `dvc repro` to fetch the images anew"
             )
         try:
-            with Image.open(io.BytesIO(encoded)) as picture:
-                return picture.convert("RGB")
+            with Image.open(io.BytesIO(encoded)) as image:
+                return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ArtifactError(
-                f"picture of item {item_id}", f"cannot be decoded ({error})", "run `dvc repro` to fetch the pictures anew"
+                f"image of item {item_id}", f"cannot be decoded ({error})", "run `dvc repro` to fetch the images anew"
             ) from None
 
 
 def placeholder_image() -> Image.Image:
-    """Fixed grey noise that stands in for a missing picture: the same bytes everywhere and always."""
+    """Fixed grey noise that stands in for a missing image: the same bytes everywhere and always."""
     grey = generator(0, "placeholder image").integers(96, 160, size=(_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE), dtype=np.uint8)
     return Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2))

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -38,7 +38,7 @@ def _quiet() -> bool:
 
 
 @contextmanager
-def progress(total: int | None, description: str, unit: str, initial: int = 0) -> Iterator[Progress]:
+def progress(total: int | None, description: str, unit: str, initial: int = 0) -> Generator[Progress]:
     """A progress bar; silent off a terminal and off process 0.
 
     Args:

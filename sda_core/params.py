@@ -80,7 +80,7 @@ class DemoDataset(Section):
     mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]
     popularity_exponent: Strength  # of the Zipf law of item popularity; 0 = uniform
     content_strength: Strength  # how much the latent attributes drive taste; 0 = negative control
-    image_share: Share  # share of that drive that is visible in the picture only
+    image_share: Share  # share of that drive that is visible in the image only
     text_share: Share  # share of that drive that stands in the words only; the rest shows in both
     sequence_strength: Strength  # how much the last item drives the next one
     same_day_share: Share  # chance that a purchase is of the same day as the user's purchase before it
@@ -92,7 +92,7 @@ class DemoDataset(Section):
 
     @property
     def local_folder(self) -> None:
-        """The built-in shop brings its pictures with its raw files."""
+        """The built-in shop brings its images with its raw files."""
         return
 
     @property
@@ -115,12 +115,12 @@ class AmazonDataset(Section):
     category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
     reviews: Annotated[tuple[str, ...], Field(min_length=1)]  # URLs, file: URLs or plain paths
     metadata: Annotated[tuple[str, ...], Field(min_length=1)]
-    image_archive: Annotated[tuple[str, ...], Field(min_length=1)] | None  # a zip or tar file of pictures, sources as above
+    image_archive: Annotated[tuple[str, ...], Field(min_length=1)] | None  # a zip or tar file of images, sources as above
     reviews_sha256: Sha256 | None
     metadata_sha256: Sha256 | None
     image_archive_sha256: Sha256 | None
-    image_folder: str | None  # pictures as <item id>.jpg or under the metadata's paths; what it lacks is fetched
-    local_folder: str | None  # when set: all files are taken from here by base name, pictures from <folder>/images; no network
+    image_folder: str | None  # images as <item id>.jpg or under the metadata's paths; what it lacks is fetched
+    local_folder: str | None  # when set: all files are taken from here by base name, images from <folder>/images; no network
 
 
 Dataset = Annotated[DemoDataset | AmazonDataset, Field(discriminator="source")]
@@ -158,7 +158,7 @@ class FilterParams(Section):
     ties_seed: CountOrZero  # of `ties: random`
     time_resolution_seconds: CountOrZero  # times are rounded down to multiples of it; 86400: days; 0: as given
     items_without_metadata: Literal["drop", "keep"]
-    items_without_image: Literal["drop", "keep"]  # items whose metadata names no picture
+    items_without_image: Literal["drop", "keep"]  # items whose metadata names no image
     min_rating: NonNegative
     max_bad_line_share: Share
     split: Literal["leave_one_out", "global_time"]
@@ -186,7 +186,7 @@ class FilterParams(Section):
 
 
 class FetchImagesParams(Section):
-    """How the pictures of the kept items are fetched, checked and stored."""
+    """How the images of the kept items are fetched, checked and stored."""
 
     num_workers: Annotated[int, Field(ge=1, le=256)]
     max_per_host: Annotated[int, Field(ge=1, le=64)]
@@ -194,13 +194,13 @@ class FetchImagesParams(Section):
     num_retries: CountOrZero
     backoff_seconds: NonNegative
     max_bytes: Count
-    max_pixels: Count  # of a picture as it comes; larger ones are not decoded
-    stored_pixels: Annotated[int, Field(ge=256)]  # larger pictures are stored reduced to so many; see backbone.max_pixels
+    max_pixels: Count  # of an image as it comes; larger ones are not decoded
+    stored_pixels: Annotated[int, Field(ge=256)]  # larger images are stored reduced to so many; see backbone.max_pixels
     shard_rows: Count
 
 
 class ItemsParams(Section):
-    """What the model is told about an item: the prompts, and what stands in for a missing picture."""
+    """What the model is told about an item: the prompts, and what stands in for a missing image."""
 
     noun: Annotated[str, Field(min_length=1, max_length=64)]
     text_opening: Annotated[str, Field(min_length=1)]  # {noun} is filled in
@@ -250,7 +250,7 @@ class Checkpoint(Section):
 
 
 class QwenVLCheckpoint(Checkpoint):
-    """What the Qwen-VL families share: pictures of any size, as many tokens as they have pixels."""
+    """What the Qwen-VL families share: images of any size, as many tokens as they have pixels."""
 
     min_pixels: Count
     max_pixels: Count
@@ -279,7 +279,7 @@ class LlavaOnevision(Checkpoint):
     """A LLaVA-OneVision checkpoint in transformers' own format (``llava-hf/...``)."""
 
     kind: Literal["llava_onevision"]
-    max_tiles: CountOrZero  # beside the whole picture; 0: the whole picture alone
+    max_tiles: CountOrZero  # beside the whole image; 0: the whole image alone
     pooling: Literal["mean", "last"]
 
 
@@ -287,7 +287,7 @@ class InternVL(Checkpoint):
     """An InternVL checkpoint in transformers' own format (``OpenGVLab/...-hf``)."""
 
     kind: Literal["internvl"]
-    max_tiles: CountOrZero  # beside the whole picture; 0 and 1: the whole picture alone
+    max_tiles: CountOrZero  # beside the whole image; 0 and 1: the whole image alone
     pooling: Literal["mean", "last"]
 
 
@@ -295,7 +295,7 @@ class SmolVLM(Checkpoint):
     """A SmolVLM, SmolVLM2 or Idefics3 checkpoint."""
 
     kind: Literal["smolvlm"]
-    max_tiles: CountOrZero  # beside the whole picture; below 4: the whole picture alone
+    max_tiles: CountOrZero  # beside the whole image; below 4: the whole image alone
     pooling: Literal["mean", "last"]
 
 
@@ -892,7 +892,7 @@ def _problems_of_pairs(params: Params) -> Iterator[str]:
     if max_pixels > params.fetch_images.stored_pixels:
         yield (
             f"backbone.max_pixels: {max_pixels} is more than fetch_images.stored_pixels"
-            f" ({params.fetch_images.stored_pixels}), so stored pictures would be enlarged again; raise the latter"
+            f" ({params.fetch_images.stored_pixels}), so stored images would be enlarged again; raise the latter"
         )
     if isinstance(backbone, Checkpoint) and backbone.attention == "flash_attention_2" and params.runtime.device == "cpu":
         yield "backbone.attention: flash_attention_2 needs a GPU, but runtime.device is 'cpu'; set it to auto"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -154,7 +154,7 @@ class Processes:
                 dist.monitored_barrier(self.talk, timeout=_LONGEST_WAIT)
 
     @contextmanager
-    def raise_on_all_ranks(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Generator[None]:
         """Raise an ``SDAError`` of one process in all of them; all must enter this block.
 
         Where several fail, the error of the lowest index is raised.  It is marked as known to all, so that only process 0
@@ -183,7 +183,7 @@ class Processes:
                 raise error
 
     @contextmanager
-    def explain_connection_errors(self) -> Iterator[None]:
+    def explain_connection_errors(self) -> Generator[None]:
         """Turn a connection error of gloo or NCCL into a :class:`ProcessLostError`; other errors pass.
 
         Raises:
@@ -207,7 +207,7 @@ ALONE = Processes(index=0, count=1)
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
+def processes() -> Generator[Processes]:
     """Join the processes of this launch; without a launcher there is one process.
 
     Raises:

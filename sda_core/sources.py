@@ -17,12 +17,15 @@ EXEMPT = {
     "sda_core": "the version, and the import hook",
     "sda_core._peft_hook": "makes MoDA known to PEFT; whoever uses an adapter imports sda_core.adapters itself",
     "sda_core.artifacts": "paths, schemas of tables, files written whole: what is read is what was written",
+    "sda_core.cli": "the entry point of the console script",
+    "sda_core.cli.process": "when a process began, how its threads wait, when garbage is collected",
+    "sda_core.cli.project": "writes the files of a new project, and refuses a project of another version",
+    "sda_core.cli.stage": "options, messages and costs of a stage",
     "sda_core.costs": "seconds and memory, which stand in no output of the pipeline",
     "sda_core.errors": "messages",
     "sda_core.log": "messages and progress bars",
     "sda_core.params": "declares and checks the params; their values are dependencies of their own",
-    "stages": "how threads wait, and when garbage is collected",
-    "stages._stage": "options, messages and costs of a stage",
+    "stages": "nothing but a docstring",
 }
 """Modules that no stage lists among its ``deps``, each with the reason why it cannot change a result."""
 
@@ -56,8 +59,10 @@ def sources_of(*entries: str) -> list[Path]:
 
 @cache
 def _file(name: str) -> Path | None:
-    path = ROOT.joinpath(*name.split("."))
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    paths = [ROOT.joinpath(*name.split("."))]
+    if name.split(".")[0] == "stages":  # where they are after an installation from a wheel
+        paths.append(ROOT.joinpath("sda_core", *name.split(".")))
+    return next((file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
 def _module(imported: str) -> str | None:

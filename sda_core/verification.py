@@ -244,13 +244,13 @@ class _Run:
                 if row["status"] == "ok":
                     _opens(row, folder)
         _expect(ids == sorted(raw), folder, f"holds {len(ids)} items, the items table {len(raw)}, or in another order")
-        found = _mapping(self.workspace.image_coverage, "coverage of the picture stage")
+        found = _mapping(self.workspace.image_coverage, "coverage of the image stage")
         for status, number in counts.items():
             told = found.get(f"num_{status}")
             _expect(told == number, self.workspace.image_coverage, f"num_{status} is {told}, the shards have {number}")
         told = {name: value for name, value in found.items() if name.startswith(FORMAT_PREFIX)}
         _expect(told == formats, self.workspace.image_coverage, f"counts {told} by format, the shards have {dict(formats)}")
-        return f"{len(ids):,} items, {counts['ok']:,} pictures{self._local_images()}"
+        return f"{len(ids):,} items, {counts['ok']:,} images{self._local_images()}"
 
     def _local_images(self) -> str:
         """See that images are those of the local folders; what to add to the finding where these are not on this machine."""
@@ -531,14 +531,14 @@ def _tensors(path: Path) -> Mapping[str, Any]:
 
 
 def _opens(row: Mapping[str, Any], folder: Path) -> None:
-    """See that a stored picture is one, and of the size that is told."""
+    """See that a stored image is one, and of the size that is told."""
     try:
         with Image.open(io.BytesIO(row["image"] or b"")) as opened:
             size = opened.size
     except (OSError, ValueError) as error:
-        raise ArtifactError(str(folder), f"the picture of item {row['item_id']} cannot be opened ({error})", _ANEW) from None
+        raise ArtifactError(str(folder), f"the image of item {row['item_id']} cannot be opened ({error})", _ANEW) from None
     told = row["width"], row["height"]
-    _expect(size == told, folder, f"the picture of item {row['item_id']} is {size}, its row says {told}")
+    _expect(size == told, folder, f"the image of item {row['item_id']} is {size}, its row says {told}")
 
 
 # --------------------------------------------------------------------------------------------------- dvc.lock

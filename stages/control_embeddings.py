@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
-from stages._stage import ParamsFile, Root, Variant, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
@@ -14,14 +13,10 @@ def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile
 
     from sda_core.artifacts import EMBEDDINGS, INTERACTIONS
     from sda_core.embeddings import table
-    from sda_core.embeddings.controls import control, read_table
-    from sda_core.errors import ConfigError
-    from sda_core.params import Control
+    from sda_core.embeddings.controls import control, kind_of, read_table
 
     with stage("control-embeddings", root, params) as run:
-        kind = next((name for name in get_args(Control) if name == variant), None)
-        if kind is None:
-            raise ConfigError("--variant", f"unknown control {variant!r}; known are {', '.join(get_args(Control))}")
+        kind = kind_of(variant)
         path = run.workspace.embeddings("zero_shot")
         frame = EMBEDDINGS.read(path).sort("item_id")
         seen = INTERACTIONS.read(run.workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()

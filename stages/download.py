@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sda_core.artifacts import Workspace
-from stages._stage import ParamsFile, Root, one_line_errors, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, one_line_errors, run_as_script, stage
 
 Check = Annotated[
     bool,

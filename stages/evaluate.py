@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages._stage import OneOrAllRecommenders, ParamsFile, Root, Variant, run_as_script, stage
+from sda_core.cli.stage import OneOrAllRecommenders, ParamsFile, Root, Variant, run_as_script, stage
 
 
 def evaluate(variant: Variant, recommender: OneOrAllRecommenders = None, root: Root = Path(), params: ParamsFile = None) -> None:
     """Place each test user's target among the candidates, store the positions, and compute Hit, NDCG and MRR from them."""
     from sda_core import evaluation, ranking, recommenders
     from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, POSITIONS, write_json
-    from sda_core.index import inner_product_search
     from sda_core.runtime import prepare_torch
 
     with stage("evaluate", root, params) as run:
@@ -26,7 +25,7 @@ def evaluate(variant: Variant, recommender: OneOrAllRecommenders = None, root: R
             folder = run.workspace.recommender(variant, name)
             vectors = recommenders.read_item_vectors(run.workspace.embeddings(variant), recommenders.saved_params(folder))
             model = recommenders.load(folder, vectors, device)
-            placed, told = ranking.place(model, data, negatives.table_UN, section, device, inner_product_search)
+            placed, told = ranking.place(model, data, negatives.table_UN, section, device)
             positions = evaluation.score_positions(placed, section.ties)
             POSITIONS.write(positions, run.workspace.positions(variant, name), negatives.told)
             metrics = evaluation.summarise(positions, interactions, section, num_items)

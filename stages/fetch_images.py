@@ -1,14 +1,14 @@
-"""Pictures of the kept items, checked and stored in parquet shards."""
+"""Images of the kept items, checked and stored in parquet shards."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from stages._stage import ParamsFile, Root, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 
 
 def fetch_images(root: Root = Path(), params: ParamsFile = None) -> None:
-    """Fetch the picture of every kept item; each item gets a status, and the coverage is counted."""
+    """Fetch the image of every kept item; each item gets a status, and the coverage is counted."""
     from sda_core.artifacts import ITEMS
     from sda_core.fetch.folders import user_folder
     from sda_core.fetch.images import fetch_images as fetch
@@ -18,8 +18,8 @@ def fetch_images(root: Root = Path(), params: ParamsFile = None) -> None:
     with stage("fetch-images", root, params, check=watches(root, IMAGES)) as run:
         items = ITEMS.read(run.workspace.items)
         local = user_folder(run.params.dataset.local_folder, root, "params.yaml: dataset.local_folder")
-        pictures = user_folder(run.params.dataset.image_folder, root, "params.yaml: dataset.image_folder")
-        coverage = fetch(items, run.workspace.raw, local, pictures, run.params.fetch_images, run.workspace.images)
+        images = user_folder(run.params.dataset.image_folder, root, "params.yaml: dataset.image_folder")
+        coverage = fetch(items, run.workspace.raw, local, images, run.params.fetch_images, run.workspace.images)
         run.counts.update({**coverage, **to_try_again(coverage)})
 
 

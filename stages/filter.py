@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages._stage import ParamsFile, Root, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 
 
 def filter_(root: Root = Path(), params: ParamsFile = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages._stage import ParamsFile, Root, Variant, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def import_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:

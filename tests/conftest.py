@@ -21,6 +21,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# What takes long: starts processes or DVC, trains until it stops early, builds whole shops, or asks other programs.
+# The rest, `pytest -m "not slow"`, takes two minutes on one core (CONTRIBUTING.md).
+SLOW_FOLDERS = {"experiments", "pipeline", "pretraining", "stages"}
+SLOW_FILES = (
+    "*browser*", "*crash*", "*demo*", "*families*", "*fit*", "*killed*", "*large_scale*", "*package*", "*peft_hook*",
+    "*processes*", "*resumed*", "*small_shops*", "*style*",
+)  # fmt: skip
+SLOW_MARKERS = ("end_to_end", "real_data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests by the place and the name of their file."""
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests")
+        by_name = any(path.match(pattern) for pattern in SLOW_FILES)
+        if path.parts[0] in SLOW_FOLDERS or by_name or any(item.get_closest_marker(name) for name in SLOW_MARKERS):
+            item.add_marker("slow")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Files in the order of their names: by default pytest-xdist keeps those of few tests for last, and they are the longest."""
     if hasattr(config.option, "loadscopereorder"):

@@ -156,6 +156,6 @@ def test_it_lies_where_git_and_dvc_do_not_look(repository: Path) -> None:
 
 
 def test_the_stages_are_those_of_the_command_line() -> None:
-    from stages.cli import STAGES
+    from sda_core.cli.app import STAGES
 
     assert [name.replace("-", "_") for name in STAGES] == list(costs.STAGES)

@@ -1,4 +1,4 @@
-"""The picture table: written, read row by row, and refused where it is damaged."""
+"""The image table: written, read row by row, and refused where it is damaged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rows_of(item_ids: range) -> list[ImageRow]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """300 items in three shards; every third has no picture."""
+    """300 items in three shards; every third has no image."""
     for position, item_ids in enumerate((range(1, 101), range(101, 201), range(201, 301))):
         write_shard(shard_path(tmp_path, position), rows_of(item_ids), [f"key{item_id}" for item_id in item_ids])
     write_json(coverage_path(tmp_path), {})

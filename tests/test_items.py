@@ -1,4 +1,4 @@
-"""Items as batches of prompts and pictures."""
+"""Items as batches of prompts and images."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MissingImage = Literal["placeholder", "text_only"]
 
 @dataclass
 class MemoryStore:
-    """A picture store in memory."""
+    """An image store in memory."""
 
-    pictures: dict[int, bytes]
+    images: dict[int, bytes]
     reads: list[int] = field(default_factory=list)
 
     def get(self, item_id: int) -> bytes | None:
         self.reads.append(item_id)
-        return self.pictures.get(item_id)
+        return self.images.get(item_id)
 
     def status(self, item_id: int) -> str:
-        return "ok" if item_id in self.pictures else "missing_url"
+        return "ok" if item_id in self.images else "missing_url"
 
 
 def encoded(colour: str, side: int = 20, kind: str = "PNG", mode: str = "RGB") -> bytes:
@@ -38,9 +38,9 @@ def encoded(colour: str, side: int = 20, kind: str = "PNG", mode: str = "RGB") -
     return buffer.getvalue()
 
 
-def source_of(pictures: dict[int, bytes], num_items: int = 4, missing_image: MissingImage = "placeholder") -> ItemSource:
+def source_of(images: dict[int, bytes], num_items: int = 4, missing_image: MissingImage = "placeholder") -> ItemSource:
     texts = [f"item {place}" for place in range(1, num_items + 1)]
-    return ItemSource(np.arange(1, num_items + 1), texts, "A picture.", "hash", MemoryStore(pictures), missing_image)
+    return ItemSource(np.arange(1, num_items + 1), texts, "A picture.", "hash", MemoryStore(images), missing_image)
 
 
 def test_batch_keeps_the_asked_order():
@@ -55,7 +55,7 @@ def test_batch_keeps_the_asked_order():
     assert len(source) == 4
 
 
-def test_placeholder_stands_in_but_is_no_picture():
+def test_placeholder_stands_in_but_is_no_image():
     source = source_of({2: encoded("red")})
     assert source.has_image.tolist() == [False, True, False, False]
     assert source.shows_image.all()
@@ -72,23 +72,23 @@ def test_text_only_shows_nothing():
 
 
 def test_placeholder_is_fixed_grey_noise():
-    picture = placeholder_image()
-    pixels = np.asarray(picture)
+    image = placeholder_image()
+    pixels = np.asarray(image)
     assert (pixels[..., 0] == pixels[..., 1]).all()
     assert (pixels[..., 0] == pixels[..., 2]).all()
     assert pixels.std() > 5, "noise"
-    assert placeholder_image().tobytes() == picture.tobytes()
+    assert placeholder_image().tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "L"), ("GIF", "P"), ("JPEG", "CMYK"), ("WEBP", "RGB")])
-def test_every_picture_becomes_rgb(kind, mode):
+def test_every_image_becomes_rgb(kind, mode):
     colour = {"L": 128, "P": 3, "CMYK": (0, 0, 0, 0)}.get(mode, "red")
     image = source_of({1: encoded(colour, kind=kind, mode=mode)}).images(np.array([0]))[0]
     assert image is not None
     assert (image.mode, image.size) == ("RGB", (20, 20))
 
 
-def test_pictures_are_read_when_asked_for():
+def test_images_are_read_when_asked_for():
     store = MemoryStore({1: encoded("red"), 2: encoded("blue")})
     source = ItemSource(np.arange(1, 3), ["a", "b"], "p", "h", store, "placeholder")
     source.texts(np.arange(2))
@@ -97,7 +97,7 @@ def test_pictures_are_read_when_asked_for():
     assert store.reads == [2]
 
 
-def test_the_stored_pictures(tmp_path):
+def test_the_stored_images(tmp_path):
     rows = [
         ImageRow(place, f"B{place}", "ok" if place != 2 else "http_404", encoded("red") if place != 2 else None, 20, 20)
         for place in (1, 2, 3)
@@ -113,22 +113,22 @@ def test_the_stored_pictures(tmp_path):
     assert first.getpixel((0, 0)) == third.getpixel((5, 5)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("damaged", [b"", b"no picture", encoded("red")[:40], encoded("red", kind="JPEG", side=200)[:300]])
-def test_damaged_picture_names_its_item(damaged):
+@pytest.mark.parametrize("damaged", [b"", b"no image", encoded("red")[:40], encoded("red", kind="JPEG", side=200)[:300]])
+def test_damaged_image_names_its_item(damaged):
     source = source_of({3: damaged})
-    with pytest.raises(ArtifactError, match="picture of item 3: cannot be decoded"):
+    with pytest.raises(ArtifactError, match="image of item 3: cannot be decoded"):
         source.images(np.array([2]))
 
 
 def test_decompression_bomb(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ArtifactError, match="picture of item 1"):
+    with pytest.raises(ArtifactError, match="image of item 1"):
         source_of({1: encoded("red")}).images(np.array([0]))
 
 
-def test_picture_that_vanished():
+def test_image_that_vanished():
     source = source_of({1: encoded("red")})
-    source.store.pictures.clear()  # type: ignore[attr-defined]
+    source.store.images.clear()  # type: ignore[attr-defined]
     with pytest.raises(ArtifactError, match="is not there"):
         source.images(np.array([0]))
 
@@ -152,13 +152,13 @@ def test_no_items():
 
 def test_content_keys_tell_what_is_shown() -> None:
     class Store:
-        pictures = {1: b"a", 2: b"a", 3: b"b", 5: b"at", 6: b"a"}  # noqa: RUF012 (a test's own)
+        images = {1: b"a", 2: b"a", 3: b"b", 5: b"at", 6: b"a"}  # noqa: RUF012 (a test's own)
 
         def get(self, item_id: int) -> bytes | None:
-            return self.pictures.get(item_id)
+            return self.images.get(item_id)
 
         def status(self, item_id: int) -> str:
-            return "ok" if item_id in self.pictures else "missing_url"
+            return "ok" if item_id in self.images else "missing_url"
 
     texts = [
         "tea",
@@ -168,10 +168,10 @@ def test_content_keys_tell_what_is_shown() -> None:
         "ea",
         "pot",
         "tea",
-    ]  # picture and text of the fifth are those of the first, cut elsewhere
+    ]  # image and text of the fifth are those of the first, cut elsewhere
     source = ItemSource(np.arange(1, 8), texts, "", "", Store(), "placeholder")
     keys = source.content_keys(np.arange(7))
     assert keys[0] == keys[1]
-    assert keys[3] == keys[6]  # no picture both
+    assert keys[3] == keys[6]  # no image both
     assert len(set(keys.tolist())) == 5
     assert np.array_equal(source.content_keys(np.array([6, 0])), keys[[6, 0]])

@@ -16,7 +16,9 @@ from ruamel.yaml import YAML
 
 from sda_core.adapters import MoDAConfig
 from sda_core.errors import ConfigError
+from sda_core.modalities import MODALITIES
 from sda_core.params import (
+    NUM_MODALITIES,
     AdapterParams,
     BackboneParams,
     LossParams,
@@ -427,6 +429,11 @@ def test_several_contradictions_between_sections_are_reported_at_once() -> None:
     text = problem(edit)
     for expected in ("variants: unknown nope", "report.cutoff: 7", "backbone.max_pixels: 12544", "items.image_prompt: has"):
         assert text.count(expected) == 1, expected
+
+
+def test_the_number_of_modalities_is_that_of_their_names() -> None:
+    """The params stand below every computing module, so they cannot import the names."""
+    assert len(MODALITIES) == NUM_MODALITIES
 
 
 def test_the_params_and_moda_refuse_the_same_experts() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = ("sda_core", "stages", "experiments", "bench", "pretraining")
+SOURCES = ("sda_core", "stages", "hydra_plugins", "experiments", "bench", "pretraining")
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("format", "--check")], ids=["lint", "format"])
 def test_ruff(repository: Path, arguments: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "sda_core", "stages", "tests", "bench"]
+    command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", *SOURCES, "tests"]
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Table, Workspace
+from sda_core.cli.app import app
 from sda_core.image_store import read_shard, read_shard_index, shard_path, write_shard
 from sda_core.index import build_index
 from sda_core.item_vectors import read_vectors
@@ -26,7 +27,6 @@ from sda_core.verification import Finding, verify
 from stages import build_index as index_stage
 from stages import download, evaluate, export_embeddings, fetch_images, report, train_adapter, train_recommender
 from stages import filter as filter_stage
-from stages.cli import app
 from tests.pipeline.conftest import SMALL
 
 LOCKED = """
@@ -154,11 +154,11 @@ def raw_byte(at: Workspace) -> None:
     path.write_bytes(content)
 
 
-def broken_picture(at: Workspace) -> None:
+def broken_image(at: Workspace) -> None:
     path = shard_path(at.images, 0)
     rows, keys = read_shard(path), read_shard_index(path).keys
     place = next(n for n, row in enumerate(rows) if row.image is not None)
-    rows[place] = type(rows[place])(**{**vars(rows[place]), "image": b"no picture"})
+    rows[place] = type(rows[place])(**{**vars(rows[place]), "image": b"no image"})
     write_shard(path, rows, keys)
 
 
@@ -195,7 +195,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ),
     ("data/filtered/users.parquet", lambda at: rewrite(USERS, at.users, lambda t: t[:-1]), "the interactions go up to"),
     ("data/filtered/statistics.json", lambda at: edit_json(at.statistics, num_train=1), "num_train is 1"),
-    ("data/images", broken_picture, "cannot be opened"),
+    ("data/images", broken_image, "cannot be opened"),
     ("data/images", lambda at: edit_json(at.image_coverage, num_ok=3), "num_ok is 3"),
     (
         "data/images",

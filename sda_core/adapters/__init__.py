@@ -9,7 +9,7 @@
     with modality(model, "image"):
         image_BD = model(**image_inputs)
 
-Instead of a name, ``modality`` takes ids: one a row, or one a token where a sequence holds pictures and words.
+Instead of a name, ``modality`` takes ids: one per row, or one per token where a sequence holds images and text.
 ``print(targets(base, pattern))`` shows what a pattern would hit.
 
 Adapters take any ``nn.Module``; nothing here knows which model it adapts.
@@ -17,7 +17,7 @@ Adapters take any ``nn.Module``; nothing here knows which model it adapts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -25,11 +25,11 @@ from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
-from sda_core.adapters.loading import load, save, without_rename_warning
 from sda_core.adapters.merging import merge_modality, merged_modality, moda_layers, unmerge_modality
-from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, modality
+from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, checkpoint_contexts, modality
 from sda_core.adapters.moda.model import check_in_place
 from sda_core.adapters.moda.targets import TargetSummary, linear_layers, listing, targets
+from sda_core.adapters.saving import load, save, without_rename_warning
 from sda_core.errors import TrainingError
 from sda_core.params import AdapterParams
 from sda_core.seed import derive
@@ -43,6 +43,7 @@ __all__ = [
     "adapter_is_zero",
     "base_model",
     "build",
+    "checkpoint_contexts",
     "gate_values",
     "load",
     "merge_modality",
@@ -119,7 +120,7 @@ def build(
 
 
 @contextmanager
-def base_model(model: nn.Module) -> Iterator[None]:
+def base_model(model: nn.Module) -> Generator[None]:
     """Context in which a model computes what its base does: adapters off, in evaluation mode, without gradients.
 
     Works in the middle of a training step: PEFT's ``disable_adapter`` also switches off that the adapter's parameters take

@@ -14,7 +14,7 @@ from sda_core.adapters.moda.targets import by_kind
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _GATES = {
     "modality": "`g(m) = softmax(W_g Emb_m)` is learned, in each layer for itself, and sees the input's modality `m` alone",
-    "onehot": "`g(m)` is 1 for the experts that modality `m` owns and 0 for the others: an independent LoRA a modality",
+    "onehot": "`g(m)` is 1 for the experts that modality `m` owns and 0 for the others: an independent LoRA per modality",
     "uniform": "`g` gives every expert the same share, whatever the modality",
 }
 
@@ -104,7 +104,7 @@ def _adapter(model: PeftModel, name: str) -> list[str]:
         f'model = peft.PeftModel.from_pretrained(base_model, "{where}", adapter_name="{name}").eval()',
         *(
             [
-                f'with modality(model, "{modality}"):  # or ids, one a row (B,) or one a token (B, L)',
+                f'with modality(model, "{modality}"):  # or ids, one per row (B,) or one per token (B, L)',
                 "    output = model(**inputs)",
                 f'with modality(model, "{modality}"):  # or folded into the weights, for one modality',
                 "    plain = model.merge_and_unload()",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -28,12 +28,12 @@ def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> Non
     """Fold the active adapters into the base weights, for one modality; then a pass costs what the base model costs.
 
     The model stays a PEFT model; ``unmerge_modality`` restores the base weights to the bit, and a pass inside
-    ``with modality(model, other)`` is refused.  Merging for another modality unmerges first.
+    ``with modality(model, other)`` is rejected.  Merging for another modality unmerges first.
 
     Args:
         model: a model with MoDA layers.
         name: of the modality.
-        safe_merge: refuse weights that are not finite.
+        safe_merge: reject weights that are not finite.
 
     Raises:
         TrainingError: no such modality, no MoDA layer, or a base weight that takes no sum or is tied to another module's.
@@ -61,7 +61,7 @@ def unmerge_modality(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged_modality(model: nn.Module, name: str) -> Iterator[None]:
+def merged_modality(model: nn.Module, name: str) -> Generator[None]:
     """Passes of one modality with the adapter folded into the base weights, which come back to the bit, errors or not.
 
     Meanwhile the adapted layers stand aside for the linear layers they wrap, so a pass *is* one of the base model, and

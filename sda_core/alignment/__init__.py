@@ -1,4 +1,4 @@
-"""Phase one: the adapter is trained on items alone, by aligning their pictures with their words.
+"""Phase one: the adapter is trained on items alone, by aligning their images with their words.
 
 Choices:
 
@@ -6,12 +6,12 @@ Choices:
   2512.06883) gives 2e-4, and its public code builds a schedule that it never steps.  Weight decay spares the gate, the
   modality embeddings and a learned temperature.
 * A batch is a slice of a seeded permutation of the items, one permutation an epoch; what does not fill a batch waits
-  for the next permutation.  Items that show no picture cannot be aligned and are left out.
+  for the next permutation.  Items that show no image cannot be aligned and are left out.
 * ``batch_size`` is the global batch: every process takes its slice of it, and the loss is that of all rows
   (``sda_core.losses.gather``).  With a ``micro_batch_size`` the slice goes through the model in chunks, with gradient
   caching (``sda_core.losses.grad_cache``).
 * Image and text pass one after the other through the shared layers.  The loss is taken on detached vectors, and each
-  pass is then run backward with its own gradient: the same sum as one backward call, but the picture's graph is freed
+  pass is then run backward with its own gradient: the same sum as one backward call, but the image's graph is freed
   before the words' is walked, and each modality's share of the gradient can be seen.
 * Every draw is seeded by the step and, with a ``micro_batch_size`` or several processes, by the modality and the number
   of the chunk in the global batch.  A resumed run on one process is the run it resumes, bit for bit.  With a
@@ -23,9 +23,9 @@ Choices:
 
 from __future__ import annotations
 
-from sda_core.alignment.inputs import Encoder, Source, batch_rows
+from sda_core.alignment.inputs import Encoder, batch_rows
 from sda_core.alignment.sharding import home
 from sda_core.alignment.state import StepRecord
 from sda_core.alignment.training import learning_rate, train_adapter
 
-__all__ = ["Encoder", "Source", "StepRecord", "batch_rows", "home", "learning_rate", "train_adapter"]
+__all__ = ["Encoder", "StepRecord", "batch_rows", "home", "learning_rate", "train_adapter"]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sda_core.adapters import base_model, modality
-from sda_core.alignment.inputs import MODALITIES, Encoder, InputMaker, Modality
+from sda_core.alignment.inputs import Encoder, InputMaker
 from sda_core.alignment.item_blocks import BLOCK_ITEMS, ItemBlocks
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.processes import Processes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sda_core.adapters import adapter_is_zero, gate_values
 from sda_core.alignment.check import Batch
-from sda_core.alignment.inputs import MODALITIES
+from sda_core.modalities import MODALITIES
 
 _log = logging.getLogger(__name__)
 

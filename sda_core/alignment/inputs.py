@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from sda_core.alignment.vision_cache import VisionCache
 from sda_core.errors import ConfigError
+from sda_core.items import ItemSource
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
+from sda_core.read_ahead import read_ahead
 from sda_core.seed import generator
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Modality = Literal["image", "text"]
-MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 
 class Encoder(Protocol):
     """What training asks of a backbone; see ``sda_core.backbones.Backbone``."""
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence a picture."""
+        """One sequence an image."""
         ...
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -37,34 +36,6 @@ class Encoder(Protocol):
 
     def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Pooled vectors ``(B, D)``, not normalised."""
-        ...
-
-
-class Source(Protocol):
-    """What training asks of the items; see ``sda_core.items.ItemSource``."""
-
-    item_ids: np.ndarray
-
-    @property
-    def shows_image(self) -> np.ndarray:
-        """``(I,)`` bool: whether there is a picture to show for the item."""
-        ...
-
-    @property
-    def image_prompt(self) -> str:
-        """The words beside every picture."""
-        ...
-
-    def texts(self, rows: np.ndarray) -> list[str]:
-        """Prompts of some rows."""
-        ...
-
-    def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows."""
-        ...
-
-    def content_keys(self, rows: np.ndarray) -> np.ndarray:
-        """``(B,)`` int64, equal where prompt and picture are equal byte for byte."""
         ...
 
 
@@ -130,7 +101,7 @@ class Ready:
 
     Attributes:
         inputs: what the backbone encodes.
-        keys: with pictures, the ``content_keys`` of the rows; else empty.
+        keys: with images, the ``content_keys`` of the rows; else empty.
     """
 
     inputs: dict[str, Tensor]
@@ -141,18 +112,18 @@ class InputMaker:
     """Makes the inputs of chunks.
 
     Args:
-        backbone: makes inputs from pictures and texts.
+        backbone: makes inputs from images and texts.
         source: the items.
-        cache: what the vision tower made of the pictures; None to show the pictures themselves.
+        cache: what the vision tower made of the images; None to show the images themselves.
     """
 
-    def __init__(self, backbone: Encoder, source: Source, cache: VisionCache | None) -> None:
+    def __init__(self, backbone: Encoder, source: ItemSource, cache: VisionCache | None) -> None:
         self._backbone = backbone
         self._source = source
         self._cache = cache
 
     def make(self, modality: Modality, rows: np.ndarray) -> Ready:
-        """Inputs of one modality of some rows, all of which show a picture."""
+        """Inputs of one modality of some rows, all of which show an image."""
         source = self._source
         if modality == "text":
             return Ready(self._backbone.text_inputs(source.texts(rows)), np.empty(0, dtype=np.int64))
@@ -165,15 +136,7 @@ class InputMaker:
 
     def stream(self, jobs: Iterable[tuple[Modality, np.ndarray]]) -> Iterator[Ready]:
         """The inputs of all jobs in order, each made while the one before it is in use."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inputs") as worker:
-            waiting: Future[Ready] | None = None
-            for modality, rows in jobs:
-                coming = worker.submit(self.make, modality, rows)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = coming
-            if waiting is not None:
-                yield waiting.result()
+        return read_ahead(itertools.starmap(self.make, jobs))
 
 
 def jobs(rows: np.ndarray, first: int, training: TrainingParams, chunks: Chunks) -> Iterator[tuple[Modality, np.ndarray]]:

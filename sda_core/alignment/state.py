@@ -14,10 +14,10 @@ from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor, nn
 
-from sda_core.alignment.inputs import MODALITIES
 from sda_core.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from sda_core.errors import TrainingError
 from sda_core.losses import AlignmentLoss
+from sda_core.modalities import MODALITIES
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
 

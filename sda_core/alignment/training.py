@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,10 @@ from sda_core.adapters import base_model, modality
 from sda_core.alignment import check, health
 from sda_core.alignment.base_vectors import BaseVectors
 from sda_core.alignment.inputs import (
-    MODALITIES,
     Chunks,
     Encoder,
     InputMaker,
-    Modality,
     Ready,
-    Source,
     batch_rows,
     chunks_of,
     jobs,
@@ -40,9 +37,11 @@ from sda_core.alignment.state import (
 )
 from sda_core.alignment.vision_cache import open_cache
 from sda_core.errors import TrainingError
+from sda_core.items import ItemSource
 from sda_core.log import progress
 from sda_core.losses.gather import gather
 from sda_core.losses.grad_cache import Chunk, cached_backward
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import LossParams, TrainingParams
 from sda_core.processes import ALONE, Processes
 from sda_core.seed import derive
@@ -51,7 +50,7 @@ from sda_core.seed import derive
 def train_adapter(
     backbone: Encoder,
     model: nn.Module,
-    source: Source,
+    source: ItemSource,
     training: TrainingParams,
     loss: LossParams,
     checkpoint: Path,
@@ -69,7 +68,7 @@ def train_adapter(
         training: optimisation.
         loss: which loss, and its temperature.
         checkpoint: file of the unfinished run, written by process 0 every ``checkpoint_every`` steps and at the end; what
-            the vision tower made of the pictures is put beside it.
+            the vision tower made of the images is put beside it.
         fingerprint: of every input of the run; a checkpoint of another run is not resumed.
         device: where the model and the loss are put.
         team: the processes that share every batch; all call this.
@@ -388,7 +387,7 @@ def shown_rows(rows: np.ndarray, training: TrainingParams) -> np.ndarray:
 
 
 @contextmanager
-def _train_mode(model: nn.Module, training: TrainingParams) -> Iterator[None]:
+def _train_mode(model: nn.Module, training: TrainingParams) -> Generator[None]:
     """Dropout on, and gradient checkpointing where it is asked for; both off again afterwards."""
     model.train()
     try:

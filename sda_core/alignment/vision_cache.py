@@ -7,7 +7,6 @@ memory does not grow with the shop.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -15,21 +14,9 @@ from torch import Tensor
 from sda_core.alignment.item_blocks import ItemBlocks
 from sda_core.backbones import VisionTower
 from sda_core.errors import ConfigError
+from sda_core.items import ItemSource
 from sda_core.params import TrainingParams
 from sda_core.processes import Processes
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-class Pictures(Protocol):
-    """Where pictures come from."""
-
-    item_ids: np.ndarray
-
-    def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Pictures of some rows."""
-        ...
 
 
 class VisionCache:
@@ -43,7 +30,7 @@ class VisionCache:
         fingerprint: of the run's inputs; blocks of other inputs are computed again.
     """
 
-    def __init__(self, backbone: VisionTower, source: Pictures, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
+    def __init__(self, backbone: VisionTower, source: ItemSource, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
         self._backbone = backbone
         self._source = source
         self._blocks = ItemBlocks("vision", rows, folder, fingerprint)
@@ -82,7 +69,7 @@ class VisionCache:
 
 
 def open_cache(
-    backbone: object, source: Pictures, rows: np.ndarray, training: TrainingParams, folder: Path, fingerprint: str
+    backbone: object, source: ItemSource, rows: np.ndarray, training: TrainingParams, folder: Path, fingerprint: str
 ) -> VisionCache | None:
     """The cache, where the params ask for one; not filled yet.
 

@@ -15,7 +15,7 @@ The one interface is :class:`~sda_core.backbones.base.Backbone`.
 ``siglip``           SigLIP 2 of fixed resolution, SigLIP     the towers' own pooling
 ===================  =======================================  ====================================================
 
-A backbone knows how to make model inputs from pictures and from texts and how to pool the model's hidden states; it
+A backbone knows how to make model inputs from images and from texts and how to pool the model's hidden states; it
 does not know what an adapter or a loss is.  :func:`build` chooses by the type of the params section.  This package is
 the only importer of transformers, and imports it only inside the case that needs it.
 """
@@ -100,7 +100,7 @@ def build(params: BackboneParams, device: torch.device) -> Backbone:
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a backbone as a checkpoint folder (safetensors, tokenizer, picture processor, chat template), whole.
+    """Write a backbone as a checkpoint folder (safetensors, tokenizer, image processor, chat template), whole.
 
     The folder is then a valid ``backbone.name``.  No adapter may be attached: PEFT changes the model in place.
 

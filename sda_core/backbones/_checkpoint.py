@@ -47,7 +47,7 @@ class Classes:
 
 
 def load_parts(params: Checkpoint, device: torch.device, family: str, classes: Mapping[type, Classes]) -> Loaded:
-    """Read model, tokenizer and picture processor.
+    """Read model, tokenizer and image processor.
 
     Args:
         params: which checkpoint.
@@ -121,7 +121,7 @@ def describe(
 
 
 def save_parts(folder: Path, model: Any, tokenizer: Any, image_processor: Any) -> None:
-    """Write model, tokenizer (with its template) and picture processor, whole or not at all.
+    """Write model, tokenizer (with its template) and image processor, whole or not at all.
 
     Raises:
         ConfigError: an adapter is attached: PEFT changes the model in place.

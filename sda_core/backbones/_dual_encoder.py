@@ -1,4 +1,4 @@
-"""What CLIP and SigLIP share: a picture tower and a text tower that end in one space, each with a pooling of its own.
+"""What CLIP and SigLIP share: an image tower and a text tower that end in one space, each with a pooling of its own.
 
 * There is no common decoder: the image prompt is not used, and an adapter on ``language`` changes the words' vectors only.
 * The image vector is the vision tower's pooled projection, the text vector that of the text tower.
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sda_core.backbones._checkpoint import save_parts
+from sda_core.backbones._images import as_rgb
 from sda_core.backbones._layers import VIT_LINEAR, AdapterLayers, WithAdapterLayers
-from sda_core.backbones._pictures import as_rgb
 from sda_core.backbones._text import Words, padded, special_frame
 from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError
@@ -31,7 +31,7 @@ class DualEncoderBackbone(WithAdapterLayers):
     Args:
         model: a ``CLIPModel`` or the like; it is frozen and put into evaluation mode.
         tokenizer: its fast tokenizer.
-        image_processor: its picture processor, of the PIL kind.
+        image_processor: its image processor, of the PIL kind.
         info: what the vectors depend on.
         image_dim: width of the image vectors.
         text_dim: width of the text vectors.
@@ -68,8 +68,8 @@ class DualEncoderBackbone(WithAdapterLayers):
         if made != expected:
             raise ArtifactError(
                 info.name,
-                f"picture processor and model disagree on the size of a picture (got {made}, expected {expected})",
-                "fetch the checkpoint anew, its picture processor is of another model",
+                f"image processor and model disagree on the size of an image (got {made}, expected {expected})",
+                "fetch the checkpoint anew, its image processor is of another model",
             )
         self._num_patches = (vision.image_size // vision.patch_size) ** 2
         self._words = Words(tokenizer, info.name)
@@ -85,10 +85,10 @@ class DualEncoderBackbone(WithAdapterLayers):
             )
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """The pictures, in the tower's size.
+        """The images, in the tower's size.
 
         Args:
-            images: B pictures of any mode and size.
+            images: B images of any mode and size.
             prompt: not used, the vision tower reads no words.
 
         Returns:
@@ -141,5 +141,5 @@ class DualEncoderBackbone(WithAdapterLayers):
         return found.pooler_output.float()
 
     def save(self, folder: Path) -> None:
-        """Write model, tokenizer and picture processor; see :func:`sda_core.backbones.save_backbone`."""
+        """Write model, tokenizer and image processor; see :func:`sda_core.backbones.save_backbone`."""
         save_parts(folder, self.model, self._tokenizer, self._image_processor)

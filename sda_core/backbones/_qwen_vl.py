@@ -1,6 +1,6 @@
-"""What the Qwen-VL families share: pictures of any size as patches, and rotary positions in three dimensions.
+"""What the Qwen-VL families share: images of any size as patches, and rotary positions in three dimensions.
 
-Pictures whose sides differ so much that even one row of patches would exceed ``max_pixels`` are put on a grey canvas.
+Images whose sides differ so much that even one row of patches would exceed ``max_pixels`` are put on a grey canvas.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sda_core.backbones._checkpoint import Classes, describe, load_parts
+from sda_core.backbones._images import as_rgb
 from sda_core.backbones._layers import LLAMA_LINEAR, AdapterLayers
-from sda_core.backbones._pictures import as_rgb
-from sda_core.backbones._vision_language import Pictures, VisionLanguageBackbone
+from sda_core.backbones._vision_language import ImageInputs, VisionLanguageBackbone
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.params import Qwen2VL, Qwen3VL, Qwen25VL
 
@@ -28,17 +28,17 @@ LANGUAGE_PATTERN = rf"(?:model\.)?(?:language_model\.)?layers\.\d+\.{LLAMA_LINEA
 
 QwenVLParams = Qwen2VL | Qwen25VL | Qwen3VL
 
-_MAX_ASPECT_RATIO = 200.0  # of the picture processor; it refuses more
+_MAX_ASPECT_RATIO = 200.0  # of the image processor; it refuses more
 
 
 class QwenVLBackbone(VisionLanguageBackbone):
-    """A Qwen-VL checkpoint; pictures take one token for each ``spatial_merge_size`` squared patches."""
+    """A Qwen-VL checkpoint; images take one token for each ``spatial_merge_size`` squared patches."""
 
     image_token = "<|image_pad|>"  # noqa: S105
     vision_linear: tuple[str, ...] = ()
     """The linear layers of one block of the vision tower."""
     tower_ends_in_tokens: ClassVar[bool] = False
-    """Whether all that the decoder takes from the tower are the vectors in the picture tokens' places."""
+    """Whether all that the decoder takes from the tower are the vectors in the image tokens' places."""
 
     @classmethod
     def from_checkpoint(cls, params: QwenVLParams, device: torch.device, family: str, config: type, model: Any) -> Self:
@@ -65,7 +65,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
             num_vision=len(self.vision_linear) * self._config.vision_config.depth,
         )
 
-    def _set_up_pictures(self) -> None:
+    def _set_up_image_processor(self) -> None:
         low, high = self.info.min_pixels, self.info.max_pixels
         assert low is not None
         assert high is not None
@@ -77,27 +77,27 @@ class QwenVLBackbone(VisionLanguageBackbone):
         if got != expected:
             raise ArtifactError(
                 self.info.name,
-                f"picture processor and model disagree on patch size, merge size and temporal patch size"
+                f"image processor and model disagree on patch size, merge size and temporal patch size"
                 f" (got {got}, expected {expected})",
-                "fetch the checkpoint anew, its picture processor is of another model",
+                "fetch the checkpoint anew, its image processor is of another model",
             )
         self._merge_size: int = vision.spatial_merge_size
         processor.size = {"shortest_edge": low, "longest_edge": high}
         factor = processor.patch_size * processor.merge_size
         self._max_aspect_ratio = min(_MAX_ASPECT_RATIO, max(1.0, high / factor**2))
 
-    def _pictures(self, images: Sequence[Image.Image]) -> Pictures:
-        """Patches of all pictures, flattened, in ``pixel_values``; rows and columns of patches in ``image_grid_thw`` (B, 3)."""
+    def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
+        """Patches of all images, flattened, in ``pixel_values``; rows and columns of patches in ``image_grid_thw`` (B, 3)."""
         prepared = [as_rgb(image, self._max_aspect_ratio) for image in images]
         pixels = self._image_processor(prepared, return_tensors="pt")
         grid_B3: Tensor = pixels["image_grid_thw"]
         counts = (grid_B3.prod(-1) // self._merge_size**2).tolist()
         tensors = {"pixel_values": pixels["pixel_values"], "image_grid_thw": grid_B3}
-        return Pictures([[self._image_token_id] * count for count in counts], tensors)
+        return ImageInputs([[self._image_token_id] * count for count in counts], tensors)
 
     @torch.no_grad()
     def vision_features(self, images: Sequence[Image.Image]) -> list[dict[str, Tensor]] | None:
-        """What the vision tower makes of each picture: ``tokens (P, D)`` in the weights' type, ``grid (3,)``; on the CPU.
+        """What the vision tower makes of each image: ``tokens (P, D)`` in the weights' type, ``grid (3,)``; on the CPU.
 
         None where the decoder takes more than that from the tower, or where something in the tower learns.
         """
@@ -108,8 +108,8 @@ class QwenVLBackbone(VisionLanguageBackbone):
             return None
         if not images:
             return []
-        pictures = self._pictures(images).tensors
-        pixels, grid_B3 = (pictures[name].to(inner.device) for name in ("pixel_values", "image_grid_thw"))
+        prepared = self._image_inputs_of(images).tensors
+        pixels, grid_B3 = (prepared[name].to(inner.device) for name in ("pixel_values", "image_grid_thw"))
         tokens = inner.model.get_image_features(pixels, grid_B3, return_dict=True).pooler_output
         return [{"tokens": one.cpu(), "grid": grid.cpu()} for one, grid in zip(tokens, grid_B3, strict=True)]
 
@@ -120,7 +120,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
             "image_grid_thw": torch.stack([one["grid"] for one in features]),
         }
         runs = [[self._image_token_id] * len(one["tokens"]) for one in features]
-        return self._image_sequences(Pictures(runs, tensors), prompt)
+        return self._image_sequences(ImageInputs(runs, tensors), prompt)
 
     def _arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         if "image_tokens" not in inputs:
@@ -133,16 +133,16 @@ class QwenVLBackbone(VisionLanguageBackbone):
     def _text_positions(self, mask_BL: Tensor) -> Tensor:
         return super()._text_positions(mask_BL).expand(3, -1, -1).contiguous()
 
-    def _image_positions(self, mask_BL: Tensor, pictures: Pictures, image_start: int) -> Tensor:
+    def _image_positions(self, mask_BL: Tensor, prepared: ImageInputs, image_start: int) -> Tensor:
         """Multimodal rotary positions (temporal, height, width), ``(3, B, L)``; padding has position 0.
 
-        Words count up in all three.  A picture of h x w merged patches that begins at position s has (s, s + row,
+        Words count up in all three.  An image of h x w merged patches that begins at position s has (s, s + row,
         s + column); the next word continues at s + max(h, w)  (Wang et al. 2024, arXiv 2409.12191, section 2.1).
         """
         positions_3BL = torch.zeros((3, *mask_BL.shape), dtype=torch.long)
         length = mask_BL.shape[1]
-        grids = pictures.tensors["image_grid_thw"].tolist()
-        for place, (run, grid) in enumerate(zip(pictures.tokens, grids, strict=True)):
+        grids = prepared.tensors["image_grid_thw"].tolist()
+        for place, (run, grid) in enumerate(zip(prepared.tokens, grids, strict=True)):
             height, width = grid[1] // self._merge_size, grid[2] // self._merge_size
             row_length = int(mask_BL[place].sum())
             image_end = image_start + len(run)

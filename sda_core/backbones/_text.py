@@ -40,12 +40,12 @@ class Frame:
 
 
 def chat_frame(tokenizer: Any, name: str, *, with_image: bool) -> Frame:
-    """The frame of one user turn: the words alone, or a picture and then the words.
+    """The frame of one user turn: the words alone, or an image and then the words.
 
     Args:
         tokenizer: with a chat template.
         name: of the checkpoint, for errors.
-        with_image: whether a picture comes first.
+        with_image: whether an image comes first.
 
     Raises:
         ArtifactError: there is no template, it cannot be rendered, or it does not write the words once.

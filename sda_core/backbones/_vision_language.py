@@ -1,10 +1,10 @@
-"""What the vision-language families share: one decoder over picture tokens and words.
+"""What the vision-language families share: one decoder over image tokens and words.
 
 * An item gives two sequences, each one user turn of the checkpoint's own chat template (with the template's default
-  system line, without a generation prompt): ``picture, image prompt`` and ``text prompt``.
-* Pictures go through transformers' PIL processors, because the stock processors need torchvision; text, picture tokens
+  system line, without a generation prompt): ``image, image prompt`` and ``text prompt``.
+* Images go through transformers' PIL processors, because the stock processors need torchvision; text, image tokens
   and positions are composed here.
-* Only the item's words are cut at ``max_text_tokens`` (which counts the template, but no picture tokens).
+* Only the item's words are cut at ``max_text_tokens`` (which counts the template, but no image tokens).
 * Padding is on the left, and positions are computed here per sequence, padding left out, so that a vector depends
   neither on its batch nor on state kept in the model.
 * The decoder's output after the final norm is pooled in float32; the language-model head is never run.
@@ -29,11 +29,11 @@ from sda_core.errors import ArtifactError, ConfigError
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures as a model takes them.
+class ImageInputs:
+    """Images as a model takes them.
 
     Attributes:
-        tokens: the token ids that stand for each picture, in the place of the template's one image token.
+        tokens: the token ids that stand for each image, in the place of the template's one image token.
         tensors: what the model's ``forward`` takes besides the tokens.
     """
 
@@ -47,16 +47,16 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
     Args:
         model: a ``...ForConditionalGeneration`` of transformers; it is frozen and put into evaluation mode.
         tokenizer: its fast tokenizer, with a chat template.
-        image_processor: its picture processor, of the PIL kind.
+        image_processor: its image processor, of the PIL kind.
         info: what the vectors depend on; its pooling is ``"mean"`` or ``"last"``.
 
     Raises:
-        ConfigError: ``max_text_tokens`` leaves no room for text, or a picture limit cannot be met.
-        ArtifactError: tokenizer, template, picture processor and model do not belong together.
+        ConfigError: ``max_text_tokens`` leaves no room for text, or an image limit cannot be met.
+        ArtifactError: tokenizer, template, image processor and model do not belong together.
     """
 
     image_token: ClassVar[str]
-    """What the chat template writes for a picture."""
+    """What the chat template writes for an image."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, info: BackboneInfo) -> None:
         self.model: nn.Module = model.eval().requires_grad_(requires_grad=False)
@@ -67,7 +67,7 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         self._image_processor = image_processor
         self._image_token_id: int = model.config.image_token_id
         self._layers = self._adapter_layers()
-        self._set_up_pictures()
+        self._set_up_image_processor()
 
         got = tokenizer.convert_tokens_to_ids(self.image_token)
         if got != self._image_token_id:
@@ -101,43 +101,43 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         """The linear layers of the two parts."""
 
     @abstractmethod
-    def _set_up_pictures(self) -> None:
-        """Tell the picture processor the limits of ``info``, and check that it fits the model."""
+    def _set_up_image_processor(self) -> None:
+        """Tell the image processor the limits of ``info``, and check that it fits the model."""
 
     @abstractmethod
-    def _pictures(self, images: Sequence[Image.Image]) -> Pictures:
-        """Token ids and tensors of some pictures."""
+    def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
+        """Token ids and tensors of some images."""
 
-    def _image_positions(self, mask_BL: Tensor, pictures: Pictures, image_start: int) -> Tensor:
-        """Positions of sequences whose picture begins at ``image_start``; a picture's tokens are counted like words."""
-        del pictures, image_start
+    def _image_positions(self, mask_BL: Tensor, prepared: ImageInputs, image_start: int) -> Tensor:
+        """Positions of sequences whose image begins at ``image_start``; an image's tokens are counted like words."""
+        del prepared, image_start
         return text_positions(mask_BL)
 
     def _text_positions(self, mask_BL: Tensor) -> Tensor:
-        """Positions of sequences without a picture."""
+        """Positions of sequences without an image."""
         return text_positions(mask_BL)
 
     # ------------------------------------------------------------------------------------------- inputs
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence a picture: template, picture tokens, prompt.
+        """One sequence an image: template, image tokens, prompt.
 
         Args:
-            images: B pictures of any mode and size.
-            prompt: the words beside each picture.
+            images: B images of any mode and size.
+            prompt: the words beside each image.
 
         Returns:
-            ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L), and the family's picture
+            ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L), and the family's image
             tensors, of which ``pixel_values`` is one; on the CPU.
         """
-        return self._image_sequences(self._pictures(images), prompt)
+        return self._image_sequences(self._image_inputs_of(images), prompt)
 
-    def _image_sequences(self, pictures: Pictures, prompt: str) -> dict[str, Tensor]:
+    def _image_sequences(self, prepared: ImageInputs, prompt: str) -> dict[str, Tensor]:
         start, between, end = self._image_frame
         room = self.info.max_text_tokens - sum(map(len, self._image_frame))
         words = self._words([self._image_lead + prompt], room)[0]
-        inputs = padded([[*start, *run, *between, *words, *end] for run in pictures.tokens], self._pad_token_id, side="left")
-        inputs["position_ids"] = self._image_positions(inputs["attention_mask"], pictures, len(start))
-        return inputs | pictures.tensors
+        inputs = padded([[*start, *run, *between, *words, *end] for run in prepared.tokens], self._pad_token_id, side="left")
+        inputs["position_ids"] = self._image_positions(inputs["attention_mask"], prepared, len(start))
+        return inputs | prepared.tensors
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """One sequence a text: template and the text, cut so that both fit into ``max_text_tokens``.
@@ -178,5 +178,5 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
 
     # ------------------------------------------------------------------------------------------- files
     def save(self, folder: Path) -> None:
-        """Write model, tokenizer, picture processor and chat template; see :func:`sda_core.backbones.save_backbone`."""
+        """Write model, tokenizer, image processor and chat template; see :func:`sda_core.backbones.save_backbone`."""
         save_parts(folder, self.model, self._tokenizer, self._image_processor)

@@ -25,9 +25,9 @@ class BackboneInfo:
         dtype: of the weights, e.g. ``"bfloat16"``.
         attention: the attention implementation that was chosen.
         pooling: ``"mean"`` over the attention mask, ``"last"`` token, or the ``"tower"``'s own.
-        min_pixels: pictures are enlarged to this many pixels; None where the model has its own size.
-        max_pixels: pictures are reduced to this many pixels; None where the model has its own size.
-        max_tiles: pictures are cut into at most this many tiles; None where the model cuts none.
+        min_pixels: images are enlarged to this many pixels; None where the model has its own size.
+        max_pixels: images are reduced to this many pixels; None where the model has its own size.
+        max_tiles: images are cut into at most this many tiles; None where the model cuts none.
         max_text_tokens: length at which a text sequence is cut, template included.
     """
 
@@ -83,7 +83,7 @@ class Backbone(Protocol):
         ...
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence a picture: the picture, then the prompt (which a dual encoder does not read)."""
+        """One sequence an image: the image, then the prompt (which a dual encoder does not read)."""
         ...
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -109,14 +109,14 @@ class VisionTower(Protocol):
     """What a backbone may offer besides: its vision tower run by itself, so that a frozen one need run only once an item."""
 
     def vision_features(self, images: Sequence[Image.Image]) -> list[dict[str, Tensor]] | None:
-        """What the tower makes of each picture, to be kept for :meth:`image_inputs_from`: named tensors on the CPU.
+        """What the tower makes of each image, to be kept for :meth:`image_inputs_from`: named tensors on the CPU.
 
-        None where the model does not offer it, or where something in the tower learns; an empty list of pictures asks.
+        None where the model does not offer it, or where something in the tower learns; an empty list of images asks.
         """
         ...
 
     def image_inputs_from(self, features: Sequence[Mapping[str, Tensor]], prompt: str) -> dict[str, Tensor]:
-        """As :meth:`Backbone.image_inputs`, from results of :meth:`vision_features` in the pictures' place.
+        """As :meth:`Backbone.image_inputs`, from results of :meth:`vision_features` in the images' place.
 
         :meth:`Backbone.encode` then gives the same vectors without running the tower.
         """

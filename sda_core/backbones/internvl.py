@@ -1,6 +1,6 @@
 """InternVL (Zhu et al. 2025, arXiv 2504.10479), in transformers' own format, as an item encoder.
 
-A picture becomes one square tile; with ``max_tiles`` from 2 on it is cut into up to that many tiles, in the layout nearest
+An image becomes one square tile; with ``max_tiles`` from 2 on it is cut into up to that many tiles, in the layout nearest
 to its sides, and shown whole behind them.  For the sequences see ``_vision_language.py``.
 """
 
@@ -14,9 +14,9 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from sda_core.backbones._checkpoint import Classes, describe, load_parts
+from sda_core.backbones._images import as_rgb
 from sda_core.backbones._layers import LLAMA_LINEAR, AdapterLayers
-from sda_core.backbones._pictures import as_rgb
-from sda_core.backbones._vision_language import Pictures, VisionLanguageBackbone
+from sda_core.backbones._vision_language import ImageInputs, VisionLanguageBackbone
 from sda_core.errors import ArtifactError
 from sda_core.params import InternVL
 
@@ -37,15 +37,15 @@ class InternVLBackbone(VisionLanguageBackbone):
             num_vision=6 * self._config.vision_config.num_hidden_layers,
         )
 
-    def _set_up_pictures(self) -> None:
+    def _set_up_image_processor(self) -> None:
         vision, processor = self._config.vision_config, self._image_processor
         height, width = vision.image_size
         expected = {"height": height, "width": width}
         if dict(processor.size) != expected:
             raise ArtifactError(
                 self.info.name,
-                f"picture processor and model disagree on the size of a tile (got {dict(processor.size)}, expected {expected})",
-                "fetch the checkpoint anew, its picture processor is of another model",
+                f"image processor and model disagree on the size of a tile (got {dict(processor.size)}, expected {expected})",
+                "fetch the checkpoint anew, its image processor is of another model",
             )
         max_tiles = max(1, self.info.max_tiles or 0)
         processor.crop_to_patches = max_tiles > 1
@@ -56,17 +56,17 @@ class InternVLBackbone(VisionLanguageBackbone):
         if begin is None or end is None:
             raise ArtifactError(
                 self.info.name,
-                "tokenizer does not know <img> and </img>, which stand around a picture",
+                "tokenizer does not know <img> and </img>, which stand around an image",
                 "fetch the checkpoint anew, its tokenizer files are missing or of another model",
             )
         self._begin_id, self._end_id = begin, end
 
-    def _pictures(self, images: Sequence[Image.Image]) -> Pictures:
-        """Tiles of all pictures, ``(T, 3, H, W)``, in ``pixel_values``."""
+    def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
+        """Tiles of all images, ``(T, 3, H, W)``, in ``pixel_values``."""
         pixels = self._image_processor([as_rgb(image, _MAX_ASPECT_RATIO) for image in images], return_tensors="pt")
         counts = [self._tokens_per_tile * int(num_tiles) for num_tiles in pixels["num_patches"]]
         tokens = [[self._begin_id, *[self._image_token_id] * count, self._end_id] for count in counts]
-        return Pictures(tokens, {"pixel_values": pixels["pixel_values"]})
+        return ImageInputs(tokens, {"pixel_values": pixels["pixel_values"]})
 
 
 def load(params: InternVL, device: torch.device) -> InternVLBackbone:

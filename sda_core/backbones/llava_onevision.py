@@ -1,8 +1,8 @@
 """LLaVA-OneVision (Li et al. 2024, arXiv 2408.03326) as an item encoder.
 
-A picture is shown whole, brought to the vision tower's square; with ``max_tiles`` from 1 on also cut into tiles of that
+An image is shown whole, brought to the vision tower's square; with ``max_tiles`` from 1 on also cut into tiles of that
 square, in the layout of the checkpoint's list that wastes least, whose padding is taken out again behind the tower.  With
-``max_tiles: 0`` the picture is padded to a square and shown whole only, as the model sees one picture of several.
+``max_tiles: 0`` the image is padded to a square and shown whole only, as the model sees one image of several.
 For the sequences see ``_vision_language.py``.
 """
 
@@ -19,9 +19,9 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from sda_core.backbones._checkpoint import Classes, describe, load_parts
+from sda_core.backbones._images import as_rgb
 from sda_core.backbones._layers import LLAMA_LINEAR, VIT_LINEAR, AdapterLayers
-from sda_core.backbones._pictures import as_rgb
-from sda_core.backbones._vision_language import Pictures, VisionLanguageBackbone
+from sda_core.backbones._vision_language import ImageInputs, VisionLanguageBackbone
 from sda_core.errors import ArtifactError
 from sda_core.params import LlavaOnevision
 
@@ -41,14 +41,14 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
             num_vision=6 * self._config.vision_config.num_hidden_layers,
         )
 
-    def _set_up_pictures(self) -> None:
+    def _set_up_image_processor(self) -> None:
         vision, processor = self._config.vision_config, self._image_processor
         expected = {"height": vision.image_size, "width": vision.image_size}
         if dict(processor.size) != expected:
             raise ArtifactError(
                 self.info.name,
-                f"picture processor and model disagree on the size of a tile (got {dict(processor.size)}, expected {expected})",
-                "fetch the checkpoint anew, its picture processor is of another model",
+                f"image processor and model disagree on the size of a tile (got {dict(processor.size)}, expected {expected})",
+                "fetch the checkpoint anew, its image processor is of another model",
             )
         self._tile: int = vision.image_size
         self._cells: int = vision.image_size // vision.patch_size  # along a side of a tile
@@ -64,10 +64,10 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
         self._config.image_grid_pinpoints = layouts
         self._image_processor.image_grid_pinpoints = layouts
 
-    def _pictures(self, images: Sequence[Image.Image]) -> Pictures:
+    def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
         prepared = [as_rgb(image, _MAX_ASPECT_RATIO) for image in images]
         if self.info.max_tiles == 0:
-            # Pictures of one sample are shown whole, unless it is one picture: so one alone is given twice.
+            # Images of one sample are shown whole, unless it is one image: so one alone is given twice.
             sample = prepared if len(prepared) > 1 else prepared * 2
             pixels = self._image_processor([sample], return_tensors="pt")
             tensors = {
@@ -80,10 +80,10 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
             pixels = self._image_processor(prepared, return_tensors="pt")
             tensors = {name: pixels[name] for name in ("pixel_values", "image_sizes")}
             counts = [self._num_tokens(image.height, image.width) for image in prepared]
-        return Pictures([[self._image_token_id] * count for count in counts], tensors)
+        return ImageInputs([[self._image_token_id] * count for count in counts], tensors)
 
     def _num_tokens(self, height: int, width: int) -> int:
-        """Tokens of the whole picture, and of its tiles without their padding, with one more at the end of each row."""
+        """Tokens of the whole image, and of its tiles without their padding, with one more at the end of each row."""
         rows, columns = (side // self._tile * self._cells for side in select_best_resolution((height, width), self._layouts))
         if width / height > columns / rows:
             rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)

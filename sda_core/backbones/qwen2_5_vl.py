@@ -1,7 +1,7 @@
 """Qwen2.5-VL (Bai et al. 2025, arXiv 2502.13923) as an item encoder, published or tiny and random.
 
-The vision tower attends within windows of the picture, and to the whole of it in a few layers; for the sequences see
-``_vision_language.py``, for pictures and positions ``_qwen_vl.py``.
+The vision tower attends within windows of the image, and to the whole of it in a few layers; for the sequences see
+``_vision_language.py``, for images and positions ``_qwen_vl.py``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-"""ChatML with Qwen's default system line and picture markers, for models made here."""
+"""ChatML with Qwen's default system line and image markers, for models made here."""
 
 
 class Qwen25VLBackbone(QwenVLBackbone):
@@ -150,7 +150,7 @@ def _tiny_config(params: TinyQwen25VL, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLC
             "intermediate_size": 4 * params.vision_hidden_size,
             "num_heads": params.vision_hidden_size // 16,
             "out_hidden_size": params.hidden_size,
-            "fullatt_block_indexes": [params.vision_depth - 1],  # the last sees the whole picture, the others a window
+            "fullatt_block_indexes": [params.vision_depth - 1],  # the last sees the whole image, the others a window
         },  # type: ignore[arg-type]
         image_token_id=token[IMAGE_TOKEN],
         video_token_id=token["<|video_pad|>"],

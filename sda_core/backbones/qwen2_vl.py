@@ -1,6 +1,6 @@
 """Qwen2-VL (Wang et al. 2024, arXiv 2409.12191) as an item encoder.
 
-For the sequences see ``_vision_language.py``, for pictures and positions ``_qwen_vl.py``.
+For the sequences see ``_vision_language.py``, for images and positions ``_qwen_vl.py``.
 """
 
 from __future__ import annotations

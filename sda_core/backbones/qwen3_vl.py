@@ -1,8 +1,8 @@
 """Qwen3-VL (Bai et al. 2025, arXiv 2511.21631), the dense models, as an item encoder.
 
 Patches are 16 pixels wide, and features of three layers of the vision tower are added to the first layers of the decoder
-at the picture's places (DeepStack).  The mixture-of-experts models are another type of checkpoint and are refused.  For
-the sequences see ``_vision_language.py``, for pictures and positions ``_qwen_vl.py``.
+at the image's places (DeepStack).  The mixture-of-experts models are another type of checkpoint and are refused.  For
+the sequences see ``_vision_language.py``, for images and positions ``_qwen_vl.py``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from sda_core.params import SigLIP
 
 
 class SigLIPBackbone(DualEncoderBackbone):
-    """A SigLIP checkpoint: attention pooling of the picture, last place of the text."""
+    """A SigLIP checkpoint: attention pooling of the image, last place of the text."""
 
     lower_case = True
     pads_to_full_length = True

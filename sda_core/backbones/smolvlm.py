@@ -1,6 +1,6 @@
 """SmolVLM (Marafioti et al. 2025, arXiv 2504.05299) and Idefics3 (Laurençon et al. 2024, arXiv 2408.12637) as item encoders.
 
-A picture becomes one square tile; where ``max_tiles`` allows two rows of two, it is enlarged, cut into tiles, and shown
+An image becomes one square tile; where ``max_tiles`` allows two rows of two, it is enlarged, cut into tiles, and shown
 whole behind them, each tile announced by its row and column.  For the sequences see ``_vision_language.py``.
 """
 
@@ -21,9 +21,9 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from sda_core.backbones._checkpoint import Classes, describe, load_parts
+from sda_core.backbones._images import as_rgb
 from sda_core.backbones._layers import LLAMA_LINEAR, VIT_LINEAR, AdapterLayers
-from sda_core.backbones._pictures import as_rgb
-from sda_core.backbones._vision_language import Pictures, VisionLanguageBackbone
+from sda_core.backbones._vision_language import ImageInputs, VisionLanguageBackbone
 from sda_core.errors import ArtifactError
 from sda_core.params import SmolVLM
 
@@ -45,16 +45,16 @@ class SmolVLMBackbone(VisionLanguageBackbone):
             num_vision=6 * self._config.vision_config.num_hidden_layers,
         )
 
-    def _set_up_pictures(self) -> None:
+    def _set_up_image_processor(self) -> None:
         vision, processor = self._config.vision_config, self._image_processor
         expected, got = vision.image_size, dict(processor.max_image_size).get("longest_edge")
         if got != expected:
             raise ArtifactError(
                 self.info.name,
-                f"picture processor and model disagree on the size of a tile (got {got}, expected {expected})",
-                "fetch the checkpoint anew, its picture processor is of another model",
+                f"image processor and model disagree on the size of a tile (got {got}, expected {expected})",
+                "fetch the checkpoint anew, its image processor is of another model",
             )
-        # a picture's longer side takes this many tiles, so that a square one takes no more than are allowed
+        # an image's longer side takes this many tiles, so that a square one takes no more than are allowed
         along = max(1, math.isqrt(self.info.max_tiles or 0))
         processor.do_resize, processor.do_pad = True, True
         processor.do_image_splitting = along > 1
@@ -62,8 +62,8 @@ class SmolVLMBackbone(VisionLanguageBackbone):
         self._tokens_per_tile = (vision.image_size // vision.patch_size) ** 2 // self._config.scale_factor**2
         self._runs: dict[tuple[int, int], list[int]] = {}
 
-    def _pictures(self, images: Sequence[Image.Image]) -> Pictures:
-        """Tiles of all pictures, ``(T, 1, 3, H, W)``, in ``pixel_values``.
+    def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
+        """Tiles of all images, ``(T, 1, 3, H, W)``, in ``pixel_values``.
 
         The processor fills up with black tiles, which the model would have to find and leave out again.
         """
@@ -71,10 +71,10 @@ class SmolVLMBackbone(VisionLanguageBackbone):
         pixels = self._image_processor(samples, return_row_col_info=True, return_tensors="pt")
         layouts = [(rows[0], columns[0]) for rows, columns in zip(pixels["rows"], pixels["cols"], strict=True)]
         tiles = [values[: rows * columns + 1] for values, (rows, columns) in zip(pixels["pixel_values"], layouts, strict=True)]
-        return Pictures([self._run(*layout) for layout in layouts], {"pixel_values": torch.cat(tiles).unsqueeze(1)})
+        return ImageInputs([self._run(*layout) for layout in layouts], {"pixel_values": torch.cat(tiles).unsqueeze(1)})
 
     def _run(self, rows: int, columns: int) -> list[int]:
-        """Token ids of a picture in so many rows and columns of tiles (none: shown whole only)."""
+        """Token ids of an image in so many rows and columns of tiles (none: shown whole only)."""
         if (rows, columns) not in self._runs:
             tile = self.image_token * self._tokens_per_tile
             text = ""

@@ -23,7 +23,7 @@ brand        ``brand``                              ``brand``                   
 categories   first path of ``categories``           ``category``, else ``main_cat``        ``categories``, else ``main_category``
 features     \\-                                     ``feature``, else what follows the     ``features``
                                                     path in ``category``
-pictures     ``imUrl``                              ``imageURLHighRes``, then              ``images``: variant MAIN first; of
+images     ``imUrl``                              ``imageURLHighRes``, then              ``images``: variant MAIN first; of
                                                     ``imageURL``, then ``image``           each hi_res, large, thumb
 ===========  =====================================  =====================================  ====================================
 """
@@ -38,7 +38,6 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +52,7 @@ from sda_core.data.literals import has_long_number, parse_literal
 from sda_core.data.metadata_values import metadata_row, other_edition
 from sda_core.dropped_values import ValueCount
 from sda_core.errors import ConfigError, DataError
+from sda_core.read_ahead import read_ahead
 
 _log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def _stream_reviews(
     path: Path, fields: _ReviewFields, max_bad_line_share: float, lines: LineCount, block_bytes: int
 ) -> Iterator[pl.DataFrame]:
     number = 1
-    for block, whole in _ahead(_blocks(path, block_bytes)):
+    for block, whole in read_ahead(_blocks(path, block_bytes)):
         if whole:
             yield from _reviews_of_block(block, number, fields, lines)
         else:
@@ -483,7 +483,7 @@ def read_metadata(
     lines = LineCount() if lines is None else lines
     frames = [pl.DataFrame(schema=METADATA_SCHEMA)]
     number = 1
-    for block, whole in _ahead(_blocks(path, block_bytes)):
+    for block, whole in read_ahead(_blocks(path, block_bytes)):
         if whole:
             frames.append(_metadata_of_block(block, number, edition, wanted, lines))
         else:
@@ -685,15 +685,6 @@ def _blocks(path: Path, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
             num_held += len(chunk)
     if num_held:
         yield b"".join(held), True
-
-
-def _ahead(blocks: Iterator[tuple[bytes, bool]]) -> Iterator[tuple[bytes, bool]]:
-    """The same blocks; the next one is read and unpacked while the caller works on this one."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending = pool.submit(next, blocks, None)
-        while (block := pending.result()) is not None:
-            pending = pool.submit(next, blocks, None)
-            yield block
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ Steps with ``method: kcore``:
 5. read the metadata of the items that are left;
 6. ``items_without_metadata: drop``: drop interactions with items that the metadata does not know
    (``rows_dropped_no_metadata``);
-7. ``items_without_image: drop``: drop interactions with items whose metadata names no picture, or that have no metadata
+7. ``items_without_image: drop``: drop interactions with items whose metadata names no image, or that have no metadata
    (``rows_dropped_no_image``);
 8. k-core once more (also ``rows_dropped_core``), so that the core holds for what is left.
 
@@ -250,12 +250,12 @@ def _drop_without_metadata(rows: _Rows, known: pl.DataFrame, params: FilterParam
 def _drop_without_image(rows: _Rows, known: pl.DataFrame, params: FilterParams) -> tuple[_Rows, int]:
     if params.items_without_image == "keep":
         return rows, 0
-    pictured = known.filter(pl.col("image_references").list.len() > 0)
-    kept = _keep(rows, _is_among(rows, pictured["raw_item_id"]))
+    with_image = known.filter(pl.col("image_references").list.len() > 0)
+    kept = _keep(rows, _is_among(rows, with_image["raw_item_id"]))
     _require_rows(
         kept[0],
         "filter.items_without_image",
-        "is 'drop', and the metadata names a picture of none of the items left",
+        "is 'drop', and the metadata names an image of none of the items left",
         "set it to 'keep'",
     )
     return kept

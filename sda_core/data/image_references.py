@@ -60,9 +60,9 @@ def image_values(value: Any) -> list[Any]:
         return [value]
     if isinstance(value, list) and (plain := _published(cast("list[Any]", value))) is not None:
         return plain
-    pictures_found = [picture for picture in _pictures(value, 0) if picture[1]]
-    pictures_found.sort(key=lambda picture: not picture[0])
-    return [reference for _, references in pictures_found for reference in references]
+    images_found = [image for image in _images(value, 0) if image[1]]
+    images_found.sort(key=lambda image: not image[0])
+    return [reference for _, references in images_found for reference in references]
 
 
 def _published(entries: list[Any]) -> list[Any] | None:
@@ -72,10 +72,10 @@ def _published(entries: list[Any]) -> list[Any] | None:
         try:
             if not all(map(_PUBLISHED_KEYS.issuperset, entries)):
                 return None
-            pictures = sorted(entries, key=lambda picture: picture.get("variant") not in _MAIN)
+            images = sorted(entries, key=lambda image: image.get("variant") not in _MAIN)
         except (AttributeError, TypeError):  # not only objects
             return None
-        references = [size for picture in pictures for key in _SIZES if (size := picture.get(key)) not in (None, "")]
+        references = [size for image in images for key in _SIZES if (size := image.get(key)) not in (None, "")]
     try:
         together = "\n" + "\n".join(references)
     except TypeError:  # not only strings
@@ -83,24 +83,24 @@ def _published(entries: list[Any]) -> list[Any] | None:
     return None if "\n[" in together or "\n{" in together else references
 
 
-def _pictures(value: Any, depth: int) -> list[tuple[bool, list[Any]]]:
+def _images(value: Any, depth: int) -> list[tuple[bool, list[Any]]]:
     """Each image of a value: whether it is the main one, and its references."""
     if value is None or value == "":
         return []
     if isinstance(value, str):
         text = value.strip()
         if text[:1] in ("[", "{") and depth < _MAX_NESTING and (parsed := _parse(text)) is not None:
-            return _pictures(parsed, depth + 1)
+            return _images(parsed, depth + 1)
         parts = (_SEVERAL_BARE if text.startswith("//") else _SEVERAL).split(text) if depth == 0 else [text]
         return [(False, [part]) for part in parts]
     if isinstance(value, list | tuple) and depth < _MAX_NESTING:
-        return [picture for entry in cast("list[Any]", value) for picture in _pictures(entry, depth + 1)]
+        return [image for entry in cast("list[Any]", value) for image in _images(entry, depth + 1)]
     if isinstance(value, dict) and depth < _MAX_NESTING:
-        return _pictures_of_object(cast("dict[str, Any]", value), depth)
+        return _images_of_object(cast("dict[str, Any]", value), depth)
     return [(False, [value])]
 
 
-def _pictures_of_object(record: dict[str, Any], depth: int) -> list[tuple[bool, list[Any]]]:
+def _images_of_object(record: dict[str, Any], depth: int) -> list[tuple[bool, list[Any]]]:
     named = {str(key).lower().replace("_", "").replace("-", ""): value for key, value in record.items()}
     columns = {key: value for key in _KEYS if (value := named.get(key)) is not None}
     variant = named.get("variant")
@@ -114,8 +114,8 @@ def _pictures_of_object(record: dict[str, Any], depth: int) -> list[tuple[bool, 
             | {"variant": variants[row] if row < len(variants) else None}
             for row in range(max(map(len, lists.values())))
         ]
-        return [picture for row in rows for picture in _pictures_of_object(row, depth + 1)]
-    references = [reference for column in columns.values() for _, found in _pictures(column, depth + 1) for reference in found]
+        return [image for row in rows for image in _images_of_object(row, depth + 1)]
+    references = [reference for column in columns.values() for _, found in _images(column, depth + 1) for reference in found]
     return [(_is_main(variant), references)]
 
 

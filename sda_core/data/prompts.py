@@ -1,4 +1,4 @@
-"""What the model is told about an item: one text prompt, one line beside the picture.
+"""What the model is told about an item: one text prompt, one line beside the image.
 
 The text prompt opens with the noun of the data set, then gives ``field: value`` pairs in the order of ``items.fields``::
 
@@ -56,7 +56,7 @@ def text_prompt(row: Mapping[str, Any], params: ItemsParams) -> str:
 
 
 def image_prompt(params: ItemsParams) -> str:
-    """The line beside an item's picture; the same for all items.
+    """The line beside an item's image; the same for all items.
 
     Raises:
         ConfigError: ``items.image_prompt`` has a placeholder other than ``{noun}``.

@@ -10,7 +10,7 @@ that a step for one modality undoes some of a step for the other.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -157,7 +157,7 @@ def gradient_products(
 
 
 @contextmanager
-def _measured(model: nn.Module, weights: list[Tensor]) -> Iterator[None]:
+def _measured(model: nn.Module, weights: list[Tensor]) -> Generator[None]:
     """Evaluation mode and trainable weights, no gradients; all of it is put back."""
     parameters = list(model.parameters())
     modes = [(module, module.training) for module in model.modules()]

@@ -8,12 +8,10 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,13 +22,13 @@ from sda_core.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from sda_core.errors import ArtifactError, ConfigError, DataError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.items import ItemSource
+from sda_core.modalities import MODALITIES, Modality
 from sda_core.params import ExportParams
+from sda_core.read_ahead import read_ahead
 
 _log = logging.getLogger(__name__)
 
-Modality = Literal["image", "text"]
 ModalityContext = Callable[[str], AbstractContextManager[object]]
-MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class EmbeddedItems:
         item_ids: ``(I,)`` int32, in the source's order.
         image_ID: ``(I, D)`` float32; zero where ``has_image`` is false.
         text_ID: ``(I, D)`` float32.
-        has_image: ``(I,)`` bool, whether a picture (real or placeholder) was encoded.
+        has_image: ``(I,)`` bool, whether an image (real or placeholder) was encoded.
         info: of the backbone that made them.
     """
 
@@ -83,7 +81,7 @@ class EncodedBlock:
 
 
 def blocks_of(source: ItemSource, shard_rows: int) -> list[Block]:
-    """All blocks that are not empty: the pictures', then the texts'."""
+    """All blocks that are not empty: the images', then the texts'."""
     found: list[Block] = []
     for modality in MODALITIES:
         for number, start in enumerate(range(0, len(source), shard_rows)):
@@ -174,7 +172,7 @@ class BlockFolder:
 
 
 def _hash_of(source: ItemSource) -> str:
-    """Of the ids, of which items show a picture, and of the words."""
+    """Of the ids, of which items show an image, and of the words."""
     digest = hashlib.sha256(source.item_ids.tobytes() + source.shows_image.tobytes() + source.has_image.tobytes())
     for text in [source.image_prompt, source.prompt_hash, *source.texts(np.arange(len(source)))]:
         digest.update(f"{len(text)}\x1f{text}".encode())
@@ -213,14 +211,14 @@ class BlockEncoder:
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warn_only)
             _compile_layers(self.model, self.backbone.adapter_pattern("language"))
 
-    def encode(self, source: ItemSource, modality: Modality, rows: np.ndarray, reader: ThreadPoolExecutor) -> EncodedBlock:
+    def encode(self, source: ItemSource, modality: Modality, rows: np.ndarray) -> EncodedBlock:
         """Vectors of some rows, in their order.
 
-        Batches hold sequences of alike length.  Reading, decoding and tokenising the next one runs in ``reader`` while
-        the model is busy with this one.
+        Batches hold sequences of alike length.  Reading, decoding and tokenising the next two runs in a thread
+        while the model is busy with this one.
 
         Raises:
-            ArtifactError: a picture cannot be decoded.
+            ArtifactError: an image cannot be decoded.
             DataError: a vector is not finite.
             ConfigError: a batch does not fit into the device's memory.
         """
@@ -230,7 +228,7 @@ class BlockEncoder:
             if modality == "text":
                 return backbone.text_inputs(source.texts(rows[places]))
             images = [image for image in source.images(rows[places]) if image is not None]
-            assert len(images) == len(places), "rows without a picture are left out before"
+            assert len(images) == len(places), "rows without an image are left out before"
             return backbone.image_inputs(images, source.image_prompt)
 
         order = _by_length(modality, source, rows)
@@ -238,7 +236,7 @@ class BlockEncoder:
         encoded: list[Tensor] = []
         num_full = 0
         with torch.inference_mode():
-            for inputs in _ahead(reader, [lambda places=places: inputs_of(places) for places in batches]):
+            for inputs in read_ahead(map(inputs_of, batches), depth=2):
                 if modality == "text":
                     num_full += int((inputs["attention_mask"].sum(1) >= backbone.info.max_text_tokens).sum())
                 moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
@@ -264,23 +262,11 @@ class BlockEncoder:
 def _by_length(modality: Modality, source: ItemSource, rows: np.ndarray) -> np.ndarray:
     """Order of the rows in which neighbours need about the same number of tokens; ties by place.
 
-    Bytes stand for a text's tokens.  Pictures are brought to about one number of pixels by the backbone and keep their place.
+    Bytes stand for a text's tokens.  Images are brought to about one number of pixels by the backbone and keep their place.
     """
     if modality == "image":
         return np.arange(len(rows))
     return np.argsort([len(text.encode()) for text in source.texts(rows)], kind="stable")
-
-
-def _ahead(
-    reader: ThreadPoolExecutor, tasks: list[Callable[[], dict[str, Tensor]]], depth: int = 2
-) -> Iterator[dict[str, Tensor]]:
-    """Results of tasks in order, up to ``depth`` of them computed ahead."""
-    waiting: list[Future[dict[str, Tensor]]] = [reader.submit(task) for task in tasks[:depth]]
-    for place in range(len(tasks)):
-        result = waiting.pop(0).result()
-        if place + depth < len(tasks):
-            waiting.append(reader.submit(tasks[place + depth]))
-        yield result
 
 
 def _require_cpu_compiler() -> None:

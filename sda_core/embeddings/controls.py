@@ -3,7 +3,7 @@
 ===============  =======================================================================================================
 ``random``       directions drawn uniformly: what a recommender gains by frozen vectors of any kind
 ``shuffled``     the right vectors on the wrong items: their distribution, but not their meaning
-``image_only``   principal components of the picture vectors alone
+``image_only``   principal components of the image vectors alone
 ``text_only``    principal components of the text vectors alone
 ===============  =======================================================================================================
 
@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import assert_never, get_args
 
 import numpy as np
 
 from sda_core.artifacts import EMBEDDINGS
 from sda_core.embeddings.fusion import fuse
+from sda_core.errors import ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.params import Control, ExportParams
 from sda_core.seed import generator
+from sda_core.unit_rows import unit_rows
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Vectors:
 
 
 def read_table(path: Path) -> Vectors:
-    """All vectors of an embeddings file; an item without a picture has the mean of the others.
+    """All vectors of an embeddings file; an item without an image has the mean of the others.
 
     Raises:
         ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.
@@ -53,6 +55,18 @@ def read_table(path: Path) -> Vectors:
     image, text, fused = (matrix[1:] for matrix in found if matrix is not None)
     has_image = EMBEDDINGS.read(path).sort("item_id")["image_embedding"].is_not_null().to_numpy()
     return Vectors(image, text, fused, has_image)
+
+
+def kind_of(variant: str) -> Control:
+    """The control that a variant is named after.
+
+    Raises:
+        ConfigError: there is no such control.
+    """
+    kind = next((name for name in get_args(Control) if name == variant), None)
+    if kind is None:
+        raise ConfigError("--variant", f"unknown control {variant!r}; known are {', '.join(get_args(Control))}")
+    return kind
 
 
 def control(kind: Control, vectors: Vectors, fit_ids: np.ndarray, params: ExportParams, seed: int) -> Vectors:
@@ -96,4 +110,4 @@ def control(kind: Control, vectors: Vectors, fit_ids: np.ndarray, params: Export
 
 def _directions(random: np.random.Generator, like: np.ndarray) -> np.ndarray:
     drawn = random.normal(size=like.shape)
-    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    return unit_rows(drawn).astype(np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import assert_never
 
@@ -10,13 +9,14 @@ import torch
 from torch import nn
 
 from sda_core import backbones
-from sda_core.adapters.loading import load
+from sda_core.adapters.saving import load
 from sda_core.backbones import Backbone
-from sda_core.embeddings.blocks import MODALITIES, BlockEncoder, BlockFolder, EmbeddedItems, ModalityContext, blocks_of
+from sda_core.embeddings.blocks import BlockEncoder, BlockFolder, EmbeddedItems, ModalityContext, blocks_of
 from sda_core.errors import ConfigError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.items import ItemSource
 from sda_core.log import progress
+from sda_core.modalities import MODALITIES
 from sda_core.params import BackboneParams, ExportParams
 from sda_core.processes import ALONE, Processes
 
@@ -85,7 +85,7 @@ def embed_items(
         source: the items.
         params: batch and block sizes; whether to compile.
         resume: folder of finished blocks, one for all processes; made where absent, and left to the caller to delete.
-        fingerprint: of everything the vectors depend on besides these arguments (weights, adapter, prompts, pictures).
+        fingerprint: of everything the vectors depend on besides these arguments (weights, adapter, prompts, images).
         device: where the model is.
         modality_context: what to enter around the passes of ``"image"`` and of ``"text"``, e.g. the adapter's modality;
             entered once a modality, and only where there is something left to encode.
@@ -95,7 +95,7 @@ def embed_items(
         The vectors; None in a process that is not the main one.
 
     Raises:
-        ArtifactError: a picture cannot be decoded.
+        ArtifactError: an image cannot be decoded.
         DataError: a vector is not finite.
         ConfigError: a batch does not fit into the device's memory.
         SDAError: another process is gone.
@@ -106,15 +106,14 @@ def embed_items(
     blocks = blocks_of(source, params.shard_rows)
     unfinished = team.broadcast_flags(folder.unfinished(blocks) if team.is_main else None, len(blocks))
     own = [block for block, open_ in zip(blocks, unfinished, strict=True) if open_][team.index :: team.count]
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="item-inputs") as reader:
-        for modality in MODALITIES:
-            todo = [block for block in own if block.modality == modality]
-            if not todo:
-                continue
-            with modality_context(modality), progress(sum(len(b.rows) for b in todo), f"embed {modality}", "items") as bar:
-                for block in todo:
-                    folder.save(block, encoder.encode(source, modality, block.rows, reader))
-                    bar.update(len(block.rows))
+    for modality in MODALITIES:
+        todo = [block for block in own if block.modality == modality]
+        if not todo:
+            continue
+        with modality_context(modality), progress(sum(len(b.rows) for b in todo), f"embed {modality}", "items") as bar:
+            for block in todo:
+                folder.save(block, encoder.encode(source, modality, block.rows))
+                bar.update(len(block.rows))
     team.wait()
     if not team.is_main:
         return None

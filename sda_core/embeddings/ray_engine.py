@@ -1,6 +1,6 @@
 """The export as a Ray Data batch-inference job, over the machines of a Ray cluster.
 
-The driver sends blocks of prompts and encoded pictures through Ray's object store, so the machines need no shared disk;
+The driver sends blocks of prompts and encoded images through Ray's object store, so the machines need no shared disk;
 what does not fit into its memory Ray spills.  Every worker is an actor that loads backbone and adapter once.  Ray
 schedules, holds back what nobody can take yet, and gives the block of a lost worker to another.  The driver alone writes:
 each result becomes a finished block in the resume folder, so that a lost driver, too, costs only what was under way.
@@ -15,8 +15,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,14 +26,15 @@ import pyarrow as pa
 import torch
 
 from sda_core import backbones, errors
-from sda_core.adapters.loading import load
+from sda_core.adapters.saving import load
 from sda_core.backbones import BackboneInfo
-from sda_core.embeddings.blocks import Block, BlockEncoder, BlockFolder, EmbeddedItems, EncodedBlock, Modality, blocks_of
+from sda_core.embeddings.blocks import Block, BlockEncoder, BlockFolder, EmbeddedItems, EncodedBlock, blocks_of
 from sda_core.errors import ArtifactError, ConfigError, SDAError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.fingerprint import sha256_path
 from sda_core.items import ItemSource
 from sda_core.log import progress
+from sda_core.modalities import Modality
 from sda_core.params import BackboneParams, ExportParams
 
 
@@ -113,7 +113,7 @@ def embed_with_ray(
 
 
 @contextmanager
-def _cluster(num_workers: int) -> Iterator[None]:
+def _cluster(num_workers: int) -> Generator[None]:
     """A connection to the cluster; a cluster of this job's own ends with it, and one that was connected before stays."""
     import ray  # pyright: ignore[reportMissingImports]
 
@@ -139,13 +139,13 @@ def _cluster(num_workers: int) -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------------ what travels
 def _packed(source: ItemSource, block: Block) -> pa.Table:
-    """A block as one row: ids, and the texts or the encoded pictures (null where a placeholder is to be shown)."""
+    """A block as one row: ids, and the texts or the encoded images (null where a placeholder is to be shown)."""
     ids = source.item_ids[block.rows]
-    pictures = [source.store.get(int(item_id)) for item_id in ids] if block.modality == "image" else []
-    for item_id, expected, picture in zip(ids, source.has_image[block.rows], pictures, strict=False):
-        if expected and picture is None:  # a worker could not tell it from an item that has none
-            problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the pictures anew"
-            raise ArtifactError(f"picture of item {item_id}", problem, advice)
+    images = [source.store.get(int(item_id)) for item_id in ids] if block.modality == "image" else []
+    for item_id, expected, image in zip(ids, source.has_image[block.rows], images, strict=False):
+        if expected and image is None:  # a worker could not tell it from an item that has none
+            problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the images anew"
+            raise ArtifactError(f"image of item {item_id}", problem, advice)
     texts = source.texts(block.rows) if block.modality == "text" else []
     return pa.table(
         {
@@ -153,7 +153,7 @@ def _packed(source: ItemSource, block: Block) -> pa.Table:
             "number": pa.array([block.number], pa.int64()),
             "item_ids": pa.array([ids.tolist()], pa.list_(pa.int32())),
             "texts": pa.array([texts], pa.list_(pa.string())),
-            "pictures": pa.array([pictures], pa.list_(pa.large_binary())),
+            "images": pa.array([images], pa.list_(pa.large_binary())),
         }
     )
 
@@ -165,19 +165,19 @@ def _files_of(adapter: Path | None) -> dict[str, bytes] | None:
     return {path.name: path.read_bytes() for path in sorted(adapter.glob("adapter_*")) if path.is_file()}
 
 
-class _SentPictures:
-    """The pictures of one block, where they arrived."""
+class _SentImages:
+    """The images of one block, where they arrived."""
 
-    def __init__(self, pictures: dict[int, bytes | None]) -> None:
-        self._pictures = pictures
+    def __init__(self, images: dict[int, bytes | None]) -> None:
+        self._images = images
 
     def get(self, item_id: int) -> bytes | None:
-        """See :class:`sda_core.items.ImageStore`."""
-        return self._pictures.get(item_id)
+        """See :class:`sda_core.items.EncodedImages`."""
+        return self._images.get(item_id)
 
     def status(self, item_id: int) -> str:
-        """See :class:`sda_core.items.ImageStore`."""
-        return "ok" if self._pictures.get(item_id) is not None else "not sent"
+        """See :class:`sda_core.items.EncodedImages`."""
+        return "ok" if self._images.get(item_id) is not None else "not sent"
 
 
 class _Worker:
@@ -195,7 +195,6 @@ class _Worker:
         device_type: str,
     ) -> None:
         self._image_prompt = image_prompt
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="item-inputs")
         self._entered: Modality | None = None
         self._around = ExitStack()
         self._error: SDAError | None = None
@@ -240,14 +239,14 @@ class _Worker:
         modality: Modality = row["modality"]
         ids = np.array(row["item_ids"], dtype=np.int32)
         texts = row["texts"] or [""] * len(ids)
-        pictures: dict[int, bytes | None] = dict(zip(ids.tolist(), row["pictures"] or [None] * len(ids), strict=True))
-        block = ItemSource(ids, texts, self._image_prompt, "", _SentPictures(pictures), "placeholder")
-        if modality != self._entered:  # the driver sends all pictures first, so merging happens about twice in a worker's life
+        images: dict[int, bytes | None] = dict(zip(ids.tolist(), row["images"] or [None] * len(ids), strict=True))
+        block = ItemSource(ids, texts, self._image_prompt, "", _SentImages(images), "placeholder")
+        if modality != self._entered:  # the driver sends all images first, so merging happens about twice in a worker's life
             self._around.close()
             self._entered = None
             self._around.enter_context(self._context(modality))
             self._entered = modality
-        return self._encoder.encode(block, modality, np.arange(len(ids)), self._reader)
+        return self._encoder.encode(block, modality, np.arange(len(ids)))
 
 
 def _raise_as_found(described: str) -> None:

@@ -37,10 +37,17 @@ def embedding_metadata(
         "adapter_hash": adapter_hash,
         "prompt_hash": prompt_hash,
         "fusion": params.fusion,
+        **_unlike_the_plain_fusion(params),
         "normalized": str(params.normalize).lower(),
         "modality_dim": str(dim),
         "embedding_dim": str(fused_dim),
     }
+
+
+def _unlike_the_plain_fusion(params: ExportParams) -> dict[str, str]:
+    """The settings of the fusion that are not neutral."""
+    neutral = {"image_weight": 1.0, "text_weight": 1.0, "balance": "none", "axis_scaling": "none", "with_base": False}
+    return {name: str(getattr(params, name)).lower() for name, value in neutral.items() if getattr(params, name) != value}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ Tree = Mapping[str, Any]
 """The content of a ``params.yaml``."""
 
 NAME = "seed_noise.json"
-COMMAND = "python experiments/seed_noise.py"
+COMMAND = "python -m experiments seed_noise"
 _HASH = r"^[0-9a-f]{16}$"
 
 

@@ -12,7 +12,7 @@
 =======================  =====================================================================================
 
 MMRec counts users and items by the largest id in ``.inter``, and its models want as many rows of features: every item of
-a shop has an interaction, of whatever split, so the two agree.  It has no notion of an item without a picture: such a row
+a shop has an interaction, of whatever split, so the two agree.  It has no notion of an item without an image: such a row
 holds the mean of the others, as its own preprocessing does it.
 """
 

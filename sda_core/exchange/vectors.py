@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from sda_core.errors import ArtifactError, DataError
 from sda_core.params import ImportEmbeddingsParams
+from sda_core.unit_rows import unit_rows
 
 _ROWS = 8192  # that are looked at at a time
 _IDS, _MMREC_IDS = "ids.txt", "i_id_mapping.csv"
@@ -39,7 +40,7 @@ class ForeignVectors:
 
     image: np.ndarray | None  # (I, D) float32, as it came; None where there was no such column
     text: np.ndarray | None  # (I, D) float32; its own width
-    embedding: np.ndarray | None  # (I, D) float32, complete; None where there are both pictures and texts to be fused
+    embedding: np.ndarray | None  # (I, D) float32, complete; None where there are both images and texts to be fused
     has_image: np.ndarray  # (I,) bool, where a row of `image` counts
     has_text: np.ndarray
     num_missing: int  # items without a vector of their own: they have the mean of the others
@@ -144,7 +145,7 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
         normalize: bring ``embedding`` to unit length, as ``export_embeddings.normalize`` does for vectors made here.
 
     Returns:
-        The vectors.  A single kind of vector is the ``embedding`` too; with pictures and texts alone, the two are yet to be
+        The vectors.  A single kind of vector is the ``embedding`` too; with images and texts alone, the two are yet to be
         fused.
 
     Raises:
@@ -173,24 +174,17 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
     main = columns[next(ours for ours in names if ours in columns)]
     _check_missing(path, ~main.known, raw_item_ids, params.max_missing_share)
     image, text = columns.get("image_embedding"), columns.get("text_embedding")
+    embedding = main.filled() if "embedding" in columns or len(columns) == 1 else None
     none = np.zeros(len(raw_item_ids), dtype=bool)
     return ForeignVectors(
         image=None if image is None else image.matrix_ID,
         text=None if text is None else text.filled(),
-        embedding=_unit(main.filled().copy(), normalize) if "embedding" in columns or len(columns) == 1 else None,
+        embedding=unit_rows(embedding) if embedding is not None and normalize else embedding,
         has_image=none if image is None else image.known,
         has_text=none if text is None else text.known,
         num_missing=int((~main.known).sum()),
         num_other=join.num_other,
     )
-
-
-def _unit(vectors_ID: np.ndarray, normalize: bool) -> np.ndarray:
-    """Rows of length one if asked; the mean of the others may be zero, and stays so."""
-    if not normalize:
-        return vectors_ID
-    norms_I = np.linalg.norm(vectors_ID, axis=1, keepdims=True)
-    return vectors_ID / np.where(norms_I > 0, norms_I, 1.0)
 
 
 def _check_missing(path: Path, missing_I: np.ndarray, raw_item_ids: Sequence[str], allowed: float) -> None:

@@ -1,7 +1,8 @@
-"""Pictures in a zip or tar file: the wanted entries are found in one pass and read one at a time; nothing is unpacked to disk.
+"""Images in a zip or tar file: the wanted entries are found in one pass and read one at a time; nothing is unpacked to disk.
 
-* Archives are strangers' files and may name millions of entries.  ``zipfile`` and ``tarfile`` keep every entry in memory,
-  and ``tarfile`` reads extended headers of any length; here the memory depends on what is wanted, not on the archive.
+* ``zipfile`` and ``tarfile`` read the archive.  Archives are strangers' files, so what is read of their directories and
+  headers is bounded (:class:`_Bounded`), and ``tarfile`` is not left to keep every member or to end at a damaged header.
+  The directory of a zip file with a million entries takes about 0.5 GiB of memory, once.
 * An entry is found by its path, or by its base name ``<raw_item_id>.jpg`` (any suffix of ``image_formats``) in any folder:
   formats that are decoded before others, then the exact id before other spellings, then the order of paths.
   Where a path occurs twice, the later entry counts, as it does on unpacking.
@@ -11,21 +12,28 @@
   in the code pages that Windows packs with: the first one in which something is wanted counts.
 * Entries with absolute or climbing paths, links and devices are passed over, as are files of the system (``__MACOSX``).
   What is passed over is counted by reason.
-* Zip (APPNOTE 6.3.9, with Zip64; stored or deflated entries) and uncompressed tar (POSIX.1-1988, pax, GNU long names).
+* Read are stored and deflated entries of zip files, and uncompressed tar files: other packings have no bound on what a
+  few bytes unpack to, or no way to reach one entry.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import re
 import struct
+import sys
+import tarfile
+import threading
+import weakref
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from sda_core.errors import ArtifactError
 from sda_core.fetch.image_formats import SUFFIX_ORDER, SUFFIXES
@@ -47,44 +55,53 @@ _CODE_PAGES = (
 )
 """Of names in zip files without the mark of UTF-8: the one of the standard first, then those of Windows and of old Macs."""
 
-_END = struct.Struct("<4s4H2LH")
-_END64_LOCATOR = struct.Struct("<4sLQL")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
-_LOCAL = struct.Struct("<4s5H3L2H")
-_END_MARK, _END64_MARK, _END64_LOCATOR_MARK = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-_CENTRAL_MARK, _LOCAL_MARK = b"PK\x01\x02", b"PK\x03\x04"
-_ZIP_MARKS = (_LOCAL_MARK, _END_MARK)  # the second is an empty one's
-_MAX_COMMENT_BYTES = 65_535
+_MAX_DIRECTORY_BYTES = 128 << 20  # of a zip file; 2.9 million entries at most, which take 1.1 GiB
+_MAX_HEADER_BYTES = 1 << 20  # of one entry of a tar file, with its extended headers
+_BLOCK_BYTES = 512
+_ZIP_MARKS = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty one's
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 _ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly, with masked headers
 _UTF8 = 0x800
 _UNICODE_PATH = 0x7075  # Info-ZIP's extra field
 _PACKINGS = {0: "stored", 8: "deflated", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
 _UNPACKED = frozenset({"stored", "deflated"})
-_PACKED_SLACK_BYTES = 65_536  # by how much packing may lengthen a picture
-
-_BLOCK_BYTES = 512
-_MAX_NAME_BYTES = 65_536
-_MAX_PAX_BYTES = 1 << 20
-_PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]*)=")
-_NO_FILES = frozenset(b"12346")
-_WITHOUT_CONTENTS = frozenset(b"123456")  # links, devices, folders, pipes: their size says nothing
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
+_DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, ValueError, OverflowError, NotImplementedError, EOFError,
+    RecursionError,
+)  # fmt: skip
+"""What ``zipfile`` and ``tarfile`` raise on damaged input."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Where one entry lies, and what the archive states of it."""
 
-    offset: int  # of the local header in a zip file, of the contents in a tar file
+    info: zipfile.ZipInfo | None = field(compare=False, repr=False)  # of a zip file
+    offset: int  # of the header in a zip file, of the contents in a tar file
     num_bytes: int
-    num_packed_bytes: int
     packing: str  # how it is packed, for people; only stored and deflated entries are unpacked
     crc: int | None  # CRC-32 of the contents; tar files have none
 
 
 class UnusableError(Exception):
     """The archive cannot be read, or holds nothing; the text says why."""
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more than ``left`` bytes are read: a stranger's header may state any length."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.left = _MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            size = self.left
+        if size > self.left:
+            raise UnusableError(f"its directory or a header in it has more than the {self.left} bytes that are read")
+        data = super().read(size)
+        self.left -= len(data)
+        return data
 
 
 def plain_path(reference: str) -> PurePosixPath | None:
@@ -96,33 +113,28 @@ def plain_path(reference: str) -> PurePosixPath | None:
 
 
 def check_archive(path: Path) -> None:
-    """Follow an archive's directory, or its headers, to the end; a damaged picture is found by whoever reads it.
-
-    Memory does not depend on the number of entries.
+    """Follow an archive's directory, or its headers, to the end; a damaged image is found by whoever reads it.
 
     Raises:
-        UnusableError: as :class:`PictureArchive` would refuse it; or a zip file's entries do not lie between its begin and
+        UnusableError: as :class:`ImageArchive` would refuse it; or a zip file's entries do not lie between its begin and
             its directory, as where the directory is that of an archive inside a truncated one; or there is no file in it.
         OSError: it cannot be opened.
     """
-    with path.open("rb") as stream:
-        num_bytes = path.stat().st_size
-        is_zip = stream.read(len(_LOCAL_MARK)).startswith(_ZIP_MARKS)
-        end = _zip_directory(stream, num_bytes)[0] if is_zip else num_bytes
-        stream.seek(0)
-        first, num_files = end, 0
-        for name, entry in _scan(stream, num_bytes, lambda names, _: names[0]):
+    with _Bounded(path) as stream:
+        archive = _open(stream)
+        first, num_files = sys.maxsize, 0
+        for _, kind, entry in _scan(archive, stream):
+            num_files += kind == "file"
             first = min(first, entry.offset)
-            num_files += not name.endswith(("/", "\\"))  # a folder
-            if entry.offset + entry.num_packed_bytes > end:
+            if entry.info is not None and isinstance(archive, zipfile.ZipFile) and not _lies_inside(entry.info, archive):
                 raise UnusableError("an entry lies outside of the file")
     if not num_files:
         raise UnusableError("it holds no files")
-    if is_zip and first:
+    if isinstance(archive, zipfile.ZipFile) and first:
         raise UnusableError("its zip directory does not begin at its first entry")
 
 
-class PictureArchive:
+class ImageArchive:
     """The wanted entries of a zip or tar file.
 
     Args:
@@ -141,21 +153,25 @@ class PictureArchive:
         self._by_path: dict[str, dict[str, Entry]] = {}  # folded path: the paths that are so written
         self._by_id: dict[str, tuple[tuple[bool, bool, str], Entry]] = {}
         self._top: tuple[str, ...] | None = None  # folders in which all files lie
+        self._lock = threading.Lock()
         self.num_files = 0
         self.passed_over: Counter[Reason] = Counter()
         self.examples: dict[Reason, list[str]] = {}
         ambiguous: set[str] = set()
         try:
-            with path.open("rb") as stream:
-                self._num_bytes = path.stat().st_size
-                for name, entry in _scan(stream, self._num_bytes, self._wanted):
+            stream = _Bounded(path)
+            weakref.finalize(self, stream.close)
+            self._archive = _open(stream)
+            for names, kind, entry in _scan(self._archive, stream):
+                name = self._wanted(names, kind)
+                if name is not None:
                     self._add(name, entry, ambiguous)
         except (UnusableError, OSError) as error:
-            raise ArtifactError(str(path), f"is no readable picture archive ({error})", _ADVICE) from None
+            raise ArtifactError(str(path), f"is no readable image archive ({error})", _ADVICE) from None
         if ambiguous:
             example = min(ambiguous)
             _log.warning(
-                "%s: %d items have several pictures of their name; the first path counts (for %s: %s)",
+                "%s: %d items have several images of their name; the first path counts (for %s: %s)",
                 path, len(ambiguous), example, self._by_id[example][0][-1],
             )  # fmt: skip
 
@@ -241,37 +257,28 @@ class PictureArchive:
         Raises:
             OSError: the archive itself cannot be read any more.
         """
-        if entry.num_bytes > limit or entry.num_packed_bytes > limit + _PACKED_SLACK_BYTES:
+        if entry.num_bytes > limit:
             return "too_large"
         if entry.packing not in _UNPACKED:
             return "unsupported"
-        if entry.offset + entry.num_packed_bytes > self._num_bytes:
-            return "corrupt"
-        with self.path.open("rb") as stream:  # one each, so that threads do not move each other's place
-            stream.seek(entry.offset)
-            if entry.crc is not None:
-                head = stream.read(_LOCAL.size)
-                if len(head) < _LOCAL.size or not head.startswith(_LOCAL_MARK):
-                    return "corrupt"
-                name_bytes, extra_bytes = _LOCAL.unpack(head)[-2:]
-                stream.seek(entry.offset + _LOCAL.size + name_bytes + extra_bytes)
-            data = stream.read(entry.num_packed_bytes)
-        if entry.packing == "deflated":
-            try:  # one byte more than stated is enough to see that there is more
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.num_bytes + 1)
-            except zlib.error:
+        archive = self._archive
+        try:
+            if entry.info is None or not isinstance(archive, zipfile.ZipFile):
+                with self.path.open("rb") as stream:  # one each, so that threads do not move each other's place
+                    stream.seek(entry.offset)
+                    data = stream.read(entry.num_bytes)
+            elif not _lies_inside(entry.info, archive):
                 return "corrupt"
-        if len(data) != entry.num_bytes or entry.crc not in (None, zlib.crc32(data)):
+            else:
+                with self._lock, archive.open(entry.info) as stream:
+                    data = stream.read(entry.num_bytes + 1)  # one byte more, so that the checksum is compared
+        except _DAMAGE:
             return "corrupt"
-        return data
+        return data if len(data) == entry.num_bytes else "corrupt"
 
 
 _Kind = Literal["file", "folder", "other"]
-_Wants = Callable[[tuple[str, ...], _Kind], str | None]
-"""Gets the readings of an entry's name and what it is, and gives the reading by which it is wanted, or None.
-
-What is ``other`` (a link, a device) is asked about to be counted, and never given.
-"""
+"""What an entry is; the last are links and devices, which are counted and never read."""
 
 
 def _short(path: str, top: tuple[str, ...]) -> Iterator[str]:
@@ -292,12 +299,10 @@ def _kind(name: str) -> _Kind:
     return "folder" if name.endswith(("/", "\\")) else "file"
 
 
-def _readings(name: bytes, is_utf8: bool) -> tuple[str, ...]:
+def _readings(name: bytes) -> tuple[str, ...]:
     """What a name may say, the likeliest first."""
     if name.isascii():
         return (name.decode("ascii"),)
-    if is_utf8:
-        return (name.decode("utf-8", "replace"),)
     readings = dict[str, None]()
     for code_page in ("utf-8", *_CODE_PAGES):
         try:
@@ -307,181 +312,71 @@ def _readings(name: bytes, is_utf8: bool) -> tuple[str, ...]:
     return tuple(readings)  # never empty: cp437 has a character for each byte
 
 
-def _scan(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
-    """The wanted entries of an archive, with their paths, in its own order."""
-    head = stream.read(_BLOCK_BYTES)
-    if head.startswith(_ZIP_MARKS):
-        return _scan_zip(stream, num_bytes, wants)
-    if head.startswith(_COMPRESSED):
-        raise UnusableError("it is compressed as a whole, so that single pictures cannot be reached; unpack it to a plain .tar")
-    if len(head) == _BLOCK_BYTES and (not any(head) or _tar_checksum_fits(head)):
-        return _scan_tar(stream, num_bytes, wants)
-    raise UnusableError(f"it is neither a zip nor a tar file; it begins {head[:16]!r}")
+def _open(stream: _Bounded) -> zipfile.ZipFile | tarfile.TarFile:
+    head = stream.peek(_BLOCK_BYTES)
+    try:
+        if head.startswith(_ZIP_MARKS):
+            return zipfile.ZipFile(stream)
+        if head.startswith(_COMPRESSED):
+            raise UnusableError("it is compressed as a whole, so that single images cannot be reached; unpack it to a plain .tar")
+        stream.left = _MAX_HEADER_BYTES
+        return tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape")
+    except _DAMAGE as error:
+        what = "truncated or damaged" if head.startswith(_ZIP_MARKS) else "neither a zip nor a tar file"
+        raise UnusableError(f"it is {what} ({error}); it begins {head[:16]!r}") from None
 
 
-# ---------------------------------------------------------------------------------------------------- zip
-def _read_exactly(stream: BinaryIO, num_bytes: int, what: str) -> bytes:
-    data = stream.read(num_bytes)
-    if len(data) < num_bytes:
-        raise UnusableError(f"it is truncated: {what} is cut off")
-    return data
+def _scan(archive: zipfile.ZipFile | tarfile.TarFile, stream: _Bounded) -> Iterator[tuple[tuple[str, ...], _Kind, Entry]]:
+    """All entries in the archive's own order: the readings of a name, what it is, and where."""
+    try:
+        yield from _scan_zip(archive, stream) if isinstance(archive, zipfile.ZipFile) else _scan_tar(archive, stream)
+    except _DAMAGE as error:
+        raise UnusableError(f"it is truncated or damaged ({error})") from None
 
 
-def _zip_directory(stream: BinaryIO, num_bytes: int) -> tuple[int, int]:
-    """First byte and end of the central directory."""
-    tail_start = max(0, num_bytes - _END.size - _MAX_COMMENT_BYTES)
-    stream.seek(tail_start)
-    tail = stream.read()
-    place = tail.rfind(_END_MARK)
-    while place >= 0 and place + _END.size > len(tail):
-        place = tail.rfind(_END_MARK, 0, place)
-    if place < 0:
-        raise UnusableError("it is truncated: the zip file has no directory at its end")
-    size, start = _END.unpack_from(tail, place)[5:7]
-    end = tail_start + place
-    if place >= _END64_LOCATOR.size and tail.startswith(_END64_LOCATOR_MARK, place - _END64_LOCATOR.size):
-        end = _END64_LOCATOR.unpack_from(tail, place - _END64_LOCATOR.size)[2]
-        if end > num_bytes:
-            raise UnusableError("the place of its zip directory lies beyond its end")
-        stream.seek(end)
-        record = _read_exactly(stream, _END64.size, "the end of the zip directory")
-        if not record.startswith(_END64_MARK):
-            raise UnusableError("the end of its zip directory is damaged")
-        size, start = _END64.unpack(record)[-2:]
-    if start + size > end:
-        raise UnusableError("its zip directory overlaps its end")
-    return start, start + size
+def _scan_zip(archive: zipfile.ZipFile, stream: _Bounded) -> Iterator[tuple[tuple[str, ...], _Kind, Entry]]:
+    stream.left = sys.maxsize  # the directory has been read; of an entry no more is read than it may have
+    entries = archive.filelist.copy()
+    archive.filelist.clear()  # only the wanted ones stay in memory
+    archive.NameToInfo.clear()
+    for info in entries:
+        names = (info.orig_filename,)
+        if not info.flag_bits & _UTF8 and not names[0].isascii():
+            name = names[0].encode("cp437")  # as which zipfile reads what is not marked
+            names = _readings(_unicode_path(info.extra, name) or name)
+        packing = _PACKINGS.get(info.compress_type, f"method {info.compress_type}")
+        packing = "encrypted" if info.flag_bits & _ENCRYPTED else packing
+        yield names, _kind(names[0]), Entry(info, info.header_offset, info.file_size, packing, info.CRC)
 
 
-def _scan_zip(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
-    place, end = _zip_directory(stream, num_bytes)
-    stream.seek(place)
-    while place < end:
-        head = _read_exactly(stream, _CENTRAL.size, "the zip directory")
-        if not head.startswith(_CENTRAL_MARK):
-            raise UnusableError(f"its zip directory is damaged at byte {place}")
-        fields = _CENTRAL.unpack(head)
-        flags, method, crc, packed, size, name_bytes, extra_bytes, comment_bytes = (*fields[3:5], *fields[7:13])
-        rest = _read_exactly(stream, name_bytes + extra_bytes + comment_bytes, "the zip directory")
-        place += len(head) + len(rest)
-        extra = rest[name_bytes : name_bytes + extra_bytes]
-        raw_name, is_utf8 = rest[:name_bytes], bool(flags & _UTF8)
-        unicode_name = None if is_utf8 or raw_name.isascii() else _unicode_path(extra, raw_name)
-        readings = _readings(raw_name, is_utf8) if unicode_name is None else _readings(unicode_name, is_utf8=True)
-        name = wants(readings, _kind(readings[0]))
-        if name is not None:
-            size, packed, offset = _wide(extra, size, packed, fields[16])
-            packing = "encrypted" if flags & _ENCRYPTED else _PACKINGS.get(method, f"method {method}")
-            yield name, Entry(offset, size, packed, packing, crc)
-
-
-def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<HH", extra)
-        yield kind, extra[4 : 4 + length]
-        extra = extra[4 + length :]
+def _lies_inside(info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> bool:
+    return 0 <= info.header_offset <= archive.start_dir - info.compress_size
 
 
 def _unicode_path(extra: bytes, name: bytes) -> bytes | None:
     """The name in UTF-8 from Info-ZIP's extra field (APPNOTE 4.6.9), where it was made of this very name."""
-    for kind, field in _extra_fields(extra):
-        if kind == _UNICODE_PATH and field[:5] == struct.pack("<BL", 1, zlib.crc32(name)):
-            return field[5:]
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_PATH and extra[4:9] == struct.pack("<BL", 1, zlib.crc32(name)):
+            return extra[9 : 4 + length]
+        extra = extra[4 + length :]
     return None
 
 
-def _wide(extra: bytes, *values: int) -> list[int]:
-    """The values, those of 32 one bits replaced by the 64 bits of the Zip64 field, as far as it has them."""
-    found = list(values)
-    for kind, field in _extra_fields(extra):
-        if kind == 1:
-            for position, value in enumerate(found):
-                if value == 0xFFFFFFFF and len(field) >= 8:
-                    found[position] = int.from_bytes(field[:8], "little")
-                    field = field[8:]
-            break
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------- tar
-def _tar_checksum_fits(head: bytes) -> bool:
-    try:
-        stated = _tar_number(head[148:156])
-    except UnusableError:
-        return False
-    return stated == sum(head[:148]) + sum(b"        ") + sum(head[156:])
-
-
-def _tar_number(digits: bytes) -> int:
-    """Octal digits, or GNU's big-endian number behind a byte 0x80."""
-    if digits[0] == 0x80:
-        return int.from_bytes(digits[1:], "big")
-    text = digits.split(b"\0")[0].strip()
-    if text.strip(b"01234567"):
-        raise UnusableError(f"a number in it is no number ({text!r})")
-    return int(text or b"0", 8)
-
-
-def _pax_values(data: bytes) -> dict[str, bytes]:
-    """The records ``<length> <key>=<value>`` that matter here, a line each."""
-    values: dict[str, bytes] = {}
-    place, end = 0, len(data.rstrip(b"\0"))
-    while place < end:
-        match = _PAX_RECORD.match(data, place)
-        if match is None or not match.end() < place + int(match[1]) <= len(data):
-            raise UnusableError("an extended header in it is damaged")
-        place += int(match[1])
-        key = match[2].decode("utf-8", "replace")
-        if key in ("path", "size") or key.startswith("GNU.sparse"):
-            values[key] = data[match.end() : place - 1]
-    return values
-
-
-def _scan_tar(stream: BinaryIO, num_bytes: int, wants: _Wants) -> Iterator[tuple[str, Entry]]:
-    place = 0
-    long_name: bytes | None = None
-    pax: dict[str, bytes] = {}
-    while True:
-        stream.seek(place)
-        head = _read_exactly(stream, _BLOCK_BYTES, "its end")
-        if not any(head):
-            return
-        if not _tar_checksum_fits(head):
-            raise UnusableError(f"its tar header at byte {place} is damaged")
-        kind = head[156]
-        start = place + _BLOCK_BYTES
-        size = _tar_number(head[124:136])
-        if kind in b"Lx":
-            if size > (_MAX_NAME_BYTES if kind == ord("L") else _MAX_PAX_BYTES):
-                raise UnusableError(f"its extended header at byte {place} has {size} bytes")
-            data = _read_exactly(stream, size, "an extended header")
-            if kind == ord("L"):
-                long_name = data.split(b"\0")[0]
-            else:
-                pax = _pax_values(data)
-        elif kind in b"Kg":  # long link names, and what is common to all entries
-            pass
-        elif kind == ord("S"):
-            raise UnusableError("it holds sparse files; pack it without --sparse")
-        else:
-            stated = pax.get("size", b"0").decode("utf-8", "replace")
-            if not re.fullmatch(r"[0-9]{1,19}", stated):
-                raise UnusableError(f"an extended header in it states the size {stated[:20]!r}")
-            size = 0 if kind in _WITHOUT_CONTENTS else int(pax.get("size", size))
-            readings = _readings(pax.get("path", long_name or _tar_name(head)), is_utf8=False)
-            if kind in _NO_FILES:
-                wants(readings, "other")
-            elif kind in b"\x0007":
-                name = wants(readings, _kind(readings[0]))
-                sparse = any(key.startswith("GNU.sparse") for key in pax)
-                if name is not None:
-                    yield name, Entry(start, size, size, "sparse" if sparse else "stored", None)
-            long_name, pax = None, {}
-        if start + size > num_bytes:
-            raise UnusableError(f"it is truncated: an entry ends at byte {start + size} of {num_bytes}")
-        place = start + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
-
-
-def _tar_name(head: bytes) -> bytes:
-    name, prefix = (head[begin:end].split(b"\0")[0] for begin, end in ((0, 100), (345, 500)))
-    return prefix + b"/" + name if prefix and head[257:263] == b"ustar\0" else name
+def _scan_tar(archive: tarfile.TarFile, stream: _Bounded) -> Iterator[tuple[tuple[str, ...], _Kind, Entry]]:
+    while (member := archive.next()) is not None:
+        vars(archive)["members"].clear()  # else each stays in memory
+        if member.size < 0 or archive.offset <= member.offset:
+            raise UnusableError(f"its tar header at byte {member.offset} states a size that is no number")
+        if not member.isdir() and member.type in tarfile.SUPPORTED_TYPES:
+            names = _readings(member.name.encode("utf-8", "surrogateescape"))
+            packing = "sparse" if member.issparse() else "stored"
+            kind = _kind(names[0]) if member.isreg() else "other"
+            yield names, kind, Entry(None, member.offset_data, member.size, packing, None)
+        stream.left = _MAX_HEADER_BYTES
+    stream.seek(archive.offset)
+    end = stream.read(_BLOCK_BYTES)
+    if len(end) < _BLOCK_BYTES:
+        raise UnusableError("it is truncated: its end is cut off")
+    if any(end):  # tarfile takes a damaged header for the end
+        raise UnusableError(f"its tar header at byte {archive.offset} is damaged")

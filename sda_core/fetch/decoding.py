@@ -1,15 +1,15 @@
-"""One picture: from bytes that a stranger made to a small RGB file of our own.
+"""One image: from bytes that a stranger made to a small RGB file of our own.
 
 * The formats of ``image_formats.FORMATS`` are tried; no decoder that runs other programs.
 * A file of another format (HEIC, SVG), or of no image format (an HTML page), is ``unsupported``, with its name; a damaged
   one is ``corrupt``.
 * The number of pixels is taken from the header and compared before anything is decoded.
-* A picture counts as good only when all of it could be decoded; the first frame of an animation is taken.
+* A image counts as good only when all of it could be decoded; the first frame of an animation is taken.
 * Colour profiles are ignored (sRGB is assumed); transparency is laid on white; EXIF orientation is applied.  Nothing but
   the pixels is stored: no comments, profiles or positions.
 * Of channels of 16 bits the upper eight are taken.  Integers of 32 bits and floating-point numbers do not state what is white:
   it is the smallest of 1 (floating-point only), 255, 65,535 and the largest integer that no pixel exceeds.
-* Losslessly coded pictures that need no reduction are stored as PNG, everything else as JPEG of quality 90 with full
+* Losslessly coded images that need no reduction are stored as PNG, everything else as JPEG of quality 90 with full
   colour resolution.
 """
 
@@ -74,8 +74,8 @@ def _quiet() -> Generator[None]:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What became of one picture; the rest is None unless ``status`` is ``ok``."""
+class PreparedImage:
+    """What became of one image; the rest is None unless ``status`` is ``ok``."""
 
     status: str
     image: bytes | None = None
@@ -84,27 +84,27 @@ class Picture:
     reason: str | None = None  # of unsupported: the name of the format
 
 
-def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> Picture:
+def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> PreparedImage:
     """Decode, check, reduce and encode again.
 
     Args:
-        data: an encoded picture, or anything else.
+        data: an encoded image, or anything else.
         max_pixels: bound on width x height as the header states them (Pillow's own bound of about 179 million holds besides).
-        stored_pixels: larger pictures are reduced to at most so many, width x height, in their own proportions.
+        stored_pixels: larger images are reduced to at most so many, width x height, in their own proportions.
 
     Returns:
-        ``ok`` with the encoded RGB picture, ``corrupt``, ``too_large``, or ``unsupported`` with the format's name.
+        ``ok`` with the encoded RGB image, ``corrupt``, ``too_large``, or ``unsupported`` with the format's name.
     """
     if data.startswith(_JPEG_MARK):
         if len(_SCAN.findall(data)) > _MAX_SCANS:  # each may cost a pass over all pixels for a dozen bytes
-            return Picture("corrupt")
+            return PreparedImage("corrupt")
         data = _with_one_exif_segment(data)
     try:
         with _quiet():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         with image, _large if image.width * image.height > _LARGE_PIXELS else nullcontext():
             if image.width * image.height > max_pixels or _tile_pixels(image) > max_pixels:
-                return Picture("too_large")
+                return PreparedImage("too_large")
             size = stored_size(image.width, image.height, stored_pixels)
             lossless = image.format not in _LOSSY and size == image.size
             image.draft(None, (2 * size[0], 2 * size[1]))  # JPEG only: decode at a half, quarter or eighth where that suffices
@@ -116,27 +116,27 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> Picture:
                 rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
             rgb = _upright(image, rgb)
     except (Image.DecompressionBombError, MemoryError):
-        return Picture("too_large")
+        return PreparedImage("too_large")
     except Image.UnidentifiedImageError:
         name = recognized(data) or _tiff_variant(data)
-        return Picture("corrupt") if name is None else Picture("unsupported", reason=name)
+        return PreparedImage("corrupt") if name is None else PreparedImage("unsupported", reason=name)
     except _UnsupportedError as error:
-        return Picture("unsupported", reason=str(error))
+        return PreparedImage("unsupported", reason=str(error))
     except NotImplementedError:  # Pillow's word for texture formats that it knows and does not decode
-        return Picture("unsupported", reason="DDS variant" if data.startswith(b"DDS ") else "texture variant")
+        return PreparedImage("unsupported", reason="DDS variant" if data.startswith(b"DDS ") else "texture variant")
     except _DAMAGE:
-        return Picture("corrupt")
+        return PreparedImage("corrupt")
     rgb.info = {}  # Pillow would write the comment and the profile of the source
     stream = io.BytesIO()
     if lossless:
         rgb.save(stream, "PNG")
     else:
         rgb.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return Picture("ok", stream.getvalue(), rgb.width, rgb.height)
+    return PreparedImage("ok", stream.getvalue(), rgb.width, rgb.height)
 
 
 def stored_size(width: int, height: int, stored_pixels: int) -> tuple[int, int]:
-    """Width and height at which a picture is stored: its own, or reduced to an area of at most ``stored_pixels``.
+    """Width and height at which an image is stored: its own, or reduced to an area of at most ``stored_pixels``.
 
     Both sides are multiplied by ``sqrt(stored_pixels / (width * height))`` and rounded down, but to no less than 1.
     """
@@ -229,7 +229,7 @@ def _without_key(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel, without transparency; the picture itself where it is so already."""
+    """Eight bits a channel, without transparency; the image itself where it is so already."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -291,7 +291,7 @@ def _white(image: Image.Image, values: np.ndarray, tags: Mapping[int, Any]) -> i
 
 
 def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Apply the source's EXIF orientation; damaged EXIF says nothing about the picture itself."""
+    """Apply the source's EXIF orientation; damaged EXIF says nothing about the image itself."""
     if len(image.info.get("exif", b"")) + len(image.info.get("Raw profile type exif", "")) > _MAX_EXIF_CHARS:
         return rgb
     try:

@@ -69,7 +69,7 @@ class Verdict:
 def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: Path, root: Path) -> dict[str, Any]:
     """Bring the raw files of a dataset into ``raw``.
 
-    Afterwards ``raw`` holds the reviews file, the metadata file, an archive of pictures where the dataset names one
+    Afterwards ``raw`` holds the reviews file, the metadata file, an archive of images where the dataset names one
     (for the built-in shop ``images.zip``), and the manifest; nothing else.  What is there already and whole is kept,
     what is unfinished is gone on with.
 

@@ -6,35 +6,20 @@ stale lock to detect.
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import shutil
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from sda_core.errors import DownloadError, failed_path, storage_error
 
 _log = logging.getLogger(__name__)
 
-
-def _acquire(handle: IO[bytes]) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except (OSError, ImportError) as error:  # some network file systems know no locks, and some systems have no fcntl
-        _log.warning("%s cannot be locked (%s); make sure that no other run writes there", handle.name, error)
-    return True
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # of some network file systems
 
 
 def remove(path: Path) -> None:
@@ -89,24 +74,18 @@ def folder_lock(folder: Path) -> Generator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock.tmp")
-    while True:
-        handle = path.open("a+b")
-        if not _acquire(handle):
-            handle.close()
-            raise DownloadError(str(folder), "another run is writing to it", "wait for that run to end, or stop it")
-        try:
-            if os.path.samestat(path.stat(), os.fstat(handle.fileno())):
-                break
-        except FileNotFoundError:
-            pass  # the former holder removed the file between our opening and locking it
-        handle.close()
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DownloadError(str(folder), "another run is writing to it", "wait for that run to end, or stop it") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _log.warning("%s cannot be locked (%s); make sure that no other run writes there", folder, error)
     try:
         yield
     finally:
-        if sys.platform == "win32":  # an open file cannot be removed there
-            handle.close()
-            with suppress(OSError):
-                path.unlink()
-        else:
-            path.unlink(missing_ok=True)
-            handle.close()
+        with suppress(PermissionError):  # on Windows the file is open
+            path.unlink(missing_ok=True)  # while it is held, so that nobody else's goes
+        lock.release()

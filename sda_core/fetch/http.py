@@ -1,10 +1,13 @@
-"""What the downloader and the picture fetcher share about HTTP: the client, when to try again, and how long to wait.
+"""What the downloader and the image fetcher share about HTTP: the client, when to try again, and how long to wait.
 
 * Asynchronous throughout, because only a deadline around the whole exchange stops a server that drips its headers.
 * Proxies come from the environment, as httpx reads them.
 * Certificate authorities come from the first of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` (both are used where both are
   set), ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` that is set, or else from the certifi package.
+  truststore would trust the system's, which a slim container lacks; httpx alone does not know the last two.
 * Redirects are followed, to http and https only.
+* Retries are counted by the callers.  tenacity and httpx-retries repeat one request; here a whole host waits or is given
+  up, a body is resumed, and progress gives back all retries, so they would replace the four lines of :func:`backoff`.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def _authorities() -> tuple[str, str, str]:
 
 @functools.cache
 def _tls(variables: str, file: str, folder: str) -> ssl.SSLContext:
-    """One for the process: reading the certificates takes longer than fetching a picture."""
+    """One for the process: reading the certificates takes longer than fetching an image."""
     if not variables:
         return httpx.create_ssl_context(trust_env=False)
     try:

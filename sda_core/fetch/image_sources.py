@@ -1,4 +1,4 @@
-"""Where an item's picture may lie: folders, an archive, an address; and what identifies it there.
+"""Where an item's image may lie: folders, an archive, an address; and what identifies it there.
 
 References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
 """
@@ -15,7 +15,7 @@ from typing import assert_never
 
 import httpx
 
-from sda_core.fetch.archives import Entry, PictureArchive, Reason, plain_path
+from sda_core.fetch.archives import Entry, ImageArchive, Reason, plain_path
 from sda_core.fetch.image_names import NUM_EXAMPLES, ImageFolder, ItemNames
 from sda_core.fingerprint import sha256_file
 from sda_core.params import FetchImagesParams
@@ -29,7 +29,7 @@ _REASONS: dict[Reason, str] = {
     "no_file": "are links or devices and are passed over; pack the files themselves (tar --dereference --hard-dereference)",
 }
 
-_FORMAT = "pictures 3"  # part of every key: another number makes all pictures anew
+_FORMAT = "pictures 3"  # part of every key: with another value all images are made again, hence the old word
 _MAX_REFERENCES = 16
 
 
@@ -59,7 +59,7 @@ Source = Address | LocalFile | Entry | Nothing
 
 @dataclass(frozen=True)
 class Item:
-    """What is told about one item's picture."""
+    """What is told about one item's image."""
 
     item_id: int
     raw_item_id: str
@@ -79,8 +79,8 @@ def _is_address(reference: str) -> bool:
     return reference.lower().startswith(("http://", "https://", "//"))
 
 
-def open_archive(path: Path, items: Iterable[Item]) -> PictureArchive:
-    """The picture archive, with what these items want of it.
+def open_archive(path: Path, items: Iterable[Item]) -> ImageArchive:
+    """The image archive, with what these items want of it.
 
     Raises:
         ArtifactError: it is no readable archive.
@@ -90,19 +90,19 @@ def open_archive(path: Path, items: Iterable[Item]) -> PictureArchive:
     for item in items:
         paths.update(item.relative_paths())
         raw_item_ids.add(item.raw_item_id)
-    return PictureArchive(path, paths, raw_item_ids)
+    return ImageArchive(path, paths, raw_item_ids)
 
 
 @dataclass
 class Finder:
-    """Knows where pictures may lie, and what identifies them; folders are listed when it is made.
+    """Knows where images may lie, and what identifies them; folders are listed when it is made.
 
     ``items`` are the ids of all items: with them, a file in a folder counts for one item only.
     """
 
     local_folder: Path | None
     image_folder: Path | None
-    archive: PictureArchive | None
+    archive: ImageArchive | None
     params: FetchImagesParams
     items: ItemNames | None = None
 
@@ -112,7 +112,7 @@ class Finder:
         self._folders = [ImageFolder(root, named, self.items) for root, named in places if root is not None]
 
     def sources(self, item: Item) -> list[Source]:
-        """Where to look for an item's picture, best first; empty where nothing is said about it."""
+        """Where to look for an item's image, best first; empty where nothing is said about it."""
         references = [reference.strip() for reference in item.references[:_MAX_REFERENCES]]
         found: list[Source] = []
         named = (folder.of(item.raw_item_id) for folder in self._folders)
@@ -144,7 +144,7 @@ class Finder:
             return Nothing("missing_url")
 
     def key(self, item: Item, sources: Sequence[Source]) -> str:
-        """Hash of all that an item's picture depends on."""
+        """Hash of all that an item's image depends on."""
         parts = [
             _FORMAT,
             item.raw_item_id,
@@ -203,7 +203,7 @@ class Finder:
         return counts
 
     def read(self, source: LocalFile | Entry) -> bytes | str:
-        """The bytes of a local picture, or the status that says why there are none."""
+        """The bytes of a local image, or the status that says why there are none."""
         limit = self.params.max_bytes
         try:
             match source:

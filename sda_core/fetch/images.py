@@ -1,16 +1,16 @@
-"""Pictures of the kept items: found, fetched politely, checked, and stored in shards.
+"""Images of the kept items: found, fetched politely, checked, and stored in shards.
 
-* Where a picture comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (or another extension of
+* Where an image comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (or another extension of
   ``image_formats``, see ``image_names``); ``<image_folder>/<raw_item_id>.jpg``; the item's relative references, inside
-  ``local_folder``, ``image_folder`` or the archive of pictures (the file of the manifest with the role ``images``); the
+  ``local_folder``, ``image_folder`` or the archive of images (the file of the manifest with the role ``images``); the
   archive's entry that is named after the item; the item's addresses.  With a local folder nothing is fetched over the
   network.
 * References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
 * When several references fail, the item gets the status that leaves most hope: ``timeout``, ``http_error``,
   ``too_large``, ``unsupported``, ``corrupt``, ``http_404``, ``missing_file``, ``missing_url``.
-* ``429`` and ``503`` make the whole host wait, not one picture; a host that fails fifty times in a row is left alone for
-  the rest of the run, and its pictures keep that status.
-* Every row carries a key of what its picture was made from (id, references, contents of local files, bounds).  A later
+* ``429`` and ``503`` make the whole host wait, not one image; a host that fails fifty times in a row is left alone for
+  the rest of the run, and its images keep that status.
+* Every row carries a key of what its image was made from (id, references, contents of local files, bounds).  A later
   run keeps each row whose key it needs again, wherever it stands, so that another filter does not fetch anew what is
   there; rows with ``timeout`` or ``http_error`` are tried again, as are unsupported ones whose
   format is decoded now.
@@ -36,7 +36,7 @@ import polars as pl
 from sda_core.artifacts import ITEMS, write_json
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.fetch.archives import Entry
-from sda_core.fetch.decoding import Picture, prepare
+from sda_core.fetch.decoding import PreparedImage, prepare
 from sda_core.fetch.folders import kept_folder, remove
 from sda_core.fetch.http import (
     RETRIED_STATUSES,
@@ -81,7 +81,7 @@ _GONE = frozenset({404, 410})
 _HOST_WAITS = frozenset({429, 503})
 _MAX_HOST_FAILURES = 50
 _MAX_DECODERS = 4  # each may hold a few copies of 4 million pixels, and one of them of max_pixels
-_BLOCKS_AT_ONCE = 2  # so that one slow picture at the end of a block does not idle the others
+_BLOCKS_AT_ONCE = 2  # so that one slow image at the end of a block does not idle the others
 
 
 # ------------------------------------------------------------------------------------------------ network
@@ -104,7 +104,7 @@ class _Host:
 
 
 class _Fetcher:
-    """Turns sources into pictures; at most ``num_workers`` at a time, ``max_per_host`` of them from one host."""
+    """Turns sources into images; at most ``num_workers`` at a time, ``max_per_host`` of them from one host."""
 
     def __init__(
         self, finder: Finder, params: FetchImagesParams, client: httpx.AsyncClient, decoders: ThreadPoolExecutor
@@ -116,20 +116,20 @@ class _Fetcher:
         self._workers = asyncio.Semaphore(params.num_workers)
         self._hosts: dict[str, _Host] = {}
 
-    async def picture(self, sources: Sequence[Source]) -> Picture:
-        """The first good picture, or the most hopeful status."""
-        failed: list[Picture] = []
+    async def image(self, sources: Sequence[Source]) -> PreparedImage:
+        """The first good image, or the most hopeful status."""
+        failed: list[PreparedImage] = []
         for source in sources:
-            picture = await self._one(source)
-            if picture.status == "ok":
-                return picture
-            failed.append(picture)
-        return min(failed, key=lambda picture: _HOPE.index(picture.status), default=Picture("missing_url"))
+            image = await self._one(source)
+            if image.status == "ok":
+                return image
+            failed.append(image)
+        return min(failed, key=lambda image: _HOPE.index(image.status), default=PreparedImage("missing_url"))
 
-    async def _one(self, source: Source) -> Picture:
+    async def _one(self, source: Source) -> PreparedImage:
         match source:
             case Nothing(status):
-                return Picture(status)
+                return PreparedImage(status)
             case LocalFile() | Entry():
                 async with self._workers:
                     return await asyncio.get_running_loop().run_in_executor(self._decoders, self._local, source)
@@ -138,18 +138,18 @@ class _Fetcher:
             case _:
                 assert_never(source)
 
-    def _prepare(self, data: bytes) -> Picture:
+    def _prepare(self, data: bytes) -> PreparedImage:
         return prepare(data, self._params.max_pixels, self._params.stored_pixels)
 
-    def _local(self, source: LocalFile | Entry) -> Picture:
+    def _local(self, source: LocalFile | Entry) -> PreparedImage:
         data = self._finder.read(source)
         if not isinstance(data, str):
             return self._prepare(data)
         if data == "unsupported" and isinstance(source, Entry):
-            return Picture(data, reason=f"archive entry: {source.packing}")
-        return Picture(data)
+            return PreparedImage(data, reason=f"archive entry: {source.packing}")
+        return PreparedImage(data)
 
-    async def _fetch(self, url: str) -> Picture:
+    async def _fetch(self, url: str) -> PreparedImage:
         """Ask for one address until there is an answer that will stay, or the retries are used up."""
         name = httpx.URL(url).host
         host = self._hosts.setdefault(name, _Host(self._params.max_per_host))
@@ -161,25 +161,25 @@ class _Fetcher:
                 async with host.slots:
                     await host.ready()
                     if host.given_up is not None:
-                        return Picture(host.given_up)
+                        return PreparedImage(host.given_up)
                     await held.enter_async_context(self._workers)
                     answer = await self._request(url, host, attempt)
                 if isinstance(answer, bytes):  # the host may serve another while this one is decoded
                     host.num_failures = 0
-                    picture = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
-                    # a transparent or white dot is what shops send for pictures that they no longer have
-                    return Picture("http_404") if (picture.width, picture.height) == (1, 1) else picture
+                    image = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
+                    # a transparent or white dot is what shops send for images that they no longer have
+                    return PreparedImage("http_404") if (image.width, image.height) == (1, 1) else image
                 status, final = answer
                 if final:
                     host.num_failures = 0
-                    return Picture(status)
+                    return PreparedImage(status)
                 host.num_failures += 1
                 if host.num_failures >= _MAX_HOST_FAILURES and host.given_up is None:
                     host.given_up = status
                     _log.warning(
-                        "%s failed %d times in a row; its other pictures are left for the next run", name, host.num_failures
+                        "%s failed %d times in a row; its other images are left for the next run", name, host.num_failures
                     )
-        return Picture(status)
+        return PreparedImage(status)
 
     async def _request(self, url: str, host: _Host, attempt: int) -> bytes | tuple[str, bool]:
         """One request: the body, or a status and whether it is final."""
@@ -276,14 +276,14 @@ class _Shelf:
         digest = hashlib.sha256("\n".join(shard.index.keys).encode()).hexdigest()[:16]
         shard.path = path.replace(path.with_name(f".old-{digest}.parquet"))
 
-    def take(self, keys: Sequence[str]) -> dict[str, Picture]:
-        """Pictures of the rows with these keys, as far as there are any; one shard in memory at a time."""
+    def take(self, keys: Sequence[str]) -> dict[str, PreparedImage]:
+        """Images of the rows with these keys, as far as there are any; one shard in memory at a time."""
         wanted: dict[Path, list[tuple[str, int]]] = {}
         for key in keys:
             if key in self.rows:
                 shard, row = self.rows[key]
                 wanted.setdefault(shard.path, []).append((key, row))
-        taken: dict[str, Picture] = {}
+        taken: dict[str, PreparedImage] = {}
         for path, places in wanted.items():
             try:
                 rows = read_shard(path)
@@ -291,7 +291,7 @@ class _Shelf:
                 _log.warning("%s", error)
                 continue
             for key, row in places:
-                taken[key] = Picture(rows[row].status, rows[row].image, rows[row].width, rows[row].height, rows[row].reason)
+                taken[key] = PreparedImage(rows[row].status, rows[row].image, rows[row].width, rows[row].height, rows[row].reason)
         return taken
 
 
@@ -335,16 +335,16 @@ class _Outcome:
 def fetch_images(
     items: pl.DataFrame, raw: Path, local_folder: Path | None, image_folder: Path | None, params: FetchImagesParams, out: Path
 ) -> dict[str, int | float]:
-    """Bring the pictures of all items into ``out``, in shards of ``shard_rows`` items in ``item_id`` order.
+    """Bring the images of all items into ``out``, in shards of ``shard_rows`` items in ``item_id`` order.
 
     ``out`` is kept between runs; shards and rows that are still right are kept, everything else in it is removed.  The
     result depends neither on the number of workers nor on interruptions.
 
     Args:
         items: table ``ITEMS``.
-        raw: folder of raw files with its manifest; an archive of pictures that the manifest names is used.
+        raw: folder of raw files with its manifest; an archive of images that the manifest names is used.
         local_folder: folder that relative references are relative to; with it, nothing is fetched over the network.
-        image_folder: another folder of pictures; what is not there is fetched.
+        image_folder: another folder of images; what is not there is fetched.
         params: bounds, retries, politeness.
         out: folder of the shards and of ``coverage.json``, which is written last.
 
@@ -354,7 +354,7 @@ def fetch_images(
 
     Raises:
         ArtifactError: ``items`` has another schema, or the manifest or the archive cannot be read.
-        DownloadError: a folder of pictures is missing, or another run is writing to ``out``.
+        DownloadError: a folder of images is missing, or another run is writing to ``out``.
         StorageError: ``out`` cannot be written.
     """
     table, finder = _open(items, raw, local_folder, image_folder, params)
@@ -431,7 +431,7 @@ def _refuse_links(table: Sequence[Item], finder: Finder) -> None:
 
 
 def to_try_again(coverage: Mapping[str, int | float]) -> dict[str, str]:
-    """What to tell of pictures that failed for a time: how many, and what to do; empty where there are none."""
+    """What to tell of images that failed for a time: how many, and what to do; empty where there are none."""
     num_failed = sum(coverage[f"num_{status}"] for status in _TRIED_AGAIN)
     advice = "`dvc repro --single-item --force fetch_images` tries them again, and only them"
     return {"failed for a time": f"{num_failed} ({advice})"} if num_failed else {}
@@ -490,8 +490,8 @@ async def _block(
         sources = [finder.sources(item) for item in items]
         return sources, [finder.key(item, found) for item, found in zip(items, sources, strict=True)]
 
-    async def picture(sources: Sequence[Source], known: Picture | None) -> Picture:
-        made = known or await fetcher.picture(sources)
+    async def image(sources: Sequence[Source], known: PreparedImage | None) -> PreparedImage:
+        made = known or await fetcher.image(sources)
         bar.update(1)
         return made
 
@@ -504,10 +504,10 @@ async def _block(
     async with shelf.lock:
         shelf.make_way(path)
         known = await asyncio.to_thread(shelf.take, keys)
-    pictures = await asyncio.gather(*(picture(found, known.get(key)) for found, key in zip(sources, keys, strict=True)))
+    images = await asyncio.gather(*(image(found, known.get(key)) for found, key in zip(sources, keys, strict=True)))
     rows = [
         ImageRow(item.item_id, item.raw_item_id, made.status, made.image, made.width, made.height, made.reason)
-        for item, made in zip(items, pictures, strict=True)
+        for item, made in zip(items, images, strict=True)
     ]
     await asyncio.to_thread(write_shard, path, rows, keys)
     outcome.add(items, [row.status for row in rows], [row.reason for row in rows])

@@ -4,7 +4,7 @@
   on with ``Range`` and ``If-Range`` (RFC 9110 sections 13.1.5 and 14.2); without a validator, or with another one, it
   begins anew.
 * Bodies are stored as sent (``Accept-Encoding: identity``).  Before a file is accepted, a gzip file is read to its end,
-  and the directory of a zip file or the chain of a tar file's headers is followed; pictures are looked at one by one later.
+  and the directory of a zip file or the chain of a tar file's headers is followed; images are looked at one by one later.
 * The number of retries counts attempts without progress, so that a long file survives many short connections.
 * Waits are bounded on both sides: no answer, or less than 1 KiB/s over ``timeout_seconds``, is a stall, and no body may
   be longer than ``max_file_bytes``.
@@ -124,7 +124,7 @@ def _check_head(head: bytes, wanted: Wanted, content_type: str) -> None:
     """Refuse what cannot become the file, from its first bytes; a few bytes may leave it open.
 
     Raises:
-        RefusedError: an HTML page or other markup, no gzip under a name that ends in ``.gz``, or no archive of pictures.
+        RefusedError: an HTML page or other markup, no gzip under a name that ends in ``.gz``, or no archive of images.
     """
     name = wanted.target.name.lower()
     html = content_type.lower().startswith("text/html")
@@ -145,7 +145,7 @@ def _check_head(head: bytes, wanted: Wanted, content_type: str) -> None:
     if html or _HTML.match(head):
         raise RefusedError(f"an HTML page came instead of the file (it begins {_quote(head)})")
     if wanted.role == "images" and head.startswith(_GZIP_MAGIC):
-        raise RefusedError("is a gzip file, in which single pictures cannot be reached; unpack it to .tar, or take a .zip")
+        raise RefusedError("is a gzip file, in which single images cannot be reached; unpack it to .tar, or take a .zip")
     found, advice = wrong_kind(head), None
     if wanted.role == "images":
         found, advice = binary_kind(head), "pack the images as .zip or plain .tar"

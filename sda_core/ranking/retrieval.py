@@ -21,7 +21,7 @@ import torch
 
 from sda_core.errors import TrainingError
 from sda_core.log import progress
-from sda_core.params import EvaluateParams, RetrievalParams
+from sda_core.params import EvaluateParams
 from sda_core.ranking.places import place_targets, placed_table
 from sda_core.recommenders.base import Recommender
 from sda_core.recommenders.batches import EvaluationData
@@ -34,9 +34,6 @@ RECALL = "retrieval_recall@10"
 Search = Callable[[np.ndarray, int], np.ndarray]
 """Queries ``(Q, K)`` and a number k to rows ``(Q, k)`` with the largest inner products, best first; -1 where fewer were found."""
 
-MakeSearch = Callable[[np.ndarray, RetrievalParams], Search]
-"""Vectors ``(I, K)`` and settings to a search over them."""
-
 
 def place(
     recommender: Recommender,
@@ -44,14 +41,12 @@ def place(
     candidates: np.ndarray | None,
     params: EvaluateParams,
     device: torch.device,
-    make_search: MakeSearch,
 ) -> tuple[pl.DataFrame, dict[str, float]]:
     """Place each test user's target as the params say: by all scores, or by retrieval.
 
     Args:
         recommender, data, candidates, device: see :func:`sda_core.ranking.place_targets`.
         params: with ``retrieval`` null every score is computed; so it is for a recommender whose scores are no inner products.
-        make_search: builds the index, :func:`sda_core.index.inner_product_search`.
 
     Returns:
         The columns of ``place_targets``; and by retrieval ``retrieval_recall@10``, else nothing.
@@ -63,10 +58,12 @@ def place(
     matrix_IK = None if params.retrieval is None else recommender.item_matrix()
     if params.retrieval is None or matrix_IK is None:
         return place_targets(recommender, data, candidates, params.batch_size, device), {}
+    from sda_core.index import inner_product_search  # loads FAISS, which scoring every item needs not
+
     items_IK = matrix_IK.float().cpu().numpy()
     if not np.isfinite(items_IK[1:]).all():
         raise _not_finite(recommender)
-    retrieval = _Retrieval(recommender, data, items_IK, make_search(items_IK[1:], params.retrieval), params, device)
+    retrieval = _Retrieval(recommender, data, items_IK, inner_product_search(items_IK[1:], params.retrieval), params, device)
     counts, num_found = retrieval.count()
     recall, num_asked = retrieval.recall_at_10(params.retrieval.num_queries)
     _log.info(

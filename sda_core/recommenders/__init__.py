@@ -71,8 +71,8 @@ def read_item_vectors(path: Path, params: RecommenderParams) -> ItemVectors | No
         params: the recommender's section.
 
     Returns:
-        The fused vectors; for a recommender that takes modalities apart, those of pictures and of texts (an item without
-        a picture has the mean of the others); None for a table of ids only.
+        The fused vectors; for a recommender that takes modalities apart, those of images and of texts (an item without
+        an image has the mean of the others); None for a table of ids only.
 
     Raises:
         ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.

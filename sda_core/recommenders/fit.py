@@ -60,7 +60,7 @@ def _copy_of_weights(model: TrainedRecommender) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def _train_epoch(
+def train_epoch(
     model: TrainedRecommender, data: TrainingData, optimizer: torch.optim.Optimizer, epoch: int, device: torch.device
 ) -> float:
     """One pass; the mean loss of its steps."""
@@ -131,7 +131,7 @@ def train(
     ):
         while len(records) < params.max_epochs and num_without_gain < params.patience:
             epoch = len(records) + 1
-            loss = _train_epoch(model, data, optimizer, epoch, device)
+            loss = train_epoch(model, data, optimizer, epoch, device)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"train_recommender.{model.params.kind}", f"the loss of epoch {epoch} is {loss}", "lower learning_rate"

@@ -58,7 +58,7 @@ def graph(data: TrainingData) -> Tensor:
     return torch.sparse_coo_tensor(indices, torch.cat([value, value]), (size, size), check_invariants=True).coalesce()
 
 
-def _product(graph_NN: Tensor, x_NK: Tensor) -> Tensor:
+def graph_product(graph_NN: Tensor, x_NK: Tensor) -> Tensor:
     """``graph x``, with the same bits every time.
 
     On a GPU torch's deterministic mode chooses cuSPARSE's reproducible algorithm for a batch of sparse products, and none for a
@@ -204,7 +204,7 @@ class SLMRec(TrainedRecommender):
         total_NK = x_NK
         with torch.autocast(x_NK.device.type, enabled=False):  # sparse products have no half precision everywhere
             for _ in range(self.graph_params.num_layers):
-                x_NK = F.dropout(_product(self._graph, x_NK), dropout, self.training)
+                x_NK = F.dropout(graph_product(self._graph, x_NK), dropout, self.training)
                 total_NK = total_NK + x_NK
         mean_NK = total_NK / (self.graph_params.num_layers + 1)
         halves = (part.split([self.num_users + 1, self.num_items + 1]) for part in mean_NK.chunk(len(inputs), dim=1))

@@ -1,6 +1,7 @@
 """The page that a run ends with: ``collect`` reads the artifacts into plain data, ``render`` turns that into HTML.  No torch."""
 
-from sda_core.report.collect import collect, example_items
+from sda_core.report.collect import collect
+from sda_core.report.examples import example_items
 from sda_core.report.experiments import read_experiments
 from sda_core.report.model import ReportData
 from sda_core.report.page import render

@@ -11,18 +11,18 @@ Big shops are sampled evenly over the item ids, and the axes are fitted on the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from sda_core.embeddings.fusion import fuse
 from sda_core.params import ExportParams
 from sda_core.report.model import Found, ModalityDrop
+from sda_core.unit_rows import unit_rows
 
 Vectors = npt.NDArray[np.float32]
-Fuse = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, ExportParams], np.ndarray]
-"""``embeddings.fusion.fuse``: vectors of pictures and texts, which pictures count, ids to fit on, params; the fused vectors."""
 
 
 def modality_drop(
@@ -34,7 +34,6 @@ def modality_drop(
     is_fitted: npt.NDArray[np.bool_],
     categories: Sequence[str],
     params: ExportParams,
-    fuse: Fuse,
 ) -> ModalityDrop | None:
     """The numbers of one variant.
 
@@ -46,8 +45,7 @@ def modality_drop(
         is_pictured: ``(N,)``, where it is of the item's own picture, and not of one that stands in for it.
         is_fitted: ``(N,)``, whether an item was bought in training.
         categories: leaf category of each item, empty where there is none.
-        params: of the export.
-        fuse: see :data:`Fuse`.
+        params: of the export; ``with_base`` is left out, so the figures are those of the variant's own vectors.
 
     Returns:
         None where there is nothing to ask: less than two items, none with a picture and a category, or none that is fitted.
@@ -57,7 +55,7 @@ def modality_drop(
     asked = np.flatnonzero(has_image & is_pictured & named)
     if len(image_ND) < 2 or not len(asked) or not is_fitted.any():
         return None
-    image, text = (unit_rows(rows) if params.normalize else rows for rows in (image_ND, text_ND))
+    image, text = (unit_rows(rows.astype(np.float64)) if params.normalize else rows for rows in (image_ND, text_ND))
     nothing = np.broadcast_to(text[is_fitted].mean(axis=0, dtype=np.float64), (len(asked), text.shape[1]))
     width = min(params.fused_dim, image.shape[1] + text.shape[1], int(is_fitted.sum()))
     with threadpool_limits(limits=1):
@@ -70,7 +68,7 @@ def modality_drop(
                 update={"normalize": False, "fused_dim": width}
             ),  # the halves are; the length of the whole is nothing
         )
-        whole, *halves = np.split(unit_rows(fused), [len(image), len(image) + len(asked)])
+        whole, *halves = np.split(unit_rows(fused.astype(np.float64)), [len(image), len(image) + len(asked)])
         found = [_found(queries, whole, asked, kinds) for queries in (whole[asked], *halves)]
     return ModalityDrop(
         variant=variant,
@@ -94,9 +92,3 @@ def _found(queries_QF: npt.NDArray[np.float64], whole_NF: npt.NDArray[np.float64
         same_category=float((kinds[nearest] == kinds[own]).mean()),
         itself=float((cosines_QN[rows, nearest] <= itself + 1e-9).mean()),
     )
-
-
-def unit_rows(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Rows of length one; zero rows stay zero."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1.0).astype(np.float64)

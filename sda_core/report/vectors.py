@@ -29,8 +29,9 @@ from sda_core.errors import ArtifactError
 from sda_core.image_store import ImageStore
 from sda_core.item_vectors import read_vectors
 from sda_core.params import ExportParams
-from sda_core.report.modality_drop import Fuse, modality_drop, unit_rows
+from sda_core.report.modality_drop import modality_drop
 from sda_core.report.model import Geometry, ModalityDrop, VectorMap
+from sda_core.unit_rows import unit_rows
 
 MAX_COMPARED = 1500  # items, of which all pairs are looked at
 MAX_MAPPED = 300  # items on a map
@@ -60,7 +61,7 @@ def uniformity(vectors_ND: npt.NDArray[np.floating]) -> float:
     """As in the module, over all pairs of rows, which are scaled to unit length; NaN for less than two."""
     if len(vectors_ND) < 2:
         return float("nan")
-    unit = unit_rows(vectors_ND)
+    unit = unit_rows(vectors_ND.astype(np.float64))
     cosines = np.einsum("id,jd->ij", unit, unit)
     above = cosines[np.triu_indices(len(unit), 1)]
     return float(np.log(np.exp(4.0 * above - 4.0).mean()))  # |x - y|^2 = 2 - 2 cos
@@ -74,7 +75,7 @@ def geometry(variant: str, image_ND: Vectors, text_ND: Vectors) -> Geometry:
         image_ND: vectors of the pictures of N items.
         text_ND: of the texts of the same items, in the same order.
     """
-    image, text = unit_rows(image_ND), unit_rows(text_ND)
+    image, text = unit_rows(image_ND.astype(np.float64)), unit_rows(text_ND.astype(np.float64))
     cosines = np.einsum("id,jd->ij", image, text)
     own = np.diagonal(cosines)
     found = float((cosines <= own[:, None] + 1e-9).all(axis=1).mean()) if len(own) else float("nan")
@@ -99,7 +100,7 @@ def conflicting(ids: npt.NDArray[np.int64], image_ND: Vectors, text_ND: Vectors,
     """
     if len(ids) < 4:
         return ()
-    image, text = (unit_rows(rows - rows.mean(axis=0)) for rows in (image_ND, text_ND))
+    image, text = (unit_rows((rows - rows.mean(axis=0)).astype(np.float64)) for rows in (image_ND, text_ND))
     rows, columns = np.triu_indices(len(ids), 1)
     cosines = [np.einsum("id,jd->ij", unit, unit)[rows, columns] for unit in (image, text)]
     spreads = [max(float(values.std()), 1e-12) for values in cosines]
@@ -159,9 +160,7 @@ class Findings:
     maps: tuple[VectorMap, ...]
 
 
-def look(
-    workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int], fuse: Fuse
-) -> Findings:
+def look(workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int]) -> Findings:
     """Read the vectors and look at them.
 
     Args:
@@ -170,7 +169,6 @@ def look(
         num_pairs: of each kind.
         params: of the export that made the vectors.
         fit_ids: item ids seen in training.
-        fuse: how the export makes one vector of two.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the variants have other items.
@@ -204,7 +202,6 @@ def look(
             np.isin(ids, fit_ids),
             leaves[ids - 1].tolist(),
             params,
-            fuse,
         )
         drops += [] if dropped is None else [dropped]
         numbers.append(geometry(variant, image[chosen], text[chosen]))
@@ -212,7 +209,7 @@ def look(
             pairs = conflicting(chosen, image[chosen], text[chosen], num_pairs)
     if not fused:
         return Findings((), (), (), (), ())
-    units = {variant: unit_rows(whole) for variant, whole in fused.items()}
+    units = {variant: unit_rows(whole.astype(np.float64)) for variant, whole in fused.items()}
     cosines = tuple({v: float(unit[pair.first] @ unit[pair.second]) for v, unit in units.items()} for pair in pairs)
     mapped = np.unique([*sampled(len(fused[variants[0]]) - 1, MAX_MAPPED), *(i for p in pairs for i in (p.first, p.second))])
     places = {int(item): place for place, item in enumerate(mapped.tolist())}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sda_core.adapters import MoDAConfig
+from sda_core.adapters import MoDAConfig, checkpoint_contexts
 
 
 class Block(nn.Module):
@@ -35,8 +35,13 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block(x) if self.use_reentrant is None else checkpoint(block, x, use_reentrant=self.use_reentrant)
+            x = block(x) if self.use_reentrant is None else self._checkpointed(block, x)
         return x
+
+    def _checkpointed(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.use_reentrant:
+            return checkpoint(block, x, use_reentrant=True)
+        return checkpoint(block, x, use_reentrant=False, context_fn=checkpoint_contexts)
 
 
 @pytest.fixture

@@ -8,20 +8,9 @@ from torch import nn
 
 from sda_core.adapters import MoDALinear, adapter_is_zero, base_model, build, gate_values, modality
 from sda_core.errors import TrainingError
-from sda_core.params import AdapterParams
+from tests.sections import SHIPPED, changed
 
-PARAMS = AdapterParams(
-    r=8,
-    lora_alpha=32.0,
-    use_rslora=False,
-    lora_dropout=0.1,
-    variant="paper",
-    num_experts=4,
-    expert_rank="split",
-    gate="modality",
-    modality_dim=16,
-    targets="language",
-)
+PARAMS = changed(SHIPPED.train_adapter.moda, modality_dim=16)
 LANGUAGE = r"language\.\d+\.(up|down)"
 
 

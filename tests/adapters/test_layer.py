@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sda_core.adapters import MoDAConfig, MoDALinear, modality
-from sda_core.adapters.moda.gate import Owner
+from sda_core.adapters.moda.modality import Owner
 
 Array = NDArray[np.float64]
 
@@ -436,7 +436,7 @@ def test_a_pass_reads_nothing_from_the_device(ids: object) -> None:
     assert all(parameter["default"].grad is not None for parameter in (layer.moda_A, layer.moda_B, layer.moda_gate))
 
 
-def test_an_adapter_drawn_anew_keeps_nothing_of_the_former() -> None:
+def test_an_adapter_drawn_again_keeps_nothing_of_the_former() -> None:
     layer = linear(5, 4, MoDAConfig(lora_dropout=0.0, target_modules=["x"]), seed=0)
     layer.update_layer("default", MoDAConfig(gate="uniform", lora_dropout=0.0, target_modules=["x"]))
     assert sorted(name for name, _ in layer.named_parameters() if "moda_" in name) == ["moda_A.default", "moda_B.default"]

@@ -181,7 +181,7 @@ def test_nothing_saved_tells_where_the_base_model_lay(make_stack: Make, tmp_path
 def test_cards_of_the_other_gates(make_stack: Make, tmp_path: Path) -> None:
     for number, (options, part) in enumerate(
         (
-            ({"gate": "onehot"}, "an independent LoRA a modality"),
+            ({"gate": "onehot"}, "an independent LoRA per modality"),
             ({"gate": "uniform"}, "the same share"),
             ({"num_experts": 1}, "`y = W0 x + s B A x`: one expert, plain LoRA"),
         )
@@ -282,7 +282,7 @@ def test_what_cannot_be_merged(make_stack: Make) -> None:
     quantised = make_stack()
     layer = quantised.base_model.model.blocks[0].up
     layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(TrainingError, match=r"torch\.int8 takes no sum"):
+    with pytest.raises(TrainingError, match=r"cannot merge into a base weight of type torch\.int8"):
         merge_modality(quantised, "image")
 
 

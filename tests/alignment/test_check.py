@@ -13,22 +13,10 @@ import torch
 from sda_core.alignment.check import Batch, Figures, as_metrics, check, collapsed, effective_rank, look, problem
 from sda_core.errors import TrainingError
 from sda_core.losses import build
-from sda_core.params import LossParams, TrainingParams
+from sda_core.params import TrainingParams
+from tests.sections import SHIPPED
 
-LOSS = LossParams(
-    variant="paper",
-    teacher="mean",
-    temperature=0.05,
-    teacher_temperature=None,
-    teacher_targets=None,
-    center="none",
-    keep_base=0.0,
-    learn_temperature=False,
-    teacher_source="adapted",
-    detach_teacher=True,
-    normalize=True,
-    false_negatives="keep",
-)
+LOSS = SHIPPED.train_adapter.loss
 SECTION = "params.yaml: train_adapter.loss"
 
 

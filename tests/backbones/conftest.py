@@ -74,8 +74,8 @@ def checkpoint_params():
 
 
 @pytest.fixture(scope="session")
-def noise_picture():
-    """Make a picture of noise."""
+def noise_image():
+    """Make an image of noise."""
 
     def make(width: int, height: int, seed: int = 0) -> Image.Image:
         return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))

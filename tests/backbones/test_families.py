@@ -64,12 +64,12 @@ def kept_ids(inputs, row):
 
 
 @pytest.fixture(scope="module")
-def pictures(noise_picture):
-    """Pictures of many shapes and modes."""
+def images(noise_image):
+    """Images of many shapes and modes."""
     sizes = [(24, 24), (64, 64), (30, 200), (200, 90), (1, 1), (1, 3), (3, 700), (900, 2)]
-    noise = [noise_picture(*size, seed=place) for place, size in enumerate(sizes)]
+    noise = [noise_image(*size, seed=place) for place, size in enumerate(sizes)]
     grey = Image.fromarray(np.random.default_rng(9).integers(0, 256, (40, 50), dtype=np.uint8))
-    return [*noise, grey, noise_picture(40, 50, seed=8).convert("CMYK"), noise_picture(40, 60, seed=7).convert("P")]
+    return [*noise, grey, noise_image(40, 50, seed=8).convert("CMYK"), noise_image(40, 60, seed=7).convert("P")]
 
 
 # ------------------------------------------------------------------------------------------- the interface
@@ -88,12 +88,12 @@ def test_loaded_frozen_and_described(family, family_params, name):
 
 
 @every_family
-def test_saved_and_loaded_is_the_same(family, family_params, pictures, tmp_path, name):
+def test_saved_and_loaded_is_the_same(family, family_params, images, tmp_path, name):
     backbone = family(name)
     save_backbone(backbone, tmp_path / "again")
     again = build(family_params(name, name=str(tmp_path / "again")), CPU)
     assert torch.equal(texts_of(again, ["", "tea pot"]), texts_of(backbone, ["", "tea pot"]))
-    assert torch.equal(images_of(again, pictures[:3]), images_of(backbone, pictures[:3]))
+    assert torch.equal(images_of(again, images[:3]), images_of(backbone, images[:3]))
     if name == "llava_onevision":
         config = json.loads((tmp_path / "again" / "config.json").read_text())
         assert len(config["image_grid_pinpoints"]) == 9, "all layouts are written"
@@ -101,13 +101,13 @@ def test_saved_and_loaded_is_the_same(family, family_params, pictures, tmp_path,
 
 
 @every_family
-def test_half_precision_gives_float32_vectors(family, family_params, pictures, name):
+def test_half_precision_gives_float32_vectors(family, family_params, images, name):
     half = build(family_params(name, dtype="bfloat16"), CPU)
     assert next(half.model.parameters()).dtype == torch.bfloat16
     whole = family(name)
     for ours, exact in (
         (texts_of(half, ["tea", "a tea pot"]), texts_of(whole, ["tea", "a tea pot"])),
-        (images_of(half, pictures[:3]), images_of(whole, pictures[:3])),
+        (images_of(half, images[:3]), images_of(whole, images[:3])),
     ):
         assert ours.dtype == torch.float32
         assert torch.nn.functional.cosine_similarity(ours, exact).min() > 0.99
@@ -122,10 +122,10 @@ def variants(name):
 @pytest.mark.parametrize(
     ("name", "changes"), [(name, changes) for name in FAMILIES for changes in variants(name)], ids=lambda value: str(value)
 )
-def test_vectors_do_not_depend_on_the_batch(family_params, pictures, name, changes):
+def test_vectors_do_not_depend_on_the_batch(family_params, images, name, changes):
     backbone = build(family_params(name, **changes), CPU)
     texts = ["", " ", "tea", "A kettle with a very long description " * 4, "x" * 900, "日本語 🫖", "a cup"]
-    for encode, rows in ((texts_of, texts), (images_of, pictures)):
+    for encode, rows in ((texts_of, texts), (images_of, images)):
         together = encode(backbone, rows)
         assert together.shape == (len(rows), backbone.dim)
         assert together.dtype == torch.float32
@@ -140,10 +140,10 @@ def test_vectors_do_not_depend_on_the_batch(family_params, pictures, name, chang
 
 
 @every_language_model
-def test_last_token_pooling_does_not_depend_on_the_batch(family_params, pictures, name):
+def test_last_token_pooling_does_not_depend_on_the_batch(family_params, images, name):
     backbone = build(family_params(name, pooling="last"), CPU)
-    together = images_of(backbone, pictures[:4])
-    alone = torch.cat([images_of(backbone, [image]) for image in pictures[:4]])
+    together = images_of(backbone, images[:4])
+    alone = torch.cat([images_of(backbone, [image]) for image in images[:4]])
     torch.testing.assert_close(together, alone, **up_to_rounding(alone))
     texts = ["", "tea", "a longer text about tea"]
     alone = torch.cat([texts_of(backbone, [t]) for t in texts])
@@ -151,8 +151,8 @@ def test_last_token_pooling_does_not_depend_on_the_batch(family_params, pictures
 
 
 # --------------------------------------------------------------------------------------- against the stock
-def picture_text(name, backbone, inputs, row, num_tokens):
-    """What the stock processor writes in the place of a picture."""
+def image_text(name, backbone, inputs, row, num_tokens):
+    """What the stock processor writes in the place of an image."""
     token = backbone.image_token
     if name == "internvl":
         return f"<img>{token * num_tokens}</img>"
@@ -165,15 +165,15 @@ def picture_text(name, backbone, inputs, row, num_tokens):
 
 
 def layouts_of(backbone, images):
-    """Rows and columns of tiles, by the stock picture processor (SmolVLM, Idefics3)."""
+    """Rows and columns of tiles, by the stock image processor (SmolVLM, Idefics3)."""
     rgb = [[image.convert("RGB")] for image in images]
     pixels = backbone._image_processor(rgb, return_row_col_info=True)
     return [(rows[0], columns[0]) for rows, columns in zip(pixels["rows"], pixels["cols"], strict=True)]
 
 
 @every_language_model
-def test_sequences_equal_the_rendered_template(family, pictures, name):
-    backbone, images = family(name), pictures[:4]
+def test_sequences_equal_the_rendered_template(family, images, name):
+    backbone, images = family(name), images[:4]
     tokenizer = backbone._tokenizer
     inputs = backbone.image_inputs(images, PROMPT)
     layouts = layouts_of(backbone, images) if name in {"smolvlm", "idefics3"} else []
@@ -185,7 +185,7 @@ def test_sequences_equal_the_rendered_template(family, pictures, name):
     for row in range(len(images)):
         ids = kept_ids(inputs, row)
         num_tokens = ids.count(backbone.model.config.image_token_id)
-        expected = rendered.replace(backbone.image_token, picture_text(name, backbone, layouts, row, num_tokens))
+        expected = rendered.replace(backbone.image_token, image_text(name, backbone, layouts, row, num_tokens))
         assert ids == tokenizer(expected)["input_ids"]
     for text in ("A red tea pot, 100 cups", "the theory", "Ωmega & sons – été"):
         message = {"role": "user", "content": [{"type": "text", "text": text}]}
@@ -194,10 +194,10 @@ def test_sequences_equal_the_rendered_template(family, pictures, name):
 
 
 @every_language_model
-def test_encoding_equals_the_models_own_forward(family, pictures, name):
+def test_encoding_equals_the_models_own_forward(family, images, name):
     """One sequence, no padding, no positions of ours: the stock model works its positions out itself."""
     backbone = family(name)
-    for inputs in (backbone.text_inputs(["a tea pot of cast iron"]), backbone.image_inputs([pictures[2]], PROMPT)):
+    for inputs in (backbone.text_inputs(["a tea pot of cast iron"]), backbone.image_inputs([images[2]], PROMPT)):
         stock_inputs = {key: value for key, value in inputs.items() if key != "position_ids"}
         if name in QWEN and "pixel_values" in inputs:
             is_image = inputs["input_ids"] == backbone.model.config.image_token_id
@@ -211,9 +211,9 @@ def test_encoding_equals_the_models_own_forward(family, pictures, name):
 
 
 @pytest.mark.parametrize("name", QWEN)
-def test_positions_equal_the_models_own(family, pictures, name):
+def test_positions_equal_the_models_own(family, images, name):
     backbone = family(name)
-    inputs = backbone.image_inputs(pictures, PROMPT)
+    inputs = backbone.image_inputs(images, PROMPT)
     expected, _ = backbone.model.model.get_rope_index(
         inputs["input_ids"],
         mm_token_type_ids=(inputs["input_ids"] == backbone.model.config.image_token_id).int(),
@@ -224,11 +224,11 @@ def test_positions_equal_the_models_own(family, pictures, name):
 
 
 @every_language_model
-def test_no_picture_token_is_lost(family_params, pictures, name):
-    """As many places as the model makes features, picture by picture."""
+def test_no_image_token_is_lost(family_params, images, name):
+    """As many places as the model makes features, image by image."""
     for changes in variants(name):
         backbone: Any = build(family_params(name, **changes), CPU)
-        for image in pictures:
+        for image in images:
             inputs = backbone.image_inputs([image], PROMPT)
             tensors = {k: v for k, v in inputs.items() if k not in {"input_ids", "attention_mask", "position_ids"}}
             with torch.inference_mode():
@@ -246,7 +246,7 @@ def llava_of_any_tiles(family_params):
 
 @settings(max_examples=60, deadline=None)
 @given(width=st.integers(1, 400), height=st.integers(1, 400))
-def test_llava_tokens_of_any_picture(llava_of_any_tiles, width, height):
+def test_llava_tokens_of_any_image(llava_of_any_tiles, width, height):
     model = llava_of_any_tiles.model.model
     config = model.config
     tiles = [torch.zeros(1 + rows * columns, 9, 32) for rows in range(1, 4) for columns in range(1, 4)]
@@ -258,20 +258,20 @@ def test_llava_tokens_of_any_picture(llava_of_any_tiles, width, height):
     assert llava_of_any_tiles._num_tokens(height, width) == int(lengths[0])
 
 
-def test_clip_equals_the_stock_model(family, pictures):
+def test_clip_equals_the_stock_model(family, images):
     backbone = family("clip")
     texts = ["", "A Tea pot of cast IRON", "tea " * 60]
     stock_inputs = backbone._tokenizer(texts, padding=True, truncation=True, max_length=40, return_tensors="pt")
     assert torch.equal(backbone.text_inputs(texts)["input_ids"][2, :5], stock_inputs["input_ids"][2, :5])
     with torch.inference_mode():
         stock = backbone.model.get_text_features(**stock_inputs).pooler_output
-        pixels = backbone._image_processor([image.convert("RGB") for image in pictures[:3]], return_tensors="pt")
+        pixels = backbone._image_processor([image.convert("RGB") for image in images[:3]], return_tensors="pt")
         stock_images = backbone.model.get_image_features(**pixels).pooler_output
     torch.testing.assert_close(texts_of(backbone, texts), stock, **up_to_rounding(stock))
-    torch.testing.assert_close(images_of(backbone, pictures[:3]), stock_images, **up_to_rounding(stock_images))
+    torch.testing.assert_close(images_of(backbone, images[:3]), stock_images, **up_to_rounding(stock_images))
 
 
-def test_siglip_equals_the_stock_model(family, pictures):
+def test_siglip_equals_the_stock_model(family, images):
     backbone = family("siglip")
     texts = ["", "A Tea pot of cast IRON", "tea " * 60]
     stock_inputs = backbone._tokenizer(
@@ -280,23 +280,23 @@ def test_siglip_equals_the_stock_model(family, pictures):
     assert torch.equal(backbone.text_inputs(texts)["input_ids"], stock_inputs["input_ids"])
     with torch.inference_mode():
         stock = backbone.model.get_text_features(input_ids=stock_inputs["input_ids"]).pooler_output
-        pixels = backbone._image_processor([image.convert("RGB") for image in pictures[:3]], return_tensors="pt")
+        pixels = backbone._image_processor([image.convert("RGB") for image in images[:3]], return_tensors="pt")
         stock_images = backbone.model.get_image_features(**pixels).pooler_output
     torch.testing.assert_close(texts_of(backbone, texts), stock, **up_to_rounding(stock))
-    torch.testing.assert_close(images_of(backbone, pictures[:3]), stock_images, **up_to_rounding(stock_images))
+    torch.testing.assert_close(images_of(backbone, images[:3]), stock_images, **up_to_rounding(stock_images))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="the stock picture processors need torchvision")
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="the stock image processors need torchvision")
 @every_family
-def test_stock_picture_processor_gives_the_same_tensors(family, noise_picture, name):
+def test_stock_image_processor_gives_the_same_tensors(family, noise_image, name):
     ours: Any = family(name)._image_processor
     stock: Any = getattr(transformers, type(ours).__name__.removesuffix("Pil")).from_dict(ours.to_dict())
     sizes = [(24, 24), (64, 64), (30, 200), (200, 90), (300, 300)]
-    images: Any = [noise_picture(6, 6, seed=width).resize((width, height), Image.Resampling.BICUBIC) for width, height in sizes]
+    images: Any = [noise_image(6, 6, seed=width).resize((width, height), Image.Resampling.BICUBIC) for width, height in sizes]
     images = [[image] for image in images] if name in {"smolvlm", "idefics3"} else images
     expected, got = (processor(images, return_tensors="pt") for processor in (stock, ours))
     assert expected.keys() == got.keys()
-    # torchvision and Pillow round a resized picture to whole grey levels apart now and then (and more often in noise)
+    # torchvision and Pillow round a resized image to whole grey levels apart now and then (and more often in noise)
     levels = (expected["pixel_values"].float() - got["pixel_values"].float()).abs() * 255 * max(ours.image_std)
     assert levels.max() < 2.2
     assert levels.mean() < 0.2
@@ -431,10 +431,10 @@ def adapted(backbone, params, std: float = 0.2):
 
 @pytest.mark.parametrize("targets", ["language", "language_and_vision"])
 @every_family
-def test_merged_equals_unmerged(family_params, pictures, name, targets):
+def test_merged_equals_unmerged(family_params, images, name, targets):
     """Both ways of merging; and the vision tower is adapted only where it is asked for."""
     backbone = build(family_params(name), CPU)
-    inputs = {"image": backbone.image_inputs(pictures[:4], PROMPT), "text": backbone.text_inputs(["", "a tea pot", "tea " * 20])}
+    inputs = {"image": backbone.image_inputs(images[:4], PROMPT), "text": backbone.text_inputs(["", "a tea pot", "tea " * 20])}
     with torch.inference_mode():
         plain = {key: backbone.encode(backbone.model, each) for key, each in inputs.items()}
     model = adapted(backbone, moda(targets=targets))
@@ -467,7 +467,7 @@ def test_merged_equals_unmerged(family_params, pictures, name, targets):
 @pytest.mark.parametrize(
     ("name", "targets"), [(name, "language_and_vision") for name in FAMILIES] + [("qwen3_vl", "language"), ("clip", "language")]
 )
-def test_gradient_checkpointing_changes_no_gradient(family_params, pictures, name, targets):
+def test_gradient_checkpointing_changes_no_gradient(family_params, images, name, targets):
     found = []
     for on in (False, True):
         backbone: Any = build(family_params(name), CPU)
@@ -476,7 +476,7 @@ def test_gradient_checkpointing_changes_no_gradient(family_params, pictures, nam
         if on:
             model.activation_checkpointing_enable({"use_reentrant": False})
             assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-        calls = {"image": backbone.image_inputs(pictures[:2], PROMPT), "text": backbone.text_inputs(["tea", "a tea pot"])}
+        calls = {"image": backbone.image_inputs(images[:2], PROMPT), "text": backbone.text_inputs(["tea", "a tea pot"])}
         for key, inputs in calls.items():
             with adapters.modality(model, key):
                 vectors = backbone.encode(model, inputs)
@@ -498,7 +498,7 @@ NUM_ITEMS = 12
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory, repository, noise_picture):
+def shop(tmp_path_factory, repository, noise_image):
     """What the stages filter and fetch_images leave behind, for twelve items."""
     import io
 
@@ -529,9 +529,9 @@ def shop(tmp_path_factory, repository, noise_picture):
     rows = []
     for number, raw_id in zip(ids.tolist(), raw, strict=True):
         buffer = io.BytesIO()
-        picture = noise_picture(16 + 3 * number, 40 - 2 * number, seed=number)
-        picture.save(buffer, "PNG")
-        rows.append(ImageRow(number, raw_id, "ok", buffer.getvalue(), *picture.size))
+        image = noise_image(16 + 3 * number, 40 - 2 * number, seed=number)
+        image.save(buffer, "PNG")
+        rows.append(ImageRow(number, raw_id, "ok", buffer.getvalue(), *image.size))
     write_shard(shard_path(workspace.images, 0), rows, [""] * NUM_ITEMS)
     write_json(coverage_path(workspace.images), {"ok": NUM_ITEMS})
     params = YAML(typ="safe", pure=True).load(repository / "params.yaml")
@@ -628,11 +628,11 @@ PROCESSOR_SIZES = {
 
 
 @pytest.mark.parametrize("name", PROCESSOR_SIZES)
-def test_picture_processor_of_another_model(family_params, tiny_folder, tmp_path, name):
+def test_image_processor_of_another_model(family_params, tiny_folder, tmp_path, name):
     folder = shutil.copytree(tiny_folder(name), tmp_path / "copy")
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | PROCESSOR_SIZES[name]))
-    with pytest.raises(ArtifactError, match="picture processor and model disagree") as error:
+    with pytest.raises(ArtifactError, match="image processor and model disagree") as error:
         build(family_params(name, name=str(folder)), CPU)
     one_line(error)
 

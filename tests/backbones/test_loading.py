@@ -17,12 +17,12 @@ CPU = torch.device("cpu")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def vectors_of(backbone, picture):
+def vectors_of(backbone, image):
     with torch.inference_mode():
         return torch.cat(
             [
                 backbone.encode(backbone.model, backbone.text_inputs(["", "a black kettle"])),
-                backbone.encode(backbone.model, backbone.image_inputs([picture], "The picture shows a product.")),
+                backbone.encode(backbone.model, backbone.image_inputs([image], "The picture shows a product.")),
             ]
         )
 
@@ -40,15 +40,15 @@ def one_line(error: pytest.ExceptionInfo[SDAError]) -> str:
     return text
 
 
-def test_saved_and_loaded_is_the_same(tiny, saved_folder, checkpoint_params, noise_picture, tmp_path):
-    picture = noise_picture(64, 48)
+def test_saved_and_loaded_is_the_same(tiny, saved_folder, checkpoint_params, noise_image, tmp_path):
+    image = noise_image(64, 48)
     loaded = build(checkpoint_params(saved_folder), CPU)
-    assert torch.equal(vectors_of(loaded, picture), vectors_of(tiny, picture))
+    assert torch.equal(vectors_of(loaded, image), vectors_of(tiny, image))
     assert (loaded.dim, loaded.num_adapter_layers("language"), loaded.info.attention) == (64, 14, "sdpa")
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
     save_backbone(loaded, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (saved_folder / "model.safetensors").read_bytes()
-    assert torch.equal(vectors_of(build(checkpoint_params(tmp_path / "again"), CPU), picture), vectors_of(tiny, picture))
+    assert torch.equal(vectors_of(build(checkpoint_params(tmp_path / "again"), CPU), image), vectors_of(tiny, image))
     assert sorted(file.suffix for file in saved_folder.iterdir() if file.suffix not in (".json", ".jinja")) == [".safetensors"]
 
 
@@ -61,37 +61,37 @@ def test_revision_of_a_folder_is_its_content(saved_folder, copied_folder, checkp
     assert build(checkpoint_params(copied_folder), CPU).info.revision != before
 
 
-def test_half_precision_gives_float32_vectors(saved_folder, checkpoint_params, tiny, noise_picture):
-    picture = noise_picture(64, 48)
+def test_half_precision_gives_float32_vectors(saved_folder, checkpoint_params, tiny, noise_image):
+    image = noise_image(64, 48)
     half = build(checkpoint_params(saved_folder, dtype="bfloat16"), CPU)
     assert next(half.model.parameters()).dtype == torch.bfloat16
-    vectors = vectors_of(half, picture)
+    vectors = vectors_of(half, image)
     assert vectors.dtype == torch.float32
-    torch.testing.assert_close(vectors, vectors_of(tiny, picture), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(vectors, vectors_of(tiny, image), atol=0.1, rtol=0.1)
 
 
-def test_params_rule_over_the_checkpoints_processor(saved_folder, checkpoint_params, noise_picture):
+def test_params_rule_over_the_checkpoints_processor(saved_folder, checkpoint_params, noise_image):
     small = build(checkpoint_params(saved_folder, max_pixels=3136), CPU)
-    grid = small.image_inputs([noise_picture(500, 500)], "p")["image_grid_thw"]
+    grid = small.image_inputs([noise_image(500, 500)], "p")["image_grid_thw"]
     assert grid.tolist() == [[1, 4, 4]]
 
 
-def test_processors_own_normalisation_is_kept(copied_folder, checkpoint_params, noise_picture, tiny):
+def test_processors_own_normalisation_is_kept(copied_folder, checkpoint_params, noise_image, tiny):
     file = copied_folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.0, 0.0, 0.0]}))
-    ours = build(checkpoint_params(copied_folder), CPU).image_inputs([noise_picture(56, 56)], "p")["pixel_values"]
-    assert ours.min() >= 0 > tiny.image_inputs([noise_picture(56, 56)], "p")["pixel_values"].min()
+    ours = build(checkpoint_params(copied_folder), CPU).image_inputs([noise_image(56, 56)], "p")["pixel_values"]
+    assert ours.min() >= 0 > tiny.image_inputs([noise_image(56, 56)], "p")["pixel_values"].min()
 
 
-def test_template_kept_apart_from_the_tokenizer(copied_folder, checkpoint_params, tiny, noise_picture):
+def test_template_kept_apart_from_the_tokenizer(copied_folder, checkpoint_params, tiny, noise_image):
     template = (copied_folder / "chat_template.jinja").read_text()
     (copied_folder / "chat_template.jinja").unlink()
     with pytest.raises(ArtifactError, match="chat template") as error:
         build(checkpoint_params(copied_folder), CPU)
     one_line(error)
     (copied_folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    picture = noise_picture(64, 48)
-    assert torch.equal(vectors_of(build(checkpoint_params(copied_folder), CPU), picture), vectors_of(tiny, picture))
+    image = noise_image(64, 48)
+    assert torch.equal(vectors_of(build(checkpoint_params(copied_folder), CPU), image), vectors_of(tiny, image))
     (copied_folder / "chat_template.json").write_text("[]")
     with pytest.raises(ArtifactError, match="chat template"):
         build(checkpoint_params(copied_folder), CPU)
@@ -104,7 +104,7 @@ def test_template_kept_apart_from_the_tokenizer(copied_folder, checkpoint_params
         "{{ raise_exception('no') }}",
         "no words at all",
         "{% for part in messages[0]['content'] %}{{ part['text'] }}{{ part['text'] }}{% endfor %}",
-        "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}",  # no picture
+        "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}",  # no image
     ],
 )
 def test_templates_that_cannot_be_used(copied_folder, checkpoint_params, template):
@@ -175,7 +175,7 @@ def broken_tokenizer(folder):
     (folder / "tokenizer.json").write_text('{"version": "1.0"}')
 
 
-def no_picture_processor(folder):
+def no_image_processor(folder):
     (folder / "preprocessor_config.json").unlink()
 
 
@@ -191,7 +191,7 @@ def no_picture_processor(folder):
         broken_config,
         wrong_value_in_config,
         broken_tokenizer,
-        no_picture_processor,
+        no_image_processor,
     ],
 )
 def test_damage_is_one_line(copied_folder, checkpoint_params, damage):
@@ -257,14 +257,14 @@ def test_hub_id_without_network(checkpoint_params, monkeypatch, tmp_path):
     assert "set backbone.name to a folder" in one_line(error)
 
 
-def test_hub_id_from_the_cache(saved_folder, checkpoint_params, monkeypatch, tmp_path, tiny, noise_picture):
+def test_hub_id_from_the_cache(saved_folder, checkpoint_params, monkeypatch, tmp_path, tiny, noise_image):
     shutil.copytree(saved_folder, tmp_path / "models--owner--name" / "snapshots" / COMMIT)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     loaded = build(checkpoint_params("owner/name", revision=COMMIT), CPU)
     assert loaded.info.revision == COMMIT
-    picture = noise_picture(64, 48)
-    assert torch.equal(vectors_of(loaded, picture), vectors_of(tiny, picture))
+    image = noise_image(64, 48)
+    assert torch.equal(vectors_of(loaded, image), vectors_of(tiny, image))
 
 
 @pytest.mark.parametrize("name", ["./none", "/none/such/folder", "~/none-such", "a/b/c", "name"])

@@ -35,14 +35,14 @@ def texts(nano: Backbone, *words: str) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def pictures(nano: Backbone, *images: Image.Image) -> torch.Tensor:
+def images(nano: Backbone, *images: Image.Image) -> torch.Tensor:
     return torch.nn.functional.normalize(nano.encode(nano.model, nano.image_inputs(images, PROMPT)), dim=-1)
 
 
 def drawn(shape: str, colour: tuple[int, int, int], size: int = 112, shift: int = 0) -> Image.Image:
     """A plain shape on white."""
-    picture = Image.new("RGB", (size, size), WHITE)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size), WHITE)
+    draw = ImageDraw.Draw(image)
     low, high = size // 5 + shift, size - size // 5 + shift
     match shape:
         case "disc":
@@ -53,7 +53,7 @@ def drawn(shape: str, colour: tuple[int, int, int], size: int = 112, shift: int 
             draw.polygon([(low, high), (high, high), ((low + high) // 2, low)], fill=colour)
         case _:
             raise ValueError(shape)
-    return picture
+    return image
 
 
 def test_the_folder_is_small_and_whole():
@@ -90,8 +90,8 @@ def test_vectors_do_not_depend_on_the_batch(nano):
     alone = torch.cat([texts(nano, word) for word in words])
     torch.testing.assert_close(together, alone, **up_to_rounding(alone))
     images = [drawn("disc", RED), drawn("square", BLUE, size=60), Image.new("RGB", (300, 40), GREEN)]
-    alone = torch.cat([pictures(nano, image) for image in images])
-    torch.testing.assert_close(pictures(nano, *images), alone, **up_to_rounding(alone))
+    alone = torch.cat([images(nano, image) for image in images])
+    torch.testing.assert_close(images(nano, *images), alone, **up_to_rounding(alone))
 
 
 @pytest.mark.parametrize(
@@ -113,19 +113,19 @@ def test_alike_words_are_near(nano, word, alike, unlike):
 COLOURS = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": YELLOW}
 
 
-def test_pictures_of_one_colour_are_near(nano):
+def test_images_of_one_colour_are_near(nano):
     """Plain shapes in four colours, moved a little: the nearest has the same colour, whatever its shape."""
     shapes = [(shape, colour) for shape in ("disc", "square", "triangle") for colour in COLOURS.values()]
-    first = pictures(nano, *[drawn(*shape) for shape in shapes])
-    moved = pictures(nano, *[drawn(*shape, shift=5) for shape in shapes])
+    first = images(nano, *[drawn(*shape) for shape in shapes])
+    moved = images(nano, *[drawn(*shape, shift=5) for shape in shapes])
     scores = first @ moved.T
     same = torch.tensor([[one[1] == other[1] for other in shapes] for one in shapes])
     assert scores[same].min() > scores[~same].max()
 
 
 def test_colour_words_find_their_colour(nano):
-    """No picture of this test was ever trained on."""
-    shapes = pictures(nano, *[drawn("disc", colour) for colour in COLOURS.values()])
+    """No image of this test was ever trained on."""
+    shapes = images(nano, *[drawn("disc", colour) for colour in COLOURS.values()])
     words = texts(nano, *[f"{name} circle" for name in COLOURS])
     assert (words @ shapes.T).argmax(1).tolist() == [0, 1, 2, 3]
 

@@ -97,9 +97,9 @@ def test_heads_that_do_not_fit(tiny_params, num_heads):
 @pytest.mark.parametrize(
     "changes", [{"num_layers": 1, "vision_depth": 1}, {"num_heads": 1}, {"num_heads": 16}, {"hidden_size": 48, "num_heads": 3}]
 )
-def test_other_sizes_work(tiny_params, noise_picture, changes):
+def test_other_sizes_work(tiny_params, noise_image, changes):
     backbone = build(tiny_params(**changes), CPU)
-    assert encode_images(backbone, [noise_picture(64, 64)]).isfinite().all()
+    assert encode_images(backbone, [noise_image(64, 64)]).isfinite().all()
 
 
 # ---------------------------------------------------------------------------------------- what adapters hit
@@ -137,9 +137,9 @@ def test_pattern_hits_the_names_in_checkpoint_files(tiny, saved_folder):
     assert len([name for name in names if re.fullmatch(LANGUAGE_PATTERN, name)]) == tiny.num_adapter_layers("language")
 
 
-def test_peft_model_is_encoded_and_trained(tiny_params, noise_picture):
+def test_peft_model_is_encoded_and_trained(tiny_params, noise_image):
     backbone = build(tiny_params(), CPU)
-    images = [noise_picture(64, 64), noise_picture(100, 40, seed=1)]
+    images = [noise_image(64, 64), noise_image(100, 40, seed=1)]
     plain = encode_images(backbone, images)
     wrapped = peft.get_peft_model(backbone.model, peft.LoraConfig(r=2, target_modules=backbone.adapter_pattern("language")))
     assert len(wrapped.targeted_module_names) == backbone.num_adapter_layers("language")
@@ -173,8 +173,8 @@ def test_adapted_backbone_is_not_saved(tiny_params, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- sequences
-def test_sequences_equal_the_rendered_template(tiny, noise_picture):
-    tokenizer, images = tiny._tokenizer, [noise_picture(60, 60), noise_picture(90, 200, seed=1)]
+def test_sequences_equal_the_rendered_template(tiny, noise_image):
+    tokenizer, images = tiny._tokenizer, [noise_image(60, 60), noise_image(90, 200, seed=1)]
     inputs = tiny.image_inputs(images, PROMPT)
     for row, grid in enumerate(inputs["image_grid_thw"].tolist()):
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
@@ -238,9 +238,9 @@ def test_padding_is_on_the_left(tiny):
     assert set(inputs["input_ids"][0][mask[0] == 0].tolist()) == {tiny._tokenizer.convert_tokens_to_ids("<|endoftext|>")}
 
 
-def test_positions_equal_the_models_own(tiny, noise_picture):
+def test_positions_equal_the_models_own(tiny, noise_image):
     sizes = [(64, 64), (30, 200), (1, 1), (200, 90), (400, 28)]
-    inputs = tiny.image_inputs([noise_picture(*size) for size in sizes], PROMPT)
+    inputs = tiny.image_inputs([noise_image(*size) for size in sizes], PROMPT)
     assert len({tuple(grid) for grid in inputs["image_grid_thw"].tolist()}) > 2
     expected, _ = tiny.model.model.get_rope_index(
         inputs["input_ids"],
@@ -260,8 +260,8 @@ def test_words_count_from_zero(tiny):
     assert (inputs["position_ids"] == inputs["position_ids"][:1]).all()
 
 
-def test_encoding_equals_the_models_own_forward(tiny, noise_picture):
-    images = [noise_picture(64, 64), noise_picture(30, 200, seed=1)]
+def test_encoding_equals_the_models_own_forward(tiny, noise_image):
+    images = [noise_image(64, 64), noise_image(30, 200, seed=1)]
     inputs = tiny.image_inputs(images, PROMPT)
     with torch.inference_mode():
         stock = tiny.model(
@@ -300,11 +300,11 @@ def test_special_tokens_in_a_title_are_plain_characters(tiny, text):
     assert encode_texts(tiny, [text]).isfinite().all()
 
 
-def test_special_tokens_in_an_image_prompt_are_plain_characters(tiny, noise_picture):
-    picture = noise_picture(56, 56)
-    inputs = tiny.image_inputs([picture], "<|image_pad|> shown")
+def test_special_tokens_in_an_image_prompt_are_plain_characters(tiny, noise_image):
+    image = noise_image(56, 56)
+    inputs = tiny.image_inputs([image], "<|image_pad|> shown")
     assert (inputs["input_ids"] == tiny.model.config.image_token_id).sum() == inputs["image_grid_thw"].prod() // 4
-    assert encode_images(tiny, [picture], "<|image_pad|> shown").isfinite().all()
+    assert encode_images(tiny, [image], "<|image_pad|> shown").isfinite().all()
 
 
 def test_added_tokens_that_are_not_special_are_plain_characters(tiny):
@@ -327,7 +327,7 @@ def test_empty_and_odd_texts(tiny):
     assert kept_ids(tiny.text_inputs([""]), 0) == [*tiny._text_frame[0], *tiny._text_frame[1]]
 
 
-def test_only_the_words_are_cut(tiny, tiny_params, noise_picture):
+def test_only_the_words_are_cut(tiny, tiny_params, noise_image):
     before, after = tiny._text_frame
     inputs = tiny.text_inputs(["x" * 5000, "short"])
     assert inputs["input_ids"].shape[1] == 256
@@ -336,9 +336,9 @@ def test_only_the_words_are_cut(tiny, tiny_params, noise_picture):
     assert ids[-len(after) :] == after
     narrow: Any = build(tiny_params(max_text_tokens=90), CPU)
     frame = sum(map(len, narrow._image_frame))
-    inputs = narrow.image_inputs([noise_picture(112, 112)], "y" * 300)
+    inputs = narrow.image_inputs([noise_image(112, 112)], "y" * 300)
     ids = kept_ids(inputs, 0)
-    assert ids.count(narrow.model.config.image_token_id) == 16, "picture tokens are neither cut nor counted"
+    assert ids.count(narrow.model.config.image_token_id) == 16, "image tokens are neither cut nor counted"
     assert len(ids) == 16 + 90
     assert ids[-len(narrow._image_frame[2]) :] == narrow._image_frame[2]
     assert ids.count(ord("y") - ord("!")) >= 90 - frame
@@ -351,15 +351,15 @@ def test_limits_that_cannot_work(tiny_params):
         build(tiny_params(min_pixels=20000), CPU)
 
 
-# ----------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------------- images
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (3, 3), (2, 50), (1, 5000), (5000, 1), (3, 700), (300, 200)])
-def test_odd_sizes(tiny, noise_picture, size):
-    inputs = tiny.image_inputs([noise_picture(*size)], PROMPT)
+def test_odd_sizes(tiny, noise_image, size):
+    inputs = tiny.image_inputs([noise_image(*size)], PROMPT)
     _, height, width = inputs["image_grid_thw"][0].tolist()
     assert height * width * 14 * 14 <= tiny.info.max_pixels
     if size[0] >= 10 * size[1]:
         assert width > height
-    assert encode_images(tiny, [noise_picture(*size)]).isfinite().all()
+    assert encode_images(tiny, [noise_image(*size)]).isfinite().all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -369,7 +369,7 @@ def test_max_pixels_holds_for_every_size(tiny, width, height, low, more):
     processor = tiny._image_processor.__class__()
     backbone = Qwen25VLBackbone(tiny.model, tiny._tokenizer, processor, info)
     grid = backbone.image_inputs([Image.new("RGB", (width, height), (9, 99, 200))], PROMPT)["image_grid_thw"][0]
-    # a picture has at least one token of 28 x 28 pixels, and enlarging rounds each side up
+    # an image has at least one token of 28 x 28 pixels, and enlarging rounds each side up
     enlarged = (low**0.5 + 28) ** 2 * 2
     assert 784 <= int(grid.prod()) * 196 <= max(784, low + more, enlarged)
 
@@ -379,7 +379,7 @@ def test_modes(tiny, mode):
     assert encode_images(tiny, [Image.new(mode, (40, 30))]).isfinite().all()
 
 
-def test_very_wide_picture_keeps_its_content(tiny):
+def test_very_wide_image_keeps_its_content(tiny):
     red, blue = (Image.new("RGB", (3000, 10), colour) for colour in ("red", "blue"))
     vectors = torch.nn.functional.normalize(encode_images(tiny, [red, blue, red]), dim=1)
     assert (vectors[0] - vectors[1]).norm() > 0.05
@@ -398,20 +398,20 @@ def test_vectors_see_colour_place_and_prompt(tiny):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="the stock processor needs torchvision")
-def test_stock_processor_gives_the_same_tensors(tiny, noise_picture):
+def test_stock_processor_gives_the_same_tensors(tiny, noise_image):
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     pixels = Qwen2VLImageProcessor(size={"shortest_edge": tiny.info.min_pixels, "longest_edge": tiny.info.max_pixels})
     template = tiny._tokenizer.chat_template
     processor: Any = Qwen2_5_VLProcessor(pixels, tiny._tokenizer, Qwen2VLVideoProcessor(), chat_template=template)
-    images = [noise_picture(64, 64), noise_picture(30, 200, seed=1)]
+    images = [noise_image(64, 64), noise_image(30, 200, seed=1)]
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}
     rendered = processor.apply_chat_template([message], tokenize=False)
     stock = processor(text=[rendered] * 2, images=images, padding=True, padding_side="left", return_tensors="pt")
     ours = tiny.image_inputs(images, PROMPT)
     for name in ("input_ids", "attention_mask", "image_grid_thw"):
         assert torch.equal(stock[name], ours[name])
-    # torchvision and Pillow round a resized picture to whole grey levels apart now and then
+    # torchvision and Pillow round a resized image to whole grey levels apart now and then
     difference = (stock["pixel_values"] - ours["pixel_values"]).abs()
     assert difference.max() < 1.01 / 255 / min(pixels.image_std)
     assert (difference > 1e-6).float().mean() < 0.01
@@ -419,10 +419,10 @@ def test_stock_processor_gives_the_same_tensors(tiny, noise_picture):
 
 # ------------------------------------------------------------------------------------ batch independence
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_vectors_do_not_depend_on_the_batch(tiny_params, noise_picture, pooling):
+def test_vectors_do_not_depend_on_the_batch(tiny_params, noise_image, pooling):
     backbone = build(tiny_params(pooling=pooling), CPU)
     texts = ["", "A kettle", "A kettle with a very long description " * 4, "z" * 900, "tea"]
-    images = [noise_picture(*size, seed=place) for place, size in enumerate([(64, 64), (30, 200), (1, 1), (2, 900), (200, 90)])]
+    images = [noise_image(*size, seed=place) for place, size in enumerate([(64, 64), (30, 200), (1, 1), (2, 900), (200, 90)])]
     for encode, rows in ((encode_texts, texts), (encode_images, images)):
         together = encode(backbone, rows)
         alone = torch.cat([encode(backbone, [row]) for row in rows])
@@ -451,7 +451,7 @@ def test_pooling_reads_kept_places_only():
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not (SHARED / "apparel_text_image").is_dir(), reason="../shared/data is not here")
-def test_real_pictures(tiny):
+def test_real_images(tiny):
     files = sorted(file for file in (SHARED / "apparel_text_image").rglob("*.jp*g"))[:12]
     assert files
     images = [Image.open(file).convert("RGB") for file in files]

@@ -1,4 +1,4 @@
-"""The vision tower run by itself: the same vectors, without the pictures."""
+"""The vision tower run by itself: the same vectors, without the images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 from sda_core.adapters import build
 from sda_core.backbones import VisionTower
-from sda_core.params import AdapterParams
+from tests.sections import SHIPPED, changed
 from tests.tolerances import up_to_rounding
 
 PROMPT = "The picture shows a product."
 
 
-def test_vectors_are_the_same_without_running_the_tower(tiny: Any, noise_picture: Any, monkeypatch: Any) -> None:
+def test_vectors_are_the_same_without_running_the_tower(tiny: Any, noise_image: Any, monkeypatch: Any) -> None:
     assert isinstance(tiny, VisionTower)
-    images = [noise_picture(28 + 40 * place, 90 - 20 * place, seed=place) for place in range(3)]
+    images = [noise_image(28 + 40 * place, 90 - 20 * place, seed=place) for place in range(3)]
     with torch.no_grad():
         expected = tiny.encode(tiny.model, tiny.image_inputs(images, PROMPT))
         features = [one for image in reversed(images) for one in tiny.vision_features([image])]
@@ -30,18 +30,7 @@ def test_vectors_are_the_same_without_running_the_tower(tiny: Any, noise_picture
 
 
 def test_a_tower_that_learns_is_not_run_ahead(make_tiny: Any) -> None:
-    adapter = AdapterParams(
-        r=2,
-        lora_alpha=2.0,
-        use_rslora=False,
-        variant="paper",
-        lora_dropout=0.0,
-        num_experts=1,
-        expert_rank="split",
-        gate="uniform",
-        modality_dim=2,
-        targets="language",
-    )
+    adapter = changed(SHIPPED.train_adapter.lora, r=2, lora_alpha=2.0, lora_dropout=0.0)
     for targets, expected in (("language", []), ("language_and_vision", None)):
         backbone = make_tiny()
         layers = backbone.adapter_pattern(targets), backbone.num_adapter_layers(targets)

@@ -682,8 +682,8 @@ def test_metadata_2014(tmp_path: Path) -> None:
         "description": "444 pages. Reprint of Verdi's 'Aida'.",
         "image_references": ["http://ecx.images-amazon.com/images/I/513kRMv%2Bl-L._SY300_.jpg"],
     }
-    no_picture = {"asin": "1", "imUrl": "http://g-ecx.images-amazon.com/images/G/01/x-site/icons/no-img-sm._CB192198896_.gif"}
-    assert metadata_of(tmp_path / "m", [no_picture], 2014)["image_references"].to_list() == [[]]
+    no_image = {"asin": "1", "imUrl": "http://g-ecx.images-amazon.com/images/G/01/x-site/icons/no-img-sm._CB192198896_.gif"}
+    assert metadata_of(tmp_path / "m", [no_image], 2014)["image_references"].to_list() == [[]]
     # mirrors that were converted to JSON are read too
     (tmp_path / "m").write_text(json.dumps(record | {"gift": True, "brand": None}))
     assert read_metadata(tmp_path / "m", 2014, max_bad_line_share=0.0).rows(named=True) == [row]
@@ -752,7 +752,7 @@ def test_metadata_2018_in_both_releases(tmp_path: Path) -> None:
 
 
 def test_metadata_2023(tmp_path: Path) -> None:
-    def picture(variant: str, **sizes: str | None) -> dict[str, str | None]:
+    def image(variant: str, **sizes: str | None) -> dict[str, str | None]:
         return {"variant": variant, "hi_res": None, "large": None, "thumb": None} | sizes
 
     record = {
@@ -766,8 +766,8 @@ def test_metadata_2023(tmp_path: Path) -> None:
         "categories": [],
         "details": {"Brand": "Other"},
         "images": [
-            picture("PT01", large="https://h/p.jpg"),
-            picture("MAIN", thumb="https://h/t.jpg", large="https://h/l.jpg", hi_res="https://h/h.jpg"),
+            image("PT01", large="https://h/p.jpg"),
+            image("MAIN", thumb="https://h/t.jpg", large="https://h/l.jpg", hi_res="https://h/h.jpg"),
         ],
     }
     row = metadata_of(tmp_path / "m", [record], 2023).row(0)

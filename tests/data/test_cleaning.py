@@ -1,4 +1,4 @@
-"""Texts, prices and picture references as shops store them."""
+"""Texts, prices and image references as shops store them."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ from sklearn.preprocessing import StandardScaler
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, USERS, Workspace
 from sda_core.data.demo import ATTRIBUTES, World, file_names, world, write_shop
+from sda_core.data.demo.images import HUE_SATURATION_VALUE, MOTIFS, PRODUCTS, draw_item, encoded_images
 from sda_core.data.demo.latent import BLOCKS, NUM_CIRCLES, NUM_CONSIDERED, VALUES
-from sda_core.data.demo.pictures import HUE_SATURATION_VALUE, MOTIFS, PRODUCTS, draw_item, encoded_pictures
 from sda_core.data.demo.words import (
     CATEGORY_WORDS,
     COLOUR_WORDS,
@@ -198,13 +198,13 @@ def test_three_editions_tell_the_same_shop(quirk_share: float, tmp_path: Path) -
         )
     assert shops[2014] == shops[2018] == shops[2023]
     truth = world(dataset)
-    made, _, pictures, archive = shops[2018]
+    made, _, images, archive = shops[2018]
     told = {(user, item, seconds) for user, item, seconds, _ in made}
     assert told == {
         (truth.user_names[u], truth.asins[i], int(d) * 86_400) for u, i, d in zip(truth.user, truth.item, truth.day, strict=True)
     }
     assert (len(made) > len(told)) == (quirk_share > 0.0)
-    named = {name for names in pictures.values() for name in names}
+    named = {name for names in images.values() for name in names}
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         assert named == set(opened.namelist())
         assert len(named) == int((truth.has_image & truth.has_metadata).sum())
@@ -281,12 +281,12 @@ def as_read(words: ItemWords, edition: int) -> dict[str, str | list[str]]:
 
 
 def pixels(encoded: Iterable[bytes]) -> np.ndarray:
-    """Pictures as rows of numbers."""
+    """Images as rows of numbers."""
     return np.stack([np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.int64).reshape(-1) for data in encoded])
 
 
 def ordinary_stages(dataset: DemoDataset, root: Path) -> Workspace:
-    """Download, filter and pictures, as the pipeline runs them."""
+    """Download, filter and images, as the pipeline runs them."""
     whole: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     whole["dataset"] = dataset.model_dump()
     whole["filter"] |= {"min_user_interactions": 1, "min_item_interactions": 1}
@@ -306,7 +306,7 @@ def test_the_ordinary_stages_find_the_same_shop_in_three_editions(quirk_share: f
     }
     made = world(preset(**small))
     words = dict(zip(made.asins, describe(made, PRESET["seed"], "Demo Shop", PRESET["text_noise"]), strict=True))
-    pictured = {asin for asin, has in zip(made.asins, made.has_image, strict=True) if has}
+    with_image = {asin for asin, has in zip(made.asins, made.has_image, strict=True) if has}
     bought = {made.asins[i] for i in made.item.tolist() if made.has_metadata[i]}
     purchases = {
         (made.user_names[u], made.asins[i], int(d) * 86_400, float(r))
@@ -357,8 +357,8 @@ def test_the_ordinary_stages_find_the_same_shop_in_three_editions(quirk_share: f
                     assert field in LOST[edition], (edition, asin, field, got)
                     assert got == "", (edition, asin, field, got)
                     lost[field] += 1
-            # Of 2023 an archive has the first picture only; what else the metadata names comes after it.
-            assert item["image_references"][:1] == ([f"images/{asin}.jpg"] if asin in pictured else []), (edition, asin)
+            # Of 2023 an archive has the first image only; what else the metadata names comes after it.
+            assert item["image_references"][:1] == ([f"images/{asin}.jpg"] if asin in with_image else []), (edition, asin)
         if quirk_share > 0.0 and edition == 2018:  # where a junk line comes first, the title is that of the whole line
             lines = parsed(lines_of(workspace.raw / "meta_Demo_Shop.json.gz"))
             names = {True: set[str](), False: set[str]()}
@@ -375,13 +375,13 @@ def test_the_ordinary_stages_find_the_same_shop_in_three_editions(quirk_share: f
         images = pl.concat(read_images(workspace.images))
         assert images.equals(first_images), edition
         assert dict(images.select("raw_item_id", "status").iter_rows()) == {
-            asin: "ok" if asin in pictured else "missing_url" for asin in bought
+            asin: "ok" if asin in with_image else "missing_url" for asin in bought
         }
         shown = images.filter(pl.col("status") == "ok")
         with zipfile.ZipFile(workspace.raw / "images.zip") as archive:
             drawn = pixels(archive.read(f"images/{asin}.jpg") for asin in shown["raw_item_id"])
         nearest = [int(np.abs(drawn - kept).mean(axis=1).argmin()) for kept in pixels(shown["image"])]
-        assert nearest == list(range(len(shown)))  # each item has its own picture, encoded once more
+        assert nearest == list(range(len(shown)))  # each item has its own image, encoded once more
 
 
 # -------------------------------------------------------------------------------------------- the world
@@ -554,11 +554,11 @@ def test_content_strength_and_shares_turn_taste() -> None:
 @pytest.mark.parametrize(
     ("image_share", "text_share", "silent"),
     [
-        (0.0, 0.5, ("picture",)),
+        (0.0, 0.5, ("image",)),
         (0.5, 0.0, ("words",)),
         (0.5, 0.5, ("both",)),
         (1.0, 0.0, ("words", "both")),
-        (0.0, 0.0, ("picture", "words")),
+        (0.0, 0.0, ("image", "words")),
     ],
 )
 def test_shares_silence_blocks(image_share: float, text_share: float, silent: tuple[str, ...]) -> None:
@@ -642,33 +642,33 @@ def test_popularity_tells_nothing_about_attributes() -> None:
         assert (np.abs(means - shop.log_popularity.mean()) < 4.0 * errors).all(), name
 
 
-# ------------------------------------------------------------------------- what shows where: pictures and words
+# ------------------------------------------------------------------------- what shows where: images and words
 def permuted(shop: World, names: tuple[str, ...]) -> World:
     draw = np.random.default_rng(3)
     return replace(shop, attributes={k: draw.permutation(v) if k in names else v for k, v in shop.attributes.items()})
 
 
-def test_pictures_depend_on_what_they_show_and_on_nothing_else() -> None:
+def test_images_depend_on_what_they_show_and_on_nothing_else() -> None:
     shop = world(preset(**SMALL))
-    pictures = dict(encoded_pictures(shop, 5, 24))
+    images = dict(encoded_images(shop, 5, 24))
     unseen = replace(
         permuted(shop, BLOCKS["words"]), circle=shop.circle[::-1].copy(), log_popularity=shop.log_popularity[::-1].copy()
     )
-    assert dict(encoded_pictures(unseen, 5, 24)) == pictures
-    for name in (*BLOCKS["picture"], *BLOCKS["both"]):
+    assert dict(encoded_images(unseen, 5, 24)) == images
+    for name in (*BLOCKS["image"], *BLOCKS["both"]):
         other = permuted(shop, (name,))
         moved = other.attributes[name] != shop.attributes[name]
-        again = dict(encoded_pictures(other, 5, 24))
+        again = dict(encoded_images(other, 5, 24))
         for item, asin in enumerate(shop.asins):
-            if asin in pictures:
-                assert (again[asin] != pictures[asin]) == moved[item], (name, asin)
+            if asin in images:
+                assert (again[asin] != images[asin]) == moved[item], (name, asin)
 
 
 def test_words_depend_on_what_they_name_and_on_nothing_else() -> None:
     shop = world(preset(**SMALL))
     words = list(describe(shop, 5, "Shop", 0.1))
     unseen = replace(
-        permuted(shop, BLOCKS["picture"]), circle=shop.circle[::-1].copy(), log_popularity=shop.log_popularity[::-1].copy()
+        permuted(shop, BLOCKS["image"]), circle=shop.circle[::-1].copy(), log_popularity=shop.log_popularity[::-1].copy()
     )
     assert list(describe(unseen, 5, "Shop", 0.1)) == words
     for name in (*BLOCKS["words"], *BLOCKS["both"]):
@@ -708,11 +708,11 @@ def test_vocabularies_cover_all_values() -> None:
     assert set(STYLE_WORDS) == set(VALUES["style"])
 
 
-def test_pictures_are_all_different_even_of_equal_items() -> None:
+def test_images_are_all_different_even_of_equal_items() -> None:
     shop = world(preset(**SMALL))
     twins = replace(shop, attributes={name: np.zeros_like(values) for name, values in shop.attributes.items()})
-    pictures = np.stack([np.asarray(draw_item(twins, item, 5, 32), dtype=np.int16) for item in range(40)])
-    apart = np.abs(pictures[:, None] - pictures[None]).mean(axis=(2, 3, 4))
+    images = np.stack([np.asarray(draw_item(twins, item, 5, 32), dtype=np.int16) for item in range(40)])
+    apart = np.abs(images[:, None] - images[None]).mean(axis=(2, 3, 4))
     assert (apart + 100 * np.eye(40)).min() > 3.0  # of 255, on average over the pixels
 
 
@@ -746,7 +746,7 @@ def test_pixels_tell_their_attributes_and_not_those_of_the_words() -> None:
     features = np.stack([pixel_features(draw_item(shop, item, 5, 48)) for item in range(shop.num_items)])
     num_test = shop.num_items - int(0.75 * shop.num_items)
     found = {name: accuracy(features, shop.attributes[name], scale=True) * len(VALUES[name]) for name in ATTRIBUTES}
-    for name in (*BLOCKS["picture"], *BLOCKS["both"]):
+    for name in (*BLOCKS["image"], *BLOCKS["both"]):
         assert found[name] > 2.0, found  # times chance, by a plain linear reader of 48 x 48 pixels
     for name in BLOCKS["words"]:
         share = 1.0 / len(VALUES[name])
@@ -754,7 +754,7 @@ def test_pixels_tell_their_attributes_and_not_those_of_the_words() -> None:
 
 
 @pytest.mark.parametrize("text_noise", [0.0, 0.1, 1.0])
-def test_words_tell_their_attributes_and_not_those_of_the_picture(text_noise: float) -> None:
+def test_words_tell_their_attributes_and_not_those_of_the_image(text_noise: float) -> None:
     shop = world(preset(num_users=20, num_items=1600))
     texts = list(describe(shop, 5, "Shop", text_noise))
     num_test = shop.num_items - int(0.75 * shop.num_items)
@@ -763,7 +763,7 @@ def test_words_tell_their_attributes_and_not_those_of_the_picture(text_noise: fl
     found = {name: accuracy(features, shop.attributes[name], scale=False) for name in ATTRIBUTES}
     for name in (*BLOCKS["words"], *BLOCKS["both"]):
         assert found[name] > 0.95, found  # the structured fields carry no noise
-    for name in BLOCKS["picture"]:
+    for name in BLOCKS["image"]:
         share = 1.0 / len(VALUES[name])
         assert found[name] < share + 4.0 * np.sqrt(share * (1.0 - share) / num_test), found
     titles = CountVectorizer().fit_transform([words.title for words in texts])

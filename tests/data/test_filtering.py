@@ -95,19 +95,19 @@ def review_lines(rows: list[Row]) -> list[str]:
     ]
 
 
-def metadata_lines(known: Iterable[str], pictured: Iterable[str] = ()) -> list[str]:
+def metadata_lines(known: Iterable[str], with_image: Iterable[str] = ()) -> list[str]:
     return [
-        json.dumps({"asin": item, "title": f"title {item}"} | ({"imageURL": ["http://x/y.jpg"]} if item in pictured else {}))
+        json.dumps({"asin": item, "title": f"title {item}"} | ({"imageURL": ["http://x/y.jpg"]} if item in with_image else {}))
         for item in [*known, "other"]
     ]
 
 
 def run(
-    folder: Path, rows: list[Row], known: Iterable[str], params: FilterParams, bad_lines: int = 0, pictured: Iterable[str] = ()
+    folder: Path, rows: list[Row], known: Iterable[str], params: FilterParams, bad_lines: int = 0, with_image: Iterable[str] = ()
 ) -> FilteredData:
     lines = review_lines(rows)
     (folder / "r").write_text("\n".join(lines[:1] + ["{broken"] * bad_lines + lines[1:]) + "\n")
-    (folder / "m").write_text("\n".join(metadata_lines(known, pictured)))
+    (folder / "m").write_text("\n".join(metadata_lines(known, with_image)))
     return filter_dataset(folder / "r", folder / "m", 2018, params)
 
 
@@ -197,8 +197,8 @@ def rounded_down(rows: list[Row], seconds: int) -> list[Row]:
 class PlainFilter:
     """The documented steps, over plain lists; ``dropped`` counts by reason."""
 
-    def __init__(self, params: FilterParams, known: str, pictured: str) -> None:
-        self.params, self.known, self.pictured = params, known, pictured
+    def __init__(self, params: FilterParams, known: str, with_image: str) -> None:
+        self.params, self.known, self.with_image = params, known, with_image
         self.dropped: Counter[str] = Counter()
 
     def keep(self, reason: str, before: list[Row], kept: list[Row]) -> list[Row]:
@@ -212,7 +212,7 @@ class PlainFilter:
         if self.params.items_without_metadata == "drop":
             rows = self.keep("rows_dropped_no_metadata", rows, [row for row in rows if row[1] in self.known])
         if self.params.items_without_image == "drop":
-            rows = self.keep("rows_dropped_no_image", rows, [row for row in rows if row[1] in self.pictured])
+            rows = self.keep("rows_dropped_no_image", rows, [row for row in rows if row[1] in self.with_image])
         return rows
 
     def without_duplicates(self, rows: list[Row]) -> list[Row]:
@@ -275,14 +275,14 @@ def test_equals_the_documented_steps_and_accounts_for_every_row(
     tmp_path_factory, rows: list[Row], params: FilterParams, bad_lines: int
 ) -> None:
     folder = tmp_path_factory.mktemp("shop")
-    plain = PlainFilter(params, known="abc", pictured="bc")
+    plain = PlainFilter(params, known="abc", with_image="bc")
     expected = plain.steps(rows)
     labels = plain_labels(expected, params) if expected else None
     if labels is None:
         with pytest.raises(DataError, match=r"params\.yaml: filter"):
-            run(folder, rows, "abc", params, bad_lines, pictured="bc")
+            run(folder, rows, "abc", params, bad_lines, with_image="bc")
         return
-    data = run(folder, rows, "abc", params, bad_lines, pictured="bc")
+    data = run(folder, rows, "abc", params, bad_lines, with_image="bc")
     check_invariants(data)
     assert raw_rows(data) == [(user, item, time, label) for (user, item, _, time), label in zip(expected, labels, strict=True)]
     assert data.interactions["rating"].to_list() == [row[2] for row in expected]
@@ -304,13 +304,13 @@ def test_a_core_before_the_metadata_keeps_the_rows_of_a_core_after_it(
         items_without_metadata="drop",
         items_without_image="drop",
     )
-    expected = PlainFilter(params, known="abc", pictured="ab").items_first(rows)
+    expected = PlainFilter(params, known="abc", with_image="ab").items_first(rows)
     folder = tmp_path_factory.mktemp("shop")
     if not expected:
         with pytest.raises(DataError, match=r"params\.yaml: filter"):
-            run(folder, rows, "abc", params, pictured="ab")
+            run(folder, rows, "abc", params, with_image="ab")
         return
-    data = run(folder, rows, "abc", params, pictured="ab")
+    data = run(folder, rows, "abc", params, with_image="ab")
     assert [row[:3] for row in raw_rows(data)] == [(user, item, time) for user, item, _, time in expected]
     assert data.interactions["rating"].to_list() == [row[2] for row in expected]
 
@@ -320,7 +320,7 @@ def test_a_core_before_the_metadata_keeps_the_rows_of_a_core_after_it(
 def test_blocks_of_any_size_give_the_same_tables(tmp_path_factory, rows: list[Row], bad_lines: int, data: st.DataObject) -> None:
     """A gzip file of many members is unpacked member by member, so that small blocks really are small."""
     folder = tmp_path_factory.mktemp("shop")
-    whole = run(folder, rows, "abc", filter_params(), bad_lines, pictured="bc")
+    whole = run(folder, rows, "abc", filter_params(), bad_lines, with_image="bc")
     for name in "rm":
         raw = (folder / name).read_bytes()
         cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=12))), len(raw)]
@@ -377,19 +377,19 @@ def test_items_without_metadata_stay_with_empty_fields_or_go(tmp_path: Path) -> 
     assert gone.statistics["rows_dropped_no_metadata"] == 2
 
 
-def test_items_without_a_picture_go_and_the_core_is_taken_again(tmp_path: Path) -> None:
-    # d has no metadata, c no picture; u and v have two items each, w has c and d besides a.
+def test_items_without_a_image_go_and_the_core_is_taken_again(tmp_path: Path) -> None:
+    # d has no metadata, c no image; u and v have two items each, w has c and d besides a.
     rows: list[Row] = [
         (user, item, 5.0, time) for time, (user, item) in enumerate([*product("uv", "ab"), ("w", "a"), ("w", "c"), ("w", "d")])
     ]
     core = {"min_user_interactions": 2, "min_item_interactions": 1, "items_without_image": "drop"}
-    both = run(tmp_path, rows, "abc", filter_params(**core, items_without_metadata="drop"), pictured="ab")
+    both = run(tmp_path, rows, "abc", filter_params(**core, items_without_metadata="drop"), with_image="ab")
     assert [row[:2] for row in raw_rows(both)] == [("u", "a"), ("u", "b"), ("v", "a"), ("v", "b")]
     assert [both.statistics[drop] for drop in DROPS] == [0, 0, 0, 1, 1, 1]  # w's a goes with the second core
-    image = run(tmp_path, rows, "abc", filter_params(**core), pictured="ab")
+    image = run(tmp_path, rows, "abc", filter_params(**core), with_image="ab")
     assert image.interactions.equals(both.interactions)
-    assert [image.statistics[drop] for drop in DROPS] == [0, 0, 0, 1, 0, 2]  # no metadata names no picture either
-    with pytest.raises(DataError, match=r"filter\.items_without_image: is 'drop', and the metadata names a picture of none"):
+    assert [image.statistics[drop] for drop in DROPS] == [0, 0, 0, 1, 0, 2]  # no metadata names no image either
+    with pytest.raises(DataError, match=r"filter\.items_without_image: is 'drop', and the metadata names an image of none"):
         run(tmp_path, rows, "abc", filter_params(**core))
 
 

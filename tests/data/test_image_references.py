@@ -229,6 +229,6 @@ def test_any_value_adds_up(value: Any) -> None:
     assert set(rejected) <= set(IMAGE_REASONS)
     assert all(reference.isprintable() for reference in references)
     # ... and the short way for the published forms changes nothing
-    pictures = sorted(module._pictures(value, 0), key=lambda picture: not picture[0])
-    slowly = [reference for _, found in pictures for reference in found]
+    images = sorted(module._images(value, 0), key=lambda image: not image[0])
+    slowly = [reference for _, found in images for reference in found]
     assert image_references(slowly) == (references, num_used, rejected)

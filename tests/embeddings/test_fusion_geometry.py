@@ -10,23 +10,14 @@ from sklearn.decomposition import PCA
 
 from sda_core.embeddings.fusion import fuse
 from sda_core.params import ExportParams
+from tests.sections import SHIPPED, changed
 
 EVERY = np.arange(1, 201)
 HAS_IMAGE = np.ones(200, dtype=bool)
 
 
 def export(**changes: Any) -> ExportParams:
-    values: dict[str, Any] = {
-        "engine": "local",
-        "num_workers": 1,
-        "batch_size": 8,
-        "shard_rows": 64,
-        "merge": True,
-        "compile": False,
-    }
-    values |= {"fusion": "late_concat_pca", "fused_dim": 6, "normalize": False, "image_weight": 1.0, "text_weight": 1.0}
-    values |= {"balance": "none", "axis_scaling": "none", "with_base": False}
-    return ExportParams(**(values | changes))
+    return changed(SHIPPED.export_embeddings, **({"fused_dim": 6, "normalize": False} | changes))
 
 
 def halves(seed: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -103,7 +103,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="restore it"):
         noise_file.read(path)
-    with pytest.raises(ArtifactError, match=r"does not exist; run `python experiments/seed_noise\.py`"):
+    with pytest.raises(ArtifactError, match=r"does not exist; run `python -m experiments seed_noise`"):
         noise_file.read(tmp_path / "absent.json")
 
 

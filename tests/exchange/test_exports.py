@@ -63,7 +63,7 @@ def test_mmrec(workspace: Workspace, tmp_path: Path) -> None:
     # MMRec counts items by the largest id, and multiplies by the features as they lie.
     assert max(int(row["itemID"]) for row in rows) + 1 == len(image) == len(text) == len(RAW_ITEMS)
     np.testing.assert_array_equal(text, vectors(shop, "text_embedding"))
-    np.testing.assert_allclose(image[2], np.delete(image, 2, axis=0).mean(axis=0), rtol=1e-6)  # the one without a picture
+    np.testing.assert_allclose(image[2], np.delete(image, 2, axis=0).mean(axis=0), rtol=1e-6)  # the one without an image
     assert written["items_without_image_embedding"] == 1
     assert settings["inter_file_name"] == "baby.inter"
     assert settings["field_separator"] == "\t"

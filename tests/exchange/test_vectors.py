@@ -94,8 +94,8 @@ def test_whole_numbers_as_ids(parquet) -> None:
     np.testing.assert_array_equal(found.embedding, [[1], [2], [3]])
 
 
-def test_pictures_and_texts_are_left_to_be_fused(parquet) -> None:
-    image = [VECTORS[2].tolist(), None, VECTORS[3].tolist(), VECTORS[1].tolist()]  # B0 has no picture
+def test_images_and_texts_are_left_to_be_fused(parquet) -> None:
+    image = [VECTORS[2].tolist(), None, VECTORS[3].tolist(), VECTORS[1].tolist()]  # B0 has no image
     found = read(parquet(image=pa.array(image), text=[[1.0, 2.0]] * 4))
     assert found.embedding is None
     assert found.image is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,6 @@ from sda_core.artifacts import POSITIONS, Workspace
 from stages.download import download
 from stages.fetch_images import fetch_images
 from stages.filter import filter_
-
-# experiments/ is no package: its scripts find one another in their own folder
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +32,24 @@ def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Workspac
 
 
 @pytest.fixture(scope="module")
-def pictured(shop: Workspace) -> Workspace:
-    """The shop with its pictures."""
+def with_images(shop: Workspace) -> Workspace:
+    """The shop with its images."""
     fetch_images(shop.root)
     return shop
 
 
 @pytest.fixture(scope="module")
-def on_tiny(pictured: Workspace, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_tiny(with_images: Workspace, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder of the shop with the tiny random backbone, two steps of adapter training, and no results."""
     yaml = YAML(typ="safe", pure=True)
-    params: dict[str, Any] = yaml.load(pictured.root / "params.yaml")
+    params: dict[str, Any] = yaml.load(with_images.root / "params.yaml")
     params["backbone"] = yaml.load(repository / "conf" / "backbone" / "tiny.yaml")
     params["backbone"] |= {"hidden_size": 16, "num_heads": 2, "vision_depth": 1}
     params["train_adapter"]["training"] |= {"num_steps": 2, "batch_size": 8, "warmup_steps": 0}
     params["export_embeddings"] |= {"fused_dim": 8}
     root = tmp_path_factory.mktemp("tiny")
     yaml.dump(params, root / "params.yaml")
-    (root / "data").symlink_to(pictured.root / "data")
+    (root / "data").symlink_to(with_images.root / "data")
     return root
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import conflicting_items
 import numpy as np
 import pytest
-from conflicting_items import AGREEING, KINDS, PICTURE, WORDS
 
+from experiments import conflicting_items
+from experiments.conflicting_items import AGREEING, IMAGE, KINDS, TEXT
 from sda_core.embeddings.controls import Vectors
 
 
@@ -18,24 +18,24 @@ def vectors(image: np.ndarray, text: np.ndarray) -> Vectors:
 
 @pytest.fixture
 def shop() -> Vectors:
-    """40 items in 8 groups of looks and 5 of words, hardly alike across groups."""
+    """40 items in 8 groups of looks and 5 of texts, hardly alike across groups."""
     random = np.random.default_rng(0)
-    looks, words = np.arange(40) % 8, np.arange(40) % 5
-    return vectors(np.eye(8)[looks] + 0.01 * random.normal(size=(40, 8)), np.eye(5)[words] + 0.01 * random.normal(size=(40, 5)))
+    looks, texts = np.arange(40) % 8, np.arange(40) % 5
+    return vectors(np.eye(8)[looks] + 0.01 * random.normal(size=(40, 8)), np.eye(5)[texts] + 0.01 * random.normal(size=(40, 5)))
 
 
 def test_pairs_of_a_kind_are_what_the_kind_says(shop: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conflicting_items, "SHARE_ALIKE", 0.1)
     pairs = conflicting_items.chosen_by_base(shop, np.arange(40))
     first, second = np.triu_indices(40, 1)
-    same_looks, same_words = first % 8 == second % 8, first % 5 == second % 5
-    assert pairs[PICTURE].any()
-    assert pairs[WORDS].any()
-    assert same_looks[pairs[PICTURE]].all()
-    assert not same_words[pairs[PICTURE]].any()
-    assert same_words[pairs[WORDS]].all()
-    assert not same_looks[pairs[WORDS]].any()
-    assert not (pairs[AGREEING] & (pairs[PICTURE] | pairs[WORDS])).any()
+    same_looks, same_text = first % 8 == second % 8, first % 5 == second % 5
+    assert pairs[IMAGE].any()
+    assert pairs[TEXT].any()
+    assert same_looks[pairs[IMAGE]].all()
+    assert not same_text[pairs[IMAGE]].any()
+    assert same_text[pairs[TEXT]].all()
+    assert not same_looks[pairs[TEXT]].any()
+    assert not (pairs[AGREEING] & (pairs[IMAGE] | pairs[TEXT])).any()
 
 
 def test_cosines_are_in_the_order_of_the_triangle() -> None:
@@ -54,8 +54,8 @@ def test_table_and_plot(tmp_path: Path) -> None:
     def of_seed(shift: float) -> dict[str, np.ndarray]:
         return {kind: np.array([0.5, 0.6]) - shift * place for place, kind in enumerate(KINDS)}
 
-    found = {("base", "sda"): [of_seed(0.0), of_seed(0.2)]}
-    row = conflicting_items.table(found, 2).splitlines()[4]
+    measured = {("base", "sda"): [of_seed(0.0), of_seed(0.2)]}
+    row = conflicting_items.table(measured, 2).splitlines()[4]
     assert row == "| base | sda | 2, 0.550 | 2, 0.450 | 2, 0.350 | 0.750 (0.500 .. 1.000) | 0.750 (0.500 .. 1.000) |"
-    conflicting_items.plot(found, tmp_path / "kinds.png")
+    conflicting_items.plot(measured, tmp_path / "kinds.png")
     assert (tmp_path / "kinds.png").read_bytes().startswith(b"\x89PNG")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import families
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from experiments import families
+from experiments.workspaces import Study
 from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.backbones import Backbone, build
 from sda_core.embeddings.table import write_embeddings
+from sda_core.errors import ConfigError
 from sda_core.params import BackboneParams
 
 TEXTS = ["a red cotton shirt", "Tea pot, price 12"]
@@ -29,16 +31,16 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]:
 
 def test_relatives_read_as_nano_does_and_see_otherwise(backbones: dict[str, Backbone]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2, 90, 112, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(picture) for picture in noise]
+    pixels = [Image.fromarray(image) for image in noise]
     texts, images = {}, {}
     for name, backbone in backbones.items():
         with torch.inference_mode():
             texts[name] = backbone.encode(backbone.model, backbone.text_inputs(TEXTS))
-            images[name] = backbone.encode(backbone.model, backbone.image_inputs(pictures, "The picture shows a product."))
+            images[name] = backbone.encode(backbone.model, backbone.image_inputs(pixels, "The picture shows a product."))
     for name in families.RELATIVES:
         torch.testing.assert_close(texts[name], texts["nano"])
         assert not torch.allclose(images[name], images["nano"], atol=1e-2)
-        assert not torch.allclose(images[name][0], images[name][1], atol=1e-2), "pictures are told apart"
+        assert not torch.allclose(images[name][0], images[name][1], atol=1e-2), "images are told apart"
         assert backbones[name].num_adapter_layers("language") == 28
 
 
@@ -50,7 +52,7 @@ def test_a_relative_is_the_same_each_time(tmp_path: Path) -> None:
 
 def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path: Path, keep: Callable[..., None]) -> None:
     interactions = INTERACTIONS.read(shop.interactions)
-    study = families.Study(shop.root, tmp_path, "sasrec", ["sda"], [1, 2])
+    study = Study(shop.root, tmp_path, ["sda"], [1, 2])
     for seed, place in ((1, 1.0), (2, 3.0)):
         root = study.workspace("nano", seed).root
         curve = study.workspace("nano", seed).adapter("sda") / "loss.tsv"
@@ -64,7 +66,7 @@ def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path
             path = study.workspace("nano", seed).embeddings(variant)
             path.parent.mkdir(exist_ok=True)
             write_embeddings(path, np.arange(1, 5), list("abcd"), np.eye(4, dtype=np.float32), text, text, {}, np.ones(4, bool))
-    table = families.table(study, ["nano"])
+    table = families.table(study, ["nano"], "sasrec")
     base, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[-2:])
     assert base[3] == "0.500"
     assert row[2:] == ["0.125, 0.250", "1.000", "0.7500", "+0.7500 [+0.7500, +0.7500]", "+0.5000 .. +1.0000"]
@@ -73,5 +75,5 @@ def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path
 
 
 def test_a_backbone_without_a_file() -> None:
-    with pytest.raises(SystemExit, match="NAME=FILE"):
-        families._sections(["qwen3_vl"])
+    with pytest.raises(ConfigError, match="NAME=FILE"):
+        families.read_backbones(["qwen3_vl"])

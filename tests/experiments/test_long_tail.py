@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import long_tail
 import numpy as np
 import polars as pl
 import pytest
 
+from experiments import long_tail
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.cli.scripts import Names, Numbers
 from sda_core.data.demo import ATTRIBUTES, world
 from sda_core.embeddings.table import write_embeddings
 from sda_core.params import DemoDataset, load_params
@@ -59,9 +60,7 @@ def test_the_table_has_the_groups(
     monkeypatch.chdir(tmp_path)
     with_vectors.embeddings("same").unlink(missing_ok=True)
     with_vectors.embeddings("same").symlink_to(with_vectors.embeddings("zero_shot"))
-    arguments = ["--root", str(with_vectors.root), "--name", "t", "--variants", "zero_shot", "same", "--seeds", "1"]
-    monkeypatch.setattr("sys.argv", ["long_tail.py", *arguments, "--min-count", "3"])
-    long_tail.main()
+    long_tail.main("t", str(with_vectors.root), Names(("zero_shot", "same")), seeds=Numbers((1,)), min_count=3)
     lines = capsys.readouterr().out.splitlines()
     assert "made rare, purer half" in lines[2]
     (same,) = (line for line in lines if line.startswith("| same"))

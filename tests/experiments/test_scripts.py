@@ -6,16 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import compare_vectors
 import numpy as np
 import polars as pl
-import protocol
-import published
 import pytest
-import text_matters
-import ties
 
+from experiments import compare_vectors, protocol, published, text_matters, ties, workspaces
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json
+from sda_core.cli.scripts import Names, Numbers
 from sda_core.evaluation.groups import training_counts
 from sda_core.item_vectors import read_vectors
 from sda_core.params import load_params
@@ -26,9 +23,8 @@ def cells(table: str, start: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_protocol(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["protocol.py", "--root", str(shop.root), "--seeds", "1"])
-    protocol.main()
+def test_protocol(shop: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    protocol.main(shop.root, seeds=Numbers((1,)))
     table = capsys.readouterr().out
     fixed, sampled = cells(table, "| SASRec | fixed"), cells(table, "| SASRec | 100 sampled")
     assert float(sampled[4]) > float(fixed[4])
@@ -38,7 +34,7 @@ def test_protocol(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert cells(table, "| SASRec | tail of all")[6:] == ["0", "none"]  # a 5-core has no item of fewer than 4
     assert float(cells(table, "| popularity | counts of all")[3]) >= float(cells(table, "| popularity | fixed")[3])
     assert len(table.strip().splitlines()) == 2 + sum(map(len, protocol.ROWS.values()))
-    panels = protocol.reaches(load_params(shop.root / "params.yaml"), shop.root / "experiments" / "positions" / "protocol", [1])
+    panels = protocol.intervals(load_params(shop.root / "params.yaml"), shop.root / "experiments" / "positions" / "protocol", [1])
     assert {name: list(rows) for name, rows in panels.items()} == {
         name: [row.label for row in rows] for name, rows in protocol.ROWS.items()
     }
@@ -46,10 +42,10 @@ def test_protocol(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert (shop.root / "experiments" / "results" / "protocol" / "plot.png").stat().st_size > 5000
 
 
-def test_ties(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--recommenders", "pop", "bpr", "--orders", "file", "random", "shuffled", "--seeds", "1", "2", "--max-epochs", "1"]
-    monkeypatch.setattr("sys.argv", ["ties.py", "--root", str(shop.root), "--name", "small", *asked])
-    ties.main()
+def test_ties(shop: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    orders = Names(("file", "random", "shuffled"))
+    asked = shop.root, "small", Names(("pop", "bpr")), orders, Numbers((1, 2)), 1
+    ties.main(*asked)
     out = capsys.readouterr().out
     kept = shop.root / "experiments" / "positions" / "small"
     targets = {
@@ -73,7 +69,7 @@ def test_ties(shop: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert cells(out, "| pop | file |")[7] != ""
     assert (shop.root / "experiments" / "results" / "ties-small" / "plot.png").stat().st_size > 5000
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.parquet")}
-    ties.main()
+    ties.main(*asked)
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.parquet")} == before
 
 
@@ -87,7 +83,7 @@ def test_published_shares_and_missing_models(shop: Workspace, tmp_path: Path, ke
     row = cells(table, "| sasrec_bce | fullrank | 2 |")
     assert row[3:5] == ["1.0000 (0.0000) [1.0000, 1.0000]", "0.7500 (0.3536) [0.7500, 0.7500]"]
     assert row[6] == f"{1 / 0.0605:.3f} / {0.75 / 0.0318:.3f}"
-    panels = published.reaches(tmp_path, list(published.MODELS), [1, 2, 3], params.evaluate)
+    panels = published.intervals(tmp_path, list(published.MODELS), [1, 2, 3], params.evaluate)
     assert panels == {"fullrank": {"sasrec_bce": (0.75, 0.75, 0.75), "sasrec_bce, published": (0.0318, 0.0318, 0.0318)}}
 
 
@@ -98,9 +94,7 @@ def test_published_trains_what_makes_a_row(shop: Workspace, monkeypatch: pytest.
         asked.append((folder.name, seed, getattr(section, "loss", section.kind), getattr(section, "num_negatives", 0)))
 
     monkeypatch.setattr(published, "keep_positions", note)
-    models = ["pop", "sasrec_bce", "sasrec_softmax"]
-    monkeypatch.setattr("sys.argv", ["published.py", "--root", str(shop.root), "--seeds", "1", "2", "--models", *models])
-    published.main()
+    published.main(shop.root, Names(("pop", "sasrec_bce", "sasrec_softmax")), Numbers((1, 2)))
     softmax, bce = ("sampled_softmax", 4), ("bce", 1)
     assert asked[0] == ("pop", 1, "pop", 0)
     assert asked[1:] == [
@@ -129,12 +123,12 @@ def test_title_vectors_stand_beside_ids(shop: Workspace, monkeypatch: pytest.Mon
         asked.append(section.model_dump() | {"vectors": vectors})
         keep(folder / f"{seed}.parquet", interactions, np.arange(interactions["user_id"].n_unique()) + seed)
 
-    monkeypatch.setattr(compare_vectors, "keep_positions", note)
+    monkeypatch.setattr(workspaces, "keep_positions", note)
     folder = shop.root / "kept"
     changes = {"representation": "id+content", "max_epochs": 7}
     for _ in range(2):
-        compare_vectors.train_on(shop, params, "minilm", "sasrec", 1, folder / "minilm", changes)
-    compare_vectors.train_on(shop, params, "minilm", "vbpr", 1, folder / "vbpr", changes)
+        workspaces.train_on(shop, params, "minilm", "sasrec", 1, folder / "minilm", changes)
+    workspaces.train_on(shop, params, "minilm", "vbpr", 1, folder / "vbpr", changes)
     assert [(params["kind"], params.get("representation"), params["max_epochs"]) for params in asked] == [
         ("sasrec", "id+content", 7),
         ("vbpr", None, 7),
@@ -155,7 +149,7 @@ def test_table_of_vectors_has_the_groups_that_there_are(shop: Workspace, tmp_pat
         "b",
         *["+0.5000 [+0.5000, +0.5000]", "+0.5000 .. +0.5000"],
     ]
-    panels = compare_vectors.reaches(shop, params, tmp_path, ["a"], ["b"], [1])
+    panels = compare_vectors.intervals(shop, params, tmp_path, ["a"], ["b"], [1])
     assert panels[f"{tmp_path.name}, tail ({(seen < 4).sum()})"] == {"a - b": pytest.approx((0.5, 0.5, 0.5))}
     assert ("| cold (" in table) == bool((seen == 0).any()) == any(", cold (" in title for title in panels)
     assert cells(table, f"| all ({len(test)}) | b |")[2] == f"{(seen < 4).mean():.4f}"

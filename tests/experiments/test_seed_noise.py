@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import seed_noise
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+from experiments import seed_noise
 from sda_core.artifacts import POSITIONS, Workspace
+from sda_core.cli.app import app
+from sda_core.cli.scripts import Numbers
+from sda_core.errors import ArtifactError, ConfigError
 from sda_core.evaluation import noise_file
 from sda_core.params import load_params
-from stages.cli import app
 from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings
 from stages.train_adapter import train_adapter
@@ -57,7 +59,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
                 variant, root=root
             )
 
-    monkeypatch.setattr(seed_noise, "_stage", run)
+    monkeypatch.setattr(seed_noise, "repeat_stage", run)
     return ran
 
 
@@ -184,35 +186,30 @@ def test_real_runs_of_a_small_shop_are_judged_by_what_was_measured(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "problem"),
+    ("seeds", "problem"),
     [
-        (["--seeds", "1", "2"], "--seeds: expected at least 3 different ones"),
-        (["--seeds", "1", "2", "2"], "--seeds: expected at least 3 different ones"),
-        (["--seeds", "1", "2", "-3"], "--seeds: expected at least 3 different ones"),
-        (["--seeds", "1", "2", "42"], "--seeds: 42 is a seed of the run itself"),
+        ((1, 2), "--seeds: expected at least 3 different ones"),
+        ((1, 2, 2), "--seeds: expected at least 3 different ones"),
+        ((1, 2, -3), "--seeds: expected at least 3 different ones"),
+        ((1, 2, 42), "--seeds: 42 is a seed of the run itself"),
     ],
 )
-def test_seeds_that_measure_nothing_are_refused(
-    finished: Workspace, monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str
-) -> None:
-    monkeypatch.setattr("sys.argv", ["seed_noise.py", "--root", str(finished.root), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        seed_noise.main()
-    assert str(stopped.value).startswith(f"seed_noise.py: error: {problem}")
+def test_seeds_that_measure_nothing_are_refused(finished: Workspace, seeds: tuple[int, ...], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        seed_noise.main(finished.root, Numbers(seeds))
 
 
-def test_an_unfinished_run_is_refused(on_tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["seed_noise.py", "--root", str(on_tiny)])
-    with pytest.raises(SystemExit, match=r"id\.parquet: does not exist; run `dvc repro` first"):
-        seed_noise.main()
+def test_an_unfinished_run_is_refused(on_tiny: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"id\.parquet: does not exist; run `dvc repro` first"):
+        seed_noise.main(on_tiny)
 
 
 def test_a_stage_that_fails_stops_the_measurement_in_one_line(finished: Workspace, tmp_path: Path) -> None:
     """The stages run as they are here: one in a process of its own, one in this process."""
     shutil.copy(finished.root / "params.yaml", tmp_path)
     for name in ("export_embeddings", "evaluate"):
-        with pytest.raises(seed_noise.ArtifactError, match=f"stage {name} of zero_shot failed; see the lines above"):
-            seed_noise._stage(name, "zero_shot", tmp_path)
+        with pytest.raises(ArtifactError, match=f"stage {name} of zero_shot failed; see the lines above"):
+            seed_noise.repeat_stage(name, "zero_shot", tmp_path)
 
 
 def test_every_seed_of_a_training_is_replaced(repository: Path, tmp_path: Path) -> None:

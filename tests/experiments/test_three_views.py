@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradient_conflict
 import numpy as np
 import polars as pl
 import pytest
-import three_views
 import torch
 from torch import nn
 
+from experiments import gradient_conflict, three_views
 from sda_core import adapters, backbones, losses
 from sda_core.alignment.inputs import MODALITIES
 from sda_core.artifacts import ITEMS, Workspace
+from sda_core.cli.scripts import Numbers
 from sda_core.losses import cmsa_many
 from sda_core.params import Params
 
 
-def test_every_rung_is_measured_before_and_after(
-    on_tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--root", str(on_tiny), "--name", "three", "--seeds", "1", "--num-held-out", "16"]
-    monkeypatch.setattr("sys.argv", ["three_views.py", *arguments])
-    three_views.main()
+def test_every_arm_is_measured_before_and_after(on_tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"root": on_tiny, "seeds": Numbers((1,)), "num_held_out": 16}
+    three_views.main("three", **asked)
     assert (on_tiny / "experiments" / "results" / "three_views-three" / "plot.png").stat().st_size > 5000
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| lora", "| moda"))]
     assert len(rows) == 8
@@ -36,15 +33,15 @@ def test_every_rung_is_measured_before_and_after(
     # before training both sets of views start alike; training on another set ends elsewhere
     starts = {rung: before.filter(rung=rung)["cosine"].to_list() for rung in ("moda, 2 views", "moda, 3 views")}
     assert starts["moda, 2 views"] == pytest.approx(starts["moda, 3 views"], abs=1e-5)
-    panels = three_views.reaches(found)
+    panels = three_views.intervals(found)
     assert len(panels) == 2 * 3
-    assert next(mean for mean, _, _ in panels["found: image, words"].values()) == pytest.approx(
+    assert next(mean for mean, _, _ in panels["retrieval@1: image, words"].values()) == pytest.approx(
         before.filter(rung="lora, 2 views", one="image", other="words")["retrieval"][0]
     )
     after = {rung: found.filter(rung=rung, when="after")["cosine"].to_list() for rung in starts}
     assert after["moda, 2 views"] != pytest.approx(after["moda, 3 views"], abs=1e-6)
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.parquet")}
-    three_views.main()
+    three_views.main("three", **asked)
     assert written == {path: path.stat().st_mtime_ns for path in folder.glob("*/*.parquet")}
 
 
@@ -53,15 +50,15 @@ def test_words_and_attributes_share_no_field(on_tiny: Path) -> None:
     views = three_views.Views(Workspace(on_tiny), params, None)  # type: ignore[arg-type]
     titles = ITEMS.read(Workspace(on_tiny).items)["title"]
     row = int(titles.str.len_chars().arg_max() or 0)
-    assert titles[row] in views._texts["words"][row]
-    assert titles[row] not in views._texts["attributes"][row]
-    assert "categories" in views._texts["attributes"][row]
+    assert titles[row] in views.texts["words"][row]
+    assert titles[row] not in views.texts["attributes"][row]
+    assert "categories" in views.texts["attributes"][row]
 
 
-def test_retrieval() -> None:
+def test_retrieval_at_1() -> None:
     rows = torch.eye(4)
-    assert three_views.retrieval(rows, rows) == 1.0
-    assert three_views.retrieval(rows, rows[[1, 0, 2, 3]]) == 0.5
+    assert three_views.retrieval_at_1(rows, rows) == 1.0
+    assert three_views.retrieval_at_1(rows, rows[[1, 0, 2, 3]]) == 0.5
 
 
 @pytest.fixture

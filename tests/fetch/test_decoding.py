@@ -1,4 +1,4 @@
-"""One picture: what is accepted, what it becomes, and that hostile ones do no harm."""
+"""One image: what is accepted, what it becomes, and that hostile ones do no harm."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_stored_size_is_the_largest_that_fits() -> None:
 
 
 def test_large_jpegs_are_decoded_small_and_look_the_same() -> None:
-    """Oracle: the picture decoded whole, then reduced."""
+    """Oracle: the image decoded whole, then reduced."""
     source = Image.fromarray(np.add.outer(np.arange(900) // 8, np.arange(1_000) // 8).astype(np.uint8)).convert("RGB")
     data = encoded(source, "JPEG", quality=95)
     made = opened(prepare(data, MAX_PIXELS, STORED_PIXELS).image)
@@ -204,7 +204,7 @@ def test_large_jpegs_are_decoded_small_and_look_the_same() -> None:
     assert np.abs(np.asarray(made).astype(int) - np.asarray(wanted).astype(int)).max() <= 4
 
 
-def test_reduction_keeps_the_picture() -> None:
+def test_reduction_keeps_the_image() -> None:
     image = Image.new("RGB", (800, 800), (200, 30, 30))
     image.paste((20, 40, 220), (400, 0, 800, 800))
     small = opened(prepare(encoded(image, "JPEG", quality=95), MAX_PIXELS, STORED_PIXELS).image)
@@ -251,7 +251,7 @@ def test_exif_orientation(orientation: int) -> None:
     assert np.abs(np.asarray(made).astype(int) - np.asarray(wanted).astype(int)).mean() < 4
 
 
-def test_damaged_exif_does_not_spoil_a_picture() -> None:
+def test_damaged_exif_does_not_spoil_an_image() -> None:
     data = encoded(noise(20, 20), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1")
     assert prepare(data, MAX_PIXELS, STORED_PIXELS).status == "ok"
 
@@ -264,7 +264,7 @@ def test_animation_gives_its_first_frame(form: str) -> None:
 
 
 def test_nothing_but_pixels_is_stored() -> None:
-    """Comments, profiles, positions, and what hangs on behind a picture (a polyglot) are not passed on."""
+    """Comments, profiles, positions, and what hangs on behind an image (a polyglot) are not passed on."""
     script = b"<script>alert(1)</script>"
     exif = Image.Exif()
     exif[0x010E] = script.decode()
@@ -311,7 +311,7 @@ def scans(num_scans: int) -> bytes:
     ("data", "status"),
     [
         (b"", "corrupt"),
-        (b"this is text, not a picture", "corrupt"),
+        (b"this is text, not an image", "corrupt"),
         (b"<!DOCTYPE html><html>", "unsupported"),
         (encoded(noise(100, 100), "JPEG")[:-500], "corrupt"),
         (encoded(noise(100, 100), "PNG")[:-500], "corrupt"),
@@ -352,7 +352,7 @@ def test_many_scans_are_fine_up_to_a_bound() -> None:
 
 
 def test_a_motion_photo_is_no_picture_of_many_scans() -> None:
-    """Behind some pictures hangs a film, in which a scan's marker stands by chance."""
+    """Behind some images hangs a film, in which a scan's marker stands by chance."""
     film = random.Random(1).randbytes(1_000) + b"\xff\xda" * 500
     assert prepare(encoded(noise(20, 20), "JPEG") + film, MAX_PIXELS, STORED_PIXELS).status == "ok"
 
@@ -374,17 +374,17 @@ def tags(number, size):  # every one of them points at the same bytes
     entries = b"".join(struct.pack(">HHII", tag + 1, 7, size, 8) for tag in range(number))
     return b"MM\\0*\\0\\0\\0\\x08" + struct.pack(">H", number) + entries + bytes(size)
 
-picture = encoded(Image.new("RGB", (16, 16)), "JPEG")
+image = encoded(Image.new("RGB", (16, 16)), "JPEG")
 body, segments = tags(5_000, 200_000), b""
 for start in range(0, len(body), 60_000):
     part = body[start : start + 60_000]
     segments += b"\\xff\\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\\0\\0" + part
-length, = struct.unpack(">H", picture[4:6])
+length, = struct.unpack(">H", image[4:6])
 png = encoded(Image.new("RGB", (10, 10)), "PNG")
 frames = [Image.new("P", (8, 8), number % 7) for number in range(10_000)]
 text = chunk(b"zTXt", b"a\\0\\0" + zlib.compress(bytes(100_000_000), 1))
 made = {
-    "exif jpeg": (b"\\xff\\xd8" + segments + picture[4 + length :], "ok"),
+    "exif jpeg": (b"\\xff\\xd8" + segments + image[4 + length :], "ok"),
     "exif png": (png[:33] + chunk(b"eXIf", body) + png[33:], "ok"),
     "text": (png[:33] + text + png[33:], "corrupt"),
     "frames": (encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "ok"),
@@ -392,13 +392,13 @@ made = {
     "grey": (encoded(Image.new("I;16", (4_000, 4_000)), "PNG", compress_level=1), "ok"),
 }
 del frames, text
-prepare(picture, 10**9, 4_096)
+prepare(image, 10**9, 4_096)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 def test_memory_of_the_worst() -> None:
-    """A process of its own each, forked from one that made the pictures: how much more memory the picture took than it had."""
+    """A process of its own each, forked from one that made the images: how much more memory the image took than it had."""
     code = WORST + textwrap.dedent("""
         import os
 

@@ -497,14 +497,14 @@ def test_unwritable_place(tmp_path: Path) -> None:
 def test_own_folders_in_the_folder_that_is_cleared(tmp_path: Path, name: str) -> None:
     kept = tmp_path / "raw" / "mine" / "B1.jpg"
     kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"picture")
+    kept.write_bytes(b"image")
     (tmp_path / "link").symlink_to(tmp_path / "raw" / "mine")
     for place in ("raw/mine", str(tmp_path / "link"), "raw"):
         dataset = amazon("r.json.gz", "m.json.gz", **{name: place})
         text = refusal(lambda dataset=dataset: download(dataset, settings(), tmp_path / "raw", tmp_path))
         assert f"dataset.{name}" in text
         assert "clears" in text
-    assert kept.read_bytes() == b"picture"
+    assert kept.read_bytes() == b"image"
     dataset = amazon("r.json.gz", "m.json.gz", **{name: "~nobody-of-this-name/x"})
     assert "home directory" in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
 
@@ -535,28 +535,28 @@ def test_local_files_do_not_need_the_network_settings(tmp_path: Path, monkeypatc
     assert text.startswith("environment: SSL_CERT_FILE")
 
 
-# ------------------------------------------------------------------------------------- archives of pictures
-def zipped(pictures: dict[str, bytes]) -> bytes:
+# ------------------------------------------------------------------------------------- archives of images
+def zipped(files: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in pictures.items():
+        for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name), data)
     return stream.getvalue()
 
 
-def tarred(pictures: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
+def tarred(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-        for name, data in pictures.items():
+        for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return stream.getvalue()
 
 
-PICTURES = {f"images/B{number}.jpg": np.random.default_rng(number).bytes(3000) for number in range(5)}
-ZIP = zipped(PICTURES)
-TAR = tarred(PICTURES)
+IMAGES = {f"images/B{number}.jpg": np.random.default_rng(number).bytes(3000) for number in range(5)}
+ZIP = zipped(IMAGES)
+TAR = tarred(IMAGES)
 LAST_HEADER = TAR.rindex(b"images/B4.jpg")
 
 
@@ -564,16 +564,16 @@ LAST_HEADER = TAR.rindex(b"images/B4.jpg")
 @pytest.mark.parametrize(
     ("name", "body"),
     [
-        ("pictures.zip", ZIP),
-        ("pictures", ZIP),
-        ("pictures.tar", TAR),
-        ("pictures.zip", tarred(PICTURES, tarfile.USTAR_FORMAT)),  # what it is stands in it
+        ("images.zip", ZIP),
+        ("images", ZIP),
+        ("images.tar", TAR),
+        ("images.zip", tarred(IMAGES, tarfile.USTAR_FORMAT)),  # what it is stands in it
         ("p.tar", tarred({"x" * 150 + ".jpg": b"long name"}, tarfile.GNU_FORMAT)),
         ("p.tar", tarred({"x" * 150 + ".jpg": b"long name"}, tarfile.PAX_FORMAT)),
     ],
     ids=["zip", "zip without suffix", "tar", "tar named zip", "gnu long name", "pax long name"],
 )
-def test_an_archive_of_pictures(server: Any, tmp_path: Path, name: str, body: bytes, form: str) -> None:
+def test_an_archive_of_images(server: Any, tmp_path: Path, name: str, body: bytes, form: str) -> None:
     (tmp_path / "r.json.gz").write_bytes(BODY)
     (tmp_path / "m.json.gz").write_bytes(META)
     (tmp_path / name).write_bytes(body)
@@ -613,19 +613,19 @@ INNER = zipped({"inner.zip": ZIP, "after.jpg": b"x" * 100})
         (lzma.compress(TAR), "it is an xz file; pack the images as .zip or plain .tar"),
         (bz2.compress(TAR), "it is a bzip2 file; pack the images as .zip or plain .tar"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(600), "it is a 7z archive; pack the images as .zip or plain .tar"),
-        (gzip.compress(TAR), "is a gzip file, in which single pictures cannot be reached"),
-        (ZIP[:-30], "zip cannot be used (it is truncated: the zip file has no directory"),
+        (gzip.compress(TAR), "is a gzip file, in which single images cannot be reached"),
+        (ZIP[:-30], "zip cannot be used (it is truncated or damaged"),
         (ZIP[: len(ZIP) // 2], "zip cannot be used"),
         (ZIP[:4], "zip cannot be used"),
-        (ZIP[:3000] + ZIP[3500:], "zip cannot be used (its zip directory overlaps its end)"),
-        (INNER[: INNER.index(b"PK\x05\x06") + 22], "zip cannot be used (its zip directory is damaged at byte"),
-        (ZIP.replace(b"PK\x01\x02", b"PK\x01\x03"), "zip cannot be used (its zip directory is damaged at byte"),
+        (ZIP[:3000] + ZIP[3500:], "zip cannot be used (an entry lies outside of the file)"),
+        (INNER[: INNER.index(b"PK\x05\x06") + 22], "zip cannot be used (its zip directory does not begin at its first entry)"),
+        (ZIP.replace(b"PK\x01\x02", b"PK\x01\x03"), "zip cannot be used (it is truncated or damaged"),
         (zipped({}), "zip cannot be used (it holds no files)"),
         (zipped({"images/": b""}), "zip cannot be used (it holds no files)"),
-        (TAR[:1000], "tar cannot be used (an entry lies outside of the file)"),
+        (TAR[:1000], "tar cannot be used (it is truncated or damaged (unexpected end of data))"),
         (TAR[:LAST_HEADER], "tar cannot be used (it is truncated: its end is cut off)"),
         (TAR[: LAST_HEADER + 200], "tar cannot be used (it is truncated: its end is cut off)"),
-        (TAR[: LAST_HEADER + 2000], "tar cannot be used (an entry lies outside of the file)"),
+        (TAR[: LAST_HEADER + 2000], "tar cannot be used (it is truncated or damaged (unexpected end of data))"),
         (TAR[:LAST_HEADER] + b"?" * 512 + TAR[LAST_HEADER + 512 :], "tar cannot be used (its tar header at byte"),
         (tarred({}), "is no zip or tar file"),
     ],
@@ -635,7 +635,7 @@ def test_archives_that_will_not_do(server: Any, tmp_path: Path, body: bytes, pro
     (tmp_path / "r.json.gz").write_bytes(BODY)
     (tmp_path / "m.json.gz").write_bytes(META)
     (tmp_path / "local.zip").write_bytes(body)
-    for source in (server.put("/pictures.zip", body), "local.zip"):
+    for source in (server.put("/images.zip", body), "local.zip"):
         dataset = amazon("r.json.gz", "m.json.gz", image_archive=(source,))
         text = refusal(lambda dataset=dataset: download(dataset, settings(), tmp_path / "raw", tmp_path))
         assert "params.yaml: dataset.image_archive" in text

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from sda_core.fetch import decoding, image_formats
-from sda_core.fetch.decoding import Picture, prepare
+from sda_core.fetch.decoding import PreparedImage, prepare
 from sda_core.fetch.image_formats import FORMATS, NOT_DECODED, OTHER_SUFFIXES, SUFFIX_ORDER, SUFFIXES, recognized
 
 
@@ -113,7 +113,7 @@ def test_a_format_that_this_pillow_cannot_decode_is_named(form: str, monkeypatch
     data, fewer = encoded(form), tuple(name for name in FORMATS if name != form)
     monkeypatch.setattr(image_formats, "FORMATS", fewer)
     monkeypatch.setattr(decoding, "FORMATS", fewer)
-    assert prepare(data, 1_000_000, 1_000_000) == Picture("unsupported", reason=form)
+    assert prepare(data, 1_000_000, 1_000_000) == PreparedImage("unsupported", reason=form)
 
 
 def test_no_program_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
 
-from sda_core.fetch.decoding import Picture, prepare
+from sda_core.fetch.decoding import PreparedImage, prepare
 
 Levels = np.ndarray
 
@@ -26,10 +26,10 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 def made(data: bytes) -> Levels:
     """What is stored of an image, as levels ``(H,W,3)``."""
-    picture = prepare(data, 1_000_000, 1_000_000)
-    assert picture.status == "ok"
-    assert picture.image is not None
-    image = Image.open(io.BytesIO(picture.image))
+    made = prepare(data, 1_000_000, 1_000_000)
+    assert made.status == "ok"
+    assert made.image is not None
+    image = Image.open(io.BytesIO(made.image))
     assert image.mode == "RGB"
     return np.asarray(image).astype(int)
 
@@ -147,7 +147,7 @@ def test_grey_tiff(kind: Kind, order: str, top: int, white: int, white_is_zero: 
     levels = levels if kind == "f4" else levels.round()
     data = tiff(levels, kind, white_is_zero, order)
     if white_is_zero and (kind, order) not in {("u2", "<"), ("f4", "<"), ("f4", ">")}:
-        assert prepare(data, 10_000, 10_000) == Picture("unsupported", reason="TIFF variant"), "Pillow has no mode for it"
+        assert prepare(data, 10_000, 10_000) == PreparedImage("unsupported", reason="TIFF variant"), "Pillow has no mode for it"
         return
     wanted = levels * (255 / white)
     assert np.abs(made(data) - (255 - wanted if white_is_zero else wanted)[:, :, None]).max() <= 1

@@ -1,4 +1,4 @@
-"""Where an item's picture is looked for, and in which order."""
+"""Where an item's image is looked for, and in which order."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PARAMS = FetchImagesParams(
 
 @pytest.fixture
 def places(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A local folder, a folder of pictures and an archive, each with a picture named after A and one at pictures/A.png."""
+    """A local folder, a folder of images and an archive, each with an image named after A and one at photos/A.png."""
     local, images = tmp_path / "local", tmp_path / "images"
-    for folder in (local / "images", local / "pictures", images / "pictures"):
+    for folder in (local / "images", local / "photos", images / "photos"):
         folder.mkdir(parents=True)
-    for path in (local / "images" / "A.jpg", local / "pictures" / "A.png", images / "A.webp", images / "pictures" / "A.png"):
+    for path in (local / "images" / "A.jpg", local / "photos" / "A.png", images / "A.webp", images / "photos" / "A.png"):
         path.write_bytes(str(path).encode())
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("pictures/A.png", b"by path")
+        archive.writestr("photos/A.png", b"by path")
         archive.writestr("0/A.jpg", b"by name")
     return local, images, tmp_path / "x.zip"
 
@@ -44,7 +44,7 @@ def finder(item: Item, local: Path | None, images: Path | None, archive: Path | 
     return Finder(local, images, None if archive is None else open_archive(archive, [item]), PARAMS)
 
 
-ITEM = Item(1, "A", ("http://h/A.jpg", "pictures/A.png", "none.png", "//h/B.jpg", "http://h/A.jpg", "../x.png", ""))
+ITEM = Item(1, "A", ("http://h/A.jpg", "photos/A.png", "none.png", "//h/B.jpg", "http://h/A.jpg", "../x.png", ""))
 
 
 def test_order(places: tuple[Path, Path, Path]) -> None:
@@ -54,14 +54,14 @@ def test_order(places: tuple[Path, Path, Path]) -> None:
     assert finder(ITEM, None, None, None).sources(ITEM) == [*nothing, *addresses]
     assert finder(ITEM, None, images, None).sources(ITEM) == [
         LocalFile(images / "A.webp"),
-        LocalFile(images / "pictures" / "A.png"),
+        LocalFile(images / "photos" / "A.png"),
         *nothing,
         *addresses,
     ]
     assert finder(ITEM, local, images, None).sources(ITEM) == [
         LocalFile(local / "images" / "A.jpg"),
         LocalFile(images / "A.webp"),
-        LocalFile(local / "pictures" / "A.png"),
+        LocalFile(local / "photos" / "A.png"),
         *nothing,
     ], "with a local folder nothing is fetched"
     found = finder(ITEM, None, None, archive)
@@ -69,7 +69,7 @@ def test_order(places: tuple[Path, Path, Path]) -> None:
     assert isinstance(by_path, Entry)
     assert isinstance(by_name, Entry)
     assert (found.read(by_path), found.read(by_name), between) == (b"by path", b"by name", nothing)
-    (images / "pictures" / "A.png").unlink()
+    (images / "photos" / "A.png").unlink()
     both = finder(ITEM, None, images, archive).sources(ITEM)
     assert (both[0], both[1]) == (LocalFile(images / "A.webp"), by_path), "what the folder does not have, the archive may"
 
@@ -109,7 +109,7 @@ def test_what_a_picture_depends_on(places: tuple[Path, Path, Path]) -> None:
     with zipfile.ZipFile(archive, "w") as new:
         new.writestr("more/B.jpg", b"more")
         new.writestr("1/A.jpg", contents)
-    assert key(None, None, archive) == zipped, "the archive changed, the picture did not"
+    assert key(None, None, archive) == zipped, "the archive changed, the image did not"
     with zipfile.ZipFile(archive, "w") as new:
         new.writestr("1/A.jpg", contents.upper())
     assert key(None, None, archive) != zipped

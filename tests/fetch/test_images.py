@@ -1,4 +1,4 @@
-"""Fetching pictures: from a real server with faults, from folders and zip files, interrupted and resumed."""
+"""Fetching images: from a real server with faults, from folders and zip files, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from PIL import Image
 from sda_core.artifacts import IMAGES, ITEMS
 from sda_core.errors import ArtifactError, DownloadError, StorageError
 from sda_core.fetch import images as module
-from sda_core.fetch.decoding import Picture, prepare
+from sda_core.fetch.decoding import PreparedImage, prepare
 from sda_core.fetch.folders import folder_lock
 from sda_core.fetch.images import fetch_images
 from sda_core.image_store import STATUSES, ImageStore, read_images
@@ -67,7 +67,7 @@ def items_table(references: Sequence[Reference], raw_ids: Sequence[str] | None =
     return pl.DataFrame(columns, schema=dict(ITEMS.columns))
 
 
-def picture(seed: int = 0, form: str = "PNG", side: int = 16) -> bytes:
+def image_file(seed: int = 0, form: str = "PNG", side: int = 16) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(stream, form)
     return stream.getvalue()
@@ -112,8 +112,8 @@ def statuses(out: Path) -> list[str]:
 
 @pytest.fixture
 def shop(server: Any) -> list[str]:
-    """Ten good pictures on the server."""
-    return [server.put(f"/{number}.png", picture(number)) for number in range(10)]
+    """Ten good images on the server."""
+    return [server.put(f"/{number}.png", image_file(number)) for number in range(10)]
 
 
 # ---------------------------------------------------------------------------------------------- the good
@@ -145,7 +145,7 @@ def test_shards_and_coverage(shop: list[str], tmp_path: Path) -> None:
     assert len(store) == 11
     for number in range(10):
         assert store.status(number + 1) == "ok"
-        assert np.array_equal(pixels(store.get(number + 1)), pixels(picture(number)))
+        assert np.array_equal(pixels(store.get(number + 1)), pixels(image_file(number)))
     assert (store.status(11), store.get(11)) == ("missing_url", None)
     assert not list(tmp_path.glob(".images*")), "the lock file is gone"
 
@@ -198,7 +198,7 @@ def test_a_host_serves_on_while_a_picture_is_decoded(
     """But no more bodies are gathered than there are workers."""
     num_asked: list[int] = []
 
-    def slow(*arguments: Any) -> Picture:
+    def slow(*arguments: Any) -> PreparedImage:
         if not num_asked:
             wait_until(lambda: len(server.requests) == 3)
             time.sleep(0.2)
@@ -219,21 +219,21 @@ def test_no_items(tmp_path: Path) -> None:
 
 
 def test_best_reference_first(server: Any, tmp_path: Path) -> None:
-    good, better = server.put("/good.png", picture(1)), server.put("/better.png", picture(2))
+    good, better = server.put("/good.png", image_file(1)), server.put("/better.png", image_file(2))
     gone, junk = server.url("/gone.png"), server.put("/junk.png", b"junk")
     table = items_table(
         [[better, good], [gone, junk, "", good], [gone, junk], ["not an address", gone], ["http://[::bad/x.png"], [junk, gone]]
     )
     fetch(table, tmp_path, None, settings(), tmp_path / "images")
     store = ImageStore(tmp_path / "images")
-    assert np.array_equal(pixels(store.get(1)), pixels(picture(2)))
-    assert np.array_equal(pixels(store.get(2)), pixels(picture(1)))
+    assert np.array_equal(pixels(store.get(1)), pixels(image_file(2)))
+    assert np.array_equal(pixels(store.get(2)), pixels(image_file(1)))
     assert [store.status(item_id) for item_id in (3, 4, 5, 6)] == ["corrupt", "http_404", "missing_url", "corrupt"]
 
 
 # ---------------------------------------------------------------------------------------- faults of servers
 def fetched(server: Any, tmp_path: Path, body: bytes | None = None, params: FetchImagesParams | None = None, **page: Any) -> str:
-    url = server.put("/x.png", picture() if body is None else body, **page)
+    url = server.put("/x.png", image_file() if body is None else body, **page)
     fetch(items_table([url]), tmp_path, None, params or settings(), tmp_path / "images")
     return statuses(tmp_path / "images")[0]
 
@@ -273,7 +273,9 @@ def test_retry_after_stops_the_whole_host(shop: list[str], server: Any, tmp_path
 
 def test_drops_in_the_body(server: Any, tmp_path: Path) -> None:
     assert fetched(server, tmp_path, faults=[server.drop(100)]) == "ok"
-    assert fetched(server, tmp_path, body=picture(9), always=server.drop(100)) == "ok", "kept from the first time: same address"
+    assert fetched(server, tmp_path, body=image_file(9), always=server.drop(100)) == "ok", (
+        "kept from the first time: same address"
+    )
     assert fetched(server, tmp_path, params=settings(stored_pixels=32 * 32), always=server.drop(100)) == "http_error"
 
 
@@ -298,10 +300,10 @@ def test_too_many_bytes(server: Any, tmp_path: Path) -> None:
     ("body", "status"),
     [
         (b"", "corrupt"),
-        (b"text in the name of a picture", "corrupt"),
-        (picture(side=32)[:-50], "corrupt"),
+        (b"text in the name of an image", "corrupt"),
+        (image_file(side=32)[:-50], "corrupt"),
         (png_header(50_000, 50_000), "too_large"),
-        (picture(side=1), "http_404"),  # the dot that stands for a picture which is gone
+        (image_file(side=1), "http_404"),  # the dot that stands for an image which is gone
     ],
 )
 def test_hostile_bodies(server: Any, tmp_path: Path, body: bytes, status: str) -> None:
@@ -313,7 +315,7 @@ def test_html_page_with_status_200(server: Any, tmp_path: Path) -> None:
 
 
 def test_redirects(server: Any, tmp_path: Path) -> None:
-    server.put("/target.png", picture())
+    server.put("/target.png", image_file())
     assert fetched(server, tmp_path, always=server.status(302, Location="/target.png")) == "ok"
     params = settings(stored_pixels=32 * 32)
     assert fetched(server, tmp_path, params=params, always=server.status(302, Location="/x.png")) == "http_error"
@@ -324,7 +326,7 @@ def test_redirects(server: Any, tmp_path: Path) -> None:
 
 
 def test_a_redirect_with_an_endless_body(server: Any, tmp_path: Path) -> None:
-    server.put("/target.png", picture())
+    server.put("/target.png", image_file())
     page = {"always": server.endless_redirect("/target.png")}
     assert fetched(server, tmp_path, **page) == "ok"
 
@@ -332,7 +334,7 @@ def test_a_redirect_with_an_endless_body(server: Any, tmp_path: Path) -> None:
 def test_an_unknown_authority_is_told_once(
     tls_server: Any, authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    urls = [tls_server.put(f"/{number}.png", picture(number)) for number in range(3)]
+    urls = [tls_server.put(f"/{number}.png", image_file(number)) for number in range(3)]
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     coverage = fetch(items_table(urls), tmp_path, None, settings(), tmp_path / "images")
@@ -350,7 +352,7 @@ def test_a_dead_host_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     params = settings(backoff_seconds=0.2, num_retries=4, max_per_host=1)
     began = time.monotonic()
     fetch(items_table([f"http://127.0.0.1:9/{number}.png" for number in range(40)]), tmp_path, None, params, tmp_path / "images")
-    assert time.monotonic() - began < 10, "all retries of all pictures would take minutes"
+    assert time.monotonic() - began < 10, "all retries of all images would take minutes"
     assert statuses(tmp_path / "images") == ["http_error"] * 40
 
 
@@ -372,11 +374,11 @@ def test_local_folder(server: Any, tmp_path: Path) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / "posters").mkdir()
     for number, suffix in enumerate([".jpg", ".jpeg", ".png", ".webp"], start=1):
-        (folder / "images" / f"ID{number}{suffix}").write_bytes(picture(number, "PNG"))
-    (folder / "posters" / "five.png").write_bytes(picture(5))
+        (folder / "images" / f"ID{number}{suffix}").write_bytes(image_file(number, "PNG"))
+    (folder / "posters" / "five.png").write_bytes(image_file(5))
     (folder / "images" / "ID9.jpg").write_bytes(b"text")
     (folder / "images" / "ID10.jpg").write_bytes(bytes(300_000))
-    url = server.put("/x.png", picture())
+    url = server.put("/x.png", image_file())
     references: list[Reference] = [
         None,
         url,
@@ -393,7 +395,7 @@ def test_local_folder(server: Any, tmp_path: Path) -> None:
     coverage = fetch(table, tmp_path, folder, settings(), tmp_path / "images")
     store = ImageStore(tmp_path / "images")
     for number in range(1, 6):
-        assert np.array_equal(pixels(store.get(number)), pixels(picture(number)))
+        assert np.array_equal(pixels(store.get(number)), pixels(image_file(number)))
     assert [store.status(item_id) for item_id in range(6, 11)] == [
         "missing_file",
         "missing_url",
@@ -426,13 +428,13 @@ TRICKS = [
 @pytest.mark.parametrize("source", ["folder", "zip"])
 def test_path_tricks(tmp_path: Path, source: str) -> None:
     secret = tmp_path / "secret.png"
-    secret.write_bytes(picture())
+    secret.write_bytes(image_file())
     folder = tmp_path / "local"
     (folder / "images").mkdir(parents=True)
     if source == "zip":
         with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
             for name in ("../secret.png", "images/../../secret.png", "/etc/passwd", "C:/secret.png", "..", "images/"):
-                archive.writestr(name, picture())
+                archive.writestr(name, image_file())
     table = items_table([reference.format(absolute=secret) for reference in TRICKS])
     coverage = fetch(table, tmp_path, folder if source == "folder" else None, settings(), tmp_path / "images")
     assert coverage["num_missing_file"] == coverage["num_items"] == len(TRICKS)
@@ -443,19 +445,19 @@ def test_tricks_in_ids(tmp_path: Path, raw_id: str) -> None:
     folder = tmp_path / "local"
     (folder / "images" / "a").mkdir(parents=True)
     for path in (tmp_path / "secret.png", folder / "secret.png", folder / "images" / "a" / "b.png"):
-        path.write_bytes(picture())
+        path.write_bytes(image_file())
     fetch(items_table([None], [raw_id.format(absolute=tmp_path / "secret")]), tmp_path, folder, settings(), tmp_path / "images")
     assert statuses(tmp_path / "images") == ["missing_url"]
 
 
 def test_zip_entries(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        archive.writestr("images/1.png", picture(1))
+        archive.writestr("images/1.png", image_file(1))
         archive.writestr("images/2.png", b"text")
         archive.writestr("images/3.png", bytes(200_001), zipfile.ZIP_DEFLATED)
         archive.writestr("images/4.png", bytes(190_000), zipfile.ZIP_DEFLATED)
-        archive.writestr("images/5.png", picture(5), zipfile.ZIP_BZIP2)
-        archive.writestr("images/6.png", picture(6))
+        archive.writestr("images/5.png", image_file(5), zipfile.ZIP_BZIP2)
+        archive.writestr("images/6.png", image_file(6))
     data = bytearray((tmp_path / "images.zip").read_bytes())
     data[data.index(b"IDAT", data.index(b"images/6.png")) + 20] ^= 1  # its checksum no longer fits
     (tmp_path / "images.zip").write_bytes(data)
@@ -474,20 +476,23 @@ def make_tar(path: Path, files: dict[str, bytes], mode: Literal["w", "w:gz"] = "
 
 def test_tar_entries(server: Any, tmp_path: Path) -> None:
     """By path, by name, and what is not there from its address; the archive is the one that the manifest names."""
-    make_tar(tmp_path / "pictures.tar", {"a/1.png": picture(1), "b/B2.jpg": picture(2), "a/3.png": b"text", "B4.png": picture(4)})
-    list_raw_files(tmp_path, "pictures.tar")
-    url = server.put("/x.png", picture(5))
+    make_tar(
+        tmp_path / "images.tar",
+        {"a/1.png": image_file(1), "b/B2.jpg": image_file(2), "a/3.png": b"text", "B4.png": image_file(4)},
+    )
+    list_raw_files(tmp_path, "images.tar")
+    url = server.put("/x.png", image_file(5))
     table = items_table(["a/1.png", None, "a/3.png", url, url, None], [f"B{number}" for number in range(1, 7)])
     fetch(table, tmp_path, None, settings(), tmp_path / "images")
     store = ImageStore(tmp_path / "images")
     for number in (1, 2, 4, 5):
-        assert np.array_equal(pixels(store.get(number)), pixels(picture(number)))
+        assert np.array_equal(pixels(store.get(number)), pixels(image_file(number)))
     assert (store.status(3), store.status(6)) == ("corrupt", "missing_url")
     assert server.count() == {"/x.png": 1}
 
 
 def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
-    make_tar(tmp_path / "x.tar.gz", {"1.png": picture()}, "w:gz")
+    make_tar(tmp_path / "x.tar.gz", {"1.png": image_file()}, "w:gz")
     (tmp_path / "x.zip").write_bytes(b"PK no more")
     for name, message in (("x.zip", "neither a zip nor a tar"), ("x.tar.gz", "compressed as a whole.*unpack it to a plain .tar")):
         list_raw_files(tmp_path, name)
@@ -514,9 +519,9 @@ def test_unsupported_formats_are_counted_by_name(
     folder.mkdir()
     for name, data in (("A.heic", HEIC), ("B.JPG", HEIC), ("C.svg", b"<svg/>"), ("D.jpg", b"junk"), ("E.heic", HEIC)):
         (folder / name).write_bytes(data)
-    (folder / "other.jpg").write_bytes(picture())
-    (folder / "._A.jpg").write_bytes(picture())
-    table = items_table([None, None, None, None, server.put("/e.png", picture(5))], list("ABCDE"))
+    (folder / "other.jpg").write_bytes(image_file())
+    (folder / "._A.jpg").write_bytes(image_file())
+    table = items_table([None, None, None, None, server.put("/e.png", image_file(5))], list("ABCDE"))
     for _ in range(2):
         caplog.clear()
         coverage = fetch(table, tmp_path, None, settings(), tmp_path / "images", image_folder=folder)
@@ -536,7 +541,7 @@ def test_unsupported_formats_are_counted_by_name(
         assert "1 items have images of an unsupported format (SVG), first 'C'" in caplog.text
     assert pl.concat(read_images(tmp_path / "images"))["reason"].to_list() == ["HEIC", "HEIC", "SVG", None, None]
     monkeypatch.setattr(module, "FORMATS", ("HEIC", *module.FORMATS))
-    monkeypatch.setattr(module, "prepare", lambda *_: Picture("ok", picture(9), 16, 16))
+    monkeypatch.setattr(module, "prepare", lambda *_: PreparedImage("ok", image_file(9), 16, 16))
     fetch(table, tmp_path, None, settings(), tmp_path / "images", image_folder=folder)
     assert statuses(tmp_path / "images") == ["ok", "ok", "unsupported", "corrupt", "ok"], "what is decoded now is tried again"
 
@@ -553,7 +558,7 @@ def test_folders_and_archives_of_other_systems(tmp_path: Path) -> None:
         zipfile.ZipFile(tmp_path / "macos.zip", "w") as macos,
     ):
         for number, name in enumerate(names):
-            data = picture(number, "TIFF" if name.endswith("TIF") else "PNG")
+            data = image_file(number, "TIFF" if name.endswith("TIF") else "PNG")
             (folder / "images" / name).write_bytes(data)
             entry = zipfile.ZipInfo("placeholder")
             entry.filename = f"shop\\images\\{name}"
@@ -571,7 +576,7 @@ def test_folders_and_archives_of_other_systems(tmp_path: Path) -> None:
 
 def test_an_archive_with_a_password_is_not_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        archive.writestr("A.png", picture())
+        archive.writestr("A.png", image_file())
     data = bytearray((tmp_path / "images.zip").read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "images.zip").write_bytes(data)
@@ -608,7 +613,7 @@ def test_only_what_failed_for_a_time_is_tried_again(shop: list[str], server: Any
     assert contents(out) == contents(tmp_path / "undisturbed")
 
 
-def test_another_choice_of_items_keeps_the_pictures(shop: list[str], server: Any, tmp_path: Path) -> None:
+def test_another_choice_of_items_keeps_the_images(shop: list[str], server: Any, tmp_path: Path) -> None:
     out = tmp_path / "images"
     fetch(items_table(shop), tmp_path, None, settings(), out)
     ids = [f"B{number:09d}" for number in range(1, 11)]
@@ -634,9 +639,9 @@ def test_a_changed_local_picture_is_seen(tmp_path: Path) -> None:
     (tmp_path / "local" / "images").mkdir(parents=True)
     path = tmp_path / "local" / "images" / "A.png"
     for seed in (1, 2):
-        path.write_bytes(picture(seed))
+        path.write_bytes(image_file(seed))
         fetch(items_table([None], ["A"]), tmp_path, tmp_path / "local", settings(), tmp_path / "images")
-        assert np.array_equal(pixels(ImageStore(tmp_path / "images").get(1)), pixels(picture(seed)))
+        assert np.array_equal(pixels(ImageStore(tmp_path / "images").get(1)), pixels(image_file(seed)))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "foreign", "folder"])
@@ -741,7 +746,7 @@ def test_real_pictures_from_everywhere(
     num_items: int,
     num_ok: int,
 ) -> None:
-    """The same bytes for every item from the local folder, the folder of pictures, a zip file and a tar file."""
+    """The same bytes for every item from the local folder, the folder of images, a zip file and a tar file."""
     source = real_data / name
     items = table(source)
     params = settings(max_bytes=20_000_000, max_pixels=50_000_000, stored_pixels=65_536, shard_rows=64, num_retries=0)
@@ -765,10 +770,10 @@ def test_real_pictures_from_everywhere(
         list_raw_files(tmp_path, f"images.{kind}")
         fetch(no_addresses, tmp_path, None, params, tmp_path / kind)
     local, *others = (ImageStore(tmp_path / kind) for kind in ("local", "folder", "zip", "tar"))
-    pictures = {number: local.get(number) for number in range(1, num_items + 1)}
+    images = {number: local.get(number) for number in range(1, num_items + 1)}
     for store in others:
-        assert {number: store.get(number) for number in pictures} == pictures
-    shapes = [pixels(data).shape for data in pictures.values() if data is not None]
+        assert {number: store.get(number) for number in images} == images
+    shapes = [pixels(data).shape for data in images.values() if data is not None]
     assert all(shape[0] * shape[1] <= 65_536 and shape[2] == 3 for shape in shapes)
 
 

@@ -1,4 +1,4 @@
-"""The picture stage in processes of its own: killed anywhere and run again, and what it says at its end."""
+"""The image stage in processes of its own: killed anywhere and run again, and what it says at its end."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from sda_core.image_store import ImageStore
 from sda_core.params import load_params
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_PICTURES = 11
+NUM_IMAGES = 11
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork")
 
 
-def picture(seed: int) -> bytes:
+def image_file(seed: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(stream, "PNG")
     return stream.getvalue()
@@ -56,8 +56,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def urls(server: Any) -> list[str]:
-    """Eleven pictures; the last two addresses lead to nothing and to rubbish."""
-    good = [server.put(f"/{number}.png", picture(number)) for number in range(NUM_PICTURES)]
+    """Eleven images; the last two addresses lead to nothing and to rubbish."""
+    good = [server.put(f"/{number}.png", image_file(number)) for number in range(NUM_IMAGES)]
     return [*good, server.url("/none.png"), server.put("/junk.png", b"junk")]
 
 
@@ -99,8 +99,8 @@ def fetch_here(root: Path) -> dict[str, int | float]:
     """As the stage, without the start of a process."""
     params, workspace = load_params(root / "params.yaml"), Workspace(root)
     folder = params.dataset.image_folder
-    pictures = None if folder is None else root / folder
-    return fetch_images(ITEMS.read(workspace.items), workspace.raw, None, pictures, params.fetch_images, workspace.images)
+    images = None if folder is None else root / folder
+    return fetch_images(ITEMS.read(workspace.items), workspace.raw, None, images, params.fetch_images, workspace.images)
 
 
 def test_stage_killed_at_requests_and_run_again(server: Any, make_root: Callable[..., Path]) -> None:
@@ -133,7 +133,7 @@ def test_stage_killed_at_requests_and_run_again(server: Any, make_root: Callable
     errors = last.communicate()[1]
     assert (last.returncode, "Traceback" in errors) == (0, False)
     assert contents(Workspace(root).images) == contents(Workspace(undisturbed).images)
-    assert len(server.requests) <= NUM_PICTURES + 2 + 2 * (2 * 3 + 2), "each killed run loses what it had not written"
+    assert len(server.requests) <= NUM_IMAGES + 2 + 2 * (2 * 3 + 2), "each killed run loses what it had not written"
     server.requests.clear()
     fetch_here(root)
     assert server.requests == []
@@ -243,16 +243,16 @@ def test_stage_says_what_failed_for_a_time(server: Any, make_root: Callable[...,
     assert to_try_again(coverage) == {}
 
 
-def test_with_a_folder_of_pictures(server: Any, make_root: Callable[..., Path]) -> None:
+def test_with_a_folder_of_images(server: Any, make_root: Callable[..., Path]) -> None:
     """What is in the folder is taken from there, the rest is fetched."""
-    root, other = make_root("root", image_folder="pictures"), make_root("other")
-    with pytest.raises(DownloadError, match=r"params\.yaml: dataset\.image_folder: there is no folder .*pictures"):
+    root, other = make_root("root", image_folder="images"), make_root("other")
+    with pytest.raises(DownloadError, match=r"params\.yaml: dataset\.image_folder: there is no folder .*images"):
         fetch_here(root)
     assert server.requests == []
-    (root / "pictures").mkdir()
-    (root / "pictures" / "3.png.png").write_bytes(picture(100))
+    (root / "images").mkdir()
+    (root / "images" / "3.png.png").write_bytes(image_file(100))
     fetch_here(root)
-    assert (server.count()["/3.png"], len(server.requests)) == (0, NUM_PICTURES + 1)
+    assert (server.count()["/3.png"], len(server.requests)) == (0, NUM_IMAGES + 1)
     fetch_here(other)
     stores = [ImageStore(Workspace(place).images) for place in (root, other)]
     assert [item_id for item_id in range(1, 14) if stores[0].get(item_id) != stores[1].get(item_id)] == [4]

@@ -10,27 +10,13 @@ import torch
 
 from sda_core.errors import ConfigError, TrainingError
 from sda_core.losses import build, cmsa, cmsa_reference, infonce, keep_structure
-from sda_core.params import LossParams
+from tests.sections import SHIPPED, changed
 
-PAPER: dict[str, Any] = {
-    "variant": "paper",
-    "teacher": "mean",
-    "temperature": 0.05,
-    "teacher_temperature": None,
-    "teacher_targets": None,
-    "center": "none",
-    "keep_base": 0.0,
-    "learn_temperature": False,
-    "teacher_source": "adapted",
-    "detach_teacher": True,
-    "normalize": True,
-    "false_negatives": "keep",
-}
 PUBLIC_CODE = {"variant": "reference", "temperature": 3.0, "learn_temperature": True, "detach_teacher": False, "normalize": False}
 
 
 def loss(**changes: Any) -> Any:
-    return build(LossParams(**{**PAPER, **changes}))
+    return build(changed(SHIPPED.train_adapter.loss, **changes))
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,22 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from sda_core.adapters import MoDAConfig, modality
 from sda_core.losses import build
 from sda_core.losses.grad_cache import cached_backward
-from sda_core.params import LossParams
+from tests.sections import SHIPPED, changed
 
-LOSS = LossParams(
-    variant="paper",
-    teacher="mean",
-    temperature=0.1,
-    teacher_temperature=None,
-    teacher_targets=None,
-    center="none",
-    keep_base=0.0,
-    learn_temperature=True,
-    teacher_source="adapted",
-    detach_teacher=True,
-    normalize=True,
-    false_negatives="keep",
-)
+LOSS = changed(SHIPPED.train_adapter.loss, temperature=0.1, learn_temperature=True)
 
 
 @pytest.fixture(autouse=True)

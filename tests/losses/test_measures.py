@@ -14,27 +14,13 @@ from torch import Tensor
 from sda_core.errors import TrainingError
 from sda_core.losses import AlignmentLoss, build
 from sda_core.losses.cmsa import agreement
-from sda_core.params import LossParams
+from tests.sections import SHIPPED, changed
 
 NAMES = ["teacher_entropy", "teacher_targets", "agreement", "alignment", "uniformity_image", "uniformity_text", "retrieval"]
 
 
 def criterion(**changes: Any) -> AlignmentLoss:
-    plain = {
-        "variant": "paper",
-        "teacher": "mean",
-        "temperature": 0.3,
-        "teacher_temperature": None,
-        "teacher_targets": None,
-        "center": "none",
-        "keep_base": 0.0,
-        "learn_temperature": False,
-        "teacher_source": "adapted",
-        "detach_teacher": True,
-        "normalize": True,
-        "false_negatives": "keep",
-    }
-    return build(LossParams(**{**plain, **changes}))
+    return build(changed(SHIPPED.train_adapter.loss, **({"temperature": 0.3} | changes)))
 
 
 def pair(num_rows: int = 6) -> tuple[Tensor, Tensor]:

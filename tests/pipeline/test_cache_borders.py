@@ -78,9 +78,20 @@ def stale(project: Project) -> set[str]:
 
 def test_what_cannot_change_a_result_runs_nothing(edited: Callable[..., set[str]]) -> None:
     assert edited("experiments/sweep.py", "experiments/results/sweep-t/table.tsv", "experiments/notes.md") == set()
-    assert edited("costs/stages.jsonl", "README.md", "stages/verify.py", "stages/recommend.py") == set()
-    kernel = ("_peft_hook", "artifacts", "costs", "errors", "log", "params")
-    assert edited(*(f"sda_core/{name}.py" for name in kernel), "sda_core/__init__.py", "stages/_stage.py") == set()
+    assert edited("costs/stages.jsonl", "README.md", "sda_core/cli/verify.py", "sda_core/cli/app.py") == set()
+    kernel = (
+        "_peft_hook",
+        "artifacts",
+        "cli/__init__",
+        "cli/process",
+        "cli/project",
+        "cli/stage",
+        "costs",
+        "errors",
+        "log",
+        "params",
+    )
+    assert edited(*(f"sda_core/{name}.py" for name in kernel), "sda_core/__init__.py") == set()
 
 
 @pytest.mark.parametrize(
@@ -200,5 +211,5 @@ def test_a_training_is_kept_until_what_it_is_made_of_changes(code: Path, shop: W
     assert trained() == everything
     assert weights("slmrec") != before["slmrec"]
     assert weights("bpr") == before["bpr"]
-    replace("stages/train_recommender.py", "from __future__", "# edited\nfrom __future__")
+    replace("sda_core/steps/train_recommender.py", "from __future__", "# edited\nfrom __future__")
     assert trained() == everything

@@ -11,15 +11,15 @@ from pretraining.common import CHECKPOINT, HERE
 
 
 def test_tables_say_what_was_measured(tmp_path):
-    pairs = {"text to picture R@10": 0.3, "title alone to picture R@10": 0.2, "chance R@10": 0.02}
+    pairs = {"text to image R@10": 0.3, "title alone to image R@10": 0.2, "chance R@10": 0.02}
     trained = {"500 pairs": pairs, "words": {"1-NN": 0.5, "chance": 0.1, "MiniLM": 0.6}, "titles": {"skipped": "absent"}}
-    untrained = {"500 pairs": pairs | {"text to picture R@10": 0.01}, "words": {"1-NN": 0.4}, "titles": {"skipped": "absent"}}
+    untrained = {"500 pairs": pairs | {"text to image R@10": 0.01}, "words": {"1-NN": 0.4}, "titles": {"skipped": "absent"}}
     rows = results_table(trained, untrained).splitlines()
-    assert rows[2] == "| 500 pairs: R@10, title and keywords -> picture | 0.300 | 0.010 | 0.020 |  | title alone 0.200 |"
+    assert rows[2] == "| 500 pairs: R@10, title and keywords -> image | 0.300 | 0.010 | 0.020 |  | title alone 0.200 |"
     assert rows[3] == "| words: 1-NN | 0.500 | 0.400 | 0.100 | 0.600 |  |"
     assert rows[4] == "| titles | absent | | | | |"
     file = tmp_path / "curve.tsv"
-    parts = {"contrastive": 5.0, "text_cosine": 0.25, "picture_cosine": 0.7}
+    parts = {"contrastive": 5.0, "text_cosine": 0.25, "image_cosine": 0.7}
     validated = parts | {"valid_recall_at_10": 0.25, "valid_spearman": 0.75}
     lines = [
         "step\tseconds\trate\tloss\tparts",

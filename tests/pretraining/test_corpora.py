@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pretraining.common import generator, number
-from pretraining.pictures import (
+from pretraining.images import (
     Components,
     cleaned_keyword,
     cleaned_title,
@@ -70,16 +70,16 @@ def test_titles_of_one_concept(first, second, same):
     assert (normalised(first) == normalised(second)) is same
 
 
-def test_near_duplicates_are_joined_and_blank_pictures_are_not():
+def test_near_duplicates_are_joined_and_blank_images_are_not():
     rng = np.random.default_rng(1)
-    picture = np.zeros((120, 120, 4), np.uint8)
-    picture[..., 3] = 255
-    picture[..., :3] = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((15, 15, 1)))
-    nearly = picture.copy()
+    image = np.zeros((120, 120, 4), np.uint8)
+    image[..., 3] = 255
+    image[..., :3] = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((15, 15, 1)))
+    nearly = image.copy()
     nearly[:4, :4, :3] = 0
-    other = picture[:, ::-1].copy()
-    blank = np.full_like(picture, 255)
-    hashes = difference_hashes(np.stack([picture, nearly, other, blank, blank]))
+    other = image[:, ::-1].copy()
+    blank = np.full_like(image, 255)
+    hashes = difference_hashes(np.stack([image, nearly, other, blank, blank]))
     components = Components()
     join_near_duplicates(components, list("abcde"), hashes, 2)
     assert components.root("a") == components.root("b")
@@ -134,7 +134,7 @@ def test_captions_and_titles_are_the_same_each_time():
 
 
 def test_words_shared_by_splits_keep_to_the_strictest():
-    """Words of a held-out concept are never trained on; a foreign picture of a trained concept holds none back."""
+    """Words of a held-out concept are never trained on; a foreign image of a trained concept holds none back."""
     assert stricter("train", "test") == stricter("test", "train") == "test"
     assert stricter("valid", "train") == "valid"
     assert stricter("valid", "test") == "test"

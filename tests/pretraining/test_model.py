@@ -55,13 +55,13 @@ def test_texts_equal_the_backbone(encoder, backbone):
 
 
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (84, 112), (112, 84), (56, 140)])
-def test_pictures_equal_the_backbone(encoder, backbone, height, width):
+def test_images_equal_the_backbone(encoder, backbone, height, width):
     rng = np.random.default_rng(height + width)
     pixels = rng.integers(0, 256, (3, height, width, 3), dtype=np.uint8)
     rgb = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        ours = encoder.pictures(rgb, prompt=1)
-        theirs = backbone.encode(backbone.model, backbone.image_inputs([Image.fromarray(picture) for picture in pixels], PROMPT))
+        ours = encoder.images(rgb, prompt=1)
+        theirs = backbone.encode(backbone.model, backbone.image_inputs([Image.fromarray(image) for image in pixels], PROMPT))
     assert torch.allclose(ours, theirs, atol=2e-5)
     assert (ours[0] - ours[1]).abs().max() > 1e-3
 

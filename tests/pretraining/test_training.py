@@ -25,11 +25,11 @@ def params():
     chosen = settings()
     chosen["model"] |= {"num_layers": 1, "intermediate_size": 64, "vision_depth": 2, "vision_intermediate_size": 64}
     chosen["train"] |= {
-        "num_threads": 1, "num_steps": 6, "num_warmup_steps": 2, "num_pictures": 6, "num_texts": 6,
-        "picture_teacher_first_step": 2,
+        "num_threads": 1, "num_steps": 6, "num_warmup_steps": 2, "num_images": 6, "num_texts": 6,
+        "image_teacher_first_step": 2,
         "num_other_captions": 8, "log_every": 2, "validate_every": 6, "save_every": 2, "half_precision": False,
-        "picture_shares": {"emoji": 1.0}, "text_shares": {"word": 1.0, "caption": 1.0},
-        "first_picture_sizes_pixels": [[56, 56]], "last_picture_sizes_pixels": [[84, 56]],
+        "image_shares": {"emoji": 1.0}, "text_shares": {"word": 1.0, "caption": 1.0},
+        "first_image_sizes_pixels": [[56, 56]], "last_image_sizes_pixels": [[84, 56]],
     }  # fmt: skip
     return chosen
 
@@ -47,20 +47,20 @@ def corpus_folder(tmp_path_factory) -> Path:
     texts = [*names, *words, "a gloss of one", "a gloss of two", "a title of three"]
     splits = ["train"] * 20 + ["valid"] * 3
     kinds = ["caption"] * 12 + ["word"] * 8 + ["gloss", "gloss", "title"]
-    np.save(work / "pictures.npy", pixels)
+    np.save(work / "images.npy", pixels)
     pl.DataFrame({
         "source": ["noto"] * 12, "kind": ["emoji"] * 12, "title": names, "keywords": [[]] * 12, "category": ["x"] * 12,
         "light": [False] * 12,
         "concept": names, "split": ["train"] * 10 + ["valid"] * 2, "foreign": [False] * 12,
-    }, schema_overrides={"keywords": pl.List(pl.String)}).write_parquet(work / "pictures.parquet")  # fmt: skip
+    }, schema_overrides={"keywords": pl.List(pl.String)}).write_parquet(work / "images.parquet")  # fmt: skip
     pl.DataFrame({"text": texts, "kind": kinds, "split": splits}).write_parquet(work / "texts.parquet")
-    pl.DataFrame({"picture": range(12), "text": range(12)}).write_parquet(work / "captions.parquet")
+    pl.DataFrame({"image": range(12), "text": range(12)}).write_parquet(work / "captions.parquet")
     tokenizer = train_tokenizer(texts * 3, 300)
     tokenizer.save_pretrained(work / "tokenizer")
     num_plain = len(tokenizer) - len(SPECIAL_TOKENS)
     np.save(work / "token_vectors.npy", rng.normal(size=(num_plain, 384)))
     np.save(work / "token_shares.npy", np.full(num_plain, 1 / num_plain))
-    for name, rows, width in (("text_targets", len(texts), 384), ("picture_targets", 12, 1280)):
+    for name, rows, width in (("text_targets", len(texts), 384), ("image_targets", 12, 1280)):
         vectors = rng.normal(size=(rows, width))
         np.save(work / f"{name}.npy", (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16))
     return work
@@ -108,30 +108,30 @@ def test_losses_are_least_where_student_is_teacher():
 
 def test_contrastive_is_cross_entropy_over_all_captions_but_the_own_copy():
     generator = torch.Generator().manual_seed(1)
-    pictures, captions, others = (F.normalize(torch.randn(count, 16, generator=generator), dim=-1) for count in (6, 6, 9))
+    images, captions, others = (F.normalize(torch.randn(count, 16, generator=generator), dim=-1) for count in (6, 6, 9))
     scale, none = torch.tensor(20.0), torch.zeros(6, 9, dtype=torch.bool)
     own = torch.arange(6)
-    forth = F.cross_entropy(scale * pictures @ torch.cat([captions, others]).T, own)
-    back = F.cross_entropy(scale * captions @ pictures.T, own)
-    loss = contrastive(pictures, captions, others, none, scale, 0.0)
+    forth = F.cross_entropy(scale * images @ torch.cat([captions, others]).T, own)
+    back = F.cross_entropy(scale * captions @ images.T, own)
+    loss = contrastive(images, captions, others, none, scale, 0.0)
     assert loss.item() == pytest.approx((forth + back).item() / 2, rel=1e-4)
     copied = torch.cat([others[:-1], captions[:1]])
     copy = none.clone()
     copy[0, -1] = True
-    # a picture that found its caption must not be told to leave the caption's copy
+    # an image that found its caption must not be told to leave the caption's copy
     assert (
         contrastive(captions, captions, copied, none, scale, 0.3)
         > contrastive(captions, captions, copied, copy, scale, 0.3) + 0.03
     )
-    assert contrastive(pictures[:1], captions[:1], copied, copy[:1], scale, 0.3).item() == pytest.approx(
-        contrastive(pictures[:1], captions[:1], others[:-1], none[:1, :-1], scale, 0.3).item(), rel=1e-4
+    assert contrastive(images[:1], captions[:1], copied, copy[:1], scale, 0.3).item() == pytest.approx(
+        contrastive(images[:1], captions[:1], others[:-1], none[:1, :-1], scale, 0.3).item(), rel=1e-4
     )
     assert contrastive(captions, captions, others, none, scale, 0.3) < contrastive(
         captions.flip(0), captions, others, none, scale, 0.3
     )
 
 
-def test_augmented_pictures_stay_what_they_are():
+def test_augmented_images_stay_what_they_are():
     rgba = np.zeros((5, 60, 60, 4), np.uint8)
     rgba[:, 15:45, 15:45] = (220, 30, 30, 255)
     flags = np.zeros(5, bool)

@@ -56,7 +56,7 @@ def test_ties_within_the_depth_are_counted_exactly(retrieval_params, make_table,
     data = evaluation_data(make_table(histories), num_items=len(items) - 1)
     model = Factors(users, items)
     exact = place_targets(model, data, None, 7, CPU)
-    placed, told = place(model, data, None, retrieval_params(depth, batch_size=batch_size), CPU, inner_product_search)
+    placed, told = place(model, data, None, retrieval_params(depth, batch_size=batch_size), CPU)
     within = (exact["num_better"] + exact["num_tied"]).to_numpy() < depth
     assert placed.filter(within).equals(exact.filter(within))
     assert placed["candidates"].equals(exact["candidates"])
@@ -65,7 +65,7 @@ def test_ties_within_the_depth_are_counted_exactly(retrieval_params, make_table,
         assert told == {RECALL: 1.0}
 
 
-def test_recall_is_the_share_of_the_exact_top_10(retrieval_params, make_table):
+def test_recall_is_the_share_of_the_exact_top_10(retrieval_params, make_table, monkeypatch):
     """A search that sees every other item finds half of the ten; the loss is told, and targets it misses are last."""
     random = np.random.default_rng(0)
     model = Factors(random.normal(size=(21, 4)), random.normal(size=(401, 4)))
@@ -81,12 +81,13 @@ def test_recall_is_the_share_of_the_exact_top_10(retrieval_params, make_table):
 
         return search
 
+    monkeypatch.setattr("sda_core.index.inner_product_search", half_blind)
     for user in range(1, 21):
         seen = data.histories.of(user)
         scores = model.item_IK.numpy()[1:] @ model.user_UK.numpy()[user]
         best = [item for item in np.argsort(-scores) if item + 1 not in seen][:10]
         shares.append(np.mean([item % 2 == 0 for item in best]))
-    placed, told = place(model, data, None, retrieval_params(depth=10), CPU, half_blind)
+    placed, told = place(model, data, None, retrieval_params(depth=10), CPU)
     assert told[RECALL] == pytest.approx(np.mean(shares))
     assert 0.3 < told[RECALL] < 0.7
     is_hidden = placed["target_item_id"].to_numpy() % 2 == 0  # item 400 stands in row 399
@@ -100,7 +101,7 @@ def test_other_indexes_find_nearly_all(retrieval_params, factory, search, make_t
     model = Factors(random.normal(size=(31, 8)), random.normal(size=(501, 8)) * random.uniform(0.5, 2.0, size=(501, 1)))
     data = evaluation_data(make_table([(1 + random.permutation(500)[:6]).tolist() for _ in range(30)]), num_items=500)
     exact = place_targets(model, data, None, 7, CPU)
-    placed, told = place(model, data, None, retrieval_params(120, factory, **search), CPU, inner_product_search)
+    placed, told = place(model, data, None, retrieval_params(120, factory, **search), CPU)
     assert told[RECALL] > 0.95
     position, right = (frame["num_better"].to_numpy() for frame in (placed, exact))
     found = placed["num_better"].to_numpy() < placed["candidates"].to_numpy() - 1
@@ -113,9 +114,9 @@ def test_an_index_that_faiss_does_not_know_is_named_by_its_param(retrieval_param
     data = evaluation_data(make_table([[1, 2, 3], [3, 2, 1]]))
     model = Factors(np.ones((3, 2)), np.ones((4, 2)))
     with pytest.raises(ConfigError, match=r"params.yaml: evaluate.retrieval.factory"):
-        place(model, data, None, retrieval_params(3, "IVF4,Nonsense"), CPU, inner_product_search)
+        place(model, data, None, retrieval_params(3, "IVF4,Nonsense"), CPU)
     with pytest.raises(ConfigError, match=r"params.yaml: evaluate.retrieval.nprobe"):
-        place(model, data, None, retrieval_params(3, nprobe=2), CPU, inner_product_search)
+        place(model, data, None, retrieval_params(3, nprobe=2), CPU)
 
 
 @pytest.mark.parametrize("side", ["user_UK", "item_IK"])
@@ -124,4 +125,4 @@ def test_nan_is_an_error(retrieval_params, side, make_table):
     model = Factors(np.ones((3, 2)), np.ones((4, 2)))
     getattr(model, side)[2, 1] = torch.nan
     with pytest.raises(TrainingError, match="not finite"):
-        place(model, data, None, retrieval_params(3), CPU, inner_product_search)
+        place(model, data, None, retrieval_params(3), CPU)

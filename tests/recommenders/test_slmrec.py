@@ -10,7 +10,7 @@ from sda_core.errors import DataError
 from sda_core.params import RuntimeParams
 from sda_core.recommenders import build, load, training_data
 from sda_core.recommenders.features import standardise
-from sda_core.recommenders.slmrec import SLMRec, _product, graph
+from sda_core.recommenders.slmrec import SLMRec, graph, graph_product
 from sda_core.runtime import prepare_torch
 
 CPU = torch.device("cpu")
@@ -134,5 +134,5 @@ def test_the_same_bits_twice_on_a_gpu(make_table, recommender_cases, tmp_path):
         model.fit(data, checkpoint=tmp_path / name, fingerprint="f", device=device)
         fitted.append({key: value.cpu() for key, value in model.state_dict().items()})
     assert all(torch.equal(value, fitted[1][key]) for key, value in fitted[0].items())
-    on_cpu, on_gpu = (_product(graph(data).to(where), torch.ones(2302, 3, device=where)).cpu() for where in ("cpu", device))
+    on_cpu, on_gpu = (graph_product(graph(data).to(where), torch.ones(2302, 3, device=where)).cpu() for where in ("cpu", device))
     torch.testing.assert_close(on_gpu, on_cpu)

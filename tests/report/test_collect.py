@@ -20,7 +20,6 @@ from sda_core import costs
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_json, write_text
 from sda_core.data.amazon import LineCount
 from sda_core.dropped_values import ValueCount
-from sda_core.embeddings.fusion import fuse
 from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ArtifactError
 from sda_core.evaluation import compare_variants, score_positions, summarise
@@ -28,7 +27,8 @@ from sda_core.image_store import STATUSES, ImageRow, coverage_path, shard_path, 
 from sda_core.index import build_index, load_index
 from sda_core.params import Params, load_params
 from sda_core.report import collect, example_items, render
-from sda_core.report.collect import read_curve, spread_items, thumbnail
+from sda_core.report.collect import read_curve
+from sda_core.report.examples import spread_items, thumbnail
 from stages.report import report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +167,7 @@ def page(workspace: Workspace, params: Params) -> str:
     comparisons = compare_variants(positions, ["zero_shot", "id"], interactions, params.evaluate, params.report.cutoff)
     shown, with_vectors = example_items(workspace, params.report), [variant for variant in params.variants if variant != "id"]
     neighbors = {v: load_index(workspace.index(v)).neighbor_lists(shown, params.report.num_neighbors) for v in with_vectors}
-    return render(collect(workspace, params, comparisons, neighbors, fuse=fuse, commit=None, costs=()))
+    return render(collect(workspace, params, comparisons, neighbors, commit=None, costs=()))
 
 
 def test_a_finished_run_becomes_a_page(finished: Workspace, params: Params) -> None:
@@ -256,7 +256,7 @@ def test_the_page_of_the_pipeline_does_not_depend_on_the_experiments(
 def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, params: Params) -> None:
     positions = {(v, "sasrec"): POSITIONS.read(finished.positions(v, "sasrec")) for v in params.variants}
     comparisons = compare_variants(positions, ["zero_shot", "id"], INTERACTIONS.read(finished.interactions), params.evaluate, 10)
-    data = collect(finished, params, comparisons, {}, fuse=fuse, commit="abc", costs=())
+    data = collect(finished, params, comparisons, {}, commit="abc", costs=())
     found = {(result.recommender, result.variant): result for result in data.results}
     assert set(found) == {("pop", "any"), ("bpr", "any"), ("sasrec", "id"), ("sasrec", "zero_shot"), ("sasrec", "sda")}
     metrics = json.loads(finished.metrics("sda", "sasrec").read_text(encoding="utf-8"))
@@ -331,85 +331,9 @@ def test_curves_that_are_none(tmp_path: Path) -> None:
 
 def test_missing_files_are_one_line(finished: Workspace, params: Params) -> None:
     with pytest.raises(ArtifactError, match="is missing"):
-        collect(Workspace(finished.root / "nowhere"), params, [], {}, fuse=fuse, commit=None, costs=())
+        collect(Workspace(finished.root / "nowhere"), params, [], {}, commit=None, costs=())
     incomplete = params.model_copy(update={"report": params.report.model_copy(update={"cutoff": 20})})
     with pytest.raises(ArtifactError, match=r"no hit@20"):
-        collect(finished, incomplete, [], {}, fuse=fuse, commit=None, costs=())
+        collect(finished, incomplete, [], {}, commit=None, costs=())
     with pytest.raises(ArtifactError, match="no item 31"):
-        collect(finished, params, [], {"sda": {1: [(31, 0.5)]}}, fuse=fuse, commit=None, costs=())
-
-
-@pytest.mark.parametrize("preset", ["beauty", "movies", "gift_cards", "demo"])
-def test_every_data_set_and_backbone_can_be_described(preset: str, params: Params) -> None:
-    from ruamel.yaml import YAML
-
-    from sda_core.params import parse_params
-    from sda_core.report.collect import describe_backbone, describe_dataset, describe_tail, describe_variants
-
-    yaml, whole = YAML(typ="safe", pure=True), params.model_dump(mode="json")
-    folder = ROOT / "conf"
-    whole |= yaml.load((folder / "dataset" / f"{preset}.yaml").read_text(encoding="utf-8"))
-    whole["backbone"] = yaml.load((folder / "backbone" / "qwen2_5_vl_7b.yaml").read_text(encoding="utf-8"))
-    chosen = parse_params(whole, preset)
-    texts = [describe_dataset(chosen.dataset), describe_backbone(chosen.backbone), describe_backbone(params.backbone)]
-    texts += [describe_tail(params.evaluate.tail.model_copy(update={"definition": d})) for d in ("train_lt_k", "pareto", "paper")]
-    imported = parse_params(
-        whole
-        | {"import_embeddings": whole["import_embeddings"] | {"variants": {"minilm": {"path": "x"}}}, "variants": ["minilm"]}
-        | {"train_recommender": whole["train_recommender"] | {"variants": ["minilm"]}},
-        preset,
-    )
-    texts += [variant.description for variant in (*describe_variants(chosen), *describe_variants(imported))]
-    assert len(set(texts)) == len(texts)
-    assert all(texts)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, "CMSA"),
-        ({"teacher_source": "base"}, "CMSA, taught by the backbone's own vectors"),
-        ({"variant": "reference"}, "CMSA as in the public code"),
-        ({"teacher": "none"}, "InfoNCE"),
-    ],
-)
-def test_losses_in_words(changes: dict[str, str], said: str, params: Params) -> None:
-    from sda_core.report.collect import describe_variants
-
-    section = params.train_adapter
-    section = section.model_copy(update={"loss": section.loss.model_copy(update=changes)})
-    told = {one.name: one.description for one in describe_variants(params.model_copy(update={"train_adapter": section}))}
-    assert told["sda"].endswith(f"trained with {said}.")
-
-
-def test_filter_and_split_in_words(params: Params) -> None:
-    from sda_core.report.collect import describe_filter, describe_split, describe_ties
-
-    section = params.filter.model_copy(
-        update={"method": "single_pass", "min_rating": 3.0, "duplicates": "last", "items_without_image": "drop"}
-    )
-    assert describe_filter(section) == (
-        "single pass, at least 5 per user, 5 per item; ratings from 3; of repeated purchases the last; "
-        "equal times in random order (seed 42); "
-        "items without metadata dropped; items without a picture's address dropped"
-    )
-    rounded = describe_filter(section.model_copy(update={"ties": "file", "time_resolution_seconds": 86_400}))
-    assert "times rounded down to multiples of 86400 seconds; equal times in the order of the raw file" in rounded
-    assert describe_split(params.filter).startswith("leave one out")
-    days = params.filter.model_copy(update={"split": "global_time", "valid_from": "2014-01-01", "test_from": "2014-05-01"})
-    assert describe_split(days) == "by time: validation begins on 2014-01-01 (UTC), the test on 2014-05-01 (UTC)"
-    shares = days.model_copy(update={"valid_from": 0.8, "test_from": 0.9})
-    assert describe_split(shares) == (
-        "by time: validation begins after 80 % of the interactions, the test after 90 % of the interactions"
-    )
-    assert len({describe_ties(ties) for ties in ("pessimistic", "mean", "optimistic")}) == 3
-
-
-def test_backbones_in_words(params: Params) -> None:
-    from sda_core.params import CLIP
-    from sda_core.report.collect import describe_backbone, describe_pooling
-
-    towers = CLIP(kind="clip", name="some/clip", revision="abc", dtype="float32", attention="auto", max_text_tokens=77)
-    assert describe_backbone(towers) == "some/clip at abc, float32"
-    assert describe_pooling(towers) == "that of the two towers"
-    assert describe_pooling(params.backbone) == f"{params.backbone.model_dump()['pooling']} over the last hidden states"
+        collect(finished, params, [], {"sda": {1: [(31, 0.5)]}}, commit=None, costs=())

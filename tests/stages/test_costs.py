@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from sda_core import costs
 from sda_core.artifacts import Workspace
+from sda_core.cli import stage as shared
+from sda_core.cli.app import app
 from sda_core.errors import DataError
-from stages import _stage
-from stages.cli import app
 
 
 @pytest.fixture
@@ -25,19 +25,19 @@ def root(tmp_path: Path, repository: Path) -> Path:
 
 
 def test_one_line_a_run(root: Path) -> None:
-    with _stage.stage("build-index", root, None) as run:
+    with shared.stage("build-index", root, None) as run:
         run.counts = {"variant": "sda", "items": 12}
-    with _stage.stage("report", root, None, keeps_cost=False):
+    with shared.stage("report", root, None, keeps_cost=False):
         pass
     (kept,) = costs.read(Workspace(root).costs)
     assert (kept.stage, kept.variant, kept.counts) == ("build_index", "sda", {"variant": "sda", "items": 12})
 
 
 def test_only_the_first_stage_of_a_process_has_its_start(root: Path) -> None:
-    _stage.one_stage_a_process()
+    shared.one_stage_a_process()
     now = datetime.now(UTC)
     for _ in range(2):
-        with _stage.stage("filter", root, None):
+        with shared.stage("filter", root, None):
             pass
     first, second = costs.read(Workspace(root).costs)
     assert first.started < now <= second.started
@@ -46,17 +46,17 @@ def test_only_the_first_stage_of_a_process_has_its_start(root: Path) -> None:
 
 
 def test_what_fails_and_what_another_process_writes_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(typer.Exit), _stage.stage("filter", root, None):
+    with pytest.raises(typer.Exit), shared.stage("filter", root, None):
         raise DataError("here", "is wrong")
     monkeypatch.setenv("RANK", "1")
-    with _stage.stage("filter", root, None):
+    with shared.stage("filter", root, None):
         pass
     assert not Workspace(root).costs.parent.exists()
 
 
 def test_a_stage_ends_well_where_its_cost_cannot_be_written(root: Path) -> None:
     (root / "costs").write_text("no folder")
-    with _stage.stage("filter", root, None) as run:
+    with shared.stage("filter", root, None) as run:
         run.counts = {"rows_read": 1}
     assert (root / "costs").read_text() == "no folder"
 
@@ -66,7 +66,7 @@ def test_the_command_shows_the_last_run_of_each(root: Path) -> None:
     assert nothing.exit_code == 1
     assert "knows of no stage that ran here" in nothing.output
     for stage, variant in (("download", None), ("evaluate", "sda"), ("evaluate", "sda"), ("evaluate", "unknown")):
-        with _stage.stage(stage, root, None) as run:
+        with shared.stage(stage, root, None) as run:
             run.counts = {"num_users": 5} | ({} if variant is None else {"variant": variant})
     shown = CliRunner().invoke(app, ["costs", "--root", str(root)])
     assert shown.exit_code == 0

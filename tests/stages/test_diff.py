@@ -18,7 +18,7 @@ from dvc.repo import Repo
 from typer.testing import CliRunner, Result
 
 from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace
-from stages.cli import app
+from sda_core.cli.app import app
 
 NUM_USERS = 200
 PIPELINE = """

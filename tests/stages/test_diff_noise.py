@@ -16,10 +16,10 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
 from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, write_json
+from sda_core.cli.app import app
 from sda_core.evaluation import noise_file, summarise
 from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.params import load_params
-from stages.cli import app
 
 NUM_USERS = 400
 SEEDS = (1, 2, 3, 4, 5, 6)
@@ -219,12 +219,12 @@ def test_without_a_measurement_the_verdict_is_not_known(machine: Path) -> None:
     assert verdict(told(diff(machine, "v1", "--same"))) == "verdict: equal"  # which needs none
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1"))
-    assert "seeds' noise: not measured here (no seed_noise.json); `python experiments/seed_noise.py` measures it" in output
+    assert "seeds' noise: not measured here (no seed_noise.json); `python -m experiments seed_noise` measures it" in output
     assert len(row(output, "sda sasrec ndcg@10")) == 10
     assert verdict(output).startswith("verdict: not known; no noise was measured for")
     line = mistake(diff(machine, "v1", "--same"))
     assert "sda/sasrec" in line
-    assert "run `python experiments/seed_noise.py`" in line
+    assert "run `python -m experiments seed_noise`" in line
 
 
 def test_settings_that_differ_are_told(machine: Path) -> None:
@@ -372,7 +372,7 @@ def test_noise_from_the_positions_of_an_experiment(machine: Path) -> None:
 
 
 def test_noise_that_is_none_is_refused_in_one_line(machine: Path, tmp_path: Path) -> None:
-    assert "does not exist; run `python experiments/seed_noise.py`" in mistake(diff(machine, "v1", "--noise", "nosuch.json"))
+    assert "does not exist; run `python -m experiments seed_noise`" in mistake(diff(machine, "v1", "--noise", "nosuch.json"))
     (machine / "seed_noise.json").write_text("{}")
     assert "seed_noise.json: seeds: Field required" in mistake(diff(machine, "v1"))
     (tmp_path / "empty").mkdir()

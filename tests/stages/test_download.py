@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-_SPEC = importlib.util.spec_from_file_location("faulty_server", Path(__file__).parents[1] / "data" / "conftest.py")
+_SPEC = importlib.util.spec_from_file_location("faulty_server", Path(__file__).parents[1] / "fetch" / "conftest.py")
 assert _SPEC is not None
 assert _SPEC.loader is not None
 faulty = importlib.util.module_from_spec(_SPEC)
@@ -263,7 +263,7 @@ KILLER = """
 
     import anyio, httpcore, sda_core.fetch.download  # once, not in every round
     import stages.download
-    from stages._stage import run_as_script
+    from sda_core.cli.stage import run_as_script
 
     count, last = 0, 0
 
@@ -402,7 +402,7 @@ def test_check_from_the_console_script(stage: Stage, server: Any) -> None:
     """Two runs at a time are not in each other's way, since nothing is written."""
     stage.params(server.put("/r.json.gz", REVIEWS), server.put("/m.json.gz", METADATA))
     assert stage.run()[0] == 0
-    script = [sys.executable, "-m", "stages.cli", "download", "--check", "--root", str(stage.root)]
+    script = [sys.executable, "-m", "sda_core.cli", "download", "--check", "--root", str(stage.root)]
     runs = [subprocess.Popen(script, cwd=stage.repository, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs: list[str] = []
     threads = [threading.Thread(target=lambda run=run: outputs.append(run.communicate()[0])) for run in runs]

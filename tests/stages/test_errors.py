@@ -29,7 +29,7 @@ class Shop:
 
     def sda(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "stages.cli", *arguments],
+            [sys.executable, "-m", "sda_core.cli", *arguments],
             cwd=self.root,
             env={**os.environ, "PYTHONPATH": str(self.repository), "NO_COLOR": "1"},
             capture_output=True,

@@ -16,6 +16,7 @@ import pytest
 import typer
 from dvc.utils.hydra import compose_and_dump
 
+from sda_core.cli import export
 from sda_core.exchange import Format
 from stages import (
     build_index,
@@ -23,7 +24,6 @@ from stages import (
     download,
     draw_negatives,
     evaluate,
-    export,
     export_embeddings,
     fetch_images,
     import_embeddings,
@@ -150,7 +150,7 @@ def test_every_stage_says_one_line(root: Path, name: str, capsys: pytest.Capture
 
 
 def test_every_format_and_command_is_tried() -> None:
-    from stages.cli import STAGES as COMMANDS
+    from sda_core.cli.app import STAGES as COMMANDS
 
     tried = {name.split()[0] for name in STAGES}
     assert tried == {*COMMANDS, "export"}
@@ -159,7 +159,7 @@ def test_every_format_and_command_is_tried() -> None:
 
 def command_line(root: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     repository = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "stages.cli", *arguments]
+    command = [sys.executable, "-m", "sda_core.cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(repository), "NO_COLOR": "1"}
     return subprocess.run(
         command,
@@ -226,7 +226,7 @@ def test_an_output_that_is_cut_off_is_an_error(root: Path, monkeypatch: pytest.M
 def test_no_room_for_temporary_files(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 
-    from stages.diff import diff
+    from sda_core.cli.diff import diff
 
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("TMPDIR", str(root))

@@ -41,7 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 def sda(repository: Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "stages.cli", *arguments],
+        [sys.executable, "-m", "sda_core.cli", *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(repository), "NO_COLOR": "1"} | environment,
         capture_output=True,
@@ -73,7 +73,7 @@ def test_a_closed_pipe_ends_silently(shop: Path, repository: Path, arguments: tu
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "stages.cli", *arguments],
+        [sys.executable, "-m", "sda_core.cli", *arguments],
         cwd=shop,
         env=os.environ | {"PYTHONPATH": str(repository)},
         stdout=writing,
@@ -88,7 +88,7 @@ def test_a_closed_pipe_ends_silently(shop: Path, repository: Path, arguments: tu
 def test_every_command_from_another_folder(command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    from stages.cli import app
+    from sda_core.cli.app import app
 
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, list(command))
@@ -106,7 +106,7 @@ def test_every_command_from_another_folder(command: tuple[str, ...], tmp_path: P
 
 
 def test_every_command_was_tried() -> None:
-    from stages.cli import app
+    from sda_core.cli.app import app
 
     assert {command.name for command in app.registered_commands} == {command[0] for command in COMMANDS}
 
@@ -125,8 +125,9 @@ def test_no_module_needs_what_only_unix_has(repository: Path) -> None:
     script = (
         "import sys\n"
         "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
-        "import sda_core, stages.cli, sda_core.data, sda_core.fetch.download, sda_core.fetch.images, sda_core.fetch.folders\n"
-        "import sda_core.costs, sda_core.evaluation, sda_core.embeddings.table, sda_core.verification\n"
+        "import sda_core, sda_core.cli.app, sda_core.data, sda_core.fetch.download, sda_core.fetch.images\n"
+        "import sda_core.fetch.folders, sda_core.costs, sda_core.evaluation\n"
+        "import sda_core.embeddings.table, sda_core.verification\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

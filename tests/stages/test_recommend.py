@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from sda_core.artifacts import ITEMS, Workspace
+from sda_core.cli.catalogue import Catalogue
+from sda_core.cli.neighbors import neighbors
+from sda_core.cli.recommend import recommend
 from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ConfigError
 from sda_core.recommenders import build, load, read_item_vectors
-from stages._catalogue import Catalogue
-from stages.neighbors import neighbors
-from stages.recommend import recommend
 
 NUM_USERS, NUM_ITEMS = 4, 9
 RAW = [f"sku-{item}" for item in range(1, NUM_ITEMS)] + ["2"]  # the last one is called as the number of another

@@ -25,7 +25,7 @@ os.environ |= {
 os.dup2(os.open(Path(root, f"said-{INDEX}"), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
 sys.argv = ["train_adapter", "--variant", variant, "--root", str(root)]
 
-from stages._stage import run_as_script  # noqa: E402 (its log goes to the stderr of above)
+from sda_core.cli.stage import run_as_script  # noqa: E402 (its log goes to the stderr of above)
 from stages.train_adapter import train_adapter  # noqa: E402
 
 run_as_script(train_adapter)

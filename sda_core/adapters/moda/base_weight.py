@@ -1,127 +1,157 @@
-"""The base weight as a merge needs it: read in full precision, replaced, and put back to the bit.
-
-An ordinary weight is a floating-point tensor.  The linear layers of bitsandbytes hold 8 or 4 bits a number, packed,
-with scales beside them; they are merged as PEFT merges them: taken apart, added to, and quantised anew.  Nothing here
-imports bitsandbytes: a layer's weight brings its class along, and PEFT knows how to read it.
-"""
+"""Adapters in the base weight: added for one modality, and taken out again to the bit."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any, cast
+from abc import abstractmethod
 
 import torch
-from peft.utils.integrations import dequantize_bnb_weight
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
+from sda_core.adapters.moda.gates import GatedLayer
+from sda_core.adapters.moda.modality import Modality, current_block
 from sda_core.errors import TrainingError
 
 
-def bits(layer: nn.Module) -> int | None:
-    """8 or 4 where bitsandbytes has quantised the layer's weight, else None."""
-    weight = layer.weight
-    match type(weight).__name__:
-        case "Int8Params" if isinstance(weight, Tensor) and weight.dtype == torch.int8:
-            return 8
-        case "Params4bit" if getattr(weight, "quant_state", None) is not None:
-            return 4
-        case _:
-            return None
+class MergingLayer(GatedLayer):
+    """The part of a MoDA layer that merges.
+
+    A sum is rounded to the base weight's type once, however many merges it took.  The weight as it was is kept on the CPU, so
+    that :meth:`unmerge` restores it to the bit; subtracting, as PEFT does it, would not, least of all in bfloat16.
+
+    Quantised weights are rejected: their rounding is as large as the adapter can be, and each kind is packed in its own way.
+    Unmerged passes call the base layer, so they work on any kind.
+    """
+
+    def __init__(self) -> None:
+        self.merged_adapters: list[str] = []
+        self._merged_for: dict[str, str] = {}  # the modality, by name, of merged adapters whose gate depends on it
+        self._unmerged: Tensor | None = None  # the base weight without them, while they are in it
+
+    @abstractmethod
+    def get_delta_weight(self, adapter_name: str, modality_name: str | None = None) -> Tensor:
+        """The adapter as one matrix."""
+
+    @property
+    def merged_modality(self) -> str | None:
+        """The modality that the layer is merged for; None where the merged adapters treat all alike."""
+        return next(iter(self._merged_for.values()), None)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base weight, for the modality of the open ``with modality(...)``.
+
+        Merging changes no output: active adapters that are not merged are still added in each pass.  PEFT's own methods
+        leave them out.
+
+        Args:
+            safe_merge: reject a result that is not finite.
+            adapter_names: which; None for the active ones.
+
+        Raises:
+            TrainingError: the gate depends on the modality and none is set, the layer is merged for another modality,
+                the base weight is quantised or sharded, or the result is not finite.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.moda_config]
+        if not names:
+            return
+        self._check_merged()
+        value = self._current_modality()
+        merged_for = dict(self._merged_for)
+        for name in names:
+            config = self.moda_config[name]
+            if config.depends_on_modality:
+                modality_name = None if value is None else value.name_among(config.modalities)
+                merged_for[name] = self._check_modality(name, modality_name)
+        self._put_in(list(dict.fromkeys([*self.merged_adapters, *names])), merged_for, safe_merge)
+
+    def unmerge(self) -> None:
+        """Put the base weight back, to the bit."""
+        if not self.merged_adapters:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self._take_out()
+        self.merged_adapters, self._merged_for = [], {}
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Turn the adapters on or off; what was merged is merged again when they are turned on."""
+        super().enable_adapters(enabled)
+        if enabled:
+            self._put_back_in()
+
+    def _put_in(self, names: list[str], merged_for: dict[str, str], safe_merge: bool = False) -> None:
+        """Make the base weight the one without adapters plus these; nothing changes where that fails."""
+        weight = _plain_weight(self.get_base_layer())
+        unmerged = weight.data.to("cpu") if self._unmerged is None else self._unmerged
+        with torch.no_grad():
+            merged = unmerged.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+            for name in names:
+                merged = merged + self.get_delta_weight(name, merged_for.get(name)).to(merged.device)
+            merged = merged.to(weight.dtype)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise TrainingError("merge", f"adapter {', '.join(names)} gives weights that are not finite", "train it again")
+        self._unmerged, weight.data = unmerged, merged
+        self.merged_adapters, self._merged_for = list(names), dict(merged_for)
+
+    def _take_out(self) -> None:
+        """Put the base weight back, to the bit; the adapters count as merged."""
+        if self._unmerged is not None:
+            weight = _plain_weight(self.get_base_layer())
+            weight.data = self._unmerged.to(weight.device, weight.dtype)
+            self._unmerged = None
+
+    def _put_back_in(self) -> None:
+        """Undo :meth:`_take_out`."""
+        if self.merged_adapters and self._unmerged is None:
+            self._put_in(self.merged_adapters, self._merged_for)
+
+    def _current_modality(self) -> Modality | None:
+        block = current_block(self.moda_owner)
+        return None if block is None else block.value
+
+    def _check_merged(self) -> None:
+        value = self._current_modality() if self._merged_for else None
+        if value is None:
+            return
+        for name, merged_for in self._merged_for.items():
+            if value.name_among(self.moda_config[name].modalities) != merged_for:
+                raise TrainingError(
+                    "modality",
+                    f"the adapter is merged for {merged_for!r}, but the pass is for {value}",
+                    "call unmerge_modality(model) first",
+                )
+
+    def _check_modality(self, adapter_name: str, modality_name: str | None) -> str:
+        names = self.moda_config[adapter_name].modalities
+        if modality_name is None or modality_name not in names:
+            raise TrainingError(
+                f"adapter {adapter_name!r}",
+                f"has a weight for each modality ({', '.join(names)}; got {modality_name!r})",
+                f"call sda_core.adapters.merge_modality(model, {names[0]!r}), "
+                f"or merge inside `with modality(model, {names[0]!r})`",
+            )
+        return modality_name
+
+    def _check_unmerged(self, adapter_name: str, what: str) -> None:
+        if adapter_name in self.merged_adapters:
+            raise TrainingError(
+                f"adapter {adapter_name!r}", f"is merged and cannot be {what}", "call model.unmerge_adapter() first"
+            )
 
 
-def read(layer: nn.Module) -> Tensor:
-    """The weight ``(O, D)``, in float32 at least, in memory of its own or as it is.
+def _plain_weight(layer: nn.Module) -> Tensor:
+    """The weight ``(O, D)``, a floating-point tensor.
 
     Raises:
-        TrainingError: the weight is quantised by something else than bitsandbytes, or is sharded.
+        TrainingError: it is quantised or sharded.
     """
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    match bits(layer):
-        case 8:
-            full = dequantize_bnb_weight(cast(nn.Parameter, weight), state=layer.state)
-        case 4:
-            if getattr(cast(Any, weight).quant_state, "packing_format_for_cpu", False):
-                layer.state_dict()  # a CPU's inference packs the weight in another way; this is what undoes it
-            full = dequantize_bnb_weight(cast(nn.Parameter, weight))
-        case _:
-            kind = type(weight.data)
-            if not weight.is_floating_point() or kind is not torch.Tensor:
-                shown = weight.dtype if kind is torch.Tensor else kind.__name__
-                raise TrainingError(
-                    "merge",
-                    f"a base weight of type {shown} takes no sum (floating-point and bitsandbytes' weights do)",
-                    "load the base model whole and without quantisation, or do without merging",
-                )
-            full = weight.data
-    return full.to(torch.promote_types(full.dtype, torch.float32))
-
-
-def rounded(layer: nn.Module, full_OD: Tensor) -> Tensor:
-    """What :func:`replace` will put in, as far as it can be told before: in the weight's own type where that is a float."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return full_OD.to(weight.dtype) if bits(layer) is None else full_OD
-
-
-@dataclass
-class Kept:
-    """What :func:`put_back` needs: a copy on the CPU of an ordinary weight; a quantised one itself, and its scales."""
-
-    weight: Any
-    scales: Tensor | None = None
-
-
-def keep(layer: nn.Module) -> Kept:
-    """The weight as it is now."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    match bits(layer):
-        case 8:
-            return Kept(weight, cast(Any, layer).state.SCB)
-        case 4:
-            return Kept(weight)
-        case _:
-            return Kept(weight.data.to("cpu"))
-
-
-def replace(layer: nn.Module, full_OD: Tensor) -> None:
-    """Put another weight in: an ordinary one as it comes from :func:`rounded`, a quantised one quantised anew."""
-    anything = cast(Any, layer)
-    weight = anything.weight
-    number = bits(layer)
-    if number is None:
-        weight.data = full_OD
-        return
-    warnings.warn(
-        f"merging into weights of {number} bits rounds the sum to {number} bits, so that outputs differ from the unmerged ones",
-        stacklevel=3,
-    )
-    if number == 8:
-        new = type(weight)(full_OD.to("cpu"), requires_grad=False, has_fp16_weights=weight.has_fp16_weights)
-        anything.weight = new.to(weight.device)
-        anything.state.reset_grads()
-    else:
-        # attributes with an underscore are torch.compile's
-        options = {name: value for name, value in vars(weight).items() if not name.startswith("_") and name != "data"}
-        options.update(requires_grad=False, bnb_quantized=False, quant_state=None)
-        anything.weight = type(weight)(full_OD.to("cpu", weight.quant_state.dtype), **options).to(weight.device)
-
-
-def put_back(layer: nn.Module, kept: Kept) -> None:
-    """Restore what :func:`keep` kept."""
-    anything = cast(Any, layer)
-    match bits(layer):
-        case 8:
-            anything.weight = kept.weight
-            anything.state.reset_grads()  # forgets the merged weight's scales ...
-            anything.state.SCB = kept.scales  # ... and has those that the layer had taken over from its weight
-            if kept.scales is not None:
-                anything.state.CB = kept.weight.data
-        case 4:
-            anything.weight = kept.weight
-            anything.quant_state = kept.weight.quant_state
-        case _:
-            weight = anything.weight
-            weight.data = kept.weight.to(weight.device, weight.dtype)
+    kind = type(weight.data)
+    if not weight.is_floating_point() or kind is not Tensor:
+        raise TrainingError(
+            "merge",
+            f"cannot merge into a base weight of type {weight.dtype if kind is Tensor else kind.__name__}",
+            "load the base model whole and without quantisation, or leave the adapter unmerged",
+        )
+    return weight

@@ -44,7 +44,7 @@ class MoDAConfig(PeftConfig):
         use_rslora: the scale is ``lora_alpha / sqrt(r)`` instead (rank-stabilised LoRA, arXiv 2312.03732).
         lora_dropout: dropout on the adapter's input while training.
         variant: ``"paper"``, the experts see the input through one dropout mask, as one LoRA does; ``"reference"``, each
-            draws a mask of its own, as the paper's public code does (in training that costs a matmul an expert).  The two
+            draws a mask of its own, as the paper's public code does (in training that costs a matmul per expert).  The two
             have the same parameters, and the same values where nothing is dropped.
         num_experts: E; one expert is plain LoRA.
         expert_rank: ``"split"`` or ``"full"``, see ``r``.

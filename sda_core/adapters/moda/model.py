@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +13,12 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from sda_core.adapters.moda.config import MoDAConfig
-from sda_core.adapters.moda.gate import Owner
 from sda_core.adapters.moda.layer import MoDALayer, MoDALinear
+from sda_core.adapters.moda.modality import Owner, checkpoint_contexts
 from sda_core.adapters.moda.targets import linear_layers, listing
 from sda_core.errors import ConfigError, TrainingError
 
+_CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the newer name, and the older one
 STANDS_IN = "moda_stands_in"
 """Attribute of the linear layers that are in the place of adapted ones, inside ``merged_modality``."""
 
@@ -52,6 +55,28 @@ class MoDAModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._pre_injection_hook(model, config, adapter_name)
         self.moda_owner = Owner()
+
+    def __getattr__(self, name: str) -> Any:
+        """The base model's attributes, as in PEFT; its switches of gradient checkpointing keep the modality."""
+        found = super().__getattr__(name)
+        return self._keeping_modality(found, name) if name in _CHECKPOINTING else found
+
+    def _keeping_modality(self, enable: Callable[..., None], name: str) -> Callable[..., None]:
+        """A switch of transformers' models that recomputes each region with the modality of its first run.
+
+        The switch raises:
+            TrainingError: for the re-entrant kind, which has no ``context_fn`` that could tell it the modality.
+        """
+
+        @functools.wraps(enable)
+        def switch(settings: dict[str, Any] | None = None, *args: Any, **options: Any) -> None:
+            settings = {"use_reentrant": False, **(settings or options.pop(name.replace("_enable", "_kwargs"), None) or {})}
+            if settings["use_reentrant"]:
+                raise TrainingError(name, "MoDA does not support re-entrant checkpointing", "pass {'use_reentrant': False}")
+            enable({"context_fn": checkpoint_contexts, **settings}, *args, **options)
+
+        depends = any(isinstance(config, MoDAConfig) and config.depends_on_modality for config in self.peft_config.values())
+        return switch if depends else enable
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:  # noqa: ARG002
         assert isinstance(peft_config, MoDAConfig)
@@ -126,7 +151,7 @@ class MoDAModel(BaseTuner):
             if name not in self.peft_config:
                 raise TrainingError("merge", f"there is no adapter {name!r} (there are {', '.join(self.peft_config)})")
 
-    def _unload_and_optionally_merge(
+    def _unload_and_optionally_merge(  # pyright: ignore[reportIncompatibleMethodOverride]; PEFT says None, and returns a model
         self,
         merge: bool = True,
         progressbar: bool = False,

@@ -1,11 +1,11 @@
 """The built-in shop: a simulation of a shop, written as raw files in the format of a real edition.
 
-:func:`write_shop` writes reviews, metadata and product pictures; the ordinary stages read them and nothing downstream
+:func:`write_shop` writes reviews, metadata and product images; the ordinary stages read them and nothing downstream
 knows that they were made.  :func:`world` gives the truth behind them (attributes, histories), for tests and diagnostics
 only: it is not in the raw files.
 
 * :mod:`~sda_core.data.demo.latent`: items, tastes, histories; what each knob turns.
-* :mod:`~sda_core.data.demo.pictures`: draws category, colour, pattern and shape.
+* :mod:`~sda_core.data.demo.images`: draws category, colour, pattern and shape.
 * :mod:`~sda_core.data.demo.words`: names category, colour, brand and style.
 * :mod:`~sda_core.data.demo.writing`: the files of the three editions, with their defects in small doses.
 

@@ -6,10 +6,10 @@ one hidden one:
 =========  ==========================================================  ==========
 attribute  shown by                                                    block
 =========  ==========================================================  ==========
-category   picture and words (a tree: department, then category)       both
-colour     picture and words                                           both
-pattern    picture only                                                picture
-shape      picture only (the motif printed on the product)             picture
+category   image and words (a tree: department, then category)       both
+colour     image and words                                           both
+pattern    image only                                                image
+shape      image only (the motif printed on the product)             image
 brand      words only                                                  words
 style      words only                                                  words
 circle     nothing: only who buys what after what tells it             hidden
@@ -22,15 +22,15 @@ A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) ov
                              + sequence_strength * step(last, item)
 
 * ``popularity`` is ``place ** -popularity_exponent``, places in random order (Zipf).
-* ``content = sqrt(image_share) * picture + sqrt(text_share) * words + sqrt(rest) * both``.  Each block is the mean, times
+* ``content = sqrt(image_share) * image + sqrt(text_share) * words + sqrt(rest) * both``.  Each block is the mean, times
   ``sqrt(2)``, of the user's tastes for its two attributes' values; a taste is standard normal (that for a category
   is half its department's).  So each block has variance 1 over items, the shares are shares of variance, and turning them leaves
   the strength of the whole as it is.
 * ``step`` says what follows what: the circle after the last item's circle (hidden), the companion of its category
-  (both), the same pattern (picture), the same style (words).  Each is a 0/1 indicator scaled to variance 1.  The
+  (both), the same pattern (image), the same style (words).  Each is a 0/1 indicator scaled to variance 1.  The
   visible three are mixed as in ``content`` and take the share ``c**2 / (1 + c**2)`` of the variance, c the content strength;
   the hidden one takes the rest.  So with ``content_strength`` 0 what follows what is still there to be learned
-  from ids, and nothing that pictures or words show has any part in it.
+  from ids, and nothing that images or words show has any part in it.
 
 In a large shop nobody looks at everything: a user considers :data:`NUM_CONSIDERED` items, half of them drawn by popularity
 and half uniformly, with importance weights that make the draw follow the same softmax (exact where the shop is not larger).
@@ -76,7 +76,7 @@ VALUES: dict[Attribute, tuple[str, ...]] = {
 }  # fmt: skip
 ATTRIBUTES: tuple[Attribute, ...] = tuple(VALUES)
 BLOCKS: dict[str, tuple[Attribute, Attribute]] = {
-    "picture": ("pattern", "shape"),
+    "image": ("pattern", "shape"),
     "words": ("brand", "style"),
     "both": ("category", "colour"),
 }
@@ -246,7 +246,7 @@ def _histories(
 ) -> Ints:
     """``(K,)``: the items of each user in the order they are bought."""
     block_weight = {
-        "picture": np.sqrt(dataset.image_share),
+        "image": np.sqrt(dataset.image_share),
         "words": np.sqrt(dataset.text_share),
         "both": np.sqrt(max(0.0, 1.0 - dataset.image_share - dataset.text_share)),
     }
@@ -255,7 +255,7 @@ def _histories(
     gains = {
         "circle": _indicator_gain(dataset.sequence_strength * np.sqrt(1.0 - content_part), NUM_CIRCLES),
         "category": _indicator_gain(visible * block_weight["both"], len(VALUES["category"])),
-        "pattern": _indicator_gain(visible * block_weight["picture"], len(VALUES["pattern"])),
+        "pattern": _indicator_gain(visible * block_weight["image"], len(VALUES["pattern"])),
         "style": _indicator_gain(visible * block_weight["words"], len(VALUES["style"])),
     }
     follower: dict[str, tuple[Bytes, Bytes]] = {  # what an item is, and what it calls for next

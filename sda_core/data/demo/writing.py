@@ -31,8 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sda_core.artifacts import replace_file
+from sda_core.data.demo.images import encoded_images
 from sda_core.data.demo.latent import World, identifiers, world
-from sda_core.data.demo.pictures import encoded_pictures
 from sda_core.data.demo.words import ItemWords, describe
 from sda_core.log import track
 from sda_core.params import DemoDataset
@@ -78,7 +78,7 @@ REVIEW_DEFECTS: dict[int, tuple[str, ...]] = {
 
 
 def file_names(dataset: DemoDataset) -> tuple[str, str, str]:
-    """Names of the reviews, the metadata and the pictures file, as the edition is published."""
+    """Names of the reviews, the metadata and the images file, as the edition is published."""
     category = dataset.category
     match dataset.edition:
         case 2014:
@@ -102,16 +102,16 @@ def write_shop(dataset: DemoDataset, folder: Path) -> None:
     _write_lines(reviews, review_lines(dataset, shop))
     _write_lines(metadata, metadata_lines(dataset, shop))
     with replace_file(images) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        pictures = encoded_pictures(shop, dataset.seed, dataset.image_side)
-        num_pictures = int(np.count_nonzero(shop.has_image & shop.has_metadata))
-        for asin, data in track(pictures, num_pictures, "drawing the shop", "pictures"):
-            entry = zipfile.ZipInfo(_picture_name(asin), date_time=(1980, 1, 1, 0, 0, 0))
+        images = encoded_images(shop, dataset.seed, dataset.image_side)
+        num_images = int(np.count_nonzero(shop.has_image & shop.has_metadata))
+        for asin, data in track(images, num_images, "drawing the shop", "images"):
+            entry = zipfile.ZipInfo(_image_name(asin), date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system = 3  # Unix, whatever the machine, for equal bytes
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)
 
 
-def _picture_name(asin: str) -> str:
+def _image_name(asin: str) -> str:
     return f"images/{asin}.jpg"
 
 
@@ -224,15 +224,15 @@ def _review(
     defect: str | None,
 ) -> Row:
     if edition == 2023:
-        picture: list[Row] = []
+        image: list[Row] = []
         if defect == "review_image":
             address = f"https://images-na.ssl-images-amazon.com/images/I/{asin}"
-            picture = [{f"{size}_image_url": f"{address}._SL{pixels}_.jpg" for size, pixels in (("small", 256), ("large", 1600))}]
+            image = [{f"{size}_image_url": f"{address}._SL{pixels}_.jpg" for size, pixels in (("small", 256), ("large", 1600))}]
         return {
             "rating": rating,
             "title": "" if defect == "empty_texts" else summary,
             "text": "" if defect == "empty_texts" else text,
-            "images": picture,
+            "images": image,
             "asin": child,
             "parent_asin": asin,
             "user_id": user,
@@ -285,17 +285,17 @@ def _metadata_rows(dataset: DemoDataset, shop: World) -> Iterator[tuple[Row, int
         if not shop.has_metadata[item]:
             continue
         asin = shop.asins[item]
-        picture = _picture_name(asin) if shop.has_image[item] else None
+        image = _image_name(asin) if shop.has_image[item] else None
         kind = defects[int(defect[item])] if defective[item] else None
         if kind == "entities":
             words = _escaped(words)
         match dataset.edition:
             case 2014:
-                rows = [_metadata_2014(asin, words, picture, int(number[item]), kind)]
+                rows = [_metadata_2014(asin, words, image, int(number[item]), kind)]
             case 2018:
-                rows = _metadata_2018(asin, words, picture, int(number[item]), kind)
+                rows = _metadata_2018(asin, words, image, int(number[item]), kind)
             case 2023:
-                rows = [_metadata_2023(asin, words, picture, int(number[item]), kind)]
+                rows = [_metadata_2023(asin, words, image, int(number[item]), kind)]
             case _:
                 assert_never(dataset.edition)
         yield rows[0], malformed[item]
@@ -315,7 +315,7 @@ def _escaped(words: ItemWords) -> ItemWords:
     )
 
 
-def _metadata_2014(asin: str, words: ItemWords, picture: str | None, number: int, defect: str | None) -> Row:
+def _metadata_2014(asin: str, words: ItemWords, image: str | None, number: int, defect: str | None) -> Row:
     """One path in a list of paths; feature lines open the description, since 2014 has no field for them."""
     gap = "\n\n" if defect == "line_breaks" else " "
     row: Row = {
@@ -324,7 +324,7 @@ def _metadata_2014(asin: str, words: ItemWords, picture: str | None, number: int
         "title": words.title,
         "price": words.price_cents / 100,
         "salesRank": {words.path[1]: number},
-        "imUrl": picture,
+        "imUrl": image,
         "brand": "" if defect == "empty_brand" else words.brand,
         "categories": [list(words.path), [words.path[0], "Gifts"]],
     }
@@ -332,9 +332,9 @@ def _metadata_2014(asin: str, words: ItemWords, picture: str | None, number: int
     return {key: value for key, value in row.items() if key != absent and value is not None}
 
 
-def _metadata_2018(asin: str, words: ItemWords, picture: str | None, number: int, defect: str | None) -> list[Row]:
+def _metadata_2018(asin: str, words: ItemWords, image: str | None, number: int, defect: str | None) -> list[Row]:
     """One line, or two of the same item."""
-    pictures = [] if picture is None else [picture]
+    images = [] if image is None else [image]
     place = f"{number:,} in {words.path[1]} ("
     row: Row = {
         "category": list(words.path),
@@ -354,8 +354,8 @@ def _metadata_2018(asin: str, words: ItemWords, picture: str | None, number: int
         "date": "",
         "price": f"${words.price_cents / 100:.2f}",
         "asin": asin,
-        "imageURL": pictures,
-        "imageURLHighRes": pictures,
+        "imageURL": images,
+        "imageURLHighRes": images,
     }
     match defect:
         case "same_line_twice":
@@ -368,7 +368,7 @@ def _metadata_2018(asin: str, words: ItemWords, picture: str | None, number: int
             row["price"] = JUNK_PRICE
         case "older_image_field":
             del row["imageURL"], row["imageURLHighRes"]
-            row["image"] = pictures
+            row["image"] = images
         case "junk_feature":
             row["feature"] = [*words.features[:2], *(JUNK_LINE.format(line) for line in words.features[2:])]
         case "long_category":
@@ -378,14 +378,14 @@ def _metadata_2018(asin: str, words: ItemWords, picture: str | None, number: int
     return [row]
 
 
-def _metadata_2023(asin: str, words: ItemWords, picture: str | None, number: int, defect: str | None) -> Row:
+def _metadata_2023(asin: str, words: ItemWords, image: str | None, number: int, defect: str | None) -> Row:
     images: list[Row] = []
-    if picture is not None:
-        hi_res = None if defect == "no_hi_res" else picture
-        images = [{"thumb": picture, "large": picture, "variant": "MAIN", "hi_res": hi_res}]
-    if picture is not None and defect == "main_not_first":
-        # The archive has one picture an item: a reader that takes the first entry finds nothing, and its coverage shows it.
-        other = picture.replace(".jpg", ".PT01.jpg")
+    if image is not None:
+        hi_res = None if defect == "no_hi_res" else image
+        images = [{"thumb": image, "large": image, "variant": "MAIN", "hi_res": hi_res}]
+    if image is not None and defect == "main_not_first":
+        # The archive has one image an item: a reader that takes the first entry finds nothing, and its coverage shows it.
+        other = image.replace(".jpg", ".PT01.jpg")
         images.insert(0, {"thumb": other, "large": other, "variant": "PT01", "hi_res": other})
     return {
         "main_category": words.path[1],

@@ -1,0 +1,48 @@
+"""Options that several experiments share.
+
+Lists are separated by commas (``--seeds 1,2,3 --variants lora,sda``).  ``--set PATH=VALUE`` is repeated, because a value may
+hold commas.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sda_core.cli.scripts import Names, Numbers, names, numbers
+
+Root = Annotated[Path, typer.Option("--root", help="The project folder of the run.", show_default="the current folder")]
+SeedRoot = Annotated[
+    str, typer.Option("--root", help="The project folder of the run.  {seed} in it stands for the seed.", show_default=False)
+]
+Source = Annotated[
+    Path, typer.Option("--source", help="The project folder whose data is used.", show_default="the current folder")
+]
+Name = Annotated[str, typer.Option("--name", help="Name of this experiment: its folders bear it.")]
+Seeds = Annotated[Numbers, typer.Option("--seeds", parser=numbers, metavar="1,2,...", help="Seeds of the trainings.")]
+Variants = Annotated[Names, typer.Option("--variants", parser=names, metavar="A,B,...", help="Whose item vectors.")]
+Baselines = Annotated[
+    Names, typer.Option("--baselines", parser=names, metavar="A,B,...", help="Variants that the others are compared with.")
+]
+Recommenders = Annotated[
+    Names, typer.Option("--recommenders", parser=names, metavar="A,B,...", help="Which recommenders are trained.")
+]
+Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender is trained.")]
+MaxEpochs = Annotated[
+    int | None, typer.Option("--max-epochs", help="Replaces max_epochs of the recommender.", show_default=False)
+]
+NumSteps = Annotated[
+    int | None, typer.Option("--num-steps", help="Replaces train_adapter.training.num_steps.", show_default=False)
+]
+FusedDim = Annotated[
+    int | None,
+    typer.Option("--fused-dim", help="Fuse image and text vectors again, to this many components.", show_default=False),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="A changed param, as YAML.  Repeat it for more.", show_default=False),
+]
+
+THREE_SEEDS = Numbers((1, 2, 3))

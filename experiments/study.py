@@ -1,0 +1,283 @@
+"""What the experiments share: trained models kept on disk, per-user metrics, intervals, tables, plots, results.
+
+A model that was trained with one seed leaves three files in a folder: ``<seed>.parquet``, the positions of the test targets
+among all items; ``<seed>.<protocol>.parquet``, those of the same model among sampled items; ``<seed>.tsv``, its validation
+curve.  A file that exists is never made again, so that a stopped experiment resumes.
+
+Dimensions: S seeds, U users, N items, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+
+from sda_core import evaluation, ranking, recommenders
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, replace_file, write_text, write_tsv
+from sda_core.data.demo import ATTRIBUTES, world
+from sda_core.errors import ConfigError
+from sda_core.evaluation.metrics import Metric, per_user
+from sda_core.evaluation.protocols import Protocol
+from sda_core.evaluation.significance import bootstrap_interval
+from sda_core.fingerprint import fingerprint
+from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, RecommenderParams
+from sda_core.runtime import prepare_torch
+from sda_core.seed import generator
+from sda_core.traits import counts_test
+
+mpl.use("Agg")
+logger = logging.getLogger("experiments")
+
+Interval = tuple[float, float, float]  # mean, low, high
+Panels = dict[str, dict[str, Interval]]  # of a plot: by title of the panel, by name of the line
+CUTOFF = 10  # of every table
+
+
+# ------------------------------------------------------------------------------------------------- training
+def positions_path(folder: Path, seed: int, protocol: str = "fullrank") -> Path:
+    """Where a seed's positions under a protocol are kept."""
+    return folder / (f"{seed}.parquet" if protocol == "fullrank" else f"{seed}.{protocol}.parquet")
+
+
+def keep_positions(
+    workspace: Workspace,
+    params: Params,
+    section: RecommenderParams,
+    seed: int,
+    folder: Path,
+    *,
+    vectors: recommenders.ItemVectors | None = None,
+    protocols: Sequence[Protocol] = ("fullrank",),
+) -> None:
+    """Train with one seed and rank the test targets, unless both was done; the best epoch is chosen on the validation targets.
+
+    A stopped run resumes from its last validation.
+
+    Args:
+        workspace: with ``data/filtered``; its items are the catalogue, whether anybody bought them or not.
+        params: its params, of which ``evaluate`` and ``runtime`` are used.
+        section: the recommender's settings, whose seed is replaced.
+        seed: of the training.
+        folder: see the module's docstring.
+        vectors: ``(I + 1, D)`` item vectors, row 0 zero (of each modality, where the recommender takes these); None: ids alone.
+        protocols: each ranks the targets of the same trained model.
+    """
+    wanted: dict[Protocol, Path] = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
+    if all(path.exists() for path in wanted.values()):
+        return
+    if isinstance(section, FitParams):
+        section = section.model_copy(update={"seed": seed})
+    device = prepare_torch(params.runtime)
+    interactions, num_items = INTERACTIONS.read(workspace.interactions), len(ITEMS.read(workspace.items))
+    test = interactions.filter(pl.col("split") == "test")
+    data = recommenders.training_data(
+        interactions.filter(pl.col("split").is_in(["train", "valid"])),
+        num_users=interactions["user_id"].n_unique(),
+        num_items=num_items,
+        leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
+    )
+    model = recommenders.build(section, data.num_users, data.num_items, vectors)
+    scratch = folder / f".{seed}.checkpoint.safetensors"
+    inputs = fingerprint(section, workspace.interactions, "" if vectors is None else recommenders.hash_vectors(vectors))
+    records = model.fit(data, checkpoint=scratch, fingerprint=inputs, device=device)
+    known = recommenders.evaluation_data(interactions, num_items=num_items)
+    write_tsv(folder / f"{seed}.tsv", records)
+    for protocol, path in wanted.items():
+        candidates = evaluation.candidates(protocol, interactions, params.evaluate.negatives_seed, num_items)
+        placed = ranking.place_targets(model, known, candidates, params.evaluate.batch_size, device)
+        POSITIONS.write(evaluation.score_positions(placed, params.evaluate.ties), path)
+    scratch.unlink(missing_ok=True)
+    logger.info("%s/%s, seed %d: %d epochs", folder.parent.name, folder.name, seed, len(records))
+
+
+def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    """The parquet table at ``path``; where it is missing, ``make`` computes it and it is written first."""
+    if not path.exists():
+        made = make()
+        with replace_file(path) as temporary:
+            made.write_parquet(temporary)
+    return pl.read_parquet(path)
+
+
+def epochs(folder: Path, seeds: Sequence[int]) -> str:
+    """``best of all`` epochs by seed, from the validation curves; empty where nothing was trained."""
+    cells = []
+    for seed in seeds:
+        path = folder / f"{seed}.tsv"
+        if path.exists() and path.stat().st_size:
+            curve = pl.read_csv(path, separator="\t", schema_overrides={"is_best": pl.Boolean})
+            cells.append(f"{curve.filter('is_best')['epoch'].max() or 0} of {len(curve)}")
+    return ", ".join(cells)
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+def read_positions(folder: Path, seeds: Sequence[int], protocol: str = "fullrank") -> list[pl.DataFrame]:
+    """The tables of :func:`keep_positions`, one for each seed, sorted by user."""
+    return [POSITIONS.read(positions_path(folder, seed, protocol)).sort("user_id") for seed in seeds]
+
+
+def gains(metric: Metric, frames: Sequence[pl.DataFrame], mask: np.ndarray | None = None) -> np.ndarray:
+    """The metric of each seed and user ``(S, U)``; of the users in ``mask`` only, where one is given."""
+    chosen = slice(None) if mask is None else mask
+    return np.array([per_user(metric, frame["position"].to_numpy()[chosen], CUTOFF) for frame in frames])
+
+
+def read_gains(metric: Metric, folder: Path, seeds: Sequence[int]) -> np.ndarray:
+    """The metric of each seed and user ``(S, U)`` by the positions that are kept in a folder."""
+    return gains(metric, read_positions(folder, seeds))
+
+
+def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple[float, float]:
+    """95 % bootstrap interval over users of the mean over seeds and users.
+
+    Args:
+        gain_SU: ``(S, U)``; differences give a paired interval.
+        params: number and seed of the resamples.
+        purpose: what the draws are for; the same purpose gives the same draws.
+    """
+    return bootstrap_interval(gain_SU.mean(0), params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
+
+
+def mean_and_interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> Interval:
+    """The mean of ``(S, U)``, and its :func:`interval`."""
+    return float(gain_SU.mean()), *interval(gain_SU, params, purpose)
+
+
+def mean_and_range(values: Sequence[float]) -> Interval:
+    """The mean of one number for each seed, the smallest and the largest."""
+    return float(np.mean(values)), float(min(values)), float(max(values))
+
+
+def retrieval_at_1(path: Path, limit: int = 2000) -> float:
+    """How often an item's image and text are each other's nearest neighbour: mean R@1 of both directions.
+
+    Args:
+        path: an embeddings file.
+        limit: at most so many items, always the same ones; among more items it is harder to be the nearest.
+
+    Returns:
+        0 to 1; 1 / number of items by chance.  Items without an image are left out; ties count as hits.
+    """
+    frame = EMBEDDINGS.read(path).filter(pl.col("image_embedding").is_not_null()).sort("item_id")
+    rows = np.sort(generator(0, "found").permutation(len(frame))[:limit])
+    image_ND, text_ND = (unit_rows(frame[name].to_numpy()[rows]) for name in ("image_embedding", "text_embedding"))
+    similarity_NN = image_ND @ text_ND.T
+    own_N = similarity_NN.diagonal()
+    return float(np.mean([(own_N >= similarity_NN.max(axis)).mean() for axis in (0, 1)]))
+
+
+def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
+    """The rows at length 1; zero stays zero."""
+    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+
+
+def shop_attributes(workspace: Workspace, dataset: DemoDataset) -> dict[str, np.ndarray]:
+    """The true attributes of the built-in shop's items: their values by name, in the order of the item ids."""
+    shop = world(dataset)
+    place = {asin: item for item, asin in enumerate(shop.asins)}
+    rows = np.array([place[raw_id] for raw_id in ITEMS.read(workspace.items).sort("item_id")["raw_item_id"]])
+    return {name: shop.attributes[name][rows] for name in ATTRIBUTES}
+
+
+# ------------------------------------------------------------------------------------------------- tables
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
+    """A markdown table, under a heading where a title is given."""
+    lines = [f"### {title}", ""] if title else []
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows), ""])
+
+
+def difference(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> str:
+    """A cell: the :func:`mean_and_interval` of differences ``(S, U)``."""
+    mean, low, high = mean_and_interval(gain_SU, params, purpose)
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def range_over_seeds(gain_SU: np.ndarray) -> str:
+    """A cell: the smallest and the largest mean of a seed."""
+    of_seeds = gain_SU.mean(1)
+    return f"{of_seeds.min():+.4f} .. {of_seeds.max():+.4f}"
+
+
+def mean_with_range(values: Sequence[float], digits: int = 2) -> str:
+    """A cell: the mean of one number for each seed, and the range behind it where they differ."""
+    mean, low, high = mean_and_range(values)
+    return f"{mean:.3f} ({low:.{digits}f} .. {high:.{digits}f})" if high > low else f"{mean:.3f}"
+
+
+def check_names(option: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """See that all names of an option are known.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise ConfigError(option, f"expected some of {', '.join(known)} (got {name!r})")
+
+
+# ------------------------------------------------------------------------------------------------- results
+def write_results(text: str, script: str, name: str = "", root: Path | str = "") -> Path:
+    """Print the final tables of a script and write them where ``sda report --experiments`` finds them.
+
+    Args:
+        text: markdown; a heading is the caption of the tables under it.
+        script: its name.
+        name: of the experiment, where the script has several.
+        root: the project folder; where ``{seed}`` in it stands for many, the current folder is taken.
+
+    Returns:
+        ``experiments/results/<script>-<name>``, which holds ``table.md`` now; a plot goes beside it as ``plot.png``.
+    """
+    print(text)
+    project = Path() if "{seed}" in str(root) else Path(root)
+    folder = project / "experiments" / "results" / (script if name in ("", script) else f"{script}-{name}")
+    write_text(folder / "table.md", text.rstrip("\n") + "\n")
+    return folder
+
+
+def plot_intervals(
+    path: Path, panels: Mapping[str, Mapping[str, Interval]], label: str, *, zero: bool = False, columns: int = 3
+) -> None:
+    """A plot of panels: in each a line for every name, with a dot at the mean and a bar from low to high.
+
+    Args:
+        path: of the image file.
+        panels: by title; panels beside each other share their names where these are the same.  Without any nothing is drawn.
+        label: of the horizontal axes.
+        zero: draw a line at 0.
+        columns: panels side by side, at most.
+    """
+    from matplotlib import pyplot as plt
+
+    if not panels:
+        return
+    num_columns = min(columns, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    lines = max(len(rows) for rows in panels.values())
+    size = (3.6 * num_columns + 1.6, (0.27 * lines + 1.0) * num_rows)
+    figure, axes = plt.subplots(num_rows, num_columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for place, (axis, (title, rows)) in enumerate(zip(axes.flat, panels.items(), strict=False)):
+        values = np.array(list(rows.values())).reshape(-1, 3)
+        errors = np.abs(values[:, 1:] - values[:, :1]).T
+        heights = -np.arange(len(rows))
+        axis.errorbar(values[:, 0], heights, xerr=errors, fmt="o", color="#1f5fa8", capsize=3)
+        if zero:
+            axis.axvline(0.0, color="#666666", linestyle="--", linewidth=1)
+        is_repeated = place % num_columns > 0 and list(rows) == list(list(panels.values())[place - 1])
+        axis.set_yticks(heights, [""] * len(rows) if is_repeated else list(rows), fontsize=8)
+        axis.set_ylim(-len(rows) + 0.4, 0.6)
+        axis.locator_params(axis="x", nbins=5)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.set_xlabel(label, fontsize=8)
+        axis.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,5 @@
+"""The steps by name: ``python -m pretraining train``."""
+
+from sda_core.cli.scripts import run_scripts
+
+run_scripts("pretraining")

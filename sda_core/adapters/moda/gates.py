@@ -1,0 +1,182 @@
+"""The gate: its values by modality, and the factors of all layers of a pass, computed at once.
+
+The factors of a layer are ``(alpha / r) g(m)``, each number repeated for the ranks of its expert.  Layer by layer that is
+eight small operations, forward and back, which cost more than the layer's own matmuls wherever a pass is bound by calls
+(measured: 2.1 x LoRA's step at the width of a 7B model on a GPU).  So the first layer of a pass computes those of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from sda_core.adapters.moda.config import MoDAConfig
+
+
+def learned_gate(embedding_MK: Tensor, weight_EK: Tensor) -> Tensor:
+    """``softmax(W_g Emb_m)`` for every modality: ``(..., M, E)`` of ``(..., M, K)`` and ``(..., E, K)``, in float32 at least.
+
+    It is a handful of numbers, and each scales a whole expert, so it is never worth half precision: neither that of an
+    adapter in bfloat16 nor that of ``torch.autocast``.
+    """
+    dtype = torch.promote_types(embedding_MK.dtype, torch.float32)
+    with _without_autocast(embedding_MK.device.type):
+        return torch.softmax(embedding_MK.to(dtype) @ weight_EK.to(dtype).mT, dim=-1)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    mixed = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if mixed else nullcontext()
+
+
+def fixed_gate(kind: str, num_modalities: int, num_experts: int, like: Tensor) -> Tensor:
+    """The gates that are not learned: ``(M, E)``, in the type and on the device of ``like``.
+
+    ``uniform`` gives every expert ``1 / E``; ``onehot`` gives the experts of a modality 1 and the others 0.
+    """
+    if kind == "uniform":
+        return like.new_full((num_modalities, num_experts), 1.0 / num_experts)
+    owned = num_experts // num_modalities
+    return torch.eye(num_modalities, dtype=like.dtype, device=like.device).repeat_interleave(owned, dim=1)
+
+
+def factors(gates: Tensor, config: MoDAConfig) -> Tensor:
+    """What multiplies each rank, the scale ``alpha / r`` included: ``(..., R)`` of gates ``(..., E)``."""
+    return (gates * config.scale).unsqueeze(-1).expand(*gates.shape, config.rank_per_expert).flatten(-2)
+
+
+class GatedLayer(BaseTunerLayer):
+    """The part of an adapted layer that its gates need, by adapter name; :class:`MoDALayer` fills it."""
+
+    moda_owner: Any
+    moda_config: dict[str, MoDAConfig]
+    moda_embedding: nn.ParameterDict
+    moda_gate: nn.ParameterDict
+
+    def gate_parameters(self, adapter_name: str) -> GateParameters | None:
+        """Those of an adapter; None where the gate is not learned, or something else is in a parameter's place.
+
+        ``functional_call`` and sharding put other tensors there, and a parameter made in inference mode has no version.
+        """
+        if adapter_name not in self.moda_gate:
+            return None
+        embedding, gate = self.moda_embedding[adapter_name], self.moda_gate[adapter_name]
+        if any(type(one) is not nn.Parameter or one.is_inference() for one in (embedding, gate)):
+            return None
+        return GateParameters(embedding, gate, embedding._version, gate._version)
+
+
+class GateParameters(NamedTuple):
+    """Parameters of a gate, and the versions by which autograd counts their changes."""
+
+    embedding: nn.Parameter
+    gate: nn.Parameter
+    embedding_version: int
+    gate_version: int
+
+    def are(self, other: GateParameters) -> bool:
+        """Whether those are the same parameters with the same values."""
+        return self.embedding is other.embedding and self.gate is other.gate and self[2:] == other[2:]
+
+
+class SharedFactors:
+    """Factors by layer, for the passes of one modality.
+
+    The first layer of a pass that asks has them computed for all, and each layer takes its own out.  A layer that finds
+    nothing is in the next pass, and they are computed again, as they are where a parameter has changed since.
+
+    Args:
+        layers: of the adapters; none where parameters are not whole between the layers' passes.
+        modality_name: the modality of everything, or None: with ids each layer computes its own.
+    """
+
+    def __init__(self, layers: Iterable[GatedLayer], modality_name: str | None) -> None:
+        self._layers = dict.fromkeys(layers) if modality_name is not None else {}
+        self._modality_name = modality_name
+        self._waiting: dict[tuple[str, bool, bool], dict[GatedLayer, tuple[GateParameters, Tensor]]] = {}
+
+    def take(self, layer: GatedLayer, name: str) -> Tensor | None:
+        """The factors ``(R,)`` of a layer's adapter; None where the layer has to compute its own."""
+        parameters = layer.gate_parameters(name) if layer in self._layers else None
+        if parameters is None:
+            return None
+        mode = name, torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # tensors of one are of no use in another
+        found = self._waiting.get(mode, {}).pop(layer, None)
+        if found is None or not found[0].are(parameters):
+            self._waiting[mode] = self._compute(name)
+            found = self._waiting[mode].pop(layer, None)
+        return None if found is None else found[1]
+
+    def _compute(self, name: str) -> dict[GatedLayer, tuple[GateParameters, Tensor]]:
+        """Of all layers; those that are alike are computed together."""
+        alike: dict[tuple[Any, ...], list[tuple[GatedLayer, GateParameters]]] = {}
+        for layer in self._layers:
+            parameters = layer.gate_parameters(name)
+            if parameters is None or self._modality_name not in layer.moda_config[name].modalities:
+                continue
+            config, (embedding, gate) = layer.moda_config[name], parameters[:2]
+            kind = config.modalities.index(self._modality_name), config.scale, config.rank_per_expert
+            tensors = embedding.shape, embedding.dtype, gate.shape, gate.dtype, gate.device
+            alike.setdefault((*kind, *tensors), []).append((layer, parameters))
+        found = {}
+        for (position, *_), members in alike.items():
+            config = members[0][0].moda_config[name]
+            embeddings, gates = zip(*(parameters[:2] for _, parameters in members), strict=True)
+            computed = _FactorsOfLayers.apply(position, config, *embeddings, *gates)
+            for (layer, parameters), factors_R in zip(members, computed, strict=True):
+                found[layer] = parameters, factors_R
+        return found
+
+
+class _FactorsOfLayers(torch.autograd.Function):
+    """Factors of one modality for ``L`` layers: ``L`` vectors ``(R,)`` of ``L`` embeddings ``(M, K)`` and ``L`` gates ``(E, K)``.
+
+    Backward may run any number of times, each for some of the layers: parts of a model have losses of their own, and passes of
+    one block may share them.  A function of autograd's own would free what it saved after the first; and under checkpointing
+    it would save it in another region when recomputed.  So this one keeps a copy itself, and differentiates the few numbers
+    when asked.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, position: int, config: MoDAConfig, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """The factors by layer."""
+        ctx.set_materialize_grads(False)
+        ctx.position, ctx.config, ctx.parameters = position, config, parameters
+        ctx.stacks = _stacks(parameters, range(len(parameters) // 2))
+        return _stacked_factors(*ctx.stacks, position, config).unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of the layers that have one."""
+        num_layers, second = len(grad_outputs), torch.is_grad_enabled()  # in backward: somebody wants second derivatives
+        used = [number for number, grad in enumerate(grad_outputs) if grad is not None]
+        grads: list[Tensor | None] = [None] * (2 * num_layers)
+        if used:
+            grad_LR = torch.stack([grad for grad in grad_outputs if grad is not None])
+            with torch.enable_grad(), _without_autocast(grad_LR.device.type):
+                if second:
+                    stacks = _stacks(ctx.parameters, used)
+                else:
+                    stacks = [whole.detach() if len(used) == num_layers else whole[used] for whole in ctx.stacks]
+                stacks = [stack.requires_grad_() for stack in stacks]
+                factors_LR = _stacked_factors(*stacks, ctx.position, ctx.config)
+                by_stack = torch.autograd.grad(factors_LR, stacks, grad_LR, create_graph=second)
+            for offset, whole in zip((0, num_layers), by_stack, strict=True):
+                for number, grad in zip(used, whole.unbind(), strict=True):
+                    grads[offset + number] = grad
+        return (None, None, *grads)
+
+
+def _stacks(parameters: tuple[Tensor, ...], numbers: Iterable[int]) -> list[Tensor]:
+    """Embeddings ``(L, M, K)`` and gates ``(L, E, K)`` of some layers."""
+    half = len(parameters) // 2
+    return [torch.stack([parameters[offset + number] for number in numbers]) for offset in (0, half)]
+
+
+def _stacked_factors(embedding_LMK: Tensor, weight_LEK: Tensor, position: int, config: MoDAConfig) -> Tensor:
+    return factors(learned_gate(embedding_LMK, weight_LEK)[:, position], config)

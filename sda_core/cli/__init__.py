@@ -1,0 +1,22 @@
+"""The command line: what stages share (``stage``), the commands that only read, and the console script ``sda`` (``app``).
+
+Importing it sets up the process of a command, which ``import sda_core`` alone does not.
+"""
+
+import sys
+
+from sda_core.cli import process  # first of all imports of a command, for its clock begins there
+
+__all__ = ["main", "process"]
+
+
+def main() -> None:
+    """Entry point of the console script ``sda``."""
+    from sda_core.cli import extra
+
+    if lacking := extra.missing():
+        sys.stderr.write(f"sda: error: not installed: {', '.join(lacking)}; {extra.ADVICE}\n")
+        raise SystemExit(1)
+    from sda_core.cli.app import run
+
+    run()

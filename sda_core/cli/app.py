@@ -1,0 +1,91 @@
+"""The console script ``sda``: the stages as sub-commands, and the commands that only read a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+
+import typer
+
+from sda_core import __version__
+from sda_core.cli.costs import costs
+from sda_core.cli.diff import diff
+from sda_core.cli.export import export
+from sda_core.cli.init import init, upgrade
+from sda_core.cli.neighbors import neighbors
+from sda_core.cli.recommend import recommend
+from sda_core.cli.stage import one_stage_a_process, run_app
+from sda_core.cli.verify import verify
+
+STAGES = {
+    "download": "Fetch the raw files, whole and checked.",
+    "filter": "Parse, filter, number and split them.",
+    "fetch-images": "Fetch the pictures of the kept items.",
+    "train-adapter": "Train LoRA or MoDA on items alone.",
+    "export-embeddings": "Write a variant's item vectors.",
+    "control-embeddings": "Write vectors to be beaten.",
+    "import-embeddings": "Take in vectors made elsewhere.",
+    "build-index": "Build a FAISS index, measure its recall.",
+    "train-recommender": "Train a recommender on frozen vectors.",
+    "draw-negatives": "Draw the negatives of uni100 and pop100.",
+    "evaluate": "Place the test targets, compute metrics.",
+    "report": "Compare variants, write the page.",
+}
+"""The stages in their order, each with a help text that is short enough for the list of commands."""
+
+
+def stages_package() -> str:
+    """Where the stages are: inside the package where it was installed from a wheel, else beside it, as in the repository."""
+    return "sda_core.stages" if find_spec("sda_core.stages") else "stages"
+
+
+def stage_command(name: str) -> Callable[..., None]:
+    """The function behind a stage's command: ``fetch_images`` of ``stages/fetch_images.py`` for ``fetch-images``."""
+    module = name.replace("-", "_")
+    return getattr(import_module(f"{stages_package()}.{module}"), "filter_" if module == "filter" else module)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"sda {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="sda",
+    help=(
+        "Adapt a vision-language model to a shop's items, and recommend with its vectors.\n\n"
+        "`dvc repro` runs every stage in order and skips what is up to date; the commands below run one stage each, "
+        "with the settings of params.yaml. Everything that can change a result stands in params.yaml; "
+        "change it with `dvc exp run -S section.key=value`."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _name, _help in STAGES.items():
+    app.command(_name, short_help=_help)(stage_command(_name))
+app.command("init", short_help="Write a project into a new folder.")(init)
+app.command("upgrade", short_help="Bring a project to this version.")(upgrade)
+app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
+app.command("diff", short_help="Compare two runs, with intervals.")(diff)
+app.command("verify", short_help="Check every artifact of the workspace.")(verify)
+app.command("costs", short_help="Show what each stage cost last time.")(costs)
+app.command("recommend", short_help="Recommend for a history of items.")(recommend)
+app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", callback=_version, is_eager=True),
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def run() -> None:
+    """Run the command line."""
+    one_stage_a_process()
+    run_app(app)

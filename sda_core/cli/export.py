@@ -1,0 +1,32 @@
+"""A finished run's data and vectors in another library's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sda_core.cli.stage import Root, check_variant, one_line_errors
+from sda_core.exchange import Format
+
+
+def export(
+    target: Annotated[Format, typer.Option("--format", help="For which library.")],
+    to: Annotated[Path, typer.Option("--to", help="The folder to make; its name is the data set's.", metavar="FOLDER")],
+    variant: Annotated[str, typer.Option("--variant", help="Which item vectors; id for none.")] = "sda",
+    root: Root = Path(),
+) -> None:
+    """Write interactions with their split, items and one variant's vectors for MMRec, RecBole or Hugging Face datasets.
+
+    A folder that is there already is replaced if it was made by this command, and left alone otherwise.
+    """
+    from sda_core.artifacts import Workspace
+    from sda_core.exchange.export import export as write
+    from sda_core.exchange.shop import Shop
+
+    with one_line_errors("export", root):
+        workspace = Workspace(root)
+        check_variant(root, variant, workspace.embeddings(variant))
+        written = write(Shop.read(workspace, variant), target, to)
+        typer.echo(f"{to}: " + ", ".join(f"{name} {value}" for name, value in written.items()))

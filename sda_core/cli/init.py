@@ -1,0 +1,36 @@
+"""A project folder of one's own, and its way to another version of the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sda_core import __version__
+from sda_core.cli import project
+from sda_core.cli.stage import Root, one_line_errors
+
+Folder = Annotated[Path, typer.Argument(help="The new project folder; one that exists has to be empty.", show_default=False)]
+
+
+def init(folder: Folder) -> None:
+    """Write a project into a new folder: stages, settings, dvc.yaml; Git and DVC where there are none.
+
+    `dvc repro` in it runs the pipeline on the built-in shop.
+    """
+    with one_line_errors("init"):
+        project.create(folder)
+    typer.echo(f"{folder}: ready; go there and run `dvc repro`")
+
+
+def upgrade(root: Root = Path()) -> None:
+    """Bring a project of `sda init` to the installed version; files that were edited stay as they are.
+
+    `dvc repro` then re-runs the stages whose code has changed.
+    """
+    with one_line_errors("upgrade"):
+        done = project.upgrade(root)
+    typer.echo(f"from {done.version} to {__version__}: {len(done.replaced)} files written")
+    if done.kept:
+        typer.echo(f"edited here, so left as they are: {', '.join(done.kept)}")

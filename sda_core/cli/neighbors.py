@@ -1,0 +1,33 @@
+"""What an item's vector is close to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sda_core.cli.catalogue import ITEM_HELP, ByNumber, Catalogue
+from sda_core.cli.stage import Root, check_variant, one_line_errors
+
+
+def neighbors(
+    item: Annotated[str, typer.Argument(help=ITEM_HELP)],
+    variant: Annotated[str, typer.Option("--variant", help="Which item vectors.")] = "zero_shot",
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    root: Root = Path(),
+    by_number: ByNumber = False,
+) -> None:
+    """Show the items whose vectors are nearest to an item's, with their cosine and title."""
+    from sda_core.artifacts import Workspace
+    from sda_core.index import load_index
+
+    with one_line_errors("neighbors", root):
+        workspace = Workspace(root)
+        catalogue = Catalogue.read(workspace)
+        number = catalogue.number(item, by_number)
+        check_variant(root, variant, workspace.index(variant))
+        ids, cosines = load_index(workspace.index(variant)).neighbors(number, k)
+        typer.echo(catalogue.line(number))
+        for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
+            typer.echo(f"{cosine:7.4f}  {catalogue.line(near)}")

@@ -1,0 +1,283 @@
+"""The files of a run as they were at a Git revision or in a DVC experiment, through DVC's Python API."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import polars as pl
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json, storage
+from sda_core.errors import ArtifactError, ConfigError, StorageError, failed_path, storage_error
+from sda_core.evaluation import check_same_negatives
+from sda_core.evaluation.seed_noise import Judged, Judgement
+
+Positions = Mapping[tuple[str, str], pl.DataFrame]
+"""POSITIONS tables by (variant, recommender)."""
+Metrics = Mapping[tuple[str, str], Mapping[str, Any]]
+"""Flat numbers by (variant, recommender)."""
+
+PARAMS = "params.yaml"
+_IN_GIT = (PARAMS, "metrics")
+_IN_CACHE = ("evaluation", "data/filtered/interactions.parquet", "data/filtered/items.parquet")
+
+
+@contextmanager
+def workspace_at(root: Path, revision: str | None) -> Generator[Workspace]:
+    """A workspace with the positions, interactions, metrics and params of a revision; the project folder itself for None.
+
+    Files come from Git and from the DVC cache, or from a remote where the cache lacks them.  What the revision has not
+    is absent in the workspace, too.  Positions that are neither in the cache nor on a remote are absent as well where Git
+    has the revision's metrics: a clone on another machine has these alone.
+
+    Args:
+        root: the project folder, the one with ``dvc.yaml``.
+        revision: anything that Git or ``dvc exp`` knows: a commit, branch, tag, or the name of an experiment.
+
+    Raises:
+        ConfigError: no DVC project, or no such revision.
+        ArtifactError: a file of the revision is neither in the cache nor on a remote, and Git has no metrics of it.
+        StorageError: the disk is full or read-only, for DVC's own database as well.
+    """
+    if revision is None:
+        yield Workspace(root)
+        return
+    with TemporaryDirectory(prefix="sda-diff-") as folder:
+        try:
+            _copy(root, revision, Path(folder))
+        except sqlite3.Error as error:  # DVC keeps hashes in databases, which it writes to when it only reads, too
+            advice = "free some space, make the folder writable, or set `dvc config --local core.site_cache_dir`"
+            raise StorageError("DVC's database", f"cannot be used ({error})", advice) from None
+        yield Workspace(Path(folder))
+
+
+def _copy(root: Path, revision: str, target: Path) -> None:
+    from dvc.api import DVCFileSystem  # a second or two for the import
+    from dvc.exceptions import DvcException
+    from dvc.scm import RevError
+    from dvc_data.index import DataIndexError  # a folder that the cache lacks as a whole
+
+    where = f"revision {revision}"
+    try:
+        files = DVCFileSystem(str(root.resolve()), rev=revision)
+        _ = files.repo  # opened here, where its errors are still what they are
+    except RevError:
+        advice = "name a commit, branch, tag, or an experiment of `dvc exp list`"
+        raise ConfigError(where, "Git and DVC know no such revision", advice) from None
+    except DvcException as error:
+        advice = "run inside a DVC project with Git, or name it with --root"
+        raise ConfigError(str(root), f"cannot be opened at {revision!r} by DVC ({error})", advice) from None
+    for what in (*_IN_GIT, *_IN_CACHE):
+        path, contents = what, dict[str, bytes]()
+        try:
+            for path in files.find(what) if files.exists(what) else ():
+                known = files.info(path)
+                # DVC lists what dvc.yaml names, made or not
+                was_made = bool(known.get("md5")) if known.get("dvc_info") else True
+                if was_made and Path(path).suffix in (".parquet", ".yaml", ".json"):
+                    contents[path.lstrip("/")] = cast("bytes", files.read_bytes(path))
+        except (DvcException, DataIndexError, OSError) as error:
+            if (failure := storage_error(error, failed_path(error) or path.lstrip("/"), "used")) is not None:
+                raise failure from None  # not a file that is missing
+            if what in _IN_CACHE and _metrics_files(Workspace(target)):
+                for folder in ("evaluation", "data"):  # all or nothing: a part would look like the whole run
+                    shutil.rmtree(target / folder, ignore_errors=True)
+                return
+            problem = f"{path.lstrip('/')} is neither in the DVC cache nor on a remote ({type(error).__name__})"
+            advice = "run `dvc pull` for that revision, or check it out and run `dvc repro`"
+            raise ArtifactError(where, problem, advice) from None
+        for path, content in contents.items():
+            copy = target / path
+            with storage(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(content)
+
+
+def name_of(revision: str | None) -> str:
+    """How messages name a run."""
+    return "the workspace" if revision is None else f"revision {revision}"
+
+
+def positions(workspace: Workspace, revision: str | None) -> Positions:
+    """Every evaluation of a workspace.
+
+    Raises:
+        ArtifactError: there is none, or a file is damaged.
+    """
+    paths = _positions_files(workspace)
+    if not paths:
+        raise ArtifactError(name_of(revision), "holds no evaluation", "name one that was run, or run `dvc repro`")
+    return {(path.parent.name, path.stem): POSITIONS.read(path) for path in paths}
+
+
+def _positions_files(workspace: Workspace) -> list[Path]:
+    return sorted(workspace.positions("", "").parent.glob("*/*.parquet"))
+
+
+def _metrics_files(workspace: Workspace) -> list[Path]:
+    return sorted(workspace.metrics("", "").parent.glob("*/*.json"))
+
+
+def has_metrics_alone(workspace: Workspace, revision: str | None) -> bool:
+    """Whether only the metrics of a revision are at hand, and not its positions.
+
+    The workspace's own metrics may be those that Git brought, so without positions they are no run.
+    """
+    return revision is not None and not _positions_files(workspace) and bool(_metrics_files(workspace))
+
+
+def metrics(workspace: Workspace, revision: str | None) -> Metrics:
+    """The flat numbers of every evaluation of a workspace; of the project folder only those whose positions are there.
+
+    Raises:
+        ArtifactError: there is none, or a file is damaged.
+    """
+    found = {(path.parent.name, path.stem): path for path in _metrics_files(workspace)}
+    if revision is None:
+        found = {key: path for key, path in found.items() if key in positions(workspace, revision)}
+    if not found:
+        raise ArtifactError(name_of(revision), "holds no metrics", "name one that was run, or run `dvc repro`")
+    read = {key: read_json(path, "metrics") for key, path in found.items()}
+    for key, content in read.items():
+        if not isinstance(content, dict):
+            raise ArtifactError(name_of(revision), f"metrics/{key[0]}/{key[1]}.json is no mapping", "run `dvc repro`")
+    return read
+
+
+def interactions(*workspaces: Workspace) -> pl.DataFrame | None:
+    """The first workspace's interactions that are there."""
+    return next((INTERACTIONS.read(found.interactions) for found in workspaces if found.interactions.is_file()), None)
+
+
+def num_items(*workspaces: Workspace) -> int | None:
+    """The size of the catalogue, by the first workspace whose interactions are there."""
+    found = next((found for found in workspaces if found.interactions.is_file()), None)
+    return ITEMS.count(found.items) if found is not None and found.items.is_file() else None
+
+
+def check_same_protocol(*runs: tuple[Workspace, str | None]) -> None:
+    """See that two runs placed their targets in the same way, as far as their params and positions tell.
+
+    Raises:
+        ConfigError: another protocol, tie policy, seed of the negatives or way to retrieve candidates.
+        ArtifactError: other negatives, whatever the seed.
+    """
+    sections = [_evaluate_section(workspace) for workspace, _ in runs]
+    for key in ("protocol", "ties", "negatives_seed"):
+        first, second = (section.get(key) for section in sections)
+        if key == "negatives_seed" and sections[0].get("protocol") == "fullrank":
+            continue  # nothing is drawn
+        if None not in (first, second) and first != second:
+            problem = f"{first} in {name_of(runs[0][1])}, {second} in {name_of(runs[1][1])}; such numbers cannot be compared"
+            raise ConfigError(f"{PARAMS}: evaluate.{key}", problem, "evaluate both in the same way")
+    first, second = (section.get("retrieval") for section in sections)  # runs from before there was one have none, as null has
+    if all(sections) and first != second:
+        problem = f"{first} in {name_of(runs[0][1])}, {second} in {name_of(runs[1][1])}; what it loses would look like a change"
+        raise ConfigError(f"{PARAMS}: evaluate.retrieval", problem, "evaluate both in the same way")
+    check_same_negatives(path for workspace, _ in runs for path in _positions_files(workspace))
+
+
+def check_same_negatives_of(old: Metrics, new: Metrics) -> None:
+    """As :func:`check_same_protocol`, by what the metrics tell of their negatives.
+
+    Raises:
+        ArtifactError: other negatives.
+    """
+    told = {content["negatives_sha256"] for run in (old, new) for content in run.values() if content.get("negatives_sha256")}
+    if len(told) > 1:
+        raise ArtifactError("metrics", "targets were placed among other negatives", "evaluate both runs with the same ones")
+
+
+def params_of(workspace: Workspace, revision: str | None) -> Mapping[str, Any]:
+    """The settings of a run as they stand, not checked: another version may know other ones.  Empty where there are none.
+
+    Raises:
+        ConfigError: the file is no YAML mapping.
+    """
+    path = workspace.root / PARAMS
+    if not path.is_file():
+        return {}
+    try:
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise ConfigError(f"{PARAMS} of {name_of(revision)}", f"is no valid YAML ({error})") from None
+    return data if isinstance(data, dict) else {}
+
+
+def _evaluate_section(workspace: Workspace) -> dict[str, object]:
+    section = params_of(workspace, None).get("evaluate")
+    return section if isinstance(section, dict) else {}
+
+
+def table(
+    judgement: Judgement,
+    equal: Sequence[tuple[str, str]],
+    keys: tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]]],
+    revisions: tuple[str | None, str | None],
+    how: str,
+    remarks: Sequence[str],
+    *,
+    by_positions: bool,
+    with_noise: bool,
+) -> Iterator[str]:
+    """The lines of ``sda diff``: what only one run has, what is equal in both, a row a metric of the others, the verdict.
+
+    Args:
+        judgement: the rows.
+        equal: variants and recommenders with equal results in both runs, which get no row.
+        keys: the variants and recommenders of each run.
+        revisions: their names.
+        how: the runs were compared.
+        remarks: lines to put before the table.
+        by_positions: whether positions were compared, or only metrics.
+        with_noise: show the noise of each row.
+
+    Raises:
+        ArtifactError: the two runs have nothing in common.
+    """
+    names = [name_of(revision) for revision in revisions]
+    if not judgement.rows:
+        raise ArtifactError(f"{names[0]} and {names[1]}", "have no variant and recommender in common", "compare others")
+    num_users = max(row.change.num_users for row in judgement.rows)
+    yield f"{names[0]} -> {names[1]}: {num_users:,} users, {how}"
+    yield from remarks
+    for one, other, name in ((*keys, names[0]), (*keys[::-1], names[1])):
+        alone = [key for key in one if key not in other]
+        if alone:
+            yield f"only in {name}: {list_keys(alone)}"
+    if equal:
+        yield f"every {'position' if by_positions else 'metric'} equal: {list_keys(equal)}"
+    shown = [row for row in judgement.rows if (row.change.variant, row.change.recommender) not in equal]
+    if not shown:
+        return
+    head = f"{'variant':<12} {'recommender':<11} {'metric':<13} {'old':>7} {'new':>7} {'change':>8}  {'95 % interval':<18} clear"
+    yield head + ("  noise    verdict" if with_noise else "")
+    for row in shown:
+        yield _line(row, with_noise)
+    yield "clear: the interval excludes zero; by luck alone 1 row of 20 does. It knows of users, not of the spread between seeds."
+
+
+def _line(row: Judged, with_noise: bool) -> str:
+    change = row.change
+    has_interval = change.low is not None and change.high is not None
+    interval = f"{change.low:+.4f} to {change.high:+.4f}" if has_interval else ""
+    text = (
+        f"{change.variant:<12} {change.recommender:<11} {change.name:<13} {change.baseline_value:7.4f} {change.value:7.4f} "
+        f"{change.difference:+8.4f}  {interval:<18} {('yes' if change.is_clear else 'no') if has_interval else '-':<5}"
+    )
+    if not with_noise:
+        return text.rstrip()
+    noise = "-" if row.band is None else f"{row.band:.4f}"
+    return f"{text}  {noise:<7}  {'not measured' if row.is_within is None else 'same' if row.is_within else 'larger'}"
+
+
+def list_keys(keys: Sequence[tuple[str, str]]) -> str:
+    """``variant/recommender`` of each, with commas."""
+    return ", ".join(f"{variant}/{recommender}" for variant, recommender in keys)

@@ -1,0 +1,110 @@
+"""One runner for a package of scripts: ``python -m experiments NAME ...``, ``python -m bench NAME ...``.
+
+A script is a module of the package with a function ``main``, whose parameters are its options (typer).  The first sentence of
+its docstring is shown by ``--help`` of the package, the whole docstring by ``--help`` of the script.  Only the script that is
+asked for is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+
+from sda_core.cli.stage import run_app
+from sda_core.errors import SDAError
+
+TYPER = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+WIDE = {"max_content_width": 130}
+
+
+class Names(tuple[str, ...]):
+    """The value of an option that lists names, separated by commas."""
+
+    __slots__ = ()
+
+
+class Numbers(tuple[int, ...]):
+    """The value of an option that lists whole numbers, separated by commas."""
+
+    __slots__ = ()
+
+
+def names(text: str | Names) -> Names:
+    """Parse ``a,b,c`` (the ``parser`` of an option)."""
+    if isinstance(text, Names):  # a default
+        return text
+    parts = Names(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise typer.BadParameter(f"expected names with commas between them (got {text!r})")
+    return parts
+
+
+def numbers(text: str | Numbers) -> Numbers:
+    """Parse ``1,2,3`` (the ``parser`` of an option)."""
+    if isinstance(text, Numbers):
+        return text
+    try:
+        return Numbers(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers with commas between them (got {text!r})") from None
+
+
+def scripts(package: str) -> Iterator[tuple[str, str]]:
+    """Names of the scripts of a package and the first sentences of their docstrings; nothing is imported."""
+    spec = find_spec(package)
+    assert spec is not None, package
+    assert spec.origin is not None, package
+    for path in sorted(Path(spec.origin).parent.glob("[!_]*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
+            yield path.stem, re.split(r"(?<=[.:?]) |\n", ast.get_docstring(module) or "", maxsplit=1)[0].rstrip(":")
+
+
+def run_scripts(package: str) -> None:
+    """The command line of a package.  What a user did wrong is one line and exit status 1.
+
+    Args:
+        package: importable, with a docstring that says what its scripts are for.
+    """
+    app = typer.Typer(no_args_is_help=True, help=importlib.import_module(package).__doc__, context_settings=WIDE, **TYPER)
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    for name, sentence in scripts(package):
+        app.command(name, short_help=sentence, add_help_option=False, context_settings=settings)(_command(package, name))
+
+    @app.callback()
+    def options() -> None:
+        """Only the names of scripts come before a script's options."""
+
+    run_app(app)
+
+
+def _command(package: str, name: str) -> Callable[[typer.Context], None]:
+    def run(context: typer.Context) -> None:
+        run_script(package, name, context.args)
+
+    return run
+
+
+def run_script(package: str, name: str, arguments: Sequence[str]) -> None:
+    """Run one script with its options.
+
+    Raises:
+        SystemExit: it ended; the status is 1 where it was not given what it needs.
+    """
+    module = importlib.import_module(f"{package}.{name}")
+    program = f"python -m {package} {name}"
+    app = typer.Typer(context_settings=WIDE, **TYPER)
+    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")
+    app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in paragraphs))(module.main)  # \b: lines as they are
+    try:
+        app(list(arguments), prog_name=program)
+    except SDAError as error:
+        typer.echo(f"{program}: error: {error}", err=True)
+        raise SystemExit(1) from None

@@ -1,0 +1,24 @@
+"""The items as the backbone sees them: what the stages ``train_adapter`` and ``export_embeddings`` both read."""
+
+from __future__ import annotations
+
+from sda_core.artifacts import ITEMS, Workspace
+from sda_core.data.prompts import image_prompt, prompt_hash, text_prompt
+from sda_core.image_store import ImageStore
+from sda_core.items import ItemSource
+from sda_core.params import ItemsParams
+
+MODALITIES = ("image", "text")
+
+
+def item_source(workspace: Workspace, params: ItemsParams) -> ItemSource:
+    """Prompts and pictures of every kept item."""
+    items = ITEMS.read(workspace.items)
+    return ItemSource(
+        item_ids=items["item_id"].to_numpy(),
+        texts=[text_prompt(row, params) for row in items.iter_rows(named=True)],
+        image_prompt=image_prompt(params),
+        prompt_hash=prompt_hash(params),
+        store=ImageStore(workspace.images),
+        missing_image=params.missing_image,
+    )

@@ -1,0 +1,217 @@
+"""What was run, in words: prose about the params, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal, assert_never
+
+from sda_core.params import (
+    CLIP,
+    AmazonDataset,
+    BackboneParams,
+    Checkpoint,
+    Cut,
+    DemoDataset,
+    FilterParams,
+    LossParams,
+    Nano,
+    Params,
+    PopParams,
+    SigLIP,
+    TailParams,
+    TinyQwen25VL,
+)
+from sda_core.report.model import Fact, Variant
+
+
+def dataset(section: DemoDataset | AmazonDataset) -> str:
+    """The data set in a few words."""
+    match section:
+        case DemoDataset():
+            return f"the built-in shop {section.category}, written in the {section.edition} format"
+        case AmazonDataset():
+            return f"Amazon reviews {section.edition}, {section.category.replace('_', ' ')}"
+        case _:
+            assert_never(section)
+
+
+def backbone(section: BackboneParams) -> str:
+    """The backbone in a few words."""
+    match section:
+        case TinyQwen25VL():
+            size = f"{section.num_layers} layers of width {section.hidden_size}"
+            return f"Qwen2.5-VL architecture, {size}, random weights (seed {section.seed})"
+        case Nano():
+            return "nano, a Qwen2.5-VL of 9 million parameters, pre-trained on icons, clip art and words"
+        case Checkpoint():
+            revision = "" if section.revision is None else f" at {section.revision}"
+            return f"{section.name}{revision}, {section.dtype}"
+        case _:
+            assert_never(section)
+
+
+def pooling(section: BackboneParams) -> str:
+    """How a backbone's states become one vector, in a few words."""
+    if isinstance(section, CLIP | SigLIP):
+        return "that of the two towers"
+    return f"{section.pooling} over the last hidden states"
+
+
+def tail(section: TailParams) -> str:
+    """The definition of tail in a few words."""
+    match section.definition:
+        case "train_lt_k":
+            return f"items with fewer than {section.max_count} training interactions"
+        case "pareto":
+            return f"the {100 * section.share:g} % least popular items by training interactions"
+        case "paper":
+            return f"items with fewer than {section.max_count} interactions over all splits"
+        case _:
+            assert_never(section.definition)
+
+
+def filtering(section: FilterParams) -> str:
+    """Which rows and items the filter keeps, in a sentence."""
+    method = "k-core" if section.method == "kcore" else "single pass"
+    parts = [f"{method}, at least {section.min_user_interactions} per user, {section.min_item_interactions} per item"]
+    if section.min_rating > 0.0:
+        parts.append(f"ratings from {section.min_rating:g}")
+    match section.duplicates:
+        case "keep":
+            parts.append("repeated purchases kept")
+        case "first" | "last":
+            parts.append(f"of repeated purchases the {section.duplicates}")
+        case _:
+            assert_never(section.duplicates)
+    if section.time_resolution_seconds:
+        parts.append(f"times rounded down to multiples of {section.time_resolution_seconds} seconds")
+    order = f"random order (seed {section.ties_seed})" if section.ties == "random" else "the order of the raw file"
+    parts.append(f"equal times in {order}")
+    for what, policy in (("metadata", section.items_without_metadata), ("a picture's address", section.items_without_image)):
+        parts.append(f"items without {what} {'dropped' if policy == 'drop' else 'kept'}")
+    return "; ".join(parts)
+
+
+def split(section: FilterParams) -> str:
+    """How training, validation and test are told apart, in a sentence."""
+
+    def cut(value: Cut | None) -> str:
+        return f"after {100 * value:g} % of the interactions" if isinstance(value, float) else f"on {value} (UTC)"
+
+    match section.split:
+        case "leave_one_out":
+            return "leave one out: each user's last item is the test target, the one before it the validation target"
+        case "global_time":
+            return f"by time: validation begins {cut(section.valid_from)}, the test {cut(section.test_from)}"
+        case _:
+            assert_never(section.split)
+
+
+def ties(policy: Literal["pessimistic", "mean", "optimistic"]) -> str:
+    """Where a target stands among items of its own score, in a few words."""
+    match policy:
+        case "pessimistic":
+            return "pessimistic (items that score as the target does stand before it)"
+        case "mean":
+            return "mean (the target stands in the middle of the items that score as it does)"
+        case "optimistic":
+            return "optimistic (items that score as the target does stand behind it)"
+        case _:
+            assert_never(policy)
+
+
+def _describe_loss(loss: LossParams) -> str:
+    if loss.teacher == "none":
+        return "InfoNCE"
+    if loss.variant == "reference":
+        return "CMSA as in the public code"
+    return "CMSA" if loss.teacher_source == "adapted" else "CMSA, taught by the backbone's own vectors"
+
+
+_CONTROL_TEXT = {
+    "random": "Control: random directions instead of content vectors.",
+    "shuffled": "Control: the vectors of zero_shot, each on a wrong item.",
+    "image_only": "Control: the picture vectors of zero_shot alone.",
+    "text_only": "Control: the text vectors of zero_shot alone.",
+}
+
+
+def variants(params: Params) -> tuple[Variant, ...]:
+    """What each rung of the ladder is."""
+    made: list[Variant] = []
+    for name in params.variants:
+        if name == "id":
+            text = "No content: the recommender learns a vector for each item id."
+        elif name == "zero_shot":
+            text = "Content vectors of the backbone as it is, without adaptation."
+        elif name in params.control_embeddings.variants:
+            text = _CONTROL_TEXT[name]
+        elif name in params.import_embeddings.variants:
+            text = "Content vectors that were made elsewhere and imported."
+        else:
+            section = params.train_adapter.variants[name]
+            adapter, loss = params.train_adapter.of(name)
+            experts = f"{adapter.num_experts} experts, {adapter.gate} gate" if adapter.num_experts > 1 else "one expert"
+            kind = "LoRA" if section.adapter == "lora" else "MoDA"
+            method = f"{kind} of total rank {adapter.r} ({experts}), trained with {_describe_loss(loss)}"
+            text = f"Content vectors after adaptation: {method}."
+        made.append(Variant(name, text))
+    return tuple(made)
+
+
+def notes(params: Params) -> tuple[str, ...]:
+    """What a reader has to know before the numbers, each in a sentence or two."""
+    found: list[str] = []
+    if isinstance(params.backbone, TinyQwen25VL):
+        found.append(
+            "The backbone has random weights: it has never seen a word or a picture. It stands in for a real one to try the "
+            "pipeline, so differences between variants are no verdict on the method."
+        )
+    if isinstance(params.backbone, Nano):
+        found.append(
+            "The backbone is a small model whose pictures were icons and clip art. What it shows need not hold for a large one."
+        )
+    if params.evaluate.protocol != "fullrank":
+        found.append(
+            f"Targets were placed among {params.evaluate.protocol[3:]} sampled items only. Such numbers are far higher than "
+            "full-rank ones and cannot be held against them."
+        )
+    if params.evaluate.retrieval is not None:
+        found.append(
+            f"Targets were looked for among the {params.evaluate.retrieval.depth:,} best items that an index "
+            f"({params.evaluate.retrieval.factory}) gives; one that is not among them counts as last. What the index misses "
+            "stands in metrics/ as retrieval_recall@10."
+        )
+    return tuple(found)
+
+
+def set_up(params: Params) -> tuple[Fact, ...]:
+    """How the run was set up, by name."""
+    protocols = {
+        "fullrank": "full rank: every item the user has not seen",
+        "uni100": "100 sampled items, uniform over the catalogue",
+        "pop100": "100 sampled items, by training popularity",
+    }
+    training = params.train_adapter.training
+    facts = [
+        Fact("Data set", dataset(params.dataset)),
+        Fact("Filter", filtering(params.filter)),
+        Fact("Split", split(params.filter)),
+        Fact("Backbone", backbone(params.backbone)),
+        Fact("Pooling", pooling(params.backbone)),
+        Fact("Adapter training", f"{training.num_steps:,} steps of {training.batch_size} items, seed {training.seed}"),
+        Fact(
+            "Item vectors",
+            f"{params.export_embeddings.fusion.replace('_', ' ')}, at most {params.export_embeddings.fused_dim} wide",
+        ),
+        Fact("Protocol", protocols[params.evaluate.protocol]),
+        Fact("Ties", ties(params.evaluate.ties)),
+        Fact("Tail", tail(params.evaluate.tail)),
+        Fact(
+            "Uncertainty",
+            f"{params.evaluate.bootstrap_samples:,} bootstrap resamples of the users, seed {params.evaluate.bootstrap_seed}",
+        ),
+    ]
+    sections = [params.train_recommender.of(recommender) for recommender in params.recommenders]
+    seeds = sorted({section.seed for section in sections if not isinstance(section, PopParams)})
+    facts.append(Fact("Recommender seed", ", ".join(str(seed) for seed in seeds) or "none"))
+    return tuple(facts)

@@ -1,0 +1,112 @@
+"""Items that the page shows: which ones, their titles and small images, and their neighbours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+from PIL import Image
+
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.errors import ArtifactError
+from sda_core.image_store import ImageStore
+from sda_core.params import ReportParams
+from sda_core.report.model import Conflict, Example, Item, Neighbor, NeighborList, Picture
+from sda_core.report.vectors import Findings
+
+_THUMBNAIL_SIDE = 128  # pixels; shown at 96, so it stays sharp on dense screens
+
+Neighbors = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
+"""By variant, by example item: (item id, cosine), nearest first."""
+
+
+def thumbnail(image: bytes) -> Picture:
+    """A small JPEG of an encoded picture."""
+    with Image.open(io.BytesIO(image)) as opened:
+        small = opened.convert("RGB")
+        small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, format="JPEG", quality=82, optimize=True)
+    return Picture("image/jpeg", buffer.getvalue())
+
+
+def spread_items(counts: Mapping[int, int], num_items: int) -> list[int]:
+    """``num_items`` items evenly spread from the most to the least popular; equally popular ones by id.
+
+    Args:
+        counts: training interactions by item id.
+        num_items: how many; fewer come where there are fewer.
+    """
+    ordered = sorted(counts, key=lambda item: (-counts[item], item))
+    places = np.unique(np.linspace(0, len(ordered) - 1, min(num_items, len(ordered))).round().astype(int)) if ordered else []
+    return [ordered[place] for place in places]
+
+
+def training_counts(workspace: Workspace) -> dict[int, int]:
+    """Training interactions by item id; an item without one is left out."""
+    train = INTERACTIONS.scan(workspace.interactions).filter(pl.col("split") == "train")
+    frame = train.group_by("item_id").len().collect()
+    return {int(item): int(count) for item, count in frame.iter_rows()}
+
+
+def example_items(workspace: Workspace, params: ReportParams) -> list[int]:
+    """The items whose neighbours the page shows: with a picture, from the most popular to the rarest.
+
+    Raises:
+        ArtifactError: a table is missing.
+    """
+    counts, store = training_counts(workspace), ImageStore(workspace.images)
+    pictured = {int(item): counts.get(int(item), 0) for item in store.item_ids if store.status(int(item)) == "ok"}
+    return spread_items(pictured, params.num_example_items)
+
+
+def _shown(workspace: Workspace, ids: set[int]) -> dict[int, Item]:
+    """Titles and small pictures, by id."""
+    rows = ITEMS.scan(workspace.items).filter(pl.col("item_id").is_in(sorted(ids))).select("item_id", "title").collect()
+    titles, store = dict(rows.iter_rows()), ImageStore(workspace.images)
+    items: dict[int, Item] = {}
+    for item_id in sorted(ids):
+        if item_id not in titles:
+            raise ArtifactError(
+                str(workspace.items), f"has no item {item_id}, which an index names", "run `dvc repro` to make the index anew"
+            )
+        image = store.get(item_id)
+        items[item_id] = Item(item_id, titles[item_id], None if image is None else thumbnail(image))
+    return items
+
+
+def examples(workspace: Workspace, neighbors: Neighbors) -> tuple[Example, ...]:
+    """The example items with their neighbours under each variant.
+
+    Raises:
+        ArtifactError: a table is missing, or has not an item that an index names.
+    """
+    wanted = list(dict.fromkeys(item for found in neighbors.values() for item in found))
+    if not wanted:
+        return ()
+    shown = {*wanted, *(near for found in neighbors.values() for pairs in found.values() for near, _ in pairs)}
+    items, counts = _shown(workspace, shown), training_counts(workspace)
+    return tuple(
+        Example(
+            items[item_id],
+            f"{counts.get(item_id, 0):,} training interactions",
+            tuple(
+                NeighborList(variant, tuple(Neighbor(items[near], score) for near, score in found.get(item_id, ())))
+                for variant, found in neighbors.items()
+            ),
+        )
+        for item_id in wanted
+    )
+
+
+def conflicts(workspace: Workspace, looked: Findings) -> tuple[Conflict, ...]:
+    """The conflicting pairs with titles and small images; raises as :func:`examples`."""
+    items = _shown(workspace, {item for pair in looked.pairs for item in (pair.first, pair.second)})
+    return tuple(
+        Conflict(
+            items[pair.first], items[pair.second], pair.alike_in, pair.image_cosine, pair.text_cosine, tuple(cosines.items())
+        )
+        for pair, cosines in zip(looked.pairs, looked.cosines, strict=True)
+    )

@@ -1,0 +1,91 @@
+"""The item vectors of one variant, from its adapter to the finished table."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.embeddings import table
+from sda_core.fingerprint import fingerprint
+from sda_core.item_source import item_source
+from sda_core.item_vectors import read_vectors
+from sda_core.modalities import MODALITIES
+from sda_core.params import BackboneParams, ExportParams, ItemsParams, RuntimeParams
+from sda_core.processes import Processes
+
+
+def export(
+    workspace: Workspace,
+    variant: str,
+    adapter: Path | None,
+    backbone: BackboneParams,
+    items_params: ItemsParams,
+    params: ExportParams,
+    runtime: RuntimeParams,
+    team: Processes,
+) -> dict[str, object]:
+    """Encode every item, fuse its vectors, and write the table (of ids alone for ``id``); an interrupted run is resumed.
+
+    Args:
+        workspace: of the run.
+        variant: its name.
+        adapter: folder of its adapter; None for the backbone as it is.
+        backbone: of the vectors.
+        items_params: what the backbone is shown.
+        params: how to encode and to fuse.
+        runtime: device and threads.
+        team: the processes of this launch, which share the blocks; the main one writes.
+
+    Returns:
+        What the stage says at its end; nothing in a process that is not the main one.
+
+    Raises:
+        ArtifactError: an input is missing or damaged.
+        SDAError: see :func:`sda_core.embeddings.encoding.embed`.
+    """
+    if variant == "id":  # recommenders learn from interactions alone: no model, no images
+        return _write_ids(workspace, variant, team)
+    from sda_core.embeddings.encoding import embed  # needs seconds for its imports
+    from sda_core.embeddings.fusion import fuse
+    from sda_core.runtime import prepare_torch
+
+    adapter_hash = fingerprint(adapter) if adapter else ""
+    device = team.device(prepare_torch(runtime))
+    source = item_source(workspace, items_params)
+    inputs = fingerprint(backbone, items_params, workspace.items, workspace.images, adapter_hash)
+    scratch = workspace.resume("export_embeddings", variant)
+    embedded = embed(backbone, adapter, source, params, scratch, inputs, device, team)
+    if embedded is None:
+        return {}
+    image_ID, text_ID, has_image = embedded.image_ID, embedded.text_ID, embedded.has_image
+    seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")
+    base = _base_vectors(workspace) if adapter and params.with_base else None
+    fused_IF = fuse(image_ID, text_ID, has_image, seen["item_id"].to_numpy(), params, base)
+    dims = image_ID.shape[1], fused_IF.shape[1]
+    described = table.embedding_metadata(embedded.info, params, source.prompt_hash, adapter_hash, *dims)
+    raw_ids = ITEMS.read(workspace.items)["raw_item_id"].to_list()
+    target = workspace.embeddings(variant)
+    table.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused_IF, described, has_image)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return {"variant": variant, "items": len(raw_ids), "width": fused_IF.shape[1]}
+
+
+def _base_vectors(workspace: Workspace) -> tuple[np.ndarray, np.ndarray]:
+    """Image and text vectors of the backbone without its adapter; the mean where an item has none, which fusion replaces."""
+    path = workspace.embeddings("zero_shot")
+    image, text = (read_vectors(path, f"{name}_embedding", fill="mean") for name in MODALITIES)
+    assert image is not None
+    assert text is not None
+    return image[1:], text[1:]
+
+
+def _write_ids(workspace: Workspace, variant: str, team: Processes) -> dict[str, object]:
+    items = ITEMS.read(workspace.items)
+    if team.is_main:
+        ids, raw_ids = items["item_id"].to_numpy(), items["raw_item_id"].to_list()
+        table.write_ids_only(workspace.embeddings(variant), ids, raw_ids, {"content": "none"})
+    return {"variant": variant, "items": len(items)}

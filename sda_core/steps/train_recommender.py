@@ -1,0 +1,187 @@
+"""The trained recommenders of a variant: which are up to date, a process for each other one, and what such a process does.
+
+Imports torch only in the processes that train.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from sda_core import log
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
+from sda_core.errors import ArtifactError, TrainingError
+from sda_core.fingerprint import fingerprint
+from sda_core.params import RuntimeParams, TrainRecommenderParams
+from sda_core.sources import sources_of
+from sda_core.traits import aligns_to_ids, counts_test
+
+_log = logging.getLogger(__name__)
+
+MADE_OF = "made_of.json"
+_LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "pop")
+
+
+def command(module: str, variant: str, root: Path, params_file: Path | None) -> list[str]:
+    """What starts the training of one recommender, but for ``--recommender NAME``.
+
+    Args:
+        module: the stage's, which calls :func:`train`.
+        variant: which item vectors.
+        root: the project folder.
+        params_file: None for that of the project folder.
+    """
+    given = [] if params_file is None else ["--params", str(params_file)]
+    return [sys.executable, "-m", module, "--root", str(root), "--variant", variant, *given]
+
+
+def train_all(
+    workspace: Workspace,
+    variant: str,
+    names: Sequence[str],
+    params: TrainRecommenderParams,
+    runtime: RuntimeParams,
+    command: Sequence[str],
+) -> dict[str, object]:
+    """Bring ``models/<variant>`` up to date: exactly these recommenders, those trained whose inputs, settings or code changed.
+
+    Processes, because one training of this size does not fill two cores: it is many small operations.
+
+    Args:
+        workspace: of the run.
+        variant: which item vectors.
+        names: the recommenders.
+        params: settings of all recommenders.
+        runtime: how many trainings at a time, and the threads of each.
+        command: from :func:`command`.
+
+    Returns:
+        How many were trained and how many kept.
+
+    Raises:
+        TrainingError: some of the trainings failed.
+        ArtifactError: an input is missing.
+    """
+    for folder in workspace.recommender(variant, "").glob("*"):
+        if folder.is_dir() and folder.name not in names:
+            shutil.rmtree(folder)
+    kept = [name for name in names if _is_up_to_date(workspace, variant, name, params)]
+    missing = sorted(set(names) - set(kept), key=_LONGEST_FIRST.index)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(_threads_each(runtime)),
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # what this process reads below
+        log.NO_PROGRESS: "1",
+    }
+    with ThreadPoolExecutor(runtime.num_trainings) as pool:
+        ended = pool.map(lambda name: _run_one([*command, "--recommender", name], environment), missing)
+        done = list(log.track(ended, len(missing), f"train {variant}", "recommenders"))
+    failed = {name: said for name, said in zip(missing, done, strict=True) if said is not None}
+    if failed:
+        reasons = list(dict.fromkeys(said for said in failed.values() if said))
+        for reason in reasons[1:]:
+            _log.error("%s", reason)
+        problem = f"the training of {', '.join(failed)} failed"
+        if reasons:
+            raise TrainingError(f"variant {variant}", f"{problem}: {reasons[0]}")
+        raise TrainingError(f"variant {variant}", problem, "see the lines above")
+    return {"variant": variant, "trained": len(missing), "kept": len(kept)}
+
+
+def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Train one recommender in a process of its own, whose log is passed on line by line.
+
+    Returns:
+        None where it ended well, else the error that it ended with, empty where it said none.
+    """
+    begin, said = "sda train-recommender: error: ", ""
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:  # noqa: S603 (own module)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(begin):
+                said = line.removeprefix(begin).strip()
+            else:
+                with suppress(OSError):  # a closed stderr stops nothing
+                    sys.stderr.write(line)
+    return None if process.returncode == 0 else said
+
+
+def _threads_each(runtime: RuntimeParams) -> int:
+    """Threads of one of several trainings that share the machine."""
+    if runtime.num_threads:
+        return runtime.num_threads
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, num_cores // runtime.num_trainings)
+
+
+def _inputs(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> str:
+    """Hash of all that a trained recommender follows from."""
+    section = params.of(name)
+    code = sources_of("sda_core.steps.train_recommender", f"sda_core.recommenders.{section.kind}")
+    reference = workspace.recommender("id", name) if aligns_to_ids(section) and variant != "id" else None
+    vectors = workspace.embeddings(variant)
+    for path in (workspace.interactions, vectors, reference):
+        if path is not None and not path.exists():
+            raise ArtifactError(str(path), "does not exist", "run `dvc repro` for the stages before")
+    return fingerprint(section, *code, workspace.interactions, vectors, reference)
+
+
+def _is_up_to_date(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> bool:
+    path = workspace.recommender(variant, name) / MADE_OF
+    return path.is_file() and read_json(path, "inputs of a training") == {"sha256": _inputs(workspace, variant, name, params)}
+
+
+def train(
+    workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams, runtime: RuntimeParams
+) -> dict[str, object]:
+    """Train one recommender in this process, or resume it, and save it in ``models/<variant>``.
+
+    Args:
+        workspace: of the run.
+        variant: which item vectors.
+        name: of the recommender.
+        params: settings of all recommenders.
+        runtime: device and threads.
+
+    Returns:
+        Epochs, and the best NDCG@10 on the validation split.
+
+    Raises:
+        ConfigError: no such recommender, or settings that do not fit together.
+        ArtifactError: an input is missing or damaged.
+    """
+    import polars as pl
+
+    from sda_core import recommenders
+    from sda_core.runtime import prepare_torch
+
+    section = params.of(name)
+    inputs = _inputs(workspace, variant, name, params)
+    device = prepare_torch(runtime)
+    interactions = INTERACTIONS.read(workspace.interactions)
+    test = interactions.filter(pl.col("split") == "test")
+    vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
+    aligns = aligns_to_ids(section) and vectors is not None
+    data = recommenders.training_data(
+        interactions.filter(pl.col("split").is_in(["train", "valid"])),
+        num_users=interactions["user_id"].n_unique(),
+        num_items=EMBEDDINGS.count(workspace.embeddings(variant)),  # the whole catalogue, items nobody has met included
+        leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
+        item_table=recommenders.read_item_table(workspace.recommender("id", name)) if aligns else None,
+    )
+    model = recommenders.build(section, data.num_users, data.num_items, vectors)
+    scratch = workspace.resume("train_recommender", variant, name)
+    records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=inputs, device=device)
+    with replace_directory(workspace.recommender(variant, name)) as folder:
+        model.save(folder)
+        write_tsv(folder / "history.tsv", records)
+        write_json(folder / MADE_OF, {"sha256": inputs})
+    shutil.rmtree(scratch, ignore_errors=True)
+    best = max((record.valid_ndcg_10 or 0.0 for record in records), default=0.0)
+    return {"variant": variant, "recommender": name, "epochs": len(records), "best valid ndcg@10": best}

@@ -1,0 +1,45 @@
+"""Batches: every item once per epoch, in full batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sda_core.alignment import batch_rows
+from sda_core.items import ItemSource
+from tests.alignment.toy import (
+    TRAINING,
+    Images,
+    items,
+    run,
+)
+
+
+def test_an_epoch_shows_every_item_once_and_batches_are_full() -> None:
+    rows = np.array([1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377])
+    batches = [batch_rows(rows, step, TRAINING) for step in range(4)]
+    assert all(len(batch) == 6 for batch in batches)
+    for epoch in (batches[:2], batches[2:]):
+        shown = np.concatenate(epoch)
+        assert len(set(shown)) == 12
+        assert set(shown) <= set(rows)
+    assert not np.array_equal(np.concatenate(batches[:2]), np.concatenate(batches[2:]))
+
+
+@pytest.mark.parametrize(("missing_image", "shown"), [("text_only", False), ("placeholder", True)])
+def test_items_without_a_image(tmp_path: Path, missing_image: str, shown: bool) -> None:
+    seen: set[int] = set()
+
+    class Watching(ItemSource):
+        def images(self, rows: np.ndarray) -> list[Image.Image | None]:
+            seen.update(self.item_ids[rows].tolist())
+            return super().images(rows)
+
+    plain = items(missing_image=missing_image)
+    source = Watching(plain.item_ids, plain.texts(np.arange(20)), "A picture.", "hash", Images(), missing_image)  # type: ignore[arg-type]
+    run(tmp_path, source=source)
+    assert (7 in seen) == shown
+    assert len(seen) >= 18

@@ -1,0 +1,58 @@
+"""The runner of the packages of scripts: what it lists, how options are read, what a user's mistake looks like."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sda_core.cli.scripts import run_script, scripts
+
+SCRIPTS = [(package, name) for package in ("bench", "experiments", "pretraining") for name, _ in scripts(package)]
+
+
+@pytest.mark.parametrize(("package", "name"), SCRIPTS, ids=lambda part: part)
+def test_every_script_explains_itself(package: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_script(package, name, ["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: python -m {package} {name} [OPTIONS]")
+    assert "--help" in out
+
+
+@pytest.mark.parametrize("package", sorted({package for package, _ in SCRIPTS}))
+def test_a_package_lists_its_scripts_in_one_line_each(package: str, repository: Path) -> None:
+    command = [sys.executable, "-m", package, "--help"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, env={"COLUMNS": "100"})
+    listed = done.stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == [name for name, _ in scripts(package)]
+    assert all(sentence for _, sentence in scripts(package))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--models", "pop,nosuch"], 1, "python -m experiments published: error: --models: expected some of pop, pop_leaking"),
+        (["--seeds", "1 2"], 2, "Invalid value for '--seeds': expected whole numbers with commas between them (got '1 2')"),
+        (["--models", "pop,"], 2, "Invalid value for '--models': expected names with commas between them (got 'pop,')"),
+        (["--root", "nowhere"], 1, "python -m experiments published: error: nowhere/params.yaml: no such file"),
+    ],
+    ids=["name", "number", "comma", "root"],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        run_script("experiments", "published", arguments)
+    assert ended.value.code == status
+    assert capsys.readouterr().err.splitlines()[-1].startswith(("Error: " if status == 2 else "") + message)

@@ -1,0 +1,25 @@
+"""Params sections for tests: those of params.yaml and conf/, with the values that a test changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from sda_core.params import TinyQwen25VL, load_params
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+SHIPPED = load_params(_ROOT / "params.yaml")
+
+
+def changed(section: Any, **changes: Any) -> Any:
+    """A section with other values, validated."""
+    return type(section)(**{**section.model_dump(), **changes})
+
+
+def tiny_section(**changes: Any) -> TinyQwen25VL:
+    """The random backbone of conf/backbone/tiny.yaml."""
+    values = YAML(typ="safe").load((_ROOT / "conf" / "backbone" / "tiny.yaml").read_text(encoding="utf-8"))
+    return TinyQwen25VL(**(values | changes))
