@@ -88,7 +88,7 @@ def main(
     folder = root / "experiments" / "gradients" / name
     arms = [arm for arm in ARMS if arm.name in trainings]
     if saved:
-        variants = {variant: params.train_adapter.of(variant) for variant in saved}
+        variants = {variant: params.train_adapter.variants[variant] for variant in saved if params.train_adapter.of(variant)}
         arms = [Arm(section.adapter, section.loss, variant) for variant, section in variants.items()]
     results: dict[Arm, list[pl.DataFrame]] = {arm: [] for arm in arms}
     for seed in seeds:

@@ -14,13 +14,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from sda_core.cli.stage import run_app
 from sda_core.errors import SDAError
 
-TYPER = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+TYPER: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 WIDE = {"max_content_width": 130}
 
 

@@ -61,7 +61,8 @@ def train(
         write_tsv(folder / "loss.tsv", records)
     shutil.rmtree(scratch, ignore_errors=True)
     last_loss = records[-1].loss if records else "none"
-    counts = {"variant": variant, "adapted layers": num_layers, "steps": training.num_steps, "last loss": last_loss}
+    counts: dict[str, object] = {"variant": variant, "adapted layers": num_layers, "steps": training.num_steps}
+    counts["last loss"] = last_loss
     if records.first_step:  # the cost of this run is that of its own steps
         counts |= {"resumed after step": records.first_step, "steps of this run": training.num_steps - records.first_step}
     return counts
