@@ -37,8 +37,9 @@ from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.diagnostics import GradientProducts, gate_similarity, gradient_products
 from sda_core.errors import TrainingError
-from sda_core.item_source import MODALITIES, item_source
+from sda_core.item_source import item_source
 from sda_core.items import ItemSource
+from sda_core.modalities import MODALITIES
 from sda_core.params import AdapterParams, LossParams, Params, load_params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator

@@ -7,7 +7,8 @@ import shutil
 from sda_core import adapters, alignment, backbones
 from sda_core.artifacts import Workspace, replace_directory, write_tsv
 from sda_core.fingerprint import fingerprint
-from sda_core.item_source import MODALITIES, item_source
+from sda_core.item_source import item_source
+from sda_core.modalities import MODALITIES
 from sda_core.params import BackboneParams, ItemsParams, RuntimeParams, TrainAdapterParams
 from sda_core.processes import Processes
 from sda_core.runtime import prepare_torch
