@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sda_core.backbones import Backbone, build
 from sda_core.backbones.qwen2_5_vl import Qwen25VLBackbone
@@ -50,7 +53,11 @@ def backbone_of(shape: str, side: int, device: torch.device, dtype: torch.dtype)
     model = _random_7b(small.model.config, device, dtype)
     name = str(dtype).removeprefix("torch.")
     info = dataclasses.replace(small.info, kind="qwen2_5_vl", name="the shape of 7B", dtype=name)
-    return Qwen25VLBackbone(model, small._tokenizer, small._image_processor, info)
+    with tempfile.TemporaryDirectory() as folder:
+        small.save(Path(folder) / "small")
+        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "small", local_files_only=True)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(Path(folder) / "small")
+    return Qwen25VLBackbone(model, tokenizer, image_processor, info)
 
 
 def _random_7b(small: Any, device: torch.device, dtype: torch.dtype) -> Any:

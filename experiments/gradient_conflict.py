@@ -37,8 +37,9 @@ from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.diagnostics import GradientProducts, gate_similarity, gradient_products
 from sda_core.errors import TrainingError
-from sda_core.item_source import MODALITIES, item_source
+from sda_core.item_source import item_source
 from sda_core.items import ItemSource
+from sda_core.modalities import MODALITIES
 from sda_core.params import AdapterParams, LossParams, Params, load_params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
@@ -88,7 +89,7 @@ def main(
     folder = root / "experiments" / "gradients" / name
     arms = [arm for arm in ARMS if arm.name in trainings]
     if saved:
-        variants = {variant: params.train_adapter.of(variant) for variant in saved}
+        variants = {variant: params.train_adapter.variants[variant] for variant in saved if params.train_adapter.of(variant)}
         arms = [Arm(section.adapter, section.loss, variant) for variant, section in variants.items()]
     results: dict[Arm, list[pl.DataFrame]] = {arm: [] for arm in arms}
     for seed in seeds:

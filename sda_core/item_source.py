@@ -8,8 +8,6 @@ from sda_core.image_store import ImageStore
 from sda_core.items import ItemSource
 from sda_core.params import ItemsParams
 
-MODALITIES = ("image", "text")
-
 
 def item_source(workspace: Workspace, params: ItemsParams) -> ItemSource:
     """Prompts and pictures of every kept item."""

@@ -59,10 +59,8 @@ def sources_of(*entries: str) -> list[Path]:
 
 @cache
 def _file(name: str) -> Path | None:
-    paths = [ROOT.joinpath(*name.split("."))]
-    if name.split(".")[0] == "stages":  # where they are after an installation from a wheel
-        paths.append(ROOT.joinpath("sda_core", *name.split(".")))
-    return next((file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+    path = ROOT.joinpath(*name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
 def _module(imported: str) -> str | None:

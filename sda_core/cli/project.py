@@ -160,8 +160,9 @@ def _initialise(folder: Path) -> None:
     is_inside = top is not None and Path(top).resolve() != folder.resolve()
     try:
         with Repo.init(str(folder), no_scm=not has_git, subdir=is_inside) as repo, repo.config.edit("repo") as config:
-            config["hydra"]["enabled"] = True
-            config["core"]["analytics"] = False
+            sections: Any = config
+            sections["hydra"]["enabled"] = True
+            sections["core"]["analytics"] = False
     except DvcException as error:
         raise ConfigError(str(folder), f"DVC cannot be initialised ({error})", "name another folder") from None
 

@@ -14,13 +14,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from sda_core.cli.stage import run_app
 from sda_core.errors import SDAError
 
-TYPER = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+TYPER: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 WIDE = {"max_content_width": 130}
 
 
@@ -92,19 +93,24 @@ def _command(package: str, name: str) -> Callable[[typer.Context], None]:
     return run
 
 
+def script(package: str, name: str) -> typer.Typer:
+    """The command line of one script; imports it."""
+    module = importlib.import_module(f"{package}.{name}")
+    app = typer.Typer(context_settings=WIDE, **TYPER)
+    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")
+    app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in paragraphs))(module.main)  # \b: lines as they are
+    return app
+
+
 def run_script(package: str, name: str, arguments: Sequence[str]) -> None:
     """Run one script with its options.
 
     Raises:
         SystemExit: it ended; the status is 1 where it was not given what it needs.
     """
-    module = importlib.import_module(f"{package}.{name}")
     program = f"python -m {package} {name}"
-    app = typer.Typer(context_settings=WIDE, **TYPER)
-    paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")
-    app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in paragraphs))(module.main)  # \b: lines as they are
     try:
-        app(list(arguments), prog_name=program)
+        script(package, name)(list(arguments), prog_name=program)
     except SDAError as error:
         typer.echo(f"{program}: error: {error}", err=True)
         raise SystemExit(1) from None

@@ -7,7 +7,8 @@ import shutil
 from sda_core import adapters, alignment, backbones
 from sda_core.artifacts import Workspace, replace_directory, write_json, write_tsv
 from sda_core.fingerprint import fingerprint
-from sda_core.item_source import MODALITIES, item_source
+from sda_core.item_source import item_source
+from sda_core.modalities import MODALITIES
 from sda_core.params import BackboneParams, ItemsParams, RuntimeParams, TrainAdapterParams
 from sda_core.processes import Processes
 from sda_core.runtime import prepare_torch
@@ -63,7 +64,8 @@ def train(
         write_json(folder / "check.json", records.check)
     shutil.rmtree(scratch, ignore_errors=True)
     last_loss = records[-1].loss if records else "none"
-    counts = {"variant": variant, "adapted layers": num_layers, "steps": training.num_steps, "last loss": last_loss}
+    counts: dict[str, object] = {"variant": variant, "adapted layers": num_layers, "steps": training.num_steps}
+    counts["last loss"] = last_loss
     if records.first_step:  # the cost of this run is that of its own steps
         counts |= {"resumed after step": records.first_step, "steps of this run": training.num_steps - records.first_step}
     return counts

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from sda_core.cli.scripts import run_script, scripts
+from sda_core.cli.scripts import run_script, script, scripts
 
+COMMAND = re.compile(r"python -m (bench|experiments|pretraining) ([a-z_]+)([^`]*?)(?=`|\n\w|\n\n|\n-|#)")
 SCRIPTS = [(package, name) for package in ("bench", "experiments", "pretraining") for name, _ in scripts(package)]
 
 
@@ -56,3 +59,18 @@ def test_a_mistake_is_one_line(
         run_script("experiments", "published", arguments)
     assert ended.value.code == status
     assert capsys.readouterr().err.splitlines()[-1].startswith(("Error: " if status == 2 else "") + message)
+
+
+def test_commands_in_the_docs_have_options_that_exist(repository: Path) -> None:
+    pages = [*repository.glob("*.md"), *repository.glob("docs/*.md"), *repository.glob("*/README.md")]
+    checked = 0
+    for page in pages:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for package, name, rest in re.findall(
+            r"python -m (bench|experiments|pretraining) ([a-z_]+)([^`]*?)(?=`|\n\w|\n\n|\n-|#)", text
+        ):
+            known = {option for parameter in typer.main.get_command(script(package, name)).params for option in parameter.opts}
+            used = set(re.findall(r"--[a-z][a-z0-9-]*", rest))
+            assert used <= known | {"--help"}, f"{page.name}: python -m {package} {name}{rest}"
+            checked += len(used)
+    assert checked > 60

@@ -7,7 +7,7 @@ eight small operations, forward and back, which cost more than the layer's own m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -148,7 +148,7 @@ class _FactorsOfLayers(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.position, ctx.config, ctx.parameters = position, config, parameters
         ctx.stacks = _stacks(parameters, range(len(parameters) // 2))
-        return _stacked_factors(*ctx.stacks, position, config).unbind()
+        return _stacked_factors(ctx.stacks, position, config).unbind()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -164,7 +164,7 @@ class _FactorsOfLayers(torch.autograd.Function):
                 else:
                     stacks = [whole.detach() if len(used) == num_layers else whole[used] for whole in ctx.stacks]
                 stacks = [stack.requires_grad_() for stack in stacks]
-                factors_LR = _stacked_factors(*stacks, ctx.position, ctx.config)
+                factors_LR = _stacked_factors(stacks, ctx.position, ctx.config)
                 by_stack = torch.autograd.grad(factors_LR, stacks, grad_LR, create_graph=second)
             for offset, whole in zip((0, num_layers), by_stack, strict=True):
                 for number, grad in zip(used, whole.unbind(), strict=True):
@@ -178,5 +178,6 @@ def _stacks(parameters: tuple[Tensor, ...], numbers: Iterable[int]) -> list[Tens
     return [torch.stack([parameters[offset + number] for number in numbers]) for offset in (0, half)]
 
 
-def _stacked_factors(embedding_LMK: Tensor, weight_LEK: Tensor, position: int, config: MoDAConfig) -> Tensor:
+def _stacked_factors(stacks: Sequence[Tensor], position: int, config: MoDAConfig) -> Tensor:
+    embedding_LMK, weight_LEK = stacks
     return factors(learned_gate(embedding_LMK, weight_LEK)[:, position], config)
