@@ -33,12 +33,13 @@ from sklearn.metrics import roc_auc_score
 
 from experiments.attribute_probe import SHOWN_BY
 from experiments.options import FusedDim, SeedRoot, Seeds, Variants
-from experiments.study import markdown_table, mean_with_range, shop_attributes, unit_rows, write_results
+from experiments.study import markdown_table, mean_with_range, shop_attributes, write_results
 from experiments.workspaces import BASE, fused_again, workspace_of
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Numbers
 from sda_core.embeddings.controls import Vectors, read_table
 from sda_core.params import DemoDataset, Params
+from sda_core.unit_rows import unit_rows
 
 AGREEING, IMAGE, TEXT = "alike in both", "alike in image only", "alike in text only"
 KINDS = (AGREEING, IMAGE, TEXT)

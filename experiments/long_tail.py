@@ -40,7 +40,6 @@ from experiments.study import (
     read_gains,
     read_positions,
     shop_attributes,
-    unit_rows,
     write_results,
 )
 from experiments.workspaces import BASE, train_on, workspace_of
@@ -49,6 +48,7 @@ from sda_core.cli.scripts import Names
 from sda_core.embeddings.controls import read_table
 from sda_core.params import DemoDataset, Params
 from sda_core.seed import generator
+from sda_core.unit_rows import unit_rows
 
 NUM_NEIGHBORS = 10
 

@@ -29,6 +29,7 @@ from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, Reco
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 from sda_core.traits import counts_test
+from sda_core.unit_rows import unit_rows
 
 mpl.use("Agg")
 logger = logging.getLogger("experiments")
@@ -169,11 +170,6 @@ def retrieval_at_1(path: Path, limit: int = 2000) -> float:
     similarity_NN = image_ND @ text_ND.T
     own_N = similarity_NN.diagonal()
     return float(np.mean([(own_N >= similarity_NN.max(axis)).mean() for axis in (0, 1)]))
-
-
-def unit_rows(vectors_ND: np.ndarray) -> np.ndarray:
-    """The rows at length 1; zero stays zero."""
-    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
 
 
 def shop_attributes(workspace: Workspace, dataset: DemoDataset) -> dict[str, np.ndarray]:

@@ -164,10 +164,11 @@ class MoDALinear(nn.Module, MoDALayer):
         """What one adapter adds: ``(B, ..., O)``."""
         config, b_OR = self.moda_config[name], self.moda_B[name]
         hidden = self._hidden(name, x)
-        if config.depends_on_modality:
-            hidden = self._gated(name, hidden)  # pyright: ignore[reportCallIssue] (torch.compiler.disable loses the signature)
-        else:
-            hidden = hidden * (config.scale / config.num_experts)
+        hidden = (
+            self._gated(name, hidden)  # pyright: ignore[reportCallIssue] (torch.compiler.disable loses the signature)
+            if config.depends_on_modality
+            else hidden * (config.scale / config.num_experts)
+        )
         return F.linear(hidden.to(b_OR.dtype), b_OR)  # an adapter in half precision still has its gate in float32
 
     def _hidden(self, name: str, x: Tensor) -> Tensor:
