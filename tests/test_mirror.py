@@ -12,6 +12,7 @@ ELSEWHERE = {
     "adapters/saving": "adapters/test_merging.py",
     "adapters/moda": "adapters",
     "alignment/sharding": "alignment/test_processes.py",
+    "alignment/item_blocks": "alignment/test_base_vectors.py",
     "artifacts": "test_storage.py",
     "backbones": "backbones/test_families.py",
     "cli": "stages",

@@ -227,6 +227,7 @@ def test_sections_cannot_be_changed() -> None:
 REFERENCE = {
     "variant": "reference", "teacher": "mean", "temperature": 3.0, "teacher_temperature": None, "learn_temperature": True,
     "teacher_source": "adapted", "detach_teacher": False, "normalize": False, "false_negatives": "keep",
+    "teacher_targets": None, "center": "none", "keep_base": 0.0,
 }  # fmt: skip
 CHECKPOINT = {
     "kind": "qwen2_5_vl", "name": "owner/model", "revision": "0" * 40, "dtype": "bfloat16", "attention": "auto",

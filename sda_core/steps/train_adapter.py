@@ -54,7 +54,7 @@ def train(
     inputs = team.broadcast_bytes(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
     scratch = workspace.resume("train_adapter", variant)
     checkpoint = scratch / "checkpoint.safetensors"
-    section = f"params.yaml: train_adapter.{params.variants[variant].loss}"
+    section = f"params.yaml: train_adapter.{params.loss_section(variant)}"
     records = alignment.train_adapter(backbone, model, source, training, loss, checkpoint, inputs, device, team, section)
     if not team.is_main:
         return {}

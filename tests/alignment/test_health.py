@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sda_core.adapters import build
+from sda_core.alignment.check import Batch
 from tests.alignment.toy import (
     LOSS,
     MODA,
@@ -53,8 +54,8 @@ def test_vectors_that_become_alike_are_reported(tmp_path: Path, caplog: pytest.L
             return found * (1.0 if off or not adapted else 1e-3) + (0.0 if off or not adapted else 1.0)
 
     run(tmp_path, encoder=Narrow())
-    assert "all image embeddings have become alike" in caplog.text
-    assert "all text embeddings have become alike" in caplog.text
+    assert "all embeddings of images have become alike" in caplog.text
+    assert "all embeddings of texts have become alike" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -66,9 +67,9 @@ def test_a_teacher_that_grows_vague_is_reported(
     from sda_core.alignment import health
 
     model, _ = run(tmp_path)
-    vectors = {name: torch.eye(3) for name in ("image", "text")}
+    sample = [Batch(torch.eye(3), torch.eye(3), torch.arange(3), (torch.eye(3), torch.eye(3)))]
     caplog.clear()
-    health.warn(model, {"image": True, "text": True}, health.GateWatch(), vectors, vectors, (first, last), 32)
+    health.warn(model, {"image": True, "text": True}, health.GateWatch(), sample, (first, last), 32)
     assert ("teacher_source to base" in caplog.text) == vague
     assert (f"{last:.3g} of 32 effective targets, {first:.2g} in the first step" in caplog.text) == vague
 

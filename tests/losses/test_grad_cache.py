@@ -11,7 +11,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sda_core.adapters import MoDAConfig, modality
+from sda_core.adapters import MoDAConfig, checkpoint_contexts, modality
 from sda_core.losses import build
 from sda_core.losses.grad_cache import cached_backward
 from tests.sections import SHIPPED, changed
@@ -37,7 +37,11 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         hidden = torch.tanh(self.first(x))
-        return checkpoint(self.second, hidden, use_reentrant=False) if self.recompute else self.second(hidden)
+        return (
+            checkpoint(self.second, hidden, use_reentrant=False, context_fn=checkpoint_contexts)
+            if self.recompute
+            else self.second(hidden)
+        )
 
 
 def adapted(recompute: bool, dropout: float) -> Any:
