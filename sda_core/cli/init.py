@@ -29,7 +29,7 @@ def upgrade(root: Root = Path()) -> None:
 
     `dvc repro` then re-runs the stages whose code has changed.
     """
-    with one_line_errors("upgrade"):
+    with one_line_errors("upgrade", root):
         done = project.upgrade(root)
     typer.echo(f"from {done.version} to {__version__}: {len(done.replaced)} files written")
     if done.kept:
