@@ -415,10 +415,6 @@ class TrainAdapterParams(Section):
         choice = self.variants[variant]
         return getattr(self, choice.adapter), getattr(self, choice.loss)
 
-    def loss_section(self, variant: str) -> str:
-        """The name of a trained variant's loss section, for messages."""
-        return self.variants[variant].loss
-
 
 # ---------------------------------------------------------------------------- embeddings, index, training
 class ExportParams(Section):

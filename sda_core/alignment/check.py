@@ -197,7 +197,8 @@ def report(before: Figures, after: Figures) -> None:
     _log.info("after training: %s", describe(after))
     for name in collapsed(before, after):
         _log.warning(
-            "all embeddings of %s have become alike (mean cosine of two items %.3f, %.3f before; effective rank %.3g, %.3g before); "
+            "all embeddings of %s have become alike (mean cosine of two items %.3f, %.3f before; "
+            "effective rank %.3g, %.3g before); "
             "lower the learning rate, set the loss's center to batch or its teacher_source to base",
             name,
             getattr(after, f"cosine_{name}"),

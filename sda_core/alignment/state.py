@@ -14,6 +14,7 @@ from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor, nn
 
+from sda_core.alignment.check import Figures
 from sda_core.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from sda_core.errors import TrainingError
 from sda_core.losses import AlignmentLoss
@@ -121,6 +122,7 @@ def save_run(
     optimizer: torch.optim.Optimizer,
     curve: list[StepRecord],
     moved: Mapping[str, bool],
+    before: Figures,
 ) -> None:
     """Write the unfinished run whole."""
     tensors = {f"weight.{name}": parameter.data for name, parameter in trained.items()}
@@ -131,6 +133,7 @@ def save_run(
         "moved": dict(moved),
         "num_batches": num_batches,
         "teacher_temperature": criterion.found_temperature,
+        "before": asdict(before),
     }
     save_checkpoint(path, {**tensors, **optimizer_tensors(optimizer)}, state, fingerprint)
 
@@ -142,12 +145,12 @@ def resume_run(
     criterion: AlignmentLoss,
     optimizer: torch.optim.Optimizer,
     team: Processes,
-) -> tuple[list[StepRecord], dict[str, bool]]:
-    """Put back an unfinished run; an empty curve where there is none.
+) -> tuple[list[StepRecord], dict[str, bool], Figures | None]:
+    """Put back an unfinished run; an empty curve, and no figures of its sample, where there is none.
 
     Process 0 reads the file and sends it to the others, which need not see its disk.
     """
-    nothing: tuple[list[StepRecord], dict[str, bool]] = ([], dict.fromkeys(MODALITIES, False))
+    nothing: tuple[list[StepRecord], dict[str, bool], None] = ([], dict.fromkeys(MODALITIES, False), None)
     loaded = _sent_by_main(load_checkpoint(path, fingerprint) if team.is_main else None, team)
     if loaded is None:
         return nothing
@@ -156,7 +159,7 @@ def resume_run(
     names = {field.name for field in fields(StepRecord)}
     if (
         shapes != {name: parameter.shape for name, parameter in trained.items()}
-        or set(state) != {"curve", "moved", "num_batches", "teacher_temperature"}
+        or set(state) != {"curve", "moved", "num_batches", "teacher_temperature", "before"}
         or any(set(record) != names for record in state["curve"])
     ):
         if team.is_main:
@@ -172,7 +175,7 @@ def resume_run(
     criterion.center.restore(means, state["num_batches"])
     criterion.found_temperature = state["teacher_temperature"]
     _log.info("resuming behind step %d", curve[-1].step)
-    return curve, {name: bool(state["moved"][name]) for name in MODALITIES}
+    return curve, {name: bool(state["moved"][name]) for name in MODALITIES}, Figures(**state["before"])
 
 
 def _sent_by_main(

@@ -97,7 +97,7 @@ def train_adapter(
         criterion = losses.build(loss).to(device)
         trained = trained_parameters(model, criterion)
     optimizer = torch.optim.AdamW(parameter_groups(trained, training), lr=training.learning_rate)
-    curve, moved = resume_run(checkpoint, fingerprint, trained, criterion, optimizer, team)
+    curve, moved, before = resume_run(checkpoint, fingerprint, trained, criterion, optimizer, team)
     first = curve[-1].step + 1 if curve else 0  # a checkpoint is always written behind a record
     if cache is not None and first < training.num_steps:
         cache.fill(max(stop - start for start, stop in chunks.bounds), team)
@@ -111,7 +111,7 @@ def train_adapter(
     at_first = sample.batches(base_vectors)
     if criterion.found_temperature is None:
         criterion.calibrate([(*batch.base, batch.groups_B) for batch in at_first])
-    before = check.look([replace(batch, image_BD=batch.base[0], text_BD=batch.base[1]) for batch in at_first], criterion)
+    before = before or check.look(at_first, criterion)
     with team.raise_on_all_ranks():
         check.check(before, criterion, loss, training, section, say=team.is_main and not first)
 
@@ -143,7 +143,7 @@ def train_adapter(
                 gates.look(model)
                 curve.append(StepRecord(step, value, rate, norm, temperature, **batch.measured))
             if due and team.is_main:
-                save_run(checkpoint, fingerprint, trained, criterion, optimizer, curve, moved)
+                save_run(checkpoint, fingerprint, trained, criterion, optimizer, curve, moved, before)
             bar.set_postfix_str(f"loss {value:.4f}")
             bar.update()
     at_last = sample.adapted(at_first)

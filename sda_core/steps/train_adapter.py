@@ -17,7 +17,7 @@ from sda_core.runtime import prepare_torch
 def train(
     workspace: Workspace,
     variant: str,
-    params: TrainAdapterParams,
+    section: TrainAdapterParams,
     backbone_params: BackboneParams,
     items_params: ItemsParams,
     runtime: RuntimeParams,
@@ -28,7 +28,7 @@ def train(
     Args:
         workspace: of the run.
         variant: its name.
-        params: adapter and loss of every variant, and the optimisation.
+        section: adapter and loss of every variant, and the optimisation.
         backbone_params: of the model that is adapted.
         items_params: what the backbone is shown.
         runtime: device and threads.
@@ -42,8 +42,8 @@ def train(
         TrainingError, ConfigError: see :func:`sda_core.alignment.train_adapter` and :func:`sda_core.adapters.build`.
     """
     with team.raise_on_all_ranks():
-        training = params.training
-        adapter, loss = params.of(variant)
+        training = section.training
+        adapter, loss = section.of(variant)
         device = team.device(prepare_torch(runtime))
         source = item_source(workspace, items_params)
         backbone = backbones.build(backbone_params, alignment.home(training, device))
@@ -54,8 +54,8 @@ def train(
     inputs = team.broadcast_bytes(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
     scratch = workspace.resume("train_adapter", variant)
     checkpoint = scratch / "checkpoint.safetensors"
-    section = f"params.yaml: train_adapter.{params.loss_section(variant)}"
-    records = alignment.train_adapter(backbone, model, source, training, loss, checkpoint, inputs, device, team, section)
+    where = f"params.yaml: train_adapter.{section.variants[variant].loss}"
+    records = alignment.train_adapter(backbone, model, source, training, loss, checkpoint, inputs, device, team, where)
     if not team.is_main:
         return {}
     with replace_directory(workspace.adapter(variant)) as folder:
