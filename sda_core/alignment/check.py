@@ -160,18 +160,18 @@ def describe(figures: Figures) -> str:
 
 def problem(figures: Figures, batch_size: int, section: str) -> tuple[str, str] | None:
     """What is wrong with the teacher, and what to set; None where nothing is."""
-    targets = figures.teacher_targets
+    targets, path = figures.teacher_targets, section.removeprefix("params.yaml: ")
     if targets > batch_size / 2:
         return (
             f"the teacher is nearly uniform ({targets:.3g} of {batch_size} effective targets; two items have a mean cosine of"
             f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so training would make"
             " all vectors alike",
-            f"set {section}.center to batch, or {section}.teacher_targets to {_wanted(batch_size)}",
+            f"set {path}.center to batch, or {path}.teacher_targets to {_wanted(batch_size)}",
         )
     if targets < FEWEST_TARGETS:
         return (
             f"the teacher is nearly certain of the own pair ({targets:.3g} effective targets), so CMSA is InfoNCE",
-            f"set {section}.teacher_targets to {_wanted(batch_size)}, or {section}.teacher to none",
+            f"set {path}.teacher_targets to {_wanted(batch_size)}, or {path}.teacher to none",
         )
     return None
 

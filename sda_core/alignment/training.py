@@ -146,12 +146,11 @@ def train_adapter(
                 save_run(checkpoint, fingerprint, trained, criterion, optimizer, curve, moved, before)
             bar.set_postfix_str(f"loss {value:.4f}")
             bar.update()
-    at_last = sample.adapted(at_first)
-    after = check.look(at_last, criterion)
-    if team.is_main:
-        if curve:
-            targets = curve[0].teacher_targets, curve[-1].teacher_targets
-            health.warn(model, moved, gates, at_last, targets, training.batch_size)
+    at_last = sample.adapted(at_first) if curve else at_first
+    after = check.look(at_last, criterion) if curve else before
+    if team.is_main and curve:
+        targets = curve[0].teacher_targets, curve[-1].teacher_targets
+        health.warn(model, moved, gates, at_last, targets, training.batch_size)
         check.report(before, after)
     team.wait()
     kept = (record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps)

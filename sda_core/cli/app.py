@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import typer
 
 from sda_core import __version__
+from sda_core.cli.check_adapter import check_adapter
 from sda_core.cli.costs import costs
 from sda_core.cli.diff import diff
 from sda_core.cli.export import export
@@ -70,6 +71,7 @@ for _name, _help in STAGES.items():
     app.command(_name, short_help=_help)(stage_command(_name))
 app.command("init", short_help="Write a project into a new folder.")(init)
 app.command("upgrade", short_help="Bring a project to this version.")(upgrade)
+app.command("check-adapter", short_help="Look at embeddings before training.")(check_adapter)
 app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
 app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 app.command("verify", short_help="Check every artifact of the workspace.")(verify)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -19,8 +20,10 @@ from safetensors.torch import load_file
 
 from sda_core import costs
 from sda_core.alignment import training
+from sda_core.alignment.check import Figures
 from sda_core.alignment.inputs import chunks_of
 from sda_core.artifacts import ITEMS, Workspace, write_json
+from sda_core.cli.check_adapter import FIGURES, check_adapter
 from sda_core.errors import ConfigError, StorageError
 from sda_core.fetch.images import coverage_path
 from sda_core.image_store import ImageRow, shard_path, write_shard
@@ -189,3 +192,56 @@ def test_a_batch_that_cannot_be_shared(batch_size: int, micro: int | None, count
     proposed = re.search(r"set micro_batch_size to (\d+)", str(caught.value))
     if proposed:
         assert chunks_of(section.model_copy(update={"micro_batch_size": int(proposed[1])}), Processes(0, count))
+
+
+# ------------------------------------------------------------------------------------------------ sda check-adapter
+def changed_params(root: Path, **changes: Any) -> Path:
+    params = YAML(typ="safe", pure=True).load(root / "params.yaml")
+    params["train_adapter"]["loss"] |= changes.pop("loss", {})
+    params["train_adapter"]["training"] |= changes
+    path = root / "changed.yaml"
+    YAML(typ="safe", pure=True).dump(params, path)
+    return path
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_every_figure_is_explained() -> None:
+    assert set(FIGURES) == {*Figures.__dataclass_fields__, "teacher_temperature"}
+
+
+def test_it_prints_the_figures_of_the_training_and_writes_nothing(
+    shop: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    params = changed_params(shop, loss={"teacher_targets": 3.0}, check="warn")
+    before = files(shop)
+    check_adapter("sda", shop, params)
+    assert files(shop) == before
+    printed = {line.split()[1].rstrip(":"): float(line.split()[0]) for line in capsys.readouterr().out.splitlines()}
+    assert set(printed) == set(FIGURES)
+    train_adapter("sda", shop, params)
+    kept = json.loads((Workspace(shop).adapter("sda") / "check.json").read_text(encoding="utf-8"))
+    for name, value in printed.items():
+        found = kept[name if name in ("items", "teacher_temperature") else f"before_{name}"]
+        assert value == pytest.approx(found, rel=1e-3), name
+    assert all(np.isfinite(value) for value in kept.values())
+
+
+def test_a_teacher_with_nothing_to_teach_is_one_line(
+    shop: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    params = changed_params(shop, loss={"temperature": 100.0}, check="stop")
+    for command in (check_adapter, train_adapter):
+        with pytest.raises(typer.Exit) as stopped:
+            command("sda", shop, params)
+        assert stopped.value.exit_code == 1
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message.startswith("sda ")
+        assert "params.yaml: train_adapter.loss: the teacher is nearly uniform (8 of 8 effective targets" in message
+        assert "set train_adapter.loss.center to batch, or train_adapter.loss.teacher_targets to 2" in message
+    assert not (Workspace(shop).adapter("sda") / "unfinished").exists()
+    train_adapter("sda", shop, changed_params(shop, loss={"temperature": 100.0}, check="warn", num_steps=1))

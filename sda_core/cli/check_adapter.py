@@ -1,0 +1,40 @@
+"""Whether an adapter's loss has anything to teach on these items, before hours are spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from sda_core.cli.stage import ParamsFile, Root, Variant, stage
+
+# What each figure says, in the order of the page.
+FIGURES = {
+    "items": "items that were looked at",
+    "cosine_images": "mean cosine of the images of two items; near 1, all images are alike",
+    "cosine_texts": "mean cosine of the texts of two items",
+    "cosine_own_pair": "mean cosine of an item's image and text",
+    "cosine_other_pair": "mean cosine of an item's image and another item's text",
+    "rank_images": "effective number of directions in which the images differ",
+    "rank_texts": "effective number of directions in which the texts differ",
+    "retrieval": "share of items of a batch whose own other side is the nearest (retrieval@1)",
+    "teacher_targets": "effective targets of the teacher; 1: CMSA is InfoNCE, the batch size: nothing is taught",
+    "teacher_temperature": "temperature that gives the wanted teacher_targets",
+}
+
+
+def check_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
+    """Show what the backbone's embeddings of a few hundred items look like to a variant's loss; train nothing.
+
+    Needs data/filtered and data/images (`dvc repro fetch_images`). The exit status is 1 where the teacher has nothing to teach
+    and train_adapter.training.check is stop.
+    """
+    from sda_core.steps.train_adapter import look
+
+    with stage("check-adapter", root, params, keeps_cost=False) as run:
+        sections = run.params.train_adapter, run.params.backbone, run.params.items, run.params.runtime
+        found = look(run.workspace, variant, *sections)
+        for name, value in found.items():
+            if value is not None:
+                typer.echo(f"{value:10.4g}  {name}: {FIGURES[name]}")
+        run.counts = {"variant": variant, "batch size": run.params.train_adapter.training.batch_size}
