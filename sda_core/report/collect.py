@@ -141,7 +141,10 @@ def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
         if found and targets:  # none of a training of no steps
             last = max(1, min(_LAST, len(found) // 2))
             ends = [(points[0][1], float(np.mean([y for _, y in points[-last:]]))) for points in (found, targets)]
-            made.append(Learning(variant, training.num_steps, training.batch_size, *ends))
+            check = read_json(workspace.adapter(variant) / "check.json", "figures of the adapter's vectors")
+            images, texts = ((check[f"before_cosine_{name}"], check[f"after_cosine_{name}"]) for name in ("images", "texts"))
+            shown = training.num_steps, training.batch_size
+            made.append(Learning(variant, *shown, *ends, images, texts, bool(check["collapsed"])))
     return tuple(made)
 
 

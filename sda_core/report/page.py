@@ -282,6 +282,7 @@ class Learned:
     num_steps: int
     found: tuple[float, float]
     targets: tuple[str, str]
+    cosines: tuple[str, str, str, str]
     verdict: str
 
 
@@ -289,11 +290,14 @@ def learned(row: Learning) -> Learned:
     """What an adapter learned, and whether that looks wrong."""
     verdict = ""
     first, last = row.targets
-    if last > row.batch_size / 2 and last > _VAGUER * first:
+    if row.collapsed:
+        verdict = "its vectors have become alike: set the loss's center to batch, or lower the rate"
+    elif last > row.batch_size / 2 and last > _VAGUER * first:
         verdict = "its teacher has grown vague: the vectors become alike (teacher_source: base)"
     elif row.found[1] - row.found[0] < _LEARNED and row.found[1] < 1 - _LEARNED:
         verdict = "hardly anything learned: more steps, or a higher rate"
-    return Learned(row.variant, row.num_steps, row.found, (f"{first:.1f}", f"{last:.1f}"), verdict)
+    images, texts = ((f"{before:.2f}", f"{after:.2f}") for before, after in (row.cosine_images, row.cosine_texts))
+    return Learned(row.variant, row.num_steps, row.found, (f"{first:.1f}", f"{last:.1f}"), (*images, *texts), verdict)
 
 
 def _ladders(results: Sequence[Result], cutoff: int, colours: Mapping[str, int]) -> list[tuple[str, Markup]]:

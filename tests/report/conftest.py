@@ -175,8 +175,8 @@ def page_data() -> ReportData:
         validation_charts=(Chart("sasrec", "epoch", "Validation NDCG@10", False, curves),),
         adapter_charts=(Chart("sda", "step", "Training loss", True, (Curve("sda", ((5.0, 3.0), (10.0, 1.5), (15.0, 1.6))),)),),
         learning=(
-            Learning("lora", 1200, 32, (0.0625, 0.07), (1.0, 1.0)),
-            Learning("sda", 1200, 32, (0.0625, 0.4), (1.3, 26.77)),
+            Learning("lora", 1200, 32, (0.0625, 0.07), (1.0, 1.0), (0.53, 0.5), (0.54, 0.51), False),
+            Learning("sda", 1200, 32, (0.0625, 0.4), (1.3, 26.77), (0.53, 0.61), (0.54, 0.6), False),
         ),
         examples=(
             Example(

@@ -33,6 +33,9 @@ from stages.report import report
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_USERS, NUM_ITEMS = 60, 30
+CHECK = {
+    "before_cosine_images": 0.5, "after_cosine_images": 0.6, "before_cosine_texts": 0.4, "after_cosine_texts": 0.99, "collapsed": 1.0,
+}  # fmt: skip
 LOSS_CURVE = """step\tloss\tteacher_targets\tretrieval
 5\t3.0\t1.5\t0.25
 10\t2.0\t9.0\t0.0
@@ -122,6 +125,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
             )
             write_text(workspace.recommender(variant, recommender) / "history.tsv", history)
     write_text(workspace.adapter("sda") / "loss.tsv", LOSS_CURVE)
+    write_json(workspace.adapter("sda") / "check.json", CHECK)
     write_json(workspace.adapter("sda") / "adapter_config.json", {"modalities": ["image", "text"]})
     gate = {f"base_model.model.layers.0.q_proj.moda_{name}": random.normal(size=(2, 3)) for name in ("gate", "embedding")}
     save_file(gate, workspace.adapter("sda") / "adapter_model.safetensors")
@@ -277,6 +281,7 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     assert (learning.variant, learning.num_steps, learning.batch_size) == ("sda", training.num_steps, training.batch_size)
     assert learning.found == pytest.approx((0.25, 0.375))  # of five the last two
     assert learning.targets == pytest.approx((1.5, 2.25))
+    assert (learning.cosine_images, learning.cosine_texts, learning.collapsed) == ((0.5, 0.6), (0.4, 0.99), True)
     assert data.examples == ()
     train = INTERACTIONS.read(finished.interactions).filter(pl.col("split") == "train")
     popular = train["item_id"].value_counts()["count"].sort(descending=True)

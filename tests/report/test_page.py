@@ -411,9 +411,15 @@ def test_changes_are_coloured_only_where_they_are_clear(change: Change, arrow: s
     ],
 )
 def test_what_an_adapter_learned(found: tuple[float, float], targets: tuple[float, float], said: str) -> None:
-    row = learned(Learning("sda", 100, 32, found, targets))
+    row = learned(Learning("sda", 100, 32, found, targets, (0.5, 0.6), (0.5, 0.6), collapsed=False))
     assert row.verdict.startswith(said)
     assert bool(row.verdict) == bool(said)
+
+
+def test_vectors_that_became_alike_come_first() -> None:
+    row = learned(Learning("sda", 100, 32, (0.07, 0.6), (1.3, 26.8), (0.5, 0.999), (0.5, 0.6), collapsed=True))
+    assert row.verdict.startswith("its vectors have become alike")
+    assert row.cosines == ("0.50", "1.00", "0.50", "0.60")
 
 
 def test_the_table_of_what_was_learned(page_data: ReportData) -> None:
