@@ -7,8 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from sda_core import adapters, alignment, backbones
 from sda_core.artifacts import Workspace, replace_directory, write_json, write_tsv
 from sda_core.backbones import Backbone
@@ -20,6 +18,7 @@ from sda_core.processes import ALONE, Processes
 from sda_core.runtime import prepare_torch
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
 
 

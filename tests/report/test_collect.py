@@ -34,7 +34,8 @@ from stages.report import report
 ROOT = Path(__file__).resolve().parents[2]
 NUM_USERS, NUM_ITEMS = 60, 30
 CHECK = {
-    "before_cosine_images": 0.5, "after_cosine_images": 0.6, "before_cosine_texts": 0.4, "after_cosine_texts": 0.99, "collapsed": 1.0,
+    "before_cosine_images": 0.5, "after_cosine_images": 0.6, "before_cosine_texts": 0.4, "after_cosine_texts": 0.99,
+    "collapsed": 1.0,
 }  # fmt: skip
 LOSS_CURVE = """step\tloss\tteacher_targets\tretrieval
 5\t3.0\t1.5\t0.25
