@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sda_core.backbones._checkpoint import save_parts
 from sda_core.backbones._images import as_rgb
-from sda_core.backbones._layers import VIT_LINEAR, AdapterLayers, WithAdapterLayers
+from sda_core.backbones._layers import VIT_LINEAR, AdapterLayers, WithAdapterLayers, base_and_inputs
 from sda_core.backbones._text import Words, padded, special_frame
 from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError
@@ -130,8 +130,7 @@ class DualEncoderBackbone(WithAdapterLayers):
         Returns:
             ``(B, D)`` float32, not normalised; with a gradient where the adapter has one.
         """
-        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        moved = {name: tensor.to(inner.device, non_blocking=True) for name, tensor in inputs.items()}
+        inner, moved = base_and_inputs(model, inputs)
         if "pixel_values" in moved:
             found = inner.get_image_features(pixel_values=moved["pixel_values"])
         elif self.pads_to_full_length:

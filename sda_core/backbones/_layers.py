@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
 
 from sda_core.params import Targets
 
@@ -62,3 +66,9 @@ class WithAdapterLayers:
     def num_adapter_layers(self, targets: Targets) -> int:
         """How many modules :meth:`adapter_pattern` matches."""
         return self._layers.count(targets)
+
+
+def base_and_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    """The model of transformers inside a PEFT model (or the model itself), and the inputs on its device."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return inner, {name: tensor.to(inner.device, non_blocking=True) for name, tensor in inputs.items()}

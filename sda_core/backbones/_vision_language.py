@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sda_core.backbones._checkpoint import save_parts
-from sda_core.backbones._layers import AdapterLayers, WithAdapterLayers
+from sda_core.backbones._layers import AdapterLayers, WithAdapterLayers, base_and_inputs
 from sda_core.backbones._text import Words, chat_frame, padded, pool, text_positions
 from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError
@@ -169,8 +169,7 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         Returns:
             ``(B, D)`` float32, not normalised; with a gradient where the adapter has one.
         """
-        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        moved = {name: tensor.to(inner.device, non_blocking=True) for name, tensor in inputs.items()}
+        inner, moved = base_and_inputs(model, inputs)
         # The inner model has no language-model head: logits over 150,000 words are the largest tensor of a pass, and unused.
         hidden_BLD = inner.model(**self._arguments(moved), use_cache=False).last_hidden_state
         assert self.info.pooling != "tower"

@@ -23,7 +23,7 @@ brand        ``brand``                              ``brand``                   
 categories   first path of ``categories``           ``category``, else ``main_cat``        ``categories``, else ``main_category``
 features     \\-                                     ``feature``, else what follows the     ``features``
                                                     path in ``category``
-images     ``imUrl``                              ``imageURLHighRes``, then              ``images``: variant MAIN first; of
+images       ``imUrl``                              ``imageURLHighRes``, then              ``images``: variant MAIN first; of
                                                     ``imageURL``, then ``image``           each hi_res, large, thumb
 ===========  =====================================  =====================================  ====================================
 """

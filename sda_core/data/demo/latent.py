@@ -6,10 +6,10 @@ one hidden one:
 =========  ==========================================================  ==========
 attribute  shown by                                                    block
 =========  ==========================================================  ==========
-category   image and words (a tree: department, then category)       both
-colour     image and words                                           both
-pattern    image only                                                image
-shape      image only (the motif printed on the product)             image
+category   image and words (a tree: department, then category)         both
+colour     image and words                                             both
+pattern    image only                                                  image
+shape      image only (the motif printed on the product)               image
 brand      words only                                                  words
 style      words only                                                  words
 circle     nothing: only who buys what after what tells it             hidden
