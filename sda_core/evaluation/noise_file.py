@@ -80,7 +80,7 @@ def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
     }
     trained = f"train_adapter.variants.{variant}"
     if at(params, trained) is not None:
-        speed = ("gradient_checkpointing", "sharding", "vision_cache", "checkpoint_every", "log_every")
+        speed = ("gradient_checkpointing", "sharding", "vision_cache", "check", "checkpoint_every", "log_every")
         found["train_adapter.training"] = _without(at(params, "train_adapter.training"), "seed", *speed)
         for part in ("adapter", "loss"):
             name = f"train_adapter.{at(params, f'{trained}.{part}')}"

@@ -181,6 +181,7 @@ NO_MATTER = (
     "train_adapter.training.seed",
     "train_recommender.sasrec.seed",
     "train_adapter.training.vision_cache",
+    "train_adapter.training.check",
     "train_recommender.slmrec.dropout",
     "export_embeddings.batch_size",
     "evaluate.bootstrap_samples",
