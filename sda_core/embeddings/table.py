@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sda_core.artifacts import replace_file
+from sda_core.artifacts import EMBEDDINGS, replace_file
+from sda_core.errors import ArtifactError
+from sda_core.modalities import MODALITIES
 from sda_core.params import ExportParams
 
 if TYPE_CHECKING:
@@ -53,6 +55,25 @@ def _unlike_the_plain_fusion(params: ExportParams) -> dict[str, str]:
 def read_metadata(path: Path) -> dict[str, str]:
     """What :func:`write_embeddings` was told of a file."""
     return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
+
+
+def read_modalities(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image and text vectors of a file, ``(I, D)`` each in the order of the item ids; zeros where an item has none.
+
+    Raises:
+        ArtifactError: the file is missing or damaged, or lacks one of the two columns.
+    """
+    frame = EMBEDDINGS.read(path).sort("item_id")
+    found: list[np.ndarray] = []
+    for name in MODALITIES:
+        column = f"{name}_embedding"
+        if column not in frame.columns:
+            raise ArtifactError(str(path), f"has no column {column!r} (got {', '.join(frame.columns)})", "run `dvc repro`")
+        vectors = frame[column].drop_nulls().to_numpy()
+        matrix_ID = np.zeros((len(frame), vectors.shape[1]), dtype=np.float32)
+        matrix_ID[frame[column].is_not_null().to_numpy()] = vectors
+        found.append(matrix_ID)
+    return found[0], found[1]
 
 
 def write_embeddings(

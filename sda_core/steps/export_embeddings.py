@@ -5,15 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.embeddings import table
 from sda_core.fingerprint import fingerprint
 from sda_core.item_source import item_source
-from sda_core.item_vectors import read_vectors
-from sda_core.modalities import MODALITIES
 from sda_core.params import BackboneParams, ExportParams, ItemsParams, RuntimeParams
 from sda_core.processes import Processes
 
@@ -63,7 +60,7 @@ def export(
         return {}
     image_ID, text_ID, has_image = embedded.image_ID, embedded.text_ID, embedded.has_image
     seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")
-    base = _base_vectors(workspace) if adapter and params.with_base else None
+    base = table.read_modalities(workspace.embeddings("zero_shot")) if adapter and params.with_base else None
     fused_IF = fuse(image_ID, text_ID, has_image, seen["item_id"].to_numpy(), params, base)
     dims = image_ID.shape[1], fused_IF.shape[1]
     described = table.embedding_metadata(embedded.info, params, source.prompt_hash, adapter_hash, *dims)
@@ -72,15 +69,6 @@ def export(
     table.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused_IF, described, has_image)
     shutil.rmtree(scratch, ignore_errors=True)
     return {"variant": variant, "items": len(raw_ids), "width": fused_IF.shape[1]}
-
-
-def _base_vectors(workspace: Workspace) -> tuple[np.ndarray, np.ndarray]:
-    """Image and text vectors of the backbone without its adapter; the mean where an item has none, which fusion replaces."""
-    path = workspace.embeddings("zero_shot")
-    image, text = (read_vectors(path, f"{name}_embedding", fill="mean") for name in MODALITIES)
-    assert image is not None
-    assert text is not None
-    return image[1:], text[1:]
 
 
 def _write_ids(workspace: Workspace, variant: str, team: Processes) -> dict[str, object]:

@@ -89,9 +89,9 @@ def test_vectors_do_not_depend_on_the_batch(nano):
     together = texts(nano, *words)
     alone = torch.cat([texts(nano, word) for word in words])
     torch.testing.assert_close(together, alone, **up_to_rounding(alone))
-    images = [drawn("disc", RED), drawn("square", BLUE, size=60), Image.new("RGB", (300, 40), GREEN)]
-    alone = torch.cat([images(nano, image) for image in images])
-    torch.testing.assert_close(images(nano, *images), alone, **up_to_rounding(alone))
+    shown = [drawn("disc", RED), drawn("square", BLUE, size=60), Image.new("RGB", (300, 40), GREEN)]
+    alone = torch.cat([images(nano, image) for image in shown])
+    torch.testing.assert_close(images(nano, *shown), alone, **up_to_rounding(alone))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from sda_core.artifacts import EMBEDDINGS
-from sda_core.embeddings.table import embedding_metadata, write_embeddings, write_ids_only
+from sda_core.embeddings.table import embedding_metadata, read_modalities, write_embeddings, write_ids_only
+from sda_core.errors import ArtifactError
 from sda_core.item_vectors import read_vectors
 from tests.embeddings.noise_shop import (
     export_params,
@@ -109,3 +111,26 @@ def test_ids_only(tmp_path):
     assert read_vectors(tmp_path / "id.parquet") is None
     assert EMBEDDINGS.read(tmp_path / "id.parquet").rows() == [(1, "x"), (2, "y"), (3, "z")]
     assert pq.read_schema(tmp_path / "id.parquet").metadata == {b"variant": b"id"}
+
+
+def test_the_modalities_are_read_back_with_zeros_where_there_is_none(tmp_path):
+    has_image = np.ones(20, dtype=bool)
+    has_image[3] = False
+    image, text, _ = write_small(tmp_path / "e.parquet", has_image=has_image)
+    found = read_modalities(tmp_path / "e.parquet")
+    np.testing.assert_array_equal(found[0][has_image], image[has_image])
+    assert not found[0][3].any()
+    np.testing.assert_array_equal(found[1], text)
+    write_ids_only(tmp_path / "ids.parquet", np.arange(1, 3), ["a", "b"], {})
+    with pytest.raises(ArtifactError, match="has no column 'image_embedding'"):
+        read_modalities(tmp_path / "ids.parquet")
+
+
+def test_the_file_tells_what_of_its_fusion_is_not_neutral(tmp_path, backbone):
+    plain = embedding_metadata(backbone.info, export_params(), "p", "", 4, 8)
+    told = embedding_metadata(backbone.info, export_params(with_base=True, image_weight=0.5, axis_scaling="even"), "p", "", 4, 8)
+    assert {name: told[name] for name in told.keys() - plain.keys()} == {
+        "with_base": "true",
+        "image_weight": "0.5",
+        "axis_scaling": "even",
+    }

@@ -99,7 +99,7 @@ def test_own_files_that_change(own: Project, tmp_path: Path) -> None:
     assert verified.returncode == 1
     assert "1 images are not those of the local files and params now, e.g. of ['i0']" in verified.stdout
     assert project.stages_run("repro", "fetch_images") == {"fetch_images"}
-    assert "6 items, 3 pictures, as in the local files" in project.run("sda", "verify").stdout
+    assert "6 items, 3 images, as in the local files" in project.run("sda", "verify").stdout
     write_image(shop / "images" / "i4.png", 9)
     assert project.stages_run(*experiment) == {"fetch_images"}
     assert num_ok(project) == 4

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sda_core.errors import ArtifactError, DataError, TrainingError
-from sda_core.index import inner_product_search
 from sda_core.params import PopParams
 from sda_core.ranking import place, place_targets
 from sda_core.recommenders import build, evaluation_data, load, training_data
@@ -84,11 +83,11 @@ def test_positions_through_an_exact_index_are_the_exact_ones(case, fitted, check
     recommender, _, _ = fitted(case)
     data = evaluation_data(checkerboard[0])
     exact = place_targets(recommender, data, None, 7, CPU)
-    placed, told = place(recommender, data, None, retrieval_params(depth=24), CPU, inner_product_search)
+    placed, told = place(recommender, data, None, retrieval_params(depth=24), CPU)
     assert placed.equals(exact)
     assert placed.schema == exact.schema
     assert told == ({} if case == "pop" else {"retrieval_recall@10": 1.0})
-    placed, _ = place(recommender, data, None, retrieval_params(depth=1), CPU, inner_product_search)
+    placed, _ = place(recommender, data, None, retrieval_params(depth=1), CPU)
     if case == "pop":  # has no vectors: all its scores are computed
         assert placed.equals(exact)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ COMMANDS = [
     ("import-embeddings", "--variant", "own"), ("build-index", "--variant", "sda"),
     ("train-recommender", "--variant", "id"), ("draw-negatives",), ("evaluate", "--variant", "id"), ("report",),
     ("neighbors", "3"), ("recommend", "3"), ("diff", "HEAD"), ("verify",), ("costs",), ("upgrade",),
+    ("check-adapter", "--variant", "sda"),
     ("export", "--format", "mmrec", "--to", "x"),
 ]  # fmt: skip
 
@@ -137,10 +139,13 @@ def test_no_module_needs_what_only_unix_has(repository: Path) -> None:
 def test_a_folder_is_held_without_a_lock_where_the_system_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from sda_core.fetch.folders import kept_folder
+    from sda_core.fetch import folders
 
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    with kept_folder(tmp_path / "raw"):
+    def acquire(self: object, **options: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(folders.FileLock, "acquire", acquire)
+    with folders.kept_folder(tmp_path / "raw"):
         assert (tmp_path / "raw").is_dir()
     assert "cannot be locked" in caplog.text
 
