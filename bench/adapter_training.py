@@ -15,7 +15,7 @@ import contextlib
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +44,7 @@ class Setting:
     adapter: str
     loss: str
     changes: dict[str, Any]
+    loss_changes: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 SETTINGS = (
@@ -57,6 +58,8 @@ SETTINGS = (
     Setting("MoDA, CMSA, checkpointing", "moda", "loss", {"gradient_checkpointing": True}),
     Setting("LoRA, InfoNCE, checkpointing", "lora", "infonce", {"gradient_checkpointing": True}),
     Setting("MoDA, CMSA, both", "moda", "loss", {"micro_batch_size": 4, "gradient_checkpointing": True}),
+    Setting("MoDA, CMSA taught by the base", "moda", "loss", {}, {"teacher_source": "base"}),
+    Setting("MoDA, CMSA, the base's structure kept", "moda", "loss", {}, {"keep_base": 0.5}),
 )
 
 
@@ -132,7 +135,8 @@ def run(
     try:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "checkpoint"
-            alignment.train_adapter(backbone, model, source, training, getattr(section, setting.loss), checkpoint, "", device)
+            loss = getattr(section, setting.loss).model_copy(update=setting.loss_changes)
+            alignment.train_adapter(backbone, model, source, training, loss, checkpoint, "", device)
     finally:
         handle.remove()
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
