@@ -35,6 +35,9 @@ class Centering(nn.Module):
                  ``n = 1, 2, ...``, the average moves by ``(m - average) * max(1 / n, 1 - MOMENTUM)``
     ===========  ====================================================================================================
 
+    ``batch`` is the one to begin with.  A running mean lags behind vectors that move fast, and since no gradient passes through
+    it, a step may move all vectors one way: on images and texts that do not match, they become alike.
+
     The mean is that of the whole batch, so chunks and processes do not change it: they are put together before.
 
     Args:

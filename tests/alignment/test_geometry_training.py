@@ -1,0 +1,58 @@
+"""Training on vectors that share one large direction, as a generative backbone's do: which loss learns there, and which does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sda_core.errors import TrainingError
+from tests.alignment.toy import LOSS, MODA, TRAINING, Encoder, run
+from tests.sections import changed
+
+PAPER = changed(LOSS, learn_temperature=False, temperature=0.05)
+LONG = changed(TRAINING, num_steps=80, batch_size=16, learning_rate=0.01, check="warn")
+
+
+class Anisotropic(Encoder):
+    """The toy encoder, whose vectors have a common part ten times as long as their differences."""
+
+    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        found = super().encode(model, inputs)
+        return found + 10 * torch.ones_like(found)
+
+
+def trained(folder: Path, seed: int, **changes: Any) -> dict[str, float]:
+    training = changed(LONG, seed=seed)
+    _, curve = run(folder / str(seed), training, changed(PAPER, **changes), MODA, encoder=Anisotropic())
+    return curve.check  # type: ignore[attr-defined, no-any-return]
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_literal_formula_has_nothing_to_teach_and_the_check_stops_it(tmp_path: Path, seed: int) -> None:
+    found = trained(tmp_path, seed)
+    assert found["before_teacher_targets"] > 8
+    assert found["after_teacher_targets"] > 8
+    with pytest.raises(TrainingError, match="nearly uniform"):
+        run(tmp_path / "stopped", changed(LONG, seed=seed, check="stop"), PAPER, MODA, encoder=Anisotropic())
+    assert not (tmp_path / "stopped" / "checkpoint").exists(), "no step was paid for"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_centred_vectors_learn_and_do_not_collapse(tmp_path: Path, seed: int) -> None:
+    literal, centred = trained(tmp_path / "literal", seed), trained(tmp_path / "centred", seed, center="batch")
+    assert centred["before_teacher_targets"] < 8
+    assert not centred["collapsed"]
+    assert centred["after_retrieval"] > centred["before_retrieval"]
+    assert centred["after_retrieval"] > literal["after_retrieval"]
+
+
+def test_a_running_mean_lags_behind_and_lets_all_vectors_move_one_way(tmp_path: Path) -> None:
+    """No gradient passes through it, so a step may move all vectors alike; on unrelated images and texts they collapse."""
+    found = trained(tmp_path, 1, center="running")
+    assert found["before_teacher_targets"] < 8
+    assert found["collapsed"]
