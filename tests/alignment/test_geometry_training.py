@@ -1,4 +1,4 @@
-"""Training on vectors that share one large direction, as a generative backbone's do: which loss learns there, and which does not."""
+"""Training on vectors that share one large direction, as a generative backbone's do: which loss learns there."""
 
 from __future__ import annotations
 
