@@ -5,10 +5,11 @@ Dimension key, used as suffixes of tensor names throughout (``a_RD`` is a tensor
 ====  ==========================================  ====  =====================================
 B     batch                                       U     users
 L     sequence length                             I     items
-D     width of an input or an embedding           N     negatives per target
+D     width of an input or an embedding           N     negatives per target; layers of a model
 O     output width of a linear layer              H     attention heads
 E     experts                                     M     modalities
 R     LoRA rank (total over experts)              K     cut-off of a metric
+W     width of a modality embedding
 ====  ==========================================  ====  =====================================
 
 Ids are contiguous ``int32`` from 1; 0 is padding.  Tables are joined by ``item_id``, never by position.

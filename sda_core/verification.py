@@ -26,7 +26,7 @@ from ruamel.yaml.error import YAMLError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sda_core import evaluation, recommenders
+from sda_core import adapters, evaluation, recommenders
 from sda_core.artifacts import (
     EMBEDDINGS,
     INTERACTIONS,
@@ -288,17 +288,15 @@ class _Run:
             layer, _, kind = name.removeprefix("base_model.model.").rpartition(".")
             layers.setdefault(layer, {})[kind] = tuple(tensor.shape)
         _expect(bool(layers), folder, "holds no weights")
-        lora_rank = section.r if section.expert_rank == "split" else section.r * section.num_experts
-        gate = {"moda_embedding": (len(config["modalities"]), section.modality_dim)} | {
-            "moda_gate": (section.num_experts, section.modality_dim)
-        }
+        adapter = adapters.config_of(section, config["modalities"], config["target_modules"])
+        lora_rank = adapter.rank_per_expert * adapter.num_experts
         for layer, shapes in layers.items():
             _expect(re.fullmatch(config["target_modules"], layer) is not None, folder, f"{layer} is none of its targets")
             expected = {
                 "moda_A": (lora_rank, *shapes.get("moda_A", ())[1:]),
                 "moda_B": (*shapes.get("moda_B", ())[:1], lora_rank),
+                **adapter.gate_shapes,
             }
-            expected |= gate if section.gate == "modality" else {}
             _expect(shapes == expected, folder, f"{layer} has {shapes}, where {expected} is expected")
         steps = pl.read_csv(folder / "loss.tsv", separator="\t") if (folder / "loss.tsv").is_file() else pl.DataFrame()
         if len(steps):

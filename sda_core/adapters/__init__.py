@@ -44,6 +44,7 @@ __all__ = [
     "base_model",
     "build",
     "checkpoint_contexts",
+    "config_of",
     "gate_values",
     "load",
     "merge_modality",
@@ -98,7 +99,18 @@ def build(
             f"{target_modules!r} matches {len(hit)} modules, expected {num_expected} ({there})",
             "correct the pattern, or the expected number, for this model",
         )
-    config = MoDAConfig(
+    config = config_of(params, modalities, target_modules)
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU, whatever the model is on
+        torch.manual_seed(derive(seed, "adapter", "init"))
+        with without_rename_warning():
+            peft_model = get_peft_model(model, config)
+    assert isinstance(peft_model, PeftModel)
+    return peft_model
+
+
+def config_of(params: AdapterParams, modalities: Sequence[str], target_modules: str) -> MoDAConfig:
+    """What the adapter of a params section is; arguments as in :func:`build`."""
+    return MoDAConfig(
         r=params.r,
         lora_alpha=params.lora_alpha,
         use_rslora=params.use_rslora,
@@ -111,12 +123,6 @@ def build(
         modality_dim=params.modality_dim,
         target_modules=target_modules,
     )
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU, whatever the model is on
-        torch.manual_seed(derive(seed, "adapter", "init"))
-        with without_rename_warning():
-            peft_model = get_peft_model(model, config)
-    assert isinstance(peft_model, PeftModel)
-    return peft_model
 
 
 @contextmanager

@@ -24,10 +24,10 @@ def gate_map(variant: str, folder: Path) -> GateMap | None:
         folder: what ``adapters.save`` wrote.
 
     Returns:
-        None where the gate is not learned (one expert, ``onehot``, ``uniform``).
+        None where the gate has no parameters (one expert, ``onehot``, ``uniform``).
 
     Raises:
-        ArtifactError: a file is missing or damaged.
+        ArtifactError: a file is missing or damaged, or the gate is learned by another formula.
     """
     config, path = read_json(folder / "adapter_config.json", "adapter configuration"), folder / "adapter_model.safetensors"
     try:
@@ -39,6 +39,8 @@ def gate_map(variant: str, folder: Path) -> GateMap | None:
         layer, _, kind = name.rpartition(".")
         if kind != "moda_gate":
             continue
+        if config.get("gate") != "modality":
+            raise ArtifactError(str(path), f"its gate {config.get('gate')!r} has no formula in gate_map", "add one there")
         if f"{layer}.moda_embedding" not in weights:
             raise ArtifactError(str(path), f"{layer} has a gate and no modality embeddings", _ADVICE)
         logits_ME = np.einsum("md,ed->me", weights[f"{layer}.moda_embedding"], weights[name]).astype(np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import peft
 import pytest
@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sda_core.adapters import MoDALayer, checkpoint_contexts, modality
+from sda_core.adapters import MoDAConfig, MoDALayer, card, checkpoint_contexts, modality
+from sda_core.adapters.moda import layer as layer_module
+from sda_core.adapters.moda.config import GATES, GateKind
 from sda_core.adapters.moda.gates import SharedFactors
 from sda_core.adapters.moda.modality import current_block
+from sda_core.errors import ConfigError
+from sda_core.params import AdapterParams
 from tests.tolerances import assert_equal_up_to_rounding, assert_gradients_equal_up_to_rounding
 
 Make = Callable[..., peft.PeftModel]
@@ -29,14 +33,14 @@ def batch(seed: int = 5) -> Tensor:
 def shares(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often a layer took a shared factor, and how often it had to compute its own; ``off`` switches sharing off."""
     counts = {"shared": 0, "own": 0, "off": 0}
-    take = SharedFactors.take
+    pop_or_compute = SharedFactors.pop_or_compute
 
     def counting(self: SharedFactors, layer: MoDALayer, name: str) -> Tensor | None:
-        found = None if counts["off"] else take(self, layer, name)
+        found = None if counts["off"] else pop_or_compute(self, layer, name)
         counts["own" if found is None else "shared"] += 1
         return found
 
-    monkeypatch.setattr(SharedFactors, "take", counting)
+    monkeypatch.setattr(SharedFactors, "pop_or_compute", counting)
     return counts
 
 
@@ -265,7 +269,7 @@ def test_the_gate_stays_in_float32(make_stack: Make, shares: dict[str, int], dty
     with modality(model, "text"), torch.autocast("cpu", dtype=torch.bfloat16):
         block = current_block(layer.moda_owner)
         assert block is not None
-        factor = block.factors.take(layer, "default")
+        factor = block.factors.pop_or_compute(layer, "default")
         y = model(batch().to(dtype))
     assert factor is not None
     assert factor.dtype == torch.float32
@@ -300,3 +304,37 @@ def test_parameters_in_pieces_are_not_shared(make_stack: Make, shares: dict[str,
         model(batch()).sum().backward()
     assert shares["shared"] == 0
     assert weight.grad is not None
+
+
+def test_every_kind_is_a_value_of_params_and_has_a_sentence_in_the_card() -> None:
+    assert set(get_args(AdapterParams.model_fields["gate"].annotation)) == set(GATES) == set(card._GATES)
+
+
+@pytest.mark.parametrize("is_learned", [True, False])
+@pytest.mark.parametrize("depends_on_modality", [True, False])
+def test_a_kind_without_a_formula_is_rejected(
+    make_stack: Make, monkeypatch: pytest.MonkeyPatch, is_learned: bool, depends_on_modality: bool
+) -> None:
+    monkeypatch.setitem(GATES, "new", GateKind(is_learned, depends_on_modality))
+    model = make_stack(gate="new")
+    function = "learned_gate" if is_learned else "fixed_gate"
+    with modality(model, "text"), pytest.raises(ConfigError, match=rf"gate: 'new' has no formula in {function}; add one"):
+        model(batch())
+
+
+def test_a_fixed_gate_that_ignores_the_modality_counts_in_passes_and_merges(
+    make_stack: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GATES, "first", GateKind(is_learned=False, depends_on_modality=False))
+    model = make_stack(gate="first").eval()
+
+    def first(config: MoDAConfig, like: Tensor) -> Tensor:
+        return torch.eye(1, config.num_experts, dtype=like.dtype).expand(len(config.modalities), -1)
+
+    monkeypatch.setattr(layer_module, "fixed_gate", first)
+    y = model(batch())
+    model.merge_adapter()
+    torch.testing.assert_close(model(batch()), y, rtol=1e-10, atol=1e-12)
+    model.unmerge_adapter()
+    monkeypatch.setattr(layer_module, "fixed_gate", lambda config, like: first(config, like).flip(-1))
+    assert not torch.allclose(model(batch()), y)

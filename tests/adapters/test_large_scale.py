@@ -96,7 +96,7 @@ def test_a_sharded_model_computes_no_gates_ahead(make_stack: Make, gradients: Gr
         (image * text).sum().backward()
         found.append(gradients(one))
         assert block is not None
-        assert (block.factors.take(one.base_model.model.blocks[0].up, "default") is None) == (one is model)
+        assert (block.factors.pop_or_compute(one.base_model.model.blocks[0].up, "default") is None) == (one is model)
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[1].items():
         assert isinstance(gradient, DTensor)

@@ -127,7 +127,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
             write_text(workspace.recommender(variant, recommender) / "history.tsv", history)
     write_text(workspace.adapter("sda") / "loss.tsv", LOSS_CURVE)
     write_json(workspace.adapter("sda") / "check.json", CHECK)
-    write_json(workspace.adapter("sda") / "adapter_config.json", {"modalities": ["image", "text"]})
+    write_json(workspace.adapter("sda") / "adapter_config.json", {"modalities": ["image", "text"], "gate": "modality"})
     gate = {f"base_model.model.layers.0.q_proj.moda_{name}": random.normal(size=(2, 3)) for name in ("gate", "embedding")}
     save_file(gate, workspace.adapter("sda") / "adapter_model.safetensors")
     write_text(workspace.root / "experiments" / "sweep" / "table.tsv", "temperature\tndcg@10\n0.05\t<b>0.1</b>\n")

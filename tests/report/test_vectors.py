@@ -76,7 +76,7 @@ def test_samples_are_spread_and_bounded() -> None:
 
 
 def adapter(folder: Path, tensors: dict[str, np.ndarray]) -> Path:
-    write_json(folder / "adapter_config.json", {"modalities": ["image", "text"]})
+    write_json(folder / "adapter_config.json", {"modalities": ["image", "text"], "gate": "modality"})
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 

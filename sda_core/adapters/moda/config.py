@@ -7,7 +7,7 @@ import enum
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft.config import PeftConfig
 
@@ -24,9 +24,23 @@ class MoDAPeftType(str, enum.Enum):  # noqa: UP042 (as PEFT's own: its text is M
 
 
 PEFT_TYPE = MoDAPeftType.MODA
-_GATES = ("modality", "onehot", "uniform")
 _EXPERT_RANKS = ("split", "full")
 _VARIANTS = ("paper", "reference")
+
+
+class GateKind(NamedTuple):
+    """What the rest of the code has to know about a kind of gate."""
+
+    is_learned: bool
+    depends_on_modality: bool
+
+
+GATES = {
+    "modality": GateKind(is_learned=True, depends_on_modality=True),
+    "onehot": GateKind(is_learned=False, depends_on_modality=True),
+    "uniform": GateKind(is_learned=False, depends_on_modality=False),
+}
+"""By name; their formulas are in ``gates.py``."""
 
 
 def _default_modalities() -> list[str]:
@@ -92,8 +106,8 @@ class MoDAConfig(PeftConfig):
             raise ConfigError("MoDAConfig.lora_alpha", f"should be positive (got {self.lora_alpha})")
         if not 0.0 <= self.lora_dropout < 1.0:
             raise ConfigError("MoDAConfig.lora_dropout", f"should be at least 0 and below 1 (got {self.lora_dropout})")
-        if self.gate not in _GATES:
-            raise ConfigError("MoDAConfig.gate", f"should be one of {', '.join(_GATES)} (got {self.gate!r})")
+        if self.gate not in GATES:
+            raise ConfigError("MoDAConfig.gate", f"should be one of {', '.join(GATES)} (got {self.gate!r})")
         if self.expert_rank not in _EXPERT_RANKS:
             raise ConfigError("MoDAConfig.expert_rank", f"should be one of {', '.join(_EXPERT_RANKS)} (got {self.expert_rank!r})")
         if self.variant not in _VARIANTS:
@@ -151,7 +165,14 @@ class MoDAConfig(PeftConfig):
     @property
     def depends_on_modality(self) -> bool:
         """Whether the output differs between modalities; one expert, or a uniform gate, treats all alike."""
-        return self.gate != "uniform" and self.num_experts > 1
+        return self.num_experts > 1 and GATES[self.gate].depends_on_modality
+
+    @property
+    def gate_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes of the gate's parameters in a layer, by name; empty where the gate is not learned, or has one expert."""
+        if self.num_experts == 1 or not GATES[self.gate].is_learned:
+            return {}
+        return {"moda_embedding": (len(self.modalities), self.modality_dim), "moda_gate": (self.num_experts, self.modality_dim)}
 
     @property
     def is_prompt_learning(self) -> bool:

@@ -16,17 +16,27 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from sda_core.adapters.moda.config import MoDAConfig
+from sda_core.errors import ConfigError
 
 
-def learned_gate(embedding_MK: Tensor, weight_EK: Tensor) -> Tensor:
-    """``softmax(W_g Emb_m)`` for every modality: ``(..., M, E)`` of ``(..., M, K)`` and ``(..., E, K)``, in float32 at least.
+def learned_gate(config: MoDAConfig, embedding_MW: Tensor, weight_EW: Tensor) -> Tensor:
+    """The gates that are learned: ``(..., M, E)`` of ``(..., M, W)`` and ``(..., E, W)``, in float32 at least.
+
+    ``modality`` is ``softmax(W_g Emb_m)``.
 
     It is a handful of numbers, and each scales a whole expert, so it is never worth half precision: neither that of an
     adapter in bfloat16 nor that of ``torch.autocast``.
+
+    Raises:
+        ConfigError: the kind of gate has no formula here.
     """
-    dtype = torch.promote_types(embedding_MK.dtype, torch.float32)
-    with _without_autocast(embedding_MK.device.type):
-        return torch.softmax(embedding_MK.to(dtype) @ weight_EK.to(dtype).mT, dim=-1)
+    dtype = torch.promote_types(embedding_MW.dtype, torch.float32)
+    with _without_autocast(embedding_MW.device.type):
+        match config.gate:
+            case "modality":
+                return torch.softmax(embedding_MW.to(dtype) @ weight_EW.to(dtype).mT, dim=-1)
+            case _:
+                raise _no_formula(config, "learned_gate")
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
@@ -34,15 +44,37 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False) if mixed else nullcontext()
 
 
-def fixed_gate(kind: str, num_modalities: int, num_experts: int, like: Tensor) -> Tensor:
+def equal_share(config: MoDAConfig) -> float | None:
+    """The gate's number where it is the same for all experts and modalities, or None; a pass then needs no tensor of gates.
+
+    ``uniform`` is ``1 / E``.  With one expert every kind is 1.
+    """
+    return 1.0 / config.num_experts if config.gate == "uniform" or config.num_experts == 1 else None
+
+
+def fixed_gate(config: MoDAConfig, like: Tensor) -> Tensor:
     """The gates that are not learned: ``(M, E)``, in the type and on the device of ``like``.
 
-    ``uniform`` gives every expert ``1 / E``; ``onehot`` gives the experts of a modality 1 and the others 0.
+    :func:`equal_share` where there is one; ``onehot`` gives the experts of a modality 1 and the others 0.
+
+    Raises:
+        ConfigError: the kind of gate has no formula here.
     """
-    if kind == "uniform":
-        return like.new_full((num_modalities, num_experts), 1.0 / num_experts)
-    owned = num_experts // num_modalities
-    return torch.eye(num_modalities, dtype=like.dtype, device=like.device).repeat_interleave(owned, dim=1)
+    M, E = len(config.modalities), config.num_experts
+    share = equal_share(config)
+    if share is not None:
+        return like.new_full((M, E), share)
+    match config.gate:
+        case "onehot":
+            return torch.eye(M, dtype=like.dtype, device=like.device).repeat_interleave(E // M, dim=1)
+        case _:
+            raise _no_formula(config, "fixed_gate")
+
+
+def _no_formula(config: MoDAConfig, function: str) -> ConfigError:
+    return ConfigError(
+        "MoDAConfig.gate", f"{config.gate!r} has no formula in {function}", "add one to sda_core/adapters/moda/gates.py"
+    )
 
 
 def factors(gates: Tensor, config: MoDAConfig) -> Tensor:
@@ -100,8 +132,11 @@ class SharedFactors:
         self._modality_name = modality_name
         self._waiting: dict[tuple[str, bool, bool], dict[GatedLayer, tuple[GateParameters, Tensor]]] = {}
 
-    def take(self, layer: GatedLayer, name: str) -> Tensor | None:
-        """The factors ``(R,)`` of a layer's adapter; None where the layer has to compute its own."""
+    def pop_or_compute(self, layer: GatedLayer, name: str) -> Tensor | None:
+        """The factors ``(R,)`` of a layer's adapter, once a pass; those of all layers are computed where they are not there.
+
+        None where the layer has to compute its own.
+        """
         parameters = layer.gate_parameters(name) if layer in self._layers else None
         if parameters is None:
             return None
@@ -120,11 +155,11 @@ class SharedFactors:
             if parameters is None or self._modality_name not in layer.moda_config[name].modalities:
                 continue
             config, (embedding, gate) = layer.moda_config[name], parameters[:2]
-            kind = config.modalities.index(self._modality_name), config.scale, config.rank_per_expert
+            kind = config.gate, config.modalities.index(self._modality_name), config.scale, config.rank_per_expert
             tensors = embedding.shape, embedding.dtype, gate.shape, gate.dtype, gate.device
             alike.setdefault((*kind, *tensors), []).append((layer, parameters))
         found = {}
-        for (position, *_), members in alike.items():
+        for (_, position, *_), members in alike.items():
             config = members[0][0].moda_config[name]
             embeddings, gates = zip(*(parameters[:2] for _, parameters in members), strict=True)
             computed = _FactorsOfLayers.apply(position, config, *embeddings, *gates)
@@ -134,7 +169,7 @@ class SharedFactors:
 
 
 class _FactorsOfLayers(torch.autograd.Function):
-    """Factors of one modality for ``L`` layers: ``L`` vectors ``(R,)`` of ``L`` embeddings ``(M, K)`` and ``L`` gates ``(E, K)``.
+    """Factors of one modality for ``N`` layers: ``N`` vectors ``(R,)`` of ``N`` embeddings ``(M, W)`` and ``N`` gates ``(E, W)``.
 
     Backward may run any number of times, each for some of the layers: parts of a model have losses of their own, and passes of
     one block may share them.  A function of autograd's own would free what it saved after the first; and under checkpointing
@@ -157,15 +192,15 @@ class _FactorsOfLayers(torch.autograd.Function):
         used = [number for number, grad in enumerate(grad_outputs) if grad is not None]
         grads: list[Tensor | None] = [None] * (2 * num_layers)
         if used:
-            grad_LR = torch.stack([grad for grad in grad_outputs if grad is not None])
-            with torch.enable_grad(), _without_autocast(grad_LR.device.type):
+            grad_NR = torch.stack([grad for grad in grad_outputs if grad is not None])
+            with torch.enable_grad(), _without_autocast(grad_NR.device.type):
                 if second:
                     stacks = _stacks(ctx.parameters, used)
                 else:
                     stacks = [whole.detach() if len(used) == num_layers else whole[used] for whole in ctx.stacks]
                 stacks = [stack.requires_grad_() for stack in stacks]
-                factors_LR = _stacked_factors(stacks, ctx.position, ctx.config)
-                by_stack = torch.autograd.grad(factors_LR, stacks, grad_LR, create_graph=second)
+                factors_NR = _stacked_factors(stacks, ctx.position, ctx.config)
+                by_stack = torch.autograd.grad(factors_NR, stacks, grad_NR, create_graph=second)
             for offset, whole in zip((0, num_layers), by_stack, strict=True):
                 for number, grad in zip(used, whole.unbind(), strict=True):
                     grads[offset + number] = grad
@@ -173,11 +208,11 @@ class _FactorsOfLayers(torch.autograd.Function):
 
 
 def _stacks(parameters: tuple[Tensor, ...], numbers: Iterable[int]) -> list[Tensor]:
-    """Embeddings ``(L, M, K)`` and gates ``(L, E, K)`` of some layers."""
+    """Embeddings ``(N, M, W)`` and gates ``(N, E, W)`` of some layers."""
     half = len(parameters) // 2
     return [torch.stack([parameters[offset + number] for number in numbers]) for offset in (0, half)]
 
 
 def _stacked_factors(stacks: Sequence[Tensor], position: int, config: MoDAConfig) -> Tensor:
-    embedding_LMK, weight_LEK = stacks
-    return factors(learned_gate(embedding_LMK, weight_LEK)[:, position], config)
+    embedding_NMW, weight_NEW = stacks
+    return factors(learned_gate(config, embedding_NMW, weight_NEW)[:, position], config)

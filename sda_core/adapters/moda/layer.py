@@ -1,5 +1,9 @@
 """The MoDA layer: a frozen linear map plus low-rank experts, mixed by a gate that sees the modality alone.
 
+The layer's class stands in three files: :class:`MoDALayer` (here: parameters, gates) is a :class:`MergingLayer`
+(``base_weight.py``: merging), which is a :class:`GatedLayer` (``gates.py``: what the gates of all layers need of one).
+:class:`MoDALinear` (here) adds the pass.
+
 This file is the whole of a pass, in the order in which it happens:
 
 1. ``with modality(model, "image")`` opens a block (``modality.py``: a name or ids, checked, for the layers of that model);
@@ -7,7 +11,7 @@ This file is the whole of a pass, in the order in which it happens:
 3. :meth:`MoDALinear._low_rank` is one adapter: down to the ranks, times the factors, and up again;
 4. :meth:`MoDALinear._factors_of_pass` gives the factors, one number per rank, for the modality of the open block.
 
-Beside it: ``gates.py``, how a gate's numbers are computed, for all layers at once; ``base_weight.py``, merging.
+``gates.py`` computes a gate's numbers, for all layers at once.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 
 from sda_core.adapters.moda.base_weight import MergingLayer
 from sda_core.adapters.moda.config import MoDAConfig
-from sda_core.adapters.moda.gates import factors, fixed_gate, learned_gate
+from sda_core.adapters.moda.gates import equal_share, factors, fixed_gate, learned_gate
 from sda_core.adapters.moda.modality import Block, Owner, current_block, recomputing, same_modality
 from sda_core.errors import TrainingError
 
@@ -42,7 +46,7 @@ class MoDALayer(MergingLayer):
     The base layer is only ever called, so it may be one of bitsandbytes' linear layers.
 
     Parameters by adapter name: ``moda_A (R, D)`` drawn from normal(0, 0.01), ``moda_B (O, R)`` zero, and, where the
-    gate is learned, ``moda_embedding (M, K)`` from normal(0, 1) and ``moda_gate (E, K)`` uniform in ``+-K^-0.5``.
+    gate is learned, ``moda_embedding (M, W)`` from normal(0, 1) and ``moda_gate (E, W)`` uniform in ``+-W^-0.5``.
     """
 
     adapter_layer_names = ("moda_A", "moda_B", "moda_embedding", "moda_gate")
@@ -79,10 +83,10 @@ class MoDALayer(MergingLayer):
                 del parameters[adapter_name]
         self.moda_A[adapter_name] = nn.Parameter(torch.empty(R, self.in_features).normal_(std=_INIT_STD))
         self.moda_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, R))
-        if config.gate == "modality" and config.num_experts > 1:
-            K = config.modality_dim
-            self.moda_embedding[adapter_name] = nn.Parameter(torch.empty(len(config.modalities), K).normal_())
-            self.moda_gate[adapter_name] = nn.Parameter(torch.empty(config.num_experts, K).uniform_(-(K**-0.5), K**-0.5))
+        if shapes := config.gate_shapes:
+            bound = config.modality_dim**-0.5
+            self.moda_embedding[adapter_name] = nn.Parameter(torch.empty(shapes["moda_embedding"]).normal_())
+            self.moda_gate[adapter_name] = nn.Parameter(torch.empty(shapes["moda_gate"]).uniform_(-bound, bound))
         self.moda_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -100,9 +104,8 @@ class MoDALayer(MergingLayer):
         """How much each expert counts for each modality: ``(M, E)``."""
         config = self.moda_config[adapter_name]
         if adapter_name in self.moda_gate:
-            return learned_gate(self.moda_embedding[adapter_name], self.moda_gate[adapter_name])
-        kind = config.gate if config.depends_on_modality else "uniform"
-        return fixed_gate(kind, len(config.modalities), config.num_experts, self.moda_A[adapter_name])
+            return learned_gate(config, self.moda_embedding[adapter_name], self.moda_gate[adapter_name])
+        return fixed_gate(config, self.moda_A[adapter_name])
 
     def get_delta_weight(self, adapter_name: str, modality_name: str | None = None) -> Tensor:
         """The adapter as one matrix: ``(O, D)``, in the adapter's own type, or float32 where that is narrower.
@@ -164,11 +167,13 @@ class MoDALinear(nn.Module, MoDALayer):
         """What one adapter adds: ``(B, ..., O)``."""
         config, b_OR = self.moda_config[name], self.moda_B[name]
         hidden = self._hidden(name, x)
-        hidden = (
-            self._gated(name, hidden)  # pyright: ignore[reportCallIssue] (torch.compiler.disable loses the signature)
-            if config.depends_on_modality
-            else hidden * (config.scale / config.num_experts)
-        )
+        share = equal_share(config)
+        if share is not None:
+            hidden = hidden * (config.scale * share)
+        elif config.depends_on_modality:
+            hidden = self._gated(name, hidden)  # pyright: ignore[reportCallIssue] (torch.compiler.disable loses the signature)
+        else:
+            hidden = hidden * factors(self.gates(name), config)[0]
         return F.linear(hidden.to(b_OR.dtype), b_OR)  # an adapter in half precision still has its gate in float32
 
     def _hidden(self, name: str, x: Tensor) -> Tensor:
@@ -202,7 +207,7 @@ class MoDALinear(nn.Module, MoDALayer):
 
     def _factors_of_pass(self, name: str, block: Block, shape: torch.Size) -> Tensor:
         """One number per rank: ``(R,)``; ``(B, 1, ..., R)`` or ``(B, L, 1, ..., R)`` with ids per row or per token."""
-        shared_R = block.factors.take(self, name)
+        shared_R = block.factors.pop_or_compute(self, name)
         if shared_R is not None:
             return shared_R
         factors_MR = factors(self.gates(name), self.moda_config[name])

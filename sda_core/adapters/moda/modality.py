@@ -276,9 +276,10 @@ class _SameModality(torch.autograd.Function):
 
 
 def same_modality(tensor: Tensor, value: Modality) -> Tensor:
-    """The tensor itself, which makes sure that its backward belongs to the modality of its forward.
+    """The tensor itself; its backward raises where a checkpoint was recomputed with another modality.
 
-    Outside of checkpoints, which hook into what autograd saves, nothing is recomputed, and a call of a function is dear.
+    This only checks; it changes no value and no gradient.  It skips the check outside of checkpoints, which hook into what
+    autograd saves: nothing is recomputed there, and a call of a function is dear.
     """
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # pyright: ignore[reportAttributeAccessIssue]
         return tensor
