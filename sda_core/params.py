@@ -376,11 +376,15 @@ class AdapterParams(Section):
         return self
 
 
+Teacher = Literal["mean", "image", "text", "agreement"]
+"""Whose structure CMSA takes as its target: see ``sda_core.losses.cmsa``."""
+
+
 class LossParams(Section):
     """CMSA; ``teacher: none`` is InfoNCE, ``variant: reference`` is the paper's public code."""
 
     variant: Literal["paper", "reference"]
-    teacher: Literal["mean", "image", "text", "agreement", "none"]
+    teacher: Literal[Teacher, "none"]
     temperature: Positive
     teacher_temperature: Positive | None  # None: the same as temperature
     teacher_targets: Annotated[float, Field(gt=1)] | None  # takes the temperature that gives so many: sda_core.losses.geometry

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -170,25 +169,19 @@ class AlignmentLoss(nn.Module):
                 self._raw.clamp_(min=min(_MIN_LOG_TEMPERATURE, math.log(params.temperature)))
         if params.variant == "reference":
             return cmsa_reference(*pair, self.temperature)
-        match params.teacher:
-            case "none":
-                return infonce(
-                    *pair, self.temperature, params.normalize, groups_B=groups_B, false_negatives=params.false_negatives
-                )
-            case "mean" | "image" | "text" | "agreement":
-                return cmsa(
-                    *pair,
-                    self.temperature,
-                    teacher=params.teacher,
-                    teacher_temperature=params.teacher_temperature if params.teacher_targets is None else self.found_temperature,
-                    detach_teacher=params.detach_teacher,
-                    normalize=params.normalize,
-                    groups_B=groups_B,
-                    false_negatives=params.false_negatives,
-                    taught_by=taught_by,
-                )
-            case _:
-                assert_never(params.teacher)
+        if params.teacher == "none":
+            return infonce(*pair, self.temperature, params.normalize, groups_B=groups_B, false_negatives=params.false_negatives)
+        return cmsa(
+            *pair,
+            self.temperature,
+            teacher=params.teacher,
+            teacher_temperature=params.teacher_temperature if params.teacher_targets is None else self.found_temperature,
+            detach_teacher=params.detach_teacher,
+            normalize=params.normalize,
+            groups_B=groups_B,
+            false_negatives=params.false_negatives,
+            taught_by=taught_by,
+        )
 
     def _check_base(self, base: Pair | None) -> None:
         if self.needs_base and base is None:

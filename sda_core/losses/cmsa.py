@@ -14,11 +14,13 @@ from torch import Tensor
 from sda_core.errors import TrainingError
 from sda_core.losses.infonce import prepare
 from sda_core.losses.twins import NO_TWINS, FalseNegatives, Twins, find_twins
+from sda_core.params import Teacher
 
-Teacher = Literal["mean", "image", "text", "agreement"]
 TeacherScope = Literal["all", "pair"]
 
 REFERENCE_DIM = 768
+_OF_ALL = ("mean", "agreement")
+"""Teachers that look at the structures of all modalities; any other is the name of one."""
 
 
 def cmsa(
@@ -127,8 +129,8 @@ def cmsa_many(
     prepared = prepare(vectors, normalize)
     teaching = prepared if taught_by is None else prepare(taught_by, normalize)
     assert teaching.keys() == prepared.keys(), f"taught by {', '.join(prepared)} (got {', '.join(teaching)})"
-    if teacher not in {"mean", "agreement", *prepared}:
-        raise TrainingError("loss", f"teacher should be one of mean, agreement, {', '.join(prepared)} (got {teacher!r})")
+    if teacher not in (*_OF_ALL, *prepared):
+        raise _unknown(teacher, [*_OF_ALL, *prepared])
     twins = find_twins(groups_B, false_negatives, next(iter(prepared.values())))
     # a learned temperature sharpens the teacher, but learns nothing from it
     sharpness = temperature if teacher_temperature is None else teacher_temperature
@@ -168,14 +170,25 @@ def log_teacher(
 
     Returns:
         ``(B, B)`` log-probabilities, row by row.
+
+    Raises:
+        TrainingError: no such teacher.
     """
-    if teacher == "none":
-        structure_BB = torch.full_like(next(iter(structures.values())), -torch.inf).fill_diagonal_(0)
-    elif teacher in structures:
+    if teacher in structures:
         structure_BB = structures[teacher]
     else:
-        structure_BB = reduce(torch.add, structures.values()) / len(structures)
+        match teacher:
+            case "none":
+                structure_BB = torch.full_like(next(iter(structures.values())), -torch.inf).fill_diagonal_(0)
+            case "mean" | "agreement":
+                structure_BB = reduce(torch.add, structures.values()) / len(structures)
+            case _:
+                raise _unknown(teacher, [*_OF_ALL, "none", *structures])
     return twins.log_target(structure_BB / teacher_temperature)
+
+
+def _unknown(teacher: str, known: Sequence[str]) -> TrainingError:
+    return TrainingError("loss", f"teacher should be one of {', '.join(known)} (got {teacher!r})")
 
 
 def agreement(structures: Sequence[Tensor], temperature: float | Tensor, twins: Twins = NO_TWINS) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sda_core.errors import TrainingError
 from sda_core.losses import cmsa, cmsa_many, cmsa_reference, infonce
-from sda_core.losses.cmsa import agreement, pool_width
+from sda_core.losses.cmsa import agreement, log_teacher, pool_width
+from sda_core.params import Teacher
 
 Array = NDArray[np.float64]
-TEACHERS = ["mean", "image", "text", "agreement"]
+TEACHERS = get_args(Teacher)
 
 
 def softmax(logits: Array) -> Array:
@@ -234,3 +236,9 @@ def test_other_widths(width: int, pooled: int) -> None:
     if width % pooled == 0:
         torch.testing.assert_close(pool_width(x), x.reshape(3, pooled, -1).mean(-1))
     torch.testing.assert_close(pool_width(torch.ones(1, width)), torch.ones(1, pooled))
+
+
+def test_an_unknown_teacher_is_rejected() -> None:
+    structures = {"image": torch.eye(3), "text": torch.eye(3)}
+    with pytest.raises(TrainingError, match=r"teacher should be one of mean, agreement, none, image, text \(got 'median'\)"):
+        log_teacher(structures, "median", 0.1)

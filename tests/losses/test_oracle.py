@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,10 +20,11 @@ from torch import Tensor
 
 from sda_core.errors import TrainingError
 from sda_core.losses import cmsa, cmsa_many, infonce, infonce_many
+from sda_core.params import Teacher
 
 Array = NDArray[np.float64]
 POLICIES = ["keep", "mask", "share"]
-TEACHERS = ["mean", "image", "text", "agreement"]
+TEACHERS = get_args(Teacher)
 GROUPS = [5, 2, 5, 7, 2, 5, 1]  # three of one content, two of another, two alone
 NAMES = ["image", "text", "sound"]
 
