@@ -260,7 +260,7 @@ IMAGES = Table(
     {
         "item_id": pl.Int32,
         "raw_item_id": pl.String,
-        "status": pl.String,  # ok, missing_url, missing_file, http_404, http_error, corrupt, unsupported, too_large, timeout
+        "status": pl.String,  # one of image_store.STATUSES
         "image": pl.Binary,  # encoded RGB image; null unless ok
         "width": pl.Int32,
         "height": pl.Int32,

@@ -24,7 +24,36 @@ import pyarrow.parquet as pq
 from sda_core.artifacts import IMAGES, replace_file
 from sda_core.errors import ArtifactError
 
-STATUSES = ("ok", "missing_url", "missing_file", "http_404", "http_error", "corrupt", "unsupported", "too_large", "timeout")
+
+@dataclass(frozen=True)
+class Status:
+    """What became of an item's image.
+
+    Attributes:
+        label: how the report calls it.
+        hope: where several references of an item failed, the status with the highest number is the item's.
+        is_tried_again: whether the next run of the image stage tries it again.
+    """
+
+    label: str
+    hope: int
+    is_tried_again: bool = False
+
+
+IMAGE_STATUSES = {
+    "ok": Status("Picture in place", hope=9),
+    "missing_url": Status("Metadata names no picture", hope=1),
+    "missing_file": Status("File is not there", hope=2),
+    "http_404": Status("Gone from the server", hope=3),
+    "http_error": Status("Server gave an error", hope=7, is_tried_again=True),
+    "corrupt": Status("Not a readable picture", hope=4),
+    "unsupported": Status("Format that is not read", hope=5),  # tried again where this Pillow decodes the format
+    "too_large": Status("Over the size limits", hope=6),
+    "timeout": Status("No answer in time", hope=8, is_tried_again=True),
+}
+"""By name, in the order of ``coverage.json`` and of the report."""
+
+STATUSES = tuple(IMAGE_STATUSES)
 
 FORMAT_PREFIX = "num_unsupported_"
 """Of the counts by format in ``coverage.json``."""

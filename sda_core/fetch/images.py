@@ -6,14 +6,13 @@
   archive's entry that is named after the item; the item's addresses.  With a local folder nothing is fetched over the
   network.
 * References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
-* When several references fail, the item gets the status that leaves most hope: ``timeout``, ``http_error``,
-  ``too_large``, ``unsupported``, ``corrupt``, ``http_404``, ``missing_file``, ``missing_url``.
+* When several references fail, the item gets the status that leaves most hope (``image_store.IMAGE_STATUSES``).
 * ``429`` and ``503`` make the whole host wait, not one image; a host that fails fifty times in a row is left alone for
   the rest of the run, and its images keep that status.
 * Every row carries a key of what its image was made from (id, references, contents of local files, bounds).  A later
   run keeps each row whose key it needs again, wherever it stands, so that another filter does not fetch anew what is
-  there; rows with ``timeout`` or ``http_error`` are tried again, as are unsupported ones whose
-  format is decoded now.
+  there; rows of a status that is tried again (``IMAGE_STATUSES``) are fetched again, as are unsupported ones whose format
+  is decoded now.
 """
 
 from __future__ import annotations
@@ -54,6 +53,7 @@ from sda_core.fetch.image_sources import Address, Finder, Item, LocalFile, Nothi
 from sda_core.fetch.local_files import linked_folders
 from sda_core.fetch.manifest import manifest_file, read_manifest
 from sda_core.image_store import (
+    IMAGE_STATUSES,
     STATUSES,
     ImageRow,
     ShardIndex,
@@ -69,8 +69,7 @@ from sda_core.params import FetchImagesParams
 
 _log = logging.getLogger(__name__)
 
-_HOPE = ("timeout", "http_error", "too_large", "unsupported", "corrupt", "http_404", "missing_file", "missing_url")
-_TRIED_AGAIN = frozenset({"timeout", "http_error"})
+_TRIED_AGAIN = frozenset(name for name, status in IMAGE_STATUSES.items() if status.is_tried_again)
 _ADVICE = {
     "HTML page": "the server answers with a page instead of an image",
     "archive entry": "pack the archive again with Deflate and without a password",
@@ -124,7 +123,7 @@ class _Fetcher:
             if image.status == "ok":
                 return image
             failed.append(image)
-        return min(failed, key=lambda image: _HOPE.index(image.status), default=PreparedImage("missing_url"))
+        return max(failed, key=lambda image: IMAGE_STATUSES[image.status].hope, default=PreparedImage("missing_url"))
 
     async def _one(self, source: Source) -> PreparedImage:
         match source:

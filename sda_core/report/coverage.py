@@ -12,7 +12,7 @@ import numpy as np
 from sda_core.artifacts import Workspace, read_json
 from sda_core.dropped_values import REASONS
 from sda_core.errors import ArtifactError
-from sda_core.image_store import FORMAT_PREFIX, STATUSES
+from sda_core.image_store import FORMAT_PREFIX, IMAGE_STATUSES
 from sda_core.params import FilterParams
 from sda_core.report.model import Count, DataCoverage, Share, Spread, ValueCounts
 
@@ -30,17 +30,6 @@ _TIES = {
     "test_targets": "Test targets that share their time",
 }
 _TEXTS = ("title", "brand", "price", "categories", "features", "description")
-_STATUS_LABELS = {
-    "ok": "Picture in place",
-    "missing_url": "Metadata names no picture",
-    "missing_file": "File is not there",
-    "http_404": "Gone from the server",
-    "http_error": "Server gave an error",
-    "corrupt": "Not a readable picture",
-    "unsupported": "Format that is not read",
-    "too_large": "Over the size limits",
-    "timeout": "No answer in time",
-}
 _UNUSED_FILES = {
     "num_folder_no_item": "Image in the folder that matches no kept item",
     "num_folder_no_image": "File in the folder that is no image by its name",
@@ -173,7 +162,7 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
     rows_read, num_interactions, num_items = (statistics.count(n) for n in ("rows_read", "num_interactions", "num_items"))
     drops = _drops(statistics, params)
     splits = tuple(Count(f"num_{n}", label, statistics.count(f"num_{n}")) for n, label in _SPLITS.items())
-    pictures = tuple(Count(n, _STATUS_LABELS[n], images.count(f"num_{n}")) for n in STATUSES)
+    pictures = tuple(Count(n, status.label, images.count(f"num_{n}")) for n, status in IMAGE_STATUSES.items())
     _add_up(statistics.path, "rows_read", rows_read, [num_interactions, *(drop.value for drop in drops)])
     _add_up(statistics.path, "num_interactions", num_interactions, [split.value for split in splits])
     names = [name for name in images.values if name.startswith(FORMAT_PREFIX)]

@@ -179,6 +179,15 @@ def _by_baseline(changes: Sequence[Change], baselines: Sequence[str]) -> tuple[C
     return tuple(found.get(baseline) for baseline in baselines)
 
 
+def headings(baselines: Sequence[str], cutoff: int, *, has_tail: bool) -> list[tuple[str, ...]]:
+    """The columns of the result table, each heading by its lines; the cells of a :class:`Row` are in this order."""
+    ndcg = f"NDCG@{cutoff}"
+    columns = [("Variant",), (f"Hit@{cutoff}",), (ndcg,), *(("NDCG", f"vs {baseline}") for baseline in baselines)]
+    if has_tail:
+        columns += [("Tail", ndcg), *(("Tail", f"vs {baseline}") for baseline in baselines)]
+    return columns
+
+
 def blocks(results: Sequence[Result], baselines: Sequence[str]) -> list[Block]:
     """The result table: a block a recommender, in the order of the results."""
     made: list[Block] = []
@@ -516,16 +525,17 @@ def render(data: ReportData) -> str:
     if first in baselines:  # the unadapted model is what the method is measured against: its column comes first
         baselines = [first, *(name for name in baselines if name != first)]
     found = findings(data.results, baselines)
+    has_tail = any(result.tail_ndcg is not None for result in data.results)
     return environment.get_template("template.html.j2").render(
         data=data,
         css=Markup(css),  # noqa: S704 (our own file)
         css_hash=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
-        baselines=baselines,
         blocks=blocks(data.results, baselines),
         findings=found,
         in_short=in_short(found),
         leaders=leaders(data.results),
-        has_tail=any(result.tail_ndcg is not None for result in data.results),
+        has_tail=has_tail,
+        headings=headings(baselines, data.cutoff, has_tail=has_tail),
         num_users=max((result.num_users for result in data.results), default=0),
         tail_num_users=max((result.tail_num_users for result in data.results), default=0),
         funnel=funnel(data.coverage),

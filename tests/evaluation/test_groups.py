@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import polars as pl
 import pytest
@@ -71,7 +73,7 @@ def test_pareto_by_hand(counts: list[int], share: float, tail: set[int]) -> None
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=25).filter(any),
-    st.sampled_from(["train_lt_k", "pareto", "paper"]),
+    st.sampled_from(get_args(TailParams.model_fields["definition"].annotation)),
     st.floats(0, 1),
     st.randoms(use_true_random=False),
 )

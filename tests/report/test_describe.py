@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from ruamel.yaml import YAML
 
-from sda_core.params import CLIP, Params, load_params, parse_params
+from sda_core.params import CLIP, Params, TailParams, load_params, parse_params
 from sda_core.report import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,8 @@ def test_every_data_set_and_backbone_can_be_described(preset: str, params: Param
     whole["backbone"] = yaml.load((folder / "backbone" / "qwen2_5_vl_7b.yaml").read_text(encoding="utf-8"))
     chosen = parse_params(whole, preset)
     texts = [describe.dataset(chosen.dataset), describe.backbone(chosen.backbone), describe.backbone(params.backbone)]
-    texts += [describe.tail(params.evaluate.tail.model_copy(update={"definition": d})) for d in ("train_lt_k", "pareto", "paper")]
+    definitions = get_args(TailParams.model_fields["definition"].annotation)
+    texts += [describe.tail(params.evaluate.tail.model_copy(update={"definition": name})) for name in definitions]
     imported = parse_params(
         whole
         | {"import_embeddings": whole["import_embeddings"] | {"variants": {"minilm": {"path": "x"}}}, "variants": ["minilm"]}
