@@ -143,8 +143,9 @@ def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
             ends = [(points[0][1], float(np.mean([y for _, y in points[-last:]]))) for points in (found, targets)]
             check = read_json(workspace.adapter(variant) / "check.json", "figures of the adapter's vectors")
             images, texts = ((check[f"before_cosine_{name}"], check[f"after_cosine_{name}"]) for name in ("images", "texts"))
-            shown = training.num_steps, training.batch_size
-            made.append(Learning(variant, *shown, *ends, images, texts, bool(check["collapsed"])))
+            collapsed = bool(check["collapsed"])
+            steps, batch = training.num_steps, training.batch_size
+            made.append(Learning(variant, steps, batch, ends[0], ends[1], images, texts, collapsed))
     return tuple(made)
 
 
