@@ -75,6 +75,11 @@ class FilteredData:
     users: pl.DataFrame
     statistics: Mapping[str, Scalar]
 
+    @property
+    def counts(self) -> dict[str, object]:
+        """The statistics that the last line of the stage shows."""
+        return {name: self.statistics[name] for name in ("rows_read", "num_users", "num_items", "num_interactions")}
+
 
 def filter_dataset(
     reviews: Path, metadata: Path, edition: int, params: FilterParams, *, block_bytes: int = BLOCK_BYTES

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import assert_never
 
 import numpy as np
+import polars as pl
 
+from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.errors import DataError
 from sda_core.params import ExportParams
 from sda_core.unit_rows import unit_rows
@@ -19,6 +21,11 @@ from sda_core.unit_rows import unit_rows
 _log = logging.getLogger(__name__)
 
 _CHUNK_ROWS = 4096
+
+
+def seen_items(workspace: Workspace) -> np.ndarray:
+    """Item ids of the training interactions, as often as they occur: what :func:`fuse` may fit on."""
+    return INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
 
 
 def fuse(

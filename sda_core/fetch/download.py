@@ -97,6 +97,11 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
         return _finish(files, raw)
 
 
+def counts_of(manifest: dict[str, Any]) -> dict[str, object]:
+    """Name and size of each raw file by its role, for the last line of the stage."""
+    return {entry["role"]: f"{entry['name']} {entry['bytes']} bytes" for entry in manifest["files"]}
+
+
 def verify(raw: Path, root: Path | None = None) -> list[Verdict]:
     """Compare a folder of raw files with its manifest, and see that every file unpacks; nothing is changed.
 
