@@ -1,4 +1,4 @@
-"""One vector an item from its two.
+"""One vector per item from its two.
 
 The principal components of ``late_concat_pca`` are computed exactly and in float64, from a covariance that is summed in
 chunks: a shop of 57,000 items and 7,168 columns is never held a third time.
@@ -36,7 +36,7 @@ def fuse(
     params: ExportParams,
     base: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """One vector an item from its two.
+    """One vector per item from its two.
 
     With ``params.normalize`` each half is brought to unit length first, and the result last.  A row without an image
     takes the mean image vector of the fitted items that have one (of all that have one, where none is fitted): the
