@@ -2,7 +2,7 @@
 
 Users have geometric numbers of interactions, items are popular by Zipf's law.  All three start from the same two arrays of
 codes and must keep the same rows.  pandas counts with groupby-transform and filters until nothing changes; plain Python does
-the same with two Counters.  Peak memory is that of the whole process, the two arrays (16 bytes a row) included.  On a busy
+the same with two Counters.  Peak memory is that of the whole process, the two arrays (16 bytes per row) included.  On a busy
 machine compare the CPU seconds.
 
     pip install -e .[bench]

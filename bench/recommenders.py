@@ -5,7 +5,7 @@ rounds counts.  Seconds are those of the processor, which other work on the mach
 
 All get the same users, items and split, the same widths, blocks, heads, dropout, batch, learning rate and history length, and
 the same family of loss.  An epoch is what the library calls one: RecBole makes a row of every prefix of a history and gives it
-one target, the others make one row a user with all its targets; equally many targets an epoch.  An evaluation scores all items
+one target, the others make one row per user with all its targets; equally many targets an epoch.  An evaluation scores all items
 for every user with a test target, as the library does it.  NDCG@10 is computed by one formula from what each side ranks first,
 items of the history left out, to show that all sides have learned; it is no contest after so few epochs.
 

@@ -30,10 +30,10 @@ import typer
 from experiments.compare_vectors import Representation, intervals, table
 from experiments.options import THREE_SEEDS, Baselines, MaxEpochs, Name, Recommender, Root, Seeds, Variants
 from experiments.study import CUTOFF, plot_intervals, write_results
-from experiments.workspaces import seen_items, train_on
+from experiments.workspaces import train_on
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.cli.scripts import Names
-from sda_core.embeddings.fusion import fuse
+from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.table import write_embeddings
 from sda_core.params import ExportParams, load_params
 from sda_core.seed import generator

@@ -17,9 +17,9 @@ import polars as pl
 from ruamel.yaml import YAML
 
 from experiments.study import keep_positions, logger, positions_path, retrieval_at_1
-from sda_core.artifacts import INTERACTIONS, Workspace
+from sda_core.artifacts import Workspace
 from sda_core.embeddings import controls
-from sda_core.embeddings.fusion import fuse
+from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.fetch.local_files import watched
 from sda_core.item_vectors import read_vectors
@@ -178,11 +178,6 @@ def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors,
     section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
     fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen_items(workspace), section)
     return replace(vectors, fused_IF=fused)
-
-
-def seen_items(workspace: Workspace) -> np.ndarray:
-    """Item ids of the training interactions."""
-    return INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
 
 
 def train_on(

@@ -1,6 +1,6 @@
 """Nano's architecture and first weights, and a batched forward pass for its training.
 
-The stock forward pass of transformers loops over images and windows, and runs the template's first words anew for every
+The stock forward pass of transformers loops over images and windows, and runs the template's first tokens again for every
 sequence.  In training all images of a batch have one size, and sequences are padded on the right; so here the
 vision tower runs as one batch, with a mask where attention has windows, and the template's beginning, which no later token
 can change (attention is causal), runs once a batch.  A test holds both passes to equal vectors.
@@ -17,53 +17,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids, get_vision_window_index
 
-from sda_core.backbones.qwen2_5_vl import IMAGE_TOKEN, SPECIAL_TOKENS
+from sda_core.backbones import qwen2_5_vl
+from sda_core.backbones.qwen2_5_vl import IMAGE_TOKEN
 
 PATCH, MERGE = 14, 2
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 def configuration(params: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """The transformers configuration for the section ``model`` of the settings."""
-    token: dict[str, Any] = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
-    head_dim = params["hidden_size"] // params["num_heads"]
-    temporal = head_dim // 8
-    height = (head_dim // 2 - temporal) // 2
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": params["hidden_size"],
-            "intermediate_size": params["intermediate_size"],
-            "num_hidden_layers": params["num_layers"],
-            "num_attention_heads": params["num_heads"],
-            "num_key_value_heads": params["num_key_value_heads"],
-            "max_position_embeddings": 2048,
-            "bos_token_id": token["<|endoftext|>"],
-            "eos_token_id": token["<|im_end|>"],
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [temporal, height, head_dim // 2 - temporal - height],
-            },
-        },  # type: ignore[arg-type]
-        vision_config={
-            "depth": params["vision_depth"],
-            "hidden_size": params["vision_hidden_size"],
-            "intermediate_size": params["vision_intermediate_size"],
-            "num_heads": params["vision_num_heads"],
-            "out_hidden_size": params["hidden_size"],
-            "window_size": params["vision_window_pixels"],
-            "fullatt_block_indexes": params["vision_full_attention_blocks"],
-        },  # type: ignore[arg-type]
-        image_token_id=token[IMAGE_TOKEN],
-        video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"],
-        vision_end_token_id=token["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
+    text = {
+        "hidden_size": params["hidden_size"],
+        "intermediate_size": params["intermediate_size"],
+        "num_hidden_layers": params["num_layers"],
+        "num_attention_heads": params["num_heads"],
+        "num_key_value_heads": params["num_key_value_heads"],
+        "max_position_embeddings": 2048,
+    }
+    vision = {
+        "depth": params["vision_depth"],
+        "hidden_size": params["vision_hidden_size"],
+        "intermediate_size": params["vision_intermediate_size"],
+        "num_heads": params["vision_num_heads"],
+        "window_size": params["vision_window_pixels"],
+        "fullatt_block_indexes": params["vision_full_attention_blocks"],
+    }
+    return qwen2_5_vl.configuration(tokenizer, text, vision, rope_theta=10_000.0)
 
 
 def principal_axes(vectors: np.ndarray, count: int) -> np.ndarray:
@@ -148,7 +129,7 @@ class ImageGrid:
 
 def patches(rgb_BCHW: Tensor) -> Tensor:
     """Images of 0 to 1 as the image processor cuts them: ``(B, N, 1176)``, in blocks of 2 x 2 patches."""
-    mean, deviation = torch.tensor(_MEAN).view(1, 3, 1, 1), torch.tensor(_DEVIATION).view(1, 3, 1, 1)
+    mean, deviation = torch.tensor(OPENAI_CLIP_MEAN).view(1, 3, 1, 1), torch.tensor(OPENAI_CLIP_STD).view(1, 3, 1, 1)
     pixels = (rgb_BCHW - mean) / deviation
     batch, channels, height, width = pixels.shape
     rows, columns = height // (PATCH * MERGE), width // (PATCH * MERGE)

@@ -278,7 +278,7 @@ def read(path: Path) -> list[Run]:
             continue
         except OSError as error:
             raise ArtifactError(
-                str(file), f"cannot be read ({error.strerror})", "delete it; the next runs make it anew"
+                str(file), f"cannot be read ({error.strerror})", "delete it; the next runs make it again"
             ) from None
         for number, line in enumerate(lines, 1):
             if not line.strip():

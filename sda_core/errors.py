@@ -8,7 +8,7 @@
     ├── DownloadError   a source cannot be reached, or what came back is not the data
     ├── DataError       the data was read, but cannot be used as asked
     ├── StorageError    a file cannot be written or read: disk full, read-only, no permission
-    └── TrainingError   a training run cannot go on (non-finite loss, nothing to adapt, ...)
+    └── TrainingError   a training run cannot continue (non-finite loss, nothing to adapt, ...)
 
 A message is one line: where, got, expected, what to do.  The stages print it and exit with 1; every other
 exception is a bug and keeps its traceback.
@@ -65,7 +65,7 @@ class DataError(SDAError):
 
 
 class TrainingError(SDAError):
-    """A training run cannot go on: non-finite loss, nothing to adapt, no user left to train on."""
+    """A training run cannot continue: non-finite loss, nothing to adapt, no user left to train on."""
 
 
 class StorageError(SDAError):

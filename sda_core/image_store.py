@@ -41,12 +41,12 @@ class Status:
 
 
 IMAGE_STATUSES = {
-    "ok": Status("Picture in place", hope=9),
-    "missing_url": Status("Metadata names no picture", hope=1),
+    "ok": Status("Image in place", hope=9),
+    "missing_url": Status("Metadata names no image", hope=1),
     "missing_file": Status("File is not there", hope=2),
     "http_404": Status("Gone from the server", hope=3),
     "http_error": Status("Server gave an error", hope=7, is_tried_again=True),
-    "corrupt": Status("Not a readable picture", hope=4),
+    "corrupt": Status("Not a readable image", hope=4),
     "unsupported": Status("Format that is not read", hope=5),  # tried again where this Pillow decodes the format
     "too_large": Status("Over the size limits", hope=6),
     "timeout": Status("No answer in time", hope=8, is_tried_again=True),

@@ -55,7 +55,7 @@ def _unit(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
     """
     rows = np.array(vectors, dtype=np.float32, order="C")
     if rows.ndim != 2 or not rows.shape[1]:
-        raise DataError(what, f"should be a matrix of one vector a row (got shape {rows.shape})")
+        raise DataError(what, f"should be a matrix of one vector per row (got shape {rows.shape})")
     if not np.isfinite(rows).all():
         raise DataError(what, "hold values that are not finite")
     lengths = row_lengths(rows)
@@ -155,7 +155,7 @@ def _recall(index: faiss.Index, vectors_ID: Vectors, params: IndexParams) -> tup
     begin = time.perf_counter()
     found = _without_self((_on_gpu(index) or index).search(queries, k + 1)[1], own, k)
     seconds = time.perf_counter() - begin
-    # The k-th true similarity is the bar; compressed indexes give approximate scores, so these are computed anew.
+    # The k-th true similarity is the bar; compressed indexes give approximate scores, so these are computed again.
     bar = np.einsum("qd,qd->q", queries, vectors_ID[truth[:, -1]]) - _SLACK
     similarity = np.einsum("qd,qkd->qk", queries, vectors_ID[found])
     right = (similarity >= bar[:, None]) & (found >= 0)
@@ -168,7 +168,7 @@ def build_index(
     """Build, measure and write an index.
 
     Args:
-        vectors_ID: one vector an item, any length; a copy scaled to unit length is indexed.
+        vectors_ID: one vector per item, any length; a copy scaled to unit length is indexed.
         item_ids: (I,) the item of each row; None where the rows are the whole catalogue, items 1..I in order.
         params: factory string, search settings, how recall is measured and its floor.
         folder: receives ``items.faiss``, ``ids.parquet`` and ``index.json``.
@@ -185,7 +185,7 @@ def build_index(
     vectors = _unit(vectors_ID, "item vectors")
     ids = np.arange(1, len(vectors) + 1, dtype=np.int32) if item_ids is None else np.asarray(item_ids, dtype=np.int32)
     if ids.shape != (len(vectors),) or len(np.unique(ids)) != len(ids) or not len(ids) or ids.min() < 1:
-        raise DataError("item ids", f"should be {len(vectors)} distinct numbers from 1, one a vector (got {len(ids)})")
+        raise DataError("item ids", f"should be {len(vectors)} distinct numbers from 1, one per vector (got {len(ids)})")
     index = _make(vectors, params)
     try:
         recall, queries_per_second = _recall(index, vectors, params)
@@ -226,7 +226,7 @@ def inner_product_search(
     """An index in memory for the largest inner products, with vectors of any length, zero too.
 
     Args:
-        vectors_IK: one vector a row, finite.
+        vectors_IK: one vector per row, finite.
         params: factory string and search settings.
 
     Returns:
@@ -258,7 +258,7 @@ class ItemIndex:
         """The ``k`` items nearest to each query.
 
         Args:
-            queries_QD: one query a row, any length; scaled to unit length.
+            queries_QD: one query per row, any length; scaled to unit length.
             k: at least 1.
 
         Returns:
@@ -321,7 +321,7 @@ def load_index(folder: Path) -> ItemIndex:
     metadata = read_json(folder / _META, "index description")
     table = INDEX_IDS.read(folder / _IDS).sort("position")
     item_ids = table["item_id"].to_numpy()
-    path, advice = folder / _INDEX, "run `dvc repro` to make it anew"
+    path, advice = folder / _INDEX, "run `dvc repro` to make it again"
     if not path.is_file():
         raise ArtifactError(str(path), "index is missing", "run `dvc repro` to make it")
     try:

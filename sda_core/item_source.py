@@ -1,4 +1,4 @@
-"""The items as the backbone sees them: what the stages ``train_adapter`` and ``export_embeddings`` both read."""
+"""Makes the ``ItemSource`` of a finished run, from its items table, image store and prompt params."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sda_core.params import ItemsParams
 
 
 def item_source(workspace: Workspace, params: ItemsParams) -> ItemSource:
-    """Prompts and pictures of every kept item."""
+    """Prompts and images of every kept item."""
     items = ITEMS.read(workspace.items)
     return ItemSource(
         item_ids=items["item_id"].to_numpy(),

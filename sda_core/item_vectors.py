@@ -33,7 +33,7 @@ def read_vectors(path: Path, column: str = "embedding", fill: Literal["mean"] | 
     frame = EMBEDDINGS.read(path)
     ids = frame["item_id"].to_numpy()
     if not np.array_equal(np.sort(ids), np.arange(1, len(ids) + 1)):
-        raise ArtifactError(str(path), f"item ids should be 1..{len(ids)}, each once", "run `dvc repro` to make it anew")
+        raise ArtifactError(str(path), f"item ids should be 1..{len(ids)}, each once", "run `dvc repro` to make it again")
     if "embedding" not in frame.columns:
         return None
     if column not in frame.columns:

@@ -1,4 +1,4 @@
-"""The items as a model is shown them: prompts and images, a batch at a time.
+"""``ItemSource``: items as a backbone is shown them, prompts and images by batch, whatever run or test they come from.
 
 Rows are positions 0..I-1 in ``item_ids``; whatever is computed from a batch is joined back by its ``item_ids``.  Images
 are decoded when a batch asks for them, so memory does not grow with the shop.
@@ -54,7 +54,7 @@ class ItemSource:
     Args:
         item_ids: ``(I,)`` ids, ascending, each once.
         texts: I text prompts, in the order of ``item_ids``.
-        image_prompt: the words beside every image.
+        image_prompt: the text beside every image.
         prompt_hash: of the prompts' template and wording; goes into the embeddings' metadata.
         store: the images.
         missing_image: ``placeholder`` shows one fixed grey noise image for an item without one; ``text_only`` shows none.
@@ -81,7 +81,7 @@ class ItemSource:
         ids = np.asarray(item_ids, dtype=np.int32)
         if ids.ndim != 1 or (len(ids) and (ids[0] < 1 or (np.diff(ids) <= 0).any())):
             raise ArtifactError(
-                "items table", "item ids should be positive and ascending, each once", "run `dvc repro` to make it anew"
+                "items table", "item ids should be positive and ascending, each once", "run `dvc repro` to make it again"
             )
         if len(texts) != len(ids):
             raise ArtifactError("items table", f"should have one text an item (got {len(texts)} texts for {len(ids)} items)")
@@ -139,14 +139,14 @@ class ItemSource:
         encoded = self.store.get(item_id)
         if encoded is None:
             raise ArtifactError(
-                f"image of item {item_id}", "is marked ok, but is not there", "run `dvc repro` to fetch the images anew"
+                f"image of item {item_id}", "is marked ok, but is not there", "run `dvc repro` to fetch the images again"
             )
         try:
             with Image.open(io.BytesIO(encoded)) as image:
                 return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ArtifactError(
-                f"image of item {item_id}", f"cannot be decoded ({error})", "run `dvc repro` to fetch the images anew"
+                f"image of item {item_id}", f"cannot be decoded ({error})", "run `dvc repro` to fetch the images again"
             ) from None
 
 

@@ -460,7 +460,7 @@ class ImportEmbeddingsParams(Section):
     item_column: Annotated[str, Field(min_length=1)]  # of a parquet file: the shop's own ids, as in raw_item_id
     image_column: Annotated[str, Field(min_length=1)]
     text_column: Annotated[str, Field(min_length=1)]
-    embedding_column: Annotated[str, Field(min_length=1)]  # one vector an item; without it the other two are fused
+    embedding_column: Annotated[str, Field(min_length=1)]  # one vector per item; without it the other two are fused
     max_missing_share: Share  # of the items may be without a vector: they take the mean of the others
 
     def of(self, variant: str) -> ImportedVariant:
@@ -796,7 +796,7 @@ def loss_problems(section: LossParams) -> Iterator[str]:
     if section.teacher == "none" and section.teacher_source == "base":
         yield "teacher_source: is 'base', but teacher is 'none', which looks at no vectors; set it to adapted, or set a teacher"
     if section.teacher == "none" and section.teacher_targets is not None:
-        yield "teacher_targets: is set, but teacher is 'none', which has one target a row; set it to null, or set a teacher"
+        yield "teacher_targets: is set, but teacher is 'none', which has one target per row; set it to null, or set a teacher"
     if section.teacher_targets is not None and section.teacher_temperature is not None:
         yield (
             f"teacher_targets: finds the teacher's temperature, but teacher_temperature is {section.teacher_temperature:g};"

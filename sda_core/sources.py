@@ -1,4 +1,4 @@
-"""Which source files of this project a module's result depends on: its own, and those of all that it imports.
+"""The source files that a module's result depends on: its own, and those of everything it imports.
 
 Told from the files' text, without importing them.  :data:`EXEMPT` names the modules that cannot change a result; the tests hold
 ``dvc.yaml`` to the same list, and check that none of them computes.

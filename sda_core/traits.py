@@ -1,4 +1,4 @@
-"""What the settings of a recommender ask for: which vectors, which other inputs, what it can score.
+"""What a recommender's params imply: which item vectors it takes, whether it aligns to ids, whether it scores histories.
 
 Functions of a params section, without torch.  They decide what a recommender is trained on, so they stand here and not in
 ``params``: stages that use them list this file among their ``deps``.

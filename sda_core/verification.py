@@ -1,7 +1,7 @@
 """Every artifact of a run against its schema, its hashes and what must hold between it and the others.
 
 One check a file or folder.  A check sees whole content, not only names: tables are read, vectors are looked at, the index is
-searched, recommenders are loaded, metrics are computed anew.  What has not been made yet is absent, and what depends on
+searched, recommenders are loaded, metrics are computed again.  What has not been made yet is absent, and what depends on
 something absent or broken is skipped, so a single damage is told once.
 """
 
@@ -53,7 +53,7 @@ from sda_core.variants import indexed_variants, is_trained
 
 Status = Literal["ok", "absent", "skipped", "problem"]
 
-_ANEW = "run `dvc repro` to make it anew"
+_AGAIN = "run `dvc repro` to make it again"
 _TAKEN = "run `dvc repro`, which takes the local files as they are now"
 _UNIT = 1e-3  # how far from 1 a unit vector's length may be
 _SAME = 1e-9  # how far apart a number in a JSON file and the same number computed again may be
@@ -318,7 +318,7 @@ class _Run:
             _expect(vectors is None, path, "the variant id should have no vectors")
             return f"{len(table):,} ids"
         if vectors is None:
-            raise ArtifactError(str(path), "holds no vectors", _ANEW)
+            raise ArtifactError(str(path), "holds no vectors", _AGAIN)
         for name, value in self._expected_metadata(variant).items():
             _as_params(path, name, described.get(name), value)
         is_ours = variant not in self.params.import_embeddings.variants  # others need not have both, nor of one width
@@ -478,7 +478,7 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------------------ parts
-def _expect(holds: bool, path: Path, problem: str, advice: str = _ANEW) -> None:
+def _expect(holds: bool, path: Path, problem: str, advice: str = _AGAIN) -> None:
     if not holds:
         raise ArtifactError(str(path), problem, advice)
 
@@ -514,7 +514,7 @@ def _equal_numbers(path: Path, found: Mapping[str, Any], computed: Mapping[str, 
         told = found[name]
         is_number = isinstance(told, int | float) and not isinstance(told, bool)
         _expect(is_number and abs(told - value) <= _SAME, path, f"{name} is {told}, from the positions it is {value}")
-    return f"{len(found)} numbers, as computed anew"
+    return f"{len(found)} numbers, as computed again"
 
 
 def _tensors(path: Path) -> Mapping[str, Any]:
@@ -522,7 +522,7 @@ def _tensors(path: Path) -> Mapping[str, Any]:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(str(path), f"is no readable safetensors file ({error})", _ANEW) from None
+        raise ArtifactError(str(path), f"is no readable safetensors file ({error})", _AGAIN) from None
     broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     _expect(not broken, path, f"weights that are not finite: {', '.join(broken[:3])}")
     return found
@@ -534,7 +534,7 @@ def _opens(row: Mapping[str, Any], folder: Path) -> None:
         with Image.open(io.BytesIO(row["image"] or b"")) as opened:
             size = opened.size
     except (OSError, ValueError) as error:
-        raise ArtifactError(str(folder), f"the image of item {row['item_id']} cannot be opened ({error})", _ANEW) from None
+        raise ArtifactError(str(folder), f"the image of item {row['item_id']} cannot be opened ({error})", _AGAIN) from None
     told = row["width"], row["height"]
     _expect(size == told, folder, f"the image of item {row['item_id']} is {size}, its row says {told}")
 
@@ -568,7 +568,7 @@ def _locked(root: Path) -> Iterator[Finding]:
     there = {name: expected for name, expected in outs.items() if (root / name).exists()}
     differing = [name for name, expected in there.items() if _md5(root / name) != expected]
     for name in differing:
-        advice = "`dvc checkout` brings back what was locked, `dvc repro` makes it anew"
+        advice = "`dvc checkout` brings back what was locked, `dvc repro` makes it again"
         yield Finding("problem", name, f"is not what dvc.lock says; {advice}")
     if not differing:
         absent = len(outs) - len(there)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sda_core.artifacts import Workspace
-from sda_core.cli.stage import ParamsFile, Root, one_line_errors, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, one_line_errors, run_as_script, say_verdicts, stage
 
 Check = Annotated[
     bool,
@@ -18,19 +18,16 @@ Check = Annotated[
 
 def download(root: Root = Path(), params: ParamsFile = None, check: Check = False) -> None:
     """Fetch the raw reviews and metadata into data/raw, whole and checked (or write the built-in shop)."""
+    from sda_core.fetch.download import counts_of, verify
     from sda_core.fetch.download import download as fetch
-    from sda_core.fetch.download import verify
     from sda_core.fetch.local_files import RAW, watches
 
     if check:
         with one_line_errors("download", root):
             verdicts = verify(Workspace(root).raw, root)
-        for verdict in verdicts:
-            typer.echo(verdict.line if verdict.ok else f"sda download: error: {verdict.line}", err=not verdict.ok)
-        raise typer.Exit(0 if all(verdict.ok for verdict in verdicts) else 1)
+        say_verdicts("download", verdicts)
     with stage("download", root, params, check=watches(root, RAW)) as run:
-        manifest = fetch(run.params.dataset, run.params.download, run.workspace.raw, root)
-        run.counts = {entry["role"]: f"{entry['name']} {entry['bytes']} bytes" for entry in manifest["files"]}
+        run.counts = counts_of(fetch(run.params.dataset, run.params.download, run.workspace.raw, root))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Item vectors: one pass a modality through the frozen model, then fusion.
+"""Item vectors: one pass per modality through the frozen model, then fusion.
 
 Alone, or in several processes on one or more GPUs: ``torchrun --nproc-per-node 4 -m stages.export_embeddings --variant sda``
 (``accelerate launch`` likewise).

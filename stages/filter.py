@@ -22,7 +22,7 @@ def filter_(root: Root = Path(), params: ParamsFile = None) -> None:
             ITEMS.write(data.items, folder / run.workspace.items.name)
             USERS.write(data.users, folder / run.workspace.users.name)
             write_json(folder / run.workspace.statistics.name, data.statistics)
-        run.counts = {key: data.statistics[key] for key in ("rows_read", "num_users", "num_items", "num_interactions")}
+        run.counts = data.counts
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 def import_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
     """Join vectors made elsewhere to the shop's items by their own ids, check them, and write them as one variant's."""
-    import polars as pl
-
-    from sda_core.artifacts import INTERACTIONS, ITEMS
+    from sda_core.artifacts import ITEMS
     from sda_core.embeddings import table
-    from sda_core.embeddings.fusion import fuse
+    from sda_core.embeddings.fusion import fuse, seen_items
     from sda_core.exchange.vectors import read_vectors
 
     with stage("import-embeddings", root, params) as run:
@@ -26,8 +24,7 @@ def import_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
         if fused is None:
             assert found.image is not None
             assert found.text is not None
-            seen = INTERACTIONS.read(run.workspace.interactions).filter(pl.col("split") == "train")
-            fused = fuse(found.image, found.text, found.has_image, seen["item_id"].to_numpy(), export)
+            fused = fuse(found.image, found.text, found.has_image, seen_items(run.workspace), export)
         described = found.metadata(path.name, export.fusion, export.normalize, fused.shape[1])
         target = run.workspace.embeddings(variant)
         table.write_embeddings(target, ids, raw_ids, found.image, found.text, fused, described, found.has_image, found.has_text)

@@ -200,13 +200,15 @@ def test_layers(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("stages/*.py")), ids=lambda p: p.name)
 def test_a_stage_is_four_verbs(path: Path) -> None:
-    """It loads, reads, calls, writes: short, without arithmetic (paths and unions apart), without a choice by name."""
+    """It loads, reads, calls, writes: short, without loops, arithmetic (paths and unions apart) and choices by name."""
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 40
     body = [statement for statement in ast.parse(text).body if isinstance(statement, ast.FunctionDef)]
     nodes = [node for function in body for node in ast.walk(function)]
     assert len(body) == (path.name != "__init__.py"), f"{path}: one function, the stage's"
     assert {type(node.op) for node in nodes if isinstance(node, ast.BinOp)} <= {ast.Div, ast.BitOr}
+    loops = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
+    assert not [node.lineno for node in nodes if isinstance(node, loops)], f"{path}: a loop belongs into sda_core"
     for node in nodes:
         if isinstance(node, ast.If):
             assert not any(isinstance(part, ast.Constant) and isinstance(part.value, str) for part in ast.walk(node.test)), path

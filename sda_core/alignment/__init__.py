@@ -1,4 +1,4 @@
-"""Phase one: the adapter is trained on items alone, by aligning their images with their words.
+"""Phase one: the adapter is trained on items alone, by aligning their images with their texts.
 
 Choices:
 
@@ -12,7 +12,7 @@ Choices:
   caching (``sda_core.losses.grad_cache``).
 * Image and text pass one after the other through the shared layers.  The loss is taken on detached vectors, and each
   pass is then run backward with its own gradient: the same sum as one backward call, but the image's graph is freed
-  before the words' is walked, and each modality's share of the gradient can be seen.
+  before the texts' is walked, and each modality's share of the gradient can be seen.
 * Every draw is seeded by the step and, with a ``micro_batch_size`` or several processes, by the modality and the number
   of the chunk in the global batch.  A resumed run on one process is the run it resumes, bit for bit.  With a
   ``micro_batch_size`` the chunks and their draws do not depend on the number of processes: then a run on any number, and

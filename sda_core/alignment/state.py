@@ -91,7 +91,7 @@ def sum_gradients(trained: Mapping[str, nn.Parameter], team: Processes) -> None:
 
     Each process has run its own rows backward, so the adapter's gradients are parts of a sum.  The loss was the same
     everywhere, and its own parameters (a learned temperature) count once.  One buffer a type, instead of
-    DistributedDataParallel: its buckets are sent during *one* backward pass, and here there is one a chunk and modality, so
+    DistributedDataParallel: its buckets are sent during *one* backward pass, and here there is one per chunk and modality, so
     it would be told to wait for the last anyway; the adapter is small; and the sum is one that a test can follow.
     """
     if team.count == 1:

@@ -60,7 +60,7 @@ def load_parts(params: Checkpoint, device: torch.device, family: str, classes: M
     """
     folder, revision = _checkpoint_folder(params)
     attention = _attention(params, device)
-    damaged = ("is damaged or incomplete", "delete it and fetch it anew, or name another checkpoint in backbone.name")
+    damaged = ("is damaged or incomplete", "delete it and fetch it again, or name another checkpoint in backbone.name")
     try:
         with _quiet_transformers():
             # code that comes with a checkpoint is refused, not asked about
@@ -210,4 +210,4 @@ def _take_legacy_template(tokenizer: Any, folder: Path) -> None:
         try:
             tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8-sig"))["chat_template"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise ArtifactError(str(legacy), "holds no chat template", "fetch the checkpoint anew") from None
+            raise ArtifactError(str(legacy), "holds no chat template", "fetch the checkpoint again") from None

@@ -1,6 +1,6 @@
 """What CLIP and SigLIP share: an image tower and a text tower that end in one space, each with a pooling of its own.
 
-* There is no common decoder: the image prompt is not used, and an adapter on ``language`` changes the words' vectors only.
+* There is no common decoder: the image prompt is not used, and an adapter on ``language`` changes the texts' vectors only.
 * The image vector is the vision tower's pooled projection, the text vector that of the text tower.
 * Words are cut to ``max_text_tokens``, which the text tower's table of positions bounds.
 """
@@ -42,7 +42,7 @@ class DualEncoderBackbone(WithAdapterLayers):
     """
 
     lower_case: ClassVar[bool] = False
-    """Whether words are put into lower case here, because the model knows no other and its tokenizer may not do it."""
+    """Whether texts are put into lower case here, because the model knows no other and its tokenizer may not do it."""
     pads_to_full_length: ClassVar[bool] = False
     """Whether the text tower was trained on sequences of one length, whose padding it attends to."""
 
@@ -69,7 +69,7 @@ class DualEncoderBackbone(WithAdapterLayers):
             raise ArtifactError(
                 info.name,
                 f"image processor and model disagree on the size of an image (got {made}, expected {expected})",
-                "fetch the checkpoint anew, its image processor is of another model",
+                "fetch the checkpoint again, its image processor is of another model",
             )
         self._num_patches = (vision.image_size // vision.patch_size) ** 2
         self._words = Words(tokenizer, info.name)
@@ -89,7 +89,7 @@ class DualEncoderBackbone(WithAdapterLayers):
 
         Args:
             images: B images of any mode and size.
-            prompt: not used, the vision tower reads no words.
+            prompt: not used, the vision tower reads no text.
 
         Returns:
             ``pixel_values`` (B, 3, H, W), and ``attention_mask`` (B, patches), all ones; on the CPU.

@@ -79,7 +79,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
                 self.info.name,
                 f"image processor and model disagree on patch size, merge size and temporal patch size"
                 f" (got {got}, expected {expected})",
-                "fetch the checkpoint anew, its image processor is of another model",
+                "fetch the checkpoint again, its image processor is of another model",
             )
         self._merge_size: int = vision.spatial_merge_size
         processor.size = {"shortest_edge": low, "longest_edge": high}

@@ -1,10 +1,10 @@
-"""What the vision-language families share: one decoder over image tokens and words.
+"""What the vision-language families share: one decoder over image tokens and text tokens.
 
 * An item gives two sequences, each one user turn of the checkpoint's own chat template (with the template's default
   system line, without a generation prompt): ``image, image prompt`` and ``text prompt``.
 * Images go through transformers' PIL processors, because the stock processors need torchvision; text, image tokens
   and positions are composed here.
-* Only the item's words are cut at ``max_text_tokens`` (which counts the template, but no image tokens).
+* Only the item's text is cut at ``max_text_tokens`` (which counts the template, but no image tokens).
 * Padding is on the left, and positions are computed here per sequence, padding left out, so that a vector depends
   neither on its batch nor on state kept in the model.
 * The decoder's output after the final norm is pooled in float32; the language-model head is never run.
@@ -74,7 +74,7 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
             raise ArtifactError(
                 info.name,
                 f"tokenizer and model disagree on {self.image_token} (got {got}, expected {self._image_token_id})",
-                "fetch the checkpoint anew, its tokenizer files are missing or of another model",
+                "fetch the checkpoint again, its tokenizer files are missing or of another model",
             )
         self._pad_token_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._words = Words(tokenizer, info.name)
@@ -123,7 +123,7 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
 
         Args:
             images: B images of any mode and size.
-            prompt: the words beside each image.
+            prompt: the text beside each image.
 
         Returns:
             ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L), and the family's image

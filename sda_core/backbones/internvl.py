@@ -45,7 +45,7 @@ class InternVLBackbone(VisionLanguageBackbone):
             raise ArtifactError(
                 self.info.name,
                 f"image processor and model disagree on the size of a tile (got {dict(processor.size)}, expected {expected})",
-                "fetch the checkpoint anew, its image processor is of another model",
+                "fetch the checkpoint again, its image processor is of another model",
             )
         max_tiles = max(1, self.info.max_tiles or 0)
         processor.crop_to_patches = max_tiles > 1
@@ -57,7 +57,7 @@ class InternVLBackbone(VisionLanguageBackbone):
             raise ArtifactError(
                 self.info.name,
                 "tokenizer does not know <img> and </img>, which stand around an image",
-                "fetch the checkpoint anew, its tokenizer files are missing or of another model",
+                "fetch the checkpoint again, its tokenizer files are missing or of another model",
             )
         self._begin_id, self._end_id = begin, end
 

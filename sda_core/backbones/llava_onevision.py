@@ -48,7 +48,7 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
             raise ArtifactError(
                 self.info.name,
                 f"image processor and model disagree on the size of a tile (got {dict(processor.size)}, expected {expected})",
-                "fetch the checkpoint anew, its image processor is of another model",
+                "fetch the checkpoint again, its image processor is of another model",
             )
         self._tile: int = vision.image_size
         self._cells: int = vision.image_size // vision.patch_size  # along a side of a tile

@@ -6,12 +6,12 @@ The vision tower attends within windows of the image, and to the whole of it in 
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tokenizers import pre_tokenizers
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from sda_core.backbones._qwen_vl import QwenVLBackbone
@@ -127,31 +127,52 @@ def _tiny_config(params: TinyQwen25VL, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLC
             "params.yaml: backbone.num_heads",
             f"should divide hidden_size into an even head width (got {params.num_heads} heads for {params.hidden_size})",
         )
-    # Qwen's 16 : 24 : 24 of half a head's width for time, height and width, as near as whole numbers allow
-    temporal = head_dim // 8
-    height = (head_dim // 2 - temporal) // 2
-    sections = [temporal, height, head_dim // 2 - temporal - height]
-    token = {name: cast(int, tokenizer.convert_tokens_to_ids(name)) for name in SPECIAL_TOKENS}
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
+    return configuration(
+        tokenizer,
+        {
             "hidden_size": params.hidden_size,
             "intermediate_size": 4 * params.hidden_size,
             "num_hidden_layers": params.num_layers,
             "num_attention_heads": params.num_heads,
             "num_key_value_heads": params.num_heads // 2 if params.num_heads % 2 == 0 else params.num_heads,
-            "bos_token_id": token["<|endoftext|>"],
-            "eos_token_id": token["<|im_end|>"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": sections},
-        },  # type: ignore[arg-type]
-        vision_config={
+        },
+        {
             "depth": params.vision_depth,
             "hidden_size": params.vision_hidden_size,
             "intermediate_size": 4 * params.vision_hidden_size,
             "num_heads": params.vision_hidden_size // 16,
-            "out_hidden_size": params.hidden_size,
             "fullatt_block_indexes": [params.vision_depth - 1],  # the last sees the whole image, the others a window
-        },  # type: ignore[arg-type]
+        },
+        rope_theta=1_000_000.0,
+    )
+
+
+def configuration(
+    tokenizer: PreTrainedTokenizerBase, text: dict[str, Any], vision: dict[str, Any], *, rope_theta: float
+) -> Qwen2_5_VLConfig:
+    """The configuration of a small Qwen2.5-VL: of the random one here, and of nano (``pretraining/``).
+
+    Args:
+        tokenizer: gives the vocabulary and the special tokens.
+        text: sizes of the decoder, as transformers names them.
+        vision: sizes of the vision tower.
+        rope_theta: base of the rotary positions.
+    """
+    # Qwen's 16 : 24 : 24 of half a head's width for time, height and width, as near as whole numbers allow
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    temporal = half // 4
+    height = (half - temporal) // 2
+    rope = {"rope_type": "default", "rope_theta": rope_theta, "mrope_section": [temporal, height, half - temporal - height]}
+    token = {name: cast(int, tokenizer.convert_tokens_to_ids(name)) for name in SPECIAL_TOKENS}
+    known = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": token["<|endoftext|>"],
+        "eos_token_id": token["<|im_end|>"],
+        "rope_parameters": rope,
+    }
+    return Qwen2_5_VLConfig(
+        text_config={**text, **known},  # type: ignore[arg-type]
+        vision_config={**vision, "out_hidden_size": text["hidden_size"]},  # type: ignore[arg-type]
         image_token_id=token[IMAGE_TOKEN],
         video_token_id=token["<|video_pad|>"],
         vision_start_token_id=token["<|vision_start|>"],

@@ -52,7 +52,7 @@ class SmolVLMBackbone(VisionLanguageBackbone):
             raise ArtifactError(
                 self.info.name,
                 f"image processor and model disagree on the size of a tile (got {got}, expected {expected})",
-                "fetch the checkpoint anew, its image processor is of another model",
+                "fetch the checkpoint again, its image processor is of another model",
             )
         # an image's longer side takes this many tiles, so that a square one takes no more than are allowed
         along = max(1, math.isqrt(self.info.max_tiles or 0))

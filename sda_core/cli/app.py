@@ -22,7 +22,7 @@ from sda_core.cli.verify import verify
 STAGES = {
     "download": "Fetch the raw files, whole and checked.",
     "filter": "Parse, filter, number and split them.",
-    "fetch-images": "Fetch the pictures of the kept items.",
+    "fetch-images": "Fetch the images of the kept items.",
     "train-adapter": "Train LoRA or MoDA on items alone.",
     "export-embeddings": "Write a variant's item vectors.",
     "control-embeddings": "Write vectors to be beaten.",

@@ -227,7 +227,7 @@ def table(
     by_positions: bool,
     with_noise: bool,
 ) -> Iterator[str]:
-    """The lines of ``sda diff``: what only one run has, what is equal in both, a row a metric of the others, the verdict.
+    """The lines of ``sda diff``: what only one run has, what is equal in both, one row per metric of the others, the verdict.
 
     Args:
         judgement: the rows.

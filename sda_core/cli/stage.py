@@ -6,11 +6,11 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -20,6 +20,9 @@ from sda_core.cli.process import STARTED
 from sda_core.cli.project import check_version
 from sda_core.errors import ConfigError, SDAError, StorageError, failed_path, storage_errno, storage_error
 from sda_core.params import Params, load_params
+
+if TYPE_CHECKING:
+    from sda_core.fetch.download import Verdict
 
 Root = Annotated[
     Path,
@@ -124,6 +127,14 @@ def _failure_of_storage(error: OSError) -> StorageError | None:
 def _say(name: str, error: SDAError) -> None:
     with suppress(OSError):  # stderr itself may be full or closed
         typer.echo(f"sda {name}: error: {error}".replace("sda :", "sda:"), err=True)
+
+
+def say_verdicts(name: str, verdicts: Iterable[Verdict]) -> NoReturn:
+    """Show what a check found, problems as errors of a command, and exit: with 1 if there is a problem, else with 0."""
+    found = list(verdicts)
+    for verdict in found:
+        typer.echo(verdict.line if verdict.ok else f"sda {name}: error: {verdict.line}", err=not verdict.ok)
+    raise typer.Exit(0 if all(verdict.ok for verdict in found) else 1)
 
 
 @contextmanager

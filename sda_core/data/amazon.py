@@ -457,7 +457,7 @@ def read_metadata(
     lines: LineCount | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> pl.DataFrame:
-    """Read a file of item metadata into clean fields, one row an item.
+    """Read a file of item metadata into clean fields, one row per item.
 
     Of several lines of one item one counts, whatever their order: one with a usable title before one without, then the
     one with the most fields filled, then the longest, then the first by code point.  Lines are not mixed, since they may

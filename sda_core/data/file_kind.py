@@ -189,7 +189,7 @@ def _wrong_object(text: bytes) -> WrongKind | None:
         return _COLUMNS_KIND
     if (match := _KEYED_ROW.match(text)) is not None and match[1].decode("utf-8", "replace") not in _FIELDS:
         return _ROWS_BY_KEY_KIND
-    # A brace alone, or a first field that ends in a comma or an open bracket, and the next line goes on inside it.
+    # A brace alone, or a first field that ends in a comma or an open bracket, and the next line continues inside it.
     if feed and re.fullmatch(rb'\{(?:\s*"(?:[^"\\]|\\.)*+"\s*:.*[,{\[])?', first, re.DOTALL):
         following = rest.lstrip(_BLANKS)[:1]
         return _INDENTED_KIND if following in (b'"', b"}") or (first[-1:] in b"[" and following in (b"{", b"[", b"]")) else None

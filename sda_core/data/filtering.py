@@ -35,8 +35,8 @@ within a day.  Equal times are in a random order (``ties: random``, :mod:`sda_co
 is the sum of all ``times_in_*``, ``times_as_text`` and ``times_without_date``.  Of the metadata of the items of the core,
 ``values_used_*`` and ``values_dropped_*`` count the values of each field, and the latter is the sum of its reasons.
 
-Memory: 20 bytes a row, every raw id once, the metadata of the items of the core, and a block of the file; the single
-steps take a few arrays of 8 bytes a row on top of that.
+Memory: 20 bytes per row, every raw id once, the metadata of the items of the core, and a block of the file; the single
+steps take a few arrays of 8 bytes per row on top of that.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class FilteredData:
     items: pl.DataFrame
     users: pl.DataFrame
     statistics: Mapping[str, Scalar]
+
+    @property
+    def counts(self) -> dict[str, object]:
+        """The statistics that the last line of the stage shows."""
+        return {name: self.statistics[name] for name in ("rows_read", "num_users", "num_items", "num_interactions")}
 
 
 def filter_dataset(

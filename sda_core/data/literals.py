@@ -1,4 +1,4 @@
-"""Python literals, one a line: the syntax of the 2014 metadata.
+"""Python literals, one per line: the syntax of the 2014 metadata.
 
 ``ast.literal_eval`` reads them, slowly, and with memory a hundred times the text's.  :func:`parse_literal` gives the
 very same result sooner: it rewrites the quotes so that the line becomes JSON wherever both languages mean the same,

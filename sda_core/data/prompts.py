@@ -32,7 +32,7 @@ _PROBE: Mapping[str, Any] = {
 
 
 def text_prompt(row: Mapping[str, Any], params: ItemsParams) -> str:
-    """The words that stand for an item.
+    """The text that stands for an item.
 
     Args:
         row: an item as in the items table: ``title``, ``brand``, ``price``, ``description`` (strings), ``categories``,

@@ -1,9 +1,9 @@
-"""Item vectors: one pass a modality, fusion into one vector an item, and the parquet file that holds them.
+"""Item vectors: one pass per modality, fusion into one vector per item, and the parquet file that holds them.
 
 * Items are encoded in blocks of ``shard_rows`` (:mod:`~sda_core.embeddings.blocks`), by one process, by several of one
   launch (:mod:`sda_core.processes`) or by the workers of a Ray cluster
   (:mod:`~sda_core.embeddings.ray_engine`).  A finished block is written whole and tied to the run's inputs, so an
-  interrupted export goes on where it stopped.  The batches of a block depend neither on what was there before nor on who
+  interrupted export resumes where it stopped.  The batches of a block depend neither on what was there before nor on who
   encodes it, so all of them end with the same rows.
 * Results are put back by row; row r of every matrix is the r-th item.
 

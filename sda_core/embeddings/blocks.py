@@ -56,7 +56,7 @@ class Block:
 
     Attributes:
         modality: which.
-        number: counted from the first item, in each modality anew.
+        number: counted from the first item, in each modality on its own.
         rows: those of the items that have something to encode.
     """
 

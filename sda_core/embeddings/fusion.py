@@ -1,4 +1,4 @@
-"""One vector an item from its two.
+"""One vector per item from its two.
 
 The principal components of ``late_concat_pca`` are computed exactly and in float64, from a covariance that is summed in
 chunks: a shop of 57,000 items and 7,168 columns is never held a third time.
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import assert_never
 
 import numpy as np
+import polars as pl
 
+from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.errors import DataError
 from sda_core.params import ExportParams
 from sda_core.unit_rows import unit_rows
@@ -19,6 +21,11 @@ from sda_core.unit_rows import unit_rows
 _log = logging.getLogger(__name__)
 
 _CHUNK_ROWS = 4096
+
+
+def seen_items(workspace: Workspace) -> np.ndarray:
+    """Item ids of the training interactions, as often as they occur: what :func:`fuse` may fit on."""
+    return INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
 
 
 def fuse(
@@ -29,7 +36,7 @@ def fuse(
     params: ExportParams,
     base: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """One vector an item from its two.
+    """One vector per item from its two.
 
     With ``params.normalize`` each half is brought to unit length first, and the result last.  A row without an image
     takes the mean image vector of the fitted items that have one (of all that have one, where none is fitted): the

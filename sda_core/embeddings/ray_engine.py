@@ -144,7 +144,7 @@ def _packed(source: ItemSource, block: Block) -> pa.Table:
     images = [source.store.get(int(item_id)) for item_id in ids] if block.modality == "image" else []
     for item_id, expected, image in zip(ids, source.has_image[block.rows], images, strict=False):
         if expected and image is None:  # a worker could not tell it from an item that has none
-            problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the images anew"
+            problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the images again"
             raise ArtifactError(f"image of item {item_id}", problem, advice)
     texts = source.texts(block.rows) if block.modality == "text" else []
     return pa.table(

@@ -1,6 +1,6 @@
 """Hit, NDCG and MRR of one target per user, computed from stored positions alone.
 
-* A position is 1 for the first place.  It is all that a metric sees, so numbers can be made anew without a model.
+* A position is 1 for the first place.  It is all that a metric sees, so numbers can be computed again without a model.
 * **Ties.**  A target that shares its score with ``t`` others behind ``b`` better ones takes one of the places
   ``b + 1 .. b + t + 1``: the last one (``pessimistic``), the first one (``optimistic``) or the one in the middle,
   ``b + 1 + t / 2`` (``mean``: the expectation over random orders of the tied items).
@@ -63,7 +63,7 @@ def _checked(positions: npt.ArrayLike, k: int | None) -> Floats:
         raise ConfigError("evaluate.cutoffs", f"a cut-off should be at least 1 (got {k})")
     array = np.asarray(positions, dtype=np.float64)
     if array.ndim != 1:
-        raise DataError("positions", f"should be one number a user, shape (U,) (got shape {array.shape})")
+        raise DataError("positions", f"should be one number per user, shape (U,) (got shape {array.shape})")
     if not (array >= 1.0).all():  # also false for NaN
         raise DataError("positions", "should be 1 for the first place and higher below it (got a value under 1, or NaN)")
     return array

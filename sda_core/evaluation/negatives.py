@@ -20,7 +20,7 @@ from sda_core.evaluation.protocols import NUM_NEGATIVES, Ids, candidates, candid
 from sda_core.params import EvaluateParams
 
 HASH = "negatives_sha256"
-_ADVICE = "run `dvc repro` to draw them anew, or bring params.yaml back"
+_ADVICE = "run `dvc repro` to draw them again, or bring params.yaml back"
 
 
 @dataclass(frozen=True)

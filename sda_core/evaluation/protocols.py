@@ -43,7 +43,7 @@ def _draw(urn: Ids, own: Ids, num: int, random: np.random.Generator) -> Ids:
     """Up to ``num`` distinct items of ``urn`` without those of ``own``, ascending.
 
     Drawing from the urn with replacement and keeping each item's first appearance is successive sampling without
-    replacement in proportion to the item's multiplicity.  If that takes too long, it goes on from where it is with
+    replacement in proportion to the item's multiplicity.  If that takes too long, it continues from where it is with
     exponential keys (Efraimidis & Spirakis 2006), which continue the same distribution.
     """
     taken: list[int] = []

@@ -40,7 +40,7 @@ def bootstrap_means(values: Floats, num_samples: int, random: np.random.Generato
     """Means of ``num_samples`` resamples (with replacement, of the same size) of ``values``.
 
     Args:
-        values: (U,) one number a user; their order is of no consequence.
+        values: (U,) one number per user; their order is of no consequence.
         num_samples: number of resamples.
         random: where the draws come from.
 

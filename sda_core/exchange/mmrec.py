@@ -54,7 +54,7 @@ def write_mmrec(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
     _write_tsv(item_ids, folder / "i_id_mapping.csv")
     _write_tsv(user_ids, folder / "u_id_mapping.csv")
     features = {column: file for column, file in _FEATURES.items() if column in shop.vectors}
-    if not features and shop.vectors:  # one vector an item, of no modality; MMRec takes it as either
+    if not features and shop.vectors:  # one vector per item, of no modality; MMRec takes it as either
         features = {"embedding": "item_feat.npy"}
     for column, file in features.items():
         with replace_file(folder / file) as temporary, temporary.open("wb") as handle:

@@ -1,4 +1,4 @@
-"""What is exported: a shop's tables, and one variant's item vectors."""
+"""``Shop``: the tables of a finished run and one variant's item vectors, which every export format is written from."""
 
 from __future__ import annotations
 

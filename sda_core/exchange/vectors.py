@@ -127,7 +127,7 @@ class _Join:
                 self.example = self.example or raw
                 continue
             if self.seen[place]:
-                raise DataError(str(self.where), f"item {raw!r} comes twice", "keep one row an item")
+                raise DataError(str(self.where), f"item {raw!r} comes twice", "keep one row per item")
             self.seen[place] = True
             rows.append(row)
             places.append(place)

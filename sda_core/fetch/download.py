@@ -71,7 +71,7 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
 
     Afterwards ``raw`` holds the reviews file, the metadata file, an archive of images where the dataset names one
     (for the built-in shop ``images.zip``), and the manifest; nothing else.  What is there already and whole is kept,
-    what is unfinished is gone on with.
+    what is unfinished is resumed.
 
     Args:
         dataset: where the files come from; each list of sources is tried in turn.
@@ -95,6 +95,11 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
             case _:
                 assert_never(dataset)
         return _finish(files, raw)
+
+
+def counts_of(manifest: dict[str, Any]) -> dict[str, object]:
+    """Name and size of each raw file by its role, for the last line of the stage."""
+    return {entry["role"]: f"{entry['name']} {entry['bytes']} bytes" for entry in manifest["files"]}
 
 
 def verify(raw: Path, root: Path | None = None) -> list[Verdict]:
@@ -173,7 +178,7 @@ def _finish(files: list[RawFile], raw: Path) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------- shop
 def _simulate(dataset: DemoDataset, raw: Path) -> list[RawFile]:
-    """Write the built-in shop anew; it takes seconds, and its maker may have changed."""
+    """Write the built-in shop again; it takes seconds, and its maker may have changed."""
     from sda_core.data.demo import file_names, write_shop
 
     folder = raw / ".shop.part"

@@ -10,7 +10,7 @@
 * ``429`` and ``503`` make the whole host wait, not one image; a host that fails fifty times in a row is left alone for
   the rest of the run, and its images keep that status.
 * Every row carries a key of what its image was made from (id, references, contents of local files, bounds).  A later
-  run keeps each row whose key it needs again, wherever it stands, so that another filter does not fetch anew what is
+  run keeps each row whose key it needs again, wherever it stands, so that another filter does not fetch again what is
   there; rows of a status that is tried again (``IMAGE_STATUSES``) are fetched again, as are unsupported ones whose format
   is decoded now.
 """

@@ -2,7 +2,7 @@
 
 * ``<name>.part.json`` beside it holds the validator (etag or date) of what is being fetched, so that a killed run goes
   on with ``Range`` and ``If-Range`` (RFC 9110 sections 13.1.5 and 14.2); without a validator, or with another one, it
-  begins anew.
+  starts over.
 * Bodies are stored as sent (``Accept-Encoding: identity``).  Before a file is accepted, a gzip file is read to its end,
   and the directory of a zip file or the chain of a tar file's headers is followed; images are looked at one by one later.
 * The number of retries counts attempts without progress, so that a long file survives many short connections.
@@ -361,7 +361,7 @@ async def fetch_file(client: httpx.AsyncClient, source: str, wanted: Wanted, par
 
 
 async def _attempt(client: httpx.AsyncClient, source: str, wanted: Wanted, params: DownloadParams) -> tuple[str, str | None]:
-    """One request: go on with the ``.part`` file, or begin anew."""
+    """One request: continue the ``.part`` file, or start over."""
     part = wanted.part
     offset, record = _resumable(part, shown(source))
     headers = {"Range": f"bytes={offset}-", "If-Range": record.validator or ""} if record else {}
@@ -418,7 +418,7 @@ def _where(response: httpx.Response, offset: int, record: _Version | None, part:
     if same_version and status == 416 and total == offset:  # the killed run had all of it
         return offset, total
     discard_part(part)
-    raise _RetryError(f"the server cannot go on from byte {offset}, beginning anew", 0.0)
+    raise _RetryError(f"the server cannot continue from byte {offset}, starting over", 0.0)
 
 
 def _status_line(response: httpx.Response) -> str:

@@ -89,7 +89,7 @@ class AlignmentLoss(nn.Module):
                 ``needs_base`` is true, and are not looked at elsewhere.
 
         Raises:
-            TrainingError: the section's ``false_negatives`` needs groups, and there are none, or not one integer a row; or
+            TrainingError: the section's ``false_negatives`` needs groups, and there are none, or not one integer per row; or
                 ``needs_base``, and ``base`` is None.
         """
         self._check_base(base)
@@ -194,7 +194,7 @@ class AlignmentLoss(nn.Module):
     ) -> dict[str, float]:
         """What the loss sees in a batch, as plain numbers: the names and meanings are those of :func:`measures`.
 
-        With ``teacher: none`` the targets are hard: entropy 0, one target a row (``false_negatives: share`` has more).
+        With ``teacher: none`` the targets are hard: entropy 0, one target per row (``false_negatives: share`` has more).
 
         Args:
             image_BD: ``(B, D)``.

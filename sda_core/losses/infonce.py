@@ -46,7 +46,7 @@ def infonce(
         Scalar in nats, at least 0; in float32 at least, whatever the inputs are.
 
     Raises:
-        TrainingError: ``false_negatives`` needs groups, and there are none, or not one integer a row.
+        TrainingError: ``false_negatives`` needs groups, and there are none, or not one integer per row.
     """
     return infonce_many(
         {"image": image_BD, "text": text_BD}, temperature, normalize, groups_B=groups_B, false_negatives=false_negatives

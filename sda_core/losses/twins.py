@@ -1,4 +1,4 @@
-"""Rows of a batch that show the same thing: to a contrastive loss they are false negatives of each other."""
+"""False negatives in a contrastive batch: rows of the same content, kept, masked, or given equal shares of the target."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def find_twins(groups_B: Tensor | None, false_negatives: FalseNegatives, like_BD
         like_BD: the batch; gives number of rows, type and device.
 
     Raises:
-        TrainingError: groups are needed and missing, or are not one integer a row.
+        TrainingError: groups are needed and missing, or are not one integer per row.
     """
     if false_negatives == "keep":
         return NO_TWINS
@@ -90,12 +90,12 @@ def same_group(groups_B: Tensor, like_BD: Tensor) -> Tensor:
     """``(B, B)`` bool: whether two rows have equal group numbers.
 
     Raises:
-        TrainingError: not one integer a row.
+        TrainingError: not one integer per row.
     """
     if groups_B.shape != like_BD.shape[:1] or groups_B.is_floating_point() or groups_B.dtype == torch.bool:
         raise TrainingError(
             "loss",
-            f"groups_B should be {len(like_BD)} integers, one a row (got shape {tuple(groups_B.shape)}, {groups_B.dtype})",
+            f"groups_B should be {len(like_BD)} integers, one per row (got shape {tuple(groups_B.shape)}, {groups_B.dtype})",
         )
     groups_B = groups_B.to(like_BD.device)
     return groups_B[:, None] == groups_B[None, :]

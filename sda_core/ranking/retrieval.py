@@ -1,7 +1,7 @@
 """Positions from an index of the items instead of the scores of all of them, for catalogues of millions.
 
 A user's best ``depth`` candidates are taken from an index of the item matrix; the target's position is its place among them.
-What the index gives is scored anew, so that neither its codes nor the order of its sums decide, and equal items tie.
+What the index gives is scored again, so that neither its codes nor the order of its sums decide, and equal items tie.
 
 * A target whose exact place is within the depth gets it, provided that the index finds it and all that is better: always
   under ``Flat``.
@@ -75,7 +75,7 @@ def place(
 
 def _not_finite(recommender: Recommender) -> TrainingError:
     return TrainingError(
-        "evaluation", f"{recommender.params.kind} gave scores that are not finite", "train it anew with a lower learning_rate"
+        "evaluation", f"{recommender.params.kind} gave scores that are not finite", "train it again with a lower learning_rate"
     )
 
 

@@ -168,7 +168,7 @@ def _describe(folder: Path) -> _Description:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(str(path), f"{place}: {first['msg']}", "run `dvc repro` to train it anew") from None
+        raise ArtifactError(str(path), f"{place}: {first['msg']}", "run `dvc repro` to train it again") from None
 
 
 def saved_params(folder: Path) -> RecommenderParams:

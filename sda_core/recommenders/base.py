@@ -61,7 +61,7 @@ class Recommender(nn.Module, ABC):
             if item_vectors.ndim != 2 or len(item_vectors) != num_items + 1:
                 raise DataError("item vectors", f"should be {num_items + 1} rows, padding first (got shape {item_vectors.shape})")
             if not np.isfinite(item_vectors).all():
-                raise DataError("item vectors", "hold values that are not finite", "run export_embeddings anew")
+                raise DataError("item vectors", "hold values that are not finite", "run export_embeddings again")
         self.params = params
         self.num_users = num_users
         self.num_items = num_items
@@ -194,7 +194,7 @@ class Recommender(nn.Module, ABC):
         if expected != found:
             wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             raise ArtifactError(
-                str(path), f"does not fit its {DESCRIPTION} in {', '.join(wrong)}", "run `dvc repro` to train it anew"
+                str(path), f"does not fit its {DESCRIPTION} in {', '.join(wrong)}", "run `dvc repro` to train it again"
             )
         self.load_state_dict(state)
         self.eval()
@@ -209,7 +209,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(str(path), f"cannot be read ({error})", "run `dvc repro` to train it anew") from None
+        raise ArtifactError(str(path), f"cannot be read ({error})", "run `dvc repro` to train it again") from None
 
 
 def side_by_side(item_vectors: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
@@ -223,7 +223,7 @@ def side_by_side(item_vectors: np.ndarray | Mapping[str, np.ndarray]) -> np.ndar
     matrices = list(item_vectors.values())
     if len({matrix.shape[:1] for matrix in matrices}) != 1 or any(matrix.ndim != 2 for matrix in matrices):
         shapes = ", ".join(f"{name} {matrix.shape}" for name, matrix in item_vectors.items())
-        raise DataError("item vectors", f"should have one row an item in every modality (got {shapes or 'none'})")
+        raise DataError("item vectors", f"should have one row per item in every modality (got {shapes or 'none'})")
     return np.concatenate(matrices, axis=1)
 
 

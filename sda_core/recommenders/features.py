@@ -4,7 +4,7 @@ Choices made here:
 
 * Content vectors may come at any scale and width.  They are centred over the items and divided by *one* number, so
   that a vector's mean squared length is 1.  The centre goes because vision-language vectors share a large common
-  direction, and an equal shift of all items moves every score of a user alike; one number and not one a dimension,
+  direction, and an equal shift of all items moves every score of a user alike; one number and not one per dimension,
   because the geometry between items is the very thing under test, and whitening would blow up a PCA's last axes.
 * The projector is two linear maps with no non-linearity between, as in the paper's public code.  The product of two
   linear maps is one: the weights are multiplied first, ``(W2 W1) x`` instead of ``W2 (W1 x)``, which costs D times the

@@ -97,7 +97,7 @@ def count_positions(
                 raise TrainingError(
                     "evaluation",
                     f"{recommender.params.kind} gave scores that are NaN",
-                    "train it anew with a lower learning_rate",
+                    "train it again with a lower learning_rate",
                 )
             target_B = torch.from_numpy(data.targets[rows].astype(np.int64)).to(device)
             if count_among is None:

@@ -120,7 +120,7 @@ class SLMRec(TrainedRecommender):
         self._is_stale = False
 
     def train(self, mode: bool = True) -> SLMRec:
-        """Switch between training and scoring; the tables are computed anew once a scoring phase."""
+        """Switch between training and scoring; the tables are computed again, once per scoring phase."""
         self._is_stale = True
         super().train(mode)
         return self

@@ -52,7 +52,7 @@ def result_from(
     """
     hit, ndcg = _score(metrics, f"hit@{cutoff}"), _score(metrics, f"ndcg@{cutoff}")
     if hit is None or ndcg is None:
-        raise ArtifactError(str(where), f"holds no hit@{cutoff} and ndcg@{cutoff}", "run `dvc repro` to evaluate anew")
+        raise ArtifactError(str(where), f"holds no hit@{cutoff} and ndcg@{cutoff}", "run `dvc repro` to evaluate again")
     own = [c for c in comparisons if (c.recommender, c.variant, c.metric, c.cutoff) == (recommender, variant, "ndcg", cutoff)]
 
     def changes(group: str) -> tuple[Change, ...]:
@@ -103,7 +103,7 @@ def read_curve(path: Path, y_prefix: str) -> tuple[tuple[float, float], ...]:
     named = [column for column in frame.columns if column.startswith(y_prefix)]
     if not named:
         raise ArtifactError(
-            str(path), f"has no column {y_prefix}... (got {', '.join(frame.columns)})", "run `dvc repro` to make it anew"
+            str(path), f"has no column {y_prefix}... (got {', '.join(frame.columns)})", "run `dvc repro` to make it again"
         )
     pairs = frame.select(pl.col(frame.columns[0]).cast(pl.Float64, strict=False), pl.col(named[0]).cast(pl.Float64, strict=False))
     return tuple((x, y) for x, y in pairs.drop_nulls().iter_rows() if np.isfinite(x) and np.isfinite(y))

@@ -1,4 +1,4 @@
-"""From the counts of the filter and picture stages to :class:`DataCoverage`: every row read is kept or dropped for a reason."""
+"""From the counts of the filter and image stages to :class:`DataCoverage`: every row read is kept or dropped for a reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sda_core.params import FilterParams
 from sda_core.report.model import Count, DataCoverage, Share, Spread, ValueCounts
 
 _DROPPED = "rows_dropped_"
-_ADVICE = "run `dvc repro` to make it anew"
+_ADVICE = "run `dvc repro` to make it again"
 _SPLITS = {
     "train": "Training",
     "valid": "Validation",
@@ -38,7 +38,7 @@ _UNUSED_FILES = {
     "num_archive_unsafe_path": "File in the archive with an absolute or climbing path",
     "num_archive_no_file": "Link or device in the archive",
 }
-"""Files that no item uses; the picture stage counts them where there is a folder or an archive."""
+"""Files that no item uses; the image stage counts them where there is a folder or an archive."""
 _UNITS = {
     "times_in_seconds": "In seconds",
     "times_in_milliseconds": "In milliseconds",
@@ -47,7 +47,7 @@ _UNITS = {
     "times_as_text": "As ISO 8601 text",
     "times_without_date": "Small numbers that are no dates; they give the order only",
 }
-_RETRIED = ("http_error", "timeout")  # what another run of the picture stage asks for again
+_RETRIED = ("http_error", "timeout")  # what another run of the image stage asks for again
 _GRID = np.concatenate([np.arange(0.0, 3.0, 0.5), np.arange(3.0, 10.0), np.arange(10.0, 100.1, 2.5)]) / 100
 
 
@@ -96,7 +96,7 @@ def _reasons(params: FilterParams) -> Iterator[tuple[str, str]]:
         case _:
             assert_never(params.method)
     yield "no_metadata", "Item without metadata"
-    yield "no_image", "Item whose metadata names no picture"
+    yield "no_image", "Item whose metadata names no image"
 
 
 def _drops(statistics: _Numbers, params: FilterParams) -> tuple[Count, ...]:
@@ -147,7 +147,7 @@ def long_tail(counts: Mapping[int, int], num_items: int) -> tuple[tuple[float, f
 
 
 def data_coverage(workspace: Workspace, params: FilterParams, training_counts: Mapping[int, int]) -> DataCoverage:
-    """Read the counts of the filter and picture stages, and see that they add up.
+    """Read the counts of the filter and image stages, and see that they add up.
 
     Args:
         workspace: of a finished run.
@@ -158,21 +158,21 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
         ArtifactError: a file is missing or damaged, lacks a count, or its counts do not add up.
     """
     statistics = _read(workspace.statistics, "statistics of the filter stage")
-    images = _read(workspace.image_coverage, "coverage of the picture stage")
+    counted = _read(workspace.image_coverage, "coverage of the image stage")
     rows_read, num_interactions, num_items = (statistics.count(n) for n in ("rows_read", "num_interactions", "num_items"))
     drops = _drops(statistics, params)
     splits = tuple(Count(f"num_{n}", label, statistics.count(f"num_{n}")) for n, label in _SPLITS.items())
-    pictures = tuple(Count(n, status.label, images.count(f"num_{n}")) for n, status in IMAGE_STATUSES.items())
+    images = tuple(Count(n, status.label, counted.count(f"num_{n}")) for n, status in IMAGE_STATUSES.items())
     _add_up(statistics.path, "rows_read", rows_read, [num_interactions, *(drop.value for drop in drops)])
     _add_up(statistics.path, "num_interactions", num_interactions, [split.value for split in splits])
-    names = [name for name in images.values if name.startswith(FORMAT_PREFIX)]
-    formats = tuple(Count(n, n.removeprefix(FORMAT_PREFIX).replace("_", " "), images.count(n)) for n in names)
-    unused = tuple(Count(n, label, images.count(n)) for n, label in _UNUSED_FILES.items() if n in images.values)
-    _add_up(images.path, "num_unsupported", images.count("num_unsupported"), [number.value for number in formats])
+    names = [name for name in counted.values if name.startswith(FORMAT_PREFIX)]
+    formats = tuple(Count(n, n.removeprefix(FORMAT_PREFIX).replace("_", " "), counted.count(n)) for n in names)
+    unused = tuple(Count(n, label, counted.count(n)) for n, label in _UNUSED_FILES.items() if n in counted.values)
+    _add_up(counted.path, "num_unsupported", counted.count("num_unsupported"), [number.value for number in formats])
     units = tuple(Count(name, label, statistics.count(name)) for name, label in _UNITS.items())
     num_usable = rows_read - statistics.count("rows_bad")
     _add_up(statistics.path, "rows_read without rows_bad", num_usable, [unit.value for unit in units])
-    _add_up(images.path, "num_items", images.count("num_items"), [picture.value for picture in pictures])
+    _add_up(counted.path, "num_items", counted.count("num_items"), [image.value for image in images])
     return DataCoverage(
         rows_read=rows_read,
         drops=drops,
@@ -197,7 +197,7 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
         texts=(
             Share("Metadata", statistics.number("share_items_with_metadata")),
             *(Share(name.capitalize(), statistics.number(f"share_items_with_{name}")) for name in _TEXTS),
-            Share("Address of a picture", statistics.number("share_items_with_image_reference")),
+            Share("Address of an image", statistics.number("share_items_with_image_reference")),
         ),
         values=_values(statistics),
         times=units,
@@ -205,10 +205,10 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
         ids_repaired=statistics.count("ids_repaired"),
         metadata_ids_repaired=statistics.count("metadata_ids_repaired"),
         mean_title_chars=statistics.number("mean_title_chars"),
-        pictures=pictures,
+        images=images,
         unsupported_formats=formats,
         unused_files=unused,
-        num_pictures_to_retry=sum(picture.value for picture in pictures if picture.name in _RETRIED),
+        num_images_to_retry=sum(image.value for image in images if image.name in _RETRIED),
     )
 
 

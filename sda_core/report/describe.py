@@ -86,7 +86,7 @@ def filtering(section: FilterParams) -> str:
         parts.append(f"times rounded down to multiples of {section.time_resolution_seconds} seconds")
     order = f"random order (seed {section.ties_seed})" if section.ties == "random" else "the order of the raw file"
     parts.append(f"equal times in {order}")
-    for what, policy in (("metadata", section.items_without_metadata), ("a picture's address", section.items_without_image)):
+    for what, policy in (("metadata", section.items_without_metadata), ("an image's address", section.items_without_image)):
         parts.append(f"items without {what} {'dropped' if policy == 'drop' else 'kept'}")
     return "; ".join(parts)
 
@@ -130,7 +130,7 @@ def _describe_loss(loss: LossParams) -> str:
 _CONTROL_TEXT = {
     "random": "Control: random directions instead of content vectors.",
     "shuffled": "Control: the vectors of zero_shot, each on a wrong item.",
-    "image_only": "Control: the picture vectors of zero_shot alone.",
+    "image_only": "Control: the image vectors of zero_shot alone.",
     "text_only": "Control: the text vectors of zero_shot alone.",
 }
 
@@ -163,12 +163,12 @@ def notes(params: Params) -> tuple[str, ...]:
     found: list[str] = []
     if isinstance(params.backbone, TinyQwen25VL):
         found.append(
-            "The backbone has random weights: it has never seen a word or a picture. It stands in for a real one to try the "
+            "The backbone has random weights: it has never seen a word or an image. It stands in for a real one to try the "
             "pipeline, so differences between variants are no verdict on the method."
         )
     if isinstance(params.backbone, Nano):
         found.append(
-            "The backbone is a small model whose pictures were icons and clip art. What it shows need not hold for a large one."
+            "The backbone is a small model whose images were icons and clip art. What it shows need not hold for a large one."
         )
     if params.evaluate.protocol != "fullrank":
         found.append(

@@ -13,7 +13,7 @@ from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.errors import ArtifactError
 from sda_core.image_store import ImageStore
 from sda_core.params import ReportParams
-from sda_core.report.model import Conflict, Example, Item, Neighbor, NeighborList, Picture
+from sda_core.report.model import Conflict, EncodedImage, Example, Item, Neighbor, NeighborList
 from sda_core.report.vectors import Findings
 
 _THUMBNAIL_SIDE = 128  # pixels; shown at 96, so it stays sharp on dense screens
@@ -22,14 +22,14 @@ Neighbors = Mapping[str, Mapping[int, Sequence[tuple[int, float]]]]
 """By variant, by example item: (item id, cosine), nearest first."""
 
 
-def thumbnail(image: bytes) -> Picture:
-    """A small JPEG of an encoded picture."""
+def thumbnail(image: bytes) -> EncodedImage:
+    """A small JPEG of an encoded image."""
     with Image.open(io.BytesIO(image)) as opened:
         small = opened.convert("RGB")
         small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
         buffer = io.BytesIO()
         small.save(buffer, format="JPEG", quality=82, optimize=True)
-    return Picture("image/jpeg", buffer.getvalue())
+    return EncodedImage("image/jpeg", buffer.getvalue())
 
 
 def spread_items(counts: Mapping[int, int], num_items: int) -> list[int]:
@@ -52,25 +52,25 @@ def training_counts(workspace: Workspace) -> dict[int, int]:
 
 
 def example_items(workspace: Workspace, params: ReportParams) -> list[int]:
-    """The items whose neighbours the page shows: with a picture, from the most popular to the rarest.
+    """The items whose neighbours the page shows: with an image, from the most popular to the rarest.
 
     Raises:
         ArtifactError: a table is missing.
     """
     counts, store = training_counts(workspace), ImageStore(workspace.images)
-    pictured = {int(item): counts.get(int(item), 0) for item in store.item_ids if store.status(int(item)) == "ok"}
-    return spread_items(pictured, params.num_example_items)
+    with_image = {int(item): counts.get(int(item), 0) for item in store.item_ids if store.status(int(item)) == "ok"}
+    return spread_items(with_image, params.num_example_items)
 
 
 def _shown(workspace: Workspace, ids: set[int]) -> dict[int, Item]:
-    """Titles and small pictures, by id."""
+    """Titles and small images, by id."""
     rows = ITEMS.scan(workspace.items).filter(pl.col("item_id").is_in(sorted(ids))).select("item_id", "title").collect()
     titles, store = dict(rows.iter_rows()), ImageStore(workspace.images)
     items: dict[int, Item] = {}
     for item_id in sorted(ids):
         if item_id not in titles:
             raise ArtifactError(
-                str(workspace.items), f"has no item {item_id}, which an index names", "run `dvc repro` to make the index anew"
+                str(workspace.items), f"has no item {item_id}, which an index names", "run `dvc repro` to make the index again"
             )
         image = store.get(item_id)
         items[item_id] = Item(item_id, titles[item_id], None if image is None else thumbnail(image))

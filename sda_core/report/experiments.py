@@ -1,7 +1,7 @@
 """Tables and plots that lie under ``experiments/``: what a run of the scripts there left, shown as it is.
 
 A table is a ``.tsv`` or ``.csv`` file with a header, or a pipe table in a ``.md`` file (its caption is the heading over it); a
-plot is a ``.png`` or ``.svg`` file, shown as a picture, so nothing in it runs.  What lies in a folder of ``experiments/results``
+plot is a ``.png`` or ``.svg`` file, shown as an image, so nothing in it runs.  What lies in a folder of ``experiments/results``
 is one experiment, and so is every other file.  Files that are too large or cannot be read are named, not shown: they are no part
 of the pipeline, and the pipeline's page does not show them: ``sda report --experiments`` writes a page that does.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from sda_core.errors import ArtifactError
-from sda_core.report.model import Experiment, Picture, Table
+from sda_core.report.model import EncodedImage, Experiment, Table
 
 _SEPARATORS = {".tsv": "\t", ".csv": ","}
 _PLOTS = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -25,7 +25,7 @@ _MAX_ROWS = 40
 _MAX_COLUMNS = 12
 _MAX_TABLES = 12  # of a file
 _RESULTS = "results"
-_SKIPPED = {"positions", "runs", "gradients", "views", "long_tail"}  # what the scripts keep to go on from
+_SKIPPED = {"positions", "runs", "gradients", "views", "long_tail"}  # what the scripts keep to resume from
 
 
 def read_experiments(folder: Path) -> tuple[Experiment, ...]:
@@ -75,7 +75,7 @@ def _read(path: Path, name: str) -> Experiment:
         return Experiment(name, (), (), (f"{prefix}too large to be shown here ({path.stat().st_size:,} bytes)",))
     try:
         if path.suffix in _PLOTS:
-            return Experiment(name, (), (Picture(_PLOTS[path.suffix], path.read_bytes()),), ())
+            return Experiment(name, (), (EncodedImage(_PLOTS[path.suffix], path.read_bytes()),), ())
         if path.suffix == ".md":
             tables = tuple(_pipe_tables(path.read_text(encoding="utf-8-sig").splitlines()))
         else:

@@ -13,7 +13,7 @@ from sda_core.artifacts import read_json
 from sda_core.errors import ArtifactError
 from sda_core.report.model import GateMap
 
-_ADVICE = "run `dvc repro` to train it anew"
+_ADVICE = "run `dvc repro` to train it again"
 
 
 def gate_map(variant: str, folder: Path) -> GateMap | None:

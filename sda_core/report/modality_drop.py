@@ -1,10 +1,10 @@
-"""Does one modality collapse?  Items that lack their words, or their picture, look for their like among whole items.
+"""Does one modality collapse?  Items that lack their text, or their image, look for their like among whole items.
 
 A half is dropped by putting the mean of the training items in its place, the point that says nothing about the item, and the
-items are fused as the export fused them: same axes, fitted on the whole items.  Then two questions, of every item with a picture
+items are fused as the export fused them: same axes, fitted on the whole items.  Then two questions, of every item with an image
 and a category: is the nearest of the *other* items, as they are, of its own leaf category (1-NN accuracy)?  And is the nearest of
-*all* items the item itself?  A vector that lives on its words alone loses nothing without its picture, and everything without
-its words; one that finds more of its kind without its picture has the picture in its way.
+*all* items the item itself?  A vector that lives on its text alone loses nothing without its image, and everything without
+its text; one that finds more of its kind without its image has the image in its way.
 
 Big shops are sampled evenly over the item ids, and the axes are fitted on the sample then.
 """
@@ -30,7 +30,7 @@ def modality_drop(
     image_ND: Vectors,
     text_ND: Vectors,
     has_image: npt.NDArray[np.bool_],
-    is_pictured: npt.NDArray[np.bool_],
+    is_own_image: npt.NDArray[np.bool_],
     is_fitted: npt.NDArray[np.bool_],
     categories: Sequence[str],
     params: ExportParams,
@@ -39,20 +39,20 @@ def modality_drop(
 
     Args:
         variant: its name.
-        image_ND: vectors of the pictures of N items.
+        image_ND: vectors of the images of N items.
         text_ND: of their texts, in the same order.
         has_image: ``(N,)``, where a row of ``image_ND`` counts.
-        is_pictured: ``(N,)``, where it is of the item's own picture, and not of one that stands in for it.
+        is_own_image: ``(N,)``, where it is of the item's own image, and not of one that stands in for it.
         is_fitted: ``(N,)``, whether an item was bought in training.
         categories: leaf category of each item, empty where there is none.
         params: of the export; ``with_base`` is left out, so the figures are those of the variant's own vectors.
 
     Returns:
-        None where there is nothing to ask: less than two items, none with a picture and a category, or none that is fitted.
+        None where there is nothing to ask: less than two items, none with an image and a category, or none that is fitted.
     """
     kinds = np.unique(np.array(categories, dtype=np.str_), return_inverse=True)[1]
     named = np.array([bool(name) for name in categories], dtype=bool)
-    asked = np.flatnonzero(has_image & is_pictured & named)
+    asked = np.flatnonzero(has_image & is_own_image & named)
     if len(image_ND) < 2 or not len(asked) or not is_fitted.any():
         return None
     image, text = (unit_rows(rows.astype(np.float64)) if params.normalize else rows for rows in (image_ND, text_ND))

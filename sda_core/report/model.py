@@ -99,8 +99,8 @@ class Learning:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded picture, e.g. of media type ``image/jpeg``."""
+class EncodedImage:
+    """An encoded image, e.g. of media type ``image/jpeg``."""
 
     media_type: str
     data: bytes
@@ -112,7 +112,7 @@ class Item:
 
     item_id: int
     title: str
-    picture: Picture | None
+    image: EncodedImage | None
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class DataCoverage:
     """What came in, what was dropped and why, and what the kept part looks like.
 
     ``rows_read`` is ``num_interactions`` plus all ``drops``; the ``splits`` add up to ``num_interactions`` and the
-    ``pictures`` to the number of items, and the ``unsupported_formats`` to the unsupported pictures.
+    ``images`` to the number of items, and the ``unsupported_formats`` to the unsupported images.
     """
 
     rows_read: int
@@ -216,17 +216,17 @@ class DataCoverage:
     ids_repaired: int  # white space at the ends removed
     metadata_ids_repaired: int
     mean_title_chars: float
-    pictures: tuple[Count, ...]  # by status
+    images: tuple[Count, ...]  # by status
     unsupported_formats: tuple[Count, ...]  # items whose image has a format that is not read
     unused_files: tuple[Count, ...]  # of the folder and the archive of images, by reason
-    num_pictures_to_retry: int
+    num_images_to_retry: int
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one variant's vectors of pictures and texts lie; see ``sda_core.report.vectors``.
+    """How one variant's vectors of images and texts lie; see ``sda_core.report.vectors``.
 
-    ``own_text_first`` is the share of items whose picture has no text nearer than its own.
+    ``own_text_first`` is the share of items whose image has no text nearer than its own.
     """
 
     variant: str
@@ -249,7 +249,7 @@ class Found:
 class ModalityDrop:
     """What a variant's vectors find when one modality is dropped; see ``sda_core.report.modality_drop``.
 
-    ``num_asked`` of the ``num_items`` items have a picture and a category; ``chance`` is that of ``same_category``.
+    ``num_asked`` of the ``num_items`` items have an image and a category; ``chance`` is that of ``same_category``.
     """
 
     variant: str
@@ -317,7 +317,7 @@ class Experiment:
 
     name: str
     tables: tuple[Table, ...]
-    plots: tuple[Picture, ...]
+    plots: tuple[EncodedImage, ...]
     remarks: tuple[str, ...]
 
 

@@ -1,6 +1,6 @@
 """The page: one self-contained HTML file that asks nobody for anything.
 
-No script, no font, no link to fetch; style and charts inline, pictures as ``data:`` URIs; a content security policy that
+No script, no font, no link to fetch; style and charts inline, images as ``data:`` URIs; a content security policy that
 allows just that (the style sheet by its hash).  Every text from the data is escaped by the template engine, and a name
 that the template does not know is an error instead of a blank.  Equal data gives equal bytes: there is no clock in it.
 """
@@ -25,10 +25,10 @@ from sda_core.report.model import (
     Conflict,
     Count,
     DataCoverage,
+    EncodedImage,
     Example,
     GateMap,
     Learning,
-    Picture,
     ReportData,
     Result,
     Score,
@@ -101,9 +101,9 @@ def p_text(p_value: float | None) -> str:
     return text.replace(" ", "\u00a0")  # a line never breaks inside it
 
 
-def data_uri(picture: Picture) -> str:
-    """A picture as a ``data:`` URI."""
-    return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
+def data_uri(image: EncodedImage) -> str:
+    """An image as a ``data:`` URI."""
+    return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode('ascii')}"
 
 
 # -------------------------------------------------------------------------------------------- as table cells
@@ -130,7 +130,7 @@ class ChangeCell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the result table; ``changes`` and ``tail_changes`` have one cell a baseline, None where there is nothing."""
+    """A row of the result table; ``changes`` and ``tail_changes`` have one cell per baseline, None where there is nothing."""
 
     variant: str
     hit: ScoreCell
@@ -469,7 +469,7 @@ def _maps(maps: Sequence[VectorMap], conflicts: Sequence[Conflict]) -> list[tupl
 
 
 def _heat_maps(gates: Sequence[GateMap]) -> list[tuple[str, str, Markup]]:
-    """Variant, modality and picture: experts down, blocks across."""
+    """Variant, modality and chart: experts down, blocks across."""
     drawn: list[tuple[str, str, Markup]] = []
     for gate in gates:
         for place, modality in enumerate(gate.modalities):
@@ -540,7 +540,7 @@ def render(data: ReportData) -> str:
         tail_num_users=max((result.tail_num_users for result in data.results), default=0),
         funnel=funnel(data.coverage),
         splits=count_bars(data.coverage.splits),
-        pictures=count_bars(data.coverage.pictures),
+        images=count_bars(data.coverage.images),
         long_tail=_long_tail(data.coverage),
         ladders=_ladders(data.results, data.cutoff, colours),
         validation=_figures(data.validation_charts, colours),

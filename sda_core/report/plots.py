@@ -222,7 +222,7 @@ def vector_map(title: str, points: Sequence[tuple[float, float]], pairs: Sequenc
         title: what is shown, for those who cannot see it.
         points: 0..1 each way.
         pairs: places in ``points``.
-        num_images: how many of the pairs, the first ones, are alike in pictures; the others are in words.
+        num_images: how many of the pairs, the first ones, are alike in images; the others in texts.
     """
     margin, height = 14.0, 300.0
 

@@ -1,6 +1,6 @@
 """What adaptation does to the vectors: their geometry, items whose modalities disagree, and a map of both.
 
-* **Alignment and uniformity** (Wang & Isola 2020, eq. 1 and 2) over unit vectors ``x`` of pictures and ``y`` of texts:
+* **Alignment and uniformity** (Wang & Isola 2020, eq. 1 and 2) over unit vectors ``x`` of images and ``y`` of texts:
   ``mean |x_i - y_i|^2``, 0 where both are one, 2 where they have nothing to do with each other; and
   ``log mean_{i != j} exp(-2 |x_i - x_j|^2)``, 0 where all are alike, about -4 where they are spread out.
 * **Conflicting items** are pairs that are alike in one modality and unlike in the other: the largest differences of the
@@ -72,7 +72,7 @@ def geometry(variant: str, image_ND: Vectors, text_ND: Vectors) -> Geometry:
 
     Args:
         variant: its name.
-        image_ND: vectors of the pictures of N items.
+        image_ND: vectors of the images of N items.
         text_ND: of the texts of the same items, in the same order.
     """
     image, text = unit_rows(image_ND.astype(np.float64)), unit_rows(text_ND.astype(np.float64))
@@ -90,11 +90,11 @@ def geometry(variant: str, image_ND: Vectors, text_ND: Vectors) -> Geometry:
 
 
 def conflicting(ids: npt.NDArray[np.int64], image_ND: Vectors, text_ND: Vectors, number: int) -> tuple[Pair, ...]:
-    """The ``number`` most conflicting pairs of each kind: alike in pictures and unlike in words, then the other way round.
+    """The ``number`` most conflicting pairs of each kind: alike in images and unlike in texts, then the other way round.
 
     Args:
         ids: (N,) item ids of the rows.
-        image_ND: vectors of their pictures.
+        image_ND: vectors of their images.
         text_ND: vectors of their texts.
         number: of each kind, at most.
     """
@@ -123,11 +123,11 @@ def conflicting(ids: npt.NDArray[np.int64], image_ND: Vectors, text_ND: Vectors,
 
 
 def project(vectors_ND: Vectors, start_N2: npt.NDArray[np.float64] | None = None) -> npt.NDArray[np.float64]:
-    """Two coordinates a row; a straight line for fewer than four rows.
+    """Two coordinates per row; a straight line for fewer than four rows.
 
     Args:
-        vectors_ND: one vector a row.
-        start_N2: coordinates to go on from, as this function gave them; None: from scratch.
+        vectors_ND: one vector per row.
+        start_N2: coordinates to start from, as this function gave them; None: from scratch.
     """
     if len(vectors_ND) < 4:
         return np.stack([np.linspace(0, 1, len(vectors_ND)), np.full(len(vectors_ND), 0.5)], axis=1)
@@ -174,8 +174,8 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int, params: 
         ArtifactError: a file is missing or damaged, or the variants have other items.
     """
     store = ImageStore(workspace.images)
-    pictured = np.array([item for item in store.item_ids.tolist() if store.status(item) == "ok"], dtype=np.int64)
-    chosen = pictured[sampled(len(pictured), MAX_COMPARED) - 1] if len(pictured) else pictured
+    with_image = np.array([item for item in store.item_ids.tolist() if store.status(item) == "ok"], dtype=np.int64)
+    chosen = with_image[sampled(len(with_image), MAX_COMPARED) - 1] if len(with_image) else with_image
     leaves = np.array([path[-1] if path else "" for path in ITEMS.read(workspace.items).sort("item_id")["categories"].to_list()])
     numbers: list[Geometry] = []
     drops: list[ModalityDrop] = []
@@ -187,8 +187,8 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int, params: 
             read_vectors(path, column, fill="mean") for column in ("image_embedding", "text_embedding", "embedding")
         )
         if image is None or text is None or whole is None or not chosen.max(initial=0) < len(whole) == len(leaves) + 1:
-            problem = "has not one vector for each item of the tables of items and pictures"
-            raise ArtifactError(str(path), problem, "run `dvc repro` to make it anew")
+            problem = "has not one vector for each item of the tables of items and images"
+            raise ArtifactError(str(path), problem, "run `dvc repro` to make it again")
         fused[variant] = whole
         ids = sampled(len(whole) - 1, MAX_COMPARED)
         is_shown = EMBEDDINGS.scan(path).sort("item_id").select(pl.col("image_embedding").is_not_null()).collect().to_series()
@@ -198,7 +198,7 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int, params: 
             image[ids],
             text[ids],
             has_image,
-            np.isin(ids, pictured),
+            np.isin(ids, with_image),
             np.isin(ids, fit_ids),
             leaves[ids - 1].tolist(),
             params,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import polars as pl
-
-from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.artifacts import ITEMS, Workspace
 from sda_core.embeddings import table
 from sda_core.fingerprint import fingerprint
 from sda_core.item_source import item_source
@@ -47,7 +45,7 @@ def export(
     if variant == "id":  # recommenders learn from interactions alone: no model, no images
         return _write_ids(workspace, variant, team)
     from sda_core.embeddings.encoding import embed  # needs seconds for its imports
-    from sda_core.embeddings.fusion import fuse
+    from sda_core.embeddings.fusion import fuse, seen_items
     from sda_core.runtime import prepare_torch
 
     adapter_hash = fingerprint(adapter) if adapter else ""
@@ -59,9 +57,8 @@ def export(
     if embedded is None:
         return {}
     image_ID, text_ID, has_image = embedded.image_ID, embedded.text_ID, embedded.has_image
-    seen = INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")
     base = table.read_modalities(workspace.embeddings("zero_shot")) if adapter and params.with_base else None
-    fused_IF = fuse(image_ID, text_ID, has_image, seen["item_id"].to_numpy(), params, base)
+    fused_IF = fuse(image_ID, text_ID, has_image, seen_items(workspace), params, base)
     dims = image_ID.shape[1], fused_IF.shape[1]
     described = table.embedding_metadata(embedded.info, params, source.prompt_hash, adapter_hash, *dims)
     raw_ids = ITEMS.read(workspace.items)["raw_item_id"].to_list()

@@ -106,5 +106,5 @@ def _tiny_vl() -> nn.Module:
 
 @pytest.fixture
 def tiny_vl() -> Callable[[], nn.Module]:
-    """A Qwen2.5-VL of the real architecture, the same every time; picture token 90 between 91 and 92."""
+    """A Qwen2.5-VL of the real architecture, the same every time; image token 90 between 91 and 92."""
     return _tiny_vl

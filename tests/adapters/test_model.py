@@ -369,7 +369,7 @@ def test_injected_without_a_wrapper() -> None:
 LANGUAGE = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
 
-def pictures_and_words() -> dict[str, Tensor]:
+def images_and_words() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
         "input_ids": torch.tensor([[5, 91, 90, 90, 90, 90, 92, 7], [91, 90, 90, 90, 90, 92, 8, 9]]),
@@ -387,7 +387,7 @@ def randomise(model: nn.Module, seed: int, part: str = "moda_") -> None:
 
 def logits(model: nn.Module, value: str | Tensor) -> Tensor:
     with modality(model, value), torch.no_grad():
-        return model(**pictures_and_words(), use_cache=False).logits
+        return model(**images_and_words(), use_cache=False).logits
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -405,19 +405,19 @@ def test_adapters_of_a_real_model(tiny_vl: Callable[[], nn.Module], tmp_path: Pa
     )
     base = tiny_vl()
     with torch.no_grad():
-        plain = base(**pictures_and_words(), use_cache=False).logits
+        plain = base(**images_and_words(), use_cache=False).logits
     model = peft.get_peft_model(base, first).eval()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in trainable if "moda_" not in name} == {"base_model.model.lm_head.modules_to_save.default.weight"}
     randomise(model, 1)
     randomise(model, 2, "modules_to_save")
-    tokens = (pictures_and_words()["input_ids"] != 90).long()  # pictures 0, words 1
+    tokens = (images_and_words()["input_ids"] != 90).long()  # images 0, words 1
     mixed, image = logits(model, tokens), logits(model, "image")
     assert not torch.allclose(mixed, image)
     torch.testing.assert_close(logits(model, torch.zeros_like(tokens)), image)
     torch.testing.assert_close(logits(model, [0, 0]), image)
     with model.disable_adapter(), torch.no_grad():
-        assert torch.equal(model(**pictures_and_words(), use_cache=False).logits, plain)
+        assert torch.equal(model(**images_and_words(), use_cache=False).logits, plain)
 
     model.add_adapter("second", second)
     assert torch.equal(logits(model, "image"), image)
@@ -433,7 +433,7 @@ def test_adapters_of_a_real_model(tiny_vl: Callable[[], nn.Module], tmp_path: Pa
     with modality(other, "image"):
         merged = other.merge_and_unload()
     with torch.no_grad():
-        got = merged(**pictures_and_words(), use_cache=False).logits
+        got = merged(**images_and_words(), use_cache=False).logits
     torch.testing.assert_close(got, both, rtol=1e-4, atol=1e-4)
     assert type(merged) is type(base)
 

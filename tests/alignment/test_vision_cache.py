@@ -54,7 +54,7 @@ def test_a_vision_cache_changes_nothing_and_is_resumed(tmp_path: Path, monkeypat
     (tmp_path / "cached" / "checkpoint").unlink()
     block.write_bytes(whole[: len(whole) // 2])
     run_tiny(tmp_path / "cached", vision_cache="always", num_steps=1)
-    assert sum(shown) == 19  # a torn block is made anew
+    assert sum(shown) == 19  # a torn block is made again
     assert block.read_bytes() == whole
 
 

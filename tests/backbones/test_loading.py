@@ -198,7 +198,7 @@ def test_damage_is_one_line(copied_folder, checkpoint_params, damage):
     damage(copied_folder)
     with pytest.raises(ArtifactError, match="damaged or incomplete") as error:
         build(checkpoint_params(copied_folder), CPU)
-    assert "fetch it anew" in one_line(error)
+    assert "fetch it again" in one_line(error)
 
 
 def test_tokenizer_of_another_model(copied_folder, checkpoint_params):

@@ -205,9 +205,9 @@ def test_the_model_is_left_as_it_was() -> None:
     check()
 
     def broken() -> Tensor:
-        raise RuntimeError("no such picture")
+        raise RuntimeError("no such image")
 
-    with pytest.raises(RuntimeError, match="no such picture"):
+    with pytest.raises(RuntimeError, match="no such image"):
         gradient_products(model, {"image": lambda: model(x), "text": broken}, align)
     check()
 

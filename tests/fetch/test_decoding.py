@@ -351,7 +351,7 @@ def test_many_scans_are_fine_up_to_a_bound() -> None:
     assert prepare(scans(190), MAX_PIXELS, STORED_PIXELS).status == "ok"
 
 
-def test_a_motion_photo_is_no_picture_of_many_scans() -> None:
+def test_a_motion_photo_is_no_image_of_many_scans() -> None:
     """Behind some images hangs a film, in which a scan's marker stands by chance."""
     film = random.Random(1).randbytes(1_000) + b"\xff\xda" * 500
     assert prepare(encoded(noise(20, 20), "JPEG") + film, MAX_PIXELS, STORED_PIXELS).status == "ok"
@@ -408,7 +408,7 @@ def test_memory_of_the_worst() -> None:
         for name, (data, status) in made.items():
             pid = os.fork()
             if pid == 0:
-                open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+                open("/proc/self/clear_refs", "w").write("5")  # the peak starts over
                 before = status_of("VmRSS")
                 found = prepare(data, 20_000_000, 4_096).status
                 print(name, len(data), found, (status_of("VmHWM") - before) // 1024, sep="|", flush=True)
@@ -423,7 +423,7 @@ def test_memory_of_the_worst() -> None:
     assert max(megabytes[name] for name in ("rgba", "grey")) <= 140, megabytes  # 16 million pixels
 
 
-def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one holds the place, a second large one waits, and a small one does not."""
     monkeypatch.setattr(decoding, "_LARGE_PIXELS", 10_000)
     large, small = encoded(noise(200, 100), "PNG"), encoded(noise(20, 10), "PNG")

@@ -84,7 +84,7 @@ def test_odd_ids_name_nothing(places: tuple[Path, Path, Path], raw_id: str) -> N
     assert finder(item, local, images, archive).sources(item) == []
 
 
-def test_what_a_picture_depends_on(places: tuple[Path, Path, Path]) -> None:
+def test_what_an_image_depends_on(places: tuple[Path, Path, Path]) -> None:
     """Its contents wherever they lie, not where they lie; and nothing that has no influence on it."""
     local, images, archive = places
     item = Item(1, "A", ())
@@ -115,7 +115,7 @@ def test_what_a_picture_depends_on(places: tuple[Path, Path, Path]) -> None:
     assert key(None, None, archive) != zipped
 
 
-def test_what_a_picture_in_a_tar_depends_on(tmp_path: Path) -> None:
+def test_what_an_image_in_a_tar_depends_on(tmp_path: Path) -> None:
     import tarfile
 
     item = Item(1, "A", ())

@@ -185,7 +185,7 @@ def test_hosts_do_not_wait_for_each_other(
     assert coverage["num_ok"] == 10
 
 
-def test_a_host_serves_on_while_a_picture_is_decoded(
+def test_a_host_serves_on_while_an_image_is_decoded(
     shop: list[str], server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
 ) -> None:
     """But no more bodies are gathered than there are workers."""
@@ -616,19 +616,19 @@ def test_another_choice_of_items_keeps_the_images(shop: list[str], server: Any, 
     fetch(table, tmp_path, None, settings(shard_rows=5), out)
     assert server.requests == []
     assert sorted(contents(out)) == ["coverage.json", "shard-00000.parquet", "shard-00001.parquet"]
-    fetch(table, tmp_path, None, settings(shard_rows=5), tmp_path / "anew")
-    assert contents(out) == contents(tmp_path / "anew")
+    fetch(table, tmp_path, None, settings(shard_rows=5), tmp_path / "again")
+    assert contents(out) == contents(tmp_path / "again")
 
 
 @pytest.mark.parametrize("change", [{"stored_pixels": 1024}, {"max_bytes": 150_000}, {"max_pixels": 900_000}])
-def test_other_bounds_make_pictures_anew(shop: list[str], server: Any, tmp_path: Path, change: dict[str, int]) -> None:
+def test_other_bounds_make_images_again(shop: list[str], server: Any, tmp_path: Path, change: dict[str, int]) -> None:
     fetch(items_table(shop[:2]), tmp_path, None, settings(), tmp_path / "images")
     server.requests.clear()
     fetch(items_table(shop[:2]), tmp_path, None, settings(**change), tmp_path / "images")
     assert sum(server.count().values()) == 2
 
 
-def test_a_changed_local_picture_is_seen(tmp_path: Path) -> None:
+def test_a_changed_local_image_is_seen(tmp_path: Path) -> None:
     (tmp_path / "local" / "images").mkdir(parents=True)
     path = tmp_path / "local" / "images" / "A.png"
     for seed in (1, 2):
@@ -731,7 +731,7 @@ def movies(folder: Path) -> pl.DataFrame:
     ("name", "table", "num_items", "num_ok"),
     [("amazon_2018_gift_cards", gift_cards, 148, 115), ("movies_2023_format", movies, 120, 120)],
 )
-def test_real_pictures_from_everywhere(
+def test_real_images_from_everywhere(
     real_data: Path,
     tmp_path: Path,
     name: str,

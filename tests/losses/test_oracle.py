@@ -384,9 +384,9 @@ def test_mistakes_are_named() -> None:
     x = tensors(draw())
     with pytest.raises(TrainingError, match=r"false_negatives is 'mask', and the batch came without groups; pass groups_B"):
         cmsa(x["image"], x["text"], 0.3, false_negatives="mask")
-    with pytest.raises(TrainingError, match=r"groups_B should be 7 integers, one a row \(got shape \(6,\), torch.int64\)"):
+    with pytest.raises(TrainingError, match=r"groups_B should be 7 integers, one per row \(got shape \(6,\), torch.int64\)"):
         infonce(x["image"], x["text"], 0.3, groups_B=torch.arange(6), false_negatives="share")
-    with pytest.raises(TrainingError, match=r"one a row \(got shape \(7,\), torch.float32\)"):
+    with pytest.raises(TrainingError, match=r"one per row \(got shape \(7,\), torch.float32\)"):
         infonce(x["image"], x["text"], 0.3, groups_B=torch.ones(7), false_negatives="share")
     with pytest.raises(TrainingError, match=r"teacher should be one of mean, agreement, image, text \(got 'sound'\)"):
         cmsa_many(x, 0.3, "sound")

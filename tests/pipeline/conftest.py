@@ -103,7 +103,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def small_settings() -> list[str]:
-    """What makes the project small: `dvc exp run` composes params.yaml anew, so an experiment names these again."""
+    """What makes the project small: `dvc exp run` composes params.yaml from conf/, so an experiment names these again."""
     return SMALL
 
 

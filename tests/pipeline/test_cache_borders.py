@@ -178,7 +178,7 @@ def shop(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspac
 
 def test_a_training_is_kept_until_what_it_is_made_of_changes(code: Path, shop: Workspace, project: Project) -> None:
     def trained() -> set[str]:
-        """The recommenders whose folder the stage wrote anew."""
+        """The recommenders whose folder the stage wrote again."""
         paths = [shop.recommender("zero_shot", name) / "history.tsv" for name in ("pop", "bpr", "slmrec")]
         before = {path: path.stat().st_ino for path in paths if path.is_file()}
         command = [sys.executable, "-m", "stages.train_recommender", "--variant", "zero_shot", "--root", str(shop.root)]

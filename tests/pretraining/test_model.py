@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
 from pretraining.common import settings
 from pretraining.model import Encoder, configuration, first_weights, patches, principal_axes, vision_forward
 from pretraining.tokenizer import train_tokenizer
 from sda_core.backbones import build, save_backbone
+from sda_core.backbones._nano import FOLDER
 from sda_core.backbones.qwen2_5_vl import SPECIAL_TOKENS, Qwen25VLBackbone
 from sda_core.params import Qwen25VL
 
@@ -44,6 +46,16 @@ def backbone(encoder, tmp_path_factory) -> Qwen25VLBackbone:
     loaded = build(params, torch.device("cpu"))
     save_backbone(loaded, folder.parent / "again")
     return loaded
+
+
+def test_the_settings_are_those_of_the_released_checkpoint():
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
+    made = configuration(settings()["model"], tokenizer).to_dict()
+    released = Qwen2_5_VLConfig.from_pretrained(FOLDER).to_dict()
+    apart = {"architectures", "dtype", "_name_or_path", "transformers_version"}
+    assert {name: value for name, value in made.items() if name not in apart} == {
+        name: value for name, value in released.items() if name not in apart
+    }
 
 
 def test_texts_equal_the_backbone(encoder, backbone):

@@ -20,7 +20,7 @@ POLICIES = pytest.mark.parametrize("ties", ["pessimistic", "mean", "optimistic"]
 
 
 class Given(Recommender):
-    """Scores that are given: one row a user."""
+    """Scores that are given: one row per user."""
 
     def __init__(self, score_UI: torch.Tensor) -> None:
         super().__init__(PopParams(kind="pop", counts="train"), NUM_USERS, NUM_ITEMS, None)

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class Given(Recommender):
-    """Scores that are given: one row a user."""
+    """Scores that are given: one row per user."""
 
     def __init__(self, score_UI: torch.Tensor) -> None:
         super().__init__(PopParams(kind="pop", counts="train"), len(score_UI) - 1, score_UI.shape[1] - 1, None)

@@ -109,7 +109,7 @@ def test_masking_takes_two_different_channels(make_table, recommender_cases):
 
 def test_modalities_of_different_items_are_refused(recommender_cases):
     vectors = _modalities()
-    with pytest.raises(DataError, match=r"one row an item in every modality \(got image \(6, 3\), text \(5, 4\)\)"):
+    with pytest.raises(DataError, match=r"one row per item in every modality \(got image \(6, 3\), text \(5, 4\)\)"):
         build(recommender_cases["slmrec"][0], 3, 5, {**vectors, "text": vectors["text"][:-1]})
 
 

@@ -17,6 +17,7 @@ from sda_core.report.model import (
     Count,
     Curve,
     DataCoverage,
+    EncodedImage,
     Example,
     Experiment,
     Fact,
@@ -28,7 +29,6 @@ from sda_core.report.model import (
     ModalityDrop,
     Neighbor,
     NeighborList,
-    Picture,
     ReportData,
     Result,
     Score,
@@ -44,7 +44,7 @@ from sda_core.report.model import (
 NASTY = "<script>alert(1)</script> \"quoted\" & 'single' <img src=x onerror=alert(2)>"
 
 
-def drawn_picture(hue: int) -> bytes:
+def drawn_image(hue: int) -> bytes:
     image = Image.new("RGB", (60, 40), (hue % 256, 90, 200 - hue % 200))
     ImageDraw.Draw(image).ellipse((10, 5, 50, 35), fill=(250, hue % 256, 30))
     buffer = io.BytesIO()
@@ -106,15 +106,15 @@ def coverage() -> DataCoverage:
         ids_repaired=17,
         metadata_ids_repaired=2,
         mean_title_chars=42.25,
-        pictures=(
-            Count("ok", "Picture in place", 290),
-            Count("missing_url", "Metadata names no picture", 7),
+        images=(
+            Count("ok", "Image in place", 290),
+            Count("missing_url", "Metadata names no image", 7),
             Count("http_404", "Gone from the server", 0),
             Count("timeout", "No answer in time", 3),
         ),
         unsupported_formats=(),
         unused_files=(),
-        num_pictures_to_retry=3,
+        num_images_to_retry=3,
     )
 
 
@@ -138,7 +138,7 @@ def page_data() -> ReportData:
     def score(value: float) -> Score:
         return Score(value, value - 0.004, value + 0.005)
 
-    items = [Item(n, NASTY if n == 1 else f"Item title {n}", Picture("image/png", drawn_picture(20 * n))) for n in range(1, 7)]
+    items = [Item(n, NASTY if n == 1 else f"Item title {n}", EncodedImage("image/png", drawn_image(20 * n))) for n in range(1, 7)]
     items.append(Item(7, "", None))
 
     def near(*numbers: int) -> tuple[Neighbor, ...]:
@@ -206,7 +206,7 @@ def page_data() -> ReportData:
                     Table(NASTY, ("variant", "ndcg@10"), (("sda", "0.05"), (NASTY, "0.04")), "3 more rows"),
                     Table("", ("a",), (("b",),), ""),
                 ),
-                (Picture("image/png", drawn_picture(3)),),
+                (EncodedImage("image/png", drawn_image(3)),),
                 (),
             ),
             Experiment("other/table.tsv", (), (), ("cannot be read as a table (ComputeError)",)),

@@ -98,18 +98,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
         workspace.items,
     )
     write_json(workspace.statistics, statistics(interactions))
-    pictures = [
+    images = [
         ImageRow(n, f"B{n:09d}", "ok", png(n), 300, 200) if n % 5 else ImageRow(n, f"B{n:09d}", "missing_url", None, None, None)
         for n in range(1, NUM_ITEMS + 1)
     ]
-    write_shard(shard_path(workspace.images, 0), pictures, [""] * NUM_ITEMS)
-    counts = {f"num_{status}": sum(row.status == status for row in pictures) for status in STATUSES}
+    write_shard(shard_path(workspace.images, 0), images, [""] * NUM_ITEMS)
+    counts = {f"num_{status}": sum(row.status == status for row in images) for status in STATUSES}
     write_json(coverage_path(workspace.images), {"num_items": NUM_ITEMS, "share_ok": 0.8, **counts})
-    ids, raw = np.arange(1, NUM_ITEMS + 1), [row.raw_item_id for row in pictures]
+    ids, raw = np.arange(1, NUM_ITEMS + 1), [row.raw_item_id for row in images]
     for number, variant in enumerate(params.variants):
         if variant != "id":
             vectors = random.normal(size=(3, NUM_ITEMS, 8)).astype(np.float32)
-            has_image = np.array([row.status == "ok" for row in pictures])
+            has_image = np.array([row.status == "ok" for row in images])
             write_embeddings(workspace.embeddings(variant), ids, raw, *vectors, {}, has_image)
             build_index(vectors[2], None, params.build_index, workspace.index(variant))
         for recommender in params.recommenders:
@@ -291,12 +291,12 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     assert (data.commit, data.is_simulation, data.costs) == ("abc", True, ())
 
 
-def test_examples_have_pictures_and_spread_over_popularity(finished: Workspace, params: Params) -> None:
+def test_examples_have_images_and_spread_over_popularity(finished: Workspace, params: Params) -> None:
     chosen = example_items(finished, params.report)
     train = INTERACTIONS.read(finished.interactions).filter(pl.col("split") == "train")
     counts = np.bincount(train["item_id"].to_numpy(), minlength=NUM_ITEMS + 1)
     assert len(chosen) == 3
-    assert all(item % 5 for item in chosen)  # every fifth has no picture
+    assert all(item % 5 for item in chosen)  # every fifth has no image
     assert counts[chosen[0]] == max(counts[n] for n in range(1, NUM_ITEMS + 1) if n % 5)
     assert counts[chosen[0]] > counts[chosen[1]] > counts[chosen[2]]
 

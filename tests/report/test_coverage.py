@@ -43,7 +43,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
 
 
 def filtered(raw: tuple[Path, Path, int], section: FilterParams, root: Path) -> tuple[Workspace, FilteredData]:
-    """What the filter and the picture stage leave; every tenth picture of the latter has another status."""
+    """What the filter and the image stage leave; every tenth image of the latter has another status."""
     workspace, data = Workspace(root), filter_dataset(*raw, section)
     INTERACTIONS.write(data.interactions, workspace.interactions)
     ITEMS.write(data.items, workspace.items)
@@ -98,10 +98,10 @@ def test_what_the_filter_writes_adds_up(raw: tuple[Path, Path, int], tmp_path: P
     assert found.item_counts.mean == pytest.approx(len(table) / len(data.items))
     shares = {text.label: text.value for text in found.texts}
     assert shares["Title"] == pytest.approx((data.items["title"] != "").mean())
-    assert shares["Address of a picture"] == pytest.approx((data.items["image_references"].list.len() > 0).mean())
+    assert shares["Address of an image"] == pytest.approx((data.items["image_references"].list.len() > 0).mean())
     assert len(shares) == 8
-    assert sum(picture.value for picture in found.pictures) == len(data.items)
-    assert found.num_pictures_to_retry == 2 * (len(data.items) // 10)
+    assert sum(image.value for image in found.images) == len(data.items)
+    assert found.num_images_to_retry == 2 * (len(data.items) // 10)
     assert [(number.label, number.value) for number in found.unsupported_formats] == [("heic", len(data.items) // 10)]
     assert [(number.name, number.value) for number in found.unused_files] == [
         ("num_folder_no_item", 3),
@@ -136,9 +136,9 @@ def test_reasons_come_in_the_order_of_the_steps(raw: tuple[Path, Path, int], tmp
         ("statistics", "values_dropped_price", 7, "values_dropped_price is 7, but its parts add up to"),
         ("statistics", "values_dropped_price_weather", 0, "reasons unknown here: values_dropped_price_weather"),
         ("statistics", "values_used_title", -1, "'values_used_title' should be a count"),
-        ("pictures", "num_timeout", 0, "num_items is .* but its parts add up to"),
-        ("pictures", "num_corrupt", "3", "should hold a number 'num_corrupt'"),
-        ("pictures", "num_unsupported_heic", 99, "num_unsupported is .* but its parts add up to"),
+        ("images", "num_timeout", 0, "num_items is .* but its parts add up to"),
+        ("images", "num_corrupt", "3", "should hold a number 'num_corrupt'"),
+        ("images", "num_unsupported_heic", 99, "num_unsupported is .* but its parts add up to"),
     ],
 )
 def test_counts_that_are_wrong_are_one_line(

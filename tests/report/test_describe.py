@@ -63,7 +63,7 @@ def test_filter_and_split_in_words(params: Params) -> None:
     assert describe.filtering(section) == (
         "single pass, at least 5 per user, 5 per item; ratings from 3; of repeated purchases the last; "
         "equal times in random order (seed 42); "
-        "items without metadata dropped; items without a picture's address dropped"
+        "items without metadata dropped; items without an image's address dropped"
     )
     rounded = describe.filtering(section.model_copy(update={"ties": "file", "time_resolution_seconds": 86_400}))
     assert "times rounded down to multiples of 86400 seconds; equal times in the order of the raw file" in rounded

@@ -66,7 +66,7 @@ class Outline(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def without_pictures(html: str) -> str:
+def without_images(html: str) -> str:
     return re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "data:", html)
 
 
@@ -80,7 +80,7 @@ def test_equal_bytes_twice(page_data: ReportData) -> None:
 
 
 def test_it_asks_nobody_for_anything(page_data: ReportData) -> None:
-    html = without_pictures(render(page_data))
+    html = without_images(render(page_data))
     for word in ("http:", "https:", "//", "@import", "url(", "<link", "<iframe", "<object", "<embed", "srcset", "javascript:"):
         assert word not in html.lower(), word
     outline = Outline(html)
@@ -93,7 +93,7 @@ def test_it_asks_nobody_for_anything(page_data: ReportData) -> None:
     assert not outline.named("script")
 
 
-def test_policy_allows_just_the_inline_style_and_data_pictures(page_data: ReportData) -> None:
+def test_policy_allows_just_the_inline_style_and_data_images(page_data: ReportData) -> None:
     html = render(page_data)
     policy = next(meta["content"] for meta in Outline(html).named("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
@@ -166,12 +166,12 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
         "1 of 3 shared",
         "In short. sda against zero_shot: clearly higher in sasrec. Highest NDCG@10 of all variants: id in sasrec.",
         "1.810 −1.770 −1.750 0.7 %",
-        "zero_shot 90.0 % 80.0 % 77.0 % 12.1 % 0 %", "289 items with a picture and a category, among 300",
+        "zero_shot 90.0 % 80.0 % 77.0 % 12.1 % 0 %", "289 items with an image and a category, among 300",
         "Chance: 12.0 % for the category, 0.3 % for the item itself.", "sda costs", "costs/report.html",
-        "pictures +0.91, words −0.24", "together: zero_shot +0.47, sda +0.12",
+        "images +0.91, texts −0.24", "together: zero_shot +0.47, sda +0.12",
         "The largest difference between two modalities in any layer is 0.700.",
         "sweep-temperature", "3 more rows", "cannot be read as a table", "1.2 MB",
-        "Difference +0.0010 to +0.0030 (95 % interval)", "0.900", "(no title)", "no picture", "clearly higher",
+        "Difference +0.0010 to +0.0030 (95 % interval)", "0.900", "(no title)", "no image", "clearly higher",
     ):  # fmt: skip
         assert expected in text, expected
 
@@ -219,7 +219,7 @@ def test_data_section_in_full(page_data: ReportData) -> None:
         "412 metadata rows, 2 could not be read and 1 was repaired.",
         "1 of 1,200 users (0.1 %) has no test target and is not evaluated.",
         "The most popular 20 % of the items hold 70.0 % of all interactions.",
-        "42.2 characters", "3 pictures failed for reasons that may pass", "dvc repro -f -s fetch_images",
+        "42.2 characters", "3 images failed for reasons that may pass", "dvc repro -f -s fetch_images",
     ):  # fmt: skip
         assert expected in text, expected
     assert table_of(html, "data-split")[0] == ["Training", "6,602", "73.4 %"]
@@ -234,11 +234,11 @@ def test_data_section_in_full(page_data: ReportData) -> None:
     assert "equal times is random" in text
     in_file_order = dataclasses.replace(page_data, coverage=dataclasses.replace(page_data.coverage, ties_policy="file"))
     assert "this order can leak the test target" in visible(render(in_file_order))
-    assert table_of(html, "data-words") == [
+    assert table_of(html, "data-texts") == [
         ["Title", "> 99.9 %"], ["Brand", "81.2 %"], ["Price", "< 0.1 %"], ["Description", "0 %"],
     ]  # fmt: skip
-    assert table_of(html, "data-pictures") == [
-        ["Picture in place", "290", "96.7 %"], ["Metadata names no picture", "7", "2.3 %"],
+    assert table_of(html, "data-images") == [
+        ["Image in place", "290", "96.7 %"], ["Metadata names no image", "7", "2.3 %"],
         ["Gone from the server", "0", "0 %"], ["No answer in time", "3", "1.0 %"],
     ]  # fmt: skip
     assert "10 % of the items hold 50 %" in html
@@ -259,7 +259,7 @@ def test_data_section_of_a_shop_without_faults(page_data: ReportData) -> None:
         ids_repaired=0,
         metadata_ids_repaired=0,
         num_users_without_target=0,
-        num_pictures_to_retry=0,
+        num_images_to_retry=0,
         long_tail=(),
     )
     text = visible(render(dataclasses.replace(page_data, coverage=clean)))

@@ -156,7 +156,7 @@ def export(fusion: str = "late_concat_pca", fused_dim: int = 6, normalize: bool 
 
 
 def kinds_in(which: str, num_items: int = 60) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pictures and texts, of which one tells the category and both tell the item; and the categories."""
+    """Images and texts, of which one tells the category and both tell the item; and the categories."""
     random = np.random.default_rng(3)
     kind = np.arange(num_items) % 4
     says = np.eye(4)[kind] * 3 + 0.3 * random.normal(size=(num_items, 4))
@@ -184,16 +184,16 @@ def test_modality_drop_is_what_it_says(normalize: bool) -> None:
     """Against the same question asked item by item, in the vectors that the export makes."""
     image, text, categories = kinds_in("text", 40)
     has_image, fitted = np.arange(40) % 5 != 0, np.arange(40) % 3 != 0
-    categories[7], pictured = "", np.arange(40) != 12  # the vector of item 12's picture is that of a stand-in
+    categories[7], with_image = "", np.arange(40) != 12  # the vector of item 12's image is that of a stand-in
     params = export(normalize=normalize)
-    found = modality_drop("sda", image, text, has_image, pictured, fitted, categories, params)
+    found = modality_drop("sda", image, text, has_image, with_image, fitted, categories, params)
     assert found is not None
     fit_ids = np.flatnonzero(fitted) + 1
     whole = unit_rows(fuse(image, text, has_image, fit_ids, params))
     texts = unit_rows(text) if normalize else text.astype(np.float64)
-    pictures = unit_rows(image) if normalize else image.astype(np.float64)
-    means = pictures[has_image & fitted].mean(0), texts[fitted].mean(0)
-    joined = np.concatenate([np.where(has_image[:, None], pictures, means[0]), texts], axis=1)
+    images = unit_rows(image) if normalize else image.astype(np.float64)
+    means = images[has_image & fitted].mean(0), texts[fitted].mean(0)
+    joined = np.concatenate([np.where(has_image[:, None], images, means[0]), texts], axis=1)
     centre = joined[fitted].mean(0)
     axes = np.linalg.svd(joined[fitted] - centre)[2][:6].T
     basis = unit_rows((joined - centre) @ axes)
@@ -201,7 +201,7 @@ def test_modality_drop_is_what_it_says(normalize: bool) -> None:
     asked = [item for item in range(40) if has_image[item] and item not in (7, 12)]
     counted = np.zeros((3, 2))
     for item in asked:
-        halves = (pictures[item], texts[item]), (pictures[item], means[1]), (means[0], texts[item])
+        halves = (images[item], texts[item]), (images[item], means[1]), (means[0], texts[item])
         for place, half in enumerate(halves):
             cosines = basis @ unit_rows(((np.concatenate(half) - centre) @ axes)[None])[0]
             others = np.delete(np.arange(40), item)

@@ -51,7 +51,7 @@ def workspace(tmp_path: Path, repository: Path) -> Workspace:
 
 
 def write_minilm(workspace: Workspace) -> np.ndarray:
-    """One vector an item, backwards, with one of an item that the shop does not have."""
+    """One vector per item, backwards, with one of an item that the shop does not have."""
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     frame = pl.DataFrame({"raw_item_id": [*RAW[::-1], "gone"], "embedding": [*vectors[::-1].tolist(), [0.0] * 6]})
     frame.write_parquet(workspace.root / "minilm.parquet")
@@ -92,12 +92,12 @@ def test_items_that_nobody_has_met_are_trained_with_and_are_candidates(workspace
     assert metrics["tail_num_items"] >= 1
 
 
-def test_pictures_and_texts_are_fused_as_ours_are(workspace: Workspace) -> None:
+def test_images_and_texts_are_fused_as_ours_are(workspace: Workspace) -> None:
     folder = workspace.root / "mine"
     folder.mkdir()
     random = np.random.default_rng(0)
     image, text = random.normal(size=(NUM_ITEMS, 4)), random.normal(size=(NUM_ITEMS, 6))
-    image[2] = 0.0  # no picture
+    image[2] = 0.0  # no image
     np.save(folder / "image_embedding.npy", image)
     np.save(folder / "text_embedding.npy", text)
     (folder / "ids.txt").write_text("\n".join(RAW))

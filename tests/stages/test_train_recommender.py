@@ -24,7 +24,7 @@ NUM_USERS, NUM_ITEMS = 12, 8
 
 @pytest.fixture
 def workspace(tmp_path: Path, repository: Path) -> Workspace:
-    """Interactions, and vectors of the variants id and zero_shot; two items have no picture."""
+    """Interactions, and vectors of the variants id and zero_shot; two items have no image."""
     params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
     params["runtime"] = {"device": "cpu", "num_threads": 1, "num_trainings": 2}
     params["evaluate"]["bootstrap_samples"] = 0
@@ -96,7 +96,7 @@ def test_all_recommenders_are_trained_once_and_only_what_changed_again(
     assert "lower learning_rate" in error
 
 
-def test_slmrec_takes_pictures_and_texts_apart(workspace: Workspace) -> None:
+def test_slmrec_takes_images_and_texts_apart(workspace: Workspace) -> None:
     for variant in ("id", "zero_shot"):
         train_recommender(variant, "slmrec", workspace.root)
         evaluate(variant, "slmrec", workspace.root)

@@ -330,7 +330,7 @@ def _taste(draw: np.random.Generator, num: int, name: Attribute) -> Floats:
 
 
 def _softmax_draw(logits: Floats, uniform: Floats) -> npt.NDArray[np.int64]:
-    """One column a row, drawn by the row's softmax, through its inverse cumulative distribution; overwrites ``logits``."""
+    """One column per row, drawn by the row's softmax, through its inverse cumulative distribution; overwrites ``logits``."""
     logits -= logits.max(axis=1, keepdims=True)
     np.exp(logits, out=logits)
     cumulative = np.cumsum(logits, axis=1, dtype=np.float64)

@@ -384,7 +384,7 @@ def _metadata_2023(asin: str, words: ItemWords, image: str | None, number: int, 
         hi_res = None if defect == "no_hi_res" else image
         images = [{"thumb": image, "large": image, "variant": "MAIN", "hi_res": hi_res}]
     if image is not None and defect == "main_not_first":
-        # The archive has one image an item: a reader that takes the first entry finds nothing, and its coverage shows it.
+        # The archive has one image per item: a reader that takes the first entry finds nothing, and its coverage shows it.
         other = image.replace(".jpg", ".PT01.jpg")
         images.insert(0, {"thumb": other, "large": other, "variant": "PT01", "hi_res": other})
     return {

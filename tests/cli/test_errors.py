@@ -178,11 +178,11 @@ def test_a_damaged_table(shop: Shop, tmp_path: Path) -> None:
     assert "items.parquet" in shop.mistake("fetch-images")
 
 
-def test_corrupt_pictures_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> None:
+def test_corrupt_images_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     shop.params(*local(folder, *good_files()))
     (folder / "images").mkdir()
-    (folder / "images" / "B0.jpg").write_bytes(b"this is no picture")
+    (folder / "images" / "B0.jpg").write_bytes(b"this is no image")
     for stage in ("download", "filter", "fetch-images"):
         done = shop.sda(stage)
         assert done.returncode == 0, done.stderr
