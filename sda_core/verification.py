@@ -26,7 +26,7 @@ from ruamel.yaml.error import YAMLError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sda_core import adapters, evaluation, recommenders
+from sda_core import evaluation, recommenders
 from sda_core.artifacts import (
     EMBEDDINGS,
     INTERACTIONS,
@@ -288,6 +288,8 @@ class _Run:
             layer, _, kind = name.removeprefix("base_model.model.").rpartition(".")
             layers.setdefault(layer, {})[kind] = tuple(tensor.shape)
         _expect(bool(layers), folder, "holds no weights")
+        from sda_core import adapters  # loads PEFT, which needs seconds
+
         adapter = adapters.config_of(section, config["modalities"], config["target_modules"])
         lora_rank = adapter.rank_per_expert * adapter.num_experts
         for layer, shapes in layers.items():
