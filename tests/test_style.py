@@ -104,7 +104,7 @@ EXCEPTIONS = {
     "picture frame": "a product",
     "picture book": "a product",
 }
-GUIDES = ("data", "shop", "gpu", "scale", "exchange")
+GUIDES = ("results", "reproduction", "data", "shop", "gpu", "scale", "exchange")
 
 
 def test_standard_terms(repository: Path) -> None:
