@@ -122,12 +122,16 @@ class InputMaker:
         self._source = source
         self._cache = cache
 
+    def keys(self, rows: np.ndarray) -> np.ndarray:
+        """The ``content_keys`` of some rows alone."""
+        return self._source.content_keys(rows)
+
     def make(self, modality: Modality, rows: np.ndarray) -> Ready:
         """Inputs of one modality of some rows, all of which show an image."""
         source = self._source
         if modality == "text":
             return Ready(self._backbone.text_inputs(source.texts(rows)), np.empty(0, dtype=np.int64))
-        keys = source.content_keys(rows)
+        keys = self.keys(rows)
         if self._cache is not None:
             return Ready(self._cache.inputs(rows, source.image_prompt), keys)
         images = [image for image in source.images(rows) if image is not None]

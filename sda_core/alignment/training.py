@@ -107,7 +107,7 @@ def train_adapter(
         shown = shown_rows(rows, training)
         base_vectors = BaseVectors(backbone, model, maker, shown, checkpoint.parent, fingerprint)
         base_vectors.fill(training.micro_batch_size or training.batch_size, team, sharded=training.sharding != "none")
-    sample = Sample(rows, training, chunks, team, backbone, model, maker)
+    sample = Sample(rows, training, chunks, team, backbone, model, maker, device)
     at_first = sample.batches(base_vectors)
     if criterion.found_temperature is None:
         criterion.calibrate([(*batch.base, batch.groups_B) for batch in at_first])
@@ -130,7 +130,8 @@ def train_adapter(
                 group["lr"] = rate
             temperature = criterion.temperature.item() if isinstance(criterion.temperature, Tensor) else criterion.temperature
             optimizer.zero_grad(set_to_none=True)
-            batch = Step(step, rows, training, chunks, team, backbone, model, criterion, stream, base_vectors)
+            base = None if base_vectors is None else base_vectors.pair(batch_rows(rows, step, training), device)
+            batch = Step(step, training, chunks, team, backbone, model, criterion, stream, base)
             value = batch.backward(trained, moved if logged else None)
             sum_gradients(trained, team)
             norm = float(nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm))
@@ -183,7 +184,6 @@ class Step:
 
     Args:
         number: of the step.
-        rows: of the items that show an image.
         training: optimisation.
         chunks: of this process.
         team: the processes.
@@ -191,7 +191,7 @@ class Step:
         model: with the adapter.
         criterion: the loss.
         stream: the inputs of all chunks, in the order of use.
-        base_vectors: the backbone's own, where the loss needs them.
+        base: the backbone's own vectors of the global batch, where the loss needs them.
 
     Attributes:
         measured: what the loss says about the batch, where that was asked for.
@@ -201,7 +201,6 @@ class Step:
     def __init__(
         self,
         number: int,
-        rows: np.ndarray,
         training: TrainingParams,
         chunks: Chunks,
         team: Processes,
@@ -209,7 +208,7 @@ class Step:
         model: nn.Module,
         criterion: losses.AlignmentLoss,
         stream: Iterator[Ready],
-        base_vectors: BaseVectors | None,
+        base: tuple[Tensor, Tensor] | None,
     ) -> None:
         self._number = number
         self._seed = training.seed
@@ -221,8 +220,7 @@ class Step:
         self._criterion = criterion
         self._stream = stream
         self._keys: dict[int, np.ndarray] = {}
-        self._batch = batch_rows(rows, number, training)
-        self._base_vectors = base_vectors
+        self._base = base
         self.measured: dict[str, float] = {}
         self.broken: np.ndarray = np.empty(0, dtype=np.int64)
 
@@ -242,11 +240,10 @@ class Step:
             nonlocal before
             image_BD, text_BD = gather(image_BD), gather(text_BD)
             groups_B = groups_of(np.concatenate([self._keys[place] for place in sorted(self._keys)]), image_BD.device)
-            base = None if self._base_vectors is None else self._base_vectors.pair(self._batch, image_BD.device)
             if moved is not None:  # before the loss, so that their matrices of B x B are not held beside its graph
-                self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B, base)
+                self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B, self._base)
                 before = _norms(trained)
-            value = self._criterion(image_BD, text_BD, groups_B, base)
+            value = self._criterion(image_BD, text_BD, groups_B, self._base)
             if not bool(torch.isfinite(value.detach())):
                 finite_B = torch.isfinite(image_BD.detach()).all(-1) & torch.isfinite(text_BD.detach()).all(-1)
                 self.broken = (~finite_B).nonzero().flatten().cpu().numpy()
@@ -312,6 +309,7 @@ class Sample:
         backbone: pools hidden states.
         model: with the adapter.
         maker: of the model's inputs.
+        device: of the vectors.
     """
 
     def __init__(
@@ -323,6 +321,7 @@ class Sample:
         backbone: Encoder,
         model: nn.Module,
         maker: InputMaker,
+        device: torch.device,
     ) -> None:
         self._rows = [batch_rows(rows, step, training) for step in range(num_sampled(rows, training))]
         self._chunks = chunks
@@ -330,15 +329,14 @@ class Sample:
         self._backbone = backbone
         self._model = model
         self._maker = maker
+        self._device = device
 
     def batches(self, base_vectors: BaseVectors | None) -> list[check.Batch]:
         """The sample by the backbone alone, read where it was computed before."""
         found: list[check.Batch] = []
         for rows in self._rows:
-            image_BD, text_BD, groups_B = self._encode(rows, adapter=False)
-            if base_vectors is not None:
-                image_BD, text_BD = base_vectors.pair(rows, image_BD.device)
-            found.append(check.Batch(image_BD, text_BD, groups_B, (image_BD, text_BD)))
+            base = self._encode(rows, adapter=False) if base_vectors is None else base_vectors.pair(rows, self._device)
+            found.append(check.Batch(*base, self._groups(rows), base))
         return found
 
     def adapted(self, at_first: Sequence[check.Batch]) -> list[check.Batch]:
@@ -346,25 +344,28 @@ class Sample:
         encoded = (self._encode(rows, adapter=True) for rows in self._rows)
         return [
             replace(batch, image_BD=image_BD, text_BD=text_BD)
-            for batch, (image_BD, text_BD, _) in zip(at_first, encoded, strict=True)
+            for batch, (image_BD, text_BD) in zip(at_first, encoded, strict=True)
         ]
 
     @torch.no_grad()
-    def _encode(self, rows: np.ndarray, *, adapter: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Image and text vectors and groups of a batch of all processes."""
+    def _encode(self, rows: np.ndarray, *, adapter: bool) -> tuple[Tensor, Tensor]:
+        """Image and text vectors of a batch of all processes."""
         parts: dict[Modality, list[Tensor]] = {name: [] for name in MODALITIES}
-        keys: list[np.ndarray] = []
         self._model.eval()
         for start, stop in self._chunks.bounds:
             for name in MODALITIES:
                 with self._team.raise_on_all_ranks():
                     ready = self._maker.make(name, rows[start:stop])
-                if name == "image":
-                    keys.append(ready.keys)
                 with modality(self._model, name), nullcontext() if adapter else base_model(self._model):
                     parts[name].append(self._backbone.encode(self._model, ready.inputs))
         image_BD, text_BD = (gather(torch.cat(parts[name])) for name in MODALITIES)
-        return image_BD, text_BD, groups_of(np.concatenate(keys), image_BD.device)
+        return image_BD, text_BD
+
+    def _groups(self, rows: np.ndarray) -> Tensor:
+        """Groups of a batch of all processes; no vector is needed for them."""
+        with self._team.raise_on_all_ranks():
+            keys = [self._maker.keys(rows[start:stop]) for start, stop in self._chunks.bounds]
+        return groups_of(np.concatenate(keys), self._device)
 
 
 def groups_of(keys: np.ndarray, device: torch.device) -> Tensor:

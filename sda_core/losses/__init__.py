@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sda_core.errors import ConfigError, TrainingError
 from sda_core.losses.cmsa import cmsa, cmsa_many, cmsa_reference, log_teacher, pool_width
-from sda_core.losses.geometry import Centering, temperature_for
+from sda_core.losses.geometry import Centering, effective_targets, temperature_for
 from sda_core.losses.infonce import infonce, infonce_many, prepare
 from sda_core.losses.keep import keep_structure
 from sda_core.losses.measures import measures
@@ -93,10 +93,9 @@ class AlignmentLoss(nn.Module):
                 ``needs_base``, and ``base`` is None.
         """
         self._check_base(base)
-        if self.params.teacher_targets is not None and self.found_temperature is None:
-            raise TrainingError("loss", "teacher_targets needs calibrate() first, which finds the teacher's temperature")
+        own = self._own_teacher_temperature()  # before the running means learn from this batch, since it may be missing
         pair, base = self._centred((image_BD, text_BD), base, update=True)
-        value = self._alignment(pair, groups_B, base if self._base_teaches else None)
+        value = self._alignment(pair, groups_B, base if self._base_teaches else None, own)
         if base is None or self.params.keep_base == 0:
             return value
         twins = find_twins(groups_B, self.params.false_negatives, pair[0])
@@ -111,11 +110,16 @@ class AlignmentLoss(nn.Module):
         Raises:
             TrainingError: ``teacher_targets`` asks for one that was not looked for yet.
         """
-        if self.params.teacher_targets is not None:
-            if self.found_temperature is None:
-                raise TrainingError("loss", "teacher_targets needs calibrate() first, which finds the teacher's temperature")
-            return self.found_temperature
-        return self.temperature if self.params.teacher_temperature is None else self.params.teacher_temperature
+        own = self._own_teacher_temperature()
+        return self.temperature if own is None else own
+
+    def _own_teacher_temperature(self) -> float | None:
+        """The teacher's temperature, given or found; None where it is the student's."""
+        if self.params.teacher_targets is None:
+            return self.params.teacher_temperature
+        if self.found_temperature is None:
+            raise TrainingError("loss", "teacher_targets needs calibrate() first, which finds the teacher's temperature")
+        return self.found_temperature
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
@@ -139,8 +143,7 @@ class AlignmentLoss(nn.Module):
 
         def num_targets(temperature: float) -> float:
             rows = [self._log_teacher(pair, of, temperature)[0] for pair, of in zip(looked, groups, strict=True)]
-            entropies = [torch.special.entr(log_BB.double().exp()).sum(dim=-1) for log_BB in rows]
-            return float(torch.cat(entropies).mean().exp())
+            return effective_targets(torch.cat(rows))
 
         self.found_temperature = temperature_for(wanted, num_targets, len(batches[0][0]))
 
@@ -161,7 +164,9 @@ class AlignmentLoss(nn.Module):
         own = centred["image"], centred["text"]
         return own, (centred["base image"], centred["base text"]) if "base image" in centred else None
 
-    def _alignment(self, pair: Pair, groups_B: Tensor | None, taught_by: Pair | None) -> Tensor:
+    def _alignment(
+        self, pair: Pair, groups_B: Tensor | None, taught_by: Pair | None, teacher_temperature: float | None
+    ) -> Tensor:
         """The loss across the modalities of centred vectors."""
         params = self.params
         if self._raw is not None and params.variant == "paper":
@@ -175,7 +180,7 @@ class AlignmentLoss(nn.Module):
             *pair,
             self.temperature,
             teacher=params.teacher,
-            teacher_temperature=params.teacher_temperature if params.teacher_targets is None else self.found_temperature,
+            teacher_temperature=teacher_temperature,
             detach_teacher=params.detach_teacher,
             normalize=params.normalize,
             groups_B=groups_B,

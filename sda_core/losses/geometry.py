@@ -91,9 +91,9 @@ class Centering(nn.Module):
         self.means, self._num_batches = dict(means), dict(num_batches)
 
 
-def effective_targets(log_teacher_BB: Tensor) -> float:
-    """The exponent of the mean entropy of the rows of ``log P (B, B)``: the effective number of targets, 1 to B."""
-    return float(torch.special.entr(log_teacher_BB.double().exp()).sum(dim=-1).mean().exp())
+def effective_targets(log_teacher_NB: Tensor) -> float:
+    """The exponent of the mean entropy of rows of ``log P (N, B)``: the effective number of targets, 1 to B."""
+    return float(torch.special.entr(log_teacher_NB.double().exp()).sum(dim=-1).mean().exp())
 
 
 def temperature_for(targets: float, num_targets: Callable[[float], float], batch_size: int) -> float:

@@ -80,7 +80,7 @@ def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
     trained = trained_parameters(model, criterion)
     moved = {"image": False, "text": False}
     chunks = Chunks(((0, 6),), 0)
-    step = Step(0, rows, TRAINING, chunks, ALONE, encoder, model, criterion, iter(ready), None)
+    step = Step(0, TRAINING, chunks, ALONE, encoder, model, criterion, iter(ready), None)
     value = step.backward(trained, moved)
     got = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
     assert moved == {"image": True, "text": True}
