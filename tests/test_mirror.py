@@ -27,6 +27,7 @@ ELSEWHERE = {
     "cli/process": "cli/test_costs.py",
     "cli/project": "test_package.py",
     "cli/revisions": "cli/test_diff.py",
+    "cli/search": "cli/test_explore.py",
     "cli/scripts": "experiments/test_runner.py",
     "cli/stage": "cli/test_errors.py",
     "cli/verify": "test_verification.py",

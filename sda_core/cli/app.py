@@ -12,10 +12,12 @@ from sda_core import __version__
 from sda_core.cli.check_adapter import check_adapter
 from sda_core.cli.costs import costs
 from sda_core.cli.diff import diff
+from sda_core.cli.explore import explore
 from sda_core.cli.export import export
 from sda_core.cli.init import init, upgrade
 from sda_core.cli.neighbors import neighbors
 from sda_core.cli.recommend import recommend
+from sda_core.cli.search import search
 from sda_core.cli.stage import one_stage_a_process, run_app
 from sda_core.cli.verify import verify
 
@@ -24,9 +26,9 @@ STAGES = {
     "filter": "Parse, filter, number and split them.",
     "fetch-images": "Fetch the images of the kept items.",
     "train-adapter": "Train LoRA or MoDA on items alone.",
-    "export-embeddings": "Write a variant's item vectors.",
-    "control-embeddings": "Write vectors to be beaten.",
-    "import-embeddings": "Take in vectors made elsewhere.",
+    "export-embeddings": "Embed every item for a variant.",
+    "control-embeddings": "Write control embeddings.",
+    "import-embeddings": "Import embeddings made elsewhere.",
     "build-index": "Build a FAISS index, measure its recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
     "draw-negatives": "Draw the negatives of uni100 and pop100.",
@@ -77,6 +79,8 @@ app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 app.command("verify", short_help="Check every artifact of the workspace.")(verify)
 app.command("costs", short_help="Show what each stage cost last time.")(costs)
 app.command("recommend", short_help="Recommend for a history of items.")(recommend)
+app.command("search", short_help="Show the items nearest to a text.")(search)
+app.command("explore", short_help="Play with a finished run in a browser.")(explore)
 app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
 
 
