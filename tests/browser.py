@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import select
@@ -96,6 +97,15 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         """Write what is visible as a PNG file."""
         path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot", format="png")["data"]))
+
+    def accessibility_problems(self) -> list[str]:
+        """What axe-core finds wrong with the page, with the first element of each kind."""
+        files = importlib.util.find_spec("axe_core_python")
+        assert files is not None, "the extra dev brings axe-core-python"
+        assert files.origin is not None
+        self.value((Path(files.origin).parent / "axe.min.js").read_text(encoding="utf-8") + ";1")
+        found = json.loads(self.value("axe.run({resultTypes: ['violations']}).then(r => JSON.stringify(r.violations))"))
+        return [f"{each['id']} ({each['impact']}): {each['help']}: {each['nodes'][0]['html'][:200]}" for each in found]
 
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE_SECONDS

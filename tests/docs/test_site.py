@@ -57,3 +57,4 @@ def test_no_page_asks_another_machine(browser: Browser, site: Path, page: str) -
     browser.open(site / page)
     assert browser.requests() == []
     assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert browser.accessibility_problems() == []

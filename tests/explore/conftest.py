@@ -19,6 +19,7 @@ OVERRIDES = [
     "dataset.missing_image_share=0.2",
     "items.missing_image=text_only",
     "variants=[id,zero_shot,sda,random]",
+    "train_recommender.variants=[zero_shot,sda,random]",
     "control_embeddings.variants=[random]",
     "train_adapter.training.num_steps=2",
     "train_recommender.vbpr.max_epochs=1",

@@ -37,6 +37,7 @@ def test_no_request_no_complaint_no_sideways_scrolling(browser: Browser, page_da
         browser.open(path)
         assert browser.requests() == []
         assert browser.complaints() == []
+        assert browser.accessibility_problems() == []
         assert browser.value("document.documentElement.scrollWidth") <= width
         ground = browser.value("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")

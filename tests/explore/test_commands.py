@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from sda_core.cli import explore as explore_module
 from sda_core.cli.app import app
 from sda_core.explore.finished_run import FinishedRun
-from tests.explore.conftest import shop as shop
 
 
 def sda(*arguments: str) -> tuple[int, list[str], str]:
@@ -39,7 +38,7 @@ def test_search(shop: Path) -> None:
     [
         (("search", " "), "sda search: error: TEXT: is empty; type what to look for"),
         (("search", "mug", "--variant", "best"), "'best' is not among the variants of params.yaml"),
-        (("search", "mug", "--variant", "id"), "no model of this project made the vectors of 'id'"),
+        (("search", "mug", "--variant", "id"), "has ids and no vectors; name another variant"),
         (("search", "mug", "--variant", "random"), "no model of this project made the vectors of 'random'"),
     ],
 )
