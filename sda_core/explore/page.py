@@ -90,7 +90,7 @@ def _history(run: FinishedRun, variants: list[str], k: int) -> None:
         return
     with st.container(horizontal=True):
         for item in history:
-            _image(run, item)
+            _image(run, item, run.items[item].label)
     able = [variant for variant in variants if recommender in known[variant]]
     _side_by_side(run, able, lambda variant: run.recommend(history, variant, recommender, k), "Score")
 
@@ -100,9 +100,9 @@ def _listed(run: FinishedRun) -> list[int]:
     wanted = st.text_input("Find an item by title or id", key="find").casefold()
     found = [number for number, item in run.items.items() if wanted in item.label.casefold()]
     if len(found) > _MAX_LISTED:
-        st.caption(f"The list has the first {_MAX_LISTED} of {len(found):,} items. Type part of a title or id to narrow it.")
+        st.text(f"The list has the first {_MAX_LISTED} of {len(found):,} items. Type part of a title or id to narrow it.")
     elif not found:
-        st.caption("No item has this in its title or id.")
+        st.text("No item has this in its title or id.")
     return found[:_MAX_LISTED]
 
 
@@ -117,10 +117,11 @@ def _side_by_side(run: FinishedRun, variants: list[str], answer: Callable[[str],
     lists = {variant: [item for item, _ in pairs] for variant, pairs in found.items() if not isinstance(pairs, SDAError)}
     if len(lists) > 1:
         shared = set.intersection(*(set(items) for items in lists.values()))
-        st.caption(f"{len(shared)} of {max(map(len, lists.values()))} items are in every list. A dot marks the others.")
+        most = max(map(len, lists.values()))
+        st.text(f"{len(shared)} of {most} items are in every list." + (" A dot marks the others." if len(shared) < most else ""))
     for column, (variant, pairs) in zip(st.columns(len(found)), found.items(), strict=True):
         with column:
-            st.subheader(variant)
+            st.header(variant)
             if isinstance(pairs, SDAError):
                 st.error(str(pairs))
                 continue
@@ -142,12 +143,13 @@ def _card(run: FinishedRun, item_id: int, note: str) -> None:
             st.text(" · ".join(part for part in (note, item.raw_item_id, item.brand, item.price) if part))
 
 
-def _image(run: FinishedRun, item_id: int) -> None:
+def _image(run: FinishedRun, item_id: int, alt: str = "") -> None:
+    """An item's image; ``alt`` stays empty where the title stands beside it."""
     image = run.image(item_id)
     if image is None:
-        st.caption("no image")
+        st.text("no image")
     else:
-        st.image(image, width=_IMAGE_WIDTH)
+        st.image(image, width=_IMAGE_WIDTH, alt=alt)
 
 
 main(sys.argv[1])
