@@ -21,7 +21,7 @@ def nearest(vectors_ID: np.ndarray, query_D: np.ndarray, k: int, leave_out: int 
     """
     query = unit_rows(np.asarray(query_D, dtype=np.float32)[None])[0]
     cosines_I = unit_rows(vectors_ID.astype(np.float32, copy=False)) @ query
-    has_vector = vectors_ID.any(axis=1)
+    has_vector = np.asarray(vectors_ID.any(axis=1))
     has_vector[0] = False
     if leave_out is not None:
         has_vector[leave_out] = False

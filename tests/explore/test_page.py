@@ -123,7 +123,7 @@ def test_the_page_works_and_asks_no_other_machine(browser: Browser, address: str
     browser.wait_for("!!document.querySelector('input[aria-label=Text]')")
     browser.value("document.querySelector('input[aria-label=Text]').focus()")
     browser.type(run.items[4].title)
-    browser.wait_for("document.body.innerText.includes('Cosine 1.0000')")
+    browser.wait_for("document.body.innerText.includes('Cosine 1.0000')", seconds=400)  # both models are loaded first
     browser.wait_for("document.querySelectorAll('[data-testid=stImage] img').length > 4")
     assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert {url.split("/")[2] for url in browser.requests()} == {address.split("/")[2]}
