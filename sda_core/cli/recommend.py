@@ -1,4 +1,4 @@
-"""What a trained recommender makes of a history typed by hand."""
+"""Recommendations of a trained recommender for a history typed by hand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def recommend(
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:
-    """Show what a trained recommender would show next to somebody with this history, with score and title.
+    """List what a trained recommender recommends after a history, with score and title.
 
     Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.
     """
