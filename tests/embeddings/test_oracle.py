@@ -123,7 +123,7 @@ def test_one_seed_one_matrix_and_the_same_item_part_in_every_kind(truth: pl.Data
 
 
 def test_what_it_refuses_is_one_line(truth: pl.DataFrame) -> None:
-    with pytest.raises(DataError, match="which only the built-in shop has; remove it from control_embeddings.variants"):
+    with pytest.raises(DataError, match="which only the built-in shop has; remove it from"):
         oracle_vectors("oracle", truth.clear(), ["a"], 1)
     with pytest.raises(ArtifactError, match="has no row for item nobody's"):
         oracle_vectors("oracle", truth, ["nobody's"], 1)
