@@ -116,7 +116,7 @@ def test_metrics_of_other_negatives_are_told(trained: Workspace) -> None:
     evaluate("id", root=trained.root)
     path = trained.positions("id", "bpr")
     POSITIONS.write(POSITIONS.read(path), path, {"negatives_sha256": "1" * 64})
-    assert "names the negatives" in findings(trained)["metrics/id/bpr.json"].text
+    assert "tells of the negatives" in findings(trained)["metrics/id/bpr.json"].text
     assert findings(trained)["metrics/id/pop.json"].status == "ok"
 
 
