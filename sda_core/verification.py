@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -33,6 +33,7 @@ from sda_core.artifacts import (
     ITEMS,
     NEGATIVES,
     POSITIONS,
+    TRUTH,
     USERS,
     Table,
     Workspace,
@@ -47,9 +48,9 @@ from sda_core.fingerprint import fingerprint, sha256_path
 from sda_core.image_store import FORMAT_PREFIX, STATUSES, format_count, read_images
 from sda_core.index import load_index
 from sda_core.item_vectors import read_vectors
-from sda_core.params import CLIP, AdapterParams, Checkpoint, Nano, Params, SigLIP
+from sda_core.params import CLIP, AdapterParams, Checkpoint, DemoDataset, Nano, Oracle, Params, SigLIP
 from sda_core.runtime import prepare_torch
-from sda_core.variants import indexed_variants, is_trained
+from sda_core.variants import adapter_of, indexed_variants
 
 Status = Literal["ok", "absent", "skipped", "problem"]
 
@@ -109,6 +110,7 @@ class _Run:
         """Every path with its check."""
         at, params = self.workspace, self.params
         yield at.raw, self.raw
+        yield at.truth, self.truth
         yield at.interactions, self.check_interactions
         yield at.items, self.check_items
         yield at.users, self.check_users
@@ -169,6 +171,15 @@ class _Run:
             raise ArtifactError(str(self.workspace.raw), " | ".join(changed))
         files = manifest.read_manifest(self.workspace.raw)
         return f"{len(files)} files, {sum(file.bytes for file in files):,} bytes, sha256 as recorded"
+
+    def truth(self) -> str:
+        path, table = self.workspace.truth, TRUTH.read(self.workspace.truth)
+        if not isinstance(self.params.dataset, DemoDataset):
+            _expect(table.is_empty(), path, "has rows, but the dataset is not the built-in shop")
+            return "empty, because the dataset is not the built-in shop"
+        missing = self.items.join(table, on="raw_item_id", how="anti")
+        _expect(missing.is_empty(), path, f"has no attributes of {len(missing)} items of items.parquet")
+        return f"{table['attribute'].n_unique()} attributes of {table['raw_item_id'].n_unique():,} items"
 
     def check_interactions(self) -> str:
         path = self.workspace.interactions
@@ -323,8 +334,11 @@ class _Run:
             raise ArtifactError(str(path), "holds no vectors", _AGAIN)
         for name, value in self._expected_metadata(variant).items():
             _as_params(path, name, described.get(name), value)
-        is_ours = variant not in self.params.import_embeddings.variants  # others need not have both, nor of one width
-        for column in ("image_embedding", "text_embedding") if is_ours else ():
+        is_joint = variant in self.params.joint_embeddings.variants
+        is_imported = variant in self.params.import_embeddings.variants  # these need not have both, nor of one width
+        columns = ("image_embedding", "text_embedding")
+        _expect(not (is_joint and {*columns} & {*table.columns}), path, "holds vectors of one modality beside a joint pass's")
+        for column in columns if not (is_joint or is_imported) else ():
             modality = read_vectors(path, column, fill="mean")
             width = None if modality is None else str(modality.shape[1])
             _expect(width == described.get("modality_dim"), path, f"{column} is {width} wide, its metadata say otherwise")
@@ -340,12 +354,16 @@ class _Run:
         if variant in self.params.import_embeddings.variants:
             source = Path(self.params.import_embeddings.of(variant).path)
             return {"imported_from": source.name, "normalized": str(section.normalize).lower()}
+        if variant in get_args(Oracle):
+            return {"control": variant, "control_seed": str(self.params.control_embeddings.seed)}
         expected = {
             "prompt_hash": prompt_hash(self.params.items),
             "fusion": section.fusion,
             "normalized": str(section.normalize).lower(),
             "backbone_kind": backbone.kind,
         }
+        if variant in self.params.joint_embeddings.variants:
+            expected |= {"pass": "joint"}
         if not isinstance(backbone, CLIP | SigLIP):
             expected["backbone_pooling"] = backbone.pooling
         if isinstance(backbone, Nano):
@@ -354,10 +372,11 @@ class _Run:
             revision = self._local_revision or backbone.revision
             if revision is not None:
                 expected |= {"backbone_name": backbone.name, "backbone_revision": revision}
-        if not is_trained(self.params, variant):
+        adapter = adapter_of(self.params, variant)
+        if adapter is None:
             expected["adapter_hash"] = ""
-        elif self.workspace.adapter(variant).is_dir():
-            expected["adapter_hash"] = fingerprint(self.workspace.adapter(variant))
+        elif self.workspace.adapter(adapter).is_dir():
+            expected["adapter_hash"] = fingerprint(self.workspace.adapter(adapter))
         return expected
 
     @cached_property

@@ -132,6 +132,11 @@ _CONTROL_TEXT = {
     "shuffled": "Control: the vectors of zero_shot, each on a wrong item.",
     "image_only": "Control: the image vectors of zero_shot alone.",
     "text_only": "Control: the text vectors of zero_shot alone.",
+    "oracle": "Control: the true attributes of the items, which no model sees. What perfect item vectors would bring.",
+    "oracle_shared": "Control: the true attributes that image and text both show.",
+    "oracle_image": "Control: the true attributes that only the image shows.",
+    "oracle_text": "Control: the true attributes that only the text shows.",
+    "oracle_named": "Control: the true attributes that the text names, as far as it names them.",
 }
 
 
@@ -145,6 +150,10 @@ def variants(params: Params) -> tuple[Variant, ...]:
             text = "Content vectors of the backbone as it is, without adaptation."
         elif name in params.control_embeddings.variants:
             text = _CONTROL_TEXT[name]
+        elif name in params.joint_embeddings.variants:
+            base = params.joint_embeddings.variants[name].of
+            model = "the backbone as it is" if base == "zero_shot" else f"the backbone with the adapter of {base}"
+            text = f"Content vectors of one pass over image and text together, by {model}."
         elif name in params.import_embeddings.variants:
             text = "Content vectors that were made elsewhere and imported."
         else:
