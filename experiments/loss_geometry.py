@@ -184,8 +184,7 @@ class Cell:
         training = training.model_copy(update={"num_steps": steps})
         checkpoint = self.folder / "checkpoint.safetensors"
         curve = alignment.train_adapter(encoder, model, source, training, loss, checkpoint, inputs, device)
-        check = {name: float(value) for name, value in curve.check.items() if value is not None}
-        return {"steps": steps, "last_loss": curve[-1].loss} | check
+        return {"steps": steps, "last_loss": curve[-1].loss} | curve.check.metrics()
 
     @staticmethod
     def _kept(path: Path, inputs: str) -> dict[str, float] | None:
@@ -282,13 +281,13 @@ def table(done: Mapping[tuple[str, str], Sequence[Sequence[Mapping[str, float]]]
     rows, seen = [], set[str]()
     for (arm, geometry), of_seeds in done.items():
         at_first, *later = zip(*of_seeds, strict=True)
-        before = [one | {name: later[0][seed][f"before_{name}"] for name in COSINES} for seed, one in enumerate(at_first)]
+        before = [one | {name: later[0][seed][f"{name}_before"] for name in COSINES} for seed, one in enumerate(at_first)]
         if arm not in seen:
             rows.append([arm, "none", "0", "", *_cells(before), ""])
             seen.add(arm)
         for at in later:
-            after = [one | {name: one[f"after_{name}"] for name in COSINES} for one in at]
-            targets = [np.mean([one[f"{when}_teacher_targets"] for one in at]) for when in ("before", "after")]
+            after = [one | {name: one[f"{name}_after"] for name in COSINES} for one in at]
+            targets = [np.mean([one[f"effective_targets_{when}"] for one in at]) for when in ("before", "after")]
             collapsed = f"{sum(one['collapsed'] for one in at):.0f} of {len(at)}"
             steps = f"{at[0]['steps']:.0f}"
             rows.append([arm, geometry, steps, f"{targets[0]:.2f} -> {targets[1]:.2f}", *_cells(after), collapsed])
@@ -297,7 +296,7 @@ def table(done: Mapping[tuple[str, str], Sequence[Sequence[Mapping[str, float]]]
     return markdown_table([*heads, "probes of images", "probes of texts", "collapsed"], rows, title)
 
 
-COSINES = ("cosine_images", "cosine_texts")
+COSINES = ("image_cosine", "text_cosine")
 
 
 def _cells(at: Sequence[Mapping[str, float]]) -> list[str]:
