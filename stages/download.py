@@ -20,7 +20,7 @@ def download(root: Root = Path(), params: ParamsFile = None, check: Check = Fals
     """Fetch the raw reviews and metadata into data/raw, whole and checked (or write the built-in shop)."""
     from sda_core.fetch.download import counts_of, verify
     from sda_core.fetch.download import download as fetch
-    from sda_core.fetch.local_files import RAW, watches
+    from sda_core.local_files import RAW, watches
 
     if check:
         with one_line_errors("download", root):
