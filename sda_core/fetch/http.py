@@ -178,9 +178,8 @@ async def exchange(
             asyncio.timeout(timeout_seconds) as deadline,
             aclosing(await open_stream(client, url, headers)) as response,
         ):
-            code = response.status_code
-            if code in RETRIED_STATUSES:
-                raise AttemptError(status_line(response), code=code, wait_seconds=retry_after(response))
+            if response.status_code in RETRIED_STATUSES:
+                raise AttemptError(status_line(response), code=response.status_code, wait_seconds=retry_after(response))
             if not whole:
                 deadline.reschedule(None)
             yield response
@@ -209,12 +208,14 @@ def certificate_problem(error: BaseException) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------ waiting
-def backoff(attempt: int, base_seconds: float, url: str) -> float:
-    """Seconds to wait before attempt number ``attempt + 1``: exponential with jitter.
+def backoff(attempt: int, base_seconds: float, url: str, asked_seconds: float | None = None) -> float:
+    """Seconds to wait before attempt number ``attempt + 1``: as asked by the server, else exponential with jitter.
 
     ``base_seconds * 2**attempt``, at most :data:`MAX_BACKOFF_SECONDS`, times a factor in [0.5, 1] that differs between
     addresses and processes, so that many of them do not come back in step.
     """
+    if asked_seconds is not None:
+        return asked_seconds
     factor = 0.5 + 0.5 * derive(os.getpid(), "backoff", url, attempt) / 2**63
     return min(base_seconds * 2.0 ** min(attempt, 32), MAX_BACKOFF_SECONDS) * factor
 

@@ -165,10 +165,7 @@ class _Fetcher:
                     except AttemptError as error:
                         status = "timeout" if error.kind == "timeout" else "http_error"
                         if error.code in _HOST_WAITS:
-                            wait_seconds = error.wait_seconds
-                            host.pause(
-                                backoff(attempt, self._params.backoff_seconds, url) if wait_seconds is None else wait_seconds
-                            )
+                            host.pause(backoff(attempt, self._params.backoff_seconds, url, error.wait_seconds))
                         if error.kind == "certificate":
                             host.distrust(error.problem)
                         if not error.is_final:
@@ -241,10 +238,10 @@ class _EarlierShards:
         index = self._indexes.get(renamed)
         if index is None or index.item_ids != tuple(item.item_id for item in items):
             return False
-        if any(map(_is_tried_again, index.statuses, index.reasons)):
-            return False
-        renamed.replace(path)
-        return True
+        is_right = not any(map(_is_tried_again, index.statuses, index.reasons))
+        if is_right:
+            renamed.replace(path)
+        return is_right
 
     def take(self, keys: Sequence[str]) -> dict[str, PreparedImage]:
         """Images of the rows with these keys, as far as there are any; one shard in memory at a time."""
@@ -384,8 +381,8 @@ def _coverage(shards: Sequence[Path]) -> dict[str, int | float]:
     empty = pl.DataFrame(schema={name: IMAGES.columns[name] for name in columns})
     rows = pl.concat([empty, *(IMAGES.scan(path).select(columns).collect() for path in shards)])
     counts = Counter(rows["status"])
-    coverage: dict[str, int | float] = {"num_items": len(rows), "num_ok": counts["ok"]}
-    coverage["share_ok"] = counts["ok"] / len(rows) if len(rows) else 0.0
+    share_ok = counts["ok"] / max(len(rows), 1)
+    coverage: dict[str, int | float] = {"num_items": len(rows), "num_ok": counts["ok"], "share_ok": share_ok}
     coverage |= {f"num_{status}": counts[status] for status in STATUSES if status != "ok"}
     unsupported = rows.filter(status="unsupported").with_columns(pl.col("reason").fill_null("unknown"))
     for (name,), group in sorted(unsupported.group_by("reason")):

@@ -313,9 +313,7 @@ async def fetch_file(client: httpx.AsyncClient, source: str, wanted: Wanted, par
         highest = max(highest, _size(part))
         if num_failures == params.num_retries:
             raise RefusedError(f"{failure} (retries without progress: {num_failures})")
-        wait_seconds = failure.wait_seconds
-        if wait_seconds is None:
-            wait_seconds = backoff(num_failures, params.backoff_seconds, source)
+        wait_seconds = backoff(num_failures, params.backoff_seconds, source, failure.wait_seconds)
         num_failures += 1
         _log.warning("%s: %s; trying again in %.1f s", shown(source), failure, wait_seconds)
         await asyncio.sleep(wait_seconds)
