@@ -498,7 +498,6 @@ SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 class FitParams(Section):
     """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
 
-    seed: CountOrZero
     max_epochs: Count
     patience: Count  # evaluations without a better validation NDCG@10
     eval_every: Count  # epochs
@@ -585,6 +584,7 @@ class TrainRecommenderParams(Section):
     """Phase two: one section a recommender."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # those with vectors; id is always trained, see dvc.yaml
+    seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1), Distinct]  # each is a training of its own
     pop: PopParams
     sasrec: SASRecParams
     vbpr: VBPRParams

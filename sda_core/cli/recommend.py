@@ -24,19 +24,22 @@ def recommend(
 ) -> None:
     """Show what a trained recommender would show next to somebody with this history, with score and title.
 
-    Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.
+    Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.  Of several
+    seeds the first of train_recommender.seeds is asked.
     """
     from sda_core import ranking, recommenders
     from sda_core.artifacts import Workspace
     from sda_core.errors import ConfigError
-    from sda_core.traits import scores_histories
+    from sda_core.params import load_params
+    from sda_core.traits import scores_histories, seeds_of
 
     with one_line_errors("recommend", root):
         workspace = Workspace(root)
         catalogue = Catalogue.read(workspace)
         history = [catalogue.number(item, by_number) for item in items]
-        folder = workspace.recommender(variant, recommender)
-        check_variant(root, variant, folder)
+        check_variant(root, variant, workspace.recommender(variant, recommender))
+        trained = load_params(root / "params.yaml").train_recommender
+        folder = workspace.model(variant, recommender, seeds_of(trained.of(recommender), trained.seeds)[0])
         section = recommenders.saved_params(folder)
         if not scores_histories(section):
             problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"

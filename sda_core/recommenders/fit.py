@@ -64,7 +64,7 @@ def train_epoch(
     model: TrainedRecommender, data: TrainingData, optimizer: torch.optim.Optimizer, epoch: int, device: torch.device
 ) -> float:
     """One pass; the mean loss of its steps."""
-    seed = model.fit_params.seed
+    seed = model.seed
     torch.manual_seed(derive(seed, "dropout", epoch))
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sda_core import costs as kept
 from sda_core import evaluation
 from sda_core import report as page
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, replace_directory, write_json, write_text
+from sda_core.artifacts import INTERACTIONS, ITEMS, SEED_POSITIONS, Workspace, replace_directory, write_json, write_text
 from sda_core.errors import ConfigError
 from sda_core.evaluation import Comparison
 from sda_core.index import load_index
@@ -60,7 +60,7 @@ def write(workspace: Workspace, params: Params, *, with_costs: bool, with_experi
 
 def _compare(workspace: Workspace, params: Params) -> Sequence[Comparison]:
     positions = {
-        (variant, recommender): POSITIONS.read(workspace.positions(variant, recommender))
+        (variant, recommender): SEED_POSITIONS.read(workspace.positions(variant, recommender))
         for recommender in params.recommenders
         for variant in params.variants
     }

@@ -21,7 +21,7 @@ from sda_core.errors import ArtifactError, TrainingError
 from sda_core.fingerprint import fingerprint
 from sda_core.params import RuntimeParams, TrainRecommenderParams
 from sda_core.sources import sources_of
-from sda_core.traits import aligns_to_ids, counts_test
+from sda_core.traits import aligns_to_ids, counts_test, seeds_of
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,11 @@ def train_all(
     for folder in workspace.recommender(variant, "").glob("*"):
         if folder.is_dir() and folder.name not in names:
             shutil.rmtree(folder)
-    kept = [name for name in names if _is_up_to_date(workspace, variant, name, params)]
+    kept = [
+        name
+        for name in names
+        if _was_made_of(workspace.recommender(variant, name), _inputs_by_seed(workspace, variant, name, params))
+    ]
     missing = sorted(set(names) - set(kept), key=_LONGEST_FIRST.index)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(_threads_each(runtime)),
@@ -120,68 +124,106 @@ def _threads_each(runtime: RuntimeParams) -> int:
     return max(1, num_cores // runtime.num_trainings)
 
 
-def _inputs(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> str:
-    """Hash of all that a trained recommender follows from."""
+def _inputs(workspace: Workspace, variant: str, name: str, seed: int, params: TrainRecommenderParams) -> str:
+    """Hash of all that a recommender trained with one seed follows from."""
     section = params.of(name)
     code = sources_of("sda_core.steps.train_recommender", f"sda_core.recommenders.{section.kind}")
-    reference = workspace.recommender("id", name) if aligns_to_ids(section) and variant != "id" else None
+    reference = workspace.model("id", name, seed) if aligns_to_ids(section) and variant != "id" else None
     vectors = workspace.embeddings(variant)
     for path in (workspace.interactions, vectors, reference):
         if path is not None and not path.exists():
             raise ArtifactError(str(path), "does not exist", "run `dvc repro` for the stages before")
-    return fingerprint(section, *code, workspace.interactions, vectors, reference)
+    return fingerprint(section, *code, str(seed), workspace.interactions, vectors, reference)
 
 
-def _is_up_to_date(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> bool:
-    path = workspace.recommender(variant, name) / MADE_OF
-    return path.is_file() and read_json(path, "inputs of a training") == {"sha256": _inputs(workspace, variant, name, params)}
+def _inputs_by_seed(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> dict[str, str]:
+    """:func:`_inputs` of every seed; written beside the seeds' folders once these and their mean curve are complete."""
+    seeds = seeds_of(params.of(name), params.seeds)
+    return {str(seed): _inputs(workspace, variant, name, seed, params) for seed in seeds}
+
+
+def _was_made_of(folder: Path, inputs: object) -> bool:
+    path = folder / MADE_OF
+    return path.is_file() and read_json(path, "inputs of a training") == inputs
 
 
 def train(
     workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams, runtime: RuntimeParams
 ) -> dict[str, object]:
-    """Train one recommender in this process, or resume it, and save it in ``models/<variant>``.
+    """Train one recommender with every seed in this process, or resume it, and save it in ``models/<variant>/<name>``.
+
+    Seeds whose model was made of the same inputs are kept.  A model, its curve and what it was made of appear together, and the
+    folder's own ``made_of.json`` last, so a killed run resumes at its unfinished seed and epoch.
 
     Args:
         workspace: of the run.
         variant: which item vectors.
         name: of the recommender.
-        params: settings of all recommenders.
+        params: settings of all recommenders, and the seeds.
         runtime: device and threads.
 
     Returns:
-        Epochs, and the best NDCG@10 on the validation split.
+        Seeds, epochs, and NDCG@10 on the validation split, mean over the seeds.
 
     Raises:
         ConfigError: no such recommender, or settings that do not fit together.
         ArtifactError: an input is missing or damaged.
     """
+    from sda_core.recommenders import history
+
+    inputs = _inputs_by_seed(workspace, variant, name, params)
+    folder = workspace.recommender(variant, name)
+    seeds = [int(seed) for seed in inputs]
+    for path in folder.glob("*"):
+        if path.name not in inputs:  # of other seeds, or of the run as a whole, which is written again below
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    missing = [seed for seed in seeds if not _was_made_of(workspace.model(variant, name, seed), {"sha256": inputs[str(seed)]})]
+    if missing:
+        _train_seeds(workspace, variant, name, {seed: inputs[str(seed)] for seed in missing}, params, runtime)
+    histories = [history.read_history(workspace.model(variant, name, seed)) for seed in seeds]
+    write_tsv(folder / history.HISTORY, history.mean_over_seeds(histories))
+    write_json(folder / MADE_OF, inputs)
+    found = [best for records in histories if (best := history.best_ndcg(records)) is not None]
+    counts: dict[str, object] = {"variant": variant, "recommender": name, "seeds": len(seeds)}
+    counts["epochs"] = sum(map(len, histories))
+    return counts | ({"valid ndcg@10": sum(found) / len(found)} if found else {})
+
+
+def _train_seeds(
+    workspace: Workspace,
+    variant: str,
+    name: str,
+    inputs: Mapping[int, str],
+    params: TrainRecommenderParams,
+    runtime: RuntimeParams,
+) -> None:
+    """Train the seeds that are the keys of ``inputs``, each with its :func:`_inputs`, and save each when it is finished."""
     import polars as pl
 
     from sda_core import recommenders
+    from sda_core.recommenders.history import HISTORY
     from sda_core.runtime import prepare_torch
 
     section = params.of(name)
-    inputs = _inputs(workspace, variant, name, params)
     device = prepare_torch(runtime)
     interactions = INTERACTIONS.read(workspace.interactions)
     test = interactions.filter(pl.col("split") == "test")
     vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
     aligns = aligns_to_ids(section) and vectors is not None
-    data = recommenders.training_data(
-        interactions.filter(pl.col("split").is_in(["train", "valid"])),
-        num_users=interactions["user_id"].n_unique(),
-        num_items=EMBEDDINGS.count(workspace.embeddings(variant)),  # the whole catalogue, items nobody has met included
-        leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
-        item_table=recommenders.read_item_table(workspace.recommender("id", name)) if aligns else None,
-    )
-    model = recommenders.build(section, data.num_users, data.num_items, vectors)
-    scratch = workspace.resume("train_recommender", variant, name)
-    records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=inputs, device=device)
-    with replace_directory(workspace.recommender(variant, name)) as folder:
-        model.save(folder)
-        write_tsv(folder / "history.tsv", records)
-        write_json(folder / MADE_OF, {"sha256": inputs})
-    shutil.rmtree(scratch, ignore_errors=True)
-    best = max((record.valid_ndcg_10 or 0.0 for record in records), default=0.0)
-    return {"variant": variant, "recommender": name, "epochs": len(records), "best valid ndcg@10": best}
+    num_items = EMBEDDINGS.count(workspace.embeddings(variant))  # the whole catalogue, items nobody has met included
+    for seed, made_of in inputs.items():
+        data = recommenders.training_data(
+            interactions.filter(pl.col("split").is_in(["train", "valid"])),
+            num_users=interactions["user_id"].n_unique(),
+            num_items=num_items,
+            leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
+            item_table=recommenders.read_item_table(workspace.model("id", name, seed)) if aligns else None,
+        )
+        model = recommenders.build(section, data.num_users, data.num_items, vectors, seed=seed)
+        scratch = workspace.resume("train_recommender", variant, name, str(seed))
+        records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=made_of, device=device)
+        with replace_directory(workspace.model(variant, name, seed)) as folder:
+            model.save(folder)
+            write_tsv(folder / HISTORY, records)
+            write_json(folder / MADE_OF, {"sha256": made_of})
+        shutil.rmtree(scratch, ignore_errors=True)
