@@ -58,7 +58,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
 
     device = prepare_torch(RuntimeParams(device="cpu", num_threads=1, num_trainings=1))
     fit: dict[str, Any] = {
-        "seed": 0, "max_epochs": epochs, "patience": 1, "eval_every": 1, "batch_size": batch, "weight_decay": 0.0,
+        "max_epochs": epochs, "patience": 1, "eval_every": 1, "batch_size": batch, "weight_decay": 0.0,
         "learning_rate": SHAPE["learning_rate"], "dtype": "float32",
     }  # fmt: skip
     sequence: dict[str, Any] = fit | {
@@ -88,7 +88,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     data = recommenders.training_data(interactions)
     torch.manual_seed(0)
     model = recommenders.build(
-        params, data.num_users, data.num_items, vectors_for(data.num_items) if model_name == "vbpr" else None
+        params, data.num_users, data.num_items, vectors_for(data.num_items) if model_name == "vbpr" else None, seed=0
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True)
     assert isinstance(model, TrainedRecommender)

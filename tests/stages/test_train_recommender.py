@@ -53,9 +53,9 @@ def test_alignment_takes_the_item_table_of_the_variant_id(workspace: Workspace, 
     assert "error:" in capsys.readouterr().err  # there is no such table yet
     train_recommender("id", "sasrec", workspace.root)
     train_recommender("zero_shot", "sasrec", workspace.root)
-    table = workspace.recommender("id", "sasrec") / "model.safetensors"
+    table = workspace.model("id", "sasrec", 2) / "model.safetensors"
     train_recommender("id", "bpr", workspace.root)  # has no item table of that name
-    table.write_bytes((workspace.recommender("id", "bpr") / "model.safetensors").read_bytes())
+    table.write_bytes((workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes())
     with pytest.raises(typer.Exit):
         train_recommender("zero_shot", "sasrec", workspace.root)
     assert "no learned item table" in capsys.readouterr().err
@@ -77,10 +77,10 @@ def test_all_recommenders_are_trained_once_and_only_what_changed_again(
 
     params["recommenders"] = ["pop", "bpr"]
     assert trained() == {"pop", "bpr"}
-    weights = (workspace.recommender("id", "bpr") / "model.safetensors").read_bytes()
+    weights = (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes()
     assert trained() == set()
     assert trained(learning_rate=0.5) == {"bpr"}
-    assert (workspace.recommender("id", "bpr") / "model.safetensors").read_bytes() != weights
+    assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() != weights
     INTERACTIONS.write(
         INTERACTIONS.read(workspace.interactions).with_columns(rating=pl.lit(4.0, pl.Float32)), workspace.interactions
     )
@@ -100,7 +100,7 @@ def test_slmrec_takes_images_and_texts_apart(workspace: Workspace) -> None:
     for variant in ("id", "zero_shot"):
         train_recommender(variant, "slmrec", workspace.root)
         evaluate(variant, "slmrec", workspace.root)
-    path, folder = workspace.embeddings("zero_shot"), workspace.recommender("zero_shot", "slmrec")
+    path, folder = workspace.embeddings("zero_shot"), workspace.model("zero_shot", "slmrec", 1)
     vectors = read_item_vectors(path, saved_params(folder))
     assert isinstance(vectors, dict)
     assert {name: matrix.shape for name, matrix in vectors.items()} == {"image": (9, 3), "text": (9, 4)}
