@@ -935,7 +935,7 @@ def _describe(error: dict[str, Any]) -> str:
     if kind in ("too_short", "string_too_short"):
         message = "should not be empty"  # every minimum is 1
     if kind == "extra_forbidden" and re.fullmatch(r"train_recommender\.\w+\.seed", path):
-        return f"{path}: is train_recommender.seeds now, a list for all recommenders; `sda upgrade` moves it (got {error['input']!r})"
+        return f"{path}: is now the list train_recommender.seeds; `sda upgrade` moves it (got {error['input']!r})"
     if kind == "extra_forbidden":
         return f"{path}: unknown parameter"
     if kind == "missing":

@@ -137,8 +137,9 @@ def _move_seeds(root: Path) -> tuple[str, ...]:
             data = yaml.load(path.read_text(encoding="utf-8"))
         except (YAMLError, UnicodeDecodeError):
             continue  # the next command that reads it says so
-        section = data.get("train_recommender") if isinstance(data, dict) else None
-        old = [part.pop("seed") for part in section.values() if isinstance(part, dict) and "seed" in part] if section else []
+        section: Any = data.get("train_recommender") if isinstance(data, dict) else None
+        parts = section.values() if isinstance(section, dict) else ()
+        old = [part.pop("seed") for part in parts if isinstance(part, dict) and "seed" in part]
         if not old:
             continue
         section.setdefault("seeds", list(dict.fromkeys(old)))
