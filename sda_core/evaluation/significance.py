@@ -7,9 +7,9 @@ A metric is a mean over U users and S seeds, ``x_SU``.  Two things would differ 
   ``sqrt((S - 1) / S)``, 18 %, and its tails are those of no distribution.  So the seeds' part is drawn from a model instead:
   the means of the seeds are taken as normal, and Student's t with ``S - 1`` degrees of freedom says how far the mean of S
   such numbers lies from the truth when its spread was estimated from the same S.
-* **Together**: ``mean + (users' draw - mean) + s / sqrt(S) * t(S - 1)`` with ``s`` the standard deviation of the seeds'
-  means.  The 95 % interval has the 2.5 and 97.5 % quantiles of these sums.  A seed's mean contains noise by user and seed,
-  which the users' draw contains as well; it is taken off the latter, see :func:`user_share`.
+* **Together**: ``users' draw + a / sqrt(S) * t(S - 1)``, where ``a`` is the standard deviation of the seeds' means without
+  what chance by user and seed gives them, see :func:`own_seed_sd` (the users' draw contains that already).  The 95 % interval
+  has the 2.5 and 97.5 % quantiles of these sums.
 * **Paired**: a difference of two variants is taken user by user and seed by seed (the first with the first) before
   anything is drawn.
 * ``p`` is the smallest level at which the interval excludes zero, from the same draws, so interval and p-value agree.
@@ -79,25 +79,24 @@ def bootstrap_means(values: Floats, num_samples: int, random: np.random.Generato
     return means / len(values)
 
 
-def user_share(value_SU: Floats) -> float:
-    """By how much the users' draw is narrowed, so that what differs by user *and* seed counts once.
+def own_seed_sd(value_SU: Floats) -> float:
+    """Standard deviation of what a seed moves for all users alike.
 
-    With ``x_su = m + a_s + b_u + e_su``, the variance of the mean over users and seeds is
-    ``var(a) / S + var(b) / U + var(e) / (S U)``.  The seeds' part ``s^2 / S`` estimates the first and the third term, the users'
-    part ``d^2 / U`` (d: standard deviation of the users' means) the second and the third.  ``var(e)`` is the residual mean
-    square of the two-way layout (Scheffe 1959, ch. 4), so the users' part is multiplied by the root of
-    ``1 - var(e) / (S d^2)``.
+    With ``x_su = m + a_s + b_u + e_su`` the seeds' means spread by ``var(a) + var(e) / U``.  ``var(e)`` is the residual mean
+    square of the two-way layout (Scheffe 1959, ch. 4), known well from ``(S - 1) (U - 1)`` degrees of freedom, so it is taken
+    off: ``var(a) = max(0, s^2 - var(e) / U)``.  A draw of users contains ``b`` and ``e``: their means over the seeds vary by
+    ``var(b) + var(e) / S``.
 
     Returns:
-        0 to 1; 1 with one seed, or where the seeds agree on every user.
+        0 with one seed, or where the seeds' means spread by no more than chance by user and seed.
     """
     num_seeds, num_users = value_SU.shape
-    user_U = value_SU.mean(axis=0)
-    if num_seeds < 2 or num_users < 2 or not user_U.var():
-        return 1.0
-    residual_SU = value_SU - user_U - value_SU.mean(axis=1, keepdims=True) + value_SU.mean()
+    if num_seeds < 2 or num_users < 2:
+        return 0.0
+    seed_S1 = value_SU.mean(axis=1, keepdims=True)
+    residual_SU = value_SU - value_SU.mean(axis=0) - seed_S1 + value_SU.mean()
     error = float((residual_SU**2).sum()) / ((num_seeds - 1) * (num_users - 1))
-    return math.sqrt(max(0.0, 1.0 - error / (num_seeds * float(user_U.var(ddof=1)))))
+    return math.sqrt(max(0.0, float(seed_S1.var(ddof=1)) - error / num_users))
 
 
 def drawn_means(value_SU: Floats, num_samples: int, random: np.random.Generator) -> Floats:
@@ -118,13 +117,11 @@ def drawn_means(value_SU: Floats, num_samples: int, random: np.random.Generator)
 
     num_seeds = len(value_SU)
     user_means = bootstrap_means(value_SU.mean(axis=0), num_samples, random)
-    spread = seed_sd(value_SU)
+    spread = own_seed_sd(value_SU)
     if not spread:
         return user_means
-    mean = float(value_SU.mean())
     levels = (np.arange(num_samples) + 0.5) / num_samples  # every quantile once, in random order: less noise in the tails
-    student = stdtrit(num_seeds - 1, random.permutation(levels))
-    return mean + user_share(value_SU) * (user_means - mean) + spread / math.sqrt(num_seeds) * student
+    return user_means + spread / math.sqrt(num_seeds) * stdtrit(num_seeds - 1, random.permutation(levels))
 
 
 def interval(value_SU: Floats, num_samples: int, random: np.random.Generator) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from sda_core.evaluation import (
     interval,
     ndcg,
 )
-from sda_core.evaluation.significance import bootstrap_means, drawn_means, user_share
+from sda_core.evaluation.significance import bootstrap_means, drawn_means, own_seed_sd
 from sda_core.params import EvaluateParams
 from sda_core.seed import generator
 from tests.sections import seeded
@@ -120,10 +120,12 @@ def test_the_draws_have_the_variance_of_the_crossed_design() -> None:
     drawn = drawn_means(value_SU, 20_000, generator(7, "a"))
     expected = 0.1**2 / 40 + 1.0 / 300 + 2.0**2 / (40 * 300)
     assert drawn.var() == pytest.approx(expected, rel=0.25)
-    # the residual mean square by an analysis of variance that was done by hand
+    # by the expected mean squares of an analysis of variance, done by hand
     residual_SU = value_SU - value_SU.mean(0) - value_SU.mean(1, keepdims=True) + value_SU.mean()
     error = (residual_SU**2).sum() / (39 * 299)
-    assert user_share(value_SU) == pytest.approx(np.sqrt(1 - error / 40 / value_SU.mean(0).var(ddof=1)))
+    between = 300 * ((value_SU.mean(1) - value_SU.mean()) ** 2).sum() / 39
+    assert own_seed_sd(value_SU) == pytest.approx(np.sqrt((between - error) / 300))
+    assert own_seed_sd(crossed(random, 0.0, 1.0, 0.0, (3, 50))) == 0.0
 
 
 @pytest.mark.slow
