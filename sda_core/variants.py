@@ -15,6 +15,11 @@ def indexed_variants(params: Params) -> tuple[str, ...]:
     return tuple(variant for variant in params.variants if variant not in {"id", *params.control_embeddings.variants})
 
 
+def controls(params: Params) -> tuple[str, ...]:
+    """The variants that are no choice: random, shuffled and true vectors.  One modality alone is a choice."""
+    return tuple(variant for variant in params.control_embeddings.variants if variant not in {"image_only", "text_only"})
+
+
 def is_trained(params: Params, variant: str) -> bool:
     """Whether a variant has an adapter of its own; ``zero_shot``, ``id`` and the controls have none.
 

@@ -124,6 +124,14 @@ def drawn_means(value_SU: Floats, num_samples: int, random: np.random.Generator)
     return user_means + spread / math.sqrt(num_seeds) * stdtrit(num_seeds - 1, random.permutation(levels))
 
 
+def _seed_margin(value_SU: Floats) -> float | None:
+    """Half the width of the interval that the seeds alone make; None of one seed."""
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+    num_seeds = len(value_SU)
+    return None if num_seeds < 2 else own_seed_sd(value_SU) / math.sqrt(num_seeds) * float(stdtrit(num_seeds - 1, _TAILS[1]))
+
+
 def interval(value_SU: Floats, num_samples: int, random: np.random.Generator) -> tuple[float, float]:
     """95 % interval of the mean over users and seeds; see the module.
 
@@ -187,7 +195,8 @@ class Difference:
     """A paired difference between two evaluations of the same users, mean over seeds and users.
 
     ``relative`` is None where the baseline scores 0; ``low``, ``high`` (95 % interval of ``difference``) and
-    ``p_value`` are None where no samples were asked for; ``seed_sd`` and ``baseline_seed_sd`` (standard deviations of the two
+    ``p_value`` are None where no samples were asked for; ``seed_margin`` is half the width that the interval would have if
+    users made none of it, None with one seed; ``seed_sd`` and ``baseline_seed_sd`` (standard deviations of the two
     values over seeds) are None with one seed.
     """
 
@@ -200,6 +209,7 @@ class Difference:
     low: float | None
     high: float | None
     p_value: float | None
+    seed_margin: float | None
     seed_sd: float | None
     baseline_seed_sd: float | None
 
@@ -271,6 +281,7 @@ def compare(
         low=low,
         high=high,
         p_value=p_value,
+        seed_margin=_seed_margin(difference_SU),
         seed_sd=seed_sd(our_SU),
         baseline_seed_sd=seed_sd(their_SU),
     )
@@ -492,6 +503,7 @@ def compare_metrics(
                     low=None,
                     high=None,
                     p_value=None,
+                    seed_margin=None,
                     seed_sd=after.get(f"{name}_seed_sd"),
                     baseline_seed_sd=before.get(f"{name}_seed_sd"),
                 )

@@ -35,6 +35,7 @@ def change(difference: float, variant: str = "sda", recommender: str = "sasrec",
         low=None,
         high=None,
         p_value=None,
+        seed_margin=None,
         seed_sd=None,
         baseline_seed_sd=None,
     )
