@@ -233,9 +233,8 @@ def against_cell(found: Against) -> ChangeCell:
     """A difference as the answer shows it: coloured and named where the interval excludes zero, else not decided."""
     cell = change_cell(found.change)
     kinds: dict[Verdict, str] = {"higher": "up", "lower": "down", "equal": "same", "not decided": "same"}
-    return replace(
-        cell, kind=kinds[found.verdict], word=found.verdict, arrow="" if found.verdict == "not decided" else cell.arrow
-    )
+    arrow = "" if found.verdict == "not decided" else cell.arrow
+    return replace(cell, kind=kinds[found.verdict], word=found.verdict, arrow=arrow)
 
 
 def cards(found: Answer) -> list[Card]:
@@ -257,16 +256,15 @@ def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
     """What each recommender can show, a sentence or two each."""
     made: list[str] = []
     for power in powers:
-        cell = against_cell(power.oracle)
-        interval = f" ({cell.interval})" if cell.interval else ""
+        cell, name = against_cell(power.oracle), power.recommender
+        begin, interval = f"With perfect knowledge (variant oracle) {name}", f" ({cell.interval})" if cell.interval else ""
         if power.oracle.verdict == "higher":
-            line = f"With perfect knowledge (variant oracle) {power.recommender} gains {cell.amount} NDCG@{cutoff} over ids{interval}."
+            line = f"{begin} gains {cell.amount} NDCG@{cutoff} over ids{interval}."
             if power.smallest is not None:
                 line += f" Differences smaller than about {percent(power.smallest)} cannot be seen here."
         else:
             gain = "loses" if power.oracle.verdict == "lower" else "gains nothing that can be seen"
-            line = f"With perfect knowledge (variant oracle) {power.recommender} {gain} over ids{interval}."
-            line += f" {power.recommender} cannot use good vectors here, so its rows say nothing about vectors."
+            line = f"{begin} {gain} over ids{interval}. {name} cannot use good vectors here: its rows say nothing about vectors."
         made.append(line)
     return made
 
@@ -281,9 +279,7 @@ def statement_lines(statements: Sequence[Statement]) -> list[str]:
         interval = f", {cell.interval}" if cell.interval else ""
         made.setdefault(key, []).append(f"{statement.recommender} ({cell.amount}{interval})")
     words = {"higher": "is better than", "lower": "is worse than", "not decided": "against", "equal": "equals"}
-    return [
-        f"{variant} {words[verdict]} {baseline} in {'; '.join(parts)}" for (variant, verdict, baseline), parts in made.items()
-    ]
+    return [f"{variant} {words[verdict]} {baseline} in {'; '.join(of)}" for (variant, verdict, baseline), of in made.items()]
 
 
 @dataclass(frozen=True)
