@@ -678,7 +678,7 @@ class RuntimeParams(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     num_threads: CountOrZero  # 0: torch's own choice; with several trainings at once, an equal share of the cores each
-    num_trainings: Count  # recommenders that are trained at once, each in a process of its own
+    num_trainings: Count  # processes that train recommenders at once
 
 
 class Params(Section):

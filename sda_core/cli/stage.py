@@ -41,6 +41,16 @@ OneOrAllRecommenders = Annotated[
 ]
 
 
+SomeRecommenders = Annotated[
+    str | None,
+    typer.Option(
+        "--recommender",
+        help="Which recommenders, e.g. sasrec, or sasrec,vbpr for one after the other.",
+        show_default="all of params.recommenders",
+    ),
+]
+
+
 _process_begin: costs.Beginning | None = None  # of a process that is one stage's own, until that stage takes it
 
 
@@ -162,6 +172,22 @@ def stage(
         logging.getLogger("stages").info("%s: %s (%.1f s)", name, counts, measured.seconds)
         if keeps_cost and log.is_main_process():
             costs.keep(measured, run.workspace.costs)
+
+
+def for_each(names: str, run: Callable[[str], None]) -> None:
+    """Run a stage for each of several names, with commas between them; one that fails stops no other.
+
+    Raises:
+        typer.Exit: one of them failed, and has said why.
+    """
+    failed = False
+    for name in names.split(","):
+        try:
+            run(name)
+        except typer.Exit:
+            failed = True
+    if failed:
+        raise typer.Exit(1)
 
 
 def _take_begin() -> costs.Beginning:

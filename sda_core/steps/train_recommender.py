@@ -30,7 +30,7 @@ _LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "pop")
 
 
 def command(module: str, variant: str, root: Path, params_file: Path | None) -> list[str]:
-    """What starts the training of one recommender, but for ``--recommender NAME``.
+    """What starts trainings, but for ``--recommender NAME,NAME``.
 
     Args:
         module: the stage's, which calls :func:`train`.
@@ -52,7 +52,8 @@ def train_all(
 ) -> dict[str, object]:
     """Bring ``models/<variant>`` up to date: exactly these recommenders, those trained whose inputs, settings or code changed.
 
-    Processes, because one training of this size does not fill two cores: it is many small operations.
+    Processes, because one training of this size does not fill two cores: it is many small operations.  Each has several
+    recommenders to train, since its start takes as long as a short training.
 
     Args:
         workspace: of the run.
@@ -72,48 +73,61 @@ def train_all(
     for folder in workspace.recommender(variant, "").glob("*"):
         if folder.is_dir() and folder.name not in names:
             shutil.rmtree(folder)
-    kept = [
-        name
-        for name in names
-        if _was_made_of(workspace.recommender(variant, name), _inputs_by_seed(workspace, variant, name, params))
-    ]
-    missing = sorted(set(names) - set(kept), key=_LONGEST_FIRST.index)
+
+    def missing() -> list[str]:
+        return [
+            name
+            for name in names
+            if not _was_made_of(workspace.recommender(variant, name), _inputs_by_seed(workspace, variant, name, params))
+        ]
+
+    wanted = sorted(missing(), key=_LONGEST_FIRST.index)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(_threads_each(runtime)),
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # what this process reads below
         log.NO_PROGRESS: "1",
     }
-    with ThreadPoolExecutor(runtime.num_trainings) as pool:
-        ended = pool.map(lambda name: _run_one([*command, "--recommender", name], environment), missing)
-        done = list(log.track(ended, len(missing), f"train {variant}", "recommenders"))
-    failed = {name: said for name, said in zip(missing, done, strict=True) if said is not None}
+    shares = _shares(wanted, runtime.num_trainings)
+    with ThreadPoolExecutor(max(1, len(shares))) as pool:
+        ended = pool.map(lambda share: _run_one([*command, "--recommender", ",".join(share)], environment), shares)
+        said = [line for lines in log.track(ended, len(shares), f"train {variant}", "processes") for line in lines]
+    failed = missing()
     if failed:
-        reasons = list(dict.fromkeys(said for said in failed.values() if said))
+        reasons = list(dict.fromkeys(said))
         for reason in reasons[1:]:
             _log.error("%s", reason)
         problem = f"the training of {', '.join(failed)} failed"
         if reasons:
             raise TrainingError(f"variant {variant}", f"{problem}: {reasons[0]}")
         raise TrainingError(f"variant {variant}", problem, "see the lines above")
-    return {"variant": variant, "trained": len(missing), "kept": len(kept)}
+    return {"variant": variant, "trained": len(wanted), "kept": len(names) - len(wanted)}
 
 
-def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """Train one recommender in a process of its own, whose log is passed on line by line.
+def _shares(names: Sequence[str], number: int) -> list[list[str]]:
+    """Deal recommenders out, the longest first, back and forth: the one with the longest gets the shortest too."""
+    shares: list[list[str]] = [[] for _ in range(number)]
+    for index, name in enumerate(names):
+        turn, place = divmod(index, number)
+        shares[place if turn % 2 == 0 else number - 1 - place].append(name)
+    return [share for share in shares if share]
+
+
+def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Run one process, whose log is passed on line by line.
 
     Returns:
-        None where it ended well, else the error that it ended with, empty where it said none.
+        The errors that it said.
     """
-    begin, said = "sda train-recommender: error: ", ""
+    begin, said = "sda train-recommender: error: ", list[str]()
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:  # noqa: S603 (own module)
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith(begin):
-                said = line.removeprefix(begin).strip()
+                said.append(line.removeprefix(begin).strip())
             else:
                 with suppress(OSError):  # a closed stderr stops nothing
                     sys.stderr.write(line)
-    return None if process.returncode == 0 else said
+    return said
 
 
 def _threads_each(runtime: RuntimeParams) -> int:
