@@ -53,6 +53,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
 
     from sda_core import evaluation, ranking, recommenders
     from sda_core.params import BERT4RecParams, RuntimeParams, SASRecParams, VBPRParams
+    from sda_core.recommenders.adam import Adam
     from sda_core.recommenders.fit import TrainedRecommender, train_epoch
     from sda_core.runtime import prepare_torch
 
@@ -90,7 +91,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     model = recommenders.build(
         params, data.num_users, data.num_items, vectors_for(data.num_items) if model_name == "vbpr" else None, seed=0
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True)
+    optimizer = Adam(model.parameters(), params.learning_rate, params.weight_decay)
     assert isinstance(model, TrainedRecommender)
     seconds = [timed(lambda epoch=epoch: train_epoch(model, data, optimizer, epoch, device)) for epoch in range(1, epochs + 1)]
 
