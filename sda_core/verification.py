@@ -431,7 +431,7 @@ class _Run:
         path = self.workspace.recommender(variant, recommender) / HISTORY
         mean = mean_over_seeds([read_history(self.workspace.model(variant, recommender, seed)) for seed in seeds])
         _expect(path.read_text(encoding="utf-8") == tsv(mean), path, "is not the mean of the seeds' curves")
-        return f"mean of {len(seeds)} seeds"
+        return f"mean of {_seeds_text(len(seeds))}"
 
     def negatives(self, path: Path) -> str:
         drawn = evaluation.read_negatives(path, self.interactions, self.params.evaluate)
@@ -452,7 +452,7 @@ class _Run:
         _expect(seeds == expected, path, f"is of the seeds {list(seeds)}, params.yaml has {list(expected)}")
         for seed in seeds:
             self._check_places(path, whole.filter(pl.col("seed") == seed).drop("seed"))
-        return f"{len(whole) // len(seeds):,} targets, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}"
+        return f"{len(whole) // len(seeds):,} targets, {_seeds_text(len(seeds))}"
 
     def _check_places(self, path: Path, table: pl.DataFrame) -> None:
         """The positions of one seed."""
@@ -518,6 +518,10 @@ class _Run:
 def _expect(holds: bool, path: Path, problem: str, advice: str = _AGAIN) -> None:
     if not holds:
         raise ArtifactError(str(path), problem, advice)
+
+
+def _seeds_text(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _contiguous(ids: pl.Series, path: Path, name: str) -> int:
