@@ -11,7 +11,7 @@ import base64
 import datetime
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,11 +111,10 @@ def data_uri(image: EncodedImage) -> str:
 # -------------------------------------------------------------------------------------------- as table cells
 @dataclass(frozen=True)
 class ScoreCell:
-    """A score's text, its interval's text, and whether it is the best of its column."""
+    """A score's text and its interval's text."""
 
     value: str
     interval: str
-    is_best: bool
 
     @property
     def text(self) -> str:
@@ -137,9 +136,13 @@ class ChangeCell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the result table; ``changes`` and ``tail_changes`` have one cell per baseline, None where there is nothing."""
+    """A row of the result table; ``changes`` and ``tail_changes`` have one cell per baseline, None where there is nothing.
+
+    ``is_chosen`` marks the variant that validation chose; no test number is marked as the highest.
+    """
 
     variant: str
+    is_chosen: bool
     hit: ScoreCell
     ndcg: ScoreCell
     changes: tuple[ChangeCell | None, ...]
@@ -155,9 +158,9 @@ class Block:
     rows: tuple[Row, ...]
 
 
-def _score_cell(score: Score, best: float | None) -> ScoreCell:
+def _score_cell(score: Score) -> ScoreCell:
     interval = "" if score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
-    return ScoreCell(f"{score.value:.4f}", interval, best is not None and score.value >= best - _EQUAL)
+    return ScoreCell(f"{score.value:.4f}", interval)
 
 
 def change_cell(change: Change) -> ChangeCell:
@@ -175,12 +178,6 @@ def change_cell(change: Change) -> ChangeCell:
     return ChangeCell(arrow, word, kind, amount.replace("-", "−"), p_text(change.p_value), interval.replace("-", "−"))
 
 
-def _best(scores: Iterable[Score | None]) -> float | None:
-    """The highest of a column; None where there is nothing to choose between: one row, or all alike."""
-    values = [score.value for score in scores if score is not None]
-    return max(values) if values and max(values) > min(values) + _EQUAL else None
-
-
 def _by_baseline(changes: Sequence[Change], baselines: Sequence[str]) -> tuple[ChangeCell | None, ...]:
     found = {change.baseline: change_cell(change) for change in changes}
     return tuple(found.get(baseline) for baseline in baselines)
@@ -195,19 +192,25 @@ def headings(baselines: Sequence[str], cutoff: int, *, has_tail: bool) -> list[t
     return columns
 
 
-def blocks(results: Sequence[Result], baselines: Sequence[str]) -> list[Block]:
-    """The result table: a block a recommender, in the order of the results."""
+def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[str, str]) -> list[Block]:
+    """The result table: a block a recommender, in the order of the results.
+
+    Args:
+        results: of all recommenders and variants.
+        baselines: of the changes.
+        chosen: by recommender, the variant that validation chose.
+    """
     made: list[Block] = []
     for recommender in dict.fromkeys(result.recommender for result in results):
         own = [result for result in results if result.recommender == recommender]
-        hit, ndcg, tail = (_best(r.hit for r in own), _best(r.ndcg for r in own), _best(r.tail_ndcg for r in own))
         rows = [
             Row(
                 variant=result.variant,
-                hit=_score_cell(result.hit, hit),
-                ndcg=_score_cell(result.ndcg, ndcg),
+                is_chosen=chosen.get(recommender) == result.variant,
+                hit=_score_cell(result.hit),
+                ndcg=_score_cell(result.ndcg),
                 changes=_by_baseline(result.changes, baselines),
-                tail_ndcg=None if result.tail_ndcg is None else _score_cell(result.tail_ndcg, tail),
+                tail_ndcg=None if result.tail_ndcg is None else _score_cell(result.tail_ndcg),
                 tail_changes=_by_baseline(result.tail_changes, baselines),
             )
             for result in own
@@ -245,7 +248,7 @@ def cards(found: Answer) -> list[Card]:
             variant=choice.chosen.variant,
             valid=f"{choice.valid:.4f}",
             next_best="" if choice.next_best is None else f"{choice.next_best[0]} {choice.next_best[1]:.4f}",
-            ndcg=_score_cell(choice.chosen.ndcg, None).text,
+            ndcg=_score_cell(choice.chosen.ndcg).text,
             against=tuple((pair.change.baseline, against_cell(pair)) for pair in choice.against),
         )
         for choice in found.choices
@@ -555,7 +558,7 @@ def render(data: ReportData) -> str:
         data=data,
         css=Markup(css),  # noqa: S704 (our own file)
         css_hash=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
-        blocks=blocks(data.results, baselines),
+        blocks=blocks(data.results, baselines, {choice.recommender: choice.chosen.variant for choice in found.choices}),
         answer=found,
         powers=power_lines(found.powers, data.cutoff),
         cards=cards(found),

@@ -16,9 +16,8 @@ import pytest
 
 from sda_core.costs import Latest
 from sda_core.report import ReportData, render
-from sda_core.report.model import Change, Learning, Score
+from sda_core.report.model import Change, Learning
 from sda_core.report.page import (
-    _best,
     change_cell,
     day,
     duration,
@@ -281,22 +280,16 @@ def rows_of(html: str) -> dict[str, str]:
     table = re.search(r'<table class="results".*?</table>', html, re.DOTALL)
     assert table is not None
     return {
-        m.group(1): m.group(2) for m in re.finditer(r'<tr>\s*<th scope="row">(.*?)</th>(.*?)</tr>', table.group(0), re.DOTALL)
+        m.group(1): m.group(2)
+        for m in re.finditer(r'<tr>\s*<th scope="row"[^>]*>([^ <]*).*?</th>(.*?)</tr>', table.group(0), re.DOTALL)
     }
 
 
-def test_nothing_is_best_where_all_are_alike() -> None:
-    assert _best([Score(0.0, None, None), Score(0.0, None, None)]) is None
-    assert _best([Score(0.1, None, None)]) is None
-    assert _best([Score(0.1, None, None), None, Score(0.2, None, None)]) == 0.2
-
-
-def test_the_best_of_a_column_is_marked_within_its_recommender(page_data: ReportData) -> None:
-    rows = rows_of(render(page_data))
-    assert rows["sda"].count('class="best"') == 2  # hit and tail ndcg
-    assert rows["id"].count('class="best"') == 1  # ndcg
-    assert rows["zero_shot"].count('class="best"') == 0
-    assert rows["any"].count('class="best"') == 0  # one row has nothing to be better than
+def test_what_validation_chose_is_marked_and_no_test_number_is(page_data: ReportData) -> None:
+    html = render(page_data)
+    assert html.count('class="chosen"') == 1
+    assert re.search(r'<th scope="row" class="chosen">sda <span class="tag">chosen</span></th>', html)
+    assert "best" not in visible(html[html.index('class="results"') : html.index("</table>")])
 
 
 def test_zero_shot_is_the_first_baseline(page_data: ReportData) -> None:
