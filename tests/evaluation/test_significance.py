@@ -176,7 +176,7 @@ def test_pairs_are_made_by_the_order_of_the_seeds() -> None:
     assert paired is not None
     assert crossed_over is not None
     assert paired.difference == pytest.approx(crossed_over.difference)
-    assert paired.low > 0 > crossed_over.low
+    assert paired.high - paired.low < 0.5 * (crossed_over.high - crossed_over.low)
 
 
 def test_p_values_are_uniform_when_nothing_differs() -> None:
