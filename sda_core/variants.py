@@ -20,6 +20,11 @@ def controls(params: Params) -> tuple[str, ...]:
     return tuple(variant for variant in params.control_embeddings.variants if variant not in {"image_only", "text_only"})
 
 
+def reported(params: Params) -> tuple[str, ...]:
+    """The variants whose gains stand in ``comparisons.json``: those with an adapter, and the positive control."""
+    return (*params.train_adapter.variants, *(name for name in params.control_embeddings.variants if name == "oracle"))
+
+
 def is_trained(params: Params, variant: str) -> bool:
     """Whether a variant has an adapter of its own; ``zero_shot``, ``id`` and the controls have none.
 

@@ -53,7 +53,7 @@ from sda_core.params import CLIP, AdapterParams, Checkpoint, DemoDataset, Nano, 
 from sda_core.recommenders.history import HISTORY, mean_over_seeds, read_history, validation_metrics
 from sda_core.runtime import prepare_torch
 from sda_core.traits import seeds_of
-from sda_core.variants import indexed_variants, is_trained
+from sda_core.variants import indexed_variants, is_trained, reported
 
 Status = Literal["ok", "absent", "skipped", "problem"]
 
@@ -517,7 +517,7 @@ class _Run:
         found = evaluation.compare_variants(
             pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff, self.num_items
         )
-        computed = evaluation.flat_gains(found, tuple(self.params.train_adapter.variants), baselines)
+        computed = evaluation.flat_gains(found, reported(self.params), baselines)
         return _equal_numbers(self.workspace.comparisons, _mapping(self.workspace.comparisons, "comparisons"), computed)
 
     def report(self) -> str:
