@@ -95,7 +95,8 @@ def summarise(
                     continue
                 if params.bootstrap_samples:
                     random = generator(params.bootstrap_seed, "interval", name)
-                    numbers[f"{name}_low"], numbers[f"{name}_high"] = interval(value_SU, params.bootstrap_samples, random)
+                    low, high = interval(value_SU, params.bootstrap_samples, random)
+                    numbers[f"{name}_low"], numbers[f"{name}_high"] = max(0.0, low), min(1.0, high)
                 if (spread := seed_sd(value_SU)) is not None:
                     numbers[f"{name}_seed_sd"] = spread
         numbers[f"{prefix}mrr"] = float(reciprocals(placed.position_SU[:, chosen].ravel()).mean())
