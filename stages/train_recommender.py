@@ -18,20 +18,14 @@ def train_recommender(
     """
     from sda_core.steps import train_recommender as step
 
+    name = "train-recommender"
     if recommender is not None:
-        for_each(recommender, partial(_train, variant=variant, root=root, params=params))
+        for_each(name, root, params, recommender.split(","), partial(step.train_one, variant=variant))
         return
-    with stage("train-recommender", root, params) as run:
+    with stage(name, root, params) as run:
         section, runtime = run.params.train_recommender, run.params.runtime
         command = step.command(__spec__.name, variant, root, params)
         run.counts = step.train_all(run.workspace, variant, run.params.recommenders, section, runtime, command)
-
-
-def _train(recommender: str, variant: str, root: Path, params: Path | None) -> None:
-    from sda_core.steps.train_recommender import train
-
-    with stage("train-recommender", root, params) as run:
-        run.counts = train(run.workspace, variant, recommender, run.params.train_recommender, run.params.runtime)
 
 
 if __name__ == "__main__":

@@ -174,16 +174,28 @@ def stage(
             costs.keep(measured, run.workspace.costs)
 
 
-def for_each(names: str, run: Callable[[str], None]) -> None:
-    """Run a stage for each of several names, with commas between them; one that fails stops no other.
+def for_each(
+    name: str,
+    root: Path,
+    params: Path | None,
+    whose: Iterable[str],
+    run_one: Callable[[Workspace, Params, str], dict[str, object]],
+) -> None:
+    """Run a stage once for each of several names, in this process; one that fails stops no other.
+
+    Args:
+        name, root, params: see :func:`stage`.
+        whose: the names.
+        run_one: the body of the stage; returns its counts.
 
     Raises:
         typer.Exit: one of them failed, and has said why.
     """
     failed = False
-    for name in names.split(","):
+    for one in whose:
         try:
-            run(name)
+            with stage(name, root, params) as run:
+                run.counts = run_one(run.workspace, run.params, one)
         except typer.Exit:
             failed = True
     if failed:

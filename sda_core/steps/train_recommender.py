@@ -19,7 +19,7 @@ from sda_core import log
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
 from sda_core.errors import ArtifactError, TrainingError
 from sda_core.fingerprint import fingerprint
-from sda_core.params import RuntimeParams, TrainRecommenderParams
+from sda_core.params import Params, RuntimeParams, TrainRecommenderParams
 from sda_core.sources import sources_of
 from sda_core.traits import aligns_to_ids, counts_test, seeds_of
 
@@ -159,6 +159,11 @@ def _inputs_by_seed(workspace: Workspace, variant: str, name: str, params: Train
 def _was_made_of(folder: Path, inputs: object) -> bool:
     path = folder / MADE_OF
     return path.is_file() and read_json(path, "inputs of a training") == inputs
+
+
+def train_one(workspace: Workspace, params: Params, name: str, *, variant: str) -> dict[str, object]:
+    """:func:`train` with the sections of whole params."""
+    return train(workspace, variant, name, params.train_recommender, params.runtime)
 
 
 def train(
