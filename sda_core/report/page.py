@@ -262,7 +262,7 @@ def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
         cell, name = against_cell(power.oracle), power.recommender
         begin, interval = f"With perfect knowledge (variant oracle) {name}", f" ({cell.interval})" if cell.interval else ""
         if power.oracle.verdict == "higher":
-            line = f"{begin} gains {cell.amount} NDCG@{cutoff} over ids{interval}."
+            line = f"{begin} gains {cell.amount.lstrip('+')} NDCG@{cutoff} over ids{interval}."
             if power.smallest is not None:
                 line += f" Differences smaller than about {percent(power.smallest)} cannot be seen here."
         else:

@@ -83,7 +83,7 @@ def test_the_page_begins_with_what_the_shop_can_show() -> None:
     (line,) = power_lines(answer(LADDER, ("oracle",), ("sda",), 3, True).powers, 10)
     # against ids the intervals of zero_shot and sda are .016 and .020 wide: half of it is 18 % of .05
     assert line == (
-        "With perfect knowledge (variant oracle) sasrec gains +100.0\u00a0% NDCG@10 over ids (+0.0300 to +0.0700). "
+        "With perfect knowledge (variant oracle) sasrec gains 100.0\u00a0% NDCG@10 over ids (+0.0300 to +0.0700). "
         "Differences smaller than about 18.0\u00a0% cannot be seen here."
     )
     for low, high, gain in ((-0.01, 0.01, "gains nothing that can be seen"), (-0.03, -0.01, "loses")):
