@@ -37,6 +37,7 @@ from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.fingerprint import fingerprint
 from sda_core.params import Params, load_params
 from sda_core.traits import aligns_to_ids
+from sda_core.variants import adapter_of
 from stages.evaluate import evaluate
 from stages.train_recommender import train_recommender
 
@@ -73,7 +74,7 @@ def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
     workspace, params = Workspace(root), load_params(root / "params.yaml")
     tree = YAML(typ="safe", pure=True).load(root / "params.yaml")
     _check_seeds(seeds, params)
-    trained = [variant for variant in params.variants if variant in params.train_adapter.variants]
+    trained = [variant for variant in params.variants if _adapted(params, variant) is not None]
     recommenders = [name for name in params.recommenders if noise_file.has_seed(tree, name)]
     if not trained or not recommenders:
         problem = "no variant has an adapter" if not trained else "no recommender has a seed"
@@ -97,7 +98,7 @@ def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
     for seed in seeds:
         run = Workspace(base / f"seed-{seed}")
         if not all(run.positions(*pair).exists() for pair in pairs):
-            repeat(run, workspace, recommenders, trained, shared, seed)
+            repeat(run, workspace, params, recommenders, trained, shared, seed)
         runs[seed] = {pair: SEED_POSITIONS.read(run.positions(*pair)) for pair in pairs}
     cutoffs = {*params.evaluate.cutoffs, params.report.cutoff}
     interactions, num_items = INTERACTIONS.read(workspace.interactions), ITEMS.count(workspace.items)
@@ -133,13 +134,20 @@ def _inputs(settings: Mapping[str, str], needed: Sequence[Path]) -> str:
 
 
 def repeat(
-    run: Workspace, source: Workspace, recommenders: Sequence[str], trained: Sequence[str], shared: Sequence[str], seed: int
+    run: Workspace,
+    source: Workspace,
+    params: Params,
+    recommenders: Sequence[str],
+    trained: Sequence[str],
+    shared: Sequence[str],
+    seed: int,
 ) -> None:
     """The run once more with another adapter and other seeds of the recommenders; what exists is kept.
 
     Args:
         run: made, or completed.
         source: the finished run.
+        params: its params.
         recommenders: to train.
         trained: variants with an adapter.
         shared: variants whose vectors are taken from the run; ``id`` is trained first, others may align to it.
@@ -156,12 +164,18 @@ def repeat(
         repeat_stage("train_recommender", "id", run.root)
     for variant in trained:
         if not run.embeddings(variant).exists():
-            if not run.adapter(variant).exists():
-                repeat_stage("train_adapter", variant, run.root)
+            adapter = _adapted(params, variant)
+            if adapter is not None and not run.adapter(adapter).exists():
+                repeat_stage("train_adapter", adapter, run.root)
             repeat_stage("export_embeddings", variant, run.root)
         if not all(run.positions(variant, recommender).exists() for recommender in recommenders):
             repeat_stage("train_recommender", variant, run.root)
             repeat_stage("evaluate", variant, run.root)
+
+
+def _adapted(params: Params, variant: str) -> str | None:
+    """The trained variant whose adapter a variant's vectors follow from."""
+    return None if variant in params.import_embeddings.variants else adapter_of(params, variant)
 
 
 def write_params(source: Path, target: Path, recommenders: Sequence[str], seed: int) -> None:

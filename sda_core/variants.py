@@ -1,4 +1,4 @@
-"""How each variant of the ladder is made, told from the params: adapted, imported, a control, or the backbone as it is.
+"""How each variant of the ladder is made, told from the params: adapted, joint, imported, a control, or the bare backbone.
 
 These functions decide which adapter a stage loads and which indexes exist, so they stand here and not in ``params``: stages
 that use them list this file among their ``deps``.
@@ -7,6 +7,7 @@ that use them list this file among their ``deps``.
 from __future__ import annotations
 
 from sda_core.errors import ConfigError
+from sda_core.modalities import JOINT, MODALITIES, Pass
 from sda_core.params import Params
 
 
@@ -25,6 +26,22 @@ def reported(params: Params) -> tuple[str, ...]:
     return (*params.train_adapter.variants, *(name for name in params.control_embeddings.variants if name == "oracle"))
 
 
+def adapter_of(params: Params, variant: str) -> str | None:
+    """The trained variant with whose adapter a variant's vectors are made: itself, or that of a joint variant; None without.
+
+    Raises:
+        ConfigError: as :func:`is_trained`.
+    """
+    joint = params.joint_embeddings.variants
+    name = joint[variant].of if variant in joint else variant
+    return name if is_trained(params, name) else None
+
+
+def passes_of(params: Params, variant: str) -> tuple[Pass, ...]:
+    """What a variant's sequences hold: image and text apart, or both together."""
+    return JOINT if variant in params.joint_embeddings.variants else MODALITIES
+
+
 def is_trained(params: Params, variant: str) -> bool:
     """Whether a variant has an adapter of its own; ``zero_shot``, ``id`` and the controls have none.
 
@@ -37,5 +54,6 @@ def is_trained(params: Params, variant: str) -> bool:
         return False
     if variant in params.import_embeddings.variants:
         raise ConfigError("--variant", f"{variant!r} is made elsewhere", "use `sda import-embeddings`")
-    known = ", ".join(sorted({"id", "zero_shot", *params.train_adapter.variants, *params.control_embeddings.variants}))
+    made = params.train_adapter.variants, params.joint_embeddings.variants, params.control_embeddings.variants
+    known = ", ".join(sorted({"id", "zero_shot"}.union(*made)))
     raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")

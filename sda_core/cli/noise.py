@@ -57,7 +57,7 @@ def spreads(
     lines = [_told(changes)]
     trained = [
         key for key in dict.fromkeys((change.variant, change.recommender) for change in changes)
-        if any(noise_file.at(settings, f"train_adapter.variants.{key[0]}") is not None for settings in params)
+        if any(noise_file.has_adapter(settings, key[0]) for settings in params)
         and noise_file.has_seed(params[1], key[1])
     ]  # fmt: skip
     if found is None:

@@ -44,6 +44,11 @@ def _without(section: Any, *names: str) -> Any:
     return {name: value for name, value in cast("Tree", section).items() if name not in names}
 
 
+def has_adapter(params: Tree, variant: str) -> bool:
+    """Whether an adapter is trained for a variant: its own, or the one that a joint variant names."""
+    return at(params, f"train_adapter.variants.{at(params, f'joint_embeddings.variants.{variant}.of') or variant}") is not None
+
+
 def has_seed(params: Tree, recommender: str) -> bool:
     """Whether a recommender's training draws random numbers; what is not known does."""
     return at(params, f"train_recommender.{recommender}.kind") != "pop"
@@ -79,7 +84,10 @@ def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
         "backbone": at(params, "backbone"),
         "export_embeddings": _without(at(params, "export_embeddings"), *speed),
     }
-    trained = f"train_adapter.variants.{variant}"
+    joint = at(params, f"joint_embeddings.variants.{variant}")
+    if joint is not None:
+        found[f"joint_embeddings.variants.{variant}"] = joint
+    trained = f"train_adapter.variants.{variant if joint is None else at(joint, 'of')}"
     if at(params, trained) is not None:
         speed = ("gradient_checkpointing", "sharding", "vision_cache", "check", "checkpoint_every", "log_every")
         found["train_adapter.training"] = _without(at(params, "train_adapter.training"), "seed", *speed)
