@@ -164,7 +164,7 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
         "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610",
         "1 of 3 shared",
         "Which vectors should I use? No positive control.",
-        "sasrec: use sda ▲ +4.2 % against zero_shot, higher (+0.0010 to +0.0030)",
+        "sasrec: use sda against id: not decided, −2.0 % (−0.0040 to +0.0020) ▲ +4.2 % against zero_shot, higher (+0.0010",
         "Test NDCG@10 0.0500 (0.0460 to 0.0550). Chosen on validation: 0.0630, next id 0.0610.",
         "sda is better than zero_shot in sasrec (+4.2 %, +0.0010 to +0.0030).",
         "sda against id in sasrec (−2.0 %, −0.0040 to +0.0020).",
