@@ -44,7 +44,7 @@ def main(num_users: int = 52_204, num_items: int = 57_019, width: int = 128, his
     )  # fmt: skip
     device = prepare_torch(RuntimeParams(device="cpu", num_threads=0, num_trainings=1))
     torch.manual_seed(0)
-    model = recommenders.build(params, num_users, num_items, None)
+    model = recommenders.build(params, num_users, num_items, None, seed=0)
     settings = EvaluateParams.model_validate(
         {
             "protocol": "fullrank", "cutoffs": (5, 10, 20), "ties": "pessimistic",

@@ -49,7 +49,7 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
         gbce_t=0.75, align_weight=0.0, align_temperature=2.0, kind="sasrec", causal=True,
     )  # type: ignore[arg-type]  # fmt: skip
     interactions = random_shop(num_users if part == "evaluation" else BATCH, num_items, LENGTH)
-    model = recommenders.build(params, int(interactions["user_id"].n_unique()), num_items, None)
+    model = recommenders.build(params, int(interactions["user_id"].n_unique()), num_items, None, seed=0)
     assert isinstance(model, TrainedRecommender)
     before = resident()
     begin = time.process_time()

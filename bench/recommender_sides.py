@@ -53,12 +53,13 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
 
     from sda_core import evaluation, ranking, recommenders
     from sda_core.params import BERT4RecParams, RuntimeParams, SASRecParams, VBPRParams
+    from sda_core.recommenders.adam import Adam
     from sda_core.recommenders.fit import TrainedRecommender, train_epoch
     from sda_core.runtime import prepare_torch
 
     device = prepare_torch(RuntimeParams(device="cpu", num_threads=1, num_trainings=1))
     fit: dict[str, Any] = {
-        "seed": 0, "max_epochs": epochs, "patience": 1, "eval_every": 1, "batch_size": batch, "weight_decay": 0.0,
+        "max_epochs": epochs, "patience": 1, "eval_every": 1, "batch_size": batch, "weight_decay": 0.0,
         "learning_rate": SHAPE["learning_rate"], "dtype": "float32",
     }  # fmt: skip
     sequence: dict[str, Any] = fit | {
@@ -88,9 +89,9 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     data = recommenders.training_data(interactions)
     torch.manual_seed(0)
     model = recommenders.build(
-        params, data.num_users, data.num_items, vectors_for(data.num_items) if model_name == "vbpr" else None
+        params, data.num_users, data.num_items, vectors_for(data.num_items) if model_name == "vbpr" else None, seed=0
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate, fused=True)
+    optimizer = Adam(model.parameters(), params.learning_rate, params.weight_decay)
     assert isinstance(model, TrainedRecommender)
     seconds = [timed(lambda epoch=epoch: train_epoch(model, data, optimizer, epoch, device)) for epoch in range(1, epochs + 1)]
 

@@ -36,7 +36,7 @@ def model_of(num_users: int, num_items: int, width: int, clusters: int) -> recom
         seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=1, learning_rate=1.0, weight_decay=0.0, dtype="float32",
         kind="bpr", factor_size=width - 1, embedding_regularization=0.0,
     )  # fmt: skip
-    model = recommenders.build(params, num_users, num_items, None)
+    model = recommenders.build(params, num_users, num_items, None, seed=0)
     random = np.random.default_rng(0)
     state = model.state_dict()
     centres = random.normal(size=(max(1, clusters), width - 1))

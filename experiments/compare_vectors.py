@@ -9,8 +9,8 @@ own, hence adapters of its own (train_seeds makes them), and positions are kept 
 Besides the variants of the pipeline there are controls, made of embeddings/zero_shot.parquet: random, shuffled, image_only
 and text_only (sda_core.embeddings.controls).
 
-For each user the gain is averaged over the seeds first.  The interval is a paired bootstrap over users of the difference
-between two variants; beside it stands the range of the difference over the single seeds.
+The interval of the difference between two variants is over users and seeds, paired by both; beside it stands the range of the
+difference over the single seeds.
 
     python -m experiments compare_vectors --name signal --variants zero_shot,random,shuffled \\
         --baselines random,shuffled --recommenders sasrec,vbpr --seeds 1,2,3

@@ -127,7 +127,7 @@ def purity(workspace: Workspace, params: Params) -> np.ndarray:
 def table(
     title: str, params: Params, groups: Mapping[str, np.ndarray], purity_U: np.ndarray, ndcg: Mapping[str, np.ndarray]
 ) -> str:
-    """A markdown table: a row for each variant; gains over zero_shot with paired intervals over users.
+    """A markdown table: a row for each variant; gains over zero_shot with paired intervals over users and seeds.
 
     Args:
         title: what was run.

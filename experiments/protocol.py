@@ -12,7 +12,7 @@ sampled            100 uniform negatives instead of all items
 tail of all        an item is tail by its interactions over all splits, the test's among them
 counts of all      popularity counts all splits
 
-Where the users are the same the difference has a paired interval over users, of the mean over the seeds.  The single-pass data
+Where the users are the same the difference has a paired interval over users and seeds.  The single-pass data
 set has other users, so there only the numbers stand.  Positions are kept below the workspace's experiments/positions/NAME, and
 the table is written to experiments/results/protocol-NAME (of the default name protocol alone), which
 `sda report --experiments` shows.
@@ -132,7 +132,7 @@ def main(
             train(workspaces, params, training, seed, folder / training, max_epochs)
     interactions = {data: INTERACTIONS.read(place.interactions) for data, place in workspaces.items()}
     results = write_results(table(interactions, params, folder, seeds), "protocol", name, root)
-    plot_intervals(results / "plot.png", intervals(params, folder, seeds), f"NDCG@{CUTOFF}, 95 % interval over users")
+    plot_intervals(results / "plot.png", intervals(params, folder, seeds), f"NDCG@{CUTOFF}, 95 % interval")
 
 
 def filter_once(source: Workspace, params: Params, target: Workspace) -> None:

@@ -87,7 +87,7 @@ def main(
                 keep_positions(workspace, params, section, seed, folder / name, protocols=PROTOCOLS)
     shown = folder, models, seeds, params.evaluate
     results = write_results(table(*shown), "published", root=root)
-    plot_intervals(results / "plot.png", intervals(*shown), f"NDCG@{CUTOFF}, 95 % interval over users", columns=2)
+    plot_intervals(results / "plot.png", intervals(*shown), f"NDCG@{CUTOFF}, 95 % interval", columns=2)
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:
@@ -113,7 +113,7 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
                 "" if published is None else " / ".join(f"{got / told:.3f}" for got, told in zip(means, published, strict=True))
             )
             rows.append([*cells, epochs(folder / name, done)])
-    heads = ["model", "candidates", "seeds", f"Hit@{CUTOFF} (sd of the seeds) [95 % over users]", f"NDCG@{CUTOFF}", "published"]
+    heads = ["model", "candidates", "seeds", f"Hit@{CUTOFF} (sd of the seeds) [95 %]", f"NDCG@{CUTOFF}", "published"]
     return markdown_table([*heads, "shares of it", "best epoch of"], rows)
 
 

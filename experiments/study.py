@@ -23,9 +23,8 @@ from sda_core.data.demo import ATTRIBUTES, world
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
-from sda_core.evaluation.significance import bootstrap_interval
 from sda_core.fingerprint import fingerprint
-from sda_core.params import DemoDataset, EvaluateParams, FitParams, Params, RecommenderParams
+from sda_core.params import DemoDataset, EvaluateParams, Params, RecommenderParams
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 from sda_core.traits import counts_test
@@ -63,7 +62,7 @@ def keep_positions(
     Args:
         workspace: with ``data/filtered``; its items are the catalogue, whether anybody bought them or not.
         params: its params, of which ``evaluate`` and ``runtime`` are used.
-        section: the recommender's settings, whose seed is replaced.
+        section: the recommender's settings.
         seed: of the training.
         folder: see the module's docstring.
         vectors: ``(I + 1, D)`` item vectors, row 0 zero (of each modality, where the recommender takes these); None: ids alone.
@@ -72,8 +71,6 @@ def keep_positions(
     wanted: dict[Protocol, Path] = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
     if all(path.exists() for path in wanted.values()):
         return
-    if isinstance(section, FitParams):
-        section = section.model_copy(update={"seed": seed})
     device = prepare_torch(params.runtime)
     interactions, num_items = INTERACTIONS.read(workspace.interactions), len(ITEMS.read(workspace.items))
     test = interactions.filter(pl.col("split") == "test")
@@ -83,9 +80,11 @@ def keep_positions(
         num_items=num_items,
         leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
     )
-    model = recommenders.build(section, data.num_users, data.num_items, vectors)
+    model = recommenders.build(section, data.num_users, data.num_items, vectors, seed=seed)
     scratch = folder / f".{seed}.checkpoint.safetensors"
-    inputs = fingerprint(section, workspace.interactions, "" if vectors is None else recommenders.hash_vectors(vectors))
+    inputs = fingerprint(
+        section, str(seed), workspace.interactions, "" if vectors is None else recommenders.hash_vectors(vectors)
+    )
     records = model.fit(data, checkpoint=scratch, fingerprint=inputs, device=device)
     known = recommenders.evaluation_data(interactions, num_items=num_items)
     write_tsv(folder / f"{seed}.tsv", records)
@@ -135,14 +134,14 @@ def read_gains(metric: Metric, folder: Path, seeds: Sequence[int]) -> np.ndarray
 
 
 def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple[float, float]:
-    """95 % bootstrap interval over users of the mean over seeds and users.
+    """95 % interval of the mean over users and seeds; see :mod:`sda_core.evaluation.significance`.
 
     Args:
         gain_SU: ``(S, U)``; differences give a paired interval.
-        params: number and seed of the resamples.
+        params: number and seed of the draws.
         purpose: what the draws are for; the same purpose gives the same draws.
     """
-    return bootstrap_interval(gain_SU.mean(0), params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
+    return evaluation.interval(gain_SU, params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
 
 
 def mean_and_interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> Interval:

@@ -19,8 +19,8 @@ is trained (--how shuffle, blank or noise).  The vectors are computed from the c
     python -m experiments sweep --name noisy-text-infonce --variant infonce --corrupt text --values 0,0.2,0.4,0.6
 
 The row zero_shot is the backbone as it is.  loss, retrieval and alignment are those of the last batch; retrieval@1 is how often
-an item's image and text are nearest to each other among all items.  Differences are against zero_shot, averaged over the seeds
-for each user first, with a paired bootstrap interval over users.  A value is chosen, if at all, by the validation column.
+an item's image and text are nearest to each other among all items.  Differences are against zero_shot, with intervals over users
+and seeds, paired by both.  A value is chosen, if at all, by the validation column.
 
 The default of 36 steps is for a laptop, and teaches little: add --set train_adapter.training.num_steps=100
 --set train_adapter.training.learning_rate=0.001 (some minutes a run on two cores) for adapters that have learned more.

@@ -5,7 +5,7 @@ with the largest id of a day the "last" one.  This script filters the raw files 
 recommender on each.  With random every seed has an order of its own, so that the mean over seeds covers the draw.
 
 The k-core, the users and the item ids are the same in all of these data sets; the targets are not.  Differences are paired by
-user, of the mean over the seeds, with a 95 % bootstrap interval over users.  A change of pop and bpr, which know no order, says
+user, of the mean over the seeds, with a 95 % interval over users and seeds.  A change of pop and bpr, which know no order, says
 that other targets are easier or harder.  What a sequence model gains beyond that is its lead over bpr: the last column shows
 how the lead changes.
 
@@ -81,7 +81,7 @@ def main(
                 train(source, data, params, recommender, seed, folder / order / recommender, max_epochs)
     shown = params, folder, recommenders, chosen, seeds
     results = write_results(shares(folder, chosen, seeds) + "\n" + table(*shown), "ties", name, root)
-    plot_intervals(results / "plot.png", intervals(*shown), f"NDCG@{CUTOFF}, 95 % interval over users")
+    plot_intervals(results / "plot.png", intervals(*shown), f"NDCG@{CUTOFF}, 95 % interval")
 
 
 def filtered(source: Workspace, params: Params, order: Order, seed: int, folder: Path) -> Workspace:

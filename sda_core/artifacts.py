@@ -108,11 +108,15 @@ class Workspace:
         return self.root / "indexes" / variant
 
     def recommender(self, variant: str, recommender: str) -> Path:
-        """Folder of a trained recommender: ``model.safetensors``, ``model.json``, ``history.tsv``."""
+        """Folder of a recommender: a folder for each seed, and ``history.tsv``, their mean by epoch."""
         return self.root / "models" / variant / recommender
 
+    def model(self, variant: str, recommender: str, seed: int) -> Path:
+        """Folder of a recommender trained with one seed: ``model.safetensors``, ``model.json``, ``history.tsv``."""
+        return self.recommender(variant, recommender) / str(seed)
+
     def positions(self, variant: str, recommender: str) -> Path:
-        """Table :data:`POSITIONS`: where each test user's target came."""
+        """Table :data:`SEED_POSITIONS`: where each test user's target came, for every seed."""
         return self.root / "evaluation" / variant / f"{recommender}.parquet"
 
     def metrics(self, variant: str, recommender: str) -> Path:
@@ -318,6 +322,10 @@ POSITIONS = Table(
         "num_tied": pl.Int32,  # other candidates that score the same
     },
 )
+"""Of one trained recommender."""
+
+SEED_POSITIONS = Table("positions", {"seed": pl.Int32, **POSITIONS.columns})
+"""Of every seed of a recommender, sorted by seed in the order of the params, then user; a recommender without a seed has 0."""
 
 
 # ------------------------------------------------------------------------------------------ writing whole
@@ -421,15 +429,17 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_tsv(path: Path, records: Sequence[DataclassInstance]) -> None:
-    """Write records of one dataclass as a table that ``dvc plots`` reads: a header, tabs, empty for None.
-
-    Without a record the file is empty.
-    """
+def tsv(records: Sequence[DataclassInstance]) -> str:
+    """Records of one dataclass as a table that ``dvc plots`` reads: a header, tabs, empty for None; no text without a record."""
     rows = [asdict(record) for record in records]
     lines = ["\t".join(rows[0])] if rows else []
     lines += ["\t".join("" if value is None else str(value) for value in row.values()) for row in rows]
-    write_text(path, "".join(line + "\n" for line in lines))
+    return "".join(line + "\n" for line in lines)
+
+
+def write_tsv(path: Path, records: Sequence[DataclassInstance]) -> None:
+    """Write records as :func:`tsv` gives them."""
+    write_text(path, tsv(records))
 
 
 def read_json(path: Path, name: str) -> Any:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,18 @@ from torch import Tensor
 from sda_core.artifacts import replace_file
 
 _log = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """An optimizer of torch, or one that keeps its state in the same way."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """``state``: the tensors of each parameter, by its number."""
+        ...
+
+    def load_state_dict(self, given: dict[str, Any], /) -> None:
+        """Take what :meth:`state_dict` gave."""
+        ...
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], fingerprint: str) -> None:
@@ -62,13 +74,13 @@ def _read(path: Path, fingerprint: str, *, with_tensors: bool) -> tuple[dict[str
         return None
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Stateful, prefix: str = "optimizer.") -> dict[str, Tensor]:
     """The optimizer's per-parameter state as named tensors (AdamW: step, exp_avg, exp_avg_sq)."""
     state = optimizer.state_dict()["state"]
     return {f"{prefix}{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
+def restore_optimizer(optimizer: Stateful, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
     """Restore the state that :func:`optimizer_tensors` returned; the hyper-parameters of ``optimizer`` stay."""
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -511,7 +511,6 @@ SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 class FitParams(Section):
     """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
 
-    seed: CountOrZero
     max_epochs: Count
     patience: Count  # evaluations without a better validation NDCG@10
     eval_every: Count  # epochs
@@ -598,6 +597,7 @@ class TrainRecommenderParams(Section):
     """Phase two: one section a recommender."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # those with vectors; id is always trained, see dvc.yaml
+    seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1), Distinct]  # each is a training of its own
     pop: PopParams
     sasrec: SASRecParams
     vbpr: VBPRParams
@@ -691,7 +691,7 @@ class RuntimeParams(Section):
 
     device: Literal["auto", "cpu", "cuda"]
     num_threads: CountOrZero  # 0: torch's own choice; with several trainings at once, an equal share of the cores each
-    num_trainings: Count  # recommenders that are trained at once, each in a process of its own
+    num_trainings: Count  # processes that train recommenders at once
 
 
 class Params(Section):
@@ -991,6 +991,8 @@ def _describe(error: dict[str, Any]) -> str:
     kind = error["type"]
     if kind in ("too_short", "string_too_short"):
         message = "should not be empty"  # every minimum is 1
+    if kind == "extra_forbidden" and re.fullmatch(r"train_recommender\.\w+\.seed", path):
+        return f"{path}: is now the list train_recommender.seeds; `sda upgrade` moves it (got {error['input']!r})"
     if kind == "extra_forbidden":
         return f"{path}: unknown parameter"
     if kind == "missing":

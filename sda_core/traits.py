@@ -6,12 +6,19 @@ Functions of a params section, without torch.  They decide what a recommender is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sda_core.params import PopParams, RecommenderParams, SequentialParams, SLMRecParams
 
 
 def counts_test(params: RecommenderParams) -> bool:
     """Whether the test interactions are handed to it, as in published tables that leaked them; only ``pop`` can ask for them."""
     return isinstance(params, PopParams) and params.counts == "all"
+
+
+def seeds_of(params: RecommenderParams, seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds that a recommender is trained with: those given, or 0 alone where its training draws nothing (``pop``)."""
+    return (0,) if isinstance(params, PopParams) else tuple(seeds)
 
 
 def takes_modalities(params: RecommenderParams) -> bool:

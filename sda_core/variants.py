@@ -16,6 +16,16 @@ def indexed_variants(params: Params) -> tuple[str, ...]:
     return tuple(variant for variant in params.variants if variant not in {"id", *params.control_embeddings.variants})
 
 
+def controls(params: Params) -> tuple[str, ...]:
+    """The variants that are no choice: random, shuffled and true vectors.  One modality alone is a choice."""
+    return tuple(variant for variant in params.control_embeddings.variants if variant not in {"image_only", "text_only"})
+
+
+def reported(params: Params) -> tuple[str, ...]:
+    """The variants whose gains stand in ``comparisons.json``: those with an adapter, and the positive control."""
+    return (*params.train_adapter.variants, *(name for name in params.control_embeddings.variants if name == "oracle"))
+
+
 def adapter_of(params: Params, variant: str) -> str | None:
     """The trained variant with whose adapter a variant's vectors are made: itself, or that of a joint variant; None without.
 

@@ -32,12 +32,13 @@ from sda_core.artifacts import (
     INTERACTIONS,
     ITEMS,
     NEGATIVES,
-    POSITIONS,
+    SEED_POSITIONS,
     TRUTH,
     USERS,
     Table,
     Workspace,
     read_json,
+    tsv,
 )
 from sda_core.data.prompts import prompt_hash
 from sda_core.embeddings.table import read_metadata
@@ -49,8 +50,10 @@ from sda_core.index import load_index
 from sda_core.item_vectors import read_vectors
 from sda_core.local_files import user_folder
 from sda_core.params import CLIP, AdapterParams, Checkpoint, DemoDataset, Nano, Oracle, Params, SigLIP
+from sda_core.recommenders.history import HISTORY, mean_over_seeds, read_history, validation_metrics
 from sda_core.runtime import prepare_torch
-from sda_core.variants import adapter_of, indexed_variants
+from sda_core.traits import seeds_of
+from sda_core.variants import adapter_of, indexed_variants, reported
 
 Status = Literal["ok", "absent", "skipped", "problem"]
 
@@ -124,7 +127,9 @@ class _Run:
             yield at.index(variant), partial(self.index, variant)
         pairs = [(variant, recommender) for variant in params.variants for recommender in params.recommenders]
         for pair in pairs:
-            yield at.recommender(*pair), partial(self.recommender, *pair)
+            for seed in self._seeds(pair[1]):
+                yield at.model(*pair, seed), partial(self.recommender, *pair, seed)
+            yield at.recommender(*pair) / HISTORY, partial(self.history, *pair)
         if params.evaluate.protocol != "fullrank":
             yield (path := at.negatives(params.evaluate.protocol)), partial(self.negatives, path)
         for pair in pairs:
@@ -411,9 +416,14 @@ class _Run:
         return f"{opened.metadata['factory']}, {shape[0]:,} vectors of width {width}, items find themselves"
 
     # -------------------------------------------------------------------------------------------- recommenders
-    def recommender(self, variant: str, recommender: str) -> str:
-        folder = self.workspace.recommender(variant, recommender)
+    def _seeds(self, recommender: str) -> tuple[int, ...]:
+        section = self.params.train_recommender
+        return seeds_of(section.of(recommender), section.seeds)
+
+    def recommender(self, variant: str, recommender: str, seed: int) -> str:
+        folder = self.workspace.model(variant, recommender, seed)
         saved = recommenders.saved_params(folder)
+        _expect(recommenders.saved_seed(folder) == seed, folder, "was trained with another seed than its folder is named after")
         _expect(
             saved == self.params.train_recommender.of(recommender),
             folder,
@@ -432,6 +442,16 @@ class _Run:
         _expect(not broken, folder, f"weights that are not finite: {', '.join(broken)}")
         return f"{sum(value.numel() for value in model.state_dict().values()):,} numbers, loads"
 
+    def history(self, variant: str, recommender: str) -> str:
+        seeds = self._seeds(recommender)
+        for seed in seeds:
+            if not self.workspace.model(variant, recommender, seed).exists():
+                raise _Skipped(f"not checked: models/{variant}/{recommender}/{seed} is absent")
+        path = self.workspace.recommender(variant, recommender) / HISTORY
+        mean = mean_over_seeds([read_history(self.workspace.model(variant, recommender, seed)) for seed in seeds])
+        _expect(path.read_text(encoding="utf-8") == tsv(mean), path, "is not the mean of the seeds' curves")
+        return f"mean of {_seeds_text(len(seeds))}"
+
     def negatives(self, path: Path) -> str:
         drawn = evaluation.read_negatives(path, self.interactions, self.params.evaluate)
         rows = NEGATIVES.read(path).explode("candidates").filter(pl.col("candidates") != 0)
@@ -445,7 +465,16 @@ class _Run:
 
     def check_positions(self, variant: str, recommender: str) -> str:
         path = self.workspace.positions(variant, recommender)
-        table = POSITIONS.read(path)
+        whole = SEED_POSITIONS.read(path)
+        seeds = tuple(whole["seed"].unique(maintain_order=True))
+        expected = self._seeds(recommender)
+        _expect(seeds == expected, path, f"is of the seeds {list(seeds)}, params.yaml has {list(expected)}")
+        for seed in seeds:
+            self._check_places(path, whole.filter(pl.col("seed") == seed).drop("seed"))
+        return f"{len(whole) // len(seeds):,} targets, {_seeds_text(len(seeds))}"
+
+    def _check_places(self, path: Path, table: pl.DataFrame) -> None:
+        """The positions of one seed."""
         test = self.interactions.filter(pl.col("split") == "test").sort("user_id")
         targets = test["user_id"].to_list(), test["item_id"].to_list()
         found = table["user_id"].to_list(), table["target_item_id"].to_list()
@@ -461,12 +490,12 @@ class _Run:
             path,
             f"positions do not follow from num_better and num_tied under evaluate.ties: {self.params.evaluate.ties}",
         )
-        return f"{len(table):,} targets"
 
     def metrics(self, variant: str, recommender: str) -> str:
         path = self.workspace.metrics(variant, recommender)
-        table = self._table(POSITIONS, self.workspace.positions(variant, recommender))
+        table = self._table(SEED_POSITIONS, self.workspace.positions(variant, recommender))
         computed = evaluation.summarise(table, self.interactions, self.params.evaluate, self.num_items)
+        computed |= self._validation(variant, recommender)
         found = dict(_mapping(path, "metrics"))
         hashed = {name: found.pop(name) for name in ("negatives_sha256",) if name in found}
         expected = evaluation.negatives_of(self.workspace.positions(variant, recommender))
@@ -478,9 +507,15 @@ class _Run:
             _expect(isinstance(recall, float) and 0.0 <= recall <= 1.0, path, f"retrieval_recall@10 is {recall}")
         return _equal_numbers(path, found, computed)
 
+    def _validation(self, variant: str, recommender: str) -> dict[str, float]:
+        try:
+            return validation_metrics(self.workspace, variant, recommender, self._seeds(recommender))
+        except SDAError:
+            raise _Skipped(f"not checked: models/{variant}/{recommender} is absent or broken") from None
+
     def comparisons(self) -> str:
         pairs = {
-            (variant, recommender): self._table(POSITIONS, self.workspace.positions(variant, recommender))
+            (variant, recommender): self._table(SEED_POSITIONS, self.workspace.positions(variant, recommender))
             for recommender in self.params.recommenders
             for variant in self.params.variants
         }
@@ -488,7 +523,7 @@ class _Run:
         found = evaluation.compare_variants(
             pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff, self.num_items
         )
-        computed = evaluation.flat_gains(found, tuple(self.params.train_adapter.variants), baselines)
+        computed = evaluation.flat_gains(found, reported(self.params), baselines)
         return _equal_numbers(self.workspace.comparisons, _mapping(self.workspace.comparisons, "comparisons"), computed)
 
     def report(self) -> str:
@@ -502,6 +537,10 @@ class _Run:
 def _expect(holds: bool, path: Path, problem: str, advice: str = _AGAIN) -> None:
     if not holds:
         raise ArtifactError(str(path), problem, advice)
+
+
+def _seeds_text(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
 
 
 def _contiguous(ids: pl.Series, path: Path, name: str) -> int:

@@ -13,7 +13,8 @@ def evaluate(variant: Variant, recommender: OneOrAllRecommenders = None, root: R
 
     with stage("evaluate", root, params) as run:
         names = run.params.recommenders if recommender is None else (recommender,)
-        run.counts = place_and_score(run.workspace, variant, names, run.params.evaluate, run.params.runtime)
+        sections = run.params.evaluate, run.params.train_recommender, run.params.runtime
+        run.counts = place_and_score(run.workspace, variant, names, *sections)
 
 
 if __name__ == "__main__":

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from sda_core.cli.stage import OneOrAllRecommenders, ParamsFile, Root, Variant, run_as_script, stage
+from sda_core.cli.stage import ParamsFile, Root, SomeRecommenders, Variant, for_each, run_as_script, stage
 
 
 def train_recommender(
-    variant: Variant, recommender: OneOrAllRecommenders = None, root: Root = Path(), params: ParamsFile = None
+    variant: Variant, recommender: SomeRecommenders = None, root: Root = Path(), params: ParamsFile = None
 ) -> None:
-    """Train recommenders on one variant's item vectors; they never see the test split.
+    """Train recommenders on one variant's item vectors, with every seed; they never see the test split.
 
-    Without --recommender it trains those of params.recommenders, each in a process of its own, runtime.num_trainings at a
-    time, and keeps those that were made of the very inputs, settings and code there are now.
+    Without --recommender it trains those of params.recommenders in runtime.num_trainings processes, and keeps those that were
+    made of the very inputs, settings and code there are now.
     """
     from sda_core.steps import train_recommender as step
 
-    with stage("train-recommender", root, params) as run:
+    name = "train-recommender"
+    if recommender is not None:
+        for_each(name, root, params, recommender.split(","), partial(step.train_one, variant=variant))
+        return
+    with stage(name, root, params) as run:
         section, runtime = run.params.train_recommender, run.params.runtime
-        if recommender is None:
-            command = step.command(__spec__.name, variant, root, params)
-            run.counts = step.train_all(run.workspace, variant, run.params.recommenders, section, runtime, command)
-        else:
-            run.counts = step.train(run.workspace, variant, recommender, section, runtime)
+        command = step.command(__spec__.name, variant, root, params)
+        run.counts = step.train_all(run.workspace, variant, run.params.recommenders, section, runtime, command)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,12 @@ def test_the_shipped_file_is_valid() -> None:
         ("filter.min_user_interactions", 0, "filter.min_user_interactions: should be greater than or equal to 1 (got 0)"),
         ("filter.min_user_interactions", True, "filter.min_user_interactions: should be a valid integer (got True)"),
         ("filter.typo", 1, "filter.typo: unknown parameter"),
+        (
+            "train_recommender.sasrec.seed",
+            42,
+            "train_recommender.sasrec.seed: is now the list train_recommender.seeds; `sda upgrade` moves",
+        ),
+        ("train_recommender.seeds", [1, 1], "train_recommender.seeds: should name each once"),
         ("dataset.edition", 2019, "dataset.edition: should be 2014, 2018 or 2023 (got 2019)"),
         ("dataset.source", "amazn", "dataset: "),
         ("train_adapter.training.learning_rate", "2e-4x", "train_adapter.training.learning_rate: should be a valid number"),

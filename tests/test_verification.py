@@ -17,7 +17,7 @@ from dvc.utils.hydra import compose_and_dump
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Table, Workspace
+from sda_core.artifacts import INTERACTIONS, ITEMS, SEED_POSITIONS, USERS, Table, Workspace
 from sda_core.cli.app import app
 from sda_core.image_store import read_shard, read_shard_index, shard_path, write_shard
 from sda_core.index import build_index
@@ -224,26 +224,33 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ("embeddings/id.parquet", lambda at: shutil.copy(at.embeddings("sda"), at.embeddings("id")), "should have no vectors"),
     ("indexes/sda", lambda at: cut(at.index("sda") / "items.faiss"), "no readable FAISS index"),
     ("indexes/sda", index_of_other_vectors, "find themselves"),
-    ("models/sda/vbpr", lambda at: cut(at.recommender("sda", "vbpr") / "model.safetensors"), "model.safetensors"),
+    ("models/sda/vbpr/1", lambda at: cut(at.model("sda", "vbpr", 1) / "model.safetensors"), "model.safetensors"),
     (
-        "models/sda/vbpr",
-        lambda at: shutil.copytree(at.recommender("zero_shot", "vbpr"), at.recommender("sda", "vbpr"), dirs_exist_ok=True),
+        "models/sda/vbpr/1",
+        lambda at: shutil.copytree(at.model("zero_shot", "vbpr", 1), at.model("sda", "vbpr", 1), dirs_exist_ok=True),
         "other item vectors",
     ),
     (
         "evaluation/sda/vbpr.parquet",
-        lambda at: rewrite(POSITIONS, at.positions("sda", "vbpr"), lambda t: t.with_columns(position=pl.lit(0.0))),
+        lambda at: rewrite(SEED_POSITIONS, at.positions("sda", "vbpr"), lambda t: t.with_columns(position=pl.lit(0.0))),
         "outside 1..candidates",
     ),
     (
         "evaluation/sda/vbpr.parquet",
-        lambda at: rewrite(POSITIONS, at.positions("sda", "vbpr"), lambda t: t.with_columns(num_better=pl.lit(2, pl.Int32))),
+        lambda at: rewrite(SEED_POSITIONS, at.positions("sda", "vbpr"), lambda t: t.with_columns(num_better=pl.lit(2, pl.Int32))),
         "do not follow from num_better",
     ),
     (
         "evaluation/sda/vbpr.parquet",
-        lambda at: rewrite(POSITIONS, at.positions("sda", "vbpr"), lambda t: t[1:]),
+        lambda at: rewrite(SEED_POSITIONS, at.positions("sda", "vbpr"), lambda t: t[1:]),
         "not the test rows",
+    ),
+    ("models/sda/vbpr/history.tsv", lambda at: cut(at.recommender("sda", "vbpr") / "history.tsv"), "not the mean"),
+    ("models/sda/vbpr/2", lambda at: edit_json(at.model("sda", "vbpr", 2) / "model.json", seed=1), "another seed than"),
+    (
+        "evaluation/sda/vbpr.parquet",
+        lambda at: rewrite(SEED_POSITIONS, at.positions("sda", "vbpr"), lambda t: t.filter(pl.col("seed") != 2)),
+        "is of the seeds [1]",
     ),
     ("metrics/sda/vbpr.json", lambda at: edit_json(at.metrics("sda", "vbpr"), **{"hit@10": 0.123}), "hit@10 is 0.123"),
     ("comparisons.json", lambda at: edit_json(at.comparisons, further=1), "holds further"),

@@ -92,7 +92,7 @@ class TwoRuns:
         section, cutoff = self.settings.evaluate, self.settings.report.cutoff
         changes = evaluation.compare_runs(first, second, interactions, section, cutoff, self.num_items)
         equal = [key for key in second if key in first and second[key]["position"].equals(first[key]["position"])]
-        how = f"paired bootstrap over users ({section.bootstrap_samples:,} samples)"
+        how = f"paired intervals over users and seeds ({section.bootstrap_samples:,} draws)"
         targets = targets_hash(next(iter(second.values())))
         return Compared(changes, (list(first), list(second)), equal, targets, how, [], by_positions=True)
 
@@ -105,9 +105,7 @@ class TwoRuns:
         placed = [revisions.positions(*run) for run in self.runs if not revisions.has_metrics_alone(*run)]
         targets = targets_hash(next(iter(placed[0].values()))) if placed else None
         without = [name for run, name in zip(self.runs, self.names, strict=True) if revisions.has_metrics_alone(*run)]
-        remark = (
-            f"positions of {' and '.join(without)} are not in the DVC cache, and no remote gave them: no intervals over users"
-        )
+        remark = f"positions of {' and '.join(without)} are not in the DVC cache, and no remote gave them: no intervals"
         return Compared(changes, (list(first), list(second)), equal, targets, "by their metrics", [remark], by_positions=False)
 
 
@@ -136,7 +134,7 @@ def hold_against_noise(two: TwoRuns, noise: Path | None, root: Path) -> Verdict:
     """
     interactions = two.interactions
     compared = two.compare(interactions)
-    found, source = seeds.find(noise, root, interactions, two.settings, two.num_items)
+    found, source = seeds.find(noise, root)
     params, names = two.params, two.names
     settings_lines = list(seeds.settings_lines(params, names, compared.shared))
     spreads, noise_lines = seeds.spreads(found, source, compared.changes, params, names, compared.targets)
@@ -150,7 +148,6 @@ def hold_against_noise(two: TwoRuns, noise: Path | None, root: Path) -> Verdict:
         compared.how,
         [*compared.remarks, *settings_lines, *noise_lines],
         by_positions=compared.by_positions,
-        with_noise=found is not None,
+        with_noise=any(spread is not None for spread in spreads),
     )
-    closing = seeds.closing(judgement, None if found is None else len(found.seeds))
-    return Verdict(judgement, compared.keys, names, [*lines, *closing])
+    return Verdict(judgement, compared.keys, names, [*lines, *seeds.closing(judgement)])

@@ -1,4 +1,4 @@
-"""What changed between two runs, user by user, and whether it is more than another seed would change."""
+"""What changed between two runs, user by user and seed by seed, and whether it is more than other seeds would change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Noise = Annotated[
     Path | None,
     typer.Option(
         "--noise",
-        help="The seeds' noise: a file of experiments/seed_noise.py, or a folder below experiments/positions.",
-        show_default="seed_noise.json of the project folder",
+        help="The noise of whole runs, adapters included: a file of experiments/seed_noise.py.",
+        show_default="seed_noise.json of the project folder, if it exists",
     ),
 ]
 Same = Annotated[bool, typer.Option("--same", help="Exit with 1 unless the runs are the same to within the seeds' noise.")]
@@ -31,8 +31,8 @@ def diff(
     """Compare two runs: Hit and NDCG of every variant and recommender that both have, with paired 95 % intervals.
 
     Positions are read from the DVC cache (or a remote) as they were at each revision; users are joined by user and target.
-    Where a revision has only its metrics at hand, these are compared, without intervals. The intervals take both trained
-    models as fixed. Whether another seed, or another machine, would change as much is held against the seeds' noise.
+    Where a revision has only its metrics at hand, these are compared, without intervals. Whether other seeds, or another
+    machine, would change as much is held against the spread between the runs' own seeds.
     The settings of evaluate and report in params.yaml say how: cut-off, definition of tail, bootstrap.
     """
     from sda_core.cli import noise as seeds

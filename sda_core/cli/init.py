@@ -32,5 +32,7 @@ def upgrade(root: Root = Path()) -> None:
     with one_line_errors("upgrade", root):
         done = project.upgrade(root)
     typer.echo(f"from {done.version} to {__version__}: {len(done.replaced)} files written")
+    if done.moved:
+        typer.echo(f"{', '.join(done.moved)}: each recommender's seed is a list for all of them now, train_recommender.seeds")
     if done.kept:
         typer.echo(f"edited here, so left as they are: {', '.join(done.kept)}")

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from sda_core.cli.revisions import list_keys
-from sda_core.errors import ConfigError, DataError
+from sda_core.errors import DataError
 from sda_core.evaluation import Change, noise_file
 from sda_core.evaluation.noise_file import SeedNoise
-from sda_core.evaluation.seed_noise import Judged, Judgement, Spread
-from sda_core.params import Params
+from sda_core.evaluation.seed_noise import Judged, Judgement, Spread, spread_of_seeds
 
 Key = tuple[str, str]
 _MOST_NAMED = 8
 
 
-def find(
-    path: Path | None, root: Path, interactions: pl.DataFrame | None, settings: Params, num_items: int | None
-) -> tuple[SeedNoise | None, str]:
-    """The measured noise and where it stands; None where no path was given and the project folder has no file.
+def find(path: Path | None, root: Path) -> tuple[SeedNoise | None, str]:
+    """The noise of whole runs that was measured, and where it stands; None where nobody measured it.
 
     Args:
-        path: a file, or a folder below ``experiments/positions``; None takes ``seed_noise.json`` of the project folder.
+        path: the file; None takes ``seed_noise.json`` of the project folder, where there is one.
         root: the project folder.
-        interactions: the whole table; says which items are tail where positions are read.
-        settings: definition of tail and cut-off.
-        num_items: I.
 
     Raises:
-        ConfigError: a folder was given, and there are no interactions.
         ArtifactError: no such file, or a damaged one.
     """
     if path is None:
         path = root / noise_file.NAME
-        if not path.exists():
-            return None, ""
-        return noise_file.read(path), noise_file.NAME
-    if not path.is_dir():
-        return noise_file.read(path), str(path)
-    if interactions is None:
-        raise ConfigError("--noise", f"{path} holds positions, which need data/filtered", "run `dvc repro filter`")
-    cutoffs = {*settings.evaluate.cutoffs, settings.report.cutoff}
-    return noise_file.read_kept(path, interactions, settings.evaluate.tail, cutoffs, num_items), str(path)
+        return (noise_file.read(path), noise_file.NAME) if path.exists() else (None, "")
+    return noise_file.read(path), str(path)
 
 
 def spreads(
@@ -58,59 +42,65 @@ def spreads(
 ) -> tuple[list[Spread | None], list[str]]:
     """The spread of each row, and lines that tell where it comes from and what it does not fit.
 
+    A row has the spread of the file where this was measured with the row's settings and test targets, and else that between
+    the seeds of the two runs.
+
     Args:
-        found: the measured noise.
+        found: the measured noise of whole runs.
         source: where it stands.
         changes: the rows.
         params: the settings of both runs.
         names: of both runs.
         targets: :func:`sda_core.evaluation.noise_file.targets_hash` of the runs; None where their positions are not at hand.
     """
+    rows = [spread_of_seeds(change) for change in changes]
+    lines = [_told(changes)]
+    trained = [
+        key for key in dict.fromkeys((change.variant, change.recommender) for change in changes)
+        if any(noise_file.has_adapter(settings, key[0]) for settings in params)
+        and noise_file.has_seed(params[1], key[1])
+    ]  # fmt: skip
     if found is None:
-        return [None] * len(changes), [
-            f"seeds' noise: not measured here (no {noise_file.NAME}); `{noise_file.COMMAND}` measures it"
-        ]
-    told = f"seeds' noise: {source}, {len(found.seeds)} seeds"
+        if trained:
+            lines.append(f"  it leaves out other seeds of the adapters; `{noise_file.COMMAND}` measures whole runs")
+        return rows, lines
     if targets is not None and targets != found.targets:
-        return [None] * len(changes), [
-            f"{told}, measured on other test targets: not used; `{noise_file.COMMAND}` measures it again"
+        return rows, [
+            *lines,
+            f"  {source} was measured on other test targets: not used; `{noise_file.COMMAND}` measures it again",
         ]
-    if found.settings is None:
-        told += ", whose settings are not recorded"
-    fits: dict[Key, bool] = {}
-    one_sided: set[str] = set()
     unlike: dict[str, list[Key]] = {}
-    for key in dict.fromkeys((change.variant, change.recommender) for change in changes):
+    fits: set[Key] = set()
+    for key in trained:
         in_runs = [found.unlike(settings, *key) for settings in params]
-        fits[key] = not all(in_runs)
-        if fits[key] and any(in_runs):
-            one_sided.add(names[0] if not in_runs[0] else names[1])
-        if not fits[key] and noise_file.has_seed(params[1], key[1]):
+        if all(in_runs):
             unlike.setdefault(", ".join(min(in_runs, key=len)), []).append(key)
-    if one_sided:
-        told += f", measured under the settings of {' and '.join(sorted(one_sided))} (taken to hold for both runs)"
-    lines = [told]
-    lines += [f"  not measured with these {where}: {list_keys(keys)}" for where, keys in unlike.items()]
-    rows: list[Spread | None] = []
-    absent: list[str] = []
-    for change in changes:
-        key = (change.variant, change.recommender)
-        rows.append(found.spread(*key, change.name) if fits[key] else None)
-        if fits[key] and rows[-1] is None and noise_file.has_seed(params[1], key[1]):
-            absent.append(f"{'/'.join(key)} {change.name}")
-    if absent:
-        lines.append(f"  not measured: {_some(absent)}")
+        else:
+            fits.add(key)
+    replaced = [
+        found.spread(change.variant, change.recommender, change.name) if (change.variant, change.recommender) in fits else None
+        for change in changes
+    ]
+    used = [
+        key for key in trained if any(s and (c.variant, c.recommender) == key for s, c in zip(replaced, changes, strict=True))
+    ]
+    if used:
+        lines.append(f"  of {list_keys(used)}: {source}, {len(found.seeds)} runs with adapters of their own")
+    lines += [f"  {source} was not measured with these {where}: {list_keys(keys)}" for where, keys in unlike.items()]
     for settings, name in zip(params, names, strict=True):
-        own = {noise_file.at(settings, f"{section}.seed") for section in _trainings(fits)}
-        if among := sorted(own & set(found.seeds)):
-            seeds = ", ".join(map(str, among))
-            lines.append(f"  seed {seeds} of {name} is among the measured ones: the noise may contain the run it is held against")
-    return rows, lines
+        if used and noise_file.at(settings, "train_adapter.training.seed") in found.seeds:
+            lines.append(f"  the adapter seed of {name} is among the measured ones: the noise may contain the run itself")
+    return [own if spread is None else spread for own, spread in zip(rows, replaced, strict=True)], lines
 
 
-def _trainings(keys: Iterable[Key]) -> list[str]:
-    """The sections of params that hold a seed of a training."""
-    return ["train_adapter.training", *dict.fromkeys(f"train_recommender.{recommender}" for _, recommender in keys)]
+def _told(changes: Sequence[Change]) -> str:
+    counts = sorted({change.num_seeds for change in changes if change.num_seeds > 1})
+    if not counts:
+        return "seeds' noise: not known, each run has one seed; set train_recommender.seeds to several"
+    return f"seeds' noise: between the {counts[-1]} seeds of each run's recommenders"
+
+
+_SEEDS = ("train_adapter.training.seed", "train_recommender.seeds")
 
 
 def _some(named: Sequence[str]) -> str:
@@ -136,10 +126,10 @@ def settings_lines(
     if differing:
         yield f"settings differ: {_some(list(differing.values()))}"
     seeds = {}
-    for name in _trainings(keys):
-        old, new = (noise_file.at(settings, f"{name}.seed") for settings in params)
+    for name in _SEEDS:
+        old, new = (noise_file.at(settings, name) for settings in params)
         if old != new:
-            seeds[name] = f"{name}.seed {old} -> {new}"
+            seeds[name] = f"{name} {old} -> {new}"
     if seeds:
         yield f"seeds differ: {', '.join(seeds.values())}"
 
@@ -155,12 +145,12 @@ def _shown(flat: Mapping[str, Any], name: str) -> str:
     return "absent" if name not in flat else "null" if flat[name] is None else str(flat[name])
 
 
-def closing(judgement: Judgement, num_seeds: int | None) -> Iterator[str]:
+def closing(judgement: Judgement) -> Iterator[str]:
     """The lines under the table: the rule, how many rows chance explains, and the verdict on the two runs."""
-    if num_seeds is not None and judgement.measured:
+    if judgement.measured:
         yield (
-            f"noise: two runs that differ only in their seeds differ by at most this in 95 of 100 cases "
-            f"(t({num_seeds - 1}) * s * sqrt(2), s over {num_seeds} seeds, at least one user's worth)."
+            "noise: two runs that differ only in their seeds differ by at most this in 95 of 100 cases "
+            "(Student's t, at least one user's worth)."
         )
         number, outside = len(judgement.measured), len(judgement.outside)
         yield f"larger than the noise: {outside} of {number} rows; by chance alone about {0.05 * number:.1f} would be."
@@ -177,7 +167,7 @@ def verdict(judgement: Judgement) -> str:
         return f"not known; {so_far}no noise was measured for {list_keys(pairs)}"
     if all(row.is_equal for row in judgement.rows):
         return "equal"
-    return "same to within the seeds' noise (what is smaller than the noise cannot be seen with one seed)"
+    return "same to within the seeds' noise (what is smaller than the noise cannot be seen with so few seeds)"
 
 
 def _named(rows: Sequence[Judged]) -> str:
@@ -199,4 +189,8 @@ def check_same(judgement: Judgement, keys: tuple[Sequence[Key], Sequence[Key]], 
         if alone:
             raise DataError("--same", f"{list_keys(alone)} is only in {name}")
     if judgement.outcome != "same":
-        raise DataError("--same", verdict(judgement), f"run `{noise_file.COMMAND}`" if judgement.outcome == "unknown" else "")
+        raise DataError(
+            "--same",
+            verdict(judgement),
+            "train both with several train_recommender.seeds" if judgement.outcome == "unknown" else "",
+        )

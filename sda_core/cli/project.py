@@ -56,11 +56,15 @@ sda --help       # single stages, neighbors and recommendations of an item, comp
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What :func:`upgrade` did: the version before, the files replaced or added, and those kept because they were edited."""
+    """What :func:`upgrade` did: the version before, the files replaced or added, and those kept because they were edited.
+
+    ``moved`` are the kept ones in which the recommenders' ``seed`` became ``train_recommender.seeds``.
+    """
 
     version: str
     replaced: tuple[str, ...]
     kept: tuple[str, ...]
+    moved: tuple[str, ...]
 
 
 def create(folder: Path) -> None:
@@ -87,12 +91,16 @@ def create(folder: Path) -> None:
 def upgrade(root: Path) -> Upgrade:
     """Bring a project to the installed version: every file that is still as it was written, and ``package.yaml``.
 
+    In the repository, which has no ``package.yaml``, only settings are moved.
+
     Raises:
-        ConfigError: the folder has no ``package.yaml``.
+        ConfigError: the folder has no ``package.yaml``, and no setting to move.
         ArtifactError: it cannot be read.
         StorageError: the disk is full or read-only, or a permission is missing.
     """
     if not (root / PACKAGE).is_file():
+        if moved := _move_seeds(root):
+            return Upgrade(__version__, (), (), moved)
         raise ConfigError(str(root / PACKAGE), "no such file, so `sda init` did not make this project", "nothing to upgrade")
     before = _read(root)
     files = _files(root.resolve().name)
@@ -107,8 +115,39 @@ def upgrade(root: Path) -> Upgrade:
             continue
         _write(path, content)
         replaced.append(name)
+    moved = _move_seeds(root)
     _write(root / PACKAGE, _package(files))
-    return Upgrade(str(before["version"]), tuple(replaced), tuple(kept))
+    return Upgrade(str(before["version"]), tuple(replaced), tuple(kept), moved)
+
+
+def _move_seeds(root: Path) -> tuple[str, ...]:
+    """Make of the ``seed`` that each recommender had the list ``train_recommender.seeds``, in settings that were edited.
+
+    Returns:
+        The files that were changed.
+    """
+    moved: list[str] = []
+    for name in ("params.yaml", "conf/config.yaml"):
+        path = root / name
+        if not path.is_file():
+            continue
+        yaml = YAML()
+        yaml.width, yaml.preserve_quotes = _WIDE, True
+        try:
+            data = yaml.load(path.read_text(encoding="utf-8"))
+        except (YAMLError, UnicodeDecodeError):
+            continue  # the next command that reads it says so
+        section: Any = data.get("train_recommender") if isinstance(data, dict) else None
+        parts = section.values() if isinstance(section, dict) else ()
+        old = [part.pop("seed") for part in parts if isinstance(part, dict) and "seed" in part]
+        if not old:
+            continue
+        section.setdefault("seeds", list(dict.fromkeys(old)))
+        written = io.StringIO()
+        yaml.dump(data, written)
+        _write(path, written.getvalue().encode())
+        moved.append(name)
+    return tuple(moved)
 
 
 def check_version(root: Path) -> None:

@@ -24,7 +24,8 @@ def recommend(
 ) -> None:
     """List what a trained recommender recommends after a history, with score and title.
 
-    Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.
+    Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.  Of several
+    seeds the first of train_recommender.seeds is asked.
     """
     from sda_core.artifacts import Workspace
     from sda_core.explore.finished_run import recommend as recommend_after

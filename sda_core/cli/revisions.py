@@ -14,13 +14,13 @@ import polars as pl
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json, storage
+from sda_core.artifacts import INTERACTIONS, ITEMS, SEED_POSITIONS, Workspace, read_json, storage
 from sda_core.errors import ArtifactError, ConfigError, StorageError, failed_path, storage_error
 from sda_core.evaluation import check_same_negatives
 from sda_core.evaluation.seed_noise import Judged, Judgement
 
 Positions = Mapping[tuple[str, str], pl.DataFrame]
-"""POSITIONS tables by (variant, recommender)."""
+"""SEED_POSITIONS tables by (variant, recommender)."""
 Metrics = Mapping[tuple[str, str], Mapping[str, Any]]
 """Flat numbers by (variant, recommender)."""
 
@@ -114,7 +114,7 @@ def positions(workspace: Workspace, revision: str | None) -> Positions:
     paths = _positions_files(workspace)
     if not paths:
         raise ArtifactError(name_of(revision), "holds no evaluation", "name one that was run, or run `dvc repro`")
-    return {(path.parent.name, path.stem): POSITIONS.read(path) for path in paths}
+    return {(path.parent.name, path.stem): SEED_POSITIONS.read(path) for path in paths}
 
 
 def _positions_files(workspace: Workspace) -> list[Path]:
@@ -261,7 +261,7 @@ def table(
     yield head + ("  noise    verdict" if with_noise else "")
     for row in shown:
         yield _line(row, with_noise)
-    yield "clear: the interval excludes zero; by luck alone 1 row of 20 does. It knows of users, not of the spread between seeds."
+    yield "clear: the interval over users and seeds excludes zero; by luck alone 1 row of 20 does."
 
 
 def _line(row: Judged, with_noise: bool) -> str:

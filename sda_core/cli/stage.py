@@ -41,6 +41,16 @@ OneOrAllRecommenders = Annotated[
 ]
 
 
+SomeRecommenders = Annotated[
+    str | None,
+    typer.Option(
+        "--recommender",
+        help="Which recommenders, e.g. sasrec, or sasrec,vbpr for one after the other.",
+        show_default="all of params.recommenders",
+    ),
+]
+
+
 _process_begin: costs.Beginning | None = None  # of a process that is one stage's own, until that stage takes it
 
 
@@ -162,6 +172,34 @@ def stage(
         logging.getLogger("stages").info("%s: %s (%.1f s)", name, counts, measured.seconds)
         if keeps_cost and log.is_main_process():
             costs.keep(measured, run.workspace.costs)
+
+
+def for_each(
+    name: str,
+    root: Path,
+    params: Path | None,
+    whose: Iterable[str],
+    run_one: Callable[[Workspace, Params, str], dict[str, object]],
+) -> None:
+    """Run a stage once for each of several names, in this process; one that fails stops no other.
+
+    Args:
+        name, root, params: see :func:`stage`.
+        whose: the names.
+        run_one: the body of the stage; returns its counts.
+
+    Raises:
+        typer.Exit: one of them failed, and has said why.
+    """
+    failed = False
+    for one in whose:
+        try:
+            with stage(name, root, params) as run:
+                run.counts = run_one(run.workspace, run.params, one)
+        except typer.Exit:
+            failed = True
+    if failed:
+        raise typer.Exit(1)
 
 
 def _take_begin() -> costs.Beginning:

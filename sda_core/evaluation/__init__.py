@@ -9,12 +9,12 @@ from sda_core.evaluation.groups import ItemGroups, item_groups, training_counts
 from sda_core.evaluation.metrics import Metric, Ties, hit, mrr, ndcg, positions_under
 from sda_core.evaluation.negatives import Negatives, check_same_negatives, negatives_of, read_negatives, write_negatives
 from sda_core.evaluation.protocols import candidates, candidates_hash, evaluated_users
+from sda_core.evaluation.seeds import Stacked, stack
 from sda_core.evaluation.significance import (
     Change,
     Comparison,
     Difference,
     benjamini_hochberg,
-    bootstrap_interval,
     compare,
     compare_metrics,
     compare_runs,
@@ -23,7 +23,7 @@ from sda_core.evaluation.significance import (
     flat_comparisons,
     flat_gains,
     holm,
-    sign_flip_p_value,
+    interval,
 )
 from sda_core.evaluation.summary import score_positions, summarise
 
@@ -34,9 +34,9 @@ __all__ = [
     "ItemGroups",
     "Metric",
     "Negatives",
+    "Stacked",
     "Ties",
     "benjamini_hochberg",
-    "bootstrap_interval",
     "candidates",
     "candidates_hash",
     "check_same_negatives",
@@ -50,6 +50,7 @@ __all__ = [
     "flat_gains",
     "hit",
     "holm",
+    "interval",
     "item_groups",
     "mrr",
     "ndcg",
@@ -57,7 +58,7 @@ __all__ = [
     "positions_under",
     "read_negatives",
     "score_positions",
-    "sign_flip_p_value",
+    "stack",
     "summarise",
     "training_counts",
     "write_negatives",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sda_core.artifacts import NEGATIVES, POSITIONS
+from sda_core.artifacts import NEGATIVES, SEED_POSITIONS
 from sda_core.errors import ArtifactError
 from sda_core.evaluation.protocols import NUM_NEGATIVES, Ids, candidates, candidates_hash, evaluated_users
 from sda_core.params import EvaluateParams
@@ -87,7 +87,7 @@ def read_negatives(path: Path, interactions: pl.DataFrame, params: EvaluateParam
 
 def negatives_of(path: Path) -> dict[str, str]:
     """What a file of positions says of the negatives they were counted among, as :attr:`Negatives.told`."""
-    told = POSITIONS.metadata(path)
+    told = SEED_POSITIONS.metadata(path)
     return {HASH: told[HASH]} if HASH in told else {}
 
 

@@ -1,4 +1,4 @@
-"""The seeds' noise that was measured: of which settings and targets, in a small file for Git, or in an experiment's positions."""
+"""The noise of whole runs, adapters included, that an experiment measured: of which settings and targets, in a small file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sda_core.artifacts import POSITIONS, write_text
-from sda_core.errors import ArtifactError, ConfigError, DataError
+from sda_core.artifacts import write_text
+from sda_core.errors import ArtifactError, DataError
 from sda_core.evaluation.groups import item_groups
-from sda_core.evaluation.metrics import Metric, per_user
-from sda_core.evaluation.seed_noise import Spread
+from sda_core.evaluation.metrics import Metric
+from sda_core.evaluation.seed_noise import Spread, spread_of_runs
+from sda_core.evaluation.seeds import stack
 from sda_core.params import TailParams
 
 Tree = Mapping[str, Any]
@@ -43,10 +44,14 @@ def _without(section: Any, *names: str) -> Any:
     return {name: value for name, value in cast("Tree", section).items() if name not in names}
 
 
+def has_adapter(params: Tree, variant: str) -> bool:
+    """Whether an adapter is trained for a variant: its own, or the one that a joint variant names."""
+    return at(params, f"train_adapter.variants.{at(params, f'joint_embeddings.variants.{variant}.of') or variant}") is not None
+
+
 def has_seed(params: Tree, recommender: str) -> bool:
-    """Whether a recommender's training draws random numbers: its section has a seed, or is not known."""
-    section = at(params, f"train_recommender.{recommender}")
-    return section is None or at(params, f"train_recommender.{recommender}.seed") is not None
+    """Whether a recommender's training draws random numbers; what is not known does."""
+    return at(params, f"train_recommender.{recommender}.kind") != "pop"
 
 
 def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
@@ -67,7 +72,8 @@ def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
         "dataset": _without(at(params, "dataset"), "reviews", "metadata", "image_archive", "image_folder", "local_folder"),
         "filter": at(params, "filter"),
         "evaluate": {name: at(params, f"evaluate.{name}") for name in ("protocol", "ties", "tail", "retrieval", *drawn)},
-        f"train_recommender.{recommender}": _without(at(params, f"train_recommender.{recommender}"), "seed"),
+        f"train_recommender.{recommender}": at(params, f"train_recommender.{recommender}"),
+        "number of train_recommender.seeds": len(at(params, "train_recommender.seeds") or ()),
     }
     if variant == "id":
         return found
@@ -107,9 +113,10 @@ def _digest(content: Any) -> str:
 
 
 def targets_hash(positions: pl.DataFrame) -> str:
-    """16 hex digits that tell which users, targets and numbers of candidates a POSITIONS table has."""
-    table = positions.sort("user_id").select(pl.col("user_id", "target_item_id", "candidates").cast(pl.Int64))
-    return hashlib.sha256(np.ascontiguousarray(table.to_numpy()).tobytes()).hexdigest()[:16]
+    """16 hex digits that tell which users, targets and numbers of candidates a SEED_POSITIONS table has."""
+    placed = stack(positions)
+    table = np.stack([column.astype(np.int64) for column in (placed.user_U, placed.target_U, placed.candidates_U)], axis=1)
+    return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------------------- the file
@@ -118,27 +125,24 @@ class SeedNoise:
     """Metrics of several runs that differ only in their seeds.
 
     Attributes:
-        seeds: of the runs.
+        seeds: of the adapters, a run each.
         settings: section to hash, of :func:`settings_hashes`, over all variants and recommenders.
-            None where the runs do not record their settings.
         targets: see :func:`targets_hash`.
         values: by ``variant/recommender/metric``, a number for each seed.
     """
 
     seeds: tuple[int, ...]
-    settings: Mapping[str, str] | None
+    settings: Mapping[str, str]
     targets: str
     values: Mapping[str, tuple[float, ...]]
 
     def spread(self, variant: str, recommender: str, metric: str) -> Spread | None:
         """The spread of a metric, e.g. ``tail_ndcg@10``; None where it was not measured."""
         found = self.values.get(f"{variant}/{recommender}/{metric}")
-        return None if found is None else Spread(found)
+        return None if found is None else spread_of_runs(found)
 
     def unlike(self, params: Tree, variant: str, recommender: str) -> list[str]:
         """The sections of params in which a run differs from the measured ones; empty: the noise fits the run."""
-        if self.settings is None:
-            return []
         hashes = settings_hashes(params, variant, recommender)
         return [name for name, digest in hashes.items() if self.settings.get(name) != digest]
 
@@ -146,30 +150,30 @@ class SeedNoise:
 def metric_values(
     positions: pl.DataFrame, interactions: pl.DataFrame, tail: TailParams, cutoffs: Collection[int], num_items: int | None = None
 ) -> dict[str, float]:
-    """Hit and NDCG of one evaluation, over all users and over those with a tail target, under the names of ``metrics/``.
+    """Hit and NDCG of one evaluation, mean over its seeds, of all users and of those with a tail target.
 
     Args:
-        positions: POSITIONS table.
+        positions: SEED_POSITIONS table.
         interactions: the whole table, all splits.
         tail: the definition of tail.
         cutoffs: of the metrics.
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
     """
-    places, targets = positions["position"].to_numpy(), positions["target_item_id"].to_numpy()
-    chosen = {"": places, "tail_": places[item_groups(interactions, tail, num_items).tail[targets]]}
+    placed = stack(positions)
+    masks = {"": None, "tail_": item_groups(interactions, tail, num_items).tail}
     metrics: tuple[Metric, ...] = ("hit", "ndcg")
     return {
-        f"{prefix}{metric}@{cutoff}": float(per_user(metric, some, cutoff).mean())
-        for prefix, some in chosen.items()
-        if len(some)
+        f"{prefix}{metric}@{cutoff}": float(value_SU.mean())
+        for prefix, mask in masks.items()
         for metric in metrics
         for cutoff in sorted(set(cutoffs))
+        if (value_SU := placed.values(metric, cutoff, mask)).size
     }
 
 
 def gather(
     runs: Mapping[int, Mapping[tuple[str, str], pl.DataFrame]],
-    settings: Mapping[str, str] | None,
+    settings: Mapping[str, str],
     interactions: pl.DataFrame,
     tail: TailParams,
     cutoffs: Collection[int],
@@ -178,7 +182,7 @@ def gather(
     """The metrics of several runs.
 
     Args:
-        runs: by seed, the POSITIONS tables by (variant, recommender).
+        runs: by seed, the SEED_POSITIONS tables by (variant, recommender).
         settings: of the runs, see :class:`SeedNoise`.
         interactions, tail, cutoffs, num_items: see :func:`metric_values`.
 
@@ -202,29 +206,6 @@ def gather(
     return SeedNoise(seeds, settings, hashes.pop(), {name: tuple(found) for name, found in values.items()})
 
 
-def read_kept(
-    folder: Path, interactions: pl.DataFrame, tail: TailParams, cutoffs: Collection[int], num_items: int | None = None
-) -> SeedNoise:
-    """The noise in an experiment's positions, ``<folder>/<recommender>/<variant>/<seed>.parquet``; they record no settings.
-
-    Args:
-        folder: below ``experiments/positions``.
-        interactions, tail, cutoffs, num_items: see :func:`metric_values`.
-
-    Raises:
-        ConfigError: there are no positions of two seeds.
-        DataError: see :func:`gather`.
-    """
-    runs: dict[int, dict[tuple[str, str], pl.DataFrame]] = {}
-    for path in sorted(folder.glob("*/*/*.parquet")):
-        if path.stem.isdecimal():  # <seed>.<protocol>.parquet is of another protocol
-            runs.setdefault(int(path.stem), {})[path.parent.name, path.parent.parent.name] = POSITIONS.read(path)
-    if len(runs) < 2:
-        problem = f"has positions of {len(runs)} seeds, expected at least 2 as RECOMMENDER/VARIANT/SEED.parquet"
-        raise ConfigError(str(folder), problem, f"name a folder below experiments/positions, or run `{COMMAND}`")
-    return gather(runs, None, interactions, tail, cutoffs, num_items)
-
-
 def write(noise: SeedNoise, path: Path) -> None:
     """Write the file: JSON with a line for each setting and metric, so that Git shows what changed."""
     write_text(path, "\n".join(_lines(noise)) + "\n")
@@ -239,7 +220,7 @@ def _lines(noise: SeedNoise) -> Iterator[str]:
     yield "{"
     yield f'  "seeds": {json.dumps(noise.seeds)},'
     yield f'  "targets": {json.dumps(noise.targets)},'
-    yield from block("settings", dict(noise.settings or {}), ",")
+    yield from block("settings", dict(noise.settings), ",")
     yield from block("values", {name: list(values) for name, values in noise.values.items()}, "")
     yield "}"
 

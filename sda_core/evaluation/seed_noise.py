@@ -1,17 +1,22 @@
-"""How far two runs that differ only in their seeds lie apart, and whether two given runs lie further apart than that.
+"""Whether two runs lie further apart than two runs that differ only in their seeds.
 
-An interval over users takes both trained models as fixed.  It cannot tell whether a run was reproduced: a second seed, or
-a machine that rounds differently, gives another model, and two models can differ clearly.  The spread between seeds can.
+An interval takes the runs' seeds as they are paired.  Whether a run was reproduced is another question: on a machine that
+rounds differently a training draws the same numbers and gives another model, as another seed would.  The spread between seeds
+says how far apart two such runs may lie.
 
-**The rule.**  Let ``s`` be the standard deviation of a metric over ``n`` runs that differ only in their seeds.  If two further
-runs differ only in their seeds, their difference ``d`` fulfils
+**The rule.**  Each of two runs has ``S`` seeds.  Let ``s`` be the standard deviation of a metric over seeds, pooled over both
+runs (``2 (S - 1)`` degrees of freedom).  If the runs differ only in their seeds, the difference ``d`` of their means fulfils
 
-    ``|d| <= t_{0.975, n - 1} * s * sqrt(1 + 1)``
+    ``|d| <= t_{0.975, 2 (S - 1)} * s * sqrt(2 / S)``
 
-in 95 of 100 cases: ``d`` has the variance ``2 * sigma**2``, and ``d / (s * sqrt(2))`` follows Student's t with ``n - 1``
-degrees of freedom (Hahn & Meeker 1991, *Statistical Intervals*, ch. 4; for seeds as a source of variance Bouthillier et al.
-2021, *Accounting for Variance in Machine Learning Benchmarks*).  The ``n`` runs must not include the two.  The rule takes the
-metric as normal over seeds.
+in 95 of 100 cases: Student's test for two samples (for seeds as a source of variance Bouthillier et al. 2021, *Accounting for
+Variance in Machine Learning Benchmarks*).  It takes the metric as normal over seeds.
+
+**Adapters.**  The seeds of a run's recommenders share its adapter.  A machine that trains another adapter changes more.  Where
+``n`` further runs with adapters of their own were measured (``python -m experiments seed_noise``), ``s`` is the standard
+deviation over them, each a mean over its recommenders' seeds, with ``n - 1`` degrees of freedom; two single runs then differ
+by at most ``t_{0.975, n - 1} * s * sqrt(2)`` (Hahn & Meeker 1991, *Statistical Intervals*, ch. 4).  The ``n`` runs must not
+include the two.
 
 **One user.**  Few seeds can agree by luck, above all on a small tail, where a metric is a count of few hits.  So ``s`` is never
 taken below ``1 / U``, what one of ``U`` users can change.  A recommender without a seed has no noise: any difference is too
@@ -40,66 +45,62 @@ _EQUAL = 1e-12  # metrics that are equal on paper may differ in the last bits
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric over runs that differ only in their seeds.
+    """How far a metric of one run spreads over repetitions.
 
-    Args:
-        values: one number for each run, at least two.
+    Attributes:
+        sd: ``s``, the standard deviation over repetitions.
+        degrees: of freedom of ``s``.
+        num_runs: how many repetitions each of the two results is a mean over.
+    """
+
+    sd: float
+    degrees: int
+    num_runs: int
+
+    def scale(self, num_users: int) -> float:
+        """The standard error of a difference of two results; ``num_users``: see "One user" above."""
+        return max(self.sd, 1 / num_users) * math.sqrt(2 / self.num_runs)
+
+    def band(self, num_users: int) -> float:
+        """The largest difference that the repetitions explain, ``t_{0.975, degrees} * scale``."""
+        from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+        return float(stdtrit(self.degrees, (1 + LEVEL) / 2)) * self.scale(num_users)
+
+    def p_value(self, difference: float, num_users: int) -> float:
+        """How often repetitions alone make a difference at least as large."""
+        from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs]
+
+        return 2 * float(stdtr(self.degrees, -abs(difference) / self.scale(num_users)))
+
+    def sd_interval(self) -> tuple[float, float]:
+        """95 % interval of the true standard deviation: ``s * sqrt(degrees / chi2)`` at chi2's 97.5 and 2.5 % quantiles."""
+        from scipy.special import chdtri  # pyright: ignore[reportMissingTypeStubs]; the quantile by its upper tail
+
+        tail = (1 - LEVEL) / 2
+        low, high = (math.sqrt(self.degrees / float(chdtri(self.degrees, upper))) for upper in (tail, 1 - tail))
+        return self.sd * low, self.sd * high
+
+
+def spread_of_runs(values: Sequence[float]) -> Spread:
+    """The spread of whole runs, by one number for each.
 
     Raises:
         DataError: fewer than two values, or one that is not finite.
     """
+    if len(values) < 2:
+        raise DataError("seeds' noise", f"a spread needs at least 2 runs (got {len(values)})")
+    if not all(math.isfinite(value) for value in values):
+        raise DataError("seeds' noise", f"a value is not finite (got {tuple(values)})")
+    return Spread(float(np.std(values, ddof=1)), len(values) - 1, 1)
 
-    values: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        if len(self.values) < 2:
-            raise DataError("seeds' noise", f"a spread needs at least 2 seeds (got {len(self.values)})")
-        if not all(math.isfinite(value) for value in self.values):
-            raise DataError("seeds' noise", f"a value is not finite (got {self.values})")
-
-    @property
-    def num_seeds(self) -> int:
-        """``n``."""
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds."""
-        return float(np.mean(self.values))
-
-    @property
-    def sd(self) -> float:
-        """``s``, the standard deviation with ``n - 1`` in the denominator."""
-        return float(np.std(self.values, ddof=1))
-
-    def sd_interval(self) -> tuple[float, float]:
-        """95 % interval of the true standard deviation: ``s * sqrt((n - 1) / chi2)`` at chi2's 97.5 and 2.5 % quantiles."""
-        from scipy.special import chdtri  # pyright: ignore[reportMissingTypeStubs]; the quantile by its upper tail
-
-        degrees, tail = self.num_seeds - 1, (1 - LEVEL) / 2
-        low, high = (math.sqrt(degrees / float(chdtri(degrees, upper))) for upper in (tail, 1 - tail))
-        return self.sd * low, self.sd * high
-
-    def scale(self, num_users: int, num_runs: tuple[int, int] = (1, 1)) -> float:
-        """The standard error of a difference of two results.
-
-        Args:
-            num_users: whose mean the metric is; see "One user" above.
-            num_runs: how many seeds each of the two results is a mean over.
-        """
-        return max(self.sd, 1 / num_users) * math.sqrt(1 / num_runs[0] + 1 / num_runs[1])
-
-    def band(self, num_users: int, num_runs: tuple[int, int] = (1, 1)) -> float:
-        """The largest difference that the seeds explain, ``t_{0.975, n - 1} * scale``; arguments as in :meth:`scale`."""
-        from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
-
-        return float(stdtrit(self.num_seeds - 1, (1 + LEVEL) / 2)) * self.scale(num_users, num_runs)
-
-    def p_value(self, difference: float, num_users: int, num_runs: tuple[int, int] = (1, 1)) -> float:
-        """How often seeds alone make a difference at least as large; other arguments as in :meth:`scale`."""
-        from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs]
-
-        return 2 * float(stdtr(self.num_seeds - 1, -abs(difference) / self.scale(num_users, num_runs)))
+def spread_of_seeds(change: Change) -> Spread | None:
+    """The spread between the seeds of the two runs themselves; None where each has one seed, or where it is not known."""
+    if change.num_seeds < 2 or change.seed_sd is None or change.baseline_seed_sd is None:
+        return None
+    pooled = math.sqrt((change.seed_sd**2 + change.baseline_seed_sd**2) / 2)
+    return Spread(pooled, 2 * (change.num_seeds - 1), change.num_seeds)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Judgement:
 
 
 def judge(changes: Sequence[Change], spreads: Sequence[Spread | None], seedless: Collection[str] = ()) -> Judgement:
-    """Hold the rows of a comparison of two single-seed runs against the seeds' noise.
+    """Hold the rows of a comparison of two runs against the seeds' noise.
 
     Args:
         changes: of :func:`sda_core.evaluation.compare_runs`.

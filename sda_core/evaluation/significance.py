@@ -1,16 +1,31 @@
-"""How sure a number is, and whether two variants really differ.
+"""How sure a number is, and whether two variants really differ: intervals over users *and* training seeds.
 
-* Users are what is resampled (Sakai 2006; Smucker, Allan & Carterette 2007 for the tests in retrieval): the percentile
-  bootstrap gives 95 % intervals, the sign-flip permutation test gives p-values.  Both are *paired*: the same users
-  under both variants, joined by id.
-* A metric with a cut-off takes few distinct values.  Resampling U users is then a multinomial draw over the distinct
-  values, and flipping signs a binomial draw per distinct size: the same distributions, exactly, at a cost that does
-  not grow with U.
-* These intervals know of the sample of users, not of the spread between training seeds.
+A metric is a mean over U users and S seeds, ``x_SU``.  Two things would differ in a repetition: the users and the seeds.
+
+* **Users are resampled** (Sakai 2006): the bootstrap draws U users with replacement, the same ones for every seed.
+* **Three seeds cannot be resampled.**  Drawing 3 of 3 with replacement has ten outcomes, its standard deviation is short by
+  ``sqrt((S - 1) / S)``, 18 %, and its tails are those of no distribution.  So the seeds' part is drawn from a model instead:
+  the means of the seeds are taken as normal, and Student's t with ``S - 1`` degrees of freedom says how far the mean of S
+  such numbers lies from the truth when its spread was estimated from the same S.
+* **Together**: ``users' draw + a / sqrt(S) * t(S - 1)``, where ``a`` is the standard deviation of the seeds' means without
+  what chance by user and seed gives them, see :func:`own_seed_sd` (the users' draw contains that already).  The 95 % interval
+  has the 2.5 and 97.5 % quantiles of these sums.
+* **Paired**: a difference of two variants is taken user by user and seed by seed (the first with the first) before
+  anything is drawn.
+* ``p`` is the smallest level at which the interval excludes zero, from the same draws, so interval and p-value agree.
+* One seed has no spread: the interval is over users alone.
+
+What it covers: other users like these, and other seeds of the recommenders.  What it cannot cover: other seeds of the
+adapters and of the shop, and seeds whose results are far from normal (three cannot show that).  With three seeds the interval
+is wide where seeds matter, t(2) is 4.3 standard errors on each side; five seeds need 2.8.
+
+A metric with a cut-off takes few distinct values.  Resampling U users is then a multinomial draw over the distinct values:
+the same distribution, exactly, at a cost that does not grow with U.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +36,8 @@ import polars as pl
 
 from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation.groups import Mask, item_groups
-from sda_core.evaluation.metrics import Floats, Metric, per_user
+from sda_core.evaluation.metrics import Floats, Metric
+from sda_core.evaluation.seeds import Stacked, seed_sd, stack
 from sda_core.params import EvaluateParams
 from sda_core.seed import generator
 
@@ -63,8 +79,66 @@ def bootstrap_means(values: Floats, num_samples: int, random: np.random.Generato
     return means / len(values)
 
 
-def bootstrap_interval(values: Floats, num_samples: int, random: np.random.Generator) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of ``values`` (U,) (Efron & Tibshirani 1993, ch. 13).
+def own_seed_sd(value_SU: Floats) -> float:
+    """Standard deviation of what a seed moves for all users alike.
+
+    With ``x_su = m + a_s + b_u + e_su`` the seeds' means spread by ``var(a) + var(e) / U``.  ``var(e)`` is the residual mean
+    square of the two-way layout (Scheffe 1959, ch. 4), known well from ``(S - 1) (U - 1)`` degrees of freedom, so it is taken
+    off: ``var(a) = max(0, s^2 - var(e) / U)``.  A draw of users contains ``b`` and ``e``: their means over the seeds vary by
+    ``var(b) + var(e) / S``.
+
+    Returns:
+        0 with one seed, or where the seeds' means spread by no more than chance by user and seed.
+    """
+    num_seeds, num_users = value_SU.shape
+    if num_seeds < 2 or num_users < 2:
+        return 0.0
+    seed_S1 = value_SU.mean(axis=1, keepdims=True)
+    residual_SU = value_SU - value_SU.mean(axis=0) - seed_S1 + value_SU.mean()
+    error = float((residual_SU**2).sum()) / ((num_seeds - 1) * (num_users - 1))
+    return math.sqrt(max(0.0, float(seed_S1.var(ddof=1)) - error / num_users))
+
+
+def drawn_means(value_SU: Floats, num_samples: int, random: np.random.Generator) -> Floats:
+    """What the mean over users and seeds could have been; see the module.
+
+    Args:
+        value_SU: ``(S, U)`` a number, or a paired difference, by seed and user.
+        num_samples: number of draws.
+        random: where they come from.
+
+    Returns:
+        ``(num_samples,)`` float64.
+
+    Raises:
+        DataError: there are no values.
+    """
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]; a quarter of a second to import
+
+    num_seeds = len(value_SU)
+    user_means = bootstrap_means(value_SU.mean(axis=0), num_samples, random)
+    spread = own_seed_sd(value_SU)
+    if not spread:
+        return user_means
+    levels = (np.arange(num_samples) + 0.5) / num_samples  # every quantile once, in random order: less noise in the tails
+    return user_means + spread / math.sqrt(num_seeds) * stdtrit(num_seeds - 1, random.permutation(levels))
+
+
+def _seed_margin(value_SU: Floats) -> float | None:
+    """Half the width of the interval that the seeds alone make; None of one seed."""
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+    num_seeds = len(value_SU)
+    return None if num_seeds < 2 else own_seed_sd(value_SU) / math.sqrt(num_seeds) * float(stdtrit(num_seeds - 1, _TAILS[1]))
+
+
+def interval(value_SU: Floats, num_samples: int, random: np.random.Generator) -> tuple[float, float]:
+    """95 % interval of the mean over users and seeds; see the module.
+
+    Args:
+        value_SU: ``(S, U)``, or ``(U,)`` of one seed.
+        num_samples: number of draws.
+        random: where they come from.
 
     Raises:
         DataError: there are no values.
@@ -72,39 +146,16 @@ def bootstrap_interval(values: Floats, num_samples: int, random: np.random.Gener
     """
     if num_samples < 1:
         raise ConfigError("evaluate.bootstrap_samples", f"an interval needs at least 1 (got {num_samples})")
-    low, high = np.quantile(bootstrap_means(values, num_samples, random), _TAILS)
+    low, high = np.quantile(drawn_means(np.atleast_2d(value_SU), num_samples, random), _TAILS)
     return float(low), float(high)
 
 
-def sign_flip_p_value(differences: Floats, num_samples: int, random: np.random.Generator) -> float:
-    """Two-sided p-value of a paired permutation test of "the mean difference is zero".
-
-    If the two variants were exchangeable, each user's difference could as well have had the other sign:
-    ``p = (1 + #{|S*| >= |S|}) / (1 + num_samples)`` over random signs, S the sum (Phipson & Smyth 2010: never 0).
-
-    Args:
-        differences: (U,) one paired difference a user.
-        num_samples: number of random sign assignments.
-        random: where the draws come from.
-
-    Raises:
-        DataError: there are no differences.
-        ConfigError: ``num_samples`` is under 1.
-    """
-    if num_samples < 1:
-        raise ConfigError("evaluate.bootstrap_samples", f"a p-value needs at least 1 (got {num_samples})")
-    if not differences.size:
-        raise DataError("permutation test", "there are no users to compare")
-    sizes, counts = _distinct(np.abs(differences))
-    observed = abs(float(differences.sum()))
-    slack = 1e-9 * float(sizes @ counts)  # sums that are equal on paper differ in the last bits
-    extreme = 0
-    rows = max(1, _CHUNK_NUMBERS // len(sizes))
-    for begin in range(0, num_samples, rows):
-        positive = random.binomial(counts, 0.5, size=(min(rows, num_samples - begin), len(counts)))
-        sums = np.abs(np.einsum("sv,v->s", (2 * positive - counts).astype(np.float64), sizes))
-        extreme += int((sums >= observed - slack).sum())
-    return (1 + extreme) / (1 + num_samples)
+def _interval_and_p_value(value_SU: Floats, num_samples: int, random: np.random.Generator) -> tuple[float, float, float]:
+    """The 95 % interval of a mean difference, and the two-sided p-value of "the mean difference is zero"."""
+    drawn = drawn_means(value_SU, num_samples, random)
+    low, high = np.quantile(drawn, _TAILS)
+    beyond = min(int((drawn <= 0.0).sum()), int((drawn >= 0.0).sum()))
+    return float(low), float(high), min(1.0, (1 + 2 * beyond) / (1 + num_samples))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -141,13 +192,16 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference between two evaluations of the same users.
+    """A paired difference between two evaluations of the same users, mean over seeds and users.
 
     ``relative`` is None where the baseline scores 0; ``low``, ``high`` (95 % interval of ``difference``) and
-    ``p_value`` are None where no samples were asked for.
+    ``p_value`` are None where no samples were asked for; ``seed_margin`` is half the width that the interval would have if
+    users made none of it, None with one seed; ``seed_sd`` and ``baseline_seed_sd`` (standard deviations of the two
+    values over seeds) are None with one seed.
     """
 
     num_users: int
+    num_seeds: int
     value: float
     baseline_value: float
     difference: float
@@ -155,71 +209,82 @@ class Difference:
     low: float | None
     high: float | None
     p_value: float | None
+    seed_margin: float | None
+    seed_sd: float | None
+    baseline_seed_sd: float | None
 
 
-def _joined(positions: pl.DataFrame, baseline: pl.DataFrame) -> pl.DataFrame:
-    for name, frame in (("positions", positions), ("baseline", baseline)):
-        if frame["user_id"].is_duplicated().any():
-            raise DataError(name, "a user occurs twice; there should be one target a user")
-    columns = ["user_id", "target_item_id", "position", "candidates"]
-    joined = (
-        positions.select(columns).join(baseline.select(columns), on="user_id", how="inner", suffix="_baseline").sort("user_id")
-    )
+def _check_same(ours: Stacked, theirs: Stacked) -> None:
     advice = "evaluate both on the same data, split and protocol"
-    if not len(positions) == len(baseline) == len(joined):
-        problem = f"the two evaluations have different users ({len(positions)} and {len(baseline)}, {len(joined)} in common)"
-        raise DataError("comparison", problem, advice)
-    for column, what in (("target_item_id", "targets"), ("candidates", "numbers of candidates")):
-        differing = int((joined[column] != joined[f"{column}_baseline"]).sum())
+    if not np.array_equal(ours.user_U, theirs.user_U):
+        common = len(np.intersect1d(ours.user_U, theirs.user_U))
+        sizes = f"{len(ours.user_U)} and {len(theirs.user_U)}, {common} in common"
+        raise DataError("comparison", f"the two evaluations have different users ({sizes})", advice)
+    for one, other, what in (
+        (ours.target_U, theirs.target_U, "targets"),
+        (ours.candidates_U, theirs.candidates_U, "numbers of candidates"),
+    ):
+        differing = int((one != other).sum())
         if differing:
-            raise DataError(
-                "comparison", f"the two evaluations have different {what} for {differing} of {len(joined)} users", advice
-            )
-    return joined
+            problem = f"the two evaluations have different {what} for {differing} of {len(one)} users"
+            raise DataError("comparison", problem, advice)
+    if len(ours.seeds) != len(theirs.seeds):
+        problem = f"the two evaluations have {len(ours.seeds)} and {len(theirs.seeds)} seeds"
+        raise DataError("comparison", problem, "train both with as many (train_recommender.seeds)")
 
 
 def compare(
-    positions: pl.DataFrame,
-    baseline: pl.DataFrame,
+    positions: pl.DataFrame | Stacked,
+    baseline: pl.DataFrame | Stacked,
     metric: Metric,
     cutoff: int,
     num_samples: int,
     seed: int,
     items: Mask | None = None,
 ) -> Difference | None:
-    """Paired difference of a metric between two evaluations, joined by user.
+    """Paired difference of a metric between two evaluations, joined by user and by the seeds' order.
 
     Args:
-        positions: POSITIONS table of the variant.
-        baseline: POSITIONS table of what it is compared with.
+        positions: SEED_POSITIONS table of the variant, or what :func:`stack` makes of it.
+        baseline: the same of what it is compared with.
         metric: ``hit`` or ``ndcg``.
         cutoff: of the metric.
-        num_samples: of the bootstrap and of the permutation test; 0 for neither.
-        seed: of both.
+        num_samples: draws for the interval and the p-value; 0 for neither.
+        seed: of the draws.
         items: (I + 1,) mask; only users whose target is in it are compared.  None for all users.
 
     Returns:
         None where no user is left.
 
     Raises:
-        DataError: users, targets or numbers of candidates differ, or a user occurs twice.
+        DataError: users, targets, numbers of candidates or of seeds differ, or a user occurs twice.
     """
-    joined = _joined(positions, baseline)
-    if items is not None:
-        joined = joined.filter(pl.Series(items[joined["target_item_id"].to_numpy()], dtype=pl.Boolean))
-    if joined.is_empty():
+    ours = positions if isinstance(positions, Stacked) else stack(positions)
+    theirs = baseline if isinstance(baseline, Stacked) else stack(baseline, "baseline")
+    _check_same(ours, theirs)
+    our_SU, their_SU = ours.values(metric, cutoff, items), theirs.values(metric, cutoff, items)
+    if not our_SU.size:
         return None
-    ours = per_user(metric, joined["position"].to_numpy(), cutoff)
-    theirs = per_user(metric, joined["position_baseline"].to_numpy(), cutoff)
-    differences = ours - theirs
-    value, baseline_value = float(ours.mean()), float(theirs.mean())
+    difference_SU = our_SU - their_SU
+    value, baseline_value, difference = (float(value_SU.mean()) for value_SU in (our_SU, their_SU, difference_SU))
     low = high = p_value = None
     if num_samples:
-        low, high = bootstrap_interval(differences, num_samples, generator(seed, "compare", "bootstrap"))
-        p_value = sign_flip_p_value(differences, num_samples, generator(seed, "compare", "sign flips"))
-    difference = float(differences.mean())
+        low, high, p_value = _interval_and_p_value(difference_SU, num_samples, generator(seed, "compare", "bootstrap"))
     relative = difference / baseline_value if baseline_value else None
-    return Difference(len(joined), value, baseline_value, difference, relative, low, high, p_value)
+    return Difference(
+        num_users=our_SU.shape[1],
+        num_seeds=len(our_SU),
+        value=value,
+        baseline_value=baseline_value,
+        difference=difference,
+        relative=relative,
+        low=low,
+        high=high,
+        p_value=p_value,
+        seed_margin=_seed_margin(difference_SU),
+        seed_sd=seed_sd(our_SU),
+        baseline_seed_sd=seed_sd(their_SU),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +353,7 @@ def compare_variants(
     """Every variant against every baseline, per recommender, for Hit and NDCG, on all users and on tail targets.
 
     Args:
-        positions: POSITIONS tables by (variant, recommender); the order is kept.
+        positions: SEED_POSITIONS tables by (variant, recommender); the order is kept.
         baselines: variants to compare with, e.g. ``zero_shot`` and ``id``; one that is not among ``positions`` is left
             out, and no variant is compared with itself.  Two baselines are compared once: the later against the earlier.
         interactions: the whole table, all splits; says which items are tail.
@@ -300,6 +365,7 @@ def compare_variants(
         DataError: evaluations that cannot be compared (see :func:`compare`).
     """
     tail = item_groups(interactions, params.tail, num_items).tail
+    stacked = {key: stack(table) for key, table in positions.items()}
     masks: dict[Group, Mask | None] = {"all": None, "tail": tail}
     metrics: tuple[Metric, ...] = ("hit", "ndcg")
     rows: list[Comparison] = []
@@ -316,7 +382,7 @@ def compare_variants(
         for group, mask in masks.items():
             for metric in metrics:
                 found = [
-                    (pair, compare(positions[pair[0], recommender], positions[pair[1], recommender], metric, cutoff,
+                    (pair, compare(stacked[pair[0], recommender], stacked[pair[1], recommender], metric, cutoff,
                                    params.bootstrap_samples, params.bootstrap_seed, mask))
                     for pair in pairs
                 ]  # fmt: skip
@@ -368,7 +434,7 @@ def compare_runs(
     """What changed from one run to another, for every variant and recommender that both have, in the order of ``new``.
 
     Args:
-        old: POSITIONS tables by (variant, recommender).
+        old: SEED_POSITIONS tables by (variant, recommender).
         new: the same, of the other run.
         interactions: the whole table, all splits; says which items are tail.  None: no tail numbers.
         params: number of samples, seed, definition of tail.
@@ -410,6 +476,9 @@ def compare_metrics(
             users, name = f"{prefix}num_users", f"{prefix}{metric}@{cutoff}"
             before, after = old[key], new[key]
             pair = "/".join(key)
+            if before.get("num_seeds", 1) != after.get("num_seeds", 1):
+                problem = f"{pair} has {before.get('num_seeds', 1)} and {after.get('num_seeds', 1)} seeds"
+                raise DataError("comparison", problem, "train both with as many (train_recommender.seeds)")
             if before.get(users) != after.get(users):
                 problem = f"{users} of {pair} is {before.get(users)} and {after.get(users)}"
                 raise DataError("comparison", problem, "evaluate both on the same data, split and protocol")
@@ -426,6 +495,7 @@ def compare_metrics(
                     recommender=key[1],
                     name=name,
                     num_users=int(after[users]),
+                    num_seeds=int(after.get("num_seeds", 1)),
                     value=value,
                     baseline_value=baseline,
                     difference=value - baseline,
@@ -433,6 +503,9 @@ def compare_metrics(
                     low=None,
                     high=None,
                     p_value=None,
+                    seed_margin=None,
+                    seed_sd=after.get(f"{name}_seed_sd"),
+                    baseline_seed_sd=before.get(f"{name}_seed_sd"),
                 )
             )
     return rows

@@ -7,8 +7,9 @@ import polars as pl
 
 from sda_core.errors import DataError
 from sda_core.evaluation.groups import Mask, item_groups
-from sda_core.evaluation.metrics import Metric, Ties, mrr, per_user, positions_under
-from sda_core.evaluation.significance import bootstrap_interval
+from sda_core.evaluation.metrics import Metric, Ties, positions_under, reciprocals
+from sda_core.evaluation.seeds import seed_sd, stack
+from sda_core.evaluation.significance import interval
 from sda_core.params import EvaluateParams
 from sda_core.seed import generator
 
@@ -54,17 +55,18 @@ def score_positions(placed: pl.DataFrame, ties: Ties) -> pl.DataFrame:
 def summarise(
     positions: pl.DataFrame, interactions: pl.DataFrame, params: EvaluateParams, num_items: int | None = None
 ) -> dict[str, float | int]:
-    """The flat metrics of one evaluation.
+    """The flat metrics of one evaluation, each the mean over seeds.
 
     For all users, and for those whose target is a tail, head or cold item (prefixes ``tail_``, ``head_``, ``cold_``):
-    ``hit@k`` and ``ndcg@k`` for every cut-off, ``mrr``, ``num_users``.  For all users and for tail also the 95 %
-    bootstrap interval of each, ``hit@k_low``, ``hit@k_high``, ... (absent where ``bootstrap_samples`` is 0), and
-    ``tail_num_items``, ``cold_num_items``.  An empty group has its ``num_users: 0`` and no other number.
+    ``hit@k`` and ``ndcg@k`` for every cut-off, ``mrr``, ``num_users``.  For all users and for tail also, of each ``hit@k`` and
+    ``ndcg@k``, the 95 % interval over users and seeds, ``hit@k_low`` and ``hit@k_high`` (absent where ``bootstrap_samples`` is
+    0), and the standard deviation over seeds, ``hit@k_seed_sd`` (absent with one seed); and ``tail_num_items``,
+    ``cold_num_items``.  ``num_seeds`` for all.  An empty group has its ``num_users: 0`` and no other number.
 
     Args:
-        positions: POSITIONS table.
+        positions: SEED_POSITIONS table, or POSITIONS of one seed.
         interactions: the whole table, all splits; says which items are tail, head and cold.
-        params: cut-offs, definition of tail, number and seed of the resamples.
+        params: cut-offs, definition of tail, number and seed of the draws.
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Raises:
@@ -73,24 +75,29 @@ def summarise(
     if positions.is_empty():
         raise DataError("positions", "there are none: no user has a test target", "loosen the thresholds of the filter section")
     groups = item_groups(interactions, params.tail, num_items)
-    targets, places = positions["target_item_id"].to_numpy(), positions["position"].to_numpy()
-    if targets.min() < 1 or targets.max() >= len(groups.tail):
+    placed = stack(positions)
+    if placed.target_U.min() < 1 or placed.target_U.max() >= len(groups.tail):
         raise DataError("positions", "a target is not in the catalogue", "run `dvc repro` to evaluate the present data")
     everything: Mask = np.ones(len(groups.tail), dtype=np.bool_)
-    numbers: dict[str, float | int] = {}
+    numbers: dict[str, float | int] = {"num_seeds": len(placed.seeds)}
     for prefix, mask in (("", everything), ("tail_", groups.tail), ("head_", groups.head), ("cold_", groups.cold)):
-        chosen = places[mask[targets]]
-        numbers[f"{prefix}num_users"] = len(chosen)
+        chosen = mask[placed.target_U]
+        numbers[f"{prefix}num_users"] = int(chosen.sum())
         if prefix in ("tail_", "cold_"):
             numbers[f"{prefix}num_items"] = int(mask.sum())
-        if not len(chosen):
+        if not chosen.any():
             continue
         for metric in _METRICS:
             for cutoff in params.cutoffs:
-                values, name = per_user(metric, chosen, cutoff), f"{prefix}{metric}@{cutoff}"
-                numbers[name] = float(values.mean())
-                if params.bootstrap_samples and prefix in ("", "tail_"):
+                value_SU, name = placed.values(metric, cutoff, mask), f"{prefix}{metric}@{cutoff}"
+                numbers[name] = float(value_SU.mean())
+                if prefix not in ("", "tail_"):
+                    continue
+                if params.bootstrap_samples:
                     random = generator(params.bootstrap_seed, "interval", name)
-                    numbers[f"{name}_low"], numbers[f"{name}_high"] = bootstrap_interval(values, params.bootstrap_samples, random)
-        numbers[f"{prefix}mrr"] = mrr(chosen)
+                    low, high = interval(value_SU, params.bootstrap_samples, random)
+                    numbers[f"{name}_low"], numbers[f"{name}_high"] = max(0.0, low), min(1.0, high)
+                if (spread := seed_sd(value_SU)) is not None:
+                    numbers[f"{name}_seed_sd"] = spread
+        numbers[f"{prefix}mrr"] = float(reciprocals(placed.position_SU[:, chosen].ravel()).mean())
     return numbers

@@ -142,7 +142,7 @@ class FinishedRun:
         from sda_core.traits import scores_histories
 
         named = [name for name in self.params.recommenders if scores_histories(self.params.train_recommender.of(name))]
-        return [name for name in named if (self.workspace.recommender(variant, name) / "model.json").is_file()]
+        return [name for name in named if (_first_model(self.workspace, self.params, variant, name) / "model.json").is_file()]
 
     def recommend(self, history: Sequence[int], variant: str, recommender: str, k: int) -> Found:
         """As :func:`recommend`, for the project folder."""
@@ -152,6 +152,8 @@ class FinishedRun:
 def recommend(workspace: Workspace, history: Sequence[int], variant: str, recommender: str, k: int) -> Found:
     """What a recommender would show next to somebody with a history, oldest item first; items of the history are left out.
 
+    Of several seeds the first is asked.
+
     Raises:
         ConfigError: the recommender cannot score a history alone.
         ArtifactError: it is missing, or was trained on other vectors.
@@ -159,10 +161,18 @@ def recommend(workspace: Workspace, history: Sequence[int], variant: str, recomm
     from sda_core import ranking, recommenders
     from sda_core.traits import scores_histories
 
-    folder = workspace.recommender(variant, recommender)
+    folder = _first_model(workspace, load_params(workspace.root / "params.yaml"), variant, recommender)
     section = recommenders.saved_params(folder)
     if not scores_histories(section):
         problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"
         raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
     vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
     return ranking.recommend_after(folder, vectors, history, k)
+
+
+def _first_model(workspace: Workspace, params: Params, variant: str, recommender: str) -> Path:
+    """The folder of a recommender's first seed."""
+    from sda_core.traits import seeds_of
+
+    section = params.train_recommender
+    return workspace.model(variant, recommender, seeds_of(section.of(recommender), section.seeds)[0])

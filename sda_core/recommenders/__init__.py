@@ -55,6 +55,7 @@ __all__ = [
     "read_item_table",
     "read_item_vectors",
     "saved_params",
+    "saved_seed",
     "training_data",
 ]
 
@@ -103,8 +104,10 @@ def read_item_table(folder: Path) -> np.ndarray:
     return weights[ITEM_TABLE].numpy()
 
 
-def build(params: RecommenderParams, num_users: int, num_items: int, item_vectors: ItemVectors | None) -> Recommender:
-    """An unfitted recommender, with weights drawn from ``params.seed``.
+def build(
+    params: RecommenderParams, num_users: int, num_items: int, item_vectors: ItemVectors | None, *, seed: int
+) -> Recommender:
+    """An unfitted recommender, with weights drawn from ``seed``.
 
     Args:
         params: the recommender's section.
@@ -112,48 +115,55 @@ def build(params: RecommenderParams, num_users: int, num_items: int, item_vector
         num_items: I, ids 1..I.
         item_vectors: ``(I + 1, D)`` content vectors, row 0 zero, or None for ids alone.  Modalities stand side by side
             in one matrix for a recommender that does not take them apart.
+        seed: of all randomness of the training as well.
 
     Raises:
         ConfigError: settings that do not fit together.
         DataError: the vectors do not fit the items, or are not finite.
     """
     with torch.random.fork_rng(devices=[]):
-        if not isinstance(params, PopParams):
-            torch.manual_seed(derive(params.seed, "weights", params.kind))
-        vectors = None if item_vectors is None else side_by_side(item_vectors)
-        match params:
-            case PopParams():
-                from sda_core.recommenders.pop import Pop
+        torch.manual_seed(derive(seed, "weights", params.kind))
+        made = _build(params, num_users, num_items, item_vectors)
+    made.seed = seed
+    return made
 
-                return Pop(params, num_users, num_items, vectors)
-            case BPRParams():
-                from sda_core.recommenders.bpr import BPR
 
-                return BPR(params, num_users, num_items, vectors)
-            case VBPRParams():
-                from sda_core.recommenders.vbpr import VBPR
+def _build(params: RecommenderParams, num_users: int, num_items: int, item_vectors: ItemVectors | None) -> Recommender:
+    vectors = None if item_vectors is None else side_by_side(item_vectors)
+    match params:
+        case PopParams():
+            from sda_core.recommenders.pop import Pop
 
-                return VBPR(params, num_users, num_items, vectors)
-            case SLMRecParams():
-                from sda_core.recommenders.slmrec import SLMRec
+            return Pop(params, num_users, num_items, vectors)
+        case BPRParams():
+            from sda_core.recommenders.bpr import BPR
 
-                return SLMRec(params, num_users, num_items, item_vectors)
-            case SASRecParams():
-                from sda_core.recommenders.sasrec import SASRec
+            return BPR(params, num_users, num_items, vectors)
+        case VBPRParams():
+            from sda_core.recommenders.vbpr import VBPR
 
-                return SASRec(params, num_users, num_items, vectors)
-            case BERT4RecParams():
-                from sda_core.recommenders.bert4rec import BERT4Rec
+            return VBPR(params, num_users, num_items, vectors)
+        case SLMRecParams():
+            from sda_core.recommenders.slmrec import SLMRec
 
-                return BERT4Rec(params, num_users, num_items, vectors)
-            case _:
-                assert_never(params)
+            return SLMRec(params, num_users, num_items, item_vectors)
+        case SASRecParams():
+            from sda_core.recommenders.sasrec import SASRec
+
+            return SASRec(params, num_users, num_items, vectors)
+        case BERT4RecParams():
+            from sda_core.recommenders.bert4rec import BERT4Rec
+
+            return BERT4Rec(params, num_users, num_items, vectors)
+        case _:
+            assert_never(params)
 
 
 class _Description(Section):
     """``model.json``."""
 
     params: Annotated[RecommenderParams, Field(discriminator="kind")]
+    seed: int
     num_users: int
     num_items: int
     vector_width: int | None
@@ -180,6 +190,11 @@ def saved_params(folder: Path) -> RecommenderParams:
     return _describe(folder).params
 
 
+def saved_seed(folder: Path) -> int:
+    """The seed that a saved recommender was trained with; raises as :func:`saved_params`."""
+    return _describe(folder).seed
+
+
 def load(folder: Path, item_vectors: ItemVectors | None, device: torch.device) -> Recommender:
     """A saved recommender, ready to score; its scores are those of the saved one, bit for bit.
 
@@ -199,6 +214,7 @@ def load(folder: Path, item_vectors: ItemVectors | None, device: torch.device) -
             "was trained with other item vectors than those given",
             "run `dvc repro` to bring both up to date",
         )
-    recommender = build(description.params, description.num_users, description.num_items, item_vectors)
+    sizes = description.num_users, description.num_items
+    recommender = build(description.params, *sizes, item_vectors, seed=description.seed)
     recommender.restore(folder)
     return recommender.to(device)

@@ -52,6 +52,7 @@ class Recommender(nn.Module, ABC):
         DataError: the vectors do not fit the items, or are not finite.
     """
 
+    seed: int = 0  # of its weights and its training; `sda_core.recommenders.build` sets it
     history_length: int = 0  # latest items that score() looks at
     is_causal: bool = False  # whether a position's output depends on no later item
 
@@ -174,6 +175,7 @@ class Recommender(nn.Module, ABC):
             save_file(state, temporary)
         description: dict[str, Any] = {
             "params": self.params.model_dump(mode="json"),
+            "seed": self.seed,
             "num_users": self.num_users,
             "num_items": self.num_items,
             "vector_width": self.vector_width,

@@ -62,11 +62,11 @@ class BERT4Rec(SequentialRecommender):
                 "negative": torch.from_numpy(self.draw_negatives(target_P, random)),
             }
 
-    def states(self, item_BLD: Tensor, history_BL: Tensor) -> Tensor:
+    def states(self, item_BLD: Tensor, history_BL: Tensor, at_BL: Tensor | None = None) -> Tensor:
         """As the base does, with the mask's own embedding, and the output layer on top."""
         item_BLD = torch.where((history_BL == self.mask_id)[..., None], self.mask_D, item_BLD)
-        return self.output_norm(F.gelu(self.output(super().states(item_BLD, history_BL))))
+        return self.output_norm(F.gelu(self.output(super().states(item_BLD, history_BL, at_BL))))
 
     def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         history_BL = F.pad(history_BL, (0, 1), value=self.mask_id)[:, -self.masked_sequences.max_length :]
-        return self.states(F.embedding(history_BL.clamp(max=self.num_items), self.item_table()), history_BL)[:, -1]
+        return self.last_states(F.embedding(history_BL.clamp(max=self.num_items), self.item_table()), history_BL)

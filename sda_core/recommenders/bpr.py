@@ -65,11 +65,10 @@ class BPR(TrainedRecommender):
     def loss(self, batch: Batch) -> Tensor:
         """BPR, and the squared lengths of the factors and biases in use as means over the batch."""
         user_BK = self.users(batch["user_B"])
-        positive_BK, positive_bias_B = self.items(batch["positive_B"])
-        negative_BK, negative_bias_B = self.items(batch["negative_B"])
-        positive_B = (user_BK * positive_BK).sum(dim=1) + positive_bias_B
-        negative_B = (user_BK * negative_BK).sum(dim=1) + negative_bias_B
         ids = torch.cat([batch["positive_B"], batch["negative_B"]])
+        (positive_BK, negative_BK), (bias_B, negative_bias_B) = (column.chunk(2) for column in self.items(ids))
+        positive_B = (user_BK * positive_BK).sum(dim=1) + bias_B
+        negative_B = (user_BK * negative_BK).sum(dim=1) + negative_bias_B
         penalty = user_BK.square().sum() + self.item_factors(ids).square().sum() + self.item_bias[ids].square().sum()
         return losses.bpr(positive_B, negative_B) + self.regularization * penalty / len(user_BK)
 

@@ -21,6 +21,7 @@ from sda_core.checkpoint import load_checkpoint, optimizer_tensors, restore_opti
 from sda_core.errors import TrainingError
 from sda_core.log import progress
 from sda_core.params import FitParams
+from sda_core.recommenders.adam import Adam
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import TrainingData, validation_view
 from sda_core.recommenders.position import count_positions, ndcg_at_10
@@ -60,17 +61,15 @@ def _copy_of_weights(model: TrainedRecommender) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def train_epoch(
-    model: TrainedRecommender, data: TrainingData, optimizer: torch.optim.Optimizer, epoch: int, device: torch.device
-) -> float:
+def train_epoch(model: TrainedRecommender, data: TrainingData, optimizer: Adam, epoch: int, device: torch.device) -> float:
     """One pass; the mean loss of its steps."""
-    seed = model.fit_params.seed
+    seed = model.seed
     torch.manual_seed(derive(seed, "dropout", epoch))
     model.train()
     total = torch.zeros((), dtype=torch.float64, device=device)
     num_steps = 0
     for batch in model.batches(data, generator(seed, "batches", epoch)):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=model.fit_params.dtype == "bfloat16"):
             loss = model.loss({name: tensor.to(device) for name, tensor in batch.items()})
         loss.backward()
@@ -99,7 +98,7 @@ def train(
         TrainingError: the loss is not finite, or there is nothing to train on.
     """
     model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True)
+    optimizer = Adam(model.parameters(), params.learning_rate, params.weight_decay)
     validation = validation_view(data)
     has_validation = len(validation.users) > 0
     if not has_validation:

@@ -60,4 +60,4 @@ class SASRec(SequentialRecommender):
         if history_BL.shape[1] == 0:
             history_BL = F.pad(history_BL, (1, 0))
         history_BL = history_BL[:, -self.sequence_params.max_length :]
-        return self.states(F.embedding(history_BL, self.item_table()), history_BL)[:, -1]
+        return self.last_states(F.embedding(history_BL, self.item_table()), history_BL)

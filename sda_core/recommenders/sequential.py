@@ -144,13 +144,14 @@ class SequentialRecommender(TrainedRecommender):
         history_BL, target_P, negative = batch["history_BL"], batch["target_P"], batch["negative"]
         if self.sequence_params.loss == "softmax":
             table = self.items.table()
-            state_PD = self.states(F.embedding(history_BL.clamp(max=self.num_items), table), history_BL)[batch["is_target_BL"]]
+            item_BLD = F.embedding(history_BL.clamp(max=self.num_items), table)
+            state_PD = self.states(item_BLD, history_BL, batch["is_target_BL"])
             return losses.softmax(state_PD @ table.T, target_P)
         ids = torch.cat([history_BL.clamp(max=self.num_items).flatten(), target_P, negative.flatten()])
         distinct, inverse = torch.unique(ids, return_inverse=True)
         table = self.items(distinct)
         history_index, target_index, negative_index = inverse.split([history_BL.numel(), target_P.numel(), negative.numel()])
-        state_PD = self.states(F.embedding(history_index.view_as(history_BL), table), history_BL)[batch["is_target_BL"]]
+        state_PD = self.states(F.embedding(history_index.view_as(history_BL), table), history_BL, batch["is_target_BL"])
         positive_P = (state_PD * F.embedding(target_index, table)).sum(dim=1)
         negative_nD = F.embedding(negative_index, table)
         if negative.ndim == 2:
@@ -171,11 +172,17 @@ class SequentialRecommender(TrainedRecommender):
                 assert_never(self.sequence_params.loss)
 
     # ------------------------------------------------------------------------------------------ the network
-    def states(self, item_BLD: Tensor, history_BL: Tensor) -> Tensor:
-        """States ``(B, L, D)`` of a history whose items are already embedded; padding is zeroed here.
+    def states(self, item_BLD: Tensor, history_BL: Tensor, at_BL: Tensor | None = None) -> Tensor:
+        """States ``(B, L, D)`` of a history whose items are already embedded, or ``(P, D)`` of the positions ``at_BL``.
 
-        As inputs, embeddings are multiplied by the root of their width, as SASRec does: they begin small, because they
-        are output weights too, and would else drown in what the blocks add to them.
+        Padding is zeroed here.  As inputs, embeddings are multiplied by the root of their width, as SASRec does: they begin
+        small, because they are output weights too, and would else drown in what the blocks add to them.
         """
         is_item_BL = history_BL != 0
-        return self.transformer(item_BLD * (is_item_BL[..., None] * self.sequence_params.hidden_size**0.5), is_item_BL)
+        return self.transformer(item_BLD * (is_item_BL[..., None] * self.sequence_params.hidden_size**0.5), is_item_BL, at_BL)
+
+    def last_states(self, item_BLD: Tensor, history_BL: Tensor) -> Tensor:
+        """:meth:`states` of the last positions, ``(B, D)``."""
+        at_BL = torch.zeros_like(history_BL, dtype=torch.bool)
+        at_BL[:, -1] = True
+        return self.states(item_BLD, history_BL, at_BL)

@@ -41,8 +41,8 @@ class Block(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
 
-    def forward(self, x_BLD: Tensor, allowed_B1LL: Tensor) -> Tensor:
-        """``(B, L, D) -> (B, L, D)``."""
+    def forward(self, x_BLD: Tensor, allowed_B1LL: Tensor, at_BL: Tensor | None = None) -> Tensor:
+        """``(B, L, D) -> (B, L, D)``; with a mask ``at_BL`` only the P positions in it are computed, ``(P, D)``."""
         B, L, D = x_BLD.shape
         projected = self.query_key_value(self.attention_norm(x_BLD))
         query, key, value = projected.view(B, L, 3, self.num_heads, D // self.num_heads).permute(
@@ -51,10 +51,12 @@ class Block(nn.Module):
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=allowed_B1LL, dropout_p=self.dropout if self.training else 0.0
         )
-        x_BLD = x_BLD + self._drop(self.attention_output(mixed.transpose(1, 2).reshape(B, L, D)))
-        inner = self.feed_forward_inner(self.feed_forward_norm(x_BLD))
+        mixed_BLD = mixed.transpose(1, 2).reshape(B, L, D)
+        x, mixed = (x_BLD, mixed_BLD) if at_BL is None else (x_BLD[at_BL], mixed_BLD[at_BL])
+        x = x + self._drop(self.attention_output(mixed))
+        inner = self.feed_forward_inner(self.feed_forward_norm(x))
         inner = F.gelu(inner) if self.activation == "gelu" else F.relu(inner)
-        return x_BLD + self._drop(self.feed_forward_outer(self._drop(inner)))
+        return x + self._drop(self.feed_forward_outer(self._drop(inner)))
 
 
 class Transformer(nn.Module):
@@ -95,19 +97,22 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.positions.weight, std=0.02)
 
-    def forward(self, item_BLD: Tensor, is_item_BL: Tensor) -> Tensor:
+    def forward(self, item_BLD: Tensor, is_item_BL: Tensor, at_BL: Tensor | None = None) -> Tensor:
         """Contextual states.
 
         Args:
             item_BLD: item embeddings, at most ``max_length`` a row, padded on the left.
             is_item_BL: False on padding.
+            at_BL: the positions whose states are wanted; None for all.  What follows the last attention, most of the work of
+                one block, is computed for these alone.
 
         Returns:
-            ``(B, L, D)``; what stands on padding means nothing.
+            ``(B, L, D)``; what stands on padding means nothing.  With ``at_BL`` the P states wanted, ``(P, D)``, row by row.
         """
         x_BLD = item_BLD + self.positions.weight[-item_BLD.shape[1] :]
         x_BLD = F.dropout(x_BLD, self.dropout, self.training)
         allowed = attention_mask(is_item_BL, self.causal)
-        for block in self.blocks:
-            x_BLD = block(x_BLD, allowed)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, allowed, at_BL if number == last else None)
         return self.norm(x_BLD)

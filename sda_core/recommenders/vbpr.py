@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sda_core.params import VBPRParams
@@ -48,8 +49,13 @@ class VBPR(BPR):
         learned_nK, bias_n = super().items(item_ids_n)
         if not self.has_content:
             return learned_nK, bias_n
-        vectors_nD = self.vectors_ID[item_ids_n]
-        return torch.cat([learned_nK, self.content_projection(vectors_nD)], dim=1), bias_n + self.content_bias(vectors_nD)[:, 0]
+        weight = torch.cat([self.content_projection.weight, self.content_bias.weight])
+        if isinstance(item_ids_n, Tensor) and len(item_ids_n) < len(self.vectors_ID):
+            content_nK = F.linear(self.vectors_ID[item_ids_n], weight)
+        else:  # a small catalogue: fewer products than one for each item of a batch
+            content_nK = F.linear(self.vectors_ID, weight)
+            content_nK = F.embedding(item_ids_n, content_nK) if isinstance(item_ids_n, Tensor) else content_nK[item_ids_n]
+        return torch.cat([learned_nK, content_nK[:, :-1]], dim=1), bias_n + content_nK[:, -1]
 
     def loss(self, batch: Batch) -> Tensor:
         """As BPR's, and the squared lengths of E and beta'.

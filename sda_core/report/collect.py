@@ -21,7 +21,7 @@ from sda_core.report.examples import Neighbors, conflicts, examples, training_co
 from sda_core.report.gates import gate_map
 from sda_core.report.model import Change, Chart, Curve, Experiment, Learning, ReportData, Result, Score, Size
 from sda_core.report.vectors import look
-from sda_core.variants import indexed_variants
+from sda_core.variants import controls, indexed_variants
 
 _NUM_PAIRS = 3  # conflicting items, of each kind
 _LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch; of a short one the later half
@@ -68,7 +68,11 @@ def result_from(
     own = [c for c in comparisons if (c.recommender, c.variant, c.metric, c.cutoff) == (recommender, variant, "ndcg", cutoff)]
 
     def changes(group: str) -> tuple[Change, ...]:
-        return tuple(Change(c.baseline, c.difference, c.relative, c.low, c.high, c.p_adjusted) for c in own if c.group == group)
+        return tuple(
+            Change(c.baseline, c.difference, c.relative, c.low, c.high, c.p_adjusted, c.seed_margin)
+            for c in own
+            if c.group == group
+        )
 
     return Result(
         recommender=recommender,
@@ -78,6 +82,7 @@ def result_from(
         ndcg=ndcg,
         tail_num_users=int(metrics.get("tail_num_users", 0)),
         tail_ndcg=_score(metrics, f"tail_ndcg@{cutoff}"),
+        valid_ndcg=metrics.get("valid_ndcg@10"),
         changes=changes("all"),
         tail_changes=changes("tail"),
     )
@@ -226,6 +231,9 @@ def collect(
         commit=commit,
         set_up=describe.set_up(params),
         variants=describe.variants(params),
+        controls=controls(params),
+        trained=tuple(variant for variant in params.variants if variant in params.train_adapter.variants),
+        num_seeds=len(params.train_recommender.seeds),
         coverage=data_coverage(workspace, params.filter, counts),
         cutoff=params.report.cutoff,
         ties=describe.ties(params.evaluate.ties),

@@ -15,7 +15,6 @@ from sda_core.params import (
     LossParams,
     Nano,
     Params,
-    PopParams,
     SigLIP,
     TailParams,
     TinyQwen25VL,
@@ -217,10 +216,8 @@ def set_up(params: Params) -> tuple[Fact, ...]:
         Fact("Tail", tail(params.evaluate.tail)),
         Fact(
             "Uncertainty",
-            f"{params.evaluate.bootstrap_samples:,} bootstrap resamples of the users, seed {params.evaluate.bootstrap_seed}",
+            f"{params.evaluate.bootstrap_samples:,} draws of users and seeds, seed {params.evaluate.bootstrap_seed}",
         ),
     ]
-    sections = [params.train_recommender.of(recommender) for recommender in params.recommenders]
-    seeds = sorted({section.seed for section in sections if not isinstance(section, PopParams)})
-    facts.append(Fact("Recommender seed", ", ".join(str(seed) for seed in seeds) or "none"))
+    facts.append(Fact("Recommender seeds", ", ".join(map(str, params.train_recommender.seeds))))
     return tuple(facts)

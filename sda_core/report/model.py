@@ -43,11 +43,16 @@ class Change:
     low: float | None
     high: float | None
     p_value: float | None  # adjusted for the number of comparisons
+    seed_margin: float | None  # half of the interval's width that seeds alone would make
 
 
 @dataclass(frozen=True)
 class Result:
-    """One recommender on one variant.  ``tail_ndcg`` is None where no target is a tail item."""
+    """One recommender on one variant, mean over its seeds.
+
+    ``tail_ndcg`` is None where no target is a tail item, ``valid_ndcg`` (NDCG@10 on the validation targets) where nothing was
+    validated.
+    """
 
     recommender: str
     variant: str
@@ -56,6 +61,7 @@ class Result:
     ndcg: Score
     tail_num_users: int
     tail_ndcg: Score | None
+    valid_ndcg: float | None
     changes: tuple[Change, ...]  # of ndcg
     tail_changes: tuple[Change, ...]  # of tail_ndcg
 
@@ -351,6 +357,9 @@ class ReportData:
     commit: str | None
     set_up: tuple[Fact, ...]
     variants: tuple[Variant, ...]
+    controls: tuple[str, ...]  # variants that are no choice: random, shuffled and oracle vectors
+    trained: tuple[str, ...]  # variants with an adapter
+    num_seeds: int
     coverage: DataCoverage
     cutoff: int
     ties: str

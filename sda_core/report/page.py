@@ -11,14 +11,16 @@ import base64
 import datetime
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sda_core.costs import Latest, Total, total
+from sda_core.evaluation import excludes_zero
+from sda_core.report.answer import Against, Answer, Power, Statement, Verdict, answer
 from sda_core.report.model import (
     Change,
     Chart,
@@ -109,11 +111,15 @@ def data_uri(image: EncodedImage) -> str:
 # -------------------------------------------------------------------------------------------- as table cells
 @dataclass(frozen=True)
 class ScoreCell:
-    """A score's text, its interval's text, and whether it is the best of its column."""
+    """A score's text and its interval's text."""
 
     value: str
     interval: str
-    is_best: bool
+
+    @property
+    def text(self) -> str:
+        """The score with its interval."""
+        return f"{self.value} ({self.interval})" if self.interval else self.value
 
 
 @dataclass(frozen=True)
@@ -130,9 +136,13 @@ class ChangeCell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the result table; ``changes`` and ``tail_changes`` have one cell per baseline, None where there is nothing."""
+    """A row of the result table; ``changes`` and ``tail_changes`` have one cell per baseline, None where there is nothing.
+
+    ``is_chosen`` marks the variant that validation chose; no test number is marked as the highest.
+    """
 
     variant: str
+    is_chosen: bool
     hit: ScoreCell
     ndcg: ScoreCell
     changes: tuple[ChangeCell | None, ...]
@@ -148,30 +158,24 @@ class Block:
     rows: tuple[Row, ...]
 
 
-def _score_cell(score: Score, best: float | None) -> ScoreCell:
+def _score_cell(score: Score) -> ScoreCell:
     interval = "" if score.low is None or score.high is None else f"{score.low:.4f} to {score.high:.4f}"
-    return ScoreCell(f"{score.value:.4f}", interval, best is not None and score.value >= best - _EQUAL)
+    return ScoreCell(f"{score.value:.4f}", interval)
 
 
 def change_cell(change: Change) -> ChangeCell:
-    """A change as it is shown: the arrow follows the sign, the emphasis follows the p-value."""
+    """A change as it is shown: the arrow follows the sign; colour needs a small p-value and an interval without zero."""
     if abs(change.difference) <= _EQUAL:
         arrow, word, kind = "=", "equal", "same"
     elif change.difference > 0:
         arrow, word, kind = "▲", "higher", "up"
     else:
         arrow, word, kind = "▼", "lower", "down"
-    if change.p_value is None or change.p_value >= _SIGNIFICANT:
+    if change.p_value is None or change.p_value >= _SIGNIFICANT or not excludes_zero(change.low, change.high):
         kind = "same"
     amount = f"{change.difference:+.4f}" if change.relative is None else f"{100 * change.relative:+.1f}\u00a0%"
     interval = "" if change.low is None or change.high is None else f"{change.low:+.4f} to {change.high:+.4f}"
     return ChangeCell(arrow, word, kind, amount.replace("-", "−"), p_text(change.p_value), interval.replace("-", "−"))
-
-
-def _best(scores: Iterable[Score | None]) -> float | None:
-    """The highest of a column; None where there is nothing to choose between: one row, or all alike."""
-    values = [score.value for score in scores if score is not None]
-    return max(values) if values and max(values) > min(values) + _EQUAL else None
 
 
 def _by_baseline(changes: Sequence[Change], baselines: Sequence[str]) -> tuple[ChangeCell | None, ...]:
@@ -188,19 +192,25 @@ def headings(baselines: Sequence[str], cutoff: int, *, has_tail: bool) -> list[t
     return columns
 
 
-def blocks(results: Sequence[Result], baselines: Sequence[str]) -> list[Block]:
-    """The result table: a block a recommender, in the order of the results."""
+def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[str, str]) -> list[Block]:
+    """The result table: a block a recommender, in the order of the results.
+
+    Args:
+        results: of all recommenders and variants.
+        baselines: of the changes.
+        chosen: by recommender, the variant that validation chose.
+    """
     made: list[Block] = []
     for recommender in dict.fromkeys(result.recommender for result in results):
         own = [result for result in results if result.recommender == recommender]
-        hit, ndcg, tail = (_best(r.hit for r in own), _best(r.ndcg for r in own), _best(r.tail_ndcg for r in own))
         rows = [
             Row(
                 variant=result.variant,
-                hit=_score_cell(result.hit, hit),
-                ndcg=_score_cell(result.ndcg, ndcg),
+                is_chosen=chosen.get(recommender) == result.variant,
+                hit=_score_cell(result.hit),
+                ndcg=_score_cell(result.ndcg),
                 changes=_by_baseline(result.changes, baselines),
-                tail_ndcg=None if result.tail_ndcg is None else _score_cell(result.tail_ndcg, tail),
+                tail_ndcg=None if result.tail_ndcg is None else _score_cell(result.tail_ndcg),
                 tail_changes=_by_baseline(result.tail_changes, baselines),
             )
             for result in own
@@ -211,50 +221,68 @@ def blocks(results: Sequence[Result], baselines: Sequence[str]) -> list[Block]:
 
 # --------------------------------------------------------------------------------------------------- parts
 @dataclass(frozen=True)
-class Finding:
-    """One line of the summary: the last variant of a recommender against its first baseline."""
+class Card:
+    """The choice of one recommender, as text; ``against`` are its baselines, each with its cell."""
 
     recommender: str
     variant: str
-    baseline: str
+    valid: str
+    next_best: str
     ndcg: str
-    cell: ChangeCell
-    verdict: str
+    against: tuple[tuple[str, ChangeCell], ...]
 
 
-def findings(results: Sequence[Result], baselines: Sequence[str]) -> list[Finding]:
-    """What the last rung of the ladder brings over the first baseline, per recommender."""
-    made: list[Finding] = []
-    for recommender in dict.fromkeys(result.recommender for result in results):
-        last = [result for result in results if result.recommender == recommender][-1]
-        for change in last.changes:
-            if baselines and change.baseline == baselines[0]:
-                cell = change_cell(change)
-                clear = change.p_value is not None and change.p_value < _SIGNIFICANT and cell.word != "equal"
-                verdict = f"clearly {cell.word}" if clear else "no clear difference"
-                made.append(Finding(recommender, last.variant, change.baseline, f"{last.ndcg.value:.4f}", cell, verdict))
+def against_cell(found: Against) -> ChangeCell:
+    """A difference as the answer shows it: coloured and named where the interval excludes zero, else not decided."""
+    cell = change_cell(found.change)
+    kinds: dict[Verdict, str] = {"higher": "up", "lower": "down", "equal": "same", "not decided": "same"}
+    arrow = "" if found.verdict == "not decided" else cell.arrow
+    return replace(cell, kind=kinds[found.verdict], word=found.verdict, arrow=arrow)
+
+
+def cards(found: Answer) -> list[Card]:
+    """A card for each recommender that has a choice."""
+    return [
+        Card(
+            recommender=choice.recommender,
+            variant=choice.chosen.variant,
+            valid=f"{choice.valid:.4f}",
+            next_best="" if choice.next_best is None else f"{choice.next_best[0]} {choice.next_best[1]:.4f}",
+            ndcg=_score_cell(choice.chosen.ndcg).text,
+            against=tuple((pair.change.baseline, against_cell(pair)) for pair in choice.against),
+        )
+        for choice in found.choices
+    ]
+
+
+def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
+    """What each recommender can show, a sentence or two each."""
+    made: list[str] = []
+    for power in powers:
+        cell, name = against_cell(power.oracle), power.recommender
+        begin, interval = f"With perfect knowledge (variant oracle) {name}", f" ({cell.interval})" if cell.interval else ""
+        if power.oracle.verdict == "higher":
+            line = f"{begin} gains {cell.amount.lstrip('+')} NDCG@{cutoff} over ids{interval}."
+            if power.smallest is not None:
+                line += f" Differences smaller than about {percent(power.smallest)} cannot be seen here."
+        else:
+            gain = "loses" if power.oracle.verdict == "lower" else "gains nothing that can be seen"
+            line = f"{begin} {gain} over ids{interval}. {name} cannot use good vectors here: its rows say nothing about vectors."
+        made.append(line)
     return made
 
 
-def in_short(found: Sequence[Finding]) -> str:
-    """The findings as one sentence: which recommenders gain, which lose, where nothing is clear."""
-    if not found:
-        return ""
-    parts: list[str] = []
-    for verdict in dict.fromkeys(finding.verdict for finding in sorted(found, key=lambda finding: finding.verdict)):
-        parts.append(f"{verdict} in {', '.join(f.recommender for f in found if f.verdict == verdict)}")
-    return f"{found[0].variant} against {found[0].baseline}: {'; '.join(parts)}."
-
-
-def leaders(results: Sequence[Result]) -> str:
-    """Which variant has the highest NDCG, by recommender; recommenders without a choice are left out."""
-    parts: list[str] = []
-    for recommender in dict.fromkeys(result.recommender for result in results):
-        own = [result for result in results if result.recommender == recommender]
-        best = _best(result.ndcg for result in own)
-        if best is not None:
-            parts.append(f"{max(own, key=lambda result: result.ndcg.value).variant} in {recommender}")
-    return ", ".join(parts)
+def statement_lines(statements: Sequence[Statement]) -> list[str]:
+    """A line for each variant and baseline: the recommenders, with their numbers."""
+    made: dict[tuple[str, str, str], list[str]] = {}
+    for statement in statements:
+        cell = against_cell(statement.against)
+        verdict = statement.against.verdict
+        key = statement.against.variant, verdict, statement.against.change.baseline
+        interval = f", {cell.interval}" if cell.interval else ""
+        made.setdefault(key, []).append(f"{statement.recommender} ({cell.amount}{interval})")
+    words = {"higher": "is better than", "lower": "is worse than", "not decided": "against", "equal": "equals"}
+    return [f"{variant} {words[verdict]} {baseline} in {'; '.join(of)}" for (variant, verdict, baseline), of in made.items()]
 
 
 @dataclass(frozen=True)
@@ -525,16 +553,18 @@ def render(data: ReportData) -> str:
     first = next((variant.name for variant in data.variants if variant.name == "zero_shot"), None)
     if first in baselines:  # the unadapted model is what the method is measured against: its column comes first
         baselines = [first, *(name for name in baselines if name != first)]
-    found = findings(data.results, baselines)
+    found = answer(data.results, data.controls, data.trained, data.num_seeds, data.is_simulation)
     has_tail = any(result.tail_ndcg is not None for result in data.results)
     return environment.get_template("template.html.j2").render(
         data=data,
         css=Markup(css),  # noqa: S704 (our own file)
         css_hash=base64.b64encode(hashlib.sha256(css.encode("utf-8")).digest()).decode("ascii"),
-        blocks=blocks(data.results, baselines),
-        findings=found,
-        in_short=in_short(found),
-        leaders=leaders(data.results),
+        blocks=blocks(data.results, baselines, {choice.recommender: choice.chosen.variant for choice in found.choices}),
+        answer=found,
+        powers=power_lines(found.powers, data.cutoff),
+        cards=cards(found),
+        shown=statement_lines(found.shown),
+        undecided=statement_lines(found.undecided),
         has_tail=has_tail,
         headings=headings(baselines, data.cutoff, has_tail=has_tail),
         num_users=max((result.num_users for result in data.results), default=0),

@@ -1,19 +1,29 @@
-"""The positions and metrics of one variant, recommender by recommender."""
+"""The positions and metrics of one variant, recommender by recommender, with every seed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+import polars as pl
+
 from sda_core import evaluation, ranking, recommenders
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, POSITIONS, Workspace, write_json
-from sda_core.params import EvaluateParams, RuntimeParams
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, SEED_POSITIONS, Workspace, write_json
+from sda_core.params import EvaluateParams, RuntimeParams, TrainRecommenderParams
+from sda_core.recommenders.history import validation_metrics
 from sda_core.runtime import prepare_torch
+from sda_core.traits import seeds_of
 
 _SHOWN = ("hit@10", "ndcg@10")
 
 
 def evaluate(
-    workspace: Workspace, variant: str, names: Iterable[str], params: EvaluateParams, runtime: RuntimeParams
+    workspace: Workspace,
+    variant: str,
+    names: Iterable[str],
+    params: EvaluateParams,
+    trained: TrainRecommenderParams,
+    runtime: RuntimeParams,
 ) -> dict[str, object]:
     """Place each test user's target among the candidates, write the positions, and the metrics computed from them.
 
@@ -22,6 +32,7 @@ def evaluate(
         variant: its name.
         names: of its trained recommenders.
         params: protocol, ties, cut-offs.
+        trained: the seeds of the recommenders.
         runtime: device and threads.
 
     Returns:
@@ -38,13 +49,21 @@ def evaluate(
     negatives = evaluation.read_negatives(workspace.negatives(params.protocol), interactions, params)
     counts: dict[str, object] = {"variant": variant, "num_users": len(data.users)}
     for name in names:
-        folder = workspace.recommender(variant, name)
-        vectors = recommenders.read_item_vectors(workspace.embeddings(variant), recommenders.saved_params(folder))
-        model = recommenders.load(folder, vectors, device)
-        placed, told = ranking.place(model, data, negatives.table_UN, params, device)
-        positions = evaluation.score_positions(placed, params.ties)
-        POSITIONS.write(positions, workspace.positions(variant, name), negatives.told)
+        vectors = recommenders.read_item_vectors(workspace.embeddings(variant), trained.of(name))
+        seeds = seeds_of(trained.of(name), trained.seeds)
+        tables: list[pl.DataFrame] = []
+        told: list[dict[str, float]] = []
+        for seed in seeds:
+            model = recommenders.load(workspace.model(variant, name, seed), vectors, device)
+            placed, retrieved = ranking.place(model, data, negatives.table_UN, params, device)
+            scored = evaluation.score_positions(placed, params.ties)
+            tables.append(scored.select(pl.lit(seed, pl.Int32).alias("seed"), pl.all()))
+            told.append(retrieved)
+        positions = pl.concat(tables)
+        SEED_POSITIONS.write(positions, workspace.positions(variant, name), negatives.told)
         metrics = evaluation.summarise(positions, interactions, params, num_items)
-        write_json(workspace.metrics(variant, name), metrics | told | negatives.told)
+        metrics |= validation_metrics(workspace, variant, name, seeds)
+        metrics |= {key: float(np.mean([of_seed[key] for of_seed in told])) for key in told[0]}
+        write_json(workspace.metrics(variant, name), metrics | negatives.told)
         counts |= {f"{name} {key}": metrics[key] for key in _SHOWN if key in metrics}
     return counts

@@ -9,13 +9,13 @@ from pathlib import Path
 from sda_core import costs as kept
 from sda_core import evaluation
 from sda_core import report as page
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, replace_directory, write_json, write_text
+from sda_core.artifacts import INTERACTIONS, ITEMS, SEED_POSITIONS, Workspace, replace_directory, write_json, write_text
 from sda_core.errors import ConfigError
 from sda_core.evaluation import Comparison
 from sda_core.index import load_index
 from sda_core.params import Params
 from sda_core.report.model import Experiment, ReportData
-from sda_core.variants import indexed_variants
+from sda_core.variants import indexed_variants, reported
 
 BASELINES = ("id", "zero_shot", "lora")
 
@@ -53,14 +53,14 @@ def write(workspace: Workspace, params: Params, *, with_costs: bool, with_experi
     with replace_directory(workspace.report.parent) as folder:
         write_text(folder / workspace.report.name, page.render(data))
         write_json(folder / workspace.pairs.name, evaluation.flat_comparisons(comparisons))
-    gains = evaluation.flat_gains(comparisons, tuple(params.train_adapter.variants), ("zero_shot", "id"))
+    gains = evaluation.flat_gains(comparisons, reported(params), ("zero_shot", "id"))
     write_json(workspace.comparisons, gains)
     return {"page": workspace.report, "comparisons": len(comparisons)}
 
 
 def _compare(workspace: Workspace, params: Params) -> Sequence[Comparison]:
     positions = {
-        (variant, recommender): POSITIONS.read(workspace.positions(variant, recommender))
+        (variant, recommender): SEED_POSITIONS.read(workspace.positions(variant, recommender))
         for recommender in params.recommenders
         for variant in params.variants
     }

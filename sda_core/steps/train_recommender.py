@@ -19,9 +19,9 @@ from sda_core import log
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, Workspace, read_json, replace_directory, write_json, write_tsv
 from sda_core.errors import ArtifactError, TrainingError
 from sda_core.fingerprint import fingerprint
-from sda_core.params import RuntimeParams, TrainRecommenderParams
+from sda_core.params import Params, RuntimeParams, TrainRecommenderParams
 from sda_core.sources import sources_of
-from sda_core.traits import aligns_to_ids, counts_test
+from sda_core.traits import aligns_to_ids, counts_test, seeds_of
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "pop")
 
 
 def command(module: str, variant: str, root: Path, params_file: Path | None) -> list[str]:
-    """What starts the training of one recommender, but for ``--recommender NAME``.
+    """What starts trainings, but for ``--recommender NAME,NAME``.
 
     Args:
         module: the stage's, which calls :func:`train`.
@@ -52,7 +52,8 @@ def train_all(
 ) -> dict[str, object]:
     """Bring ``models/<variant>`` up to date: exactly these recommenders, those trained whose inputs, settings or code changed.
 
-    Processes, because one training of this size does not fill two cores: it is many small operations.
+    Processes, because one training of this size does not fill two cores: it is many small operations.  Each has several
+    recommenders to train, since its start takes as long as a short training.
 
     Args:
         workspace: of the run.
@@ -72,44 +73,61 @@ def train_all(
     for folder in workspace.recommender(variant, "").glob("*"):
         if folder.is_dir() and folder.name not in names:
             shutil.rmtree(folder)
-    kept = [name for name in names if _is_up_to_date(workspace, variant, name, params)]
-    missing = sorted(set(names) - set(kept), key=_LONGEST_FIRST.index)
+
+    def missing() -> list[str]:
+        return [
+            name
+            for name in names
+            if not _was_made_of(workspace.recommender(variant, name), _inputs_by_seed(workspace, variant, name, params))
+        ]
+
+    wanted = sorted(missing(), key=_LONGEST_FIRST.index)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(_threads_each(runtime)),
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # what this process reads below
         log.NO_PROGRESS: "1",
     }
-    with ThreadPoolExecutor(runtime.num_trainings) as pool:
-        ended = pool.map(lambda name: _run_one([*command, "--recommender", name], environment), missing)
-        done = list(log.track(ended, len(missing), f"train {variant}", "recommenders"))
-    failed = {name: said for name, said in zip(missing, done, strict=True) if said is not None}
+    shares = _shares(wanted, runtime.num_trainings)
+    with ThreadPoolExecutor(max(1, len(shares))) as pool:
+        ended = pool.map(lambda share: _run_one([*command, "--recommender", ",".join(share)], environment), shares)
+        said = [line for lines in log.track(ended, len(shares), f"train {variant}", "processes") for line in lines]
+    failed = missing()
     if failed:
-        reasons = list(dict.fromkeys(said for said in failed.values() if said))
+        reasons = list(dict.fromkeys(said))
         for reason in reasons[1:]:
             _log.error("%s", reason)
         problem = f"the training of {', '.join(failed)} failed"
         if reasons:
             raise TrainingError(f"variant {variant}", f"{problem}: {reasons[0]}")
         raise TrainingError(f"variant {variant}", problem, "see the lines above")
-    return {"variant": variant, "trained": len(missing), "kept": len(kept)}
+    return {"variant": variant, "trained": len(wanted), "kept": len(names) - len(wanted)}
 
 
-def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """Train one recommender in a process of its own, whose log is passed on line by line.
+def _shares(names: Sequence[str], number: int) -> list[list[str]]:
+    """Deal recommenders out, the longest first, back and forth: the one with the longest gets the shortest too."""
+    shares: list[list[str]] = [[] for _ in range(number)]
+    for index, name in enumerate(names):
+        turn, place = divmod(index, number)
+        shares[place if turn % 2 == 0 else number - 1 - place].append(name)
+    return [share for share in shares if share]
+
+
+def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Run one process, whose log is passed on line by line.
 
     Returns:
-        None where it ended well, else the error that it ended with, empty where it said none.
+        The errors that it said.
     """
-    begin, said = "sda train-recommender: error: ", ""
+    begin, said = "sda train-recommender: error: ", list[str]()
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:  # noqa: S603 (own module)
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith(begin):
-                said = line.removeprefix(begin).strip()
+                said.append(line.removeprefix(begin).strip())
             else:
                 with suppress(OSError):  # a closed stderr stops nothing
                     sys.stderr.write(line)
-    return None if process.returncode == 0 else said
+    return said
 
 
 def _threads_each(runtime: RuntimeParams) -> int:
@@ -120,68 +138,111 @@ def _threads_each(runtime: RuntimeParams) -> int:
     return max(1, num_cores // runtime.num_trainings)
 
 
-def _inputs(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> str:
-    """Hash of all that a trained recommender follows from."""
+def _inputs(workspace: Workspace, variant: str, name: str, seed: int, params: TrainRecommenderParams) -> str:
+    """Hash of all that a recommender trained with one seed follows from."""
     section = params.of(name)
     code = sources_of("sda_core.steps.train_recommender", f"sda_core.recommenders.{section.kind}")
-    reference = workspace.recommender("id", name) if aligns_to_ids(section) and variant != "id" else None
+    reference = workspace.model("id", name, seed) if aligns_to_ids(section) and variant != "id" else None
     vectors = workspace.embeddings(variant)
     for path in (workspace.interactions, vectors, reference):
         if path is not None and not path.exists():
             raise ArtifactError(str(path), "does not exist", "run `dvc repro` for the stages before")
-    return fingerprint(section, *code, workspace.interactions, vectors, reference)
+    return fingerprint(section, *code, str(seed), workspace.interactions, vectors, reference)
 
 
-def _is_up_to_date(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> bool:
-    path = workspace.recommender(variant, name) / MADE_OF
-    return path.is_file() and read_json(path, "inputs of a training") == {"sha256": _inputs(workspace, variant, name, params)}
+def _inputs_by_seed(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> dict[str, str]:
+    """:func:`_inputs` of every seed; written beside the seeds' folders once these and their mean curve are complete."""
+    seeds = seeds_of(params.of(name), params.seeds)
+    return {str(seed): _inputs(workspace, variant, name, seed, params) for seed in seeds}
+
+
+def _was_made_of(folder: Path, inputs: object) -> bool:
+    path = folder / MADE_OF
+    return path.is_file() and read_json(path, "inputs of a training") == inputs
+
+
+def train_one(workspace: Workspace, params: Params, name: str, *, variant: str) -> dict[str, object]:
+    """:func:`train` with the sections of whole params."""
+    return train(workspace, variant, name, params.train_recommender, params.runtime)
 
 
 def train(
     workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams, runtime: RuntimeParams
 ) -> dict[str, object]:
-    """Train one recommender in this process, or resume it, and save it in ``models/<variant>``.
+    """Train one recommender with every seed in this process, or resume it, and save it in ``models/<variant>/<name>``.
+
+    Seeds whose model was made of the same inputs are kept.  A model, its curve and what it was made of appear together, and the
+    folder's own ``made_of.json`` last, so a killed run resumes at its unfinished seed and epoch.
 
     Args:
         workspace: of the run.
         variant: which item vectors.
         name: of the recommender.
-        params: settings of all recommenders.
+        params: settings of all recommenders, and the seeds.
         runtime: device and threads.
 
     Returns:
-        Epochs, and the best NDCG@10 on the validation split.
+        Seeds, epochs, and NDCG@10 on the validation split, mean over the seeds.
 
     Raises:
         ConfigError: no such recommender, or settings that do not fit together.
         ArtifactError: an input is missing or damaged.
     """
+    from sda_core.recommenders import history
+
+    inputs = _inputs_by_seed(workspace, variant, name, params)
+    folder = workspace.recommender(variant, name)
+    seeds = [int(seed) for seed in inputs]
+    for path in folder.glob("*"):
+        if path.name not in inputs:  # of other seeds, or of the run as a whole, which is written again below
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    missing = [seed for seed in seeds if not _was_made_of(workspace.model(variant, name, seed), {"sha256": inputs[str(seed)]})]
+    if missing:
+        _train_seeds(workspace, variant, name, {seed: inputs[str(seed)] for seed in missing}, params, runtime)
+    histories = [history.read_history(workspace.model(variant, name, seed)) for seed in seeds]
+    write_tsv(folder / history.HISTORY, history.mean_over_seeds(histories))
+    write_json(folder / MADE_OF, inputs)
+    found = [best for records in histories if (best := history.best_ndcg(records)) is not None]
+    counts: dict[str, object] = {"variant": variant, "recommender": name, "seeds": len(seeds)}
+    counts["epochs"] = sum(map(len, histories))
+    return counts | ({"valid ndcg@10": sum(found) / len(found)} if found else {})
+
+
+def _train_seeds(
+    workspace: Workspace,
+    variant: str,
+    name: str,
+    inputs: Mapping[int, str],
+    params: TrainRecommenderParams,
+    runtime: RuntimeParams,
+) -> None:
+    """Train the seeds that are the keys of ``inputs``, each with its :func:`_inputs`, and save each when it is finished."""
     import polars as pl
 
     from sda_core import recommenders
+    from sda_core.recommenders.history import HISTORY
     from sda_core.runtime import prepare_torch
 
     section = params.of(name)
-    inputs = _inputs(workspace, variant, name, params)
     device = prepare_torch(runtime)
     interactions = INTERACTIONS.read(workspace.interactions)
     test = interactions.filter(pl.col("split") == "test")
     vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
     aligns = aligns_to_ids(section) and vectors is not None
-    data = recommenders.training_data(
-        interactions.filter(pl.col("split").is_in(["train", "valid"])),
-        num_users=interactions["user_id"].n_unique(),
-        num_items=EMBEDDINGS.count(workspace.embeddings(variant)),  # the whole catalogue, items nobody has met included
-        leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
-        item_table=recommenders.read_item_table(workspace.recommender("id", name)) if aligns else None,
-    )
-    model = recommenders.build(section, data.num_users, data.num_items, vectors)
-    scratch = workspace.resume("train_recommender", variant, name)
-    records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=inputs, device=device)
-    with replace_directory(workspace.recommender(variant, name)) as folder:
-        model.save(folder)
-        write_tsv(folder / "history.tsv", records)
-        write_json(folder / MADE_OF, {"sha256": inputs})
-    shutil.rmtree(scratch, ignore_errors=True)
-    best = max((record.valid_ndcg_10 or 0.0 for record in records), default=0.0)
-    return {"variant": variant, "recommender": name, "epochs": len(records), "best valid ndcg@10": best}
+    num_items = EMBEDDINGS.count(workspace.embeddings(variant))  # the whole catalogue, items nobody has met included
+    for seed, made_of in inputs.items():
+        data = recommenders.training_data(
+            interactions.filter(pl.col("split").is_in(["train", "valid"])),
+            num_users=interactions["user_id"].n_unique(),
+            num_items=num_items,
+            leaked_test_items=test["item_id"].to_numpy() if counts_test(section) else None,
+            item_table=recommenders.read_item_table(workspace.model("id", name, seed)) if aligns else None,
+        )
+        model = recommenders.build(section, data.num_users, data.num_items, vectors, seed=seed)
+        scratch = workspace.resume("train_recommender", variant, name, str(seed))
+        records = model.fit(data, checkpoint=scratch / "checkpoint.safetensors", fingerprint=made_of, device=device)
+        with replace_directory(workspace.model(variant, name, seed)) as folder:
+            model.save(folder)
+            write_tsv(folder / HISTORY, records)
+            write_json(folder / MADE_OF, {"sha256": made_of})
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -17,8 +17,9 @@ import pytest
 from dvc.repo import Repo
 from typer.testing import CliRunner, Result
 
-from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace
+from sda_core.artifacts import INTERACTIONS, POSITIONS, SEED_POSITIONS, Workspace
 from sda_core.cli.app import app
+from tests.sections import seeded
 
 NUM_USERS = 200
 PIPELINE = """
@@ -38,13 +39,13 @@ def positions(places: np.ndarray, candidates: int = 50) -> pl.DataFrame:
         "num_better": (places - 1).astype(int),
         "num_tied": 0,
     }
-    return pl.DataFrame(columns, schema=dict(POSITIONS.columns))
+    return seeded(pl.DataFrame(columns, schema=dict(POSITIONS.columns)))
 
 
 def write(workspace: Workspace, places: dict[tuple[str, str], pl.DataFrame]) -> None:
     shutil.rmtree(workspace.root / "evaluation", ignore_errors=True)
     for key, frame in places.items():
-        POSITIONS.write(frame, workspace.positions(*key))
+        SEED_POSITIONS.write(frame, workspace.positions(*key))
 
 
 def commit(root: Path, message: str) -> None:
@@ -107,8 +108,8 @@ def test_a_commit_against_the_workspace(project: Path) -> None:
     assert done.exit_code == 0, done.output
     found = rows(done.stdout)
     assert set(found) == {("sda", "sasrec", name) for name in ("hit@10", "ndcg@10", "tail_ndcg@10")}
-    new = POSITIONS.read(Workspace(project).positions("sda", "sasrec"))["position"]
-    old = POSITIONS.read(Workspace(project).positions("id", "sasrec"))["position"]
+    new = SEED_POSITIONS.read(Workspace(project).positions("sda", "sasrec"))["position"]
+    old = SEED_POSITIONS.read(Workspace(project).positions("id", "sasrec"))["position"]
     before, after, change, low, _, high, clear = found["sda", "sasrec", "ndcg@10"]
     assert float(before) == pytest.approx(ndcg(old), abs=5e-5)
     assert float(after) == pytest.approx(ndcg(new), abs=5e-5)
@@ -185,10 +186,10 @@ def changed(project: Path) -> Iterator[Workspace]:
 
 def test_other_data_is_refused(changed: Workspace) -> None:
     path = changed.positions("sda", "sasrec")
-    frame = POSITIONS.read(path)
-    POSITIONS.write(frame.head(NUM_USERS - 1), path)
+    frame = SEED_POSITIONS.read(path)
+    SEED_POSITIONS.write(frame.head(NUM_USERS - 1), path)
     assert "different users (199 and 200, 199 in common)" in mistake(changed.root, "first")
-    POSITIONS.write(frame.with_columns(pl.col("target_item_id") + 1), path)
+    SEED_POSITIONS.write(frame.with_columns(pl.col("target_item_id") + 1), path)
     assert "different targets for 200 of 200 users" in mistake(changed.root, "first")
 
 
@@ -206,12 +207,12 @@ def test_another_protocol_is_refused(changed: Workspace) -> None:
 
 def test_other_negatives_and_another_retrieval_are_refused(changed: Workspace) -> None:
     path = changed.positions("sda", "sasrec")
-    POSITIONS.write(POSITIONS.read(path), path, {"negatives_sha256": "1" * 64})
+    SEED_POSITIONS.write(SEED_POSITIONS.read(path), path, {"negatives_sha256": "1" * 64})
     assert diff(changed.root, "first").exit_code == 0  # the first run does not tell
     other = changed.positions("id", "sasrec")
-    POSITIONS.write(POSITIONS.read(other), other, {"negatives_sha256": "2" * 64})
+    SEED_POSITIONS.write(SEED_POSITIONS.read(other), other, {"negatives_sha256": "2" * 64})
     assert "was placed among other negatives" in mistake(changed.root, "first")
-    POSITIONS.write(POSITIONS.read(other), other)
+    SEED_POSITIONS.write(SEED_POSITIONS.read(other), other)
     params = changed.root / "params.yaml"
     text = params.read_text()
     retrieval = "retrieval: {factory: Flat, nprobe: null, ef_search: null, depth: 50, num_queries: 5}"

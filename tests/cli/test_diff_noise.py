@@ -15,11 +15,12 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, write_json
+from sda_core.artifacts import INTERACTIONS, POSITIONS, SEED_POSITIONS, Workspace, write_json
 from sda_core.cli.app import app
 from sda_core.evaluation import noise_file, summarise
 from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.params import load_params
+from tests.sections import seeded
 
 NUM_USERS = 400
 SEEDS = (1, 2, 3, 4, 5, 6)
@@ -34,9 +35,15 @@ stages:
           cache: false
 """
 Places = dict[tuple[str, str], np.ndarray]
+"""By variant and recommender: of each seed and user, ``(S, U)``."""
 
 
-def frame(places: np.ndarray) -> pl.DataFrame:
+def frame(place_SU: np.ndarray) -> pl.DataFrame:
+    """Table SEED_POSITIONS."""
+    return seeded(*map(of_seed, place_SU), first=int(len(place_SU) > 1))
+
+
+def of_seed(places: np.ndarray) -> pl.DataFrame:
     columns = {
         "user_id": range(1, NUM_USERS + 1),
         "target_item_id": [1 + n % 10 for n in range(NUM_USERS)],
@@ -48,17 +55,22 @@ def frame(places: np.ndarray) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=dict(POSITIONS.columns))
 
 
-def a_run(seed: int, shift: int = 0) -> Places:
-    """Places of one run; another seed exchanges those of some users, and a shift makes every target come later."""
-    random, common = np.random.default_rng(seed), np.random.default_rng(1000)
+def a_run(number: int, shift: int = 0) -> Places:
+    """Places of one run of three seeds; other seeds exchange those of some users, and a shift makes every target come later."""
+    random, common = np.random.default_rng(number), np.random.default_rng(1000)
     places: Places = {}
     for variant in ("zero_shot", "sda"):
-        base = common.integers(1, 40, NUM_USERS)
-        moved = random.random(NUM_USERS) < 0.2
-        places[variant, "sasrec"] = np.where(moved, random.integers(1, 40, NUM_USERS), base)
-        places[variant, "pop"] = common.integers(1, 40, NUM_USERS)
+        base_SU = np.tile(common.integers(1, 40, NUM_USERS), (3, 1))
+        moved_SU = random.random((3, NUM_USERS)) < 0.2
+        places[variant, "sasrec"] = np.where(moved_SU, random.integers(1, 40, (3, NUM_USERS)), base_SU)
+        places[variant, "pop"] = common.integers(1, 40, (1, NUM_USERS))
     places["sda", "sasrec"] = places["sda", "sasrec"] + shift
     return places
+
+
+def hits(number: int) -> np.ndarray:
+    """Hit@10 of each seed of a run."""
+    return (a_run(number)["sda", "sasrec"] <= 10).mean(axis=1)
 
 
 def write_run(root: Path, places: Places) -> None:
@@ -68,7 +80,7 @@ def write_run(root: Path, places: Places) -> None:
     for folder in ("evaluation", "metrics"):
         shutil.rmtree(root / folder, ignore_errors=True)
     for key, found in places.items():
-        POSITIONS.write(frame(found), workspace.positions(*key))
+        SEED_POSITIONS.write(frame(found), workspace.positions(*key))
         write_json(workspace.metrics(*key), summarise(frame(found), interactions, params.evaluate))
 
 
@@ -99,7 +111,7 @@ def set_params(root: Path, **changes: Any) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A project whose run of seed 42 is committed, with the noise of six other seeds."""
+    """A project whose run 42 is committed."""
     root = tmp_path_factory.mktemp("published")
     subprocess.run(["git", "init", "-q", "-b", "main"], cwd=root, check=True)
     Repo.init(str(root)).close()
@@ -111,18 +123,21 @@ def published(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Pat
     INTERACTIONS.write(pl.DataFrame(rows, schema=dict(INTERACTIONS.columns), orient="row"), Workspace(root).interactions)
     write_run(root, a_run(42))
     (root / ".gitignore").write_text("/experiments\n")
-    write_noise(root)
     commit(root, "v1")
     return root
 
 
+MEASURED = [("sda", "sasrec")]  # what has an adapter and seeds
+
+
 def write_noise(root: Path) -> SeedNoise:
+    """What experiments/seed_noise.py leaves."""
     params = load_params(root / "params.yaml")
     tree = YAML(typ="safe", pure=True).load(root / "params.yaml")
     settings: dict[str, str] = {}
-    for key in a_run(1):
+    for key in MEASURED:
         settings |= noise_file.settings_hashes(tree, *key)
-    runs = {seed: {key: frame(places) for key, places in a_run(seed).items()} for seed in SEEDS}
+    runs = {seed: {key: frame(a_run(seed)[key]) for key in MEASURED} for seed in SEEDS}
     interactions = INTERACTIONS.read(Workspace(root).interactions)
     found = noise_file.gather(runs, settings, interactions, params.evaluate.tail, (5, 10))
     noise_file.write(found, root / "seed_noise.json")
@@ -170,21 +185,37 @@ def verdict(output: str) -> str:
     return output.splitlines()[-1]
 
 
-def test_another_seed_is_the_same_to_within_the_noise(machine: Path) -> None:
+def test_other_seeds_are_the_same_to_within_the_noise(machine: Path) -> None:
     write_run(machine, a_run(7))
-    found = diff(machine, "v1", "--same")
-    output = told(found)
-    assert "seeds' noise: seed_noise.json, 6 seeds" in output
+    output = told(diff(machine, "v1", "--same"))
+    assert "400 users, paired intervals over users and seeds (200 draws)" in output
+    assert "seeds' noise: between the 3 seeds of each run's recommenders\n" in output
+    assert "  it leaves out other seeds of the adapters; `python -m experiments seed_noise` measures whole runs\n" in output
     assert "settings differ" not in output
     assert "every position equal: sda/pop, zero_shot/pop" in output
-    hits = [float((a_run(seed)["sda", "sasrec"] <= 10).mean()) for seed in SEEDS]
     cells = row(output, "sda sasrec hit@10")
-    assert float(cells[-2]) == pytest.approx(2.5706 * np.std(hits, ddof=1) * np.sqrt(2), abs=5e-5)
-    change = (a_run(7)["sda", "sasrec"] <= 10).mean() - (a_run(42)["sda", "sasrec"] <= 10).mean()
+    pooled = np.sqrt((hits(7).var(ddof=1) + hits(42).var(ddof=1)) / 2)
+    assert float(cells[-2]) == pytest.approx(2.7764 * pooled * np.sqrt(2 / 3), abs=5e-5)
+    change = hits(7).mean() - hits(42).mean()
     assert float(cells[5]) == pytest.approx(change, abs=5e-5)
     assert (cells[-1] == "same") == (abs(change) <= float(cells[-2]))
     assert "of 6 rows; by chance alone about 0.3 would be" in output
     assert verdict(output).startswith("verdict: same to within the seeds' noise")
+
+
+def test_whole_runs_that_were_measured_are_the_noise_of_what_has_an_adapter(machine: Path) -> None:
+    write_noise(machine)
+    write_run(machine, a_run(7))
+    output = told(diff(machine, "v1"))
+    assert "  of sda/sasrec: seed_noise.json, 6 runs with adapters of their own\n" in output
+    means = [hits(seed).mean() for seed in SEEDS]
+    assert float(row(output, "sda sasrec hit@10")[-2]) == pytest.approx(2.5706 * np.std(means, ddof=1) * np.sqrt(2), abs=5e-5)
+    (machine / "seed_noise.json").rename(machine / "other.json")
+    without = told(diff(machine, "v1"))
+    assert row(without, "zero_shot sasrec hit@10") == row(output, "zero_shot sasrec hit@10")
+    assert row(without, "sda sasrec hit@10") != row(output, "sda sasrec hit@10")
+    named = told(diff(machine, "v1", "--noise", str(machine / "other.json")))
+    assert named[named.index("\nvariant") :] == output[output.index("\nvariant") :]
 
 
 def test_equal_runs_are_equal(machine: Path) -> None:
@@ -209,79 +240,63 @@ def test_what_is_larger_than_the_noise_is_named_and_fails_when_asked_for(machine
 
 def test_a_recommender_that_draws_nothing_must_be_equal(machine: Path) -> None:
     places = a_run(42)
-    places["sda", "pop"][places["sda", "pop"].argmin()] = 30  # one user of 400
+    places["sda", "pop"][0, places["sda", "pop"].argmin()] = 30  # one user of 400
     write_run(machine, places)
     assert "sda/pop hit@10 -0.0025 (noise 0.0000)" in mistake(diff(machine, "v1", "--same"))
 
 
-def test_without_a_measurement_the_verdict_is_not_known(machine: Path) -> None:
-    (machine / "seed_noise.json").unlink()
-    assert verdict(told(diff(machine, "v1", "--same"))) == "verdict: equal"  # which needs none
-    write_run(machine, a_run(7))
-    output = told(diff(machine, "v1"))
-    assert "seeds' noise: not measured here (no seed_noise.json); `python -m experiments seed_noise` measures it" in output
+def test_with_one_seed_the_verdict_is_not_known(machine: Path) -> None:
+    def of_one_seed(number: int) -> Places:
+        return {key: places[:1] for key, places in a_run(number).items()}
+
+    set_params(machine, train_recommender__seeds=[1])
+    write_run(machine, of_one_seed(42))
+    assert "the two evaluations have 1 and 3 seeds; train both with as many" in mistake(diff(machine, "v1"))
+    commit(machine, "one")
+    assert verdict(told(diff(machine, "one", "--same"))) == "verdict: equal"  # which needs none
+    write_run(machine, of_one_seed(7))
+    output = told(diff(machine, "one"))
+    assert "seeds' noise: not known, each run has one seed; set train_recommender.seeds to several" in output
     assert len(row(output, "sda sasrec ndcg@10")) == 10
     assert verdict(output).startswith("verdict: not known; no noise was measured for")
-    line = mistake(diff(machine, "v1", "--same"))
+    line = mistake(diff(machine, "one", "--same"))
     assert "sda/sasrec" in line
-    assert "run `python -m experiments seed_noise`" in line
+    assert "train both with several train_recommender.seeds" in line
 
 
 def test_settings_that_differ_are_told(machine: Path) -> None:
-    """Within the noise does not mean equal settings; the noise is that of the settings it was measured under."""
-    set_params(machine, train_adapter__loss__temperature=0.1, train_recommender__sasrec__seed=8, runtime__num_threads=3)
+    """Within the noise does not mean equal settings; a measurement is that of the settings it was made under."""
+    write_noise(machine)
+    set_params(machine, train_adapter__loss__temperature=0.1, train_recommender__seeds=[7, 8, 9], runtime__num_threads=3)
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1", "--same"))
     assert "settings differ: train_adapter.loss.temperature 0.05 -> 0.1\n" in output
-    assert "seeds differ: train_recommender.sasrec.seed 42 -> 8\n" in output
-    assert "measured under the settings of revision v1 (taken to hold for both runs)" in output
-    # a second run with the new settings: the noise of neither, but for what does not follow from them
+    assert "seeds differ: train_recommender.seeds [1, 2, 3] -> [7, 8, 9]\n" in output
+    assert "  of sda/sasrec: seed_noise.json" in output  # measured under the settings of one of the two
     commit(machine, "warm")
     write_run(machine, a_run(8))
     output = told(diff(machine, "warm"))
-    assert "  not measured with these train_adapter.loss: sda/sasrec\n" in output
-    assert row(output, "sda sasrec ndcg@10")[-2:] == ["not", "measured"]
-    assert row(output, "zero_shot sasrec ndcg@10")[-1] in ("same", "larger")
-    assert "verdict: not known; nothing else is larger than the seeds' noise; no noise was measured for sda/sasrec" in output
-    mistake(diff(machine, "warm", "--same"))
+    assert "  seed_noise.json was not measured with these train_adapter.loss: sda/sasrec\n" in output
+    assert row(output, "sda sasrec ndcg@10")[-1] in ("same", "larger")  # by the runs' own seeds
 
 
 def test_a_run_that_is_among_the_measured_ones_is_told(machine: Path) -> None:
+    write_noise(machine)
     set_params(machine, train_adapter__training__seed=3)
     write_run(machine, a_run(3))
-    line = "  seed 3 of the workspace is among the measured ones: the noise may contain the run it is held against\n"
+    line = "  the adapter seed of the workspace is among the measured ones: the noise may contain the run itself\n"
     assert line in told(diff(machine, "v1"))
 
 
-def test_a_cut_off_that_was_not_measured_is_told(machine: Path) -> None:
-    set_params(machine, evaluate__cutoffs=[7], report__cutoff=7)
-    write_run(machine, a_run(7))
-    output = told(diff(machine, "v1"))
-    assert "  not measured: sda/sasrec hit@7, sda/sasrec ndcg@7, sda/sasrec tail_ndcg@7, zero_shot/sasrec hit@7" in output
-    assert verdict(output).startswith("verdict: not known; no noise was measured for sda/sasrec, zero_shot/sasrec")
-
-
-def test_a_recommender_that_was_not_measured_is_told(machine: Path) -> None:
-    places = a_run(42) | {("sda", "bpr"): a_run(42)["sda", "sasrec"]}
-    write_run(machine, places)
-    commit(machine, "with-bpr")
-    places["sda", "bpr"] = a_run(7)["sda", "sasrec"]
-    write_run(machine, places)
-    output = told(diff(machine, "HEAD"))
-    assert "  not measured with these train_recommender.bpr: sda/bpr\n" in output
-    assert (
-        verdict(output) == "verdict: not known; nothing else is larger than the seeds' noise; no noise was measured for sda/bpr"
-    )
-
-
 def test_noise_of_other_data_is_not_used(machine: Path) -> None:
+    write_noise(machine)
     path = machine / "seed_noise.json"
     targets = noise_file.read(path).targets
     path.write_text(path.read_text().replace(targets, targets[::-1]))
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1"))
-    assert "measured on other test targets: not used" in output
-    assert verdict(output).startswith("verdict: not known")
+    assert "seed_noise.json was measured on other test targets: not used" in output
+    assert verdict(output).startswith("verdict: same")
 
 
 def test_a_clone_without_the_cache_compares_metrics(clone: Path) -> None:
@@ -304,12 +319,14 @@ def test_a_clone_that_was_run_gets_a_verdict(clone: Path, published: Path) -> No
     write_run(clone, a_run(7))
     output = told(diff(clone, "v1", "--same"))
     assert "400 users, by their metrics" in output
-    assert "positions of revision v1 are not in the DVC cache, and no remote gave them: no intervals over users" in output
+    assert "positions of revision v1 are not in the DVC cache, and no remote gave them: no intervals" in output
     assert "every metric equal: sda/pop, zero_shot/pop" in output
     cells = row(output, "sda sasrec hit@10")
-    old, new = ((a_run(seed)["sda", "sasrec"] <= 10).mean() for seed in (42, 7))
+    old, new = (hits(number).mean() for number in (42, 7))
     assert [float(cell) for cell in cells[3:6]] == pytest.approx([old, new, new - old], abs=5e-5)
     assert cells[6] == "-"
+    pooled = np.sqrt((hits(7).var(ddof=1) + hits(42).var(ddof=1)) / 2)
+    assert float(cells[7]) == pytest.approx(2.7764 * pooled * np.sqrt(2 / 3), abs=5e-5)
     assert verdict(output).startswith("verdict: same to within the seeds' noise")
     write_run(clone, a_run(42, shift=9))
     assert "--same: not the same" in mistake(diff(clone, "v1", "--same"))
@@ -325,6 +342,7 @@ def test_a_clone_that_was_run_gets_a_verdict(clone: Path, published: Path) -> No
     ("spoil", "problem"),
     [
         (lambda text: text.replace('"num_users": 400', '"num_users": 399'), "num_users of sda/sasrec is 400 and 399"),
+        (lambda text: text.replace('"num_seeds": 3', '"num_seeds": 1'), "sda/sasrec has 3 and 1 seeds"),
         (lambda text: text.replace('"ndcg@10":', '"ndcg@11":'), "sda/sasrec has no ndcg@10"),
         (lambda text: "[]", "metrics/sda/sasrec.json is no mapping"),
         (lambda text: text[:-9], "metrics is no valid JSON"),
@@ -356,27 +374,10 @@ def test_what_only_one_run_has_is_not_the_same(machine: Path) -> None:
     told(diff(machine, "v1"))
 
 
-def test_noise_from_the_positions_of_an_experiment(machine: Path) -> None:
-    """The same seeds as positions give the same numbers as the file."""
-    folder = machine / "experiments" / "positions" / "effect"
-    for seed in SEEDS:
-        for (variant, recommender), places in a_run(seed).items():
-            POSITIONS.write(frame(places), folder / recommender / variant / f"{seed}.parquet")
-    write_run(machine, a_run(7))
-    of_file = told(diff(machine, "v1"))
-    (machine / "seed_noise.json").unlink()
-    of_folder = told(diff(machine, "v1", "--noise", str(folder)))
-    assert f"seeds' noise: {folder}, 6 seeds, whose settings are not recorded" in of_folder
-    of_file, of_folder = (output[output.index("\nvariant") :] for output in (of_file, of_folder))
-    assert of_file == of_folder
-
-
-def test_noise_that_is_none_is_refused_in_one_line(machine: Path, tmp_path: Path) -> None:
+def test_noise_that_is_none_is_refused_in_one_line(machine: Path) -> None:
     assert "does not exist; run `python -m experiments seed_noise`" in mistake(diff(machine, "v1", "--noise", "nosuch.json"))
     (machine / "seed_noise.json").write_text("{}")
     assert "seed_noise.json: seeds: Field required" in mistake(diff(machine, "v1"))
-    (tmp_path / "empty").mkdir()
-    assert "has positions of 0 seeds" in mistake(diff(machine, "v1", "--noise", str(tmp_path / "empty")))
 
 
 def test_more_differing_settings_than_fit_a_line_are_counted(machine: Path) -> None:

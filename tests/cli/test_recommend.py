@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,13 @@ def workspace(tmp_path: Path, repository: Path) -> Workspace:
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     ids = np.arange(1, NUM_ITEMS + 1)
     write_embeddings(workspace.embeddings("sda"), ids, RAW, vectors, vectors, vectors, {}, ids > 0)
+    shutil.copyfile(repository / "params.yaml", tmp_path / "params.yaml")
     for name in ("pop", "sasrec", "bert4rec", "vbpr", "bpr", "slmrec"):
         params = section.of(name)
-        model = build(params, NUM_USERS, NUM_ITEMS, read_item_vectors(workspace.embeddings("sda"), params))
+        model = build(params, NUM_USERS, NUM_ITEMS, read_item_vectors(workspace.embeddings("sda"), params), seed=5)
         if name == "pop":
             model.counts_I[1:] = torch.arange(NUM_ITEMS)  # the last item is the most popular
-        model.save(workspace.recommender("sda", name))
+        model.save(workspace.model("sda", name, 0 if name == "pop" else 1))
     return workspace
 
 
@@ -66,7 +68,7 @@ def test_the_best_unseen_items_by_the_model(workspace: Workspace, capsys: pytest
     recommend(["sku-3", "sku-5", "sku-1"], "sda", recommender, 4, workspace.root)
     history, found = shown(capsys)
     assert history == ["sku-3", "sku-5", "sku-1"]
-    folder = workspace.recommender("sda", recommender)
+    folder = workspace.model("sda", recommender, 1)
     from sda_core.recommenders import saved_params
 
     model = load(folder, read_item_vectors(workspace.embeddings("sda"), saved_params(folder)), torch.device("cpu"))

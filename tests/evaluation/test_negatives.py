@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import NEGATIVES, POSITIONS
+from sda_core.artifacts import NEGATIVES, SEED_POSITIONS
 from sda_core.errors import ArtifactError
 from sda_core.evaluation import (
     candidates,
@@ -88,13 +88,21 @@ def test_what_does_not_belong_here_is_refused(shop: pl.DataFrame, tmp_path: Path
 
 
 def test_positions_of_other_negatives_are_not_compared(tmp_path: Path) -> None:
-    columns = {"user_id": [1], "target_item_id": [2], "position": [1.0], "candidates": [101], "num_better": [0], "num_tied": [0]}
-    frame = pl.DataFrame(columns, schema=dict(POSITIONS.columns))
+    columns = {
+        "seed": [1],
+        "user_id": [1],
+        "target_item_id": [2],
+        "position": [1.0],
+        "candidates": [101],
+        "num_better": [0],
+        "num_tied": [0],
+    }
+    frame = pl.DataFrame(columns, schema=dict(SEED_POSITIONS.columns))
     paths = [tmp_path / f"{name}.parquet" for name in ("a", "b", "untold", "c")]
     for path, told in zip(
         paths, ({"negatives_sha256": "1" * 64}, {"negatives_sha256": "1" * 64}, None, {"negatives_sha256": "2" * 64}), strict=True
     ):
-        POSITIONS.write(frame, path, told)
+        SEED_POSITIONS.write(frame, path, told)
     assert negatives_of(paths[0]) == {"negatives_sha256": "1" * 64}
     assert negatives_of(paths[2]) == {}
     check_same_negatives(paths[:3])

@@ -14,10 +14,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from sda_core.artifacts import INTERACTIONS, POSITIONS
-from sda_core.errors import ArtifactError, ConfigError, DataError
+from sda_core.errors import ArtifactError, DataError
 from sda_core.evaluation import hit, ndcg, noise_file
 from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.params import TailParams
+from tests.sections import seeded
 
 TAIL = TailParams(definition="train_lt_k", max_count=2, share=0.8)
 SETTINGS = {"filter": "0123456789abcdef"}
@@ -108,36 +109,34 @@ def test_what_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- from positions
-def test_values_are_the_metrics_of_each_seed(tmp_path: Path) -> None:
+def gathered(runs: dict[int, dict[tuple[str, str], pl.DataFrame]]) -> SeedNoise:
+    return noise_file.gather(runs, SETTINGS, INTERACTIONS_OF_FOUR, TAIL, (5, 10))
+
+
+def test_values_are_the_metrics_of_each_run_mean_over_its_seeds() -> None:
     places = {1: [1.0, 2.0, 30.0, 4.0], 2: [12.0, 2.0, 3.0, 40.0], 5: [1.0, 1.0, 1.0, 1.0]}
-    for seed, found in places.items():
-        POSITIONS.write(placed(found), tmp_path / "sasrec" / "sda" / f"{seed}.parquet")
-    POSITIONS.write(placed([9.0] * 4), tmp_path / "sasrec" / "sda" / "1.uni100.parquet")  # of another protocol
-    found = noise_file.read_kept(tmp_path, INTERACTIONS_OF_FOUR, TAIL, (5, 10))
+    worst = [40.0] * 4  # of a second seed of each run
+    found = gathered({seed: {("sda", "sasrec"): seeded(placed(first), placed(worst))} for seed, first in places.items()})
     assert found.seeds == (1, 2, 5)
-    assert found.settings is None
     for cutoff in (5, 10):
         for name, metric in (("hit", hit), ("ndcg", ndcg)):
-            whole = [metric(places[seed], cutoff) for seed in (1, 2, 5)]
-            tail = [metric(np.array(places[seed])[[0, 3]], cutoff) for seed in (1, 2, 5)]
+            whole = [metric(places[seed], cutoff) / 2 for seed in (1, 2, 5)]
+            tail = [metric(np.array(places[seed])[[0, 3]], cutoff) / 2 for seed in (1, 2, 5)]
             assert found.values[f"sda/sasrec/{name}@{cutoff}"] == pytest.approx(whole)
             assert found.values[f"sda/sasrec/tail_{name}@{cutoff}"] == pytest.approx(tail)
     spread = found.spread("sda", "sasrec", "hit@10")
     assert spread is not None
-    assert spread.values == (0.75, 0.5, 1.0)
+    assert spread.sd == pytest.approx(np.std([0.375, 0.25, 0.5], ddof=1))
+    assert (spread.degrees, spread.num_runs) == (2, 1)
     assert found.spread("sda", "sasrec", "hit@7") is None
 
 
-def test_positions_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
-    POSITIONS.write(placed([1.0] * 4), tmp_path / "sasrec" / "sda" / "1.parquet")
-    with pytest.raises(ConfigError, match="has positions of 1 seeds, expected at least 2"):
-        noise_file.read_kept(tmp_path, INTERACTIONS_OF_FOUR, TAIL, (10,))
-    POSITIONS.write(placed([1.0] * 4, targets=(2, 1, 1, 2)), tmp_path / "sasrec" / "sda" / "2.parquet")
+def test_runs_that_do_not_belong_together_are_refused() -> None:
+    one = {("sda", "sasrec"): placed([1.0] * 4)}
     with pytest.raises(DataError, match="2 sets of targets"):
-        noise_file.read_kept(tmp_path, INTERACTIONS_OF_FOUR, TAIL, (10,))
-    POSITIONS.write(placed([1.0] * 4), tmp_path / "bpr" / "sda" / "2.parquet")
+        gathered({1: one, 2: {("sda", "sasrec"): placed([1.0] * 4, targets=(2, 1, 1, 2))}})
     with pytest.raises(DataError, match="seeds 1 and 2 have not the same variants and recommenders"):
-        noise_file.read_kept(tmp_path, INTERACTIONS_OF_FOUR, TAIL, (10,))
+        gathered({1: one, 2: one | {("sda", "bpr"): placed([1.0] * 4)}})
 
 
 def test_the_hash_of_targets_knows_users_targets_and_candidates_and_not_places_or_order() -> None:
@@ -176,10 +175,10 @@ MATTERS = {
     "train_adapter.moda.r": ("sda", "train_adapter.moda"),
     "train_adapter.lora.r": ("lora", "train_adapter.lora"),
     "train_recommender.sasrec.dropout": ("sasrec", "train_recommender.sasrec"),
+    "train_recommender.seeds": ("all", "number of train_recommender.seeds"),
 }
 NO_MATTER = (
     "train_adapter.training.seed",
-    "train_recommender.sasrec.seed",
     "train_adapter.training.vision_cache",
     "train_adapter.training.check",
     "train_recommender.slmrec.dropout",
@@ -208,7 +207,7 @@ def measured_under(params: dict[str, Any]) -> SeedNoise:
 def test_a_setting_that_matters_is_named_for_what_follows_from_it(params: dict[str, Any], path: str) -> None:
     whom, section = MATTERS[path]
     base = measured_under(params)
-    other = changed(params, path, 12345 if path != "evaluate.ties" else "mean")
+    other = changed(params, path, {"evaluate.ties": "mean", "train_recommender.seeds": [1, 2]}.get(path, 12345))
     for variant, recommender in PAIRS:
         assert base.unlike(params, variant, recommender) == []
         concerned = whom == "all" or variant in whom.split() or recommender == whom or (whom == "vectors" and variant != "id")
@@ -219,6 +218,11 @@ def test_a_setting_that_matters_is_named_for_what_follows_from_it(params: dict[s
 def test_seeds_speed_and_presentation_do_not_matter(params: dict[str, Any], path: str) -> None:
     base, other = measured_under(params), changed(params, path, 12345)
     assert all(base.unlike(other, *pair) == [] for pair in PAIRS)
+
+
+def test_other_seeds_do_not_matter_if_there_are_as_many(params: dict[str, Any]) -> None:
+    other = changed(params, "train_recommender.seeds", [7, 8, 9])
+    assert all(measured_under(params).unlike(other, *pair) == [] for pair in PAIRS)
 
 
 def test_negatives_that_are_drawn_matter_and_where_raw_files_lie_does_not(params: dict[str, Any], repository: Path) -> None:
@@ -256,5 +260,4 @@ def test_params_of_another_version_are_read_as_they_stand() -> None:
     assert noise_file.sections({"filter": 3, "train_adapter": None}, "sda", "sasrec")["filter"] == 3
     assert noise_file.has_seed({}, "sasrec")  # not known, so no exact match is asked for
     assert not noise_file.has_seed({"train_recommender": {"pop": {"kind": "pop"}}}, "pop")
-    assert noise_file.has_seed({"train_recommender": {"bpr": {"seed": 0}}}, "bpr")
-    assert noise(settings=None).unlike({}, "sda", "sasrec") == []
+    assert noise_file.has_seed({"train_recommender": {"bpr": {"kind": "bpr"}}}, "bpr")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy import stats
 
 from sda_core.errors import DataError
 from sda_core.evaluation import benjamini_hochberg
-from sda_core.evaluation.seed_noise import Judgement, Spread, judge
+from sda_core.evaluation.seed_noise import Judgement, Spread, judge, spread_of_runs, spread_of_seeds
 from sda_core.evaluation.significance import Change
 
 USERS = 1_000_000  # so many that one user's worth is nothing
@@ -26,6 +27,7 @@ def change(difference: float, variant: str = "sda", recommender: str = "sasrec",
         recommender=recommender,
         name="ndcg@10",
         num_users=num_users,
+        num_seeds=1,
         value=0.1 + difference,
         baseline_value=0.1,
         difference=difference,
@@ -33,6 +35,9 @@ def change(difference: float, variant: str = "sda", recommender: str = "sasrec",
         low=None,
         high=None,
         p_value=None,
+        seed_margin=None,
+        seed_sd=None,
+        baseline_seed_sd=None,
     )
 
 
@@ -43,7 +48,7 @@ def test_the_rule_covers_95_of_100_differences_of_two_further_runs(num_seeds: in
     inside = 0
     for _ in range(REPEATS):
         runs = random.normal(0.1, 0.002, num_seeds + 2)
-        inside += abs(runs[-1] - runs[-2]) <= Spread(tuple(runs[:-2])).band(USERS)
+        inside += abs(runs[-1] - runs[-2]) <= spread_of_runs(runs[:-2]).band(USERS)
     assert inside / REPEATS == pytest.approx(0.95, abs=SLACK)
 
 
@@ -54,19 +59,41 @@ def test_adapters_and_recommenders_of_a_seed_together_cover_as_well_and_recommen
     for _ in range(REPEATS):
         adapters, recommenders = random.normal(0, 0.003, 8), random.normal(0, 0.002, 8)
         difference = abs(adapters[7] + recommenders[7] - adapters[6] - recommenders[6])
-        whole += difference <= Spread(tuple(adapters[:6] + recommenders[:6])).band(USERS)
-        alone += difference <= Spread(tuple(adapters[0] + recommenders[:6])).band(USERS)
+        whole += difference <= spread_of_runs(adapters[:6] + recommenders[:6]).band(USERS)
+        alone += difference <= spread_of_runs(adapters[0] + recommenders[:6]).band(USERS)
     assert whole / REPEATS == pytest.approx(0.95, abs=SLACK)
     assert alone / REPEATS < 0.85
 
 
-def test_means_over_seeds_are_covered_too() -> None:
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_the_runs_own_seeds_cover_95_of_100_differences_of_their_means(num_seeds: int) -> None:
     random = np.random.default_rng(1)
     inside = 0
     for _ in range(REPEATS):
-        difference = random.normal(0.1, 0.002, 3).mean() - random.normal(0.1, 0.002, 5).mean()
-        inside += abs(difference) <= Spread(tuple(random.normal(0.1, 0.002, 6))).band(USERS, (3, 5))
+        old, new = random.normal(0.1, 0.002, (2, num_seeds))
+        inside += abs(new.mean() - old.mean()) <= own_spread(old, new).band(USERS)
     assert inside / REPEATS == pytest.approx(0.95, abs=SLACK)
+
+
+def test_the_p_value_of_own_seeds_is_student_s_test_of_two_samples() -> None:
+    """Against scipy.stats."""
+    old, new = np.array([0.09, 0.0931, 0.0912]), np.array([0.0965, 0.0948, 0.0952])
+    expected = stats.ttest_ind(new, old).pvalue
+    assert own_spread(old, new).p_value(new.mean() - old.mean(), USERS) == pytest.approx(expected)
+
+
+def test_one_seed_or_numbers_without_a_spread_have_none() -> None:
+    assert spread_of_seeds(change(0.1)) is None
+    assert spread_of_seeds(replace(change(0.1), num_seeds=3)) is None  # metrics of an older version
+
+
+def own_spread(old: np.ndarray, new: np.ndarray) -> Spread:
+    row = replace(
+        change(0.0), num_seeds=len(old), seed_sd=float(np.std(new, ddof=1)), baseline_seed_sd=float(np.std(old, ddof=1))
+    )
+    found = spread_of_seeds(row)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("hits", [0.0, 0.2, 1.0, 5.0])
@@ -76,14 +103,14 @@ def test_few_hits_of_a_small_tail_are_covered(hits: float) -> None:
     inside = 0
     for _ in range(REPEATS):
         runs = random.binomial(100, hits / 100, 7) / 100
-        inside += abs(runs[-1] - runs[-2]) <= Spread(tuple(runs[:-2])).band(100)
+        inside += abs(runs[-1] - runs[-2]) <= spread_of_runs(runs[:-2]).band(100)
     assert inside / REPEATS > 0.93
 
 
 def test_the_formulas_are_those_of_the_t_and_chi_square_tables() -> None:
     """Against scipy.stats, and the t table's 2.776 for 4 degrees of freedom."""
     values = (0.091, 0.094, 0.0925, 0.0953, 0.0902)
-    spread = Spread(values)
+    spread = spread_of_runs(values)
     sd = stats.tstd(values)
     assert spread.sd == pytest.approx(sd)
     assert spread.band(USERS) == pytest.approx(2.776 * sd * math.sqrt(2), rel=1e-3)
@@ -100,7 +127,7 @@ def test_the_formulas_are_those_of_the_t_and_chi_square_tables() -> None:
 )
 @settings(max_examples=200, deadline=None)
 def test_band_and_p_value_say_the_same(values: list[float], difference: float, num_users: int) -> None:
-    spread = Spread(tuple(values))
+    spread = spread_of_runs(values)
     band, p_value = spread.band(num_users), spread.p_value(difference, num_users)
     assert 0 <= p_value <= 1
     assert p_value == spread.p_value(-difference, num_users)
@@ -112,7 +139,7 @@ def test_band_and_p_value_say_the_same(values: list[float], difference: float, n
 @pytest.mark.parametrize("values", [(), (0.1,), (0.1, math.nan), (0.1, math.inf)])
 def test_a_spread_needs_two_finite_values(values: tuple[float, ...]) -> None:
     with pytest.raises(DataError, match="seeds' noise"):
-        Spread(values)
+        spread_of_runs(values)
 
 
 # ------------------------------------------------------------------------------------------------- many rows
@@ -128,7 +155,7 @@ def runs_of(random: np.random.Generator, shift: float = 0.0) -> Judgement:
     values = 0.1 + 0.002 * (0.9 * models + math.sqrt(1 - 0.9**2) * random.normal(0, 1, (8, 12, 3)))
     values[7] += shift
     old, new = values[6].ravel(), values[7].ravel()
-    spreads = [Spread(tuple(column)) for column in values[:6].reshape(6, -1).T]
+    spreads = [spread_of_runs(column) for column in values[:6].reshape(6, -1).T]
     return judge([change(float(difference)) for difference in new - old], spreads)
 
 
@@ -148,7 +175,7 @@ def test_runs_that_are_far_apart_are_called_different() -> None:
 
 # ------------------------------------------------------------------------------------------------- verdicts
 def test_verdicts_of_rows() -> None:
-    spread = Spread((0.09, 0.092, 0.094))  # band: 4.303 * 0.002 * 1.414 = 0.01217
+    spread = spread_of_runs((0.09, 0.092, 0.094))  # band: 4.303 * 0.002 * 1.414 = 0.01217
     rows = [change(0.0121), change(-0.0123), change(0.5, variant="lora"), change(0.0, variant="id")]
     judgement = judge(rows, [spread, spread, None, None])
     assert [row.is_within for row in judgement.rows] == [True, False, None, True]
@@ -162,7 +189,7 @@ def test_verdicts_of_rows() -> None:
 
 
 def test_a_recommender_without_a_seed_has_no_noise() -> None:
-    spread = Spread((0.09, 0.092, 0.094))
+    spread = spread_of_runs((0.09, 0.092, 0.094))
     rows = [change(0.0, recommender="pop"), change(1e-17, recommender="pop"), change(0.001)]
     assert judge(rows, [None, spread, spread], {"pop"}).outcome == "same"
     judgement = judge([change(1e-4, recommender="pop"), change(0.001)], [spread, spread], {"pop"})

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy import stats
 
 from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation import (
-    bootstrap_interval,
     compare,
     compare_runs,
     compare_variants,
@@ -20,12 +16,13 @@ from sda_core.evaluation import (
     flat_comparisons,
     flat_gains,
     holm,
+    interval,
     ndcg,
-    sign_flip_p_value,
 )
-from sda_core.evaluation.significance import bootstrap_means
+from sda_core.evaluation.significance import bootstrap_means, drawn_means, own_seed_sd
 from sda_core.params import EvaluateParams
 from sda_core.seed import generator
+from tests.sections import seeded
 
 
 def evaluate_params(**changes: object) -> EvaluateParams:
@@ -74,50 +71,140 @@ def test_interval_covers_the_truth_about_19_times_in_20() -> None:
     covered = 0
     for number in range(400):
         values = random.choice([0.0, 0.4, 1.0], size=300, p=[0.7, 0.2, 0.1])
-        low, high = bootstrap_interval(values, 400, generator(number, "test"))
+        low, high = interval(values, 400, generator(number, "test"))
         covered += low <= 0.18 <= high
     assert 0.91 <= covered / 400 <= 0.98
 
 
 def test_bootstrap_is_seeded_and_blind_to_order() -> None:
     values = np.random.default_rng(0).random(100).round(1)
-    first = bootstrap_interval(values, 200, generator(7, "a"))
-    assert first == bootstrap_interval(values[::-1].copy(), 200, generator(7, "a"))
-    assert first != bootstrap_interval(values, 200, generator(8, "a"))
-    assert bootstrap_interval(np.full(30, 0.25), 50, generator(1, "a")) == (0.25, 0.25)
+    first = interval(values, 200, generator(7, "a"))
+    assert first == interval(values[::-1].copy(), 200, generator(7, "a"))
+    assert first != interval(values, 200, generator(8, "a"))
+    assert interval(np.full(30, 0.25), 50, generator(1, "a")) == (0.25, 0.25)
 
 
 def test_bootstrap_in_small_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random(60)
     whole = bootstrap_means(values, 50, generator(7, "a"))
-    p_value = sign_flip_p_value(values - 0.45, 50, generator(7, "a"))
     monkeypatch.setattr("sda_core.evaluation.significance._CHUNK_NUMBERS", 200)
     np.testing.assert_array_equal(whole, bootstrap_means(values, 50, generator(7, "a")))
-    assert p_value == sign_flip_p_value(values - 0.45, 50, generator(7, "a"))
 
 
-def test_p_value_is_one_without_any_difference() -> None:
-    assert sign_flip_p_value(np.zeros(50), 200, generator(7, "a")) == 1.0
+# ----------------------------------------------------------------------------------------------- users and seeds
+def crossed(random: np.random.Generator, of_seeds: float, of_users: float, rest: float, shape: tuple[int, int]) -> np.ndarray:
+    """Numbers with mean 0 by seed and user: an effect of each seed, of each user, and of each pair."""
+    seeds, users = random.normal(size=(shape[0], 1)), random.normal(size=(1, shape[1]))
+    return of_seeds * seeds + of_users * users + rest * random.normal(size=shape)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.sampled_from([-1.0, -0.63, -0.5, 0.0, 0.13, 0.5, 1.0]), min_size=1, max_size=9))
-def test_p_value_is_the_exact_one_up_to_sampling(differences: list[float]) -> None:
-    array = np.array(differences)
-    sums = [abs(float(np.dot(signs, array))) for signs in itertools.product([-1, 1], repeat=len(array))]
-    exact = np.mean([value >= abs(array.sum()) - 1e-9 for value in sums])
-    assert sign_flip_p_value(array, 8000, generator(7, "a")) == pytest.approx(exact, abs=0.03)
+def test_one_seed_or_equal_seeds_leave_the_interval_over_users() -> None:
+    values = np.random.default_rng(0).random(80).round(1)
+    alone = interval(values, 300, generator(7, "a"))
+    assert interval(values[None], 300, generator(7, "a")) == alone
+    assert interval(np.tile(values, (3, 1)), 300, generator(7, "a")) == pytest.approx(alone, rel=1e-9)
+
+
+def test_without_users_that_differ_it_is_student_s_interval_of_the_seeds() -> None:
+    """Against SciPy: every user has the value of the seed."""
+    of_seeds = np.array([0.09, 0.1, 0.095])
+    found = interval(np.tile(of_seeds[:, None], (1, 50)), 20_000, generator(7, "a"))
+    expected = stats.t.interval(0.95, 2, loc=of_seeds.mean(), scale=stats.sem(of_seeds))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_draws_have_the_variance_of_the_crossed_design() -> None:
+    """With many seeds t is normal, so the variance of the draws is that of the mean: each part once."""
+    random = np.random.default_rng(1)
+    value_SU = crossed(random, 0.1, 1.0, 2.0, (40, 300))
+    drawn = drawn_means(value_SU, 20_000, generator(7, "a"))
+    expected = 0.1**2 / 40 + 1.0 / 300 + 2.0**2 / (40 * 300)
+    assert drawn.var() == pytest.approx(expected, rel=0.25)
+    # by the expected mean squares of an analysis of variance, done by hand
+    residual_SU = value_SU - value_SU.mean(0) - value_SU.mean(1, keepdims=True) + value_SU.mean()
+    error = (residual_SU**2).sum() / (39 * 299)
+    between = 300 * ((value_SU.mean(1) - value_SU.mean()) ** 2).sum() / 39
+    assert own_seed_sd(value_SU) == pytest.approx(np.sqrt((between - error) / 300))
+    assert own_seed_sd(crossed(random, 0.0, 1.0, 0.0, (3, 50))) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("of_seeds", "of_users", "rest"),
+    [(0.0, 1.0, 0.5), (0.05, 1.0, 0.5), (0.1, 1.0, 1.5), (0.3, 1.0, 1.0), (0.0, 1.0, 2.0)],
+    ids=["users alone", "both", "all three", "seeds most", "pairs most"],
+)
+def test_three_seeds_cover_the_truth_at_least_19_times_in_20(of_seeds: float, of_users: float, rest: float) -> None:
+    """Simulated two-way layouts; an interval over users alone misses the truth where seeds matter."""
+    random = np.random.default_rng(2)
+    covered, over_users = [], []
+    for number in range(800):
+        value_SU = crossed(random, of_seeds, of_users, rest, (3, 400))
+        low, high = interval(value_SU, 400, generator(number, "both"))
+        covered.append(low <= 0.0 <= high)
+        low, high = interval(value_SU.mean(0), 400, generator(number, "users"))
+        over_users.append(low <= 0.0 <= high)
+    assert np.mean(covered) > 0.95 - 3 * np.sqrt(0.05 * 0.95 / 800)
+    if of_seeds > 0.2:
+        assert np.mean(over_users) < 0.6
+
+
+def test_a_difference_that_seeds_may_have_made_is_not_clear() -> None:
+    """Every seed's interval over users excludes zero, and the seeds disagree by more than the difference."""
+    places = np.array([[3.0] * 400, [3.0] * 400, [3.0] * 400])
+    better = places - np.array([[0.0], [1.0], [2.0]])
+    ours, theirs = (seeded(*(placed_frame(row) for row in rows)) for rows in (better, places))
+    found = compare(ours, theirs, "ndcg", 10, 500, 7)
+    assert found is not None
+    assert found.num_seeds == 3
+    assert found.seed_sd == pytest.approx(np.std([ndcg(row, 10) for row in better], ddof=1))
+    assert found.baseline_seed_sd == 0.0
+    assert found.difference > 0.1
+    assert not excludes_zero(found.low, found.high)
+    assert found.p_value is not None
+    assert found.p_value > 0.05
+
+
+def test_pairs_are_made_by_the_order_of_the_seeds() -> None:
+    """Variants that follow the same luck of a seed, which moves all users, are compared without it."""
+    base = np.random.default_rng(0).integers(1, 20, size=300).astype(float)
+    luck = [base, base + 3.0, base + 8.0]
+    ours = seeded(*(placed_frame(np.maximum(places - 1, 1)) for places in luck))
+    theirs = seeded(*(placed_frame(places) for places in luck))
+    other_order = seeded(*(placed_frame(places) for places in (luck[1], luck[2], luck[0])))
+    paired, crossed_over = (compare(ours, given, "ndcg", 10, 500, 7) for given in (theirs, other_order))
+    assert paired is not None
+    assert crossed_over is not None
+    assert paired.difference == pytest.approx(crossed_over.difference)
+    assert paired.seed_margin is not None
+    assert crossed_over.seed_margin is not None
+    assert paired.seed_margin < 0.2 * crossed_over.seed_margin
 
 
 def test_p_values_are_uniform_when_nothing_differs() -> None:
     random = np.random.default_rng(0)
-    values = [sign_flip_p_value(random.choice([-0.6, -0.2, 0.2, 0.6], size=80), 200, generator(n, "a")) for n in range(400)]
-    assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.03)
-    assert np.mean(values) == pytest.approx(0.5, abs=0.07)
+    places = random.integers(1, 20, size=(300, 2, 120)).astype(float)
+    values = []
+    for ours, theirs in places:
+        found = compare(placed_frame(ours), placed_frame(theirs), "ndcg", 10, 200, 7)
+        assert found is not None
+        values.append(found.p_value)
+    assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.035)
+    assert np.mean(values) == pytest.approx(0.5, abs=0.08)
 
 
-def test_p_value_sees_a_difference_and_is_never_zero() -> None:
-    assert sign_flip_p_value(np.full(60, 0.1), 999, generator(7, "a")) == pytest.approx(1 / 1000)
+def test_a_p_value_is_never_zero_and_agrees_with_the_interval() -> None:
+    found = compare(placed_frame([1.0] * 60), placed_frame([9.0] * 60), "hit", 5, 999, 7)
+    assert found is not None
+    assert found.p_value == pytest.approx(1 / 1000)
+    random = np.random.default_rng(3)
+    for _ in range(40):
+        ours, theirs = random.integers(1, 14, size=(2, 100)).astype(float)
+        found = compare(placed_frame(ours), placed_frame(theirs), "ndcg", 10, 1000, 7)
+        assert found is not None
+        assert found.p_value is not None
+        if abs(found.p_value - 0.05) > 0.004:
+            assert (found.p_value < 0.05) == excludes_zero(found.low, found.high)
 
 
 def test_holm_by_hand() -> None:
@@ -127,11 +214,11 @@ def test_holm_by_hand() -> None:
 
 
 def test_nothing_to_resample() -> None:
-    for function in (bootstrap_interval, sign_flip_p_value):
-        with pytest.raises(DataError):
-            function(np.array([]), 10, generator(7, "a"))
-        with pytest.raises(ConfigError, match="bootstrap_samples"):
-            function(np.array([1.0]), 0, generator(7, "a"))
+
+    with pytest.raises(DataError):
+        interval(np.array([]), 10, generator(7, "a"))
+    with pytest.raises(ConfigError, match="bootstrap_samples"):
+        interval(np.array([1.0]), 0, generator(7, "a"))
 
 
 def test_compare_joins_by_user_not_by_place() -> None:
@@ -157,7 +244,7 @@ def test_compare_is_antisymmetric_and_null_on_itself() -> None:
     assert back is not None
     assert same is not None
     assert forth.difference == -back.difference
-    assert forth.p_value == back.p_value
+    assert forth.p_value == pytest.approx(back.p_value, abs=0.1)
     assert (same.difference, same.low, same.high, same.p_value, same.relative) == (0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -168,7 +255,7 @@ def test_pairing_makes_the_interval_tighter_than_two_single_ones() -> None:
     assert paired.low is not None
     assert paired.high is not None
     gains = np.where(places <= 10, 1 / np.log2(places + 1), 0)
-    low, high = bootstrap_interval(gains, 500, generator(7, "a"))
+    low, high = interval(gains, 500, generator(7, "a"))
     assert paired.low > 0
     assert paired.high - paired.low < 0.5 * (high - low)
 
@@ -198,6 +285,8 @@ def test_no_relative_difference_to_zero() -> None:
         (placed_frame([1, 2, 3], targets=[1, 1, 2]), "different targets for 1 of 3"),
         (placed_frame([1, 2, 3], candidates=101), "different numbers of candidates"),
         (placed_frame([1, 2, 3]).with_columns(pl.lit(1, dtype=pl.Int32).alias("user_id")), "occurs twice"),
+        (seeded(placed_frame([1, 2, 3]), placed_frame([1, 2, 3])), "have 1 and 2 seeds"),
+        (seeded(placed_frame([1, 2, 3]), placed_frame([1, 2])), "seeds 1 and 2 do not have the same users"),
     ],
 )
 def test_compare_refuses_what_is_not_comparable(other: pl.DataFrame, what: str) -> None:

@@ -17,6 +17,7 @@ from sda_core.artifacts import POSITIONS
 from sda_core.errors import DataError
 from sda_core.evaluation import score_positions, summarise
 from sda_core.params import EvaluateParams
+from tests.sections import seeded
 
 
 def summary_params(**changes: object) -> EvaluateParams:
@@ -92,6 +93,22 @@ def test_summary_by_hand(shop: pl.DataFrame) -> None:
     assert "head_hit@10_low" not in numbers
     assert all(type(value) in (int, float) for value in numbers.values())
     json.dumps(numbers, allow_nan=False)
+
+
+def test_numbers_are_means_over_the_seeds(shop: pl.DataFrame) -> None:
+    other = counted([(1, 1, 3, 0, 30), (2, 2, 0, 0, 30), (3, 3, 4, 0, 30), (4, 1, 0, 0, 30)])
+    tables = [score_positions(placed, "pessimistic") for placed in (PLACED, other)]
+    alone = [summarise(table, shop, summary_params()) for table in tables]
+    numbers = summarise(seeded(*tables), shop, summary_params())
+    assert (numbers["num_seeds"], alone[0]["num_seeds"]) == (2, 1)
+    for name in ("hit@1", "ndcg@10", "mrr", "tail_ndcg@10", "head_hit@10", "cold_ndcg@10"):
+        assert numbers[name] == pytest.approx(np.mean([one[name] for one in alone]))
+    assert numbers["ndcg@10_seed_sd"] == pytest.approx(np.std([one["ndcg@10"] for one in alone], ddof=1))
+    assert numbers["num_users"] == 4
+    assert "ndcg@10_seed_sd" not in alone[0]
+    assert {name for name in numbers if name.endswith("_seed_sd")} == {
+        f"{prefix}{metric}@{cutoff}_seed_sd" for prefix in ("", "tail_") for metric in ("hit", "ndcg") for cutoff in (1, 10)
+    }
 
 
 def test_an_empty_group_has_no_numbers(shop: pl.DataFrame) -> None:

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from experiments import seed_noise
-from sda_core.artifacts import POSITIONS, Workspace
+from sda_core.artifacts import SEED_POSITIONS, Workspace
 from sda_core.cli.app import app
 from sda_core.cli.scripts import Numbers
 from sda_core.errors import ArtifactError, ConfigError
@@ -32,12 +32,12 @@ SEEDS = (1, 2, 3)
 
 @pytest.fixture(scope="module")
 def finished(on_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A project folder with two variants and two recommenders, as far as the measurement needs it."""
+    """A project folder with two variants, two recommenders and two seeds, as far as the measurement needs it."""
     root = tmp_path_factory.mktemp("finished")
     yaml = YAML(typ="safe", pure=True)
     params: dict[str, Any] = yaml.load(on_tiny / "params.yaml")
     params |= {"variants": ["zero_shot", "sda"], "recommenders": ["pop", "sasrec"]}
-    params["train_recommender"]["variants"] = ["zero_shot", "sda"]
+    params["train_recommender"] |= {"variants": ["zero_shot", "sda"], "seeds": [1, 2]}
     yaml.dump(params, root / "params.yaml")
     (root / "data").symlink_to(on_tiny / "data")
     export_embeddings("zero_shot", root=root)
@@ -67,36 +67,24 @@ def test_every_seed_is_a_whole_run_and_finished_ones_are_kept(
     finished: Workspace, stages: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     noise = seed_noise.measure(finished.root, SEEDS)
-    of_a_seed = [
-        ("train_adapter", "sda"),
-        ("export_embeddings", "sda"),
-        ("train_recommender", "zero_shot"),
-        ("evaluate", "zero_shot"),
-        ("train_recommender", "sda"),
-        ("evaluate", "sda"),
-    ]
+    of_a_seed = [("train_adapter", "sda"), ("export_embeddings", "sda"), ("train_recommender", "sda"), ("evaluate", "sda")]
     assert stages == [(f"seed-{seed}", *stage) for seed in SEEDS for stage in of_a_seed]
     # the file says what the positions say
     (base,) = (finished.root / "experiments" / "runs" / "seed_noise").iterdir()
     assert noise == noise_file.read(finished.root / "seed_noise.json")
-    for key, name in ((("sda", "sasrec"), "sda/sasrec/hit@10"), (("zero_shot", "pop"), "zero_shot/pop/hit@10")):
-        hits = [(POSITIONS.read(Workspace(base / f"seed-{seed}").positions(*key))["position"] <= 10).mean() for seed in SEEDS]
-        assert noise.values[name] == pytest.approx(hits)
-    assert len(set(noise.values["zero_shot/pop/ndcg@20"])) == 1
-    # adapters and recommenders differ between seeds, the shared vectors do not
+    runs = [SEED_POSITIONS.read(Workspace(base / f"seed-{seed}").positions("sda", "sasrec")) for seed in SEEDS]
+    assert noise.values["sda/sasrec/hit@10"] == pytest.approx([(run["position"] <= 10).mean() for run in runs])
+    assert {name.split("/")[:2] == ["sda", "sasrec"] for name in noise.values} == {True}
+    # each run has seeds of its own, for its adapter and its recommenders
+    assert [run["seed"].unique(maintain_order=True).to_list() for run in runs] == [[5, 6], [7, 8], [9, 10]]
     vectors = [Workspace(base / f"seed-{seed}").embeddings("sda").read_bytes() for seed in SEEDS]
     assert len(set(vectors)) == len(SEEDS)
-    assert all(Workspace(base / f"seed-{seed}").embeddings("zero_shot").is_symlink() for seed in SEEDS)
-    places = [POSITIONS.read(Workspace(base / f"seed-{seed}").positions("zero_shot", "sasrec"))["position"] for seed in SEEDS]
-    assert not np.array_equal(places[0], places[1])
     # the table
     table = (finished.root / "experiments" / "results" / "seed_noise" / "table.md").read_text()
     assert table in capsys.readouterr().out
     (row,) = (line for line in table.splitlines() if line.startswith("| sda | sasrec | hit@10 |"))
     sd = np.std(noise.values["sda/sasrec/hit@10"], ddof=1)
     assert row.split("|")[5].split()[0] == f"{sd:.4f}"
-    (row,) = (line for line in table.splitlines() if line.startswith("| zero_shot | pop | ndcg@10 |"))
-    assert row.endswith(" | 0 (no seed) | 0 |")
     # nothing is run twice; what a stopped run lacks is run
     stages.clear()
     assert seed_noise.measure(finished.root, SEEDS) == noise
@@ -119,10 +107,8 @@ def test_other_settings_reuse_nothing(finished: Workspace, stages: list[tuple[st
     yaml.dump(params, root / "params.yaml")
     old = noise_file.read(root / "seed_noise.json")
     new = seed_noise.measure(root, SEEDS)
-    assert len(stages) == 3 * 6
+    assert len(stages) == 3 * 4
     assert len({path.name for path in (root / "experiments" / "runs" / "seed_noise").iterdir()} - before) == 1
-    assert new.settings is not None
-    assert old.settings is not None
     assert {name for name in new.settings if new.settings[name] != old.settings[name]} == {"train_recommender.sasrec"}
     assert new.targets == old.targets
 
@@ -166,20 +152,20 @@ def test_real_runs_of_a_small_shop_are_judged_by_what_was_measured(
     # other seeds: real trainings, whose difference the measurement explains
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
-    params["train_adapter"]["training"]["seed"] = params["train_recommender"]["sasrec"]["seed"] = 43
+    params["train_adapter"]["training"]["seed"], params["train_recommender"]["seeds"] = 43, [43, 44]
     yaml.dump(params, root / "params.yaml")
     shutil.rmtree(root / "adapters")
     run_all(root)
     other = CliRunner().invoke(app, ["diff", "HEAD", "--same", "--root", str(root)])
-    assert "seeds' noise: seed_noise.json, 3 seeds\n" in other.stdout
-    assert "seeds differ: train_adapter.training.seed 42 -> 43, train_recommender.sasrec.seed 42 -> 43" in other.stdout
+    assert "  of sda/sasrec: seed_noise.json, 3 runs with adapters of their own\n" in other.stdout
+    assert "seeds differ: train_adapter.training.seed 42 -> 43, train_recommender.seeds [1, 2] -> [43, 44]" in other.stdout
     assert "every position equal: sda/pop, zero_shot/pop" in other.stdout
     assert "settings differ" not in other.stdout
     assert other.exit_code == 0, other.output
     assert "verdict: same to within the seeds' noise" in other.stdout
     # targets that all come first are no matter of seeds
     path = Workspace(root).positions("sda", "sasrec")
-    POSITIONS.write(POSITIONS.read(path).with_columns(position=pl.lit(1.0)), path)
+    SEED_POSITIONS.write(SEED_POSITIONS.read(path).with_columns(position=pl.lit(1.0)), path)
     first = CliRunner().invoke(app, ["diff", "HEAD", "--same", "--root", str(root)])
     assert first.exit_code == 1
     assert "--same: not the same" in first.stderr
@@ -191,7 +177,7 @@ def test_real_runs_of_a_small_shop_are_judged_by_what_was_measured(
         ((1, 2), "--seeds: expected at least 3 different ones"),
         ((1, 2, 2), "--seeds: expected at least 3 different ones"),
         ((1, 2, -3), "--seeds: expected at least 3 different ones"),
-        ((1, 2, 42), "--seeds: 42 is a seed of the run itself"),
+        ((1, 2, 42), "--seeds: 42 is the adapter seed of the run itself"),
     ],
 )
 def test_seeds_that_measure_nothing_are_refused(finished: Workspace, seeds: tuple[int, ...], problem: str) -> None:
@@ -199,9 +185,16 @@ def test_seeds_that_measure_nothing_are_refused(finished: Workspace, seeds: tupl
         seed_noise.main(finished.root, Numbers(seeds))
 
 
-def test_an_unfinished_run_is_refused(on_tiny: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"id\.parquet: does not exist; run `dvc repro` first"):
-        seed_noise.main(on_tiny)
+def test_an_unfinished_run_and_one_without_adapters_are_refused(finished: Workspace, tmp_path: Path) -> None:
+    shutil.copy(finished.root / "params.yaml", tmp_path)
+    with pytest.raises(ArtifactError, match=r"interactions\.parquet: does not exist; run `dvc repro` first"):
+        seed_noise.main(tmp_path)
+    yaml = YAML(typ="safe", pure=True)
+    params = yaml.load(tmp_path / "params.yaml")
+    params["variants"] = ["zero_shot"]
+    yaml.dump(params, tmp_path / "params.yaml")
+    with pytest.raises(ConfigError, match="no variant has an adapter; the run's own seeds hold all of its noise"):
+        seed_noise.main(tmp_path)
 
 
 def test_a_stage_that_fails_stops_the_measurement_in_one_line(finished: Workspace, tmp_path: Path) -> None:
@@ -214,12 +207,12 @@ def test_a_stage_that_fails_stops_the_measurement_in_one_line(finished: Workspac
 
 def test_every_seed_of_a_training_is_replaced(repository: Path, tmp_path: Path) -> None:
     yaml = YAML(typ="safe", pure=True)
-    seed_noise.write_params(repository / "params.yaml", tmp_path / "params.yaml", 7)
+    seed_noise.write_params(repository / "params.yaml", tmp_path / "params.yaml", ["sasrec"], 7)
     before, after = yaml.load(repository / "params.yaml"), yaml.load(tmp_path / "params.yaml")
     assert after["train_adapter"]["training"].pop("seed") == 7
+    assert after["train_recommender"].pop("seeds") == [25, 26, 27]
+    assert after.pop("recommenders") == ["sasrec"]
     before["train_adapter"]["training"].pop("seed")
-    for name, section in before["train_recommender"].items():
-        if isinstance(section, dict) and "seed" in section:
-            section["seed"] = 7
-            assert name != "pop"
+    assert not {25, 26, 27} & set(before["train_recommender"].pop("seeds"))
+    before.pop("recommenders")
     assert json.dumps(after) == json.dumps(before)

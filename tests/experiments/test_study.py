@@ -12,7 +12,7 @@ from experiments import study
 from sda_core.artifacts import POSITIONS, Workspace
 from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ArtifactError
-from sda_core.params import FitParams, load_params
+from sda_core.params import load_params
 from sda_core.report.experiments import experiments
 
 
@@ -22,9 +22,9 @@ def test_positions_are_of_one_model_and_kept(shop: Workspace, tmp_path: Path, mo
     seeds: list[int] = []
     build = study.recommenders.build
 
-    def counted(given: FitParams, *others: object) -> object:
-        seeds.append(given.seed)
-        return build(given, *others)  # pyright: ignore
+    def counted(*given: object, seed: int) -> object:
+        seeds.append(seed)
+        return build(*given, seed=seed)  # pyright: ignore
 
     monkeypatch.setattr(study.recommenders, "build", counted)
     for _ in range(2):

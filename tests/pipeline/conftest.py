@@ -30,6 +30,7 @@ SMALL = [
     "export_embeddings.batch_size=8",
     "export_embeddings.fused_dim=16",
     "build_index.num_queries=20",
+    "train_recommender.seeds=[1,2]",
     "train_recommender.vbpr.max_epochs=4",
     "train_recommender.sasrec.max_epochs=4",
     "train_recommender.bert4rec.max_epochs=4",

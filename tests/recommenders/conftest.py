@@ -26,7 +26,6 @@ from sda_core.recommenders import EpochRecord, Recommender, TrainingData, build,
 CPU = torch.device("cpu")
 
 _FIT = {
-    "seed": 5,
     "max_epochs": 40,
     "patience": 6,
     "eval_every": 2,
@@ -173,7 +172,7 @@ def fitted(checkerboard: tuple[pl.DataFrame, np.ndarray], tmp_path_factory: pyte
         if name not in done:
             params, has_vectors = RECOMMENDERS[name]
             data = training_data(interactions)
-            recommender = build(params, data.num_users, data.num_items, vectors if has_vectors else None)
+            recommender = build(params, data.num_users, data.num_items, vectors if has_vectors else None, seed=5)
             checkpoint: Path = tmp_path_factory.mktemp("fit") / "checkpoint.safetensors"
             done[name] = (recommender, recommender.fit(data, checkpoint=checkpoint, fingerprint=name, device=CPU), data)
         return done[name]

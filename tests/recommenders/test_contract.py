@@ -22,7 +22,7 @@ def _fit_short(params, data, vectors, folder: Path):
     """A fresh fit of three epochs."""
     if not isinstance(params, PopParams):
         params = params.model_copy(update={"max_epochs": 3, "eval_every": 1})
-    recommender = build(params, data.num_users, data.num_items, vectors)
+    recommender = build(params, data.num_users, data.num_items, vectors, seed=5)
     records = recommender.fit(data, checkpoint=folder / "checkpoint.safetensors", fingerprint="f", device=CPU)
     return recommender, records
 
@@ -125,7 +125,7 @@ def test_save_and_load_give_the_same_scores(case, fitted, checkerboard, recommen
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     again = load(tmp_path / "a", vectors, CPU)
     assert torch.equal(_some_scores(again), _some_scores(recommender))
-    assert again.params == recommender.params
+    assert (again.params, again.seed) == (recommender.params, 5)
 
 
 def test_content_vectors_are_not_saved(fitted, tmp_path):
@@ -243,7 +243,7 @@ def test_permuting_items_permutes_the_scores(name, fitted, checkerboard, recomme
     renamed = np.concatenate([[0], 1 + np.random.default_rng(6).permutation(24)])
     vectors = np.zeros_like(checkerboard[1])
     vectors[renamed] = checkerboard[1]
-    other = build(params, data.num_users, data.num_items, vectors)
+    other = build(params, data.num_users, data.num_items, vectors, seed=5)
     other.load_state_dict(recommender.state_dict())
     users = torch.arange(1, 9)
     history = torch.from_numpy(data.train.last(users.numpy(), 8).astype(np.int64))
@@ -269,11 +269,11 @@ def test_vectors_of_any_width_and_scale(name, width, checkerboard, recommender_c
 @pytest.mark.parametrize("vectors", [np.ones((24, 3)), np.ones(25), np.full((25, 3), np.nan)], ids=["rows", "shape", "nan"])
 def test_vectors_that_do_not_fit_are_refused(vectors, recommender_cases):
     with pytest.raises(DataError, match="item vectors"):
-        build(recommender_cases["sasrec-content"][0], 48, 24, vectors.astype(np.float32))
+        build(recommender_cases["sasrec-content"][0], 48, 24, vectors.astype(np.float32), seed=5)
 
 
 def test_data_of_another_size_is_refused(case, checkerboard, recommender_cases, tmp_path):
-    recommender = build(recommender_cases[case][0], 48, 23, None)
+    recommender = build(recommender_cases[case][0], 48, 23, None, seed=5)
     with pytest.raises(TrainingError, match="24 items, expected 48 and 23"):
         recommender.fit(training_data(checkerboard[0]), checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
 
@@ -322,7 +322,7 @@ def test_users_without_validation_target(case, make_table, recommender_cases, tm
 def test_leaked_items_are_refused_by_all_but_pop_all(case, checkerboard, recommender_cases, tmp_path, caplog):
     data = training_data(checkerboard[0], leaked_test_items=np.array([1, 2]))
     assert "not comparable" in caplog.text
-    recommender = build(recommender_cases[case][0], 48, 24, None)
+    recommender = build(recommender_cases[case][0], 48, 24, None, seed=5)
     with pytest.raises(TrainingError, match="was handed test interactions"):
         recommender.fit(data, checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
 

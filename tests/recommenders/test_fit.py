@@ -32,7 +32,7 @@ folder = Path(sys.argv[1])
 torch.set_num_threads(int(sys.argv[2]))  # another number gives other last bits
 params = TypeAdapter(RecommenderParams).validate_json((folder / "params.json").read_text())
 data = training_data(pl.read_parquet(folder / "interactions.parquet"))
-model = build(params, data.num_users, data.num_items, np.load(folder / "vectors.npy"))
+model = build(params, data.num_users, data.num_items, np.load(folder / "vectors.npy"), seed=5)
 model.fit(data, checkpoint=folder / "checkpoint.safetensors", fingerprint="f", device=torch.device("cpu"))
 (folder / "finished").touch()
 """
@@ -43,7 +43,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(name, checkerboard, recommender
     interactions, vectors = checkerboard
     params = recommender_cases[name][0].model_copy(update={"max_epochs": 40, "patience": 40, "eval_every": 3})
     data = training_data(interactions)
-    undisturbed = build(params, data.num_users, data.num_items, vectors)
+    undisturbed = build(params, data.num_users, data.num_items, vectors, seed=5)
     expected = undisturbed.fit(data, checkpoint=tmp_path / "other.safetensors", fingerprint="f", device=CPU)
 
     interactions.write_parquet(tmp_path / "interactions.parquet")
@@ -63,8 +63,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(name, checkerboard, recommender
     assert not (tmp_path / "finished").exists()
 
     # Other weights to begin with: all that counts must come from the checkpoint.
-    resumed = build(params.model_copy(update={"seed": 77}), data.num_users, data.num_items, vectors)
-    resumed.fit_params = params
+    resumed = build(params, data.num_users, data.num_items, vectors, seed=77)
+    resumed.seed = 5
     records = resumed.fit(data, checkpoint=checkpoint, fingerprint="f", device=CPU)
     assert records == expected
     for key, tensor in undisturbed.state_dict().items():
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_other_inputs_is_ignored(checkerboard, recommender_cases
     data = training_data(checkerboard[0])
     runs = []
     for fingerprint in ("a", "b", "b"):
-        model = build(params, 48, 24, None)
+        model = build(params, 48, 24, None, seed=5)
         with caplog.at_level(logging.INFO):
             caplog.clear()
             runs.append(model.fit(data, checkpoint=tmp_path / "c", fingerprint=fingerprint, device=CPU))
@@ -88,7 +88,7 @@ def test_the_best_weights_are_put_back(checkerboard, recommender_cases, tmp_path
     """A learning rate that overshoots: validation falls after its best, and training stops `patience` evaluations later."""
     params = recommender_cases["sasrec-id"][0].model_copy(update={"max_epochs": 80, "patience": 3, "eval_every": 2})
     data = training_data(checkerboard[0])
-    model = build(params, 48, 24, None)
+    model = build(params, 48, 24, None, seed=5)
     records = model.fit(data, checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
     evaluated = [record for record in records if record.valid_ndcg_10 is not None]
     assert [record.epoch for record in evaluated] == list(range(2, len(records) + 1, 2))
@@ -102,13 +102,13 @@ def test_stopping_early_does_not_depend_on_where_a_run_was_resumed(checkerboard,
     """Cut off after any evaluation, before, at and after the best one, and made again."""
     params = recommender_cases["sasrec-id"][0].model_copy(update={"max_epochs": 80, "patience": 3, "eval_every": 2})
     data = training_data(checkerboard[0])
-    undisturbed = build(params, 48, 24, None)
+    undisturbed = build(params, 48, 24, None, seed=5)
     expected = undisturbed.fit(data, checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
     for num_epochs in range(2, len(expected), 2):
-        cut_off = build(params.model_copy(update={"max_epochs": num_epochs}), 48, 24, None)
+        cut_off = build(params.model_copy(update={"max_epochs": num_epochs}), 48, 24, None, seed=5)
         cut_off.fit(data, checkpoint=tmp_path / f"{num_epochs}", fingerprint="f", device=CPU)
-        resumed = build(params.model_copy(update={"seed": 77}), 48, 24, None)
-        resumed.fit_params = params
+        resumed = build(params, 48, 24, None, seed=77)
+        resumed.seed = 5
         assert resumed.fit(data, checkpoint=tmp_path / f"{num_epochs}", fingerprint="f", device=CPU) == expected
         for key, tensor in undisturbed.state_dict().items():
             assert torch.equal(tensor, resumed.state_dict()[key]), key
@@ -117,27 +117,27 @@ def test_stopping_early_does_not_depend_on_where_a_run_was_resumed(checkerboard,
 @pytest.mark.parametrize("name", ["bpr", "sasrec-id", "bert4rec-id"])
 def test_a_loss_that_is_not_finite_is_an_error(name, checkerboard, recommender_cases, tmp_path):
     params = recommender_cases[name][0].model_copy(update={"learning_rate": 1e38})
-    model = build(params, 48, 24, None)
+    model = build(params, 48, 24, None, seed=5)
     with pytest.raises(TrainingError, match=r"the loss of epoch \d+ is (nan|inf); lower learning_rate"):
         model.fit(training_data(checkerboard[0]), checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
 
 
 def test_nothing_to_train_on_is_an_error(make_table, recommender_cases, tmp_path):
     data = training_data(make_table([[1, 2, 3], [3, 2, 1]]))  # one training item each: no transition
-    model = build(recommender_cases["sasrec-id"][0], 2, 3, None)
+    model = build(recommender_cases["sasrec-id"][0], 2, 3, None, seed=5)
     with pytest.raises(TrainingError, match="no user has two training interactions"):
         model.fit(data, checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
 
 
 def test_heads_must_divide_the_hidden_size(recommender_cases):
     with pytest.raises(ConfigError, match="multiple of num_heads"):
-        build(recommender_cases["sasrec-id"][0].model_copy(update={"num_heads": 3}), 2, 3, None)
+        build(recommender_cases["sasrec-id"][0].model_copy(update={"num_heads": 3}), 2, 3, None, seed=5)
 
 
 def test_training_rows_by_hand(make_table, recommender_cases):
     params = recommender_cases["sasrec-id"][0].model_copy(update={"max_length": 3})
     data = training_data(make_table([[1, 2, 3, 4, 5, 6, 7], [5, 4, 1, 1]]))  # training: 1 2 3 4 5 and 5 4
-    model = build(params, 2, 7, None)
+    model = build(params, 2, 7, None, seed=5)
     rows = [
         (history, target)
         for batch in model.batches(data, np.random.default_rng(0))
@@ -146,12 +146,12 @@ def test_training_rows_by_hand(make_table, recommender_cases):
     assert rows == [([[0, 0, 5], [2, 3, 4]], [4, 3, 4, 5])]  # the latest three transitions
 
     bert_params = recommender_cases["bert4rec-id"][0].model_copy(update={"max_length": 3, "last_item_mask_share": 1.0})
-    bert = build(bert_params, 2, 7, None)
+    bert = build(bert_params, 2, 7, None, seed=5)
     (batch,) = bert.batches(data, np.random.default_rng(0))
     assert batch["history_BL"].tolist() == [[0, 5, 8], [3, 4, 8]]
     assert batch["target_P"].tolist() == [4, 5]
     random_params = bert_params.model_copy(update={"last_item_mask_share": 0.0, "mask_probability": 0.5})
-    bert = build(random_params, 2, 7, None)
+    bert = build(random_params, 2, 7, None, seed=5)
     masked = 0
     for seed in range(200):
         (batch,) = bert.batches(data, np.random.default_rng(seed))
@@ -169,13 +169,13 @@ def test_training_rows_by_hand(make_table, recommender_cases):
 
 def test_negatives_are_never_the_target(recommender_cases):
     params = recommender_cases["sasrec-bce"][0].model_copy(update={"num_negatives": 2})
-    model = build(params, 2, 4, None)
+    model = build(params, 2, 4, None, seed=5)
     target = np.resize([1, 2, 4], 3_000)
     drawn = model.draw_negatives(target, np.random.default_rng(0))
     assert drawn.shape == (3_000, 2)
     assert not (drawn == target[:, None]).any()
     assert np.bincount(drawn[target == 2].ravel(), minlength=5)[[1, 3, 4]].min() > 550  # 2,000 draws over three items
-    shared = build(params.model_copy(update={"loss": "gbce", "num_negatives": 50}), 2, 4, None).draw_negatives(
+    shared = build(params.model_copy(update={"loss": "gbce", "num_negatives": 50}), 2, 4, None, seed=5).draw_negatives(
         target, np.random.default_rng(0)
     )
     assert shared.shape == (50,)
@@ -199,7 +199,7 @@ def test_first_losses(name, checkerboard, recommender_cases, tmp_path):
     """A change of these numbers changes every result: it belongs into the change log."""
     params, has_vectors = recommender_cases[name]
     params = params.model_copy(update={"max_epochs": 3, "eval_every": 3})
-    model = build(params, 48, 24, checkerboard[1] if has_vectors else None)
+    model = build(params, 48, 24, checkerboard[1] if has_vectors else None, seed=5)
     records = model.fit(training_data(checkerboard[0]), checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
     assert [record.loss for record in records] == pytest.approx(GOLDEN[name], rel=2e-3)
 
@@ -210,7 +210,7 @@ def test_bfloat16_is_used_in_training_and_leaves_weights_and_scores_in_float32(n
     losses = []
     for dtype in ("float32", "bfloat16"):
         params = recommender_cases[name][0].model_copy(update={"max_epochs": 2, "eval_every": 2, "dtype": dtype})
-        model = build(params, 48, 24, checkerboard[1])
+        model = build(params, 48, 24, checkerboard[1], seed=5)
         losses.append([record.loss for record in model.fit(data, checkpoint=tmp_path / dtype, fingerprint="f", device=CPU)])
         assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
         assert model.score(torch.tensor([1]), torch.tensor([[1, 2]])).dtype == torch.float32

@@ -17,7 +17,7 @@ HISTORIES = [[1, 2, 3, 4], [1, 2, 4, 5], [1, 3, 3, 5]]
 
 def _counts(counts, interactions, tmp_path, leaked=None):
     data = training_data(interactions, leaked_test_items=leaked)
-    pop = build(PopParams(kind="pop", counts=counts), data.num_users, data.num_items, None)
+    pop = build(PopParams(kind="pop", counts=counts), data.num_users, data.num_items, None, seed=5)
     assert pop.fit(data, checkpoint=tmp_path / "unused", fingerprint="", device=CPU) == []
     scores = pop.score(torch.tensor([1, 3]), torch.zeros((2, 0), dtype=torch.int64))
     assert torch.equal(scores[0], scores[1])
@@ -42,7 +42,7 @@ def test_beats_chance_where_items_differ_in_popularity(tmp_path, make_table):
     histories = [random.choice(np.arange(1, 101), size=8, replace=False, p=chance / chance.sum()).tolist() for _ in range(300)]
     interactions = make_table(histories)
     data = training_data(interactions)
-    pop = build(PopParams(kind="pop", counts="train"), data.num_users, data.num_items, None)
+    pop = build(PopParams(kind="pop", counts="train"), data.num_users, data.num_items, None, seed=5)
     pop.fit(data, checkpoint=tmp_path / "unused", fingerprint="", device=CPU)
     placed = place_targets(pop, evaluation_data(interactions), None, 64, CPU)
     hits = (placed["num_better"] + placed["num_tied"] < 10).mean()

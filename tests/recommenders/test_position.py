@@ -155,7 +155,7 @@ def test_popularity_on_beauty_gives_the_known_numbers(counts, pessimistic, half_
     leaked = beauty.filter(pl.col("split") == "test")["item_id"].to_numpy() if counts == "all" else None
     data = training_data(beauty, leaked_test_items=leaked)
     assert (data.num_users, data.num_items, len(beauty)) == (22_363, 12_101, 198_502)
-    pop = build(PopParams(kind="pop", counts=counts), data.num_users, data.num_items, None)
+    pop = build(PopParams(kind="pop", counts=counts), data.num_users, data.num_items, None, seed=5)
     pop.fit(data, checkpoint=tmp_path / "unused", fingerprint="", device=CPU)
     placed = place_targets(pop, evaluation_data(beauty), None, 256, CPU)
     better, tied = placed["num_better"].to_numpy(), placed["num_tied"].to_numpy()

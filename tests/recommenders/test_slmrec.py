@@ -26,7 +26,7 @@ def _modalities(num_items: int = 5) -> dict[str, np.ndarray]:
 
 
 def _model(params, task: str, item_vectors, data=None, **changes) -> SLMRec:
-    model = build(params.model_copy(update={"task": task, **changes}), 3, 5, item_vectors)
+    model = build(params.model_copy(update={"task": task, **changes}), 3, 5, item_vectors, seed=5)
     assert isinstance(model, SLMRec)
     if data is not None:
         model._graph = graph(data)
@@ -110,11 +110,11 @@ def test_masking_takes_two_different_channels(make_table, recommender_cases):
 def test_modalities_of_different_items_are_refused(recommender_cases):
     vectors = _modalities()
     with pytest.raises(DataError, match=r"one row per item in every modality \(got image \(6, 3\), text \(5, 4\)\)"):
-        build(recommender_cases["slmrec"][0], 3, 5, {**vectors, "text": vectors["text"][:-1]})
+        build(recommender_cases["slmrec"][0], 3, 5, {**vectors, "text": vectors["text"][:-1]}, seed=5)
 
 
 def test_other_recommenders_take_modalities_side_by_side(recommender_cases):
-    model = build(recommender_cases["vbpr"][0], 3, 5, _modalities())
+    model = build(recommender_cases["vbpr"][0], 3, 5, _modalities(), seed=5)
     assert model.vector_width == 7
 
 
@@ -130,7 +130,7 @@ def test_the_same_bits_twice_on_a_gpu(make_table, recommender_cases, tmp_path):
         params = recommender_cases["slmrec"][0].model_copy(
             update={"task": "fac", "max_epochs": 3, "hidden_size": 32, "batch_size": 8192}
         )
-        model = build(params, 2000, 300, _modalities(300))
+        model = build(params, 2000, 300, _modalities(300), seed=5)
         model.fit(data, checkpoint=tmp_path / name, fingerprint="f", device=device)
         fitted.append({key: value.cpu() for key, value in model.state_dict().items()})
     assert all(torch.equal(value, fitted[1][key]) for key, value in fitted[0].items())

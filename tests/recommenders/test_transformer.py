@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sda_core.recommenders.transformer import Transformer, attention_mask
+from tests.tolerances import up_to_rounding
 
 
 def _transformer(activation: str, causal: bool, dropout: float = 0.0) -> Transformer:
@@ -43,6 +44,16 @@ def test_equals_torch_encoder_layers(activation, causal):
         layer.linear2.load_state_dict(block.feed_forward_outer.state_dict())
         x = layer(x, src_mask=hidden.repeat_interleave(2, dim=0))
     torch.testing.assert_close(transformer(item_BLD, is_item_BL), transformer.norm(x), rtol=1e-4, atol=1e-5)
+
+
+def test_states_that_are_wanted_are_those_of_all_positions():
+    transformer = _transformer("gelu", causal=False).eval()
+    item_BLD = torch.randn(3, 5, 8)
+    is_item_BL = torch.ones(3, 5, dtype=torch.bool)
+    is_item_BL[1, :2] = False
+    at_BL = torch.tensor([[1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    expected = transformer(item_BLD, is_item_BL)[at_BL]
+    torch.testing.assert_close(transformer(item_BLD, is_item_BL, at_BL), expected, **up_to_rounding(expected))
 
 
 def test_attention_mask_by_hand():

@@ -41,12 +41,12 @@ def test_each_kind_of_parameter_has_its_own_penalty(checkerboard, recommender_ca
     batch = {name: torch.tensor(ids) for name, ids in (("user_B", [1, 2]), ("positive_B", [3, 3]), ("negative_B", [4, 5]))}
 
     def loss(**changes: float) -> float:
-        model = recommenders.build(params.model_copy(update=none | changes), 48, 24, checkerboard[1])
+        model = recommenders.build(params.model_copy(update=none | changes), 48, 24, checkerboard[1], seed=5)
         torch.nn.init.constant_(model.content_bias.weight, 0.5)
         torch.nn.init.constant_(model.item_bias, 0.25)
         return model.loss(batch).item()
 
-    model = recommenders.build(params, 48, 24, checkerboard[1])
+    model = recommenders.build(params, 48, 24, checkerboard[1], seed=5)
     used = [model.user_factors.weight[[1, 2]], model.user_content_factors.weight[[1, 2]], model.item_factors.weight[[3, 3, 4, 5]]]
     in_use = (sum(table.square().sum().item() for table in used) + 4 * 0.25**2) / 2
     assert loss(embedding_regularization=0.1) - loss() == pytest.approx(0.1 * in_use, rel=1e-3)
@@ -67,7 +67,7 @@ def test_a_user_without_a_training_row_gets_the_items_biases(checkerboard, tmp_p
     known = interactions.filter((pl.col("user_id") != newcomer) & pl.col("split").is_in(["train", "valid"]))
     sizes = interactions["user_id"].n_unique(), interactions["item_id"].n_unique()
     section = load_params(ROOT / "params.yaml").train_recommender.vbpr.model_copy(update={"max_epochs": 2})
-    model = recommenders.build(section, *sizes, vectors)
+    model = recommenders.build(section, *sizes, vectors, seed=5)
     data = recommenders.training_data(known, *sizes)
     model.fit(data, checkpoint=tmp_path / "c.safetensors", fingerprint="f", device=torch.device("cpu"))
     scores = model.score(torch.tensor([newcomer, 0, 1]), torch.zeros((3, 0), dtype=torch.int64))

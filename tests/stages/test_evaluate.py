@@ -10,7 +10,7 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, NEGATIVES, POSITIONS, Workspace, read_json
+from sda_core.artifacts import INTERACTIONS, ITEMS, NEGATIVES, SEED_POSITIONS, Workspace, read_json
 from sda_core.evaluation import candidates_hash
 from sda_core.params import load_params
 from sda_core.verification import Finding, verify
@@ -76,10 +76,10 @@ def test_all_recommenders_meet_the_stored_negatives(trained: Workspace, protocol
     sha256 = NEGATIVES.metadata(path)["sha256"]
     evaluate("id", root=trained.root)
     for recommender in ("pop", "bpr"):
-        assert POSITIONS.metadata(trained.positions("id", recommender)) == {"negatives_sha256": sha256}
+        assert SEED_POSITIONS.metadata(trained.positions("id", recommender)) == {"negatives_sha256": sha256}
         assert metrics(trained, recommender)["negatives_sha256"] == sha256
         stored = (NEGATIVES.read(path)["candidates"].to_numpy() > 0).sum(axis=1)
-        assert POSITIONS.read(trained.positions("id", recommender))["candidates"].to_list() == (stored + 1).tolist()
+        assert SEED_POSITIONS.read(trained.positions("id", recommender))["candidates"].to_list() == (stored + 1).tolist()
     found = findings(trained)
     assert {each.status for each in found.values()} == {"ok"}
     assert sha256[:12] in found[f"data/negatives/{protocol}.parquet"].text
@@ -115,7 +115,7 @@ def test_metrics_of_other_negatives_are_told(trained: Workspace) -> None:
     draw_negatives(trained.root)
     evaluate("id", root=trained.root)
     path = trained.positions("id", "bpr")
-    POSITIONS.write(POSITIONS.read(path), path, {"negatives_sha256": "1" * 64})
+    SEED_POSITIONS.write(SEED_POSITIONS.read(path), path, {"negatives_sha256": "1" * 64})
     assert "tells of the negatives" in findings(trained)["metrics/id/bpr.json"].text
     assert findings(trained)["metrics/id/pop.json"].status == "ok"
 

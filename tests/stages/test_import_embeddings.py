@@ -15,7 +15,7 @@ from dvc.repo import Repo
 from dvc.utils.hydra import compose_and_dump
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, read_json
+from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, SEED_POSITIONS, Workspace, read_json
 from sda_core.item_vectors import read_vectors
 from stages.build_index import build_index
 from stages.evaluate import evaluate
@@ -86,7 +86,7 @@ def test_items_that_nobody_has_met_are_trained_with_and_are_candidates(workspace
     export_embeddings("id", workspace.root)
     train_recommender("id", recommender, workspace.root)
     evaluate("id", recommender, workspace.root)
-    assert POSITIONS.read(workspace.positions("id", recommender))["candidates"].unique().to_list() == [NUM_ITEMS + 1 - 4]
+    assert SEED_POSITIONS.read(workspace.positions("id", recommender))["candidates"].unique().to_list() == [NUM_ITEMS + 1 - 4]
     metrics = read_json(workspace.metrics("id", recommender), "metrics")
     assert metrics["cold_num_items"] == 1
     assert metrics["tail_num_items"] >= 1

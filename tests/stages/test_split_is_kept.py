@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_json
+from sda_core.artifacts import INTERACTIONS, ITEMS, SEED_POSITIONS, Workspace, write_json
 from sda_core.recommenders import load
 from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings
@@ -82,12 +82,12 @@ def test_a_planted_test_item_is_never_counted(workspace: Workspace) -> None:
     parts = set(interactions.filter(pl.col("item_id") == ids["planted"])["split"])
     assert parts <= {"test", "test_rest"}
     train_recommender("id", "pop", workspace.root)
-    counts = load(workspace.recommender("id", "pop"), None, "cpu").counts_I.tolist()
+    counts = load(workspace.model("id", "pop", 0), None, "cpu").counts_I.tolist()
     train = interactions.filter(pl.col("split") == "train")
     assert counts == [0, *((train["item_id"] == item).sum() for item in range(1, len(ids) + 1))]
     assert counts[ids["planted"]] == 0
     evaluate("id", "pop", workspace.root)
-    positions = POSITIONS.read(workspace.positions("id", "pop"))
+    positions = SEED_POSITIONS.read(workspace.positions("id", "pop"))
     test = interactions.filter(pl.col("split") == "test").sort("user_id")
     assert positions["target_item_id"].to_list() == test["item_id"].to_list()
     # Candidates are all items but what the user had before: the validation period is known by then, the test is not.
@@ -102,7 +102,7 @@ def test_a_planted_test_item_is_never_counted(workspace: Workspace) -> None:
 def test_other_test_rows_give_the_same_model(workspace: Workspace, recommender: str) -> None:
     def trained() -> tuple[bytes, str]:
         train_recommender("id", recommender, workspace.root)
-        folder = workspace.recommender("id", recommender)
+        folder = workspace.model("id", recommender, 1)
         return (folder / "model.safetensors").read_bytes(), (folder / "history.tsv").read_text()
 
     once = trained()

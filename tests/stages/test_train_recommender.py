@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 import typer
 from ruamel.yaml import YAML
 
-from sda_core.artifacts import INTERACTIONS, Workspace
+from sda_core.artifacts import INTERACTIONS, SEED_POSITIONS, Workspace, read_json
 from sda_core.embeddings.table import write_embeddings, write_ids_only
 from sda_core.item_vectors import read_vectors
 from sda_core.recommenders import load, read_item_vectors, saved_params
+from sda_core.recommenders.history import best_ndcg, read_history
 from stages.evaluate import evaluate
 from stages.train_recommender import train_recommender
 
@@ -53,9 +55,9 @@ def test_alignment_takes_the_item_table_of_the_variant_id(workspace: Workspace, 
     assert "error:" in capsys.readouterr().err  # there is no such table yet
     train_recommender("id", "sasrec", workspace.root)
     train_recommender("zero_shot", "sasrec", workspace.root)
-    table = workspace.recommender("id", "sasrec") / "model.safetensors"
+    table = workspace.model("id", "sasrec", 2) / "model.safetensors"
     train_recommender("id", "bpr", workspace.root)  # has no item table of that name
-    table.write_bytes((workspace.recommender("id", "bpr") / "model.safetensors").read_bytes())
+    table.write_bytes((workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes())
     with pytest.raises(typer.Exit):
         train_recommender("zero_shot", "sasrec", workspace.root)
     assert "no learned item table" in capsys.readouterr().err
@@ -77,10 +79,10 @@ def test_all_recommenders_are_trained_once_and_only_what_changed_again(
 
     params["recommenders"] = ["pop", "bpr"]
     assert trained() == {"pop", "bpr"}
-    weights = (workspace.recommender("id", "bpr") / "model.safetensors").read_bytes()
+    weights = (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes()
     assert trained() == set()
     assert trained(learning_rate=0.5) == {"bpr"}
-    assert (workspace.recommender("id", "bpr") / "model.safetensors").read_bytes() != weights
+    assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() != weights
     INTERACTIONS.write(
         INTERACTIONS.read(workspace.interactions).with_columns(rating=pl.lit(4.0, pl.Float32)), workspace.interactions
     )
@@ -96,11 +98,68 @@ def test_all_recommenders_are_trained_once_and_only_what_changed_again(
     assert "lower learning_rate" in error
 
 
+def test_each_seed_has_a_model_and_only_missing_seeds_are_trained(workspace: Workspace) -> None:
+    path, yaml = workspace.root / "params.yaml", YAML(typ="safe", pure=True)
+    params = yaml.load(path)
+
+    def trained(*seeds: int) -> set[str]:
+        params["train_recommender"]["seeds"] = list(seeds)
+        yaml.dump(params, path)
+        folder = workspace.recommender("id", "bpr")
+        before = {model.parent.name: model.stat().st_mtime_ns for model in folder.glob("*/model.safetensors")}
+        train_recommender("id", "bpr", workspace.root)
+        assert {model.name for model in folder.iterdir() if model.is_dir()} == set(map(str, seeds))
+        after = {model.parent.name: model.stat().st_mtime_ns for model in folder.glob("*/model.safetensors")}
+        return {name for name in after if before.get(name) != after[name]}
+
+    assert trained(1, 2) == {"1", "2"}
+    weights = [(workspace.model("id", "bpr", seed) / "model.safetensors").read_bytes() for seed in (1, 2)]
+    assert weights[0] != weights[1]
+    curve = (workspace.recommender("id", "bpr") / "history.tsv").read_text()
+    assert trained(1, 2) == set()
+    assert trained(2, 3) == {"3"}  # and 1 is gone
+    assert (workspace.model("id", "bpr", 2) / "model.safetensors").read_bytes() == weights[1]
+    assert (workspace.recommender("id", "bpr") / "history.tsv").read_text() != curve
+    # a run that was killed between its two seeds: the first is kept, and the mean curve is that of the whole run
+    shutil.rmtree(workspace.model("id", "bpr", 3))
+    (workspace.recommender("id", "bpr") / "made_of.json").unlink()
+    (workspace.recommender("id", "bpr") / "model.safetensors").touch()  # of the layout before there were seeds
+    assert trained(1, 2) == {"1"}
+    assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() == weights[0]
+    assert (workspace.recommender("id", "bpr") / "history.tsv").read_text() == curve
+    assert sorted(one.name for one in workspace.recommender("id", "bpr").iterdir()) == ["1", "2", "history.tsv", "made_of.json"]
+
+
+def test_several_recommenders_in_one_process_and_one_that_fails_stops_no_other(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, yaml = workspace.root / "params.yaml", YAML(typ="safe", pure=True)
+    params = yaml.load(path)
+    params["train_recommender"]["bpr"]["learning_rate"] = 1e30
+    yaml.dump(params, path)
+    with pytest.raises(typer.Exit):
+        train_recommender("id", "bpr,pop", workspace.root)
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert (workspace.model("id", "pop", 0) / "model.safetensors").is_file()
+
+
+def test_validation_and_seeds_are_in_the_metrics(workspace: Workspace) -> None:
+    train_recommender("id", "bpr", workspace.root)
+    evaluate("id", "bpr", workspace.root)
+    found = read_json(workspace.metrics("id", "bpr"), "metrics")
+    assert found["num_seeds"] == 3
+    curves = [read_history(workspace.model("id", "bpr", seed)) for seed in (1, 2, 3)]
+    assert found["valid_ndcg@10"] == pytest.approx(np.mean([best_ndcg(curve) for curve in curves]))
+    table = SEED_POSITIONS.read(workspace.positions("id", "bpr"))
+    assert table["seed"].unique(maintain_order=True).to_list() == [1, 2, 3]
+    assert found["hit@10"] == pytest.approx((table["position"] <= 10).mean())
+
+
 def test_slmrec_takes_images_and_texts_apart(workspace: Workspace) -> None:
     for variant in ("id", "zero_shot"):
         train_recommender(variant, "slmrec", workspace.root)
         evaluate(variant, "slmrec", workspace.root)
-    path, folder = workspace.embeddings("zero_shot"), workspace.recommender("zero_shot", "slmrec")
+    path, folder = workspace.embeddings("zero_shot"), workspace.model("zero_shot", "slmrec", 1)
     vectors = read_item_vectors(path, saved_params(folder))
     assert isinstance(vectors, dict)
     assert {name: matrix.shape for name, matrix in vectors.items()} == {"image": (9, 3), "text": (9, 4)}

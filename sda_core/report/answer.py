@@ -1,0 +1,184 @@
+"""What the page says first: what the shop can show, which vectors to use, what was shown, what was not, and what to do next.
+
+The variant of a recommender is chosen on the validation targets and its number is that of the test targets, so no test number
+chooses.  A difference counts as shown where its 95 % interval excludes zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from sda_core.report.model import Change, Result
+
+ORACLE = "oracle"
+BASELINES = ("id", "zero_shot")
+
+Verdict = Literal["higher", "lower", "equal", "not decided"]
+
+
+@dataclass(frozen=True)
+class Against:
+    """A variant's test NDCG against a baseline's."""
+
+    variant: str
+    change: Change
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval says; without an interval nothing is decided."""
+        low, high = self.change.low, self.change.high
+        if low is None or high is None:
+            return "not decided"
+        if low == high == 0.0:
+            return "equal"
+        return "higher" if low > 0.0 else "lower" if high < 0.0 else "not decided"
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a recommender can show: its gain with perfect knowledge, and the smallest difference that it would show.
+
+    ``smallest`` is relative to ids: half the width of the intervals against ids, median of the variants that compete.
+    """
+
+    recommender: str
+    oracle: Against
+    smallest: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The variant of one recommender that validation chose, and its test numbers."""
+
+    recommender: str
+    chosen: Result
+    valid: float
+    next_best: tuple[str, float] | None
+    against: tuple[Against, ...]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A difference in one recommender, as a line of the lists of what was and was not shown."""
+
+    recommender: str
+    against: Against
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The first lines of the page."""
+
+    powers: tuple[Power, ...]
+    choices: tuple[Choice, ...]
+    shown: tuple[Statement, ...]
+    undecided: tuple[Statement, ...]
+    next_for_shown: str
+    next_for_undecided: str
+
+
+def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence[str], num_seeds: int, simulated: bool) -> Answer:
+    """Choose on validation, and say what the test numbers show.
+
+    Args:
+        results: of all recommenders and variants, in the order of the params.
+        controls: variants that do not compete.
+        trained: variants with an adapter.
+        num_seeds: of the recommenders.
+        simulated: whether it is the built-in shop, which can have an oracle.
+    """
+    powers: list[Power] = []
+    choices: list[Choice] = []
+    statements: list[Statement] = []
+    for recommender in dict.fromkeys(result.recommender for result in results):
+        own = {result.variant: result for result in results if result.recommender == recommender}
+        competing = [result for result in own.values() if result.variant not in controls and result.valid_ndcg is not None]
+        if len(competing) < 2:
+            continue  # it looks at no vectors, or there is no choice
+        oracle = _against(own, ORACLE, "id")
+        if oracle is not None:
+            powers.append(Power(recommender, oracle, _smallest(own, [result.variant for result in competing])))
+        ordered = sorted(competing, key=lambda result: -_valid(result))  # stable: of equal ones the first of the ladder
+        chosen, runner_up = ordered[:2]
+        pairs = [found for name in BASELINES if (found := _against(own, chosen.variant, name)) is not None]
+        choices.append(Choice(recommender, chosen, _valid(chosen), (runner_up.variant, _valid(runner_up)), tuple(pairs)))
+        adapted = [found for name in trained if (found := _against(own, name, "zero_shot")) is not None]
+        said = dict.fromkeys((found.variant, found.change.baseline) for found in pairs)
+        pairs += [found for found in adapted if (found.variant, found.change.baseline) not in said]
+        statements += [Statement(recommender, found) for found in pairs]
+    undecided = tuple(statement for statement in statements if statement.against.verdict in ("not decided", "equal"))
+    shown = tuple(statement for statement in statements if statement not in undecided)
+    blind = [power.recommender for power in powers if power.oracle.verdict != "higher"]
+    return Answer(
+        tuple(powers),
+        tuple(choices),
+        shown,
+        undecided,
+        _next_for_shown(shown, simulated),
+        _next_for_undecided(undecided, blind, bool(powers), num_seeds, simulated),
+    )
+
+
+def _valid(result: Result) -> float:
+    assert result.valid_ndcg is not None
+    return result.valid_ndcg
+
+
+def _against(own: dict[str, Result], variant: str, baseline: str) -> Against | None:
+    """A comparison of one recommender; two baselines were compared once, so it may have to be turned round."""
+    if variant not in own or baseline not in own or variant == baseline:
+        return None
+    for change in own[variant].changes:
+        if change.baseline == baseline:
+            return Against(variant, change)
+    for change in own[baseline].changes:
+        if change.baseline == variant:
+            value = own[baseline].ndcg.value
+            relative = -change.difference / value if value else None
+            low, high = (None if end is None else -end for end in (change.high, change.low))
+            return Against(variant, Change(baseline, -change.difference, relative, low, high, change.p_value, change.seed_margin))
+    return None
+
+
+def _smallest(own: dict[str, Result], competing: Iterable[str]) -> float | None:
+    found = [pair.change for name in competing if (pair := _against(own, name, "id")) is not None]
+    halves = [(change.high - change.low) / 2 for change in found if change.low is not None and change.high is not None]
+    value = own["id"].ndcg.value
+    return median(halves) / value if halves and value else None
+
+
+def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
+    if not shown:
+        return ""
+    if simulated:
+        return "Run the same ladder on your own shop: dvc exp run -S dataset=movies -S dataset.local_folder=FOLDER"
+    return "Export the chosen vectors and put them behind your own recommender: sda export --help"
+
+
+def _next_for_undecided(
+    undecided: Sequence[Statement], blind: Sequence[str], has_oracle: bool, num_seeds: int, simulated: bool
+) -> str:
+    """The first of the things that may keep a difference from being decided."""
+    if not undecided:
+        return ""
+    if blind:
+        names = " and ".join(blind)
+        return f"Repair {names} first: change train_recommender.{blind[0]} until oracle is clear of id on validation"
+    if simulated and not has_oracle:
+        return "Add the positive control first: add oracle to the ladder (variants, control_embeddings.variants)"
+    if any(_is_for_seeds(statement.against.change) for statement in undecided):
+        more = ",".join(map(str, range(1, num_seeds + 3)))
+        return f"Add seeds, which make most of the widest interval: dvc exp run -S 'train_recommender.seeds=[{more}]'"
+    if simulated:
+        return "Take more users, since more seeds would not decide it: dvc exp run -S dataset.num_users=6000"
+    return "Take more users, or a longer period: more seeds would not decide it"
+
+
+def _is_for_seeds(change: Change) -> bool:
+    """Whether seeds make more than half of an interval's width."""
+    if change.seed_margin is None or change.low is None or change.high is None:
+        return False
+    return change.seed_margin > (change.high - change.low) / 4
