@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 from sda_core.artifacts import INTERACTIONS, ITEMS, USERS, Workspace
 from sda_core.data.demo import ATTRIBUTES, World, file_names, world, write_shop
 from sda_core.data.demo.images import HUE_SATURATION_VALUE, MOTIFS, PRODUCTS, draw_item, encoded_images
-from sda_core.data.demo.latent import BLOCKS, NAMING_EXPONENTS, NUM_CIRCLES, NUM_CONSIDERED, VALUES
+from sda_core.data.demo.latent import BLOCKS, NAMING_EXPONENTS, NUM_CIRCLES, NUM_CONSIDERED, VALUES, Attribute
 from sda_core.data.demo.words import (
     CATEGORY_WORDS,
     COLOUR_WORDS,
@@ -714,7 +714,7 @@ def test_words_depend_on_what_they_name_and_on_nothing_else() -> None:
         assert np.array_equal(changed, moved), name  # what is not named stands nowhere
 
 
-SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
+SYNONYMS: dict[Attribute, dict[str, tuple[str, ...]]] = {
     "category": CATEGORY_WORDS,
     "colour": COLOUR_WORDS,
     "brand": {brand: (brand,) for brand in VALUES["brand"]},
@@ -734,10 +734,10 @@ def test_a_reader_finds_what_a_listing_names_and_nothing_else(text_noise: float)
     texts = [everything(words) for words in describe(shop, 5, "Shop", text_noise)]
     for name, values in SYNONYMS.items():
         for item, text in enumerate(texts):
-            own = shop.value(name, item)  # type: ignore[arg-type]
+            own = shop.value(name, item)
             spoken = [*values[own], *([own] if name == "category" else [])]
             found = any(re.search(rf"(?<!\w){re.escape(word.lower())}(?!\w)", text) for word in spoken)
-            if shop.is_named[name][item]:  # type: ignore[index]
+            if shop.is_named[name][item]:
                 assert found, (name, own, text)
             else:
                 assert not found, (name, own, text)

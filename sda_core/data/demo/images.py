@@ -285,21 +285,12 @@ def _wall(pixels: Floats, column: Floats, row: Floats, clutter: float, draw: np.
     """The background with a pattern of its own, with the chance ``clutter``; ``column, row`` are pixels from the middle."""
     size = len(pixels)
     name = str(draw.choice(("stripes", "bars", "dots", "checks", "zigzag")))
-    tone, depth, period = (
-        _rgb(draw.random(), draw.uniform(0.1, 0.6), draw.uniform(0.4, 0.9)),
-        draw.uniform(0.15, 0.45),
-        size * draw.uniform(0.1, 0.3),
-    )
-    spots = _pattern(
-        name,
-        np.broadcast_to(column, pixels.shape[:2]),
-        np.broadcast_to(row, pixels.shape[:2]),
-        period,
-        draw.random(),
-        draw.random(),
-    )
+    tone = _rgb(draw.random(), draw.uniform(0.1, 0.6), draw.uniform(0.4, 0.9))
+    depth, period = np.float32(draw.uniform(0.15, 0.45)), size * draw.uniform(0.1, 0.3)
+    x, y = np.broadcast_to(column, (size, size)), np.broadcast_to(row, (size, size))
+    spots = _pattern(name, x, y, period, draw.random(), draw.random()).astype(np.float32)
     is_there = draw.random() < clutter
-    return pixels + (tone - pixels) * np.float32(depth) * spots[..., None] if is_there else pixels
+    return (pixels + (tone - pixels) * depth * spots[..., None]).astype(np.float32) if is_there else pixels
 
 
 def _prop(size: int, draw: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -376,7 +367,7 @@ def draw_product(
     slope_x, slope_y = draw.uniform(-0.12, 0.12, size=2)
     pixels = backdrop * (1.0 + np.float32(slope_x) * (column / size) + np.float32(slope_y) * (row / size))[..., None]
 
-    pixels = _with_props(_wall(pixels, column, row, clutter, scene), clutter, scene)
+    pixels = _with_props(_wall(pixels.astype(np.float32), column, row, clutter, scene), clutter, scene)
     foot = np.float32(0.95 / stretch) * np.float32(scale)  # a soft shadow where the product stands
     shadow = np.exp(-((column / np.float32(0.75 * scale)) ** 2) - ((row - foot) / np.float32(0.16 * scale)) ** 2)
     pixels *= (1.0 - np.float32(draw.uniform(0.1, 0.35)) * shadow)[..., None]

@@ -244,12 +244,10 @@ def _listings(dataset: DemoDataset) -> tuple[dict[Attribute, Bools], Bools]:
     """Which attributes each item's text names, and which items have a description; independent of everything else."""
     draw = generator(dataset.seed, "demo", "listings")
     uniform = draw.random((len(ATTRIBUTES), dataset.num_items))
-    is_named = {
-        name: uniform_I < dataset.text_completeness ** NAMING_EXPONENTS[name]
-        if name in NAMING_EXPONENTS
-        else np.zeros(dataset.num_items, dtype=np.bool_)
-        for name, uniform_I in zip(ATTRIBUTES, uniform, strict=True)
-    }
+    is_named: dict[Attribute, Bools] = {}
+    for name, uniform_I in zip(ATTRIBUTES, uniform, strict=True):
+        chance = dataset.text_completeness ** NAMING_EXPONENTS[name] if name in NAMING_EXPONENTS else 0.0
+        is_named[name] = uniform_I < chance
     has_description = np.ones(dataset.num_items, dtype=np.bool_)
     has_description[draw.permutation(dataset.num_items)[: round(dataset.missing_description_share * dataset.num_items)]] = False
     return is_named, has_description

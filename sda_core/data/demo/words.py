@@ -57,6 +57,7 @@ STYLE_WORDS = {
     "sporty": ("sporty", "athletic", "active"),
     "romantic": ("romantic", "dreamy", "whimsical"),
 }
+FEATURE_LABELS: tuple[tuple[str, Attribute], ...] = (("Color", "colour"), ("Style", "style"))
 SLOTS: dict[Attribute, str] = {"category": "noun", "colour": "colour", "brand": "brand", "style": "style"}
 FILLERS = (
     "everyday", "premium", "sturdy", "handy", "classic", "lightweight", "durable", "quality",
@@ -148,19 +149,19 @@ def _describe(shop: World, item: int, draw: random.Random, root: str, text_noise
     # Everything is drawn for every item, named or not, so that what is named changes no other draw.
     has_description = bool(shop.has_description[item])
     spots = {name: _spots(draw, FIELD_CHANCE[name], has_description=has_description) for name in synonyms}
-    spoken = {
+    spoken: dict[str, dict[Attribute, str]] = {
         place: {
             name: draw.choice(words) if bool(shop.is_named[name][item]) and place in spots[name] else _unsaid(draw)
             for name, words in synonyms.items()
         }
         for place in PLACES
     }
-    anchored = {place: {name for name in synonyms if spots[name][0] == place} for place in PLACES}
+    anchored: dict[str, set[Attribute]] = {place: {name for name in synonyms if spots[name][0] == place} for place in PLACES}
     title = _noisy(_title(draw, spoken["title"], anchored["title"]), draw, text_noise)
     title = _cased(f"{title} {draw.choice(SALES_PHRASES)}" if draw.random() < SALES_CHANCE else title, draw)
     description = _noisy(_description(draw, spoken["description"], anchored["description"]), draw, text_noise)
     field = spoken["field"]
-    features = [f"{label}: {field[name]}" for label, name in (("Color", "colour"), ("Style", "style")) if field[name]]
+    features = [f"{label}: {field[name]}" for label, name in FEATURE_LABELS if field[name]]
     features += draw.sample(FILLER_LINES, draw.choice((1, 2, 3)))
     department = DEPARTMENT_OF[int(shop.attributes["category"][item])]
     base = BASE_CENTS[department] if bool(shop.is_named["category"][item]) else ANY_CENTS
@@ -195,10 +196,11 @@ def _title(draw: random.Random, spoken: dict[Attribute, str], anchored: set[Attr
     generic = draw.choice(GENERIC_NOUNS)
     words: list[Word] = []
     for part in parts:
-        name = next((name for name in SLOTS if f"{{{SLOTS[name]}}}" in part), None)
+        inside = [attribute for attribute, slot in SLOTS.items() if f"{{{slot}}}" in part]
+        name = inside[0] if inside else None
         if name is not None and name != "category" and not spoken[name]:
             continue
-        values = {slot: spoken[name] for name, slot in SLOTS.items()} | {"filler": filler, "filler2": filler2}
+        values = {slot: spoken[attribute] for attribute, slot in SLOTS.items()} | {"filler": filler, "filler2": filler2}
         values["noun"] = spoken["category"] or generic
         kept = name is not None and name in anchored and bool(spoken[name])
         words += [(word, kept) for word in part.format(**values).split()]
@@ -212,7 +214,8 @@ def _description(draw: random.Random, spoken: dict[Attribute, str], anchored: se
         filler, filler2 = draw.sample(FILLERS, 2)
         if name is not None and not spoken[name]:
             continue
-        values = {slot: spoken[name] for name, slot in SLOTS.items()} | {"filler": filler, "filler2": filler2, "use": use}
+        values = {slot: spoken[attribute] for attribute, slot in SLOTS.items()}
+        values |= {"filler": filler, "filler2": filler2, "use": use}
         text = template.format(**values)
         sentences.append([(word, name is not None and name in anchored) for word in f"{text[0].upper()}{text[1:]}".split()])
     ranks = {number: draw.random() for number in range(len(SENTENCES))}
