@@ -230,12 +230,13 @@ def _history_lengths(dataset: DemoDataset) -> npt.NDArray[np.int64]:
     surplus = draw.lognormal(np.log(mean_surplus) - LENGTH_SPREAD**2 / 2.0, LENGTH_SPREAD, size=dataset.num_users)
     whole = np.floor(surplus + draw.random(dataset.num_users)).astype(np.int64)
     lengths = np.where(short, MIN_HISTORY - 1 - draw.integers(2, size=dataset.num_users), MIN_HISTORY + whole)
-    # Distinct items must not run out: half of those considered are drawn uniformly, and half of them at most arrive later.
-    most = num_old(dataset) // 2 if dataset.num_items <= NUM_CONSIDERED else NUM_CONSIDERED // 6
+    # Distinct items must not run out: half of those considered are drawn uniformly, and new ones may not be there yet.
+    all_considered = dataset.num_items <= NUM_CONSIDERED
+    most = _num_old(dataset) // 2 if all_considered else int(NUM_CONSIDERED * (1.0 - dataset.new_item_share)) // 3
     return np.minimum(lengths, most)
 
 
-def num_old(dataset: DemoDataset) -> int:
+def _num_old(dataset: DemoDataset) -> int:
     """How many items are there from the first day."""
     return dataset.num_items - round(dataset.new_item_share * dataset.num_items)
 
@@ -258,7 +259,7 @@ def _arrivals(dataset: DemoDataset) -> Ints:
     draw = generator(dataset.seed, "demo", "arrivals")
     order, later = draw.permutation(dataset.num_items), draw.integers(1, NUM_DAYS, size=dataset.num_items)
     arrival = np.full(dataset.num_items, FIRST_DAY, dtype=np.int32)
-    new = order[num_old(dataset) :]
+    new = order[_num_old(dataset) :]
     arrival[new] += later[new].astype(np.int32)
     return arrival
 
