@@ -32,8 +32,8 @@ A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) ov
   the hidden one takes the rest.  So with ``content_strength`` 0 what follows what is still there to be learned
   from ids, and nothing that images or words show has any part in it.
 
-A share of the items (``new_item_share``) arrives on a day drawn uniformly over the shop's time; the others are there from the
-first day.  Nobody buys an item before it arrives, so items that arrive late are rare in training or absent from it.
+A share of the items (``new_item_share``) arrives on a day drawn uniformly over the second half of the shop's time; the others are
+there from the first day.  Nobody buys an item before it arrives, so items that arrive late are rare in training or absent from it.
 
 Listings are incomplete.  An item's text names each of its four text attributes with a probability of its own,
 ``text_completeness ** e`` (:data:`NAMING_EXPONENTS`): sellers nearly always say what a thing is, and often leave out what the
@@ -257,7 +257,7 @@ def _listings(dataset: DemoDataset) -> tuple[dict[Attribute, Bools], Bools]:
 def _arrivals(dataset: DemoDataset) -> Ints:
     """``(I,)``: the day on which each item arrives; the first day for all but a share of them."""
     draw = generator(dataset.seed, "demo", "arrivals")
-    order, later = draw.permutation(dataset.num_items), draw.integers(1, NUM_DAYS, size=dataset.num_items)
+    order, later = draw.permutation(dataset.num_items), draw.integers(NUM_DAYS // 2, NUM_DAYS, size=dataset.num_items)
     arrival = np.full(dataset.num_items, FIRST_DAY, dtype=np.int32)
     new = order[_num_old(dataset) :]
     arrival[new] += later[new].astype(np.int32)
