@@ -236,8 +236,8 @@ def test_every_defect_of_an_edition_appears_and_malformed_lines_stay_few() -> No
     }
     asins: dict[int, Counter[str]] = {}
     for edition in EDITIONS:
-        clean = preset(edition=edition, quirk_share=0.0, num_users=300, num_items=400)
-        dirty = preset(edition=edition, quirk_share=1.0, num_users=300, num_items=400)
+        whole: dict[str, Any] = {"text_completeness": 1.0, "missing_description_share": 0.0, "num_users": 300, "num_items": 400}
+        clean, dirty = (preset(edition=edition, quirk_share=share, **whole) for share in (0.0, 1.0))
         shop = world(clean)
         for lines, patterns in ((metadata_lines, looks[edition]), (review_lines, opinions[edition])):
             before, after = list(lines(clean, shop)), list(lines(dirty, shop))
@@ -253,7 +253,7 @@ def test_every_defect_of_an_edition_appears_and_malformed_lines_stay_few() -> No
 
 
 def test_quirk_share_is_the_share_of_lines() -> None:
-    clean, dirty = (preset(quirk_share=share, num_users=600, num_items=2000) for share in (0.0, 0.25))
+    clean, dirty = (preset(quirk_share=share, text_completeness=1.0, num_users=600, num_items=2000) for share in (0.0, 0.25))
     truth = world(clean)
     again = world(dirty)
     assert all(np.array_equal(getattr(truth, name), getattr(again, name)) for name in ("user", "item", "day", "rating"))

@@ -32,8 +32,8 @@ A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) ov
   the hidden one takes the rest.  So with ``content_strength`` 0 what follows what is still there to be learned
   from ids, and nothing that images or words show has any part in it.
 
-A share of the items (``new_item_share``) arrives on a day drawn uniformly over the second half of the shop's time; the others are
-there from the first day.  Nobody buys an item before it arrives, so items that arrive late are rare in training or absent from it.
+A share of the items (``new_item_share``) arrives on a day drawn uniformly over the second half of the shop's time; the others
+are there from the first day.  Nobody buys an item before it arrives, so items that arrive late are rare in training.
 
 Listings are incomplete.  An item's text names each of its four text attributes with a probability of its own,
 ``text_completeness ** e`` (:data:`NAMING_EXPONENTS`): sellers nearly always say what a thing is, and often leave out what the
