@@ -37,6 +37,7 @@ logger = logging.getLogger("experiments")
 Interval = tuple[float, float, float]  # mean, low, high
 Panels = dict[str, dict[str, Interval]]  # of a plot: by title of the panel, by name of the line
 CUTOFF = 10  # of every table
+PROTOCOLS: tuple[Protocol, ...] = ("fullrank", "uni100")  # of experiments that rank among all items and among sampled ones
 
 
 # ------------------------------------------------------------------------------------------------- training
