@@ -41,7 +41,7 @@ def test_a_grid(shop: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     folder = shop.root / "experiments" / "runs" / "oracles" / "small"
     assert sorted(path.name for path in folder.iterdir()) == ["shared-0.2-complete-0.5", "shared-1-complete-0.5"]
-    (first,) = (line for line in out.splitlines() if line.startswith("| 0.2 | 0.5 | "))
+    first = next(line for line in out.splitlines() if line.startswith("| 0.2 | 0.5 | "))  # the table of all users
     for name, shared in (("shared-0.2-complete-0.5", 0.2), ("shared-1-complete-0.5", 1.0)):
         dataset = load_params(folder / name / "params.yaml").dataset
         assert isinstance(dataset, DemoDataset)
