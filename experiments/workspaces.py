@@ -79,6 +79,20 @@ def write_params(source: Path, target: Path, seed: int, variants: Sequence[str],
     params["control_embeddings"]["variants"] = []
     params["train_adapter"]["variants"] = {variant: VARIANTS[variant] for variant in variants}
     params["train_adapter"]["training"]["seed"] = seed
+    apply_changes(params, changes)
+    save_params(params, target)
+
+
+def apply_changes(params: Any, changes: Sequence[str]) -> None:
+    """Set values of a tree of params.
+
+    Args:
+        params: the tree.
+        changes: ``PATH=VALUE``, as YAML.
+
+    Raises:
+        ConfigError: a path that the params do not have.
+    """
     for change in changes:
         path, separator, value = change.partition("=")
         section = params
@@ -88,7 +102,6 @@ def write_params(source: Path, target: Path, seed: int, variants: Sequence[str],
         if not separator or last not in section:
             raise ConfigError("--set", f"no such param {path!r} (got {change!r}, expected PATH=VALUE)")
         section[last] = YAML().load(value)
-    save_params(params, target)
 
 
 # ------------------------------------------------------------------------------------------------- stages

@@ -80,13 +80,17 @@ class DemoDataset(Section):
     num_items: Annotated[int, Field(ge=20, le=1_000_000)]
     mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]
     popularity_exponent: Strength  # of the Zipf law of item popularity; 0 = uniform
+    new_item_share: Annotated[float, Field(ge=0.0, le=0.5)]  # of the items, which arrive later than the first day
     content_strength: Strength  # how much the latent attributes drive taste; 0 = negative control
     image_share: Share  # share of that drive that is visible in the image only
     text_share: Share  # share of that drive that stands in the words only; the rest shows in both
     sequence_strength: Strength  # how much the last item drives the next one
     same_day_share: Share  # chance that a purchase is of the same day as the user's purchase before it
-    text_noise: Share  # chance that a word of a title or description is dropped or replaced
+    text_completeness: Share  # how much of what it can name a listing names; 1 = all
+    text_noise: Share  # chance that a word of a title or description is dropped, replaced or mistyped
+    image_clutter: Share  # how much else an image shows; 0 = the product alone
     missing_image_share: Share
+    missing_description_share: Share
     missing_metadata_share: Share
     quirk_share: Share  # chance that a line carries one of the edition's real defects
     image_side: Annotated[int, Field(ge=16, le=1024)]  # pixels

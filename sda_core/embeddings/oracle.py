@@ -31,7 +31,7 @@ from sda_core.params import Oracle
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
 
-NOISE_WIDTH = 64
+NOISE_WIDTH = 194  # with the 62 values of the attributes as wide as `export_embeddings.fused_dim`
 NOISE_LENGTH = 0.5  # of the item-specific part, in units of the attributes' part
 
 _SHOWN_BY: dict[Oracle, frozenset[str]] = {

@@ -22,6 +22,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Workspac
     root = tmp_path_factory.mktemp("shop")
     params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
     params["dataset"] |= {"num_users": 260, "num_items": 200, "image_side": 16, "quirk_share": 0.0}
+    params["filter"] |= {"min_item_interactions": 5}  # a 5-core, whatever the preset keeps
     params["runtime"] = {"device": "cpu", "num_threads": 1, "num_trainings": 2}
     params["evaluate"] |= {"bootstrap_samples": 50, "batch_size": 64}
     params["train_recommender"]["sasrec"] |= {"max_epochs": 1, "eval_every": 1, "hidden_size": 8, "num_negatives": 4}

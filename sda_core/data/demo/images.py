@@ -1,7 +1,9 @@
-"""Product images: they show an item's category (the product), colour, pattern and shape (its motif), and nothing else.
+"""Product images: they show an item's category (the product), colour, pattern and shape (its motif), and clutter.
 
 Every image has its own size, turn, place, background, light, tone, pattern phase and sensor noise, so that no two are
-equal and no pixel is a code for an attribute.  None of that depends on the item's attributes.
+equal and no pixel is a code for an attribute.  ``image_clutter`` makes the product smaller and adds a scene: a wall with a
+pattern of its own, objects in any colour behind the product, now and then a sticker over a corner.  None of that depends on
+the item's attributes.
 
 Coordinates of a product: x to the right, y down, both within -1..1.
 """
@@ -26,6 +28,8 @@ Part = tuple[Layer, npt.NDArray[np.float64]]  # polygon (corners, 2)
 
 JPEG_QUALITY = 92
 SUPERSAMPLED_BELOW = 256  # pixels; larger images need no smoothing
+MAX_PROPS = 6  # objects beside the product
+MOST_SHRUNK = 0.25  # of the product's size, by clutter
 
 HUE_SATURATION_VALUE = {
     "red": (0.99, 0.78, 0.80),
@@ -277,12 +281,66 @@ def _rgb(hue: float, saturation: float, value: float) -> Floats:
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, min(1.0, max(0.0, saturation)), min(1.0, max(0.0, value))), dtype=np.float32)
 
 
-def draw_product(category: str, colour: str, pattern: str, shape: str, side: int, draw: np.random.Generator) -> Image.Image:
-    """One RGB image of ``side`` x ``side`` pixels; all chance comes from ``draw``."""
+def _wall(pixels: Floats, column: Floats, row: Floats, clutter: float, draw: np.random.Generator) -> Floats:
+    """The background with a pattern of its own, with the chance ``clutter``; ``column, row`` are pixels from the middle."""
+    size = len(pixels)
+    name = str(draw.choice(("stripes", "bars", "dots", "checks", "zigzag")))
+    tone = _rgb(draw.random(), draw.uniform(0.1, 0.6), draw.uniform(0.4, 0.9))
+    depth, period = np.float32(draw.uniform(0.15, 0.45)), size * draw.uniform(0.1, 0.3)
+    x, y = np.broadcast_to(column, (size, size)), np.broadcast_to(row, (size, size))
+    spots = _pattern(name, x, y, period, draw.random(), draw.random()).astype(np.float32)
+    is_there = draw.random() < clutter
+    return (pixels + (tone - pixels) * depth * spots[..., None]).astype(np.float32) if is_there else pixels
+
+
+def _prop(size: int, draw: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Corners of an object beside the product, in pixels; any place, because the product is painted over it."""
+    kind = draw.integers(3)
+    radius = size * draw.uniform(0.07, 0.2)
+    stretch, turn = draw.uniform(0.5, 1.6), draw.uniform(0.0, np.pi)
+    place = size * draw.uniform(0.02, 0.98, size=2)
+    corners = (_ellipse(0.0, 0.0, 1.0, stretch), _box(-0.9, -stretch, 0.9, stretch), _path("0 -1, 1 0.8, -1 0.8"))[kind]
+    turned = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return place + corners @ turned * radius
+
+
+def _with_props(pixels: Floats, clutter: float, draw: np.random.Generator) -> Floats:
+    """Up to :data:`MAX_PROPS` objects in any colour."""
+    is_there = draw.random(MAX_PROPS) < clutter
+    for there in is_there:
+        colouring = _rgb(draw.random(), draw.uniform(0.2, 0.9), draw.uniform(0.3, 0.95))
+        corners = _prop(len(pixels), draw)
+        if there:
+            pixels = np.where(_mask(len(pixels), [(True, corners)])[..., None] > 0.0, colouring, pixels)
+    return pixels
+
+
+def _with_sticker(pixels: Floats, clutter: float, draw: np.random.Generator) -> Floats:
+    """A round badge over a corner, with half the chance ``clutter``."""
+    size = len(pixels)
+    corner = np.where(draw.random(2) < 0.5, 0.1, 0.9) * size
+    corners = corner + _ellipse(0.0, 0.0, 1.0, 1.0) * size * draw.uniform(0.09, 0.15)
+    colouring = _rgb(draw.random(), draw.uniform(0.6, 0.95), draw.uniform(0.6, 0.95))
+    is_there = draw.random() < clutter / 2
+    return np.where(_mask(size, [(True, corners)])[..., None] > 0.0, colouring, pixels) if is_there else pixels
+
+
+def draw_product(
+    category: str, colour: str, pattern: str, shape: str, side: int, clutter: float, draw: np.random.Generator
+) -> Image.Image:
+    """One RGB image of ``side`` x ``side`` pixels; all chance comes from ``draw``.
+
+    Args:
+        category, colour, pattern, shape: what the image shows.
+        side: pixels.
+        clutter: how much else it shows, 0 to 1; the product looks the same, but for its size.
+        draw: source of everything that no attribute decides.
+    """
+    scene = np.random.default_rng(draw.integers(2**63))
     factor = 2 if side < SUPERSAMPLED_BELOW else 1
     size = side * factor
     parts, (motif_x, motif_y, motif_radius) = PRODUCTS[category]
-    scale = size * draw.uniform(0.33, 0.42)
+    scale = size * draw.uniform(0.33, 0.42) * (1.0 - MOST_SHRUNK * clutter * scene.random())
     turn = np.deg2rad(draw.uniform(-14.0, 14.0))
     centre_x, centre_y = size * (0.5 + draw.uniform(-0.06, 0.06, size=2))
     stretch = draw.uniform(0.92, 1.08)
@@ -309,6 +367,7 @@ def draw_product(category: str, colour: str, pattern: str, shape: str, side: int
     slope_x, slope_y = draw.uniform(-0.12, 0.12, size=2)
     pixels = backdrop * (1.0 + np.float32(slope_x) * (column / size) + np.float32(slope_y) * (row / size))[..., None]
 
+    pixels = _with_props(_wall(pixels.astype(np.float32), column, row, clutter, scene), clutter, scene)
     foot = np.float32(0.95 / stretch) * np.float32(scale)  # a soft shadow where the product stands
     shadow = np.exp(-((column / np.float32(0.75 * scale)) ** 2) - ((row - foot) / np.float32(0.16 * scale)) ** 2)
     pixels *= (1.0 - np.float32(draw.uniform(0.1, 0.35)) * shadow)[..., None]
@@ -335,7 +394,7 @@ def draw_product(category: str, colour: str, pattern: str, shape: str, side: int
 
     light = draw.uniform(-0.28, 0.28, size=2)  # the product is shaded to one side
     surface = surface * (1.0 + np.float32(light[0]) * product_x + np.float32(light[1]) * product_y)[..., None]
-    pixels = np.where(whole[..., None] > 0.0, surface, pixels)
+    pixels = _with_sticker(np.where(whole[..., None] > 0.0, surface, pixels), clutter, scene)
     pixels = pixels * np.float32(draw.uniform(0.86, 1.1))
     if factor > 1:
         pixels = pixels.reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
@@ -344,22 +403,23 @@ def draw_product(category: str, colour: str, pattern: str, shape: str, side: int
     return image.filter(ImageFilter.GaussianBlur(draw.uniform(0.3, 0.9))) if draw.random() < 0.2 else image
 
 
-def draw_item(shop: World, item: int, seed: int, side: int) -> Image.Image:
-    """The image of an item; depends on its visible attributes, its place in the shop and the seed alone."""
+def draw_item(shop: World, item: int, seed: int, side: int, clutter: float) -> Image.Image:
+    """The image of an item; depends on its visible attributes, its place in the shop, the seed and the clutter alone."""
     return draw_product(
         shop.value("category", item),
         shop.value("colour", item),
         shop.value("pattern", item),
         shop.value("shape", item),
         side,
+        clutter,
         generator(seed, "demo", "picture", item),
     )
 
 
-def encoded_images(shop: World, seed: int, side: int) -> Iterator[tuple[str, bytes]]:
+def encoded_images(shop: World, seed: int, side: int, clutter: float) -> Iterator[tuple[str, bytes]]:
     """``(asin, JPEG bytes)`` of every item that has an image, in the shop's order."""
     for item, asin in enumerate(shop.asins):
         if shop.has_image[item] and shop.has_metadata[item]:
             buffer = io.BytesIO()
-            draw_item(shop, item, seed, side).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+            draw_item(shop, item, seed, side, clutter).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
             yield asin, buffer.getvalue()

@@ -19,7 +19,7 @@ A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) ov
 
     logit(user, item | last) = log popularity(item)
                              + content_strength  * content(user, item)
-                             + sequence_strength * step(last, item)
+                             + sequence_strength * step(last, item),      -inf before the item arrives
 
 * ``popularity`` is ``place ** -popularity_exponent``, places in random order (Zipf).
 * ``content = sqrt(image_share) * image + sqrt(text_share) * words + sqrt(rest) * both``.  Each block is the mean, times
@@ -31,6 +31,13 @@ A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) ov
   visible three are mixed as in ``content`` and take the share ``c**2 / (1 + c**2)`` of the variance, c the content strength;
   the hidden one takes the rest.  So with ``content_strength`` 0 what follows what is still there to be learned
   from ids, and nothing that images or words show has any part in it.
+
+A share of the items (``new_item_share``) arrives on a day drawn uniformly over the second half of the shop's time; the others
+are there from the first day.  Nobody buys an item before it arrives, so items that arrive late are rare in training.
+
+Listings are incomplete.  An item's text names each of its four text attributes with a probability of its own,
+``text_completeness ** e`` (:data:`NAMING_EXPONENTS`): sellers nearly always say what a thing is, and often leave out what the
+image shows anyway.  A more complete shop names what a less complete one names, and more.
 
 In a large shop nobody looks at everything: a user considers :data:`NUM_CONSIDERED` items, half of them drawn by popularity
 and half uniformly, with importance weights that make the draw follow the same softmax (exact where the shop is not larger).
@@ -80,6 +87,8 @@ BLOCKS: dict[str, tuple[Attribute, Attribute]] = {
     "words": ("brand", "style"),
     "both": ("category", "colour"),
 }
+NAMING_EXPONENTS: dict[Attribute, float] = {"category": 0.25, "brand": 0.5, "style": 1.0, "colour": 1.5}
+"""How quickly sellers leave an attribute out: at ``text_completeness`` 0.6, 88, 77, 60 and 46 % of the texts name it."""
 NUM_CIRCLES = 12
 MAX_STRENGTH = 1000.0  # beyond it single precision has no room for the noise
 
@@ -110,6 +119,12 @@ class World:
     """``(I,)``: the hidden attribute."""
     log_popularity: Floats
     """``(I,)``: natural log of the Zipf weight."""
+    arrival: Ints
+    """``(I,)``: the first day, in days since 1970, on which the item can be bought."""
+    is_named: dict[Attribute, Bools]
+    """Each ``(I,)``: whether the item's text names its value; of the attributes that only the image shows nowhere."""
+    has_description: Bools
+    """``(I,)``."""
     has_image: Bools
     """``(I,)``."""
     has_metadata: Bools
@@ -167,13 +182,16 @@ def world(dataset: DemoDataset) -> World:
     has_image[draw.permutation(num_items)[: round(dataset.missing_image_share * num_items)]] = False
     has_metadata = np.ones(num_items, dtype=np.bool_)
     has_metadata[draw.permutation(num_items)[: round(dataset.missing_metadata_share * num_items)]] = False
+    arrival = _arrivals(dataset)
+    is_named, has_description = _listings(dataset)
     cycle = draw.permutation(len(CATEGORIES))
     companion = np.empty(len(CATEGORIES), dtype=np.uint8)
     companion[cycle] = np.roll(cycle, 1)
 
     lengths = _history_lengths(dataset)
     user = np.repeat(np.arange(dataset.num_users, dtype=np.int32), lengths)
-    item = _histories(dataset, attributes, circle, log_popularity, companion, lengths)
+    day = _days(seed, lengths, dataset.same_day_share)
+    item = _histories(dataset, attributes, circle, log_popularity, arrival, companion, lengths, day)
     draw = generator(seed, "demo", "ratings")
     return World(
         asins=identifiers(seed, "items", num_items, "B0", 8),
@@ -181,12 +199,15 @@ def world(dataset: DemoDataset) -> World:
         attributes=attributes,
         circle=circle,
         log_popularity=log_popularity,
+        arrival=arrival,
+        is_named=is_named,
+        has_description=has_description,
         has_image=has_image,
         has_metadata=has_metadata,
         companion=companion,
         user=user,
         item=item,
-        day=_days(seed, lengths, dataset.same_day_share),
+        day=day,
         rating=(1 + np.searchsorted(np.cumsum(RATING_SHARES)[:-1], draw.random(len(item)), side="right")).astype(np.uint8),
     )
 
@@ -209,8 +230,38 @@ def _history_lengths(dataset: DemoDataset) -> npt.NDArray[np.int64]:
     surplus = draw.lognormal(np.log(mean_surplus) - LENGTH_SPREAD**2 / 2.0, LENGTH_SPREAD, size=dataset.num_users)
     whole = np.floor(surplus + draw.random(dataset.num_users)).astype(np.int64)
     lengths = np.where(short, MIN_HISTORY - 1 - draw.integers(2, size=dataset.num_users), MIN_HISTORY + whole)
-    # Distinct items must not run out: half of those considered are drawn uniformly.
-    return np.minimum(lengths, dataset.num_items // 2 if dataset.num_items <= NUM_CONSIDERED else NUM_CONSIDERED // 3)
+    # Distinct items must not run out: half of those considered are drawn uniformly, and new ones may not be there yet.
+    all_considered = dataset.num_items <= NUM_CONSIDERED
+    most = _num_old(dataset) // 2 if all_considered else int(NUM_CONSIDERED * (1.0 - dataset.new_item_share)) // 3
+    return np.minimum(lengths, most)
+
+
+def _num_old(dataset: DemoDataset) -> int:
+    """How many items are there from the first day."""
+    return dataset.num_items - round(dataset.new_item_share * dataset.num_items)
+
+
+def _listings(dataset: DemoDataset) -> tuple[dict[Attribute, Bools], Bools]:
+    """Which attributes each item's text names, and which items have a description; independent of everything else."""
+    draw = generator(dataset.seed, "demo", "listings")
+    uniform = draw.random((len(ATTRIBUTES), dataset.num_items))
+    is_named: dict[Attribute, Bools] = {}
+    for name, uniform_I in zip(ATTRIBUTES, uniform, strict=True):
+        chance = dataset.text_completeness ** NAMING_EXPONENTS[name] if name in NAMING_EXPONENTS else 0.0
+        is_named[name] = uniform_I < chance
+    has_description = np.ones(dataset.num_items, dtype=np.bool_)
+    has_description[draw.permutation(dataset.num_items)[: round(dataset.missing_description_share * dataset.num_items)]] = False
+    return is_named, has_description
+
+
+def _arrivals(dataset: DemoDataset) -> Ints:
+    """``(I,)``: the day on which each item arrives; the first day for all but a share of them."""
+    draw = generator(dataset.seed, "demo", "arrivals")
+    order, later = draw.permutation(dataset.num_items), draw.integers(NUM_DAYS // 2, NUM_DAYS, size=dataset.num_items)
+    arrival = np.full(dataset.num_items, FIRST_DAY, dtype=np.int32)
+    new = order[_num_old(dataset) :]
+    arrival[new] += later[new].astype(np.int32)
+    return arrival
 
 
 def _days(seed: int, lengths: npt.NDArray[np.int64], same_day_share: float) -> Ints:
@@ -241,10 +292,12 @@ def _histories(
     attributes: dict[Attribute, Bytes],
     circle: Bytes,
     log_popularity: Floats,
+    arrival: Ints,
     companion: Bytes,
     lengths: npt.NDArray[np.int64],
+    day: Ints,
 ) -> Ints:
-    """``(K,)``: the items of each user in the order they are bought."""
+    """``(K,)``: the items of each user in the order they are bought; ``day`` is that of each purchase."""
     block_weight = {
         "image": np.sqrt(dataset.image_share),
         "words": np.sqrt(dataset.text_share),
@@ -279,11 +332,15 @@ def _histories(
             for name in names:
                 taste = weight * _taste(draw, num, name)
                 logits += np.take_along_axis(taste, attributes[name][considered].astype(np.intp), axis=1)
+        arrives = arrival[considered] if dataset.new_item_share > 0.0 else None
         kinds = {name: own[considered] for name, (own, _) in follower.items() if gains[name] > 0.0}
         chosen = np.empty(0, dtype=np.int32)
         for position in range(int(chunk_lengths.max())):
             active = int(np.count_nonzero(chunk_lengths > position))
             now = logits[:active].copy()
+            if arrives is not None:
+                today = day[starts[first + order[:active]] + position]
+                now[arrives[:active] > today[:, None]] = -np.inf
             if position:
                 chosen = chosen[:active]
                 for name, kind in kinds.items():

@@ -22,7 +22,7 @@ def truth_of(dataset: DemoDataset | AmazonDataset) -> pl.DataFrame:
     shop = world(dataset)
     block_of = {name: block for block, names in BLOCKS.items() for name in names}
     rows = [
-        (asin, name, shop.value(name, item), SHOWN_BY[block_of[name]], block_of[name] != "image")
+        (asin, name, shop.value(name, item), SHOWN_BY[block_of[name]], bool(shop.is_named[name][item]))
         for item, asin in enumerate(shop.asins)
         for name in ATTRIBUTES
     ]

@@ -1,8 +1,11 @@
-"""What the shop writes about an item: it names category, colour, brand and style, and nothing else.
+"""What the shop writes about an item: it names category, colour, brand and style as far as sellers do, and nothing else.
 
-Titles and descriptions take a synonym for each value, mix in words that say nothing, and lose or change words with the chance
-``text_noise``.  Brand, category path and feature lines are free of that noise, as structured fields are in real
-catalogues: whoever reads everything can always tell the four attributes.  No word depends on pattern or shape.
+Each listing names an attribute or leaves it out (:attr:`~sda_core.data.demo.latent.World.is_named`).  A named one stands in one
+to three of these places: the title, a field (brand, category path, a feature line), the description.  Sellers take a synonym
+each time, order their titles as they like, and add phrases that say nothing.  Words of titles and descriptions are dropped,
+replaced or mistyped with the chance ``text_noise``, a third each.  One mention of each named attribute is never touched, so
+whoever reads everything can tell what the listing names.  What it does not name stands nowhere: no word, no field and no price
+depends on it.  No word depends on pattern or shape.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sda_core.data.demo.latent import DEPARTMENT_OF, World
+from sda_core.data.demo.latent import DEPARTMENT_OF, Attribute, World
 from sda_core.seed import derive
 
 CATEGORY_WORDS = {
@@ -54,6 +57,8 @@ STYLE_WORDS = {
     "sporty": ("sporty", "athletic", "active"),
     "romantic": ("romantic", "dreamy", "whimsical"),
 }
+FEATURE_LABELS: tuple[tuple[str, Attribute], ...] = (("Color", "colour"), ("Style", "style"))
+SLOTS: dict[Attribute, str] = {"category": "noun", "colour": "colour", "brand": "brand", "style": "style"}
 FILLERS = (
     "everyday", "premium", "sturdy", "handy", "classic", "lightweight", "durable", "quality",
     "large", "small", "medium", "new", "boxed", "washable", "comfortable", "reliable",
@@ -68,23 +73,41 @@ FILLER_LINES = (
     "Tested for daily use",
     "Customer service answers within a day",
     "Weighs less than you'd think",
+    "Thousands sold, hardly any returned",
+    "Please measure before you order",
 )
+SALES_PHRASES = (
+    "- Fast Dispatch", "| Best Price", "*NEW*", "(Free Returns)", "- Limited Offer", "| Customer Favourite", "!!!",
+    "- Top Seller",
+)  # fmt: skip
+GENERIC_NOUNS = ("item", "piece", "find")  # where the seller does not say what it is
 USES = ("at home", "on the road", "for the whole family", "for weekends", "for every season", "for friends and guests")
-TITLES = (
-    "{brand} {style} {noun} {colour} {filler}",
-    "{brand} {colour} {noun} {style} {filler} {filler2}",
-    "{style} {noun} by {brand} {colour}",
-    "{brand} {noun} - {filler} {style} {noun2}, {colour}",
-    "{filler} {colour} {noun} from {brand}, {style}",
+TITLES = (  # parts in their order; a part whose attribute is left out is not written
+    ("{brand}", "{style}", "{noun}", "{colour}", "{filler}"),
+    ("{brand}", "{colour}", "{noun}", "{style}", "{filler}", "{filler2}"),
+    ("{style}", "{noun}", "by {brand}", "{colour}"),
+    ("{brand}", "{noun}", "- {filler}", "{style}", "{colour}"),
+    ("{filler}", "{colour}", "{noun}", "from {brand},", "{style}"),
+    ("{noun}", "{filler}", "{colour},", "{style}", "{brand}"),
 )
-SENTENCES = (
-    "This {filler} {noun} in {colour} brings a {style} note to any day.",
-    "{brand} made the {style} {noun2} {use}.",
-    "You get a {filler2} {colour} {noun} that lasts.",
-    "The {filler} choice {use}: a {style} {noun2} by {brand}.",
-    "Our {noun} is {filler}, {filler2} and very {style}.",
-)
+SENTENCES: dict[Attribute | None, tuple[str, ...]] = {  # by the attribute that they name
+    "category": ("Our {noun} is {filler} and {filler2}.", "A {filler} {noun} {use}.", "You get one {noun}, {filler2} and boxed."),
+    "colour": ("This one comes in {colour}.", "The shade is {colour}.", "In {colour}, as ordered by many."),
+    "brand": ("{brand} made it {use}.", "From the workbench of {brand}.", "{brand} has sold such things for years."),
+    "style": ("A {style} note for any day.", "It looks {style}, {use}.", "Anyone who likes it {style} is right here."),
+    None: ("{filler} and {filler2}, {use}.", "The {filler} choice {use}.", "Order today and see for yourself."),
+}
 BASE_CENTS = {"Tableware": 1500, "Bags": 4200, "Clothing": 2400, "Home": 5600}
+ANY_CENTS = 3100  # where the seller does not say what it is
+OTHER_DEPARTMENT = "Everything Else"
+PLACES = ("title", "field", "description")
+TITLE_CHANCE, DESCRIPTION_CHANCE = 0.75, 0.5  # of a named attribute to stand there
+FIELD_CHANCE: dict[Attribute, float] = {"category": 0.95, "brand": 0.7, "colour": 0.5, "style": 0.4}
+SALES_CHANCE = 0.35
+SHOUTED_CHANCE, PLAIN_CHANCE = 0.1, 0.25  # of titles in capitals, and as they were typed; the others are in title case
+MIN_MISTYPED = 4  # letters of a word that can be mistyped
+
+Word = tuple[str, bool]  # and whether noise leaves it alone
 
 
 @dataclass(frozen=True)
@@ -93,10 +116,12 @@ class ItemWords:
 
     title: str
     brand: str
+    """``""`` where the field is left empty."""
     path: tuple[str, ...]
-    """Root, department, category."""
+    """Root, department, category; the root and :data:`OTHER_DEPARTMENT` where the item is filed under nothing better."""
     features: tuple[str, ...]
     description: str
+    """``""`` where there is none."""
     price_cents: int
 
 
@@ -107,7 +132,7 @@ def describe(shop: World, seed: int, root: str, text_noise: float) -> Iterator[I
         shop: the items.
         seed: of the dataset.
         root: name of the whole shop, first in each category path.
-        text_noise: chance that a word of a title or description is dropped or replaced.
+        text_noise: chance that a word of a title or description is dropped, replaced or mistyped.
     """
     for item in range(shop.num_items):
         yield _describe(shop, item, random.Random(derive(seed, "demo", "words", item)), root, text_noise)
@@ -115,45 +140,113 @@ def describe(shop: World, seed: int, root: str, text_noise: float) -> Iterator[I
 
 def _describe(shop: World, item: int, draw: random.Random, root: str, text_noise: float) -> ItemWords:
     category, brand = shop.value("category", item), shop.value("brand", item)
-    colours, styles = COLOUR_WORDS[shop.value("colour", item)], STYLE_WORDS[shop.value("style", item)]
-
-    def fill(template: str) -> str:
-        filler, filler2 = draw.sample(FILLERS, 2)
-        return template.format(
-            brand=brand,
-            noun=draw.choice(CATEGORY_WORDS[category]),
-            noun2=draw.choice(CATEGORY_WORDS[category]),
-            colour=draw.choice(colours),
-            style=draw.choice(styles),
-            filler=filler,
-            filler2=filler2,
-            use=draw.choice(USES),
-        )
-
-    title = _noisy(fill(draw.choice(TITLES)), draw, text_noise).title()
-    sentences = draw.sample(SENTENCES, draw.choice((2, 3)))
-    features = [
-        f"Color: {draw.choice(colours)}",
-        f"Style: {draw.choice(styles)}",
-        *draw.sample(FILLER_LINES, draw.choice((1, 2, 3))),
-    ]
+    synonyms: dict[Attribute, tuple[str, ...]] = {
+        "category": CATEGORY_WORDS[category],
+        "colour": COLOUR_WORDS[shop.value("colour", item)],
+        "brand": (brand, brand, brand),
+        "style": STYLE_WORDS[shop.value("style", item)],
+    }
+    # Everything is drawn for every item, named or not, so that what is named changes no other draw.
+    has_description = bool(shop.has_description[item])
+    spots = {name: _spots(draw, FIELD_CHANCE[name], has_description=has_description) for name in synonyms}
+    spoken: dict[str, dict[Attribute, str]] = {
+        place: {
+            name: draw.choice(words) if bool(shop.is_named[name][item]) and place in spots[name] else _unsaid(draw)
+            for name, words in synonyms.items()
+        }
+        for place in PLACES
+    }
+    anchored: dict[str, set[Attribute]] = {place: {name for name in synonyms if spots[name][0] == place} for place in PLACES}
+    title = _noisy(_title(draw, spoken["title"], anchored["title"]), draw, text_noise)
+    title = _cased(f"{title} {draw.choice(SALES_PHRASES)}" if draw.random() < SALES_CHANCE else title, draw)
+    description = _noisy(_description(draw, spoken["description"], anchored["description"]), draw, text_noise)
+    field = spoken["field"]
+    features = [f"{label}: {field[name]}" for label, name in FEATURE_LABELS if field[name]]
+    features += draw.sample(FILLER_LINES, draw.choice((1, 2, 3)))
     department = DEPARTMENT_OF[int(shop.attributes["category"][item])]
+    base = BASE_CENTS[department] if bool(shop.is_named["category"][item]) else ANY_CENTS
     return ItemWords(
         title=title,
-        brand=brand,
-        path=(root, department, category),
+        brand=field["brand"],
+        path=(root, department, category) if field["category"] else (root, OTHER_DEPARTMENT),
         features=tuple(features),
-        description=_noisy(" ".join(fill(sentence) for sentence in sentences), draw, text_noise),
-        price_cents=int(BASE_CENTS[department] * draw.lognormvariate(0.0, 0.5)) // 10 * 10 + 9,
+        description=description if has_description else "",
+        price_cents=int(base * draw.lognormvariate(0.0, 0.5)) // 10 * 10 + 9,
     )
 
 
-def _noisy(text: str, draw: random.Random, text_noise: float) -> str:
-    """Drop or replace each word with the chance ``text_noise``, half and half; one word at least is left."""
-    kept: list[str] = []
-    for word in text.split():
-        if draw.random() >= text_noise:
-            kept.append(word)
-        elif draw.random() < 0.5:
-            kept.append(draw.choice(FILLERS))
-    return " ".join(kept) if kept else draw.choice(FILLERS)
+def _spots(draw: random.Random, field_chance: float, *, has_description: bool) -> list[str]:
+    """The places of a mention, at least one; noise leaves the first alone."""
+    chances = {"title": TITLE_CHANCE, "field": field_chance, "description": DESCRIPTION_CHANCE}
+    taken = {place: draw.random() < chance for place, chance in chances.items()}
+    order = draw.sample(PLACES, len(PLACES))
+    spots = [place for place in order if taken[place] and (place != "description" or has_description)]
+    return spots or ["title"]
+
+
+def _unsaid(draw: random.Random) -> str:
+    """Nothing, after as many draws as a synonym takes."""
+    draw.choice((0, 1, 2))
+    return ""
+
+
+def _title(draw: random.Random, spoken: dict[Attribute, str], anchored: set[Attribute]) -> list[Word]:
+    parts = draw.choice(TITLES)
+    filler, filler2 = draw.sample(FILLERS, 2)
+    generic = draw.choice(GENERIC_NOUNS)
+    words: list[Word] = []
+    for part in parts:
+        inside = [attribute for attribute, slot in SLOTS.items() if f"{{{slot}}}" in part]
+        name = inside[0] if inside else None
+        if name is not None and name != "category" and not spoken[name]:
+            continue
+        values = {slot: spoken[attribute] for attribute, slot in SLOTS.items()} | {"filler": filler, "filler2": filler2}
+        values["noun"] = spoken["category"] or generic
+        kept = name is not None and name in anchored and bool(spoken[name])
+        words += [(word, kept) for word in part.format(**values).split()]
+    return words
+
+
+def _description(draw: random.Random, spoken: dict[Attribute, str], anchored: set[Attribute]) -> list[Word]:
+    sentences: list[list[Word]] = []
+    for name, templates in SENTENCES.items():
+        template, use = draw.choice(templates), draw.choice(USES)
+        filler, filler2 = draw.sample(FILLERS, 2)
+        if name is not None and not spoken[name]:
+            continue
+        values = {slot: spoken[attribute] for attribute, slot in SLOTS.items()}
+        values |= {"filler": filler, "filler2": filler2, "use": use}
+        text = template.format(**values)
+        sentences.append([(word, name is not None and name in anchored) for word in f"{text[0].upper()}{text[1:]}".split()])
+    ranks = {number: draw.random() for number in range(len(SENTENCES))}
+    order = sorted(range(len(sentences)), key=ranks.__getitem__)
+    return [word for number in order for word in sentences[number]]
+
+
+def _cased(title: str, draw: random.Random) -> str:
+    chance = draw.random()
+    if chance < SHOUTED_CHANCE:
+        return title.upper()
+    return title if chance < SHOUTED_CHANCE + PLAIN_CHANCE else title.title()
+
+
+def _noisy(words: list[Word], draw: random.Random, text_noise: float) -> str:
+    """Drop, replace or mistype each word that is not kept with the chance ``text_noise``; one word at least is left."""
+    left: list[str] = []
+    for word, is_kept in words:
+        chance, kind, other, place = draw.random(), draw.randrange(3), draw.choice(FILLERS), draw.random()
+        if is_kept or chance >= text_noise:
+            left.append(word)
+        elif kind == 1:
+            left.append(other)
+        elif kind == 2:
+            left.append(_mistyped(word, place))
+    return " ".join(left or [words[0][0]])
+
+
+def _mistyped(word: str, place: float) -> str:
+    """Two neighbouring letters of a word exchanged."""
+    if len(word) < MIN_MISTYPED:
+        return word
+    first = 1 + int(place * (len(word) - 2))
+    return f"{word[:first]}{word[first + 1 : first + 2]}{word[first]}{word[first + 2 :]}"

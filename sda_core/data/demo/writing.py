@@ -102,7 +102,7 @@ def write_shop(dataset: DemoDataset, folder: Path) -> None:
     _write_lines(reviews, review_lines(dataset, shop))
     _write_lines(metadata, metadata_lines(dataset, shop))
     with replace_file(images) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        images = encoded_images(shop, dataset.seed, dataset.image_side)
+        images = encoded_images(shop, dataset.seed, dataset.image_side, dataset.image_clutter)
         num_images = int(np.count_nonzero(shop.has_image & shop.has_metadata))
         for asin, data in track(images, num_images, "drawing the shop", "images"):
             entry = zipfile.ZipInfo(_image_name(asin), date_time=(1980, 1, 1, 0, 0, 0))
@@ -320,7 +320,7 @@ def _metadata_2014(asin: str, words: ItemWords, image: str | None, number: int, 
     gap = "\n\n" if defect == "line_breaks" else " "
     row: Row = {
         "asin": asin,
-        "description": f"{'. '.join(words.features)}.{gap}{words.description}",
+        "description": f"{'. '.join(words.features)}.{gap}{words.description}".rstrip(),
         "title": words.title,
         "price": words.price_cents / 100,
         "salesRank": {words.path[1]: number},
@@ -329,6 +329,8 @@ def _metadata_2014(asin: str, words: ItemWords, image: str | None, number: int, 
         "categories": [list(words.path), [words.path[0], "Gifts"]],
     }
     absent = {"no_title": "title", "no_price": "price"}.get(defect or "")
+    if not words.brand:
+        del row["brand"]
     return {key: value for key, value in row.items() if key != absent and value is not None}
 
 
@@ -339,7 +341,7 @@ def _metadata_2018(asin: str, words: ItemWords, image: str | None, number: int, 
     row: Row = {
         "category": list(words.path),
         "tech1": "",
-        "description": [words.description],
+        "description": [words.description] if words.description else [],
         "fit": "",
         "title": words.title,
         "also_buy": [],
@@ -393,11 +395,11 @@ def _metadata_2023(asin: str, words: ItemWords, image: str | None, number: int, 
         "average_rating": 1.0 + number % 41 / 10,
         "rating_number": number % 1000,
         "features": list(words.features),
-        "description": [] if defect == "no_description" else [words.description],
+        "description": [] if defect == "no_description" or not words.description else [words.description],
         "price": None if defect == "null_price" else words.price_cents / 100,
         "images": images,
         "videos": [],
-        "store": None if defect == "null_store" else words.brand,
+        "store": None if defect == "null_store" else words.brand or None,
         "categories": list(words.path),
         "details": {},
         "parent_asin": asin,

@@ -1,0 +1,287 @@
+"""What can perfect knowledge bring?  The true attributes of the built-in shop as item vectors, in one shop or over a grid.
+
+Two questions, one runner:
+
+* Can a recommender use item vectors at all?  In the shop of the project's params.yaml `oracle` has to beat `id`, or the
+  recommender says nothing about vectors:
+
+    python -m experiments oracles --name controls --recommenders sasrec,bert4rec,vbpr,slmrec --variants id,random,oracle
+
+* Does every knob of the shop do what it says?  A cell of the grid is a shop in which a share of the taste drives attributes that
+  image and text both show (--shared; the rest is halved between those that one of them shows alone), and whose texts are so
+  complete (--completeness, which is dataset.text_completeness):
+
+    python -m experiments oracles --name grid --shared 0.2,0.6,1.0 --completeness 0.2,0.6,1.0 --recommenders sasrec
+
+No backbone is involved and no image is looked at.  A cell is a project folder below experiments/runs/oracles/NAME with raw and
+filtered data of its own; positions are kept in it, so a stopped run resumes.  The table is written to
+experiments/results/oracles-NAME with a heat map of the differences to learned ids, which `sda report --experiments` shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import numpy as np
+import typer
+
+from experiments.options import THREE_SEEDS, Changes, Name, Recommenders, Root, Seeds, Variants
+from experiments.study import (
+    CUTOFF,
+    Interval,
+    check_names,
+    difference,
+    gains,
+    logger,
+    markdown_table,
+    mean_and_interval,
+    read_positions,
+    write_results,
+)
+from experiments.study import keep_positions as keep
+from experiments.workspaces import apply_changes, read_tree, save_params
+from sda_core.artifacts import INTERACTIONS, ITEMS, TRUTH, USERS, Workspace, replace_directory, write_json
+from sda_core.cli.scripts import Names, names
+from sda_core.data.demo import truth_of
+from sda_core.data.filtering import filter_dataset
+from sda_core.embeddings import controls
+from sda_core.errors import ConfigError
+from sda_core.evaluation.groups import item_groups
+from sda_core.fetch.download import download
+from sda_core.fetch.manifest import manifest_file
+from sda_core.params import DemoDataset, Oracle, Params, RecommenderParams, load_params
+from sda_core.recommenders import ItemVectors
+from sda_core.traits import takes_modalities
+
+KNOWN = ("id", "random", *get_args(Oracle))
+IMAGE_SIDE = 16  # pixels; nobody looks at them
+
+Shares = Annotated[
+    Names | None,
+    typer.Option(
+        "--shared", parser=names, metavar="0.2,0.6,...", help="Shares of taste in shared attributes.", show_default=False
+    ),
+]
+Completeness = Annotated[
+    Names | None,
+    typer.Option("--completeness", parser=names, metavar="0.2,0.6,...", help="Of the texts.", show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A shop; both values are None where it is that of the params."""
+
+    shared: float | None
+    completeness: float | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"shared-{_plain(self.shared)}-complete-{_plain(self.completeness)}"
+
+    def changes(self) -> list[str]:
+        """As ``--set`` takes them."""
+        found = [f"dataset.image_side={IMAGE_SIDE}"]
+        if self.shared is not None:
+            rest = round((1.0 - self.shared) / 2.0, 6)
+            found += [f"dataset.image_share={rest}", f"dataset.text_share={rest}"]
+        if self.completeness is not None:
+            found.append(f"dataset.text_completeness={self.completeness}")
+        return found
+
+
+def _plain(value: float | None) -> str:
+    return "default" if value is None else f"{value:g}"
+
+
+def main(
+    name: Name,
+    recommenders: Recommenders,
+    variants: Variants = Names(KNOWN),
+    root: Root = Path(),
+    shared: Shares = None,
+    completeness: Completeness = None,
+    seeds: Seeds = THREE_SEEDS,
+    changes: Changes = None,
+) -> None:
+    """Train what is missing, write table and heat map."""
+    check_names("--variants", variants, KNOWN)
+    names_ = Names(dict.fromkeys(["id", *variants]))
+    folder = root / "experiments" / "runs" / "oracles" / name
+    cells = [Cell(*values) for values in product(_values("--shared", shared), _values("--completeness", completeness))]
+    shops = {cell: prepare(root / "params.yaml", folder / cell.name, [*(changes or []), *cell.changes()]) for cell in cells}
+    for seed in seeds:  # one seed of the whole grid first
+        for (workspace, params), recommender in product(shops.values(), recommenders):
+            for variant in names_:
+                train(workspace, params, variant, recommender, seed)
+    tables: list[str] = []
+    for recommender in recommenders:
+        tables += [table(shops, names_, recommender, seeds, group) for group in ("all", "tail", "cold")]
+    results = write_results("\n".join(tables), "oracles", name, root)
+    for recommender in recommenders:
+        measured = {variant: differences(shops, variant, recommender, seeds) for variant in names_[1:]}
+        plot_maps(results / f"{'plot' if recommender == recommenders[0] else recommender}.png", measured, recommender)
+
+
+def _values(option: str, given: Sequence[str] | None) -> list[float | None]:
+    if given is None:
+        return [None]
+    try:
+        return [float(text) for text in given]
+    except ValueError:
+        raise ConfigError(option, f"should be numbers from 0 to 1 with commas between them (got {','.join(given)})") from None
+
+
+# ------------------------------------------------------------------------------------------------- shops
+def prepare(source: Path, root: Path, changes: Sequence[str]) -> tuple[Workspace, Params]:
+    """A shop with raw and filtered data of its own, unless it is there.
+
+    Args:
+        source: the params file that is changed.
+        root: the project folder of the shop.
+        changes: ``PATH=VALUE``.
+
+    Raises:
+        ConfigError: the params are not those of a built-in shop, or the folder holds a shop of other params.
+    """
+    tree = read_tree(source)
+    apply_changes(tree, changes)
+    tree["control_embeddings"]["variants"] = []
+    tree["variants"], tree["train_recommender"]["variants"] = ["id", "zero_shot"], ["zero_shot"]
+    wanted = root / "wanted.yaml"
+    root.mkdir(parents=True, exist_ok=True)
+    save_params(tree, wanted)
+    workspace, params = Workspace(root), load_params(wanted)
+    if not isinstance(params.dataset, DemoDataset):
+        raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
+    own = root / "params.yaml"
+    if own.exists() and load_params(own) != params:
+        raise ConfigError("--name", f"{root} was made with other params", "use another name, or delete that folder")
+    if not workspace.statistics.exists():
+        logger.info("shop %s", root.name)
+        download(params.dataset, params.download, workspace.raw, root)
+        TRUTH.write(truth_of(params.dataset), workspace.truth)
+        reviews, metadata = manifest_file(workspace.raw, "reviews"), manifest_file(workspace.raw, "metadata")
+        data = filter_dataset(reviews, metadata, params.dataset.edition, params.filter)
+        with replace_directory(workspace.filtered) as folder:
+            INTERACTIONS.write(data.interactions, folder / workspace.interactions.name)
+            ITEMS.write(data.items, folder / workspace.items.name)
+            USERS.write(data.users, folder / workspace.users.name)
+            write_json(folder / workspace.statistics.name, data.statistics)
+    wanted.replace(own)
+    return workspace, params
+
+
+def vectors(workspace: Workspace, params: Params, variant: str, section: RecommenderParams) -> ItemVectors | None:
+    """What a recommender takes of ``id`` (nothing), ``random`` (directions as wide as an oracle's) or an oracle."""
+    if variant == "id":
+        return None
+    raw_item_ids = ITEMS.read(workspace.items).sort("item_id")["raw_item_id"].to_list()
+    seed = params.control_embeddings.seed
+    kind = cast("Oracle", "oracle" if variant == "random" else variant)
+    made = controls.oracle(kind, workspace, raw_item_ids, seed)
+    if variant == "random":
+        made = controls.control("random", made, np.arange(1, len(raw_item_ids) + 1), params.export_embeddings, seed)
+    if takes_modalities(section):
+        return {"image": _padded(made.image_ID), "text": _padded(made.text_ID)}
+    return _padded(made.fused_IF)
+
+
+def _padded(matrix_ID: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros((1, matrix_ID.shape[1]), dtype=np.float32), matrix_ID])
+
+
+def positions(workspace: Workspace, recommender: str, variant: str) -> Path:
+    """Where a cell keeps the positions of all seeds."""
+    return workspace.root / "positions" / recommender / variant
+
+
+def train(workspace: Workspace, params: Params, variant: str, recommender: str, seed: int) -> None:
+    """Train one recommender on one kind of vectors, unless its positions exist."""
+    section = params.train_recommender.of(recommender)
+    keep(
+        workspace,
+        params,
+        section,
+        seed,
+        positions(workspace, recommender, variant),
+        vectors=vectors(workspace, params, variant, section),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- results
+Shops = Mapping[Cell, tuple[Workspace, Params]]
+
+
+def _gains(workspace: Workspace, params: Params, variant: str, recommender: str, seeds: Sequence[int], group: str) -> np.ndarray:
+    """NDCG ``(S, U)`` of the users of a group."""
+    frames = read_positions(positions(workspace, recommender, variant), seeds)
+    items = item_groups(INTERACTIONS.read(workspace.interactions), params.evaluate.tail, ITEMS.count(workspace.items))
+    target_U = frames[0]["target_item_id"].to_numpy()
+    masks = {"all": np.ones(len(target_U), dtype=bool), "tail": items.tail[target_U], "cold": items.cold[target_U]}
+    return gains("ndcg", frames, masks[group])
+
+
+def table(shops: Shops, variants: Sequence[str], recommender: str, seeds: Sequence[int], group: str) -> str:
+    """A row for each cell: NDCG@10 of learned ids, and what each other kind of vectors adds to it."""
+    rows: list[list[str]] = []
+    for cell, (workspace, params) in shops.items():
+        ids_SU = _gains(workspace, params, "id", recommender, seeds, group)
+        if not ids_SU.size:
+            continue
+        dataset = cast("DemoDataset", params.dataset)
+        shares = [f"{1.0 - dataset.image_share - dataset.text_share:.2g}", f"{dataset.text_completeness:g}"]
+        row = [*shares, str(ids_SU.shape[1]), f"{ids_SU.mean():.4f}"]
+        for variant in variants[1:]:
+            own_SU = _gains(workspace, params, variant, recommender, seeds, group)
+            row.append(f"{own_SU.mean():.4f}, {difference(own_SU - ids_SU, params.evaluate, cell.name)}")
+        rows.append(row)
+    heads = ["shared taste", "completeness", "users", "id", *(f"{variant}, minus id" for variant in variants[1:])]
+    title = f"NDCG@{CUTOFF} of {recommender}, {'all users' if group == 'all' else f'{group} targets'}, {len(seeds)} seeds"
+    return markdown_table(heads, rows, title)
+
+
+def differences(shops: Shops, variant: str, recommender: str, seeds: Sequence[int]) -> dict[Cell, Interval]:
+    """Difference in NDCG@10 to learned ids by cell, with its interval."""
+    found: dict[Cell, Interval] = {}
+    for cell, (workspace, params) in shops.items():
+        own_SU, ids_SU = (_gains(workspace, params, name, recommender, seeds, "all") for name in (variant, "id"))
+        found[cell] = mean_and_interval(own_SU - ids_SU, params.evaluate, cell.name)
+    return found
+
+
+def plot_maps(path: Path, measured: Mapping[str, Mapping[Cell, Interval]], recommender: str) -> None:
+    """A heat map for each kind of vectors; a number in bold is clear of 0."""
+    from matplotlib import pyplot as plt
+
+    if not measured:
+        return
+    cells = list(next(iter(measured.values())))
+    rows, columns = (list(dict.fromkeys(values)) for values in zip(*((c.shared, c.completeness) for c in cells), strict=True))
+    largest = max(abs(mean) for of_cell in measured.values() for mean, _, _ in of_cell.values())
+    size = (1.1 * len(columns) * len(measured) + 1.6, 0.8 * len(rows) + 1.3)
+    figure, axes = plt.subplots(1, len(measured), figsize=size, squeeze=False, layout="constrained")
+    shown: Any = None
+    for axis, (variant, of_cell) in zip(axes.flat, measured.items(), strict=True):
+        values = np.array([[of_cell[Cell(row, column)][0] for column in columns] for row in rows])
+        shown = axis.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            _, low, high = of_cell[Cell(rows[row], columns[column])]
+            colour = "white" if abs(value) > 0.6 * largest else "black"
+            weight = "bold" if low > 0 or high < 0 else "normal"
+            axis.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
+        is_first = axis is axes.flat[0]
+        axis.set_xticks(range(len(columns)), [_plain(value) for value in columns], fontsize=8)
+        axis.set_yticks(range(len(rows)), [_plain(value) if is_first else "" for value in rows], fontsize=8)
+        axis.set_xlabel("completeness of text", fontsize=8)
+        axis.set_title(variant, fontsize=9)
+    axes.flat[0].set_ylabel("share of shared taste", fontsize=8)
+    figure.colorbar(shown, ax=list(axes.flat), label=f"NDCG@{CUTOFF} minus ids, {recommender}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
