@@ -103,7 +103,7 @@ def likeness(images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
 
 def main(
     work: Path = WORK,
-    folder: Path = WORK / "nano_lvlm",
+    folder: Path = HERE / "nano_lvlm",
     results_file: Annotated[Path | None, typer.Option("--json", help="Write the results there as well.")] = None,
 ) -> None:
     """Evaluate a checkpoint folder and print the tables."""

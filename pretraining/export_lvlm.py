@@ -1,6 +1,6 @@
-"""Write nano_lvlm as a checkpoint folder, as ``export`` writes nano: ``work/nano_lvlm``.
+"""Write nano_lvlm as a checkpoint folder: ``pretraining/nano_lvlm``, which ``-S backbone=nano_lvlm`` loads.
 
-A pipeline loads it with ``-S backbone=nano_lvlm`` (``conf/backbone/nano_lvlm.yaml``).
+DVC's own stage exports into ``work/nano_lvlm``: if the main pipeline read an output of this one, DVC would join both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from pretraining.common import CHECKPOINT, WORK, settings
+from pretraining.common import CHECKPOINT, HERE, WORK, settings
 from pretraining.export import write_checkpoint
 from pretraining.train import resume
 from pretraining.train_lvlm import Learner
@@ -20,7 +20,7 @@ from pretraining.train_lvlm import Learner
 
 def main(
     work: Path = WORK,
-    folder: Path = WORK / "nano_lvlm",
+    folder: Path = HERE / "nano_lvlm",
     tower: Path = CHECKPOINT,
     untrained: Annotated[bool, typer.Option("--untrained", help="The model before its first step, to compare.")] = False,
 ) -> None:

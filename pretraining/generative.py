@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from pretraining.conversations import Turn
-from pretraining.model import MERGE, ImageGrid, language_states
+from pretraining.model import MERGE, ImageGrid, language_states, vision_merged
 from sda_core.backbones.qwen2_5_vl import IMAGE_TOKEN
 
 _MARKS = ("\ue000", "\ue001")
@@ -185,12 +185,38 @@ def first_model(config: Qwen2_5_VLConfig, tower: Any, seed: int) -> Qwen2_5_VLFo
                 weight.normal_(0.0, 0.1)
             else:
                 branch = name.endswith(("o_proj.weight", "down_proj.weight", "merger.mlp.2.weight"))
-                small = 0.5 * (2 * text.num_hidden_layers) ** -0.5 if branch else 1.0
+                small = (2 * text.num_hidden_layers) ** -0.5 if branch else 1.0
                 weight.normal_(0.0, small * weight[0].numel() ** -0.5)
             if frozen(name):
                 weight.copy_(stored.get_tensor(names[name.split("visual.")[1]]))
                 weight.requires_grad = False
     return model
+
+
+@torch.no_grad()
+def standardise_projector(model: Qwen2_5_VLForConditionalGeneration, features_BND: Tensor, grid: ImageGrid, scale: float) -> None:
+    """Let a random projector's inputs and outputs start with mean 0 and one deviation, as measured on a sample of images.
+
+    The tower's features have a large common part.  Without this the image tokens of all images start nearly alike, and
+    the decoder learns to ignore them first.
+
+    Args:
+        model: its projector is changed, so that input features have deviation 1 and image tokens ``scale``.
+        features_BND: the tower's features.
+        grid: of these images.
+        scale: deviation of the image tokens.
+    """
+    merger: Any = model.model.visual.merger
+    inputs = merger.ln_q(features_BND).flatten(0, 1)
+    mean, deviation = inputs.mean(0), inputs.std(0)
+    first, last = merger.mlp[0], merger.mlp[2]
+    by_patch = first.weight.view(len(first.weight), -1, len(mean)) / deviation
+    first.weight.copy_(by_patch.flatten(1))
+    first.bias.copy_(-(by_patch @ mean).sum(1))
+    tokens = vision_merged(model.model.visual, features_BND, grid).flatten(0, 1)
+    factor = scale / tokens.std(0).mean()
+    last.weight.mul_(factor)
+    last.bias.copy_(-factor * tokens.mean(0))
 
 
 def frozen(name: str) -> bool:

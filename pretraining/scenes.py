@@ -97,13 +97,15 @@ def drawn_scene(split: str, seed: int, place: int, params: dict[str, Any]) -> Sc
     light = rng.random() < params["share_light_background"]
     background = str(rng.choice(["white", "grey", "beige"] if light else list(COLOURS)))
     num_products = 2 if rng.random() < params["share_two_products"] else 1
-    types = rng.choice(list(WORDS["types"]), num_products, replace=False).tolist()
+    usable = [colour for colour in COLOURS if distance(colour, background) >= params["least_colour_distance"]]
+
+    def fitting(type_: str, *, never_trained: bool) -> list[str]:
+        return [colour for colour in usable if held_out(type_, colour, seed, share) == never_trained]
+
+    possible = [type_ for type_ in WORDS["types"] if fitting(type_, never_trained=split == "test")]
     products = []
-    for index, type_ in enumerate(types):
-        usable = [colour for colour in COLOURS if distance(colour, background) >= params["least_colour_distance"]]
-        wanted = split == "test" and index == 0
-        fitting = [colour for colour in usable if held_out(type_, colour, seed, share) == wanted]
-        colour = str(rng.choice(fitting or usable))
+    for index, type_ in enumerate(rng.choice(possible, num_products, replace=False).tolist()):
+        colour = str(rng.choice(fitting(type_, never_trained=split == "test" and index == 0)))
         pattern = str(rng.choice(list(WORDS["patterns"]))) if rng.random() < params["share_patterned"] else "plain"
         second = "" if pattern == "plain" else _colour_apart(rng, [colour, background], params["least_colour_distance"])
         material = str(rng.choice(list(WORDS["materials"])))

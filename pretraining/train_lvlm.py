@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from pretraining.common import CHECKPOINT, WORK, generator, number, settings
 from pretraining.conversations import CAPTION_PROMPTS, QUESTIONS, Turn, answers, caption, reading, turns
-from pretraining.generative import Reader, Rows, first_model, packed, row_states, token_losses, until_full
+from pretraining.generative import Reader, Rows, first_model, packed, row_states, standardise_projector, token_losses, until_full
 from pretraining.model import PATCH, ImageGrid, configuration, vision_merged
 from pretraining.scene_features import seen_at
 from pretraining.scenes import Scene, scene_of
@@ -85,6 +85,12 @@ class Learner:
         grids = {side: ImageGrid.of(model.model.visual, side // PATCH, side // PATCH) for side in params["lvlm"]["side_shares"]}
         return cls(model, Reader(tokenizer), grids)
 
+    def standardise(self, material: Material, scale: float) -> None:
+        """Fit the projector's first weights to the training scenes; see :func:`standardise_projector`."""
+        side = max(self.grids)
+        places = np.intersect1d(material.places["train"], material.seen_at[side])[:300]
+        standardise_projector(self.model, material.of(side, places), self.grids[side], scale)
+
     def read_images(self, rows: Rows, features: Tensor, side: int) -> Tensor:
         """Last hidden states of rows about images, given the tower's features of these."""
         tokens = vision_merged(self.model.model.visual, features, self.grids[side])
@@ -96,7 +102,7 @@ def text_segments(learner: Learner, material: Material, section: dict[str, Any],
     kinds = list(section["text_shares"])
     shares = np.array(list(section["text_shares"].values()))
     found = []
-    reader, longest = learner.reader, section["row_tokens"]
+    reader, longest = learner.reader, section["text_row_tokens"]
     for kind in rng.choice(kinds, section["num_texts"], p=shares / shares.sum()).tolist():
         if kind == "description":
             scene = material.scenes[int(rng.choice(material.places["train"]))]
@@ -129,7 +135,7 @@ def losses(
     states = learner.read_images(rows, material.of(side, places), side)
     image_losses, right, _ = token_losses(learner.model, rows, states)
     parts = {"images": image_losses.mean().item(), "image tokens right": right.float().mean().item()}
-    texts = packed(text_segments(learner, material, section, rng), section["row_tokens"])[: section["num_text_rows"]]
+    texts = packed(text_segments(learner, material, section, rng), section["text_row_tokens"])[: section["num_text_rows"]]
     rows = Rows.of(texts)
     text_losses, _, _ = token_losses(learner.model, rows, row_states(learner.model, learner.reader, rows))
     parts |= {"texts": text_losses.mean().item(), "learnt tokens": len(image_losses) + len(text_losses)}
@@ -199,7 +205,11 @@ def train(work: Path, params: dict[str, Any], checkpoint: Path = CHECKPOINT, sto
     model, heads = learner.model, nn.Identity()
     optimiser = optimiser_for(model, heads, section)  # type: ignore[arg-type]
     file, log = work / "lvlm_training.safetensors", work / "lvlm_curve.tsv"
-    done = resume(file, model, heads, optimiser) if file.is_file() else 0  # type: ignore[arg-type]
+    if file.is_file():
+        done = resume(file, model, heads, optimiser)  # type: ignore[arg-type]
+    else:
+        done = 0
+        learner.standardise(material, section["image_token_deviation"])
     if not log.is_file():
         log.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
     sums: dict[str, list[float]] = {}
