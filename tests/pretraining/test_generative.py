@@ -17,7 +17,18 @@ from pretraining import train_lvlm
 from pretraining.common import settings
 from pretraining.conversations import Turn
 from pretraining.export import write_checkpoint
-from pretraining.generative import Reader, Rows, Segment, first_model, frozen, packed, row_states, token_losses, until_full
+from pretraining.generative import (
+    Reader,
+    Rows,
+    Segment,
+    first_model,
+    frozen,
+    packed,
+    row_states,
+    standardise_projector,
+    token_losses,
+    until_full,
+)
 from pretraining.model import ImageGrid, configuration, first_weights, vision_blocks, vision_merged
 from pretraining.scene_features import seen_at
 from pretraining.scenes import drawn_scene
@@ -235,6 +246,31 @@ def test_the_tower_is_taken_over_and_frozen_and_all_else_is_new(params, tower, t
         elif weight.ndim > 1:
             assert not torch.allclose(weight, theirs[name], atol=1e-3), name
     assert any("merger" in name and weight.requires_grad for name, weight in made.named_parameters())
+
+
+def test_a_standardised_projector_has_spread_in_and_out(params, tower):
+    """Features with a large common part give image tokens without one."""
+    learner = Learner.first(params, tower)
+    visual, grid = learner.model.model.visual, learner.grids[56]
+    generator = torch.Generator().manual_seed(0)
+    common = 3 * torch.randn(1, 1, visual.config.hidden_size, generator=generator)
+    features = common + torch.randn(64, 16, visual.config.hidden_size, generator=generator)
+
+    def tokens() -> torch.Tensor:
+        with torch.no_grad():
+            return vision_merged(visual, features, grid).flatten(0, 1)
+
+    def share_in_common(found: torch.Tensor) -> float:
+        return (found.mean(0).norm() / found.norm(dim=1).mean()).item()
+
+    before = tokens()
+    standardise_projector(learner.model, features, grid, 0.2)
+    after = tokens()
+    assert share_in_common(before) > 0.5
+    assert share_in_common(after) < 1e-3
+    assert after.std(0).mean().item() == pytest.approx(0.2, rel=1e-3)
+    inputs = visual.merger.mlp[0](visual.merger.ln_q(features).reshape(-1, visual.merger.mlp[0].in_features)).detach()
+    assert (inputs.mean(0).abs() < 1e-3).all()
 
 
 @pytest.mark.usefixtures("_few_glosses")
