@@ -296,7 +296,7 @@ def inference(subject: Subject, device: torch.device, rounds: int, r: int) -> No
 
 def main(
     device: Annotated[Literal["cpu", "cuda"], typer.Option()] = "cpu",
-    shape: Annotated[Literal["small", "7b", "nano"], typer.Option()] = "small",
+    shape: Annotated[Literal["small", "calls", "7b", "nano"], typer.Option()] = "small",
     rounds: int = 7,
     threads: int = 1,
     batch: Annotated[int | None, typer.Option(help="Rows; 8 of nano, and what the other shapes have.")] = None,

@@ -10,20 +10,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 
 from experiments.study import keep_positions, logger, positions_path, retrieval_at_1
-from sda_core.artifacts import Workspace
+from sda_core.artifacts import ITEMS, Workspace
 from sda_core.embeddings import controls
 from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.fetch.local_files import watched
 from sda_core.item_vectors import read_vectors
-from sda_core.params import Control, Params, SequentialParams, load_params
+from sda_core.params import Control, Oracle, Params, SequentialParams, load_params
 
 BASE = "zero_shot"
 VARIANTS = {
@@ -157,17 +157,23 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
     Args:
         workspace: with ``embeddings/``.
         params: its params.
-        variant: or a control, which is made of zero_shot.
+        variant: or a control, which is made of zero_shot (the oracles: of ``data/truth.parquet``).
         fused_dim: components of vectors that are fused again; None takes them as they are.
     """
     kind = next((name for name in get_args(Control) if name == variant), None)
+    if kind in get_args(Oracle):
+        raw_item_ids = ITEMS.read(workspace.items).sort("item_id")["raw_item_id"].to_list()
+        made = controls.oracle(cast("Oracle", kind), workspace, raw_item_ids, params.control_embeddings.seed)
+        return np.concatenate([np.zeros((1, made.fused_IF.shape[1]), dtype=np.float32), made.fused_IF])
     source = workspace.embeddings(variant if kind is None else BASE)
     if variant == "id" or (kind is None and fused_dim is None):
         return read_vectors(source)
     vectors = fused_again(workspace, params, controls.read_table(source), fused_dim)
     if kind is not None:
         seen = seen_items(workspace)
-        vectors = controls.control(kind, vectors, seen, params.export_embeddings, params.control_embeddings.seed)
+        vectors = controls.control(
+            cast("controls.Derived", kind), vectors, seen, params.export_embeddings, params.control_embeddings.seed
+        )
     return np.concatenate([np.zeros((1, vectors.fused_IF.shape[1]), dtype=np.float32), vectors.fused_IF])
 
 

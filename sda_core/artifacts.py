@@ -44,6 +44,11 @@ class Workspace:
         return self.root / "data" / "raw"
 
     @property
+    def truth(self) -> Path:
+        """Table :data:`TRUTH`; no other stage than ``control_embeddings`` depends on it."""
+        return self.root / "data" / "truth.parquet"
+
+    @property
     def filtered(self) -> Path:
         """Interactions, items and users after filter and split."""
         return self.root / "data" / "filtered"
@@ -225,6 +230,18 @@ class Table:
         with replace_file(path) as temporary:
             frame.write_parquet(temporary, compression="zstd", row_group_size=65_536, statistics=True, metadata=told)
 
+
+TRUTH = Table(
+    "truth",
+    {
+        "raw_item_id": pl.String,
+        "attribute": pl.String,
+        "value": pl.String,
+        "shown_by": pl.String,  # both, image or text: which modality can show the attribute
+        "is_named": pl.Boolean,  # whether this item's text names it
+    },
+)
+"""The true attributes of the built-in shop's items, one row for each item and attribute; empty for every other dataset."""
 
 INTERACTIONS = Table(
     "interactions",

@@ -39,7 +39,8 @@ def _cut(value: float | str) -> float | str:
 
 NUM_MODALITIES = 2  # of the pipeline: image and text
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=64)]
-Control = Literal["random", "shuffled", "image_only", "text_only"]
+Oracle = Literal["oracle", "oracle_shared", "oracle_image", "oracle_text", "oracle_named"]  # of the built-in shop
+Control = Literal["random", "shuffled", "image_only", "text_only", Oracle]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -892,6 +893,12 @@ def _problems_of_names(params: Params) -> Iterator[str]:
 def _problems_of_pairs(params: Params) -> Iterator[str]:
     """Contradictions between sections."""
     backbone, training = params.backbone, params.train_adapter.training
+    oracles = [name for name in params.control_embeddings.variants if name in get_args(Oracle)]
+    if oracles and not isinstance(params.dataset, DemoDataset):
+        yield (
+            f"control_embeddings.variants: has {', '.join(oracles)}, for which only the built-in shop has the true attributes"
+            " (dataset.source is 'amazon'); leave out every oracle"
+        )
     max_pixels = backbone.max_pixels if isinstance(backbone, TinyQwen25VL | Nano | QwenVLCheckpoint) else 0
     if max_pixels > params.fetch_images.stored_pixels:
         yield (

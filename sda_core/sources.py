@@ -19,7 +19,7 @@ EXEMPT = {
     "sda_core.artifacts": "paths, schemas of tables, files written whole: what is read is what was written",
     "sda_core.cli": "the entry point of the console script",
     "sda_core.cli.process": "when a process began, how its threads wait, when garbage is collected",
-    "sda_core.cli.project": "writes the files of a new project, and refuses a project of another version",
+    "sda_core.cli.project": "writes the files of a new project, and rejects a project of another version",
     "sda_core.cli.stage": "options, messages and costs of a stage",
     "sda_core.costs": "seconds and memory, which stand in no output of the pipeline",
     "sda_core.errors": "messages",

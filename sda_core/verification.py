@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -33,6 +33,7 @@ from sda_core.artifacts import (
     ITEMS,
     NEGATIVES,
     POSITIONS,
+    TRUTH,
     USERS,
     Table,
     Workspace,
@@ -47,7 +48,7 @@ from sda_core.fingerprint import fingerprint, sha256_path
 from sda_core.image_store import FORMAT_PREFIX, STATUSES, format_count, read_images
 from sda_core.index import load_index
 from sda_core.item_vectors import read_vectors
-from sda_core.params import CLIP, AdapterParams, Checkpoint, Nano, Params, SigLIP
+from sda_core.params import CLIP, AdapterParams, Checkpoint, DemoDataset, Nano, Oracle, Params, SigLIP
 from sda_core.runtime import prepare_torch
 from sda_core.variants import indexed_variants, is_trained
 
@@ -109,6 +110,7 @@ class _Run:
         """Every path with its check."""
         at, params = self.workspace, self.params
         yield at.raw, self.raw
+        yield at.truth, self.truth
         yield at.interactions, self.check_interactions
         yield at.items, self.check_items
         yield at.users, self.check_users
@@ -169,6 +171,15 @@ class _Run:
             raise ArtifactError(str(self.workspace.raw), " | ".join(changed))
         files = manifest.read_manifest(self.workspace.raw)
         return f"{len(files)} files, {sum(file.bytes for file in files):,} bytes, sha256 as recorded"
+
+    def truth(self) -> str:
+        path, table = self.workspace.truth, TRUTH.read(self.workspace.truth)
+        if not isinstance(self.params.dataset, DemoDataset):
+            _expect(table.is_empty(), path, "has rows, but the dataset is not the built-in shop")
+            return "empty, because the dataset is not the built-in shop"
+        missing = self.items.join(table, on="raw_item_id", how="anti")
+        _expect(missing.is_empty(), path, f"has no attributes of {len(missing)} items of items.parquet")
+        return f"{table['attribute'].n_unique()} attributes of {table['raw_item_id'].n_unique():,} items"
 
     def check_interactions(self) -> str:
         path = self.workspace.interactions
@@ -340,6 +351,8 @@ class _Run:
         if variant in self.params.import_embeddings.variants:
             source = Path(self.params.import_embeddings.of(variant).path)
             return {"imported_from": source.name, "normalized": str(section.normalize).lower()}
+        if variant in get_args(Oracle):
+            return {"control": variant, "control_seed": str(self.params.control_embeddings.seed)}
         expected = {
             "prompt_hash": prompt_hash(self.params.items),
             "fusion": section.fusion,

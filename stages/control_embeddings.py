@@ -1,4 +1,4 @@
-"""Control vectors, as variants of their own: random, shuffled, one modality alone."""
+"""Control vectors, as variants of their own: random, shuffled, one modality alone, the true attributes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
-    """Make control vectors of the zero_shot ones: random, shuffled (on the wrong items), image_only or text_only."""
+    """Make control vectors: random, shuffled, image_only, text_only, or an oracle (the built-in shop's true attributes)."""
     from sda_core.artifacts import EMBEDDINGS
     from sda_core.embeddings import table
-    from sda_core.embeddings.controls import control, kind_of, read_table
-    from sda_core.embeddings.fusion import seen_items
+    from sda_core.embeddings.controls import kind_of, make
 
     with stage("control-embeddings", root, params) as run:
         kind = kind_of(variant)
-        path = run.workspace.embeddings("zero_shot")
-        frame = EMBEDDINGS.read(path).sort("item_id")
-        seen = seen_items(run.workspace)
-        made = control(kind, read_table(path), seen, run.params.export_embeddings, run.params.control_embeddings.seed)
-        described = table.read_metadata(path) | {"control": variant, "control_seed": str(run.params.control_embeddings.seed)}
+        made, described = make(kind, run.workspace, run.params.export_embeddings, run.params.control_embeddings.seed)
+        frame = EMBEDDINGS.read(run.workspace.embeddings("zero_shot")).sort("item_id")
         table.write_embeddings(
             run.workspace.embeddings(variant),
             frame["item_id"].to_numpy(),

@@ -18,6 +18,8 @@ Check = Annotated[
 
 def download(root: Root = Path(), params: ParamsFile = None, check: Check = False) -> None:
     """Fetch the raw reviews and metadata into data/raw, whole and checked (or write the built-in shop)."""
+    from sda_core.artifacts import TRUTH
+    from sda_core.data.demo import truth_of
     from sda_core.fetch.download import counts_of, verify
     from sda_core.fetch.download import download as fetch
     from sda_core.fetch.local_files import RAW, watches
@@ -28,6 +30,7 @@ def download(root: Root = Path(), params: ParamsFile = None, check: Check = Fals
         say_verdicts("download", verdicts)
     with stage("download", root, params, check=watches(root, RAW)) as run:
         run.counts = counts_of(fetch(run.params.dataset, run.params.download, run.workspace.raw, root))
+        TRUTH.write(truth_of(run.params.dataset), run.workspace.truth)
 
 
 if __name__ == "__main__":

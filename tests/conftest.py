@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What takes long: starts processes or DVC, trains until it stops early, builds whole shops, or asks other programs.
 # The rest, `pytest -m "not slow" -n 2`, is for every commit (CONTRIBUTING.md).
-SLOW_FOLDERS = {"cli", "experiments", "pipeline", "pretraining", "stages"}
+SLOW_FOLDERS = {"cli", "experiments", "explore", "pipeline", "pretraining", "stages"}
 SLOW_FILES = (
     "*browser*", "*crash*", "*demo*", "*families*", "*fit*", "*killed*", "*large_scale*", "*package*", "*peft_hook*",
-    "*processes*", "*resumed*", "*small_shops*", "*style*",
+    "*processes*", "*resumed*", "*site*", "*small_shops*", "*style*",
 )  # fmt: skip
 SLOW_MARKERS = ("end_to_end", "real_data")
 

@@ -1,4 +1,4 @@
-"""The rules of the house, as tests: layers, DVC deps, params, options, README."""
+"""The rules of the house, as tests: layers, DVC deps, params, options, the file tree."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ LEVELS = {
     "stages": 0,
     "cli": 0.3,  # what stages share, and the commands that read what stages wrote
     "steps": 0.4,  # the longer stages' bodies
+    "explore": 0.45,  # asks whatever a finished run has
     "item_source": 0.5,  # prompts of data, shown by items
     "verification": 0.5,  # sees every artifact, so it may ask whoever reads one
     "ranking": 0.7,  # asks trained recommenders; no training asks it
@@ -57,6 +58,7 @@ ONLY_IN = {
         "checkpoint",
         "diagnostics",
         "embeddings",
+        "explore",
         "losses",
         "processes",
         "ranking",
@@ -68,6 +70,7 @@ ONLY_IN = {
     "faiss": {"index"},
     "typer": {"stages", "cli"},
     "dvc": {"cli"},
+    "streamlit": {"explore"},
 }
 
 
@@ -533,8 +536,8 @@ def tracked() -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
-def test_readme_tree_is_true() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tree_is_true() -> None:
+    text = (ROOT / "docs" / "tree.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- tree -->\n+```text\n(.+?)\n```", text, re.S)
     assert block is not None
     named = set()
@@ -544,7 +547,7 @@ def test_readme_tree_is_true() -> None:
         depth = (len(entry) - len(entry.lstrip())) // 2
         stack = [*stack[:depth], entry.strip().rstrip("/")]
         path = "/".join(stack)
-        assert (ROOT / path).exists(), f"README's tree names {path}, which does not exist"
+        assert (ROOT / path).exists(), f"docs/tree.md names {path}, which does not exist"
         named.add(path)
     for path in python_files():
         relative = path.relative_to(ROOT).as_posix()
@@ -552,7 +555,7 @@ def test_readme_tree_is_true() -> None:
             covered = any(
                 relative == name or relative.startswith(name + "/") for name in named if name not in {"sda_core", "stages"}
             )
-            assert covered, f"README's tree misses {relative}"
+            assert covered, f"docs/tree.md misses {relative}"
 
 
 @pytest.mark.parametrize("guide", ["CONTRIBUTING.md", "docs/extending.md"])

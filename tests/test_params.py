@@ -259,6 +259,10 @@ AMAZON = {
             "control_embeddings.variants: should name each once (got random more than once)",
         ),
         (
+            {"control_embeddings.variants": ["random", "oracle"], "dataset": AMAZON | {"image_archive": ["i"]}},
+            "control_embeddings.variants: has oracle, for which only the built-in shop has the true attributes",
+        ),
+        (
             {"train_recommender.variants": ["zero_shot", "lora", "sda", "sda"]},
             "train_recommender.variants: should name each once (got sda more than once)",
         ),

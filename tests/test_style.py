@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCES = ("sda_core", "stages", "hydra_plugins", "experiments", "bench", "pretraining")
+SOURCES = ("sda_core", "stages", "hydra_plugins", "experiments", "bench", "pretraining", "docs")
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("format", "--check")], ids=["lint", "format"])

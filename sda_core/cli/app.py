@@ -12,25 +12,27 @@ from sda_core import __version__
 from sda_core.cli.check_adapter import check_adapter
 from sda_core.cli.costs import costs
 from sda_core.cli.diff import diff
+from sda_core.cli.explore import explore
 from sda_core.cli.export import export
 from sda_core.cli.init import init, upgrade
 from sda_core.cli.neighbors import neighbors
 from sda_core.cli.recommend import recommend
+from sda_core.cli.search import search
 from sda_core.cli.stage import one_stage_a_process, run_app
 from sda_core.cli.verify import verify
 
 STAGES = {
     "download": "Fetch the raw files, whole and checked.",
-    "filter": "Parse, filter, number and split them.",
+    "filter": "Parse, filter and split the raw files.",
     "fetch-images": "Fetch the images of the kept items.",
     "train-adapter": "Train LoRA or MoDA on items alone.",
-    "export-embeddings": "Write a variant's item vectors.",
-    "control-embeddings": "Write vectors to be beaten.",
-    "import-embeddings": "Take in vectors made elsewhere.",
+    "export-embeddings": "Embed every item for a variant.",
+    "control-embeddings": "Write control embeddings.",
+    "import-embeddings": "Import embeddings made elsewhere.",
     "build-index": "Build a FAISS index, measure its recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
     "draw-negatives": "Draw the negatives of uni100 and pop100.",
-    "evaluate": "Place the test targets, compute metrics.",
+    "evaluate": "Rank the test targets, compute metrics.",
     "report": "Compare variants, write the page.",
 }
 """The stages in their order, each with a help text that is short enough for the list of commands."""
@@ -56,9 +58,9 @@ def _version(show: bool) -> None:
 app = typer.Typer(
     name="sda",
     help=(
-        "Adapt a vision-language model to a shop's items, and recommend with its vectors.\n\n"
+        "Adapt a vision-language model to a shop's items, and train recommenders on its embeddings.\n\n"
         "`dvc repro` runs every stage in order and skips what is up to date; the commands below run one stage each, "
-        "with the settings of params.yaml. Everything that can change a result stands in params.yaml; "
+        "with the settings of params.yaml. Every setting that can change a result is in params.yaml; "
         "change it with `dvc exp run -S section.key=value`."
     ),
     no_args_is_help=True,
@@ -72,11 +74,13 @@ for _name, _help in STAGES.items():
 app.command("init", short_help="Write a project into a new folder.")(init)
 app.command("upgrade", short_help="Bring a project to this version.")(upgrade)
 app.command("check-adapter", short_help="Look at embeddings before training.")(check_adapter)
-app.command("neighbors", short_help="Show the items nearest to an item.")(neighbors)
+app.command("neighbors", short_help="List the nearest items of an item.")(neighbors)
 app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 app.command("verify", short_help="Check every artifact of the workspace.")(verify)
 app.command("costs", short_help="Show what each stage cost last time.")(costs)
 app.command("recommend", short_help="Recommend for a history of items.")(recommend)
+app.command("search", short_help="Find items near a text.")(search)
+app.command("explore", short_help="Play with a finished run in a browser.")(explore)
 app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
 
 

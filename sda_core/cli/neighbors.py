@@ -1,4 +1,4 @@
-"""What an item's vector is close to."""
+"""The nearest neighbours of an item."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def neighbors(
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:
-    """Show the items whose vectors are nearest to an item's, with their cosine and title."""
+    """List an item's nearest neighbours, with their cosine and title."""
     from sda_core.artifacts import Workspace
     from sda_core.index import load_index
 

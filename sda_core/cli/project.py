@@ -69,7 +69,7 @@ def create(folder: Path) -> None:
     Git and DVC are initialised where there are none: DVC without Git where the command ``git`` is missing.
 
     Raises:
-        ConfigError: the folder is not empty, or Git or DVC refuses it.
+        ConfigError: the folder is not empty, or Git or DVC rejects it.
         StorageError: the disk is full or read-only, or a permission is missing.
     """
     with storage(folder):

@@ -1,4 +1,4 @@
-"""What a trained recommender makes of a history typed by hand."""
+"""Recommendations of a trained recommender for a history typed by hand."""
 
 from __future__ import annotations
 
@@ -22,27 +22,19 @@ def recommend(
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:
-    """Show what a trained recommender would show next to somebody with this history, with score and title.
+    """List what a trained recommender recommends after a history, with score and title.
 
     Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.
     """
-    from sda_core import ranking, recommenders
     from sda_core.artifacts import Workspace
-    from sda_core.errors import ConfigError
-    from sda_core.traits import scores_histories
+    from sda_core.explore.finished_run import recommend as recommend_after
 
     with one_line_errors("recommend", root):
         workspace = Workspace(root)
         catalogue = Catalogue.read(workspace)
         history = [catalogue.number(item, by_number) for item in items]
-        folder = workspace.recommender(variant, recommender)
-        check_variant(root, variant, folder)
-        section = recommenders.saved_params(folder)
-        if not scores_histories(section):
-            problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"
-            raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
-        vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
-        found = ranking.recommend_after(folder, vectors, history, top)
+        check_variant(root, variant, workspace.recommender(variant, recommender))
+        found = recommend_after(workspace, history, variant, recommender, top)
         for number in history:
             typer.echo(f"history  {catalogue.line(number)}")
         for number, score in found:

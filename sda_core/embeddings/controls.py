@@ -5,27 +5,34 @@
 ``shuffled``     the right vectors on the wrong items: their distribution, but not their meaning
 ``image_only``   principal components of the image vectors alone
 ``text_only``    principal components of the text vectors alone
+``oracle``       the true attributes of the built-in shop's items, and parts of them: :mod:`sda_core.embeddings.oracle`
 ===============  =======================================================================================================
 
-All are made of one variant's table, and have its width.  The last two are fused as ``late_concat_pca`` does it, so that
-they differ from that variant by the modality that is missing, and not by their width.
+All but the last are made of one variant's table, and have its width.  ``image_only`` and ``text_only`` are fused as
+``late_concat_pca`` does it, so that they differ from that variant by the modality that is missing, and not by their width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never, get_args
+from typing import Literal, assert_never, cast, get_args
 
 import numpy as np
 
-from sda_core.artifacts import EMBEDDINGS
-from sda_core.embeddings.fusion import fuse
+from sda_core.artifacts import EMBEDDINGS, TRUTH, Workspace
+from sda_core.embeddings.fusion import fuse, seen_items
+from sda_core.embeddings.oracle import oracle_vectors
+from sda_core.embeddings.table import read_metadata
 from sda_core.errors import ConfigError
 from sda_core.item_vectors import read_vectors
-from sda_core.params import Control, ExportParams
+from sda_core.params import Control, ExportParams, Oracle
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
+
+Derived = Literal["random", "shuffled", "image_only", "text_only"]
+"""The controls that are made of another variant's vectors."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,37 @@ def kind_of(variant: str) -> Control:
     return kind
 
 
-def control(kind: Control, vectors: Vectors, fit_ids: np.ndarray, params: ExportParams, seed: int) -> Vectors:
+def make(kind: Control, workspace: Workspace, params: ExportParams, seed: int) -> tuple[Vectors, dict[str, str]]:
+    """Vectors of a control, row r belongs to item id r + 1, and what their file says about itself.
+
+    Args:
+        kind: which, see the module's docstring.
+        workspace: with the vectors of ``zero_shot``, and ``data/truth.parquet`` for the oracles.
+        params: of the export of ``zero_shot``.
+        seed: of the draws.
+
+    Raises:
+        ArtifactError: an input is missing or damaged.
+        DataError: an oracle of another dataset than the built-in shop.
+    """
+    path = workspace.embeddings("zero_shot")
+    described = {"control": kind, "control_seed": str(seed)}
+    if kind not in get_args(Oracle):
+        made = control(cast("Derived", kind), read_table(path), seen_items(workspace), params, seed)
+        return made, read_metadata(path) | described
+    raw_item_ids = EMBEDDINGS.read(path).sort("item_id")["raw_item_id"].to_list()
+    made = oracle(cast("Oracle", kind), workspace, raw_item_ids, seed)
+    width = str(made.fused_IF.shape[1])
+    return made, described | {"modality_dim": width, "embedding_dim": width, "normalized": "true"}
+
+
+def oracle(kind: Oracle, workspace: Workspace, raw_item_ids: Sequence[str], seed: int) -> Vectors:
+    """:func:`~sda_core.embeddings.oracle.oracle_vectors` of a workspace's items, given in the order of their ids."""
+    image_IW, text_IW, fused_IW = oracle_vectors(kind, TRUTH.read(workspace.truth), raw_item_ids, seed)
+    return Vectors(image_IW, text_IW, fused_IW, np.ones(len(raw_item_ids), dtype=np.bool_))
+
+
+def control(kind: Derived, vectors: Vectors, fit_ids: np.ndarray, params: ExportParams, seed: int) -> Vectors:
     """Control vectors of the given ones.
 
     Args:

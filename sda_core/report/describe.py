@@ -132,6 +132,11 @@ _CONTROL_TEXT = {
     "shuffled": "Control: the vectors of zero_shot, each on a wrong item.",
     "image_only": "Control: the image vectors of zero_shot alone.",
     "text_only": "Control: the text vectors of zero_shot alone.",
+    "oracle": "Control: the true attributes of the items, which no model sees. What perfect item vectors would bring.",
+    "oracle_shared": "Control: the true attributes that image and text both show.",
+    "oracle_image": "Control: the true attributes that only the image shows.",
+    "oracle_text": "Control: the true attributes that only the text shows.",
+    "oracle_named": "Control: the true attributes that the text names, as far as it names them.",
 }
 
 

@@ -53,5 +53,5 @@ def test_targets_that_match_nothing(tiny_vl: Callable[[], nn.Module]) -> None:
 
 def test_layers_that_are_never_called_are_refused() -> None:
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
-    with pytest.raises(TrainingError, match=r"attention\.out_proj: belongs to a torch\.nn\.MultiheadAttention"):
+    with pytest.raises(TrainingError, match=r"attention\.out_proj: is part of a torch\.nn\.MultiheadAttention"):
         peft.inject_adapter_in_model(MoDAConfig(target_modules=["out_proj"]), model)

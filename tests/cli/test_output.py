@@ -25,7 +25,7 @@ COMMANDS = [
     ("import-embeddings", "--variant", "own"), ("build-index", "--variant", "sda"),
     ("train-recommender", "--variant", "id"), ("draw-negatives",), ("evaluate", "--variant", "id"), ("report",),
     ("neighbors", "3"), ("recommend", "3"), ("diff", "HEAD"), ("verify",), ("costs",), ("upgrade",),
-    ("check-adapter", "--variant", "sda"),
+    ("check-adapter", "--variant", "sda"), ("search", "mug"), ("explore",),
     ("export", "--format", "mmrec", "--to", "x"),
 ]  # fmt: skip
 

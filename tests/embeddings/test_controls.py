@@ -94,4 +94,4 @@ def test_the_stage_writes_a_table_of_its_own(
         assert fused.shape == (NUM_ITEMS + 1, 5)
     with pytest.raises(typer.Exit):
         control_embeddings("zero_shot", workspace.root)
-    assert "unknown control 'zero_shot'; known are random, shuffled, image_only, text_only" in capsys.readouterr().err
+    assert "unknown control 'zero_shot'; known are random, shuffled, image_only, text_only, oracle" in capsys.readouterr().err

@@ -201,7 +201,7 @@ class MoDAModel(BaseTuner):
         if isinstance(parent, nn.MultiheadAttention):
             raise TrainingError(
                 f"module {current_key}",
-                "belongs to a torch.nn.MultiheadAttention, which uses its weights without calling it, so an adapter would "
+                "is part of a torch.nn.MultiheadAttention, which uses its weights without calling it, so an adapter would "
                 "change nothing",
                 "name it in exclude_modules",
             )

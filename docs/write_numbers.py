@@ -1,0 +1,117 @@
+"""Write the numbers of the default run into README.md and docs/results.md: ``python docs/write_numbers.py``.
+
+Reads ``metrics/`` and ``comparisons.json``, the committed results of ``dvc repro``.  ``--check`` writes nothing and exits with 1
+where a file is out of date, which the tests do as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = ("id", "zero_shot", "lora", "sda")
+RECOMMENDERS = ("pop", "sasrec", "vbpr", "bert4rec")
+METRIC = "ndcg@10"
+
+
+def block(name: str, text: str, inside: str) -> str:
+    """A file's text with what is between ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+
+    Raises:
+        ValueError: the file has no such markers, or several.
+    """
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"should have one pair of markers {name!r}")
+    return pattern.sub(lambda match: match[1] + inside + match[2], text)
+
+
+def number(value: float) -> str:
+    """Four decimals without the leading zero: ``.0788``, ``-.0088``."""
+    return f"{value:.4f}".replace("0.", ".", 1)
+
+
+def _metrics(root: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    paths = {(v, r): root / "metrics" / v / f"{r}.json" for v in VARIANTS for r in RECOMMENDERS}
+    return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.is_file()}
+
+
+def _gain(found: dict[str, float], recommender: str, first: str, second: str) -> tuple[str, str]:
+    """A difference with its interval, and what it says."""
+    name = f"{recommender}/{first}_vs_{second}/{METRIC}"
+    gain, low, high = (found[f"{name}_{part}"] for part in ("gain", "low", "high"))
+    verdict = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+    return f"{number(gain)}, 95 % interval {number(low)} to {number(high)}", verdict
+
+
+def readme_row(root: Path) -> str:
+    """The row of README's table on the default run."""
+    metrics = _metrics(root)
+    comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
+    values = ", ".join(f"`{v}` {number(metrics[v, 'sasrec'][METRIC])}" for v in VARIANTS)
+    told, verdict = _gain(comparisons, "sasrec", "sda", "zero_shot")
+    answer = {"higher": "Yes", "lower": "No, it lowers it", "no clear difference": "No clear difference"}[verdict]
+    return (
+        f"| Does adaptation improve a recommender on the built-in shop? | {answer}. "
+        f"SASRec's NDCG@10: {values}; `sda` - `zero_shot` {told} | [the default run](docs/results.md#the-default-run) |\n"
+    )
+
+
+def results_block(root: Path) -> str:
+    """The tables of docs/results.md on the default run."""
+    metrics = _metrics(root)
+    comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
+    lines = [f"| NDCG@10 (tail) | {' | '.join(f'`{v}`' for v in VARIANTS)} |", "|---" * (1 + len(VARIANTS)) + "|"]
+    for recommender in RECOMMENDERS:
+        found = (metrics.get((variant, recommender)) for variant in VARIANTS)
+        cells = ("" if one is None else f"{number(one[METRIC])} ({number(one[f'tail_{METRIC}'])})" for one in found)
+        lines.append(f"| `{recommender}` | {' | '.join(cells)} |")
+    lines += ["", "| difference in NDCG@10 | 95 % interval | |", "|---|---|---|"]
+    for recommender in RECOMMENDERS:
+        for first, second in (("sda", "id"), ("sda", "zero_shot"), ("lora", "zero_shot")):
+            if f"{recommender}/{first}_vs_{second}/{METRIC}_gain" in comparisons:
+                told, verdict = _gain(comparisons, recommender, first, second)
+                gain, _, interval = told.partition(", 95 % interval ")
+                lines.append(f"| `{recommender}`: `{first}` - `{second}` {gain} | {interval} | {verdict} |")
+    users = {found["num_users"] for found in metrics.values()}
+    tail = {found["tail_num_users"] for found in metrics.values()}
+    lines += ["", f"{max(users):,} test users, of whom {max(tail):,} have a tail target.", ""]
+    return "\n".join(lines)
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """The two files as they should be."""
+    readme, results = root / "README.md", root / "docs" / "results.md"
+    return {
+        readme: _row_of_readme(readme.read_text(encoding="utf-8"), readme_row(root)),
+        results: block("default run", results.read_text(encoding="utf-8"), results_block(root)),
+    }
+
+
+def _row_of_readme(text: str, row: str) -> str:
+    """A table holds no marker, so the row is known by its question."""
+    question = row.split("|")[1]
+    pattern = re.compile(rf"^\|{re.escape(question)}\|.*\n", re.M)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"README.md should have one row{question}")
+    return pattern.sub(lambda _: row, text)
+
+
+def main(arguments: list[str]) -> int:
+    """Write, or check; the exit status."""
+    outdated = [path for path, text in pages(ROOT).items() if path.read_text(encoding="utf-8") != text]
+    if "--check" in arguments:
+        print(*(f"{path.relative_to(ROOT)} is out of date; run `python docs/write_numbers.py`" for path in outdated), sep="\n")
+        return 1 if outdated else 0
+    for path, text in pages(ROOT).items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+    print("\n".join(f"{path.relative_to(ROOT)}: {'written' if path in outdated else 'unchanged'}" for path in pages(ROOT)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""A finished run, opened once and asked many times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from sda_core.artifacts import EMBEDDINGS, ITEMS, Workspace
+from sda_core.errors import ArtifactError, ConfigError
+from sda_core.explore.nearest import nearest
+from sda_core.image_store import ImageStore
+from sda_core.item_vectors import read_vectors
+from sda_core.params import Params, load_params
+
+if TYPE_CHECKING:  # torch, which a look at items does not need
+    from sda_core.explore.text_encoder import TextEncoder
+
+Vectors = Literal["fused", "text", "image"]
+"""Which of an item's vectors: the one that recommenders get, or that of one modality."""
+
+VECTORS: tuple[Vectors, ...] = get_args(Vectors)
+_COLUMNS = {"fused": "embedding", "text": "text_embedding", "image": "image_embedding"}
+
+Found = list[tuple[int, float]]
+"""Item ids, best first, with cosines or scores."""
+
+
+@dataclass(frozen=True)
+class ShownItem:
+    """What is shown of an item."""
+
+    item_id: int
+    raw_item_id: str
+    title: str
+    brand: str
+    price: str
+
+    @property
+    def label(self) -> str:
+        """Title and id on one line."""
+        return f"{self.title or '(no title)'} · {self.raw_item_id}"
+
+
+class FinishedRun:
+    """The items, images, vectors and recommenders of a project folder; each is read when it is first needed.
+
+    Args:
+        root: the project folder.
+
+    Raises:
+        ConfigError: ``params.yaml`` is missing or wrong.
+        ArtifactError: there are no items.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.workspace = Workspace(root)
+        self.params: Params = load_params(root / "params.yaml")
+        columns = ITEMS.scan(self.workspace.items).select("item_id", "raw_item_id", "title", "brand", "price").collect()
+        self.items = {row[0]: ShownItem(*row) for row in columns.iter_rows()}
+        self._vectors: dict[tuple[str, Vectors], np.ndarray] = {}
+        self._encoders: dict[str, TextEncoder] = {}
+
+    @cached_property
+    def _images(self) -> ImageStore:
+        return ImageStore(self.workspace.images)
+
+    def image(self, item_id: int) -> bytes | None:
+        """An item's encoded image; None where it has none."""
+        return self._images.get(item_id)
+
+    def variants(self) -> list[str]:
+        """The variants of ``params.yaml`` that have vectors on disk, in their order.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        found = [name for name in self.params.variants if name != "id" and self.workspace.embeddings(name).is_file()]
+        if not found:
+            folder = self.workspace.embeddings("id").parent
+            raise ArtifactError(str(folder), "has no item vectors", "run `dvc repro` to make them")
+        return found
+
+    def vectors(self, variant: str, which: Vectors) -> np.ndarray:
+        """``(I + 1, D)``, row r is item r; zero where an item has no such vector.
+
+        Raises:
+            ArtifactError: the file is missing or damaged, or has no such vectors.
+        """
+        if (variant, which) not in self._vectors:
+            self._vectors[variant, which] = self._read(variant, which)
+        return self._vectors[variant, which]
+
+    def _read(self, variant: str, which: Vectors) -> np.ndarray:
+        path, column = self.workspace.embeddings(variant), _COLUMNS[which]
+        vectors = read_vectors(path, column, fill="mean")
+        if vectors is None:
+            raise ArtifactError(str(path), "has ids and no vectors", "name another variant")
+        absent = EMBEDDINGS.scan(path).filter(pl.col(column).is_null()).select("item_id").collect()
+        vectors[absent["item_id"].to_numpy()] = 0  # not the mean: an item without an image is near none
+        return vectors
+
+    def near_item(self, item_id: int, variant: str, which: Vectors, k: int) -> Found:
+        """The items nearest to an item, itself left out; none where the item has no such vector."""
+        vectors = self.vectors(variant, which)
+        return nearest(vectors, vectors[item_id], k, item_id) if vectors[item_id].any() else []
+
+    def near_text(self, text: str, variant: str, which: Vectors, k: int) -> Found:
+        """The items nearest to a text.
+
+        A text is embedded as a title is.  The fused vectors are components of both modalities, in which a text alone has no
+        place, so it is compared with the items' texts or images.
+
+        Raises:
+            ConfigError: the text is empty; ``which`` is ``fused``; no model of this project made the variant.
+            ArtifactError: the vectors are missing or outdated.
+        """
+        if which == "fused":
+            raise ConfigError("--against", "is 'fused', and a text has no place among fused vectors", "use text or image")
+        return nearest(self.vectors(variant, which), self.encoder(variant).encode(text), k)
+
+    def encoder(self, variant: str) -> TextEncoder:
+        """The model behind a variant, loaded at its first question; raises as :class:`~.text_encoder.TextEncoder`."""
+        if variant not in self._encoders:
+            from sda_core.explore.text_encoder import TextEncoder
+
+            self._encoders[variant] = TextEncoder(self.workspace, self.params, variant)
+        return self._encoders[variant]
+
+    def recommenders(self, variant: str) -> list[str]:
+        """The trained recommenders of a variant that score a history alone, in the order of ``params.yaml``."""
+        from sda_core.traits import scores_histories
+
+        named = [name for name in self.params.recommenders if scores_histories(self.params.train_recommender.of(name))]
+        return [name for name in named if (self.workspace.recommender(variant, name) / "model.json").is_file()]
+
+    def recommend(self, history: Sequence[int], variant: str, recommender: str, k: int) -> Found:
+        """As :func:`recommend`, for the project folder."""
+        return recommend(self.workspace, history, variant, recommender, k)
+
+
+def recommend(workspace: Workspace, history: Sequence[int], variant: str, recommender: str, k: int) -> Found:
+    """What a recommender would show next to somebody with a history, oldest item first; items of the history are left out.
+
+    Raises:
+        ConfigError: the recommender cannot score a history alone.
+        ArtifactError: it is missing, or was trained on other vectors.
+    """
+    from sda_core import ranking, recommenders
+    from sda_core.traits import scores_histories
+
+    folder = workspace.recommender(variant, recommender)
+    section = recommenders.saved_params(folder)
+    if not scores_histories(section):
+        problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"
+        raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
+    vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
+    return ranking.recommend_after(folder, vectors, history, k)
