@@ -1,7 +1,8 @@
 """What nano_lvlm reads: captions of scenes, questions with answers, and plain texts; all composed, none stored.
 
-A caption names some of a scene's attributes, drawn anew each time, in an order and with synonyms drawn anew, and never
-names what the scene does not show.  So the same scene seldom has the same caption twice, and only the image tells its words.
+A caption names a random subset of a scene's attributes, in random order and with random synonyms.
+It never names an attribute that the scene does not show.
+So a scene seldom has the same caption twice, and the caption can only be predicted from the image.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def field_pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """Attributes as shops list them, in an order drawn anew: attribute, what the field is called, value."""
+    """Attributes as shops list them, in random order: attribute, name of the field, value."""
     product = scene.products[0]
     colour_name = _one(rng, ("colour", "color"))
     pairs = [
@@ -143,7 +144,7 @@ def joined(pairs: list[tuple[str, str, str]], rng: np.random.Generator) -> str:
 
 
 def reading(scene: Scene, rng: np.random.Generator) -> tuple[str, Turn]:
-    """A description in words alone, and a question that it answers."""
+    """A description as text, and a question that it answers."""
     pairs = field_pairs(scene, rng)
     about, _, value = pairs[int(rng.integers(len(pairs)))]
     return joined(pairs, rng), Turn(about, _one(rng, QUESTIONS[about]), value)

@@ -1,10 +1,11 @@
-"""What nano_lvlm sees: held-out captions with the right and another image, held-out questions, how alike its vectors are.
+"""Evaluate nano_lvlm: held-out captions with the right and another image, held-out questions, cosines of its vectors.
 
-Every test scene shows a pair of type and colour that no training scene shows.  Questions are answered by greedy decoding and
-count as right only word for word; chance is always giving the most frequent answer.  Nothing is chosen by these figures.
+The first product of each test scene has a type and a colour that never occur together in training.
+Questions are answered by greedy decoding; an answer is right if every token is.
+Chance is the share of the most frequent answer.
+Nothing is chosen by these figures.
 
-The vectors are the pipeline's own, of the built-in shop's images and texts: mean cosine of two different items' images, and of
-their texts, and of an item's image with another's text.
+The cosines are of the vectors that the pipeline computes for items of the built-in shop.
 
     python -m pretraining evaluate_lvlm [--folder FOLDER] [--json FILE]
 """
@@ -105,12 +106,13 @@ def main(
     work: Path = WORK,
     folder: Path = HERE / "nano_lvlm",
     results_file: Annotated[Path | None, typer.Option("--json", help="Write the results there as well.")] = None,
+    num_scenes: Annotated[int, typer.Option(help="How many test scenes to use, at most all of them.")] = 400,
 ) -> None:
     """Evaluate a checkpoint folder and print the tables."""
     params = settings()
     sides = list(params["lvlm"]["side_shares"])
     learner, material = from_folder(folder, sides), Material.read(work, params)
-    places = generator(params["seed"], "test order").permutation(material.places["test"])
+    places = generator(params["seed"], "test order").permutation(material.places["test"])[:num_scenes]
     results: dict[str, Any] = {}
     for side in sides:
         results[f"captions, {side} pixels"] = captions_result(learner, material, places, side)

@@ -1,10 +1,12 @@
 """Next-token loss over packed conversations: the tokens, their mask and positions, and the loss.
 
-A row is a context (an image, or nothing) and *segments*: conversations about it that do not see each other.  Each
-segment attends to the template's beginning, to the context and to itself, and its positions follow the context's as if it stood
-alone.  So a row's loss is the loss of its segments as sequences of their own (a test holds it to transformers' own pass), and
-the image's tokens run once for all of them.  Only what the assistant says is learnt, and plain texts as a whole; never
-questions, the template or image tokens.
+A row is a context (an image, or nothing) and *segments*: conversations about it.
+A segment attends to the beginning of the template, to the context and to itself, but not to other segments.
+Its positions follow those of the context, as if it were alone.
+So the loss of a row equals the loss of its segments as separate sequences, and the image tokens run once for all of them.
+A test compares it with the forward pass of transformers.
+
+Only the assistant's answers and plain texts are learnt: no questions, no template, no image tokens.
 """
 
 from __future__ import annotations
@@ -168,10 +170,15 @@ def token_losses(model: Qwen2_5_VLForConditionalGeneration, rows: Rows, states_B
 
 
 def first_model(config: Qwen2_5_VLConfig, tower: Any, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A model with a given vision tower (its file of weights) and all else random; the tower's blocks are frozen.
+    """A model with a given vision tower, which is frozen; all other weights are random.
 
-    The merger (the projector) and the decoder with its token table start at random: nothing of how the tower was trained
-    beside its own features is in them.
+    The merger (the projector), the decoder and the token table start at random, so they carry nothing from the training
+    of the tower.
+
+    Args:
+        config: sizes and special tokens.
+        tower: the ``model.safetensors`` of the checkpoint that has the tower.
+        seed: of the random weights.
     """
     torch.manual_seed(seed)
     text: Any = config.text_config
@@ -195,10 +202,11 @@ def first_model(config: Qwen2_5_VLConfig, tower: Any, seed: int) -> Qwen2_5_VLFo
 
 @torch.no_grad()
 def standardise_projector(model: Qwen2_5_VLForConditionalGeneration, features_BND: Tensor, grid: ImageGrid, scale: float) -> None:
-    """Let a random projector's inputs and outputs start with mean 0 and one deviation, as measured on a sample of images.
+    """Standardise a random projector on a sample of images: its inputs, and the image tokens that it returns.
 
-    The tower's features have a large common part.  Without this the image tokens of all images start nearly alike, and
-    the decoder learns to ignore them first.
+    The features of the tower share a large common part, so the image tokens of a random projector are nearly alike.
+    The decoder then learns to ignore them: after 150 steps the caption loss was .015 nats a token lower with the right
+    image than with another, against .09 after 100 steps with this start.
 
     Args:
         model: its projector is changed, so that input features have deviation 1 and image tokens ``scale``.

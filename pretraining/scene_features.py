@@ -1,7 +1,7 @@
-"""What the frozen vision tower makes of each scene, once: ``work/scene_features/SIDE.npy`` for each side in pixels.
+"""Run the frozen vision tower over all scenes, once: ``work/scene_features/SIDE.npy`` for each side in pixels.
 
-float16, ``(scenes, patches, vision width)``: the output of the tower's last block, before the merger, which the training
-learns.  A training scene is seen at one side, drawn by its number; a held-out one at all.
+float16, ``(scenes, patches, vision width)``: the output of the last block, before the merger, which the training learns.
+A training scene is computed at one side, drawn at random; a held-out scene at all sides.
 """
 
 from __future__ import annotations

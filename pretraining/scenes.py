@@ -1,9 +1,9 @@
-"""Scenes whose attributes are known: products painted with colours, patterns, materials and motifs, on a ground.
+"""Draw scenes with known attributes: products with colours, patterns, materials and motifs, on a background.
 
-Writes ``work/scenes.npy`` (uint8 RGB, ``(scenes, side, side, 3)``) and ``work/scenes.parquet`` (one row a scene: its split and
-its attributes).  Outlines are one-colour signs of the icon sets; nothing is shared with the built-in shop's drawing code.
+Writes ``work/scenes.npy`` (uint8 RGB, ``(scenes, side, side, 3)``) and ``work/scenes.parquet`` (split and attributes of each
+scene).  The outlines are one-colour signs of the icon sets; the drawing code of the built-in shop is not used.
 
-A share of the pairs of type and colour is held out: a test scene's first product has such a pair, and no training scene has one.
+A share of the pairs of type and colour is held out: every test scene shows one, and no training scene does.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Pre-train nano_lvlm: projector and decoder by next-token loss alone, over the frozen tower of nano.
+"""Pre-train nano_lvlm: projector and decoder by next-token loss, on the frozen vision tower of nano.
 
-Every step reads scenes with captions, lists of attributes, questions and answers about them, and plain texts (glosses of
-WordNet, shop titles and entries, descriptions with a question).  The loss is the mean cross-entropy of all learnt tokens.
-There is no contrastive loss, and no teacher.
+A step reads scenes with captions, lists of attributes, questions and answers, and plain texts: glosses of WordNet, shop titles
+and entries, descriptions with a question.
+The loss is the mean cross-entropy of all learnt tokens.
+There is no contrastive loss and no teacher.
 
-Every step draws its data from a generator seeded by the step's number, so that a resumed run equals an uninterrupted one.
+Each step draws its data from a generator seeded by the number of the step, so a resumed run equals an undisturbed one.
 
     python -m pretraining train_lvlm [--work FOLDER] [--steps N]
 """
