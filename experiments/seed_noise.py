@@ -35,6 +35,7 @@ from sda_core.evaluation.groups import item_groups
 from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.fingerprint import fingerprint
 from sda_core.params import Params, load_params
+from sda_core.variants import adapter_of
 from stages.evaluate import evaluate
 from stages.train_recommender import train_recommender
 
@@ -71,7 +72,7 @@ def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
     workspace, params = Workspace(root), load_params(root / "params.yaml")
     tree = YAML(typ="safe", pure=True).load(root / "params.yaml")
     _check_seeds(seeds, tree)
-    shared = [variant for variant in params.variants if variant not in params.train_adapter.variants]
+    shared = [variant for variant in params.variants if _adapted(params, variant) is None]
     needed = [workspace.interactions, workspace.items, *(workspace.embeddings(variant) for variant in shared)]
     if params.train_adapter.variants:
         needed.append(workspace.images)
@@ -143,16 +144,22 @@ def repeat(run: Workspace, source: Workspace, params: Params, shared: Sequence[s
     for variant in shared:
         link(run.embeddings(variant), source.embeddings(variant))
     write_params(source.root / "params.yaml", run.root / "params.yaml", seed)
-    for variant in params.train_adapter.variants:
-        if variant in params.variants and not run.embeddings(variant).exists():
-            if not run.adapter(variant).exists():
-                repeat_stage("train_adapter", variant, run.root)
+    for variant in params.variants:
+        trained = _adapted(params, variant)
+        if trained is not None and not run.embeddings(variant).exists():
+            if not run.adapter(trained).exists():
+                repeat_stage("train_adapter", trained, run.root)
             repeat_stage("export_embeddings", variant, run.root)
     # id first: with align_weight the others follow from its item table
     for variant in sorted(params.variants, key=lambda variant: variant != "id"):
         if not all(run.positions(variant, recommender).exists() for recommender in params.recommenders):
             repeat_stage("train_recommender", variant, run.root)
             repeat_stage("evaluate", variant, run.root)
+
+
+def _adapted(params: Params, variant: str) -> str | None:
+    """The trained variant whose adapter a variant's vectors follow from."""
+    return None if variant in params.import_embeddings.variants else adapter_of(params, variant)
 
 
 def write_params(source: Path, target: Path, seed: int) -> None:

@@ -20,7 +20,7 @@ import polars as pl
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, replace_file, write_text, write_tsv
 from sda_core.data.demo import ATTRIBUTES, world
-from sda_core.errors import ConfigError
+from sda_core.errors import ArtifactError, ConfigError
 from sda_core.evaluation.metrics import Metric, per_user
 from sda_core.evaluation.protocols import Protocol
 from sda_core.evaluation.significance import bootstrap_interval
@@ -163,8 +163,15 @@ def retrieval_at_1(path: Path, limit: int = 2000) -> float:
 
     Returns:
         0 to 1; 1 / number of items by chance.  Items without an image are left out; ties count as hits.
+
+    Raises:
+        ArtifactError: the file has no embeddings of images or of texts, as that of a joint pass.
     """
-    frame = EMBEDDINGS.read(path).filter(pl.col("image_embedding").is_not_null()).sort("item_id")
+    frame = EMBEDDINGS.read(path).sort("item_id")
+    if missing := {"image_embedding", "text_embedding"} - {*frame.columns}:
+        problem = f"has no {' and no '.join(sorted(missing))}, which retrieval@1 compares"
+        raise ArtifactError(str(path), problem, "name a variant with a pass for each modality, e.g. zero_shot")
+    frame = frame.filter(pl.col("image_embedding").is_not_null())
     rows = np.sort(generator(0, "found").permutation(len(frame))[:limit])
     image_ND, text_ND = (unit_rows(frame[name].to_numpy()[rows]) for name in ("image_embedding", "text_embedding"))
     similarity_NN = image_ND @ text_ND.T

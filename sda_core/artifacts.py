@@ -286,7 +286,10 @@ IMAGES = Table(
 )
 
 EMBEDDINGS = Table("embeddings", {"item_id": pl.Int32, "raw_item_id": pl.String}, open=True)
-"""Besides: ``image_embedding``, ``text_embedding``, ``embedding`` (fused), each ``fixed_size_list<float32>``."""
+"""Besides: ``image_embedding``, ``text_embedding``, ``embedding`` (fused), each ``fixed_size_list<float32>``.
+
+A joint pass has ``embedding`` alone, and so may vectors that were made elsewhere; the variant ``id`` has none of them.
+"""
 
 NEGATIVES = Table(
     "negatives",

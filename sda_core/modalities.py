@@ -1,4 +1,4 @@
-"""The modalities of an item, by name."""
+"""The modalities of an item, by name, and what goes through a backbone in one sequence."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ Modality = Literal["image", "text"]
 
 MODALITIES: tuple[Modality, Modality] = ("image", "text")
 """In the order of their passes, of an adapter's modality embeddings and of the blocks of an export."""
+
+Pass = Literal[Modality, "joint"]
+"""What a sequence holds: an item's image, its text, or both (``joint``)."""
+
+JOINT: tuple[Pass, ...] = ("joint",)

@@ -389,7 +389,7 @@ class LossParams(Section):
     temperature: Positive
     teacher_temperature: Positive | None  # None: the same as temperature
     teacher_targets: Annotated[float, Field(gt=1)] | None  # takes the temperature that gives so many: sda_core.losses.geometry
-    center: Literal["none", "batch", "running"]  # what is subtracted from the vectors first: sda_core.losses.geometry
+    center: Literal["none", "batch", "running"]  # the mean that is subtracted first; running may collapse: losses.geometry
     keep_base: NonNegative  # weight of what keeps the structure inside each modality: sda_core.losses.keep
     learn_temperature: bool
     teacher_source: Literal["adapted", "base"]  # whose vectors teach: those that are trained, or the backbone's own
@@ -439,6 +439,18 @@ class ExportParams(Section):
     balance: Literal["none", "equal_energy"]  # equal_energy: first, both vary equally much around their means
     axis_scaling: Literal["none", "even"]  # even: of the PCA, each component divided by sqrt(its variance + mean variance)
     with_base: bool  # adapted variants: the backbone's own vectors are fused as well, so that adaptation takes nothing away
+
+
+class JointVariant(Section):
+    """Item vectors of a joint pass: an item's image and text in one sequence."""
+
+    of: Name  # zero_shot, or a variant of train_adapter with whose adapter the pass is made
+
+
+class JointParams(Section):
+    """Joint passes, each a variant of its own; the other settings are those of ``export_embeddings``."""
+
+    variants: dict[Name, JointVariant]
 
 
 class ControlParams(Section):
@@ -698,6 +710,7 @@ class Params(Section):
     backbone: BackboneParams
     train_adapter: TrainAdapterParams
     export_embeddings: ExportParams
+    joint_embeddings: JointParams
     control_embeddings: ControlParams
     import_embeddings: ImportEmbeddingsParams
     build_index: IndexParams
@@ -867,8 +880,8 @@ def _problems_of_sections(data: Any) -> Iterator[str]:
 def _problems_of_names(params: Params) -> Iterator[str]:
     """Names of variants: each is made in one way, and known where it is used."""
     made, controls = params.train_adapter.variants, params.control_embeddings.variants
-    imported = params.import_embeddings.variants
-    known = {"id", "zero_shot", *made, *controls, *imported}
+    joint, imported = params.joint_embeddings.variants, params.import_embeddings.variants
+    known = {"id", "zero_shot", *made, *joint, *controls, *imported}
     unknown = [name for name in params.variants if name not in known]
     if unknown:
         yield f"variants: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}"
@@ -885,7 +898,14 @@ def _problems_of_names(params: Params) -> Iterator[str]:
     reserved = {"id", "zero_shot", *get_args(Control)} & set(made)
     if reserved:
         yield f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)"
-    reserved = {"id", "zero_shot", *get_args(Control), *made} & set(imported)
+    reserved = {"id", "zero_shot", *get_args(Control), *made} & set(joint)
+    if reserved:
+        yield f"joint_embeddings.variants: {', '.join(sorted(reserved))} are names of variants that are no joint pass"
+    for name, section in joint.items():
+        if section.of not in {"zero_shot", *made}:
+            bases = ", ".join(sorted({"zero_shot", *made}))
+            yield f"joint_embeddings.variants.{name}.of: unknown variant {section.of}; known are {bases}"
+    reserved = {"id", "zero_shot", *get_args(Control), *made, *joint} & set(imported)
     if reserved:
         yield f"import_embeddings.variants: {', '.join(sorted(reserved))} are names of variants made here"
 
@@ -916,8 +936,38 @@ def _problems_of_pairs(params: Params) -> Iterator[str]:
             if adapter.targets == "language_and_vision":
                 targets = f"train_adapter.{chosen.adapter}.targets"
                 yield f"{where}, but variant {name} adapts the vision tower ({targets}); set it to auto"
+    yield from _joint_problems(params)
     if params.report.cutoff not in params.evaluate.cutoffs:
         yield f"report.cutoff: {params.report.cutoff} is not among evaluate.cutoffs {list(params.evaluate.cutoffs)}"
+
+
+def _joint_problems(params: Params) -> Iterator[str]:
+    """What a joint pass cannot do."""
+    joint = params.joint_embeddings.variants
+    if not joint:
+        return
+    if isinstance(params.backbone, CLIP | SigLIP):
+        yield (
+            f"joint_embeddings.variants: a joint pass needs one decoder for image and text, and a backbone of the kind"
+            f" {params.backbone.kind!r} has a tower for each; leave joint variants out, or use another backbone"
+        )
+    for name, section in joint.items():
+        chosen = params.train_adapter.variants.get(section.of)
+        if chosen is None:
+            continue
+        adapter = params.train_adapter.lora if chosen.adapter == "lora" else params.train_adapter.moda
+        if adapter.targets == "language_and_vision" and adapter.gate != "uniform" and adapter.num_experts > 1:
+            yield (
+                f"joint_embeddings.variants.{name}: a joint pass mixes the modalities, and the adapter of {section.of} changes"
+                f" the vision tower by the modality; set train_adapter.{chosen.adapter}.targets to language,"
+                " or its gate to uniform"
+            )
+    trained = [name for name in params.train_recommender.variants if name in joint]
+    if trained and "slmrec" in params.recommenders:
+        yield (
+            f"recommenders: slmrec takes the embeddings of images and of texts, and {', '.join(trained)} has one embedding per"
+            " item; leave slmrec or the joint variants out"
+        )
 
 
 def _tags(union: Any) -> frozenset[str]:

@@ -50,7 +50,7 @@ from sda_core.index import load_index
 from sda_core.item_vectors import read_vectors
 from sda_core.params import CLIP, AdapterParams, Checkpoint, DemoDataset, Nano, Oracle, Params, SigLIP
 from sda_core.runtime import prepare_torch
-from sda_core.variants import indexed_variants, is_trained
+from sda_core.variants import adapter_of, indexed_variants
 
 Status = Literal["ok", "absent", "skipped", "problem"]
 
@@ -334,8 +334,11 @@ class _Run:
             raise ArtifactError(str(path), "holds no vectors", _AGAIN)
         for name, value in self._expected_metadata(variant).items():
             _as_params(path, name, described.get(name), value)
-        is_ours = variant not in self.params.import_embeddings.variants  # others need not have both, nor of one width
-        for column in ("image_embedding", "text_embedding") if is_ours else ():
+        is_joint = variant in self.params.joint_embeddings.variants
+        is_imported = variant in self.params.import_embeddings.variants  # these need not have both, nor of one width
+        columns = ("image_embedding", "text_embedding")
+        _expect(not (is_joint and {*columns} & {*table.columns}), path, "holds vectors of one modality beside a joint pass's")
+        for column in columns if not (is_joint or is_imported) else ():
             modality = read_vectors(path, column, fill="mean")
             width = None if modality is None else str(modality.shape[1])
             _expect(width == described.get("modality_dim"), path, f"{column} is {width} wide, its metadata say otherwise")
@@ -359,6 +362,8 @@ class _Run:
             "normalized": str(section.normalize).lower(),
             "backbone_kind": backbone.kind,
         }
+        if variant in self.params.joint_embeddings.variants:
+            expected |= {"pass": "joint"}
         if not isinstance(backbone, CLIP | SigLIP):
             expected["backbone_pooling"] = backbone.pooling
         if isinstance(backbone, Nano):
@@ -367,10 +372,11 @@ class _Run:
             revision = self._local_revision or backbone.revision
             if revision is not None:
                 expected |= {"backbone_name": backbone.name, "backbone_revision": revision}
-        if not is_trained(self.params, variant):
+        adapter = adapter_of(self.params, variant)
+        if adapter is None:
             expected["adapter_hash"] = ""
-        elif self.workspace.adapter(variant).is_dir():
-            expected["adapter_hash"] = fingerprint(self.workspace.adapter(variant))
+        elif self.workspace.adapter(adapter).is_dir():
+            expected["adapter_hash"] = fingerprint(self.workspace.adapter(adapter))
         return expected
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Item vectors: one pass per modality through the frozen model, then fusion.
+"""Item vectors: one pass per modality through the frozen model, or one for both, then fusion.
 
 Alone, or in several processes on one or more GPUs: ``torchrun --nproc-per-node 4 -m stages.export_embeddings --variant sda``
 (``accelerate launch`` likewise).
@@ -16,12 +16,13 @@ def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
     from sda_core.fetch.local_files import BACKBONE, watches
     from sda_core.processes import processes
     from sda_core.steps.export_embeddings import export
-    from sda_core.variants import is_trained
+    from sda_core.variants import adapter_of, passes_of
 
     with stage("export-embeddings", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
         sections = run.params.backbone, run.params.items, run.params.export_embeddings, run.params.runtime
-        adapter = run.workspace.adapter(variant) if is_trained(run.params, variant) else None
-        run.counts = export(run.workspace, variant, adapter, *sections, team)
+        name = adapter_of(run.params, variant)
+        adapter = None if name is None else run.workspace.adapter(name)
+        run.counts = export(run.workspace, variant, adapter, *sections, team, passes_of(run.params, variant))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
     """Train the adapter of one variant (params.train_adapter.variants) and save it as a PEFT folder."""
     from sda_core.fetch.local_files import BACKBONE, watches
     from sda_core.processes import processes
-    from sda_core.steps.train_adapter import train
+    from sda_core.steps.train_adapter import AdapterTraining
 
     with stage("train-adapter", root, params, check=watches(root, BACKBONE)) as run, processes() as team:
         sections = run.params.train_adapter, run.params.backbone, run.params.items, run.params.runtime
-        run.counts = train(run.workspace, variant, *sections, team)
+        run.counts = AdapterTraining(run.workspace, variant, *sections).train(team)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from sda_core.params import (
     load_params,
     parse_params,
 )
-from sda_core.variants import is_trained
+from sda_core.variants import adapter_of, indexed_variants, is_trained, passes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,6 +139,51 @@ def test_an_imported_variant_is_known_and_not_made_here() -> None:
     assert params.import_embeddings.of("minilm").path == "minilm.parquet"
     with pytest.raises(ConfigError, match="'minilm' is made elsewhere; use `sda import-embeddings`"):
         is_trained(params, "minilm")
+
+
+def composed(*overrides: str) -> dict:
+    """What `dvc exp run -S` makes of overrides."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        config = compose("config", overrides=list(overrides))
+    OmegaConf.resolve(config)
+    return YAML(typ="safe").load(OmegaConf.to_yaml(config))
+
+
+def test_joint_passes_are_variants() -> None:
+    params = parse_params(composed("ladder=joint"), "params.yaml")
+    assert params.variants == ("id", "zero_shot", "joint", "sda", "sda_joint")
+    assert indexed_variants(params) == params.variants[1:]
+    assert [adapter_of(params, variant) for variant in params.variants] == [None, None, None, "sda", "sda"]
+    assert [passes_of(params, variant) for variant in ("zero_shot", "sda", "joint", "sda_joint")] == [
+        ("image", "text"), ("image", "text"), ("joint",), ("joint",),
+    ]  # fmt: skip
+    added = "+joint_embeddings.variants.lora_joint={of: lora}"
+    lists = [f"{name}=[zero_shot,lora,lora_joint]" for name in ("variants", "train_recommender.variants")]
+    assert adapter_of(parse_params(composed(added, *lists), "params.yaml"), "lora_joint") == "lora"
+    with pytest.raises(ConfigError, match="unknown variant 'jont'; known are id, joint, sda, sda_joint, zero_shot"):
+        adapter_of(params, "jont")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("export_embeddings.with_base", True),
+        ("export_embeddings.image_weight", 0.5),
+        ("export_embeddings.text_weight", 2.0),
+        ("export_embeddings.balance", "equal_energy"),
+        ("export_embeddings.axis_scaling", "even"),
+        ("train_adapter.loss.keep_base", 0.5),
+        ("train_adapter.loss.center", "batch"),
+        ("train_adapter.loss.center", "running"),
+        ("train_adapter.loss.teacher_targets", 4.0),
+        ("train_adapter.loss.teacher_source", "base"),
+    ],
+)
+def test_what_keeps_the_geometry_is_a_value_of_an_experiment(path: str, value: object) -> None:
+    found = parse_params(composed(f"{path}={json.dumps(value)}"), "params.yaml")
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -268,6 +313,31 @@ AMAZON = {
         ),
         # names
         ({"train_adapter.variants.id": {"adapter": "lora", "loss": "loss"}}, "train_adapter.variants: id are reserved names"),
+        (
+            {"joint_embeddings.variants": {"sda": {"of": "zero_shot"}}},
+            "joint_embeddings.variants: sda are names of variants that are no joint pass",
+        ),
+        (
+            {"joint_embeddings.variants": {"joint": {"of": "random"}}},
+            "joint_embeddings.variants.joint.of: unknown variant random; known are lora, sda, zero_shot",
+        ),
+        ({"joint_embeddings.variants": {"joint": {}}}, "joint_embeddings.variants.joint.of: missing"),
+        (
+            {"joint_embeddings.variants": {"joint": {"of": "zero_shot"}}, "backbone": CLIP},
+            "joint_embeddings.variants: a joint pass needs one decoder for image and text, and a backbone of the kind 'clip' has",
+        ),
+        (
+            {"joint_embeddings.variants": {"j": {"of": "sda"}}, "train_adapter.moda.targets": "language_and_vision"},
+            "the adapter of sda changes the vision tower by the modality; set train_adapter.moda.targets to language",
+        ),
+        (
+            {
+                "joint_embeddings.variants": {"j": {"of": "sda"}},
+                "train_recommender.variants": ["zero_shot", "lora", "sda", "j"],
+                "recommenders": ["slmrec"],
+            },
+            "recommenders: slmrec takes the embeddings of images and of texts, and j has one embedding per item",
+        ),
         ({"train_recommender.variants": ["zero_shot", "lora"]}, "train_recommender.variants: misses sda, which variants has"),
         ({"recommenders": ["pop", "gru4rec"]}, "recommenders.1: should be 'pop', 'bpr', 'vbpr', 'slmrec'"),
         # adapters

@@ -25,7 +25,7 @@ from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import Tensor, nn
 
-from sda_core.adapters.merging import merge_modality, merged_modality, moda_layers, unmerge_modality
+from sda_core.adapters.merging import depends_on_modality, merge_modality, merged_modality, moda_layers, unmerge_modality
 from sda_core.adapters.moda import PEFT_TYPE, MoDAConfig, MoDALayer, MoDALinear, MoDAModel, checkpoint_contexts, modality
 from sda_core.adapters.moda.model import check_in_place
 from sda_core.adapters.moda.targets import TargetSummary, linear_layers, listing, targets
@@ -45,6 +45,7 @@ __all__ = [
     "build",
     "checkpoint_contexts",
     "config_of",
+    "depends_on_modality",
     "gate_values",
     "load",
     "merge_modality",

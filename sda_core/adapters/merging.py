@@ -24,6 +24,20 @@ def moda_layers(model: nn.Module) -> Iterator[tuple[str, MoDALinear]]:
     yield from found
 
 
+def depends_on_modality(model: nn.Module) -> bool:
+    """Whether an active MoDA adapter mixes its experts by the modality: then it is another weight for each modality.
+
+    False for a model without MoDA layers.
+    """
+    return any(
+        module.moda_config[name].depends_on_modality
+        for module in model.modules()
+        if isinstance(module, MoDALinear)
+        for name in module.active_adapters
+        if name in module.moda_config
+    )
+
+
 def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> None:
     """Fold the active adapters into the base weights, for one modality; then a pass costs what the base model costs.
 

@@ -7,8 +7,9 @@ vectors alike; where it is nearly certain of the own pair, CMSA is InfoNCE.  Bot
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,9 @@ def check(
 ) -> None:
     """Say what the figures are before step 0, and stop or warn where the teacher has nothing to teach.
 
+    A running mean gets a warning: these figures look sound and training may still make all vectors alike
+    (:class:`~sda_core.losses.geometry.Centering`).
+
     Args:
         before: of the backbone without its adapter.
         criterion: the loss.
@@ -139,6 +143,13 @@ def check(
         _log.info("before training: %s", describe(before))
     if say and criterion.found_temperature is not None:
         _log.info("teacher temperature %.4g gives %.3g effective targets", criterion.found_temperature, before.teacher_targets)
+    if say and loss.center == "running":
+        _log.warning(
+            "%s: center is running, and no gradient passes through a running mean, so all vectors may become alike; "
+            "set %s.center to batch",
+            section,
+            section.removeprefix("params.yaml: "),
+        )
     if loss.teacher == "none" or (found := problem(before, training.batch_size, section)) is None:
         return
     what, advice = found
@@ -208,9 +219,43 @@ def report(before: Figures, after: Figures) -> None:
         )
 
 
-def as_metrics(before: Figures, after: Figures, teacher_temperature: float | None) -> dict[str, float | None]:
-    """Flat names for ``check.json``."""
-    flat: dict[str, float | None] = {"items": before.items}
-    for when, figures in (("before", before), ("after", after)):
-        flat |= {f"{when}_{field.name}": getattr(figures, field.name) for field in fields(Figures) if field.name != "items"}
-    return flat | {"collapsed": float(bool(collapsed(before, after))), "teacher_temperature": teacher_temperature}
+@dataclass(frozen=True)
+class Checked:
+    """What a training did to the vectors of a sample.
+
+    Attributes:
+        before: the figures of the backbone alone.
+        after: those with the trained adapter.
+        teacher_temperature: that was found, where the loss asks for a number of targets.
+    """
+
+    before: Figures
+    after: Figures
+    teacher_temperature: float | None
+
+    def metrics(self) -> dict[str, float]:
+        """The figures that a reader compares between runs, under flat names: ``check.json``."""
+        flat: dict[str, float] = {}
+        for name, value_of in _METRICS.items():
+            flat |= {f"{name}_before": value_of(self.before), f"{name}_after": value_of(self.after)}
+        return flat | {"collapsed": float(bool(collapsed(self.before, self.after)))}
+
+    def details(self) -> dict[str, Any]:
+        """All figures: ``check_details.json``."""
+        before, after = asdict(self.before), asdict(self.after)
+        del before["items"], after["items"]
+        return {
+            "items": self.before.items,
+            "teacher_temperature": self.teacher_temperature,
+            "before": before,
+            "after": after,
+        }
+
+
+_METRICS: dict[str, Callable[[Figures], float]] = {
+    "effective_targets": lambda figures: figures.teacher_targets,
+    "retrieval@1": lambda figures: figures.retrieval,
+    "image_cosine": lambda figures: figures.cosine_images,
+    "text_cosine": lambda figures: figures.cosine_texts,
+    "own_pair_gap": lambda figures: figures.cosine_own_pair - figures.cosine_other_pair,
+}

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 _SWING = 0.1
 _SAME = 1e-5
-_VAGUER = 3.0
+_MORE_TARGETS = 3.0
 
 
 class GateWatch:
@@ -77,7 +77,7 @@ def warn(
             swinging[0],
         )
     first, last = targets
-    if last > _VAGUER * first and last > batch_size / 2:
+    if last > _MORE_TARGETS * first and last > batch_size / 2:
         _log.warning(
             "the teacher is nearly uniform (%.3g of %d effective targets, %.2g in the first step): embeddings are collapsing, "
             "as they do where images and texts do not match; set the loss's teacher_source to base, or check the items",

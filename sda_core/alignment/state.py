@@ -14,7 +14,7 @@ from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor, nn
 
-from sda_core.alignment.check import Figures
+from sda_core.alignment.check import Checked, Figures
 from sda_core.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from sda_core.errors import TrainingError
 from sda_core.losses import AlignmentLoss
@@ -57,13 +57,13 @@ class Curve(list[StepRecord]):
 
     Attributes:
         first_step: the step that this process began with: 0, or the one after the checkpoint that it resumed from.
-        check: what the vectors of a sample look like before and after, see :func:`sda_core.alignment.check.as_metrics`.
+        check: what the vectors of a sample look like before and after.
     """
 
-    def __init__(self, records: Iterable[StepRecord], first_step: int, check: Mapping[str, float | None]) -> None:
+    def __init__(self, records: Iterable[StepRecord], first_step: int, check: Checked) -> None:
         super().__init__(records)
         self.first_step = first_step
-        self.check = dict(check)
+        self.check = check
 
 
 def trained_parameters(model: nn.Module, criterion: nn.Module) -> dict[str, nn.Parameter]:

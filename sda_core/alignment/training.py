@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,8 @@ def train_adapter(
         shown = shown_rows(rows, training)
         base_vectors = BaseVectors(backbone, model, maker, shown, checkpoint.parent, fingerprint)
         base_vectors.fill(training.micro_batch_size or training.batch_size, team, sharded=training.sharding != "none")
-    sample = Sample(rows, training, chunks, team, backbone, model, maker, device)
+    run = Run(training, chunks, team, backbone, model, maker, device)
+    sample = Sample(rows, run)
     at_first = sample.batches(base_vectors)
     if criterion.found_temperature is None:
         criterion.calibrate([(*batch.base, batch.groups_B) for batch in at_first])
@@ -131,7 +132,7 @@ def train_adapter(
             temperature = criterion.temperature.item() if isinstance(criterion.temperature, Tensor) else criterion.temperature
             optimizer.zero_grad(set_to_none=True)
             base = None if base_vectors is None else base_vectors.pair(batch_rows(rows, step, training), device)
-            batch = Step(step, training, chunks, team, backbone, model, criterion, stream, base)
+            batch = Step(step, run, criterion, stream, base)
             value = batch.backward(trained, moved if logged else None)
             sum_gradients(trained, team)
             norm = float(nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm))
@@ -155,7 +156,7 @@ def train_adapter(
         check.report(before, after)
     team.wait()
     kept = (record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps)
-    return Curve(kept, first, check.as_metrics(before, after, criterion.found_temperature))
+    return Curve(kept, first, check.Checked(before, after, criterion.found_temperature))
 
 
 def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
@@ -179,16 +180,40 @@ def learning_rate(step: int, training: TrainingParams) -> float:
     return training.learning_rate * min(1.0, (step + 1) / training.warmup_steps)
 
 
+@dataclass(frozen=True)
+class Run:
+    """What all steps and looks of a training share.
+
+    Attributes:
+        training: optimisation.
+        chunks: of this process.
+        team: the processes; all take the same part in what follows.
+        backbone: pools hidden states.
+        model: with the adapter.
+        maker: of the model's inputs.
+        device: of the vectors.
+    """
+
+    training: TrainingParams
+    chunks: Chunks
+    team: Processes
+    backbone: Encoder
+    model: nn.Module
+    maker: InputMaker
+    device: torch.device
+
+    def encode(self, name: Modality, ready: Ready) -> Tensor:
+        """Vectors ``(B, D)`` of one modality's inputs."""
+        with modality(self.model, name):
+            return self.backbone.encode(self.model, ready.inputs)
+
+
 class Step:
     """One batch forward and backward.
 
     Args:
         number: of the step.
-        training: optimisation.
-        chunks: of this process.
-        team: the processes.
-        backbone: pools hidden states.
-        model: with the adapter.
+        run: of the training.
         criterion: the loss.
         stream: the inputs of all chunks, in the order of use.
         base: the backbone's own vectors of the global batch, where the loss needs them.
@@ -201,22 +226,15 @@ class Step:
     def __init__(
         self,
         number: int,
-        training: TrainingParams,
-        chunks: Chunks,
-        team: Processes,
-        backbone: Encoder,
-        model: nn.Module,
+        run: Run,
         criterion: losses.AlignmentLoss,
         stream: Iterator[Ready],
         base: tuple[Tensor, Tensor] | None,
     ) -> None:
         self._number = number
-        self._seed = training.seed
-        self._one_draw = training.micro_batch_size is None and team.count == 1
-        self._chunks = chunks
-        self._team = team
-        self._backbone = backbone
-        self._model = model
+        self._run = run
+        self._seed = run.training.seed
+        self._one_draw = run.training.micro_batch_size is None and run.team.count == 1
         self._criterion = criterion
         self._stream = stream
         self._keys: dict[int, np.ndarray] = {}
@@ -256,21 +274,20 @@ class Step:
                 moved[MODALITIES[position]] |= after != before
                 before = after
 
-        parts = [[self._chunk(name, place) for place in range(len(self._chunks.bounds))] for name in MODALITIES]
+        parts = [[self._chunk(name, place) for place in range(len(self._run.chunks.bounds))] for name in MODALITIES]
         return float(cached_backward(parts, loss, look))
 
     def _chunk(self, name: Modality, place: int) -> Chunk:
         """Embeds one chunk of one modality; its draws are seeded by what it is, whoever embeds it, and how often."""
 
         def embed() -> Tensor:
-            with self._team.raise_on_all_ranks():
+            with self._run.team.raise_on_all_ranks():
                 ready = next(self._stream)
             if name == "image":
                 self._keys[place] = ready.keys
             if not self._one_draw:
-                torch.manual_seed(derive(self._seed, "step", self._number, name, self._chunks.first + place))
-            with modality(self._model, name):
-                return self._backbone.encode(self._model, ready.inputs)
+                torch.manual_seed(derive(self._seed, "step", self._number, name, self._run.chunks.first + place))
+            return self._run.encode(name, ready)
 
         return embed
 
@@ -303,39 +320,18 @@ class Sample:
 
     Args:
         rows: of the items that show an image.
-        training: optimisation.
-        chunks: of this process.
-        team: the processes; all take the same part in what follows.
-        backbone: pools hidden states.
-        model: with the adapter.
-        maker: of the model's inputs.
-        device: of the vectors.
+        run: of the training.
     """
 
-    def __init__(
-        self,
-        rows: np.ndarray,
-        training: TrainingParams,
-        chunks: Chunks,
-        team: Processes,
-        backbone: Encoder,
-        model: nn.Module,
-        maker: InputMaker,
-        device: torch.device,
-    ) -> None:
-        self._rows = [batch_rows(rows, step, training) for step in range(num_sampled(rows, training))]
-        self._chunks = chunks
-        self._team = team
-        self._backbone = backbone
-        self._model = model
-        self._maker = maker
-        self._device = device
+    def __init__(self, rows: np.ndarray, run: Run) -> None:
+        self._rows = [batch_rows(rows, step, run.training) for step in range(num_sampled(rows, run.training))]
+        self._run = run
 
     def batches(self, base_vectors: BaseVectors | None) -> list[check.Batch]:
         """The sample by the backbone alone, read where it was computed before."""
         found: list[check.Batch] = []
         for rows in self._rows:
-            base = self._encode(rows, adapter=False) if base_vectors is None else base_vectors.pair(rows, self._device)
+            base = self._encode(rows, adapter=False) if base_vectors is None else base_vectors.pair(rows, self._run.device)
             found.append(check.Batch(*base, self._groups(rows), base))
         return found
 
@@ -351,21 +347,22 @@ class Sample:
     def _encode(self, rows: np.ndarray, *, adapter: bool) -> tuple[Tensor, Tensor]:
         """Image and text vectors of a batch of all processes."""
         parts: dict[Modality, list[Tensor]] = {name: [] for name in MODALITIES}
-        self._model.eval()
-        for start, stop in self._chunks.bounds:
+        run = self._run
+        run.model.eval()
+        for start, stop in run.chunks.bounds:
             for name in MODALITIES:
-                with self._team.raise_on_all_ranks():
-                    ready = self._maker.make(name, rows[start:stop])
-                with modality(self._model, name), nullcontext() if adapter else base_model(self._model):
-                    parts[name].append(self._backbone.encode(self._model, ready.inputs))
+                with run.team.raise_on_all_ranks():
+                    ready = run.maker.make(name, rows[start:stop])
+                with nullcontext() if adapter else base_model(run.model):
+                    parts[name].append(run.encode(name, ready))
         image_BD, text_BD = (gather(torch.cat(parts[name])) for name in MODALITIES)
         return image_BD, text_BD
 
     def _groups(self, rows: np.ndarray) -> Tensor:
         """Groups of a batch of all processes; no vector is needed for them."""
-        with self._team.raise_on_all_ranks():
-            keys = [self._maker.keys(rows[start:stop]) for start, stop in self._chunks.bounds]
-        return groups_of(np.concatenate(keys), self._device)
+        with self._run.team.raise_on_all_ranks():
+            keys = [self._run.maker.keys(rows[start:stop]) for start, stop in self._run.chunks.bounds]
+        return groups_of(np.concatenate(keys), self._run.device)
 
 
 def groups_of(keys: np.ndarray, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from sda_core.backbones.base import Backbone, BackboneInfo, VisionTower
+from sda_core.backbones.base import Backbone, BackboneInfo, JointEncoder, VisionTower
 from sda_core.params import (
     CLIP,
     BackboneParams,
@@ -43,7 +43,7 @@ from sda_core.params import (
 if TYPE_CHECKING:  # for the signature only: choosing a backbone needs no torch
     import torch
 
-__all__ = ["Backbone", "BackboneInfo", "VisionTower", "build", "save_backbone"]
+__all__ = ["Backbone", "BackboneInfo", "JointEncoder", "VisionTower", "build", "save_backbone"]
 
 
 def build(params: BackboneParams, device: torch.device) -> Backbone:

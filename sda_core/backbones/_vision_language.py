@@ -1,7 +1,8 @@
 """What the vision-language families share: one decoder over image tokens and text tokens.
 
 * An item gives two sequences, each one user turn of the checkpoint's own chat template (with the template's default
-  system line, without a generation prompt): ``image, image prompt`` and ``text prompt``.
+  system line, without a generation prompt): ``image, image prompt`` and ``text prompt``.  In a joint pass it gives one:
+  ``image, image prompt, text prompt``.
 * Images go through transformers' PIL processors, because the stock processors need torchvision; text, image tokens
   and positions are composed here.
 * Only the item's text is cut at ``max_text_tokens`` (which counts the template, but no image tokens).
@@ -131,11 +132,41 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         """
         return self._image_sequences(self._image_inputs_of(images), prompt)
 
-    def _image_sequences(self, prepared: ImageInputs, prompt: str) -> dict[str, Tensor]:
-        start, between, end = self._image_frame
+    def joint_inputs(self, images: Sequence[Image.Image], texts: Sequence[str], prompt: str) -> dict[str, Tensor]:
+        """One sequence an item: template, image tokens, then the prompt and the item's text, one line each.
+
+        The two lines are cut so that they and the template fit into ``max_text_tokens``.
+
+        Args:
+            images: B images of any mode and size.
+            texts: B texts; for an empty one the sequence is that of :meth:`image_inputs`.
+            prompt: the text beside each image.
+
+        Returns:
+            As :meth:`image_inputs`.
+        """
+        lines = [f"{prompt}\n{text}" if text else prompt for text in texts]
+        return self._sequences_with_image(self._image_inputs_of(images), self._words_beside_image(lines))
+
+    def token_modalities(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Of each token whether it is an image's: ``(B, L)`` int64, 0 for the tokens of an image, 1 for all others.
+
+        Args:
+            inputs: of one of the methods that make inputs.
+        """
+        return (inputs["input_ids"] != self._image_token_id).long()
+
+    def _words_beside_image(self, lines: Sequence[str]) -> list[list[int]]:
         room = self.info.max_text_tokens - sum(map(len, self._image_frame))
-        words = self._words([self._image_lead + prompt], room)[0]
-        inputs = padded([[*start, *run, *between, *words, *end] for run in prepared.tokens], self._pad_token_id, side="left")
+        return self._words([self._image_lead + line for line in lines], room)
+
+    def _image_sequences(self, prepared: ImageInputs, prompt: str) -> dict[str, Tensor]:
+        return self._sequences_with_image(prepared, self._words_beside_image([prompt]) * len(prepared.tokens))
+
+    def _sequences_with_image(self, prepared: ImageInputs, words: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        start, between, end = self._image_frame
+        rows = [[*start, *run, *between, *row, *end] for run, row in zip(prepared.tokens, words, strict=True)]
+        inputs = padded(rows, self._pad_token_id, side="left")
         inputs["position_ids"] = self._image_positions(inputs["attention_mask"], prepared, len(start))
         return inputs | prepared.tensors
 
@@ -164,7 +195,7 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
 
         Args:
             model: :attr:`model`, or a PEFT model around it.
-            inputs: of :meth:`image_inputs` or :meth:`text_inputs`, on any device.
+            inputs: of :meth:`image_inputs`, :meth:`text_inputs` or :meth:`joint_inputs`, on any device.
 
         Returns:
             ``(B, D)`` float32, not normalised; with a gradient where the adapter has one.

@@ -121,3 +121,16 @@ class VisionTower(Protocol):
         :meth:`Backbone.encode` then gives the same vectors without running the tower.
         """
         ...
+
+
+@runtime_checkable
+class JointEncoder(Protocol):
+    """What a backbone with one decoder offers besides: an item's image and text in one sequence."""
+
+    def joint_inputs(self, images: Sequence[Image.Image], texts: Sequence[str], prompt: str) -> dict[str, Tensor]:
+        """One sequence an item: the image, the prompt, the text."""
+        ...
+
+    def token_modalities(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Of each token its place in ``sda_core.modalities.MODALITIES``: ``(B, L)`` int64; image tokens are the image's."""
+        ...

@@ -29,11 +29,11 @@ def check_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
     Needs data/filtered and data/images (`dvc repro fetch_images`). The exit status is 1 where the teacher has nothing to teach
     and train_adapter.training.check is stop.
     """
-    from sda_core.steps.train_adapter import look
+    from sda_core.steps.train_adapter import AdapterTraining
 
     with stage("check-adapter", root, params, keeps_cost=False) as run:
         sections = run.params.train_adapter, run.params.backbone, run.params.items, run.params.runtime
-        found = look(run.workspace, variant, *sections)
+        found = AdapterTraining(run.workspace, variant, *sections).look()
         for name, value in found.items():
             if value is not None:
                 typer.echo(f"{value:10.4g}  {name}: {FIGURES[name]}")

@@ -1,4 +1,4 @@
-"""Item vectors: one pass per modality, fusion into one vector per item, and the parquet file that holds them.
+"""Item vectors: one pass per modality or one joint pass, one vector per item, and the parquet file that holds them.
 
 * Items are encoded in blocks of ``shard_rows`` (:mod:`~sda_core.embeddings.blocks`), by one process, by several of one
   launch (:mod:`sda_core.processes`) or by the workers of a Ray cluster

@@ -8,8 +8,8 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sda_core.backbones import Backbone, BackboneInfo
+from sda_core.adapters import depends_on_modality, modality
+from sda_core.adapters.merging import moda_layers
+from sda_core.backbones import Backbone, BackboneInfo, JointEncoder
 from sda_core.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from sda_core.errors import ArtifactError, ConfigError, DataError
 from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.items import ItemSource
-from sda_core.modalities import MODALITIES, Modality
+from sda_core.modalities import Pass
 from sda_core.params import ExportParams
 from sda_core.read_ahead import read_ahead
 
@@ -33,34 +35,52 @@ ModalityContext = Callable[[str], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class EmbeddedItems:
-    """One vector a modality for every item; not normalised.
+    """Vectors of every item, one for each kind of pass; not normalised.
 
     Attributes:
         item_ids: ``(I,)`` int32, in the source's order.
-        image_ID: ``(I, D)`` float32; zero where ``has_image`` is false.
-        text_ID: ``(I, D)`` float32.
+        vectors: ``(I, D)`` float32 by pass; those of images are zero where ``has_image`` is false.
         has_image: ``(I,)`` bool, whether an image (real or placeholder) was encoded.
         info: of the backbone that made them.
     """
 
     item_ids: np.ndarray
-    image_ID: np.ndarray
-    text_ID: np.ndarray
+    vectors: dict[Pass, np.ndarray]
     has_image: np.ndarray
     info: BackboneInfo
+
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors."""
+        return next(iter(self.vectors.values())).shape[1]
+
+    @property
+    def image_ID(self) -> np.ndarray:
+        """``(I, D)`` of the image passes."""
+        return self.vectors["image"]
+
+    @property
+    def text_ID(self) -> np.ndarray:
+        """``(I, D)`` of the text passes."""
+        return self.vectors["text"]
+
+    @property
+    def joint_ID(self) -> np.ndarray:
+        """``(I, D)`` of the joint passes."""
+        return self.vectors["joint"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive items in one modality.
+    """Consecutive items in one kind of pass.
 
     Attributes:
-        modality: which.
-        number: counted from the first item, in each modality on its own.
+        name: of the pass.
+        number: counted from the first item, for each kind of pass on its own.
         rows: those of the items that have something to encode.
     """
 
-    modality: Modality
+    name: Pass
     number: int
     rows: np.ndarray
 
@@ -80,15 +100,15 @@ class EncodedBlock:
     info: BackboneInfo
 
 
-def blocks_of(source: ItemSource, shard_rows: int) -> list[Block]:
-    """All blocks that are not empty: the images', then the texts'."""
+def blocks_of(source: ItemSource, shard_rows: int, passes: Sequence[Pass]) -> list[Block]:
+    """All blocks that are not empty, one kind of pass after the other."""
     found: list[Block] = []
-    for modality in MODALITIES:
+    for name in passes:
         for number, start in enumerate(range(0, len(source), shard_rows)):
             rows = np.arange(start, min(start + shard_rows, len(source)))
-            rows = rows if modality == "text" else rows[source.shows_image[rows]]
+            rows = rows[source.shows_image[rows]] if name == "image" else rows
             if len(rows):
-                found.append(Block(modality, number, rows))
+                found.append(Block(name, number, rows))
     return found
 
 
@@ -101,29 +121,29 @@ class BlockFolder:
         fingerprint: of everything that the vectors depend on besides ``source`` and ``params``.
         source: the items.
         params: batch and block sizes.
+        passes: which kinds of pass there are.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, source: ItemSource, params: ExportParams) -> None:
+    def __init__(self, folder: Path, fingerprint: str, source: ItemSource, params: ExportParams, passes: Sequence[Pass]) -> None:
         self._folder = folder
+        self._passes = passes
         items = _hash_of(source)
         self._keys = {
-            modality: fingerprint_of(
-                fingerprint, modality, items, params.batch_size, params.shard_rows, params.merge, params.compile
-            )
-            for modality in MODALITIES
+            name: fingerprint_of(fingerprint, name, items, params.batch_size, params.shard_rows, params.merge, params.compile)
+            for name in passes
         }
 
     def _path(self, block: Block) -> Path:
-        return self._folder / f"{block.modality}-{block.number:05d}.safetensors"
+        return self._folder / f"{block.name}-{block.number:05d}.safetensors"
 
     def save(self, block: Block, encoded: EncodedBlock) -> None:
         """Keep a finished block."""
         state = {"num_full": encoded.num_full, "backbone": asdict(encoded.info)}
-        save_checkpoint(self._path(block), {"vectors": encoded.vectors_BD}, state, self._keys[block.modality])
+        save_checkpoint(self._path(block), {"vectors": encoded.vectors_BD}, state, self._keys[block.name])
 
     def read(self, block: Block) -> EncodedBlock | None:
         """What :meth:`save` kept, or None where the block is not finished (for these inputs)."""
-        stored = load_checkpoint(self._path(block), self._keys[block.modality])
+        stored = load_checkpoint(self._path(block), self._keys[block.name])
         if stored is None:
             return None
         tensors, state = stored
@@ -131,7 +151,7 @@ class BlockFolder:
 
     def unfinished(self, blocks: list[Block]) -> np.ndarray:
         """Which blocks are still to be encoded: ``(number of blocks,)`` bool."""
-        return np.array([not has_checkpoint(self._path(block), self._keys[block.modality]) for block in blocks], dtype=bool)
+        return np.array([not has_checkpoint(self._path(block), self._keys[block.name]) for block in blocks], dtype=bool)
 
     def assemble(self, source: ItemSource, blocks: list[Block], num_resumed: int) -> EmbeddedItems:
         """All vectors of a finished export.
@@ -147,7 +167,7 @@ class BlockFolder:
         """
         if not blocks:
             raise DataError("item vectors", "there is no item", "look at the filter's statistics")
-        vectors: dict[Modality, np.ndarray] = {}
+        vectors: dict[Pass, np.ndarray] = {}
         infos: set[BackboneInfo] = set()
         num_full = 0
         for block in blocks:
@@ -157,9 +177,9 @@ class BlockFolder:
                     str(self._path(block)), "was just there, and cannot be read", "delete it and run the same command again"
                 )
             shape = len(source), encoded.vectors_BD.shape[1]
-            for modality in MODALITIES:
-                vectors.setdefault(modality, np.zeros(shape, dtype=np.float32))
-            vectors[block.modality][block.rows] = encoded.vectors_BD.numpy()
+            for name in self._passes:
+                vectors.setdefault(name, np.zeros(shape, dtype=np.float32))
+            vectors[block.name][block.rows] = encoded.vectors_BD.numpy()
             infos.add(encoded.info)
             num_full += encoded.num_full
         if len(infos) > 1:
@@ -168,7 +188,7 @@ class BlockFolder:
         _log.info("%d items in %d blocks, %d of them taken from an earlier run", len(source), len(blocks), num_resumed)
         if num_full:
             _log.info("%d of %d texts fill backbone.max_text_tokens and were cut there", num_full, len(source))
-        return EmbeddedItems(source.item_ids.copy(), vectors["image"], vectors["text"], source.shows_image.copy(), infos.pop())
+        return EmbeddedItems(source.item_ids.copy(), vectors, source.shows_image.copy(), infos.pop())
 
 
 def _hash_of(source: ItemSource) -> str:
@@ -211,8 +231,43 @@ class BlockEncoder:
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warn_only)
             _compile_layers(self.model, self.backbone.adapter_pattern("language"))
 
-    def encode(self, source: ItemSource, modality: Modality, rows: np.ndarray) -> EncodedBlock:
+    def check(self, passes: Sequence[Pass]) -> None:
+        """Make sure that the model can make these passes.
+
+        Raises:
+            ConfigError: a joint pass is asked of a backbone with a tower for each modality, or of an adapter that changes the
+                vision tower by the modality: the tower's layers see no tokens of the sequence.
+        """
+        if "joint" not in passes:
+            return
+        where = "params.yaml: joint_embeddings.variants"
+        if not isinstance(self.backbone, JointEncoder):
+            problem = f"a joint pass needs one decoder for image and text, and {self.backbone.info.kind} has a tower for each"
+            raise ConfigError(where, problem, "leave joint variants out, or use a backbone such as nano or qwen2_5_vl_7b")
+        if not depends_on_modality(self.model):
+            return
+        language = re.compile(rf"(?:.*\.)?{self.backbone.adapter_pattern('language')}")
+        outside = [name for name, _ in moda_layers(self.model) if not language.fullmatch(name)]
+        if outside:
+            problem = f"the adapter changes {len(outside)} layers of the vision tower by the modality, which a joint pass mixes"
+            raise ConfigError(where, problem, "use an adapter with targets: language, or with gate: uniform")
+
+    def around(self, name: Pass, modality_context: ModalityContext) -> AbstractContextManager[object]:
+        """What to enter around all passes of one kind.
+
+        In a joint pass an adapter whose gate treats all modalities alike is one weight, which can be merged as usual.  One
+        whose gate depends on the modality is a weight for each, and one sequence needs both: it stays unmerged, and
+        :meth:`encode` gives it the modality of each token.
+        """
+        if name != "joint":
+            return modality_context(name)
+        return nullcontext() if depends_on_modality(self.model) else modality_context("text")
+
+    def encode(self, source: ItemSource, name: Pass, rows: np.ndarray) -> EncodedBlock:
         """Vectors of some rows, in their order.
+
+        A joint pass shows an item's own image and text; an item without an image has a sequence of text alone, whatever
+        ``items.missing_image`` says.
 
         Batches hold sequences of alike length.  Reading, decoding and tokenising the next two runs in a thread
         while the model is busy with this one.
@@ -223,50 +278,74 @@ class BlockEncoder:
             ConfigError: a batch does not fit into the device's memory.
         """
         backbone, batch_size = self.backbone, self.params.batch_size
-
-        def inputs_of(places: np.ndarray) -> dict[str, Tensor]:
-            if modality == "text":
-                return backbone.text_inputs(source.texts(rows[places]))
-            images = [image for image in source.images(rows[places]) if image is not None]
-            assert len(images) == len(places), "rows without an image are left out before"
-            return backbone.image_inputs(images, source.image_prompt)
-
-        order = _by_length(modality, source, rows)
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        batches = _batches(name, source, rows, batch_size)
         encoded: list[Tensor] = []
         num_full = 0
         with torch.inference_mode():
-            for inputs in read_ahead(map(inputs_of, batches), depth=2):
-                if modality == "text":
-                    num_full += int((inputs["attention_mask"].sum(1) >= backbone.info.max_text_tokens).sum())
+            for inputs in read_ahead((self._inputs(name, source, rows[places]) for places in batches), depth=2):
+                num_full += self._num_full(name, inputs)
                 moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in inputs.items()}
                 try:
-                    encoded.append(backbone.encode(self.model, moved))
+                    with self._around_batch(name, inputs):
+                        encoded.append(backbone.encode(self.model, moved))
                 except torch.OutOfMemoryError:
                     problem = f"{batch_size} items do not fit into the memory of {self.device}"
                     raise ConfigError("params.yaml: export_embeddings.batch_size", problem, "lower it") from None
             sorted_BD = torch.cat(encoded).to("cpu", torch.float32)
         vectors_BD = torch.empty_like(sorted_BD)
-        vectors_BD[torch.from_numpy(order)] = sorted_BD
+        vectors_BD[torch.from_numpy(np.concatenate(batches))] = sorted_BD
         bad = rows[~torch.isfinite(vectors_BD).all(1).numpy()]
         if len(bad):
             ids = ", ".join(str(item_id) for item_id in source.item_ids[bad[:5]])
             raise DataError(
-                f"{modality} vectors",
+                f"{name} vectors",
                 f"should be finite (got NaN or infinity for {len(bad)} items, e.g. item_id {ids})",
                 "use backbone.dtype bfloat16 or float32, and look at the adapter's loss curve",
             )
         return EncodedBlock(vectors_BD, num_full, backbone.info)
 
+    def _inputs(self, name: Pass, source: ItemSource, rows: np.ndarray) -> dict[str, Tensor]:
+        """Inputs of a batch."""
+        if name == "text" or (name == "joint" and not source.has_image[rows].any()):
+            return self.backbone.text_inputs(source.texts(rows))
+        images = [image for image in source.images(rows) if image is not None]
+        assert len(images) == len(rows), "rows without an image are not in this batch"
+        if name == "image":
+            return self.backbone.image_inputs(images, source.image_prompt)
+        assert isinstance(self.backbone, JointEncoder)
+        return self.backbone.joint_inputs(images, source.texts(rows), source.image_prompt)
 
-def _by_length(modality: Modality, source: ItemSource, rows: np.ndarray) -> np.ndarray:
-    """Order of the rows in which neighbours need about the same number of tokens; ties by place.
+    def _around_batch(self, name: Pass, inputs: dict[str, Tensor]) -> AbstractContextManager[object]:
+        """The modality of each token, where an adapter asks for it."""
+        if name != "joint" or not depends_on_modality(self.model):
+            return nullcontext()
+        assert isinstance(self.backbone, JointEncoder)
+        return modality(self.model, self.backbone.token_modalities(inputs))
 
-    Bytes stand for a text's tokens.  Images are brought to about one number of pixels by the backbone and keep their place.
+    def _num_full(self, name: Pass, inputs: dict[str, Tensor]) -> int:
+        """How many texts of a batch fill ``max_text_tokens``, which counts no image tokens."""
+        if name == "image":
+            return 0
+        counted_BL = inputs["attention_mask"]
+        if name == "joint":
+            assert isinstance(self.backbone, JointEncoder)
+            counted_BL = counted_BL * self.backbone.token_modalities(inputs)
+        return int((counted_BL.sum(1) >= self.backbone.info.max_text_tokens).sum())
+
+
+def _batches(name: Pass, source: ItemSource, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Places of the rows, in batches whose sequences have about the same number of tokens; ties by place.
+
+    Bytes stand for a text's tokens.  Images are brought to about one number of pixels by the backbone, and where there is no
+    text they keep their place.  In a joint pass no batch mixes items that have an image with others.
     """
-    if modality == "image":
-        return np.arange(len(rows))
-    return np.argsort([len(text.encode()) for text in source.texts(rows)], kind="stable")
+    if name == "image":
+        groups = [np.arange(len(rows))]
+    else:
+        order = np.argsort([len(text.encode()) for text in source.texts(rows)], kind="stable")
+        has_image = source.has_image[rows[order]]
+        groups = [order[has_image], order[~has_image]] if name == "joint" else [order]
+    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
 
 
 def _require_cpu_compiler() -> None:

@@ -1,4 +1,4 @@
-"""One vector per item from its two.
+"""One vector per item from its two, or from that of a joint pass.
 
 The principal components of ``late_concat_pca`` are computed exactly and in float64, from a covariance that is summed in
 chunks: a shop of 57,000 items and 7,168 columns is never held a third time.
@@ -36,7 +36,7 @@ def fuse(
     params: ExportParams,
     base: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """One vector per item from its two.
+    """One vector per item from its two, or from that of a joint pass.
 
     With ``params.normalize`` each half is brought to unit length first, and the result last.  A row without an image
     takes the mean image vector of the fitted items that have one (of all that have one, where none is fitted): the
@@ -74,11 +74,7 @@ def fuse(
         DataError: nothing to fit on, an id out of range, images alone are asked for and there are none, or the mean of two
             different widths is.
     """
-    fit_rows = np.unique(np.asarray(fit_ids, dtype=np.int64)) - 1
-    if len(fit_rows) and (fit_rows[0] < 0 or fit_rows[-1] >= len(image_ID)):
-        raise DataError(
-            "item fusion", f"ids of training items should lie in 1..{len(image_ID)} (got {fit_rows[0] + 1}..{fit_rows[-1] + 1})"
-        )
+    fit_rows = _fit_rows(fit_ids, len(image_ID))
     match params.fusion:
         case "late_concat_pca":
             joined_IF = _with_base(image_ID, text_ID, base, has_image, fit_rows, params)
@@ -107,6 +103,45 @@ def fuse(
     if params.normalize:
         unit_rows(fused_IF, out=fused_IF)
     return fused_IF
+
+
+def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) -> np.ndarray:
+    """One vector per item from that of its joint pass, treated as the two of :func:`fuse` are.
+
+    With ``late_concat_pca`` these are the principal components, so that a vector's origin, width and ``axis_scaling`` are those
+    of the other variants; every other ``fusion`` leaves the vectors as they are.  With ``params.normalize`` they are brought to
+    unit length first, and the result last.  Weights, ``balance`` and ``with_base`` are about two vectors and do nothing here.
+
+    Args:
+        joint_ID: ``(I, D)`` float32, row r belongs to item id r + 1.
+        fit_ids: item ids seen in training.
+        params: see above.
+
+    Returns:
+        ``(I, F)`` float32.
+
+    Raises:
+        DataError: nothing to fit on, or an id out of range.
+    """
+    fit_rows = _fit_rows(fit_ids, len(joint_ID))
+    fused_IF = joint_ID.astype(np.float32)
+    if params.normalize:
+        unit_rows(fused_IF, out=fused_IF)
+    if params.fusion == "late_concat_pca":
+        fused_IF = _principal_components(fused_IF, fit_rows, params.fused_dim, even=params.axis_scaling == "even")
+    if params.normalize:
+        unit_rows(fused_IF, out=fused_IF)
+    return fused_IF
+
+
+def _fit_rows(fit_ids: np.ndarray, num_items: int) -> np.ndarray:
+    """Rows of the items seen in training, each once."""
+    fit_rows = np.unique(np.asarray(fit_ids, dtype=np.int64)) - 1
+    if len(fit_rows) and (fit_rows[0] < 0 or fit_rows[-1] >= num_items):
+        raise DataError(
+            "item fusion", f"ids of training items should lie in 1..{num_items} (got {fit_rows[0] + 1}..{fit_rows[-1] + 1})"
+        )
+    return fit_rows
 
 
 def _with_base(

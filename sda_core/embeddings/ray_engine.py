@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +34,7 @@ from sda_core.fingerprint import fingerprint as fingerprint_of
 from sda_core.fingerprint import sha256_path
 from sda_core.items import ItemSource
 from sda_core.log import progress
-from sda_core.modalities import Modality
+from sda_core.modalities import Pass
 from sda_core.params import BackboneParams, ExportParams
 
 
@@ -46,6 +46,7 @@ def embed_with_ray(
     resume: Path,
     fingerprint: str,
     device_type: str,
+    passes: Sequence[Pass],
 ) -> EmbeddedItems:
     """Encode every item on a Ray cluster: the one that ``RAY_ADDRESS`` names, else one on this machine, for this job.
 
@@ -57,6 +58,7 @@ def embed_with_ray(
         resume: folder of finished blocks, on the driver's disk.
         fingerprint: of everything the vectors depend on besides these arguments.
         device_type: ``cuda`` gives every worker a GPU, ``cpu`` a core.
+        passes: the kinds of pass.
 
     Returns:
         The vectors, equal to those of one process to float tolerance.
@@ -75,12 +77,12 @@ def embed_with_ray(
         raise ConfigError("params.yaml: export_embeddings.engine", problem, "install the extra ray, or use 'local'") from None
     local_files = Path(getattr(backbone_params, "name", "")).expanduser()
     revision = sha256_path(local_files) if local_files.is_dir() and local_files.name else ""
-    folder = BlockFolder(resume, fingerprint_of(fingerprint, backbone_params, revision, "ray"), source, params)
-    blocks = blocks_of(source, params.shard_rows)
+    folder = BlockFolder(resume, fingerprint_of(fingerprint, backbone_params, revision, "ray"), source, params, passes)
+    blocks = blocks_of(source, params.shard_rows, passes)
     unfinished = folder.unfinished(blocks)
     todo = [block for block, open_ in zip(blocks, unfinished, strict=True) if open_]
     if todo:
-        by_place = {(block.modality, block.number): block for block in todo}
+        by_place = {(block.name, block.number): block for block in todo}
         try:
             with _cluster(params.num_workers), progress(sum(len(block.rows) for block in todo), "embed", "items") as bar:
                 job = ray.data.from_arrow([_packed(source, block) for block in todo]).map_batches(
@@ -91,6 +93,7 @@ def embed_with_ray(
                         "params": params,
                         "image_prompt": source.image_prompt,
                         "device_type": device_type,
+                        "passes": passes,
                     },
                     batch_size=1,
                     batch_format="pyarrow",
@@ -100,7 +103,7 @@ def embed_with_ray(
                 )
                 for row in job.iter_rows():
                     _raise_as_found(row["error"])
-                    block = by_place[row["modality"], row["number"]]
+                    block = by_place[row["name"], row["number"]]
                     vectors = np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(block.rows), -1)
                     info = BackboneInfo(**json.loads(row["info"]))
                     folder.save(block, EncodedBlock(torch.from_numpy(vectors.copy()), row["num_full"], info))
@@ -141,15 +144,15 @@ def _cluster(num_workers: int) -> Generator[None]:
 def _packed(source: ItemSource, block: Block) -> pa.Table:
     """A block as one row: ids, and the texts or the encoded images (null where a placeholder is to be shown)."""
     ids = source.item_ids[block.rows]
-    images = [source.store.get(int(item_id)) for item_id in ids] if block.modality == "image" else []
+    images = [source.store.get(int(item_id)) for item_id in ids] if block.name != "text" else []
     for item_id, expected, image in zip(ids, source.has_image[block.rows], images, strict=False):
         if expected and image is None:  # a worker could not tell it from an item that has none
             problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the images again"
             raise ArtifactError(f"image of item {item_id}", problem, advice)
-    texts = source.texts(block.rows) if block.modality == "text" else []
+    texts = source.texts(block.rows) if block.name != "image" else []
     return pa.table(
         {
-            "modality": pa.array([block.modality]),
+            "name": pa.array([block.name]),
             "number": pa.array([block.number], pa.int64()),
             "item_ids": pa.array([ids.tolist()], pa.list_(pa.int32())),
             "texts": pa.array([texts], pa.list_(pa.string())),
@@ -193,9 +196,10 @@ class _Worker:
         params: ExportParams,
         image_prompt: str,
         device_type: str,
+        passes: Sequence[Pass],
     ) -> None:
         self._image_prompt = image_prompt
-        self._entered: Modality | None = None
+        self._entered: Pass | None = None
         self._around = ExitStack()
         self._error: SDAError | None = None
         device = torch.device(device_type)
@@ -208,6 +212,7 @@ class _Worker:
                     backbone.model, Path(temporary) if adapter_files is not None else None, merge=params.merge
                 )
             self._encoder = BlockEncoder(backbone, model.eval(), params, device)
+            self._encoder.check(passes)
             self._encoder.prepare()
         except SDAError as error:
             self._error = error
@@ -226,7 +231,7 @@ class _Worker:
         described = json.dumps([type(error).__name__, error.where, error.problem, error.advice]) if error else ""
         return pa.table(
             {
-                "modality": [row["modality"]],
+                "name": [row["name"]],
                 "number": [row["number"]],
                 "vectors": pa.array([vectors], pa.large_binary()),
                 "num_full": [num_full],
@@ -236,17 +241,17 @@ class _Worker:
         )
 
     def _encode(self, row: dict[str, Any]) -> EncodedBlock:
-        modality: Modality = row["modality"]
+        name: Pass = row["name"]
         ids = np.array(row["item_ids"], dtype=np.int32)
         texts = row["texts"] or [""] * len(ids)
         images: dict[int, bytes | None] = dict(zip(ids.tolist(), row["images"] or [None] * len(ids), strict=True))
         block = ItemSource(ids, texts, self._image_prompt, "", _SentImages(images), "placeholder")
-        if modality != self._entered:  # the driver sends all images first, so merging happens about twice in a worker's life
+        if name != self._entered:  # the driver sends all images first, so merging happens about twice in a worker's life
             self._around.close()
             self._entered = None
-            self._around.enter_context(self._context(modality))
-            self._entered = modality
-        return self._encoder.encode(block, modality, np.arange(len(ids)))
+            self._around.enter_context(self._encoder.around(name, self._context))
+            self._entered = name
+        return self._encoder.encode(block, name, np.arange(len(ids)))
 
 
 def _raise_as_found(described: str) -> None:

@@ -22,7 +22,14 @@ _ROW_GROUP_ROWS = 8192
 
 
 def embedding_metadata(
-    info: BackboneInfo, params: ExportParams, prompt_hash: str, adapter_hash: str, dim: int, fused_dim: int
+    info: BackboneInfo,
+    params: ExportParams,
+    prompt_hash: str,
+    adapter_hash: str,
+    dim: int,
+    fused_dim: int,
+    *,
+    joint: bool = False,
 ) -> dict[str, str]:
     """What a file of vectors says about itself: backbone (name, revision, dtype, pooling, ...), adapter, prompts, fusion.
 
@@ -31,24 +38,28 @@ def embedding_metadata(
         params: of the export.
         prompt_hash: of the item source.
         adapter_hash: of the adapter's files; ``""`` where there is none.
-        dim: width of a modality's vectors.
+        dim: width of a modality's vectors, or of the joint ones.
         fused_dim: width of the fused vectors.
+        joint: whether image and text went through the backbone in one sequence.
     """
     return {
         **info.metadata(),
         "adapter_hash": adapter_hash,
         "prompt_hash": prompt_hash,
+        **({"pass": "joint"} if joint else {}),
         "fusion": params.fusion,
-        **_unlike_the_plain_fusion(params),
+        **_unlike_the_plain_fusion(params, joint),
         "normalized": str(params.normalize).lower(),
-        "modality_dim": str(dim),
+        "joint_dim" if joint else "modality_dim": str(dim),
         "embedding_dim": str(fused_dim),
     }
 
 
-def _unlike_the_plain_fusion(params: ExportParams) -> dict[str, str]:
-    """The settings of the fusion that are not neutral."""
-    neutral = {"image_weight": 1.0, "text_weight": 1.0, "balance": "none", "axis_scaling": "none", "with_base": False}
+def _unlike_the_plain_fusion(params: ExportParams, joint: bool) -> dict[str, str]:
+    """The settings of the fusion that are not neutral, without those that a joint pass has no use for."""
+    neutral: dict[str, object] = {"axis_scaling": "none"}
+    if not joint:
+        neutral |= {"image_weight": 1.0, "text_weight": 1.0, "balance": "none", "with_base": False}
     return {name: str(getattr(params, name)).lower() for name, value in neutral.items() if getattr(params, name) != value}
 
 

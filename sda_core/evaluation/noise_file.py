@@ -78,7 +78,10 @@ def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
         "backbone": at(params, "backbone"),
         "export_embeddings": _without(at(params, "export_embeddings"), *speed),
     }
-    trained = f"train_adapter.variants.{variant}"
+    joint = at(params, f"joint_embeddings.variants.{variant}")
+    if joint is not None:
+        found[f"joint_embeddings.variants.{variant}"] = joint
+    trained = f"train_adapter.variants.{variant if joint is None else at(joint, 'of')}"
     if at(params, trained) is not None:
         speed = ("gradient_checkpointing", "sharding", "vision_cache", "check", "checkpoint_every", "log_every")
         found["train_adapter.training"] = _without(at(params, "train_adapter.training"), "seed", *speed)

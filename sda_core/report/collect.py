@@ -25,6 +25,18 @@ from sda_core.variants import indexed_variants
 
 _NUM_PAIRS = 3  # conflicting items, of each kind
 _LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch; of a short one the later half
+_FIGURES = {
+    "retrieval": "Items of a batch whose own other side is the nearest (retrieval@1)",
+    "teacher_targets": "Effective targets of the teacher",
+    "cosine_own_pair": "Mean cosine of an item's image and text",
+    "cosine_other_pair": "Mean cosine of an item's image and another item's text",
+    "cosine_images": "Mean cosine of the images of two items",
+    "cosine_texts": "Mean cosine of the texts of two items",
+    "rank_images": "Effective number of directions in which the images differ",
+    "rank_texts": "Effective number of directions in which the texts differ",
+}
+"""Labels of the figures in ``check_details.json``."""
+
 _CONTENT_FREE = {"pop": "any", "bpr": "any"}  # recommenders that look at no vectors: one row stands for all variants
 
 
@@ -142,10 +154,13 @@ def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
             last = max(1, min(_LAST, len(found) // 2))
             ends = [(points[0][1], float(np.mean([y for _, y in points[-last:]]))) for points in (found, targets)]
             check = read_json(workspace.adapter(variant) / "check.json", "figures of the adapter's vectors")
-            images, texts = ((check[f"before_cosine_{name}"], check[f"after_cosine_{name}"]) for name in ("images", "texts"))
-            collapsed = bool(check["collapsed"])
-            steps, batch = training.num_steps, training.batch_size
-            made.append(Learning(variant, steps, batch, ends[0], ends[1], images, texts, collapsed))
+            details = read_json(workspace.adapter(variant) / "check_details.json", "all figures of the adapter's vectors")
+            before, after = details["before"], details["after"]
+            images, texts = ((before[f"cosine_{name}"], after[f"cosine_{name}"]) for name in ("images", "texts"))
+            figures = tuple((label, before[name], after[name]) for name, label in _FIGURES.items())
+            counts = training.num_steps, training.batch_size
+            collapsed, num_sampled = bool(check["collapsed"]), details["items"]
+            made.append(Learning(variant, *counts, ends[0], ends[1], images, texts, collapsed, num_sampled, figures))
     return tuple(made)
 
 
@@ -196,8 +211,9 @@ def collect(
         ArtifactError: a file of the run is missing or damaged.
     """
     results = _results(workspace, params, comparisons)
-    # vectors made elsewhere may be one kind alone, and nothing was adapted in them
-    own = [variant for variant in indexed_variants(params) if variant not in params.import_embeddings.variants]
+    # a joint pass gives one vector per item, and vectors made elsewhere may be one kind alone
+    one_vector = {*params.joint_embeddings.variants, *params.import_embeddings.variants}
+    own = [variant for variant in indexed_variants(params) if variant not in one_vector]
     counts = training_counts(workspace)
     looked = look(workspace, own, _NUM_PAIRS, params.export_embeddings, list(counts))
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]

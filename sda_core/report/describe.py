@@ -150,6 +150,10 @@ def variants(params: Params) -> tuple[Variant, ...]:
             text = "Content vectors of the backbone as it is, without adaptation."
         elif name in params.control_embeddings.variants:
             text = _CONTROL_TEXT[name]
+        elif name in params.joint_embeddings.variants:
+            base = params.joint_embeddings.variants[name].of
+            model = "the backbone as it is" if base == "zero_shot" else f"the backbone with the adapter of {base}"
+            text = f"Content vectors of one pass over image and text together, by {model}."
         elif name in params.import_embeddings.variants:
             text = "Content vectors that were made elsewhere and imported."
         else:

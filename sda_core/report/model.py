@@ -85,7 +85,8 @@ class Learning:
 
     ``found`` is how often an item of a batch is nearest to its own other side, ``targets`` how many items of the batch the
     teacher names in a row.  ``cosine_images`` and ``cosine_texts`` are the mean cosines of two items of a sample, before the
-    training and after; ``collapsed`` says that a modality's vectors have become alike.
+    training and after; ``collapsed`` says that a modality's vectors have become alike.  ``figures`` are all figures of that
+    sample of ``num_sampled`` items, each with its label, before and after.
     """
 
     variant: str
@@ -96,6 +97,8 @@ class Learning:
     cosine_images: tuple[float, float]
     cosine_texts: tuple[float, float]
     collapsed: bool
+    num_sampled: int
+    figures: tuple[tuple[str, float, float], ...]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ _FOLDER = Path(__file__).parent
 _SIGNIFICANT = 0.05
 _EQUAL = 1e-12
 _LEARNED = 0.05  # a smaller gain in partners found may be that of a batch
-_VAGUER = 3.0
+_MORE_TARGETS = 3.0
 
 
 # ------------------------------------------------------------------------------------------------ as text
@@ -301,8 +301,8 @@ def learned(row: Learning) -> Learned:
     first, last = row.targets
     if row.collapsed:
         verdict = "its vectors have become alike: set the loss's center to batch, or lower the rate"
-    elif last > row.batch_size / 2 and last > _VAGUER * first:
-        verdict = "its teacher has grown vague: the vectors become alike (teacher_source: base)"
+    elif last > row.batch_size / 2 and last > _MORE_TARGETS * first:
+        verdict = "its teacher became nearly uniform, so the vectors become alike: set the loss's teacher_source to base"
     elif row.found[1] - row.found[0] < _LEARNED and row.found[1] < 1 - _LEARNED:
         verdict = "hardly anything learned: more steps, or a higher rate"
     images, texts = ((f"{before:.2f}", f"{after:.2f}") for before, after in (row.cosine_images, row.cosine_texts))
@@ -508,6 +508,7 @@ def render(data: ReportData) -> str:
         share_bar=share_bar,
         size=size,
         memory=memory,
+        figure=lambda value: f"{value:.3g}".replace("-", "\u2212"),
         signed=lambda value: f"{value:+.2f}".replace("-", "\u2212"),
         minus=lambda value: f"{value:.3f}".replace("-", "\u2212"),
     )

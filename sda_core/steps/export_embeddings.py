@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from sda_core.artifacts import ITEMS, Workspace
 from sda_core.embeddings import table
 from sda_core.fingerprint import fingerprint
 from sda_core.item_source import item_source
+from sda_core.modalities import JOINT, Pass
 from sda_core.params import BackboneParams, ExportParams, ItemsParams, RuntimeParams
 from sda_core.processes import Processes
 
@@ -22,6 +24,7 @@ def export(
     params: ExportParams,
     runtime: RuntimeParams,
     team: Processes,
+    passes: Sequence[Pass],
 ) -> dict[str, object]:
     """Encode every item, fuse its vectors, and write the table (of ids alone for ``id``); an interrupted run is resumed.
 
@@ -34,6 +37,7 @@ def export(
         params: how to encode and to fuse.
         runtime: device and threads.
         team: the processes of this launch, which share the blocks; the main one writes.
+        passes: what goes through the backbone: each modality, or ``joint``, of which the table holds one vector per item.
 
     Returns:
         What the stage says at its end; nothing in a process that is not the main one.
@@ -45,7 +49,7 @@ def export(
     if variant == "id":  # recommenders learn from interactions alone: no model, no images
         return _write_ids(workspace, variant, team)
     from sda_core.embeddings.encoding import embed  # needs seconds for its imports
-    from sda_core.embeddings.fusion import fuse, seen_items
+    from sda_core.embeddings.fusion import fuse, fuse_joint, seen_items
     from sda_core.runtime import prepare_torch
 
     adapter_hash = fingerprint(adapter) if adapter else ""
@@ -53,14 +57,19 @@ def export(
     source = item_source(workspace, items_params)
     inputs = fingerprint(backbone, items_params, workspace.items, workspace.images, adapter_hash)
     scratch = workspace.resume("export_embeddings", variant)
-    embedded = embed(backbone, adapter, source, params, scratch, inputs, device, team)
+    embedded = embed(backbone, adapter, source, params, scratch, inputs, device, team, passes)
     if embedded is None:
         return {}
-    image_ID, text_ID, has_image = embedded.image_ID, embedded.text_ID, embedded.has_image
-    base = table.read_modalities(workspace.embeddings("zero_shot")) if adapter and params.with_base else None
-    fused_IF = fuse(image_ID, text_ID, has_image, seen_items(workspace), params, base)
-    dims = image_ID.shape[1], fused_IF.shape[1]
-    described = table.embedding_metadata(embedded.info, params, source.prompt_hash, adapter_hash, *dims)
+    seen, joint, has_image = seen_items(workspace), passes == JOINT, embedded.has_image
+    image_ID = text_ID = None
+    if joint:
+        fused_IF = fuse_joint(embedded.joint_ID, seen, params)
+    else:
+        image_ID, text_ID = embedded.image_ID, embedded.text_ID
+        base = table.read_modalities(workspace.embeddings("zero_shot")) if adapter and params.with_base else None
+        fused_IF = fuse(image_ID, text_ID, has_image, seen, params, base)
+    dims = embedded.dim, fused_IF.shape[1]
+    described = table.embedding_metadata(embedded.info, params, source.prompt_hash, adapter_hash, *dims, joint=joint)
     raw_ids = ITEMS.read(workspace.items)["raw_item_id"].to_list()
     target = workspace.embeddings(variant)
     table.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused_IF, described, has_image)

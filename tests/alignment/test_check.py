@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sda_core.alignment.check import Batch, Figures, as_metrics, check, collapsed, effective_rank, look, problem
+from sda_core.alignment.check import Batch, Checked, Figures, check, collapsed, effective_rank, look, problem
 from sda_core.errors import TrainingError
 from sda_core.losses import build
 from sda_core.params import TrainingParams
@@ -100,6 +101,18 @@ def test_a_certain_teacher_is_said_to_be_infonce(caplog: pytest.LogCaptureFixtur
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
+def test_a_running_mean_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Its figures before step 0 look sound."""
+    for center, warned in (("running", True), ("batch", False)):
+        loss = LOSS.model_copy(update={"center": center, "temperature": 0.2})
+        criterion = build(loss)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            check(look(sample(5.0), criterion), criterion, loss, training(), SECTION, say=True)
+        assert ("no gradient passes through a running mean" in caplog.text) == warned
+        assert ("set train_adapter.loss.center to batch" in caplog.text) == warned
+
+
 def figures(**changes: float) -> Figures:
     start = dict.fromkeys(("cosine_images", "cosine_texts", "cosine_own_pair", "cosine_other_pair", "retrieval"), 0.2)
     return Figures(**{"items": 96, "rank_images": 20.0, "rank_texts": 20.0, "teacher_targets": 4.0, **start, **changes})  # type: ignore[arg-type]
@@ -119,10 +132,14 @@ def figures(**changes: float) -> Figures:
 def test_vectors_that_became_alike(before: dict[str, float], after: dict[str, float], found: list[str]) -> None:
     one, two = figures(**before), figures(**after)
     assert collapsed(one, two) == found
-    metrics = as_metrics(one, two, 0.07)
+    checked = Checked(one, two, 0.07)
+    metrics, details = checked.metrics(), checked.details()
     assert metrics["collapsed"] == float(bool(found))
-    assert metrics["teacher_temperature"] == 0.07
-    assert metrics["after_cosine_texts"] == two.cosine_texts
+    assert metrics["text_cosine_after"] == two.cosine_texts
+    assert metrics["own_pair_gap_before"] == one.cosine_own_pair - one.cosine_other_pair
+    assert len(metrics) == 11, "dvc exp show has a column for each"
+    assert (details["items"], details["teacher_temperature"]) == (96, 0.07)
+    assert {"items": 96, **details["after"]} == asdict(two)
 
 
 @pytest.mark.parametrize("batch_size", [2, 8, 32, 4096])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sda_core.alignment.check import Checked
 from sda_core.errors import TrainingError
 from tests.alignment.toy import LOSS, MODA, TRAINING, Encoder, run
 from tests.sections import changed
@@ -26,7 +27,7 @@ class Anisotropic(Encoder):
         return found + 10 * torch.ones_like(found)
 
 
-def trained(folder: Path, seed: int, **changes: Any) -> dict[str, float]:
+def trained(folder: Path, seed: int, **changes: Any) -> Checked:
     training = changed(LONG, seed=seed)
     _, curve = run(folder / str(seed), training, changed(PAPER, **changes), MODA, encoder=Anisotropic())
     return curve.check  # type: ignore[attr-defined, no-any-return]
@@ -35,8 +36,8 @@ def trained(folder: Path, seed: int, **changes: Any) -> dict[str, float]:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_literal_formula_has_nothing_to_teach_and_the_check_stops_it(tmp_path: Path, seed: int) -> None:
     found = trained(tmp_path, seed)
-    assert found["before_teacher_targets"] > 8
-    assert found["after_teacher_targets"] > 8
+    assert found.before.teacher_targets > 8
+    assert found.after.teacher_targets > 8
     with pytest.raises(TrainingError, match="nearly uniform"):
         run(tmp_path / "stopped", changed(LONG, seed=seed, check="stop"), PAPER, MODA, encoder=Anisotropic())
     assert not (tmp_path / "stopped" / "checkpoint").exists(), "no step was paid for"
@@ -45,14 +46,14 @@ def test_the_literal_formula_has_nothing_to_teach_and_the_check_stops_it(tmp_pat
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_centred_vectors_learn_and_do_not_collapse(tmp_path: Path, seed: int) -> None:
     literal, centred = trained(tmp_path / "literal", seed), trained(tmp_path / "centred", seed, center="batch")
-    assert centred["before_teacher_targets"] < 8
-    assert not centred["collapsed"]
-    assert centred["after_retrieval"] > centred["before_retrieval"]
-    assert centred["after_retrieval"] > literal["after_retrieval"]
+    assert centred.before.teacher_targets < 8
+    assert not centred.metrics()["collapsed"]
+    assert centred.after.retrieval > centred.before.retrieval
+    assert centred.after.retrieval > literal.after.retrieval
 
 
 def test_a_running_mean_lags_behind_and_lets_all_vectors_move_one_way(tmp_path: Path) -> None:
     """No gradient passes through it, so a step may move all vectors alike; on unrelated images and texts they collapse."""
     found = trained(tmp_path, 1, center="running")
-    assert found["before_teacher_targets"] < 8
-    assert found["collapsed"]
+    assert found.before.teacher_targets < 8
+    assert found.metrics()["collapsed"]

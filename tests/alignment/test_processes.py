@@ -44,10 +44,14 @@ def test_several_processes_equal_one(run_processes: Any, alone: Path, tmp_path: 
     assert_close(tmp_path, alone)
 
 
-def test_without_chunks_and_dropout_they_equal_one_too(run_processes: Any, tmp_path: Path) -> None:
-    assert run_processes(CHILD, 2, "whole", tmp_path / "shared") == [0, 0]
-    toy.run_whole(tmp_path / "alone", ALONE)
+@pytest.mark.parametrize("center", ["none", "batch", "running"])
+def test_without_chunks_and_dropout_they_equal_one_too(run_processes: Any, tmp_path: Path, center: str) -> None:
+    """The means that are subtracted are those of the whole batch, running ones too, which the checkpoint holds."""
+    assert run_processes(CHILD, 2, "whole", tmp_path / "shared", center) == [0, 0]
+    toy.run_whole(tmp_path / "alone", ALONE, center)
     assert_close(tmp_path / "shared", tmp_path / "alone")
+    tensors, _ = load_checkpoint(tmp_path / "shared" / "checkpoint", "inputs")  # type: ignore[misc]
+    assert len([name for name in tensors if name.startswith("mean.")]) == (4 if center == "running" else 0)
 
 
 def test_four_are_killed_and_two_go_on(run_processes: Any, start_processes: Any, alone: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
     from sda_core import losses
     from sda_core.alignment.inputs import Chunks, InputMaker
     from sda_core.alignment.state import trained_parameters
-    from sda_core.alignment.training import Step
+    from sda_core.alignment.training import Run, Step
 
     encoder, source = Encoder(), items()
     model = build(encoder.model, changed(MODA, lora_dropout=0.0), ["image", "text"], "0|2", 2, seed=1)
@@ -76,11 +76,13 @@ def test_the_split_backward_gives_the_gradient_of_the_whole() -> None:
         nn.init.normal_(parameter, std=0.3)
     criterion = losses.build(LOSS)
     rows = np.arange(6)
-    ready = list(InputMaker(encoder, source, None).stream([("image", rows), ("text", rows)]))
+    maker = InputMaker(encoder, source, None)
+    ready = list(maker.stream([("image", rows), ("text", rows)]))
     trained = trained_parameters(model, criterion)
     moved = {"image": False, "text": False}
     chunks = Chunks(((0, 6),), 0)
-    step = Step(0, TRAINING, chunks, ALONE, encoder, model, criterion, iter(ready), None)
+    run = Run(TRAINING, chunks, ALONE, encoder, model, maker, CPU)
+    step = Step(0, run, criterion, iter(ready), None)
     value = step.backward(trained, moved)
     got = {name: parameter.grad.clone() for name, parameter in trained.items() if parameter.grad is not None}
     assert moved == {"image": True, "text": True}

@@ -94,9 +94,10 @@ def run_shared(folder: Path, team: Processes, encoder: Encoder, **options: Any) 
     return run(folder, SHARED, team=team, encoder=encoder, dtype=torch.float64, **options)
 
 
-def run_whole(folder: Path, team: Processes) -> tuple[nn.Module, list[StepRecord]]:
-    """Each process its part at once, without dropout; the base teaches."""
-    training, loss = changed(SHARED, micro_batch_size=None), changed(LOSS, teacher_source="base")
+def run_whole(folder: Path, team: Processes, center: str) -> tuple[nn.Module, list[StepRecord]]:
+    """Each process its part at once, without dropout; the base teaches, and vectors are centred."""
+    training = changed(SHARED, micro_batch_size=None)
+    loss = changed(LOSS, teacher_source="base", keep_base=0.2, center=center)
     return run(folder, training, loss, adapter=changed(MODA, lora_dropout=0.0), team=team, dtype=torch.float64)
 
 

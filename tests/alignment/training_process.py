@@ -32,8 +32,9 @@ if mode == "train":
         toy.run_shared(folder, team, toy.Encoder(delay_seconds))
 
 elif mode == "whole":  # without chunks, without dropout
+    (center,) = more
     with processes() as team:
-        toy.run_whole(folder, team)
+        toy.run_whole(folder, team, center)
 
 elif mode == "sharded":
     from torch.distributed.tensor import DTensor

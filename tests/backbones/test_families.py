@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from sda_core import adapters
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, write_json
-from sda_core.backbones import build, save_backbone
+from sda_core.backbones import JointEncoder, build, save_backbone
 from sda_core.backbones._layers import LLAMA_LINEAR, VIT_LINEAR
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.fetch.local_files import watched
@@ -208,6 +208,27 @@ def test_encoding_equals_the_models_own_forward(family, images, name):
         if name in QWEN:
             backbone.model.model.rope_deltas = None
         torch.testing.assert_close(ours, stock, **up_to_rounding(stock))
+
+
+@every_language_model
+def test_a_joint_sequence_is_that_of_an_image_with_the_text_in_the_prompt_s_place(family, images, name):
+    """Whose tokens and vectors are compared with the stock model's above."""
+    backbone = family(name)
+    assert isinstance(backbone, JointEncoder)
+    texts = ["a tea pot of cast iron", "", "<|im_end|> tea"]
+    inputs = backbone.joint_inputs(images[:3], texts, PROMPT)
+    is_image = inputs["input_ids"] == backbone.model.config.image_token_id
+    assert torch.equal(backbone.token_modalities(inputs), (~is_image).long())
+    with torch.inference_mode():
+        together = backbone.encode(backbone.model, inputs)
+    for row, text in enumerate(texts):
+        alone = images_of(backbone, [images[row]], f"{PROMPT}\n{text}" if text else PROMPT)
+        torch.testing.assert_close(together[row : row + 1], alone, **up_to_rounding(alone))
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_two_towers_have_no_joint_sequence(family, name):
+    assert not isinstance(family(name), JointEncoder)
 
 
 @pytest.mark.parametrize("name", QWEN)

@@ -233,9 +233,14 @@ def test_negatives_that_are_drawn_matter_and_where_raw_files_lie_does_not(params
 def test_controls_and_imports_follow_from_their_own_settings(params: dict[str, Any]) -> None:
     params["control_embeddings"] = {"variants": ["random"], "seed": 1}
     params["import_embeddings"]["variants"] = {"theirs": {"path": "theirs.parquet"}}
+    params["joint_embeddings"]["variants"] = {"joint": {"of": "zero_shot"}, "sda_joint": {"of": "sda"}}
+    adapted = noise_file.sections(params, "sda_joint", "sasrec")
+    assert adapted.keys() - noise_file.sections(params, "sda", "sasrec").keys() == {"joint_embeddings.variants.sda_joint"}
+    assert "train_adapter.loss" not in noise_file.sections(params, "joint", "sasrec")
     for variant, path, value in (
         ("random", "control_embeddings.seed", 2),
         ("theirs", "import_embeddings.variants.theirs.path", "others.parquet"),
+        ("joint", "joint_embeddings.variants.joint.of", "lora"),
     ):
         names = {name for name in noise_file.sections(params, variant, "sasrec") if name.split(".")[0] == path.split(".")[0]}
         assert len(names) == 1

@@ -11,6 +11,7 @@ import pytest
 from experiments import study
 from sda_core.artifacts import POSITIONS, Workspace
 from sda_core.embeddings.table import write_embeddings
+from sda_core.errors import ArtifactError
 from sda_core.params import FitParams, load_params
 from sda_core.report.experiments import experiments
 
@@ -78,6 +79,10 @@ def test_retrieval_at_1_of_items_with_an_image(tmp_path: Path) -> None:
     write_embeddings(path, ids, list("abcd"), image, text, image, {}, has_image)  # and now the third has no rival
     assert study.retrieval_at_1(path) == 1.0
     assert study.retrieval_at_1(path, limit=1) == 1.0
+    write_embeddings(path, ids, list("abcd"), None, None, image, {}, has_image)  # of a joint pass
+    with pytest.raises(ArtifactError, match="has no image_embedding and no text_embedding, which retrieval@1 compares") as caught:
+        study.retrieval_at_1(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_page_shows_whole_experiments_and_names_those_it_has_no_room_for(tmp_path: Path) -> None:

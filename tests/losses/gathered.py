@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sda_core.losses import cmsa
+from sda_core.losses import build, cmsa
 from sda_core.losses.gather import gather
 from sda_core.losses.grad_cache import cached_backward
+from tests.sections import SHIPPED, changed
 
 if TYPE_CHECKING:
     INDEX, COUNT, PORT = 0, 1, 0
@@ -47,6 +48,26 @@ torch.testing.assert_close(mine.grad, 2 * image[own] * (COUNT + 1) / 2)
 ragged = torch.arange(INDEX + 1) + 10 * INDEX
 expected = torch.cat([torch.arange(index + 1) + 10 * index for index in range(COUNT)])
 assert torch.equal(gather(ragged), expected)
+
+# means that are subtracted, batch after batch, are those of the big batches; each process keeps the same running ones
+for center in ("batch", "running"):
+    params = changed(SHIPPED.train_adapter.loss, center=center, temperature=0.1, keep_base=0.3)
+    ours, one_process = build(params), build(params)
+    for seed in (5, 6, 7):
+        torch.manual_seed(seed)
+        batch = [torch.randn(COUNT * B, 5) + seed for _ in range(4)]
+        rows, all_rows = ([x[part].clone().requires_grad_() for x in batch[:2]] for part in (own, slice(None)))
+        value = ours(*map(gather, rows), base=(batch[2], batch[3]))
+        whole = one_process(*all_rows, base=(batch[2], batch[3]))
+        value.backward()
+        whole.backward()
+        torch.testing.assert_close(value, whole, rtol=0, atol=1e-12)
+        for part, one in zip(rows, all_rows, strict=True):
+            assert one.grad is not None
+            torch.testing.assert_close(part.grad, one.grad[own], rtol=0, atol=1e-12)
+    assert len(ours.center.means) == (4 if center == "running" else 0)
+    for name, mean in ours.center.means.items():
+        torch.testing.assert_close(mean, one_process.center.means[name], rtol=0, atol=1e-12)
 
 # gradient caching on gathered vectors, with dropout: the parameters' gradients, summed, are the big batch's
 torch.manual_seed(1)

@@ -127,6 +127,9 @@ def _spent(stage: str, seconds: float, variant: str | None = None, is_part: bool
     return Latest(Run.model_validate(values | changes), is_part)
 
 
+FIGURES = (("Effective targets of the teacher", 1.25, 4.5), ("Mean cosine of the texts of two items", -0.125, 0.999))
+
+
 @pytest.fixture
 def spent() -> Callable[..., Latest]:
     """The cost of a stage: its name, seconds, variant, whether it is a part, and what else is known."""
@@ -175,8 +178,8 @@ def page_data() -> ReportData:
         validation_charts=(Chart("sasrec", "epoch", "Validation NDCG@10", False, curves),),
         adapter_charts=(Chart("sda", "step", "Training loss", True, (Curve("sda", ((5.0, 3.0), (10.0, 1.5), (15.0, 1.6))),)),),
         learning=(
-            Learning("lora", 1200, 32, (0.0625, 0.07), (1.0, 1.0), (0.53, 0.5), (0.54, 0.51), False),
-            Learning("sda", 1200, 32, (0.0625, 0.4), (1.3, 26.77), (0.53, 0.61), (0.54, 0.6), False),
+            Learning("lora", 1200, 32, (0.0625, 0.07), (1.0, 1.0), (0.53, 0.5), (0.54, 0.51), False, 256, FIGURES),
+            Learning("sda", 1200, 32, (0.0625, 0.4), (1.3, 26.77), (0.53, 0.61), (0.54, 0.6), False, 256, FIGURES),
         ),
         examples=(
             Example(

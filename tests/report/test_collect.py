@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ruamel.yaml import YAML
 from safetensors.numpy import save_file
 
 from sda_core import costs
+from sda_core.alignment.check import Figures
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, Workspace, write_json, write_text
 from sda_core.data.amazon import LineCount
 from sda_core.dropped_values import ValueCount
@@ -33,9 +35,11 @@ from stages.report import report
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_USERS, NUM_ITEMS = 60, 30
+FIGURES = {field.name: 0.25 for field in fields(Figures) if field.name != "items"}
 CHECK = {
-    "before_cosine_images": 0.5, "after_cosine_images": 0.6, "before_cosine_texts": 0.4, "after_cosine_texts": 0.99,
-    "collapsed": 1.0,
+    "items": 96, "teacher_temperature": None,
+    "before": {**FIGURES, "cosine_images": 0.5, "cosine_texts": 0.4},
+    "after": {**FIGURES, "cosine_images": 0.6, "cosine_texts": 0.99},
 }  # fmt: skip
 LOSS_CURVE = """step\tloss\tteacher_targets\tretrieval
 5\t3.0\t1.5\t0.25
@@ -126,7 +130,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Worksp
             )
             write_text(workspace.recommender(variant, recommender) / "history.tsv", history)
     write_text(workspace.adapter("sda") / "loss.tsv", LOSS_CURVE)
-    write_json(workspace.adapter("sda") / "check.json", CHECK)
+    write_json(workspace.adapter("sda") / "check.json", {"collapsed": 1.0})
+    write_json(workspace.adapter("sda") / "check_details.json", CHECK)
     write_json(workspace.adapter("sda") / "adapter_config.json", {"modalities": ["image", "text"], "gate": "modality"})
     gate = {f"base_model.model.layers.0.q_proj.moda_{name}": random.normal(size=(2, 3)) for name in ("gate", "embedding")}
     save_file(gate, workspace.adapter("sda") / "adapter_model.safetensors")
@@ -283,6 +288,9 @@ def test_numbers_come_from_the_metrics_and_the_comparisons(finished: Workspace, 
     assert learning.found == pytest.approx((0.25, 0.375))  # of five the last two
     assert learning.targets == pytest.approx((1.5, 2.25))
     assert (learning.cosine_images, learning.cosine_texts, learning.collapsed) == ((0.5, 0.6), (0.4, 0.99), True)
+    assert learning.num_sampled == 96
+    assert ("Mean cosine of the texts of two items", 0.4, 0.99) in learning.figures
+    assert len(learning.figures) == len(FIGURES), "every figure has a label"
     assert data.examples == ()
     train = INTERACTIONS.read(finished.interactions).filter(pl.col("split") == "train")
     popular = train["item_id"].value_counts()["count"].sort(descending=True)

@@ -405,19 +405,19 @@ def test_changes_are_coloured_only_where_they_are_clear(change: Change, arrow: s
         ((0.07, 0.09), (1.0, 1.0), "hardly anything learned"),
         ((0.07, 0.69), (1.1, 1.0), ""),
         ((0.95, 0.97), (1.1, 1.0), ""),  # there was nothing to gain
-        ((0.07, 0.60), (1.3, 26.8), "its teacher has grown vague"),
+        ((0.07, 0.60), (1.3, 26.8), "its teacher became nearly uniform"),
         ((0.07, 0.60), (21.9, 31.0), ""),  # it was so from the beginning
         ((0.07, 0.60), (1.3, 15.0), ""),
     ],
 )
 def test_what_an_adapter_learned(found: tuple[float, float], targets: tuple[float, float], said: str) -> None:
-    row = learned(Learning("sda", 100, 32, found, targets, (0.5, 0.6), (0.5, 0.6), collapsed=False))
+    row = learned(Learning("sda", 100, 32, found, targets, (0.5, 0.6), (0.5, 0.6), False, 256, ()))
     assert row.verdict.startswith(said)
     assert bool(row.verdict) == bool(said)
 
 
 def test_vectors_that_became_alike_come_first() -> None:
-    row = learned(Learning("sda", 100, 32, (0.07, 0.6), (1.3, 26.8), (0.5, 0.999), (0.5, 0.6), collapsed=True))
+    row = learned(Learning("sda", 100, 32, (0.07, 0.6), (1.3, 26.8), (0.5, 0.999), (0.5, 0.6), True, 256, ()))
     assert row.verdict.startswith("its vectors have become alike")
     assert row.cosines == ("0.50", "1.00", "0.50", "0.60")
 
@@ -426,8 +426,10 @@ def test_the_table_of_what_was_learned(page_data: ReportData) -> None:
     text = visible(render(page_data))
     assert "chance is 3.1 %" in text
     assert text.count("hardly anything learned") == 1
-    assert text.count("its teacher has grown vague") == 1
+    assert text.count("its teacher became nearly uniform") == 1
     assert "26.8" in text
+    assert "All figures of 256 items" in text
+    assert all(figure in text for figure in ("1.25", "4.5", "\u22120.125", "0.999"))
     assert "What the adapters learned" not in visible(render(dataclasses.replace(page_data, learning=())))
 
 

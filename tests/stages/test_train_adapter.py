@@ -223,10 +223,12 @@ def test_it_prints_the_figures_of_the_training_and_writes_nothing(
     printed = {line.split()[1].rstrip(":"): float(line.split()[0]) for line in capsys.readouterr().out.splitlines()}
     assert set(printed) == set(FIGURES)
     train_adapter("sda", shop, params)
-    kept = json.loads((Workspace(shop).adapter("sda") / "check.json").read_text(encoding="utf-8"))
+    folder = Workspace(shop).adapter("sda")
+    kept, details = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("check", "check_details"))
     for name, value in printed.items():
-        found = kept[name if name in ("items", "teacher_temperature") else f"before_{name}"]
+        found = details[name] if name in ("items", "teacher_temperature") else details["before"][name]
         assert value == pytest.approx(found, rel=1e-3), name
+    assert kept["effective_targets_before"] == details["before"]["teacher_targets"]
     assert all(np.isfinite(value) for value in kept.values())
 
 
