@@ -118,10 +118,26 @@ def drawn(body: str, width: float, height: float, side: int) -> np.ndarray:
     return squared(Image.open(io.BytesIO(bytes(encoded))), side)
 
 
-def texture(pattern: str, first: tuple[int, ...], second: tuple[int, ...], side: int, rng: np.random.Generator) -> np.ndarray:
-    """A plain, striped, dotted or checkered RGB square."""
+def texture(
+    pattern: str,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    side: int,
+    rng: np.random.Generator,
+    periods: tuple[int, int] = (10, 22),
+) -> np.ndarray:
+    """A plain, striped, dotted, checkered, zigzag or ringed RGB square.
+
+    Args:
+        pattern: one of these names.
+        first: RGB of the ground.
+        second: RGB of the pattern.
+        side: pixels.
+        rng: draws period and direction.
+        periods: smallest period of the pattern in pixels, and the first that is too large.
+    """
     y, x = np.mgrid[:side, :side]
-    period = int(rng.integers(10, 22))
+    period = int(rng.integers(*periods))
     match pattern:
         case "striped":
             angle = rng.choice([0.0, np.pi / 2, np.pi / 4])
@@ -130,6 +146,10 @@ def texture(pattern: str, first: tuple[int, ...], second: tuple[int, ...], side:
             mask = ((x % period) - period / 2) ** 2 + ((y % period) - period / 2) ** 2 < (period * 0.3) ** 2
         case "checkered":
             mask = (x // period + y // period) % 2 == 1
+        case "zigzag":
+            mask = (y + np.abs(x % (2 * period) - period)) % period < period / 2
+        case "ringed":
+            mask = np.hypot(x - side / 2, y - side / 2) % period < period / 2
         case _:
             mask = np.zeros((side, side), bool)
     return np.where(mask[..., None], np.array(second), np.array(first)).astype(np.uint8)

@@ -153,6 +153,11 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 def vision_forward(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid) -> Tensor:
     """Merged image tokens ``(B, N / 4, D)`` of images of one size; equals the stock tower's output."""
+    return vision_merged(visual, vision_blocks(visual, patches_BNP, grid), grid)
+
+
+def vision_blocks(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid) -> Tensor:
+    """The tower without its merger: ``(B, N, vision width)``, patches in the order of their windows."""
     tower: Any = visual
     batch, num_patches, _ = patches_BNP.shape
     kernel = tower.patch_embed.proj.weight.flatten(1)
@@ -165,7 +170,14 @@ def vision_forward(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid) -> T
         mixed = _attended(_rotated(query, grid.cos_ND, grid.sin_ND), _rotated(key, grid.cos_ND, grid.sin_ND), value, mask)
         hidden = hidden + attention.proj(mixed.transpose(1, 2).reshape(batch, num_patches, -1))
         hidden = hidden + block.mlp(block.norm2(hidden))
-    merged = tower.merger(hidden.reshape(batch * num_patches, -1)).view(batch, num_patches // MERGE**2, -1)
+    return hidden
+
+
+def vision_merged(visual: nn.Module, hidden_BND: Tensor, grid: ImageGrid) -> Tensor:
+    """The merger (the projector) over :func:`vision_blocks`: image tokens ``(B, N / 4, D)`` by rows."""
+    tower: Any = visual
+    batch, num_patches, width = hidden_BND.shape
+    merged = tower.merger(hidden_BND.reshape(batch * num_patches, width)).view(batch, num_patches // MERGE**2, -1)
     return merged[:, grid.inverse_M]
 
 
@@ -182,13 +194,34 @@ def language_forward(
         suffix_positions_3L: multimodal positions of the rest, the same for the whole batch.
         lengths_B: how many tokens of the rest each sequence has.
     """
+    num_prefix, length = len(prefix_PD), suffix_BLD.shape[1]
+    allowed_LL = torch.ones(length, length, dtype=torch.bool).tril()
+    prefix, suffix = language_states(language, prefix_PD, suffix_BLD, suffix_positions_3L[:, None], allowed_LL)
+    kept_BL1 = (torch.arange(length) < lengths_B[:, None]).unsqueeze(-1)
+    total_BD = prefix.sum(1) + (suffix * kept_BL1).sum(1)
+    return total_BD / (num_prefix + lengths_B[:, None])
+
+
+def language_states(
+    language: nn.Module, prefix_PD: Tensor, suffix_BLD: Tensor, positions_3BL: Tensor, allowed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states of the shared prefix, ``(1, P, D)``, and of the rest, ``(B, L, D)``; float32.
+
+    Args:
+        language: the decoder.
+        prefix_PD: embeddings of the tokens that all sequences begin with; positions 0 to P - 1.
+        suffix_BLD: embeddings of the rest.
+        positions_3BL: multimodal positions of the rest; ``(3, 1, L)`` where all sequences have the same.
+        allowed: which tokens of the rest each token of the rest attends to, ``(L, L)`` or ``(B, L, L)``; all attend to
+            the prefix.
+    """
     decoder: Any = language
     num_prefix, (batch, length, width) = len(prefix_PD), suffix_BLD.shape
     positions = torch.arange(num_prefix).expand(3, -1)
     cos_P, sin_P = (angle[0] for angle in decoder.rotary_emb(prefix_PD.float(), positions[:, None]))
-    cos_L, sin_L = (angle[0] for angle in decoder.rotary_emb(suffix_BLD.float(), suffix_positions_3L[:, None]))
-    causal_LL = torch.ones(length, length, dtype=torch.bool).tril()
-    mask = torch.cat([torch.ones(length, num_prefix, dtype=torch.bool), causal_LL], dim=1)
+    cos_L, sin_L = (angle[:, None] for angle in decoder.rotary_emb(suffix_BLD.float(), positions_3BL))
+    allowed = allowed.view(-1, 1, length, length)
+    mask = torch.cat([torch.ones(len(allowed), 1, length, num_prefix, dtype=torch.bool), allowed], dim=-1)
     prefix, suffix = prefix_PD[None], suffix_BLD
     for layer in decoder.layers:
         attention = layer.self_attn
@@ -212,10 +245,7 @@ def language_forward(
         suffix = suffix + attention.o_proj(mixed_L.transpose(1, 2).reshape(batch, length, width))
         prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
         suffix = suffix + layer.mlp(layer.post_attention_layernorm(suffix))
-    prefix, suffix = decoder.norm(prefix).float(), decoder.norm(suffix).float()
-    kept_BL1 = (torch.arange(length) < lengths_B[:, None]).unsqueeze(-1)
-    total_BD = prefix.sum(1) + (suffix * kept_BL1).sum(1)
-    return total_BD / (num_prefix + lengths_B[:, None])
+    return decoder.norm(prefix).float(), decoder.norm(suffix).float()
 
 
 class Encoder:

@@ -1,0 +1,32 @@
+"""Write nano_lvlm as a checkpoint folder: ``pretraining/nano_lvlm``, which ``-S backbone=nano_lvlm`` loads.
+
+DVC's own stage exports into ``work/nano_lvlm``: if the main pipeline read an output of this one, DVC would join both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from pretraining.common import CHECKPOINT, HERE, WORK, settings
+from pretraining.export import write_checkpoint
+from pretraining.train import resume
+from pretraining.train_lvlm import Learner
+
+
+def main(
+    work: Path = WORK,
+    folder: Path = HERE / "nano_lvlm",
+    tower: Path = CHECKPOINT,
+    untrained: Annotated[bool, typer.Option("--untrained", help="The model before its first step, to compare.")] = False,
+) -> None:
+    """Export what the training saved last."""
+    learner = Learner.first(settings(), tower)
+    step = 0 if untrained else resume(work / "lvlm_training.safetensors", learner.model, nn.Identity(), None)  # type: ignore[arg-type]
+    write_checkpoint(learner.model, learner.reader.tokenizer, folder, torch.float16)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"step {step}: {sum(weight.numel() for weight in learner.model.parameters())} weights, {size / 1e6:.1f} MB in {folder}")
