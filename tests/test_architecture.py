@@ -347,7 +347,8 @@ def test_what_a_training_is_made_of_is_what_it_imports(kind: str) -> None:
         for path in sources.sources_of("sda_core.steps.train_recommender", f"sda_core.recommenders.{kind}")
     }
     script = (
-        f"import sys, sda_core.steps.train_recommender, sda_core.recommenders.{kind}, sda_core.runtime;"
+        f"import sys, sda_core.steps.train_recommender, sda_core.recommenders.{kind}, sda_core.runtime,"
+        "sda_core.recommenders.history;"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] in ('sda_core', 'stages')), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
