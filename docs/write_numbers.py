@@ -48,16 +48,22 @@ def _gain(found: dict[str, float], recommender: str, first: str, second: str) ->
     return f"{number(gain)}, 95 % interval {number(low)} to {number(high)}", verdict
 
 
+def _cell(found: dict[str, Any]) -> str:
+    """The metric, and in brackets that of the tail, which has none where it is empty."""
+    tail = found.get(f"tail_{METRIC}")
+    return f"{number(found[METRIC])} ({'no tail' if tail is None else number(tail)})"
+
+
 def readme_row(root: Path) -> str:
     """The row of README's table on the default run."""
     metrics = _metrics(root)
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
     values = ", ".join(f"`{v}` {number(metrics[v, 'sasrec'][METRIC])}" for v in VARIANTS)
-    told, verdict = _gain(comparisons, "sasrec", "sda", "zero_shot")
+    difference, verdict = _gain(comparisons, "sasrec", "sda", "zero_shot")
     answer = {"higher": "Yes", "lower": "No, it lowers it", "no clear difference": "No clear difference"}[verdict]
     return (
         f"| Does adaptation improve a recommender on the built-in shop? | {answer}. "
-        f"SASRec's NDCG@10: {values}; `sda` - `zero_shot` {told} | [the default run](docs/results.md#the-default-run) |\n"
+        f"SASRec's NDCG@10: {values}; `sda` - `zero_shot` {difference} | [the default run](docs/results.md#the-default-run) |\n"
     )
 
 
@@ -68,17 +74,17 @@ def results_block(root: Path) -> str:
     lines = [f"| NDCG@10 (tail) | {' | '.join(f'`{v}`' for v in VARIANTS)} |", "|---" * (1 + len(VARIANTS)) + "|"]
     for recommender in RECOMMENDERS:
         found = (metrics.get((variant, recommender)) for variant in VARIANTS)
-        cells = ("" if one is None else f"{number(one[METRIC])} ({number(one[f'tail_{METRIC}'])})" for one in found)
+        cells = ("" if one is None else _cell(one) for one in found)
         lines.append(f"| `{recommender}` | {' | '.join(cells)} |")
     lines += ["", "| difference in NDCG@10 | 95 % interval | |", "|---|---|---|"]
     for recommender in RECOMMENDERS:
         for first, second in (("sda", "id"), ("sda", "zero_shot"), ("lora", "zero_shot")):
             if f"{recommender}/{first}_vs_{second}/{METRIC}_gain" in comparisons:
-                told, verdict = _gain(comparisons, recommender, first, second)
-                gain, _, interval = told.partition(", 95 % interval ")
+                difference, verdict = _gain(comparisons, recommender, first, second)
+                gain, _, interval = difference.partition(", 95 % interval ")
                 lines.append(f"| `{recommender}`: `{first}` - `{second}` {gain} | {interval} | {verdict} |")
     users = {found["num_users"] for found in metrics.values()}
-    tail = {found["tail_num_users"] for found in metrics.values()}
+    tail = {found.get("tail_num_users", 0) for found in metrics.values()}
     lines += ["", f"{max(users):,} test users, of whom {max(tail):,} have a tail target.", ""]
     return "\n".join(lines)
 

@@ -253,7 +253,7 @@ def test_a_refused_local_file_before_the_one_that_is_taken_is_told(tmp_path: Pat
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     download(amazon(reviews=["a/r.jsonl", "b/r.jsonl"], metadata=["m.jsonl"]), SETTINGS, tmp_path / "data" / "raw", tmp_path)
-    assert "DVC watches a/r.jsonl, which was refused, so it will not see a change of b/r.jsonl" in caplog.text
+    assert "DVC watches a/r.jsonl, which was rejected, so it will not see a change of b/r.jsonl" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------- images

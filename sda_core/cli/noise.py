@@ -163,7 +163,7 @@ def closing(judgement: Judgement, num_seeds: int | None) -> Iterator[str]:
             f"(t({num_seeds - 1}) * s * sqrt(2), s over {num_seeds} seeds, at least one user's worth)."
         )
         number, outside = len(judgement.measured), len(judgement.outside)
-        yield f"larger than the noise: {outside} of {number} rows; by luck alone about {0.05 * number:.1f} would be."
+        yield f"larger than the noise: {outside} of {number} rows; by chance alone about {0.05 * number:.1f} would be."
     yield f"verdict: {verdict(judgement)}"
 
 

@@ -380,7 +380,7 @@ async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: Do
             continue
         if refused is not None and not is_web(source):
             _log.warning(
-                "%s: DVC watches %s, which was refused, so it will not see a change of %s; take the former out of %s",
+                "%s: DVC watches %s, which was rejected, so it will not see a change of %s; take the former out of %s",
                 *(file.role, shown(refused), shown(source), file.setting),
             )
         name, size = wanted.target.name, wanted.part.stat().st_size

@@ -183,7 +183,7 @@ def test_another_seed_is_the_same_to_within_the_noise(machine: Path) -> None:
     change = (a_run(7)["sda", "sasrec"] <= 10).mean() - (a_run(42)["sda", "sasrec"] <= 10).mean()
     assert float(cells[5]) == pytest.approx(change, abs=5e-5)
     assert (cells[-1] == "same") == (abs(change) <= float(cells[-2]))
-    assert "of 6 rows; by luck alone about 0.3 would be" in output
+    assert "of 6 rows; by chance alone about 0.3 would be" in output
     assert verdict(output).startswith("verdict: same to within the seeds' noise")
 
 

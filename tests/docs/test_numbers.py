@@ -50,6 +50,10 @@ def test_the_answer_follows_from_the_interval(
     assert "`sda` - `zero_shot` .0123, 95 % interval " in row
     told = script["results_block"](tmp_path)
     assert "| `sasrec` | .1000 (.0100) | .1100 (.0100) | .1200 (.0100) | .1300 (.0100) |" in told
+    (tmp_path / "metrics" / "id" / "sasrec.json").write_text(
+        json.dumps({"ndcg@10": 0.1, "num_users": 5, "tail_num_users": 0}), "utf-8"
+    )
+    assert "| `sasrec` | .1000 (no tail) | .1100 (.0100) |" in script["results_block"](tmp_path)
     assert "1,234 test users, of whom 56 have a tail target." in told
 
 

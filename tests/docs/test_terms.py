@@ -32,7 +32,7 @@ INSTEAD = {
 LATER = {"docs/log.md", "docs/glossary.md", "pretraining/README.md", "sda_core/backbones/nano/MODEL_CARD.md"}
 """The log keeps the language of its day, the glossary names the older terms, and the last two are written with a program."""
 
-NOT_YET = {"noise", "revisions", "download", "verification"}
+NOT_YET = {"revisions", "verification"}
 """Modules with older terms."""
 
 EXCEPTIONS = {
