@@ -135,6 +135,21 @@ def test_the_random_streams_are_behind_every_draw(edited: Callable[..., set[str]
     assert edited("sda_core/seed.py") >= {*TRAINING, *EXPORT, "train_adapter@sda", "download", "draw_negatives", "report"}
 
 
+def test_a_joint_pass_is_added_and_no_other_variant_runs_again(
+    project: Project, small_settings: list[str], tmp_path: Path
+) -> None:
+    """With the adapter of sda, which it follows from by that variant's vectors, whose file holds the adapter's hash.
+
+    The training stages look again, because the list of variants is one of their params, and keep what they have.
+    """
+    added = project.copy(tmp_path / "joint")
+    lists = (f"{name}=[{first}zero_shot,sda,j]" for name, first in (("variants", "id,"), ("train_recommender.variants", "")))
+    added.set_params(*small_settings, "+joint_embeddings.variants.j={of: sda}", *lists)
+    assert stale(added) == {"export_joint@j", "build_index_joint@j", "train_recommender@j", "evaluate@j", "report", *TRAINING}
+    (added.root / "embeddings" / "sda.parquet").write_text("of another adapter")
+    assert stale(added) >= {"export_joint@j", "build_index@sda"}
+
+
 def test_a_dry_run_agrees_with_the_status(project: Project, edited: Callable[..., set[str]]) -> None:
     found = edited("sda_core/ranking/retrieval.py")
     shown = project.dvc("repro", "--dry").stdout
