@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.common import default_params
+from sda_core.fetch.image_names import ItemNames
 from sda_core.fetch.image_sources import Finder, Item
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -20,7 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 def listed(folder: Path, ids: list[str]) -> int:
     """As the stage does it: any extension in any case, any spelling of the id."""
-    finder = Finder(None, folder, None, default_params().fetch_images)
+    finder = Finder(None, folder, None, default_params().fetch_images, ItemNames(ids))
     return sum(bool(finder.sources(Item(number, item_id, ()))) for number, item_id in enumerate(ids, start=1))
 
 

@@ -26,7 +26,7 @@ import typer
 from ruamel.yaml import YAML
 
 from bench.common import REPOSITORY, in_own_process
-from sda_core.fetch.local_files import watched
+from sda_core.local_files import watched
 
 REVIEWS, METADATA = "Synthetic.json.gz", "meta_Synthetic.json.gz"
 ROWS_PER_WRITE = 100_000

@@ -34,6 +34,7 @@ import typer
 from experiments.options import THREE_SEEDS, MaxEpochs, Name, Root, Seeds
 from experiments.study import (
     CUTOFF,
+    PROTOCOLS,
     Interval,
     Panels,
     check_names,
@@ -54,7 +55,6 @@ from sda_core.evaluation.groups import item_groups
 from sda_core.fetch.manifest import manifest_file
 from sda_core.params import Params, TailParams, load_params
 
-PROTOCOLS = ("fullrank", "uni100")
 NOT_CAUSAL, BCE = {"causal": False}, {"loss": "bce", "num_negatives": 1}
 
 

@@ -24,6 +24,7 @@ import typer
 from experiments.options import THREE_SEEDS, Root, Seeds
 from experiments.study import (
     CUTOFF,
+    PROTOCOLS,
     Interval,
     Panels,
     check_names,
@@ -41,8 +42,6 @@ from experiments.study import (
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.params import EvaluateParams, load_params
-
-PROTOCOLS = ("fullrank", "uni100")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ logger = logging.getLogger("experiments")
 Interval = tuple[float, float, float]  # mean, low, high
 Panels = dict[str, dict[str, Interval]]  # of a plot: by title of the panel, by name of the line
 CUTOFF = 10  # of every table
+PROTOCOLS: tuple[Protocol, ...] = ("fullrank", "uni100")  # of experiments that rank among all items and among sampled ones
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -174,6 +175,11 @@ def retrieval_at_1(path: Path, limit: int = 2000) -> float:
     frame = frame.filter(pl.col("image_embedding").is_not_null())
     rows = np.sort(generator(0, "found").permutation(len(frame))[:limit])
     image_ND, text_ND = (unit_rows(frame[name].to_numpy()[rows]) for name in ("image_embedding", "text_embedding"))
+    return mutual_retrieval_at_1(image_ND, text_ND)
+
+
+def mutual_retrieval_at_1(image_ND: np.ndarray, text_ND: np.ndarray) -> float:
+    """Mean R@1 of both directions of unit rows ``(N, D)``, row ``i`` of one with row ``i`` of the other; ties count as hits."""
     similarity_NN = image_ND @ text_ND.T
     own_N = similarity_NN.diagonal()
     return float(np.mean([(own_N >= similarity_NN.max(axis)).mean() for axis in (0, 1)]))

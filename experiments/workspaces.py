@@ -21,8 +21,8 @@ from sda_core.artifacts import ITEMS, Workspace
 from sda_core.embeddings import controls
 from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
-from sda_core.fetch.local_files import watched
 from sda_core.item_vectors import read_vectors
+from sda_core.local_files import watched
 from sda_core.params import Control, Oracle, Params, SequentialParams, load_params
 
 BASE = "zero_shot"

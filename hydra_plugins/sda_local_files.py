@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sda_core.fetch.local_files import watched
+from sda_core.local_files import watched
 
 
 def _project() -> Path:

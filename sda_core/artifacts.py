@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------------------------------------------- paths
+MANIFEST_NAME = "manifest.json"
+"""Of the list of raw files in their folder."""
+
+FILE_NAME_PATTERN = r"^[^/\\:\x00-\x1f\x7f.][^/\\:\x00-\x1f\x7f]*$"
+"""A name that stays in its folder (on Windows too, hence no colon) and is not hidden."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Every path of a run.  ``root`` is the project folder (the one with ``params.yaml``)."""

@@ -55,12 +55,12 @@ class Beginning:
     cpu_seconds: float
 
 
-def here() -> Beginning:
+def beginning_now() -> Beginning:
     """The beginning of something that begins now."""
     return Beginning(datetime.now(UTC), time.perf_counter(), _cpu_seconds())
 
 
-def at_start(clock: float) -> Beginning:
+def beginning_at(clock: float) -> Beginning:
     """The beginning of this process, whose imports count as well.
 
     Args:

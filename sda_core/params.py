@@ -128,7 +128,7 @@ Dataset = Annotated[DemoDataset | AmazonDataset, Field(discriminator="source")]
 
 
 class LocalFilesParams(Section):
-    """The local files and folders that ``dataset`` and ``backbone`` name: see ``sda_core.fetch.local_files``."""
+    """The local files and folders that ``dataset`` and ``backbone`` name: see ``sda_core.local_files``."""
 
     reviews: str
     metadata: str

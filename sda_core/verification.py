@@ -42,12 +42,12 @@ from sda_core.artifacts import (
 from sda_core.data.prompts import prompt_hash
 from sda_core.embeddings.table import read_metadata
 from sda_core.errors import ArtifactError, SDAError
-from sda_core.fetch import images, local_files, manifest
-from sda_core.fetch.folders import user_folder
+from sda_core.fetch import download, images, manifest
 from sda_core.fingerprint import fingerprint, sha256_path
 from sda_core.image_store import FORMAT_PREFIX, STATUSES, format_count, read_images
 from sda_core.index import load_index
 from sda_core.item_vectors import read_vectors
+from sda_core.local_files import user_folder
 from sda_core.params import CLIP, AdapterParams, Checkpoint, DemoDataset, Nano, Oracle, Params, SigLIP
 from sda_core.runtime import prepare_torch
 from sda_core.variants import adapter_of, indexed_variants
@@ -166,7 +166,7 @@ class _Run:
     # --------------------------------------------------------------------------------------------------- data
     def raw(self) -> str:
         manifest.check(self.workspace.raw)
-        changed = local_files.changed_sources(self.workspace.raw, self.workspace.root)
+        changed = download.changed_sources(self.workspace.raw, self.workspace.root)
         if changed:
             raise ArtifactError(str(self.workspace.raw), " | ".join(changed))
         files = manifest.read_manifest(self.workspace.raw)

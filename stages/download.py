@@ -22,7 +22,7 @@ def download(root: Root = Path(), params: ParamsFile = None, check: Check = Fals
     from sda_core.data.demo import truth_of
     from sda_core.fetch.download import counts_of, verify
     from sda_core.fetch.download import download as fetch
-    from sda_core.fetch.local_files import RAW, watches
+    from sda_core.local_files import RAW, watches
 
     if check:
         with one_line_errors("download", root):

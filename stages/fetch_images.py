@@ -10,10 +10,9 @@ from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 def fetch_images(root: Root = Path(), params: ParamsFile = None) -> None:
     """Fetch the image of every kept item; each item gets a status, and the coverage is counted."""
     from sda_core.artifacts import ITEMS
-    from sda_core.fetch.folders import user_folder
     from sda_core.fetch.images import fetch_images as fetch
     from sda_core.fetch.images import to_try_again
-    from sda_core.fetch.local_files import IMAGES, watches
+    from sda_core.local_files import IMAGES, user_folder, watches
 
     with stage("fetch-images", root, params, check=watches(root, IMAGES)) as run:
         items = ITEMS.read(run.workspace.items)

@@ -13,7 +13,7 @@ from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 def train_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
     """Train the adapter of one variant (params.train_adapter.variants) and save it as a PEFT folder."""
-    from sda_core.fetch.local_files import BACKBONE, watches
+    from sda_core.local_files import BACKBONE, watches
     from sda_core.processes import processes
     from sda_core.steps.train_adapter import AdapterTraining
 

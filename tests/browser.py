@@ -99,10 +99,10 @@ class Browser:
         path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot", format="png")["data"]))
 
     def accessibility_problems(self) -> list[str]:
-        """What axe-core finds wrong with the page, with the first element of each kind."""
+        """What axe-core finds wrong with the page, with the first element of each kind; skips the test without axe-core."""
         files = importlib.util.find_spec("axe_core_python")
-        assert files is not None, "the extra dev brings axe-core-python"
-        assert files.origin is not None
+        if files is None or files.origin is None:
+            pytest.skip("axe-core-python of the extra dev is not installed")
         self.value((Path(files.origin).parent / "axe.min.js").read_text(encoding="utf-8") + ";1")
         found = json.loads(self.value("axe.run({resultTypes: ['violations']}).then(r => JSON.stringify(r.violations))"))
         return [f"{each['id']} ({each['impact']}): {each['help']}: {each['nodes'][0]['html'][:200]}" for each in found]

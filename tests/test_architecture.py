@@ -43,7 +43,7 @@ LEVELS = {
     "evaluation": 1.5, "embeddings": 1.5,  # the report takes comparisons from one and fuses with the other
     "fetch": 0.9,  # asks data what a file is, and for the built-in shop
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
-    "image_store": 3, "processes": 3, "item_vectors": 3, "dropped_values": 3,
+    "image_store": 3, "local_files": 3, "processes": 3, "item_vectors": 3, "dropped_values": 3,
     "artifacts": 4, "traits": 4, "variants": 4,
     "modalities": 5, "read_ahead": 5, "unit_rows": 5,
     "sources": 5, "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "costs": 5, "_peft_hook": 5,

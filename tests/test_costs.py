@@ -23,12 +23,12 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 def run(stage: str = "filter", begin: float = 0.0, seconds: float = 1.0, **changes: Any) -> costs.Run:
     """The cost of a stage that began some seconds after noon."""
-    measured = costs.measure(costs.here(), stage, {})
+    measured = costs.measure(costs.beginning_now(), stage, {})
     return measured.model_copy(update={"started": NOON + timedelta(seconds=begin), "seconds": seconds, **changes})
 
 
 def test_a_stage_is_measured_with_the_processes_it_starts() -> None:
-    begin = costs.here()
+    begin = costs.beginning_now()
     subprocess.run([sys.executable, "-S", "-c", "x = bytearray(64 << 20); sum(range(2_000_000))"], check=True)
     used = costs.measure(begin, "train-adapter", {"variant": "sda", "steps": 20})
     assert (used.stage, used.variant, used.recommender) == ("train_adapter", "sda", None)
@@ -37,14 +37,14 @@ def test_a_stage_is_measured_with_the_processes_it_starts() -> None:
     assert used.peak_mib is None or used.peak_mib > 10
     assert used.speed == (pytest.approx(20 / used.seconds), "steps")
     assert (used.processes, used.gpu, used.gpu_peak_mib) == (1, None, None)
-    again = costs.measure(costs.here(), "filter", {})  # another stage of the same process: from its own beginning
+    again = costs.measure(costs.beginning_now(), "filter", {})  # another stage of the same process: from its own beginning
     assert again.cpu_seconds < used.cpu_seconds
     assert again.speed is None
 
 
 def test_the_start_of_a_process_counts_where_it_is_asked_for() -> None:
-    clock = costs.here().clock - 5.0  # as if it had been read five seconds ago
-    used = costs.measure(costs.at_start(clock), "filter", {})
+    clock = costs.beginning_now().clock - 5.0  # as if it had been read five seconds ago
+    used = costs.measure(costs.beginning_at(clock), "filter", {})
     assert used.seconds >= 5.0
     assert used.started <= datetime.now(UTC) - timedelta(seconds=4.9)
 
@@ -54,7 +54,7 @@ def test_counts_of_any_kind_can_be_kept(tmp_path: Path) -> None:
         "page": Path("report/index.html"), "items": np.int64(7), "recall": np.float32(0.5), "bad": float("nan"),
         "\udcff": "\udcff", "long": "x" * 10_000, **{f"n{place}": place for place in range(100)},
     }  # fmt: skip
-    used = costs.measure(costs.here(), "build-index", counts)
+    used = costs.measure(costs.beginning_now(), "build-index", counts)
     costs.keep(used, tmp_path / "costs" / "stages.jsonl")
     assert costs.read(tmp_path / "costs" / "stages.jsonl") == [used]
     assert (used.counts["items"], used.counts["recall"], used.counts["bad"], used.counts["?"]) == (7, 0.5, "nan", "?")
@@ -64,7 +64,7 @@ def test_counts_of_any_kind_can_be_kept(tmp_path: Path) -> None:
 def test_the_gpu_is_named_where_torch_used_one(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = SimpleNamespace(is_initialized=lambda: True, get_device_name=lambda: "H100", max_memory_allocated=lambda: 3 << 30)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, get_num_threads=lambda: 4))
-    used = costs.measure(costs.here(), "train_adapter", {})
+    used = costs.measure(costs.beginning_now(), "train_adapter", {})
     assert (used.gpu, used.gpu_peak_mib, used.threads) == ("H100", 3072.0, 4)
     assert used.machine.endswith(", H100")
 

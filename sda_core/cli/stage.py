@@ -166,14 +166,14 @@ def stage(
 
 def _take_begin() -> costs.Beginning:
     global _process_begin
-    begin, _process_begin = _process_begin or costs.here(), None
+    begin, _process_begin = _process_begin or costs.beginning_now(), None
     return begin
 
 
 def one_stage_a_process() -> None:
     """Say that this process is there for one stage alone: its start and its imports count as the stage's."""
     global _process_begin
-    _process_begin = costs.at_start(STARTED)
+    _process_begin = costs.beginning_at(STARTED)
 
 
 def _read(root: Path, path: Path, check: Callable[[Params], None] | None) -> Params:

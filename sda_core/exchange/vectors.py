@@ -70,7 +70,7 @@ class _Column:
     def problem(self, text: str, advice: str = "") -> DataError:
         return DataError(str(self.where), f"{self.name!r} {text}", advice)
 
-    def put(self, vectors_nD: np.ndarray, places_n: np.ndarray, raw_item_ids: Sequence[str]) -> None:
+    def place(self, vectors_nD: np.ndarray, places_n: np.ndarray, raw_item_ids: Sequence[str]) -> None:
         """Take rows in; ``places_n`` are rows of the result.
 
         Raises:
@@ -221,7 +221,7 @@ def _read_parquet(path: Path, join: _Join, names: Mapping[str, str], item_column
                 rows, places = join.places(_texts(path, item_column, batch.column(item_column)))
                 for ours, theirs in present.items():
                     vectors, is_there = _matrix(columns[ours], batch.column(theirs).take(pa.array(rows)))
-                    columns[ours].put(vectors, places[is_there], join.raw_item_ids)
+                    columns[ours].place(vectors, places[is_there], join.raw_item_ids)
             return columns
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(str(path), f"cannot be read as a parquet file ({error})") from None
@@ -271,7 +271,7 @@ def _read_folder(path: Path, join: _Join, names: Mapping[str, str]) -> dict[str,
     for start in range(0, len(ids), _ROWS):
         rows, places = join.places(ids[start : start + _ROWS])
         for ours, matrix in matrices.items():
-            columns[ours].put(matrix[start + rows], places, join.raw_item_ids)
+            columns[ours].place(matrix[start + rows], places, join.raw_item_ids)
     return columns
 
 

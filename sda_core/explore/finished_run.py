@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,6 +66,7 @@ class FinishedRun:
         self.items = {row[0]: ShownItem(*row) for row in columns.iter_rows()}
         self._vectors: dict[tuple[str, Vectors], np.ndarray] = {}
         self._encoders: dict[str, TextEncoder] = {}
+        self._one_pass = threading.Lock()  # a merged adapter changes the weights during a pass; a page has several visitors
 
     @cached_property
     def _images(self) -> ImageStore:
@@ -122,7 +124,10 @@ class FinishedRun:
         """
         if which == "fused":
             raise ConfigError("--against", "is 'fused', and a text has no place among fused vectors", "use text or image")
-        return nearest(self.vectors(variant, which), self.encoder(variant).encode(text), k)
+        vectors = self.vectors(variant, which)
+        with self._one_pass:
+            query_D = self.encoder(variant).encode(text)
+        return nearest(vectors, query_D, k)
 
     def encoder(self, variant: str) -> TextEncoder:
         """The model behind a variant, loaded at its first question; raises as :class:`~.text_encoder.TextEncoder`."""

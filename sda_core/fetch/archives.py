@@ -19,8 +19,7 @@
 from __future__ import annotations
 
 import io
-import itertools
-import logging
+import posixpath
 import re
 import struct
 import sys
@@ -37,9 +36,16 @@ from typing import Literal
 
 from sda_core.errors import ArtifactError
 from sda_core.fetch.image_formats import SUFFIX_ORDER, SUFFIXES
-from sda_core.fetch.image_names import NUM_EXAMPLES, ItemNames, composed, decoded, folded, is_system_file, split_name
-
-_log = logging.getLogger(__name__)
+from sda_core.fetch.image_names import (
+    NUM_EXAMPLES,
+    ItemFiles,
+    ItemNames,
+    decoded,
+    folded,
+    is_system_file,
+    spelled_like,
+    split_name,
+)
 
 _PLAIN_PATH = re.compile(r"[^\\\x00-\x1f\x7f]{1,1000}")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -59,6 +65,7 @@ _MAX_DIRECTORY_BYTES = 128 << 20  # of a zip file; 2.9 million entries at most, 
 _MAX_HEADER_BYTES = 1 << 20  # of one entry of a tar file, with its extended headers
 _BLOCK_BYTES = 512
 _ZIP_MARKS = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty one's
+_TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 _ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly, with masked headers
 _UTF8 = 0x800
@@ -112,6 +119,13 @@ def plain_path(reference: str) -> PurePosixPath | None:
     return None if _DRIVE.match(reference) else path
 
 
+def archive_kind(head: bytes) -> Literal["zip", "tar"] | None:
+    """What kind of archive a file is, by its first bytes."""
+    if head.startswith(_ZIP_MARKS):
+        return "zip"
+    return "tar" if head[_TAR_MARK_AT:].startswith(_TAR_MARK) else None
+
+
 def check_archive(path: Path) -> None:
     """Follow an archive's directory, or its headers, to the end; a damaged image is found by whoever reads it.
 
@@ -148,46 +162,44 @@ class ImageArchive:
 
     def __init__(self, path: Path, paths: Collection[str], item_ids: Collection[str]) -> None:
         self.path = path
-        self._paths = {folded(spelling) for wanted in paths for spelling in (wanted, decoded(wanted)) if spelling is not None}
-        self._items = ItemNames(item_ids)
-        self._by_path: dict[str, dict[str, Entry]] = {}  # folded path: the paths that are so written
-        self._by_id: dict[str, tuple[tuple[bool, bool, str], Entry]] = {}
-        self._top: tuple[str, ...] | None = None  # folders in which all files lie
+        self._wanted = {folded(spelling) for wanted in paths for spelling in (wanted, decoded(wanted)) if spelling is not None}
+        self._files = ItemFiles(
+            ItemNames(item_ids), lambda distance, suffix: (SUFFIX_ORDER[suffix.lower()] >= len(SUFFIXES), distance > 0)
+        )
+        self._entries: dict[str, Entry] = {}
+        self._top: str | None = None  # the folder in which all images lie
         self._lock = threading.Lock()
         self.num_files = 0
         self.passed_over: Counter[Reason] = Counter()
         self.examples: dict[Reason, list[str]] = {}
-        ambiguous: set[str] = set()
         try:
             stream = _Bounded(path)
             weakref.finalize(self, stream.close)
             self._archive = _open(stream)
             for names, kind, entry in _scan(self._archive, stream):
-                name = self._wanted(names, kind)
-                if name is not None:
-                    self._add(name, entry, ambiguous)
+                if kind != "folder":
+                    self._add(names, kind == "file", entry)
         except (UnusableError, OSError) as error:
             raise ArtifactError(str(path), f"is no readable image archive ({error})", _ADVICE) from None
-        if ambiguous:
-            example = min(ambiguous)
-            _log.warning(
-                "%s: %d items have several images of their name; the first path counts (for %s: %s)",
-                path, len(ambiguous), example, self._by_id[example][0][-1],
-            )  # fmt: skip
+        self._files.warn_of_several(path, "path")
+        # wanted paths by their folded form, with all folders or without some that all images lie in, most folders first
+        self._by_path: dict[str, dict[str, str]] = {}
+        ends = sorted((place, name, end) for name in self._entries for place, end in enumerate(_ends(name, self._top)))
+        for _, name, end in ends:
+            if folded(end) in self._wanted:
+                self._by_path.setdefault(folded(end), {}).setdefault(end, name)
 
-    def _wanted(self, names: tuple[str, ...], kind: _Kind) -> str | None:
-        """The reading of an entry's name in which something is wanted, or None; counts what is passed over."""
-        if kind == "folder":
-            return None
-        is_file = kind == "file"
+    def _add(self, names: tuple[str, ...], is_file: bool, entry: Entry) -> None:
+        """Keep an entry if it is wanted under one of the readings of its name; else count it."""
         self.num_files += is_file
         paths = [path for path in map(_relative, names) if path is not None]
         images = [path for path in paths if split_name(path) is not None and not is_system_file(path)] if is_file else []
         for path in images:
             top = self._narrowed(path)
-            if self._item_of(path) is not None or any(map(self._is_path, _short(path, top))):
+            if self._files.add(path) or any(folded(end) in self._wanted for end in _ends(path, top)):
                 self._top = top
-                return path
+                self._entries[path] = entry
+                return
         if images:
             self._top = self._narrowed(images[0])
         reason: Reason = "no_item" if images else "no_file" if not is_file else "no_image" if paths else "unsafe_path"
@@ -195,57 +207,21 @@ class ImageArchive:
         examples = self.examples.setdefault(reason, [])
         if len(examples) < NUM_EXAMPLES:
             examples.append(names[0][:200])
-        return None
 
-    def _narrowed(self, path: str) -> tuple[str, ...]:
-        """The folders in which all images lie, this one too."""
-        folders = tuple(path.split("/")[:-1])
-        if self._top is None or self._top == folders:
-            return folders
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self._top, folders, strict=False))
-        return tuple(one for one, _ in pairs)
-
-    def _is_path(self, path: str) -> bool:
-        return folded(path) in self._paths
-
-    def _item_of(self, path: str) -> tuple[str, int] | None:
-        parts = split_name(path.rpartition("/")[2])
-        return None if parts is None else self._items.of(parts[0])
-
-    def _add(self, name: str, entry: Entry, ambiguous: set[str]) -> None:
-        for path in _short(name, self._top or ()):
-            if self._is_path(path):
-                self._by_path.setdefault(folded(path), {})[name] = entry
-        found = self._item_of(name)
-        if found is None:
-            return
-        item_id, distance = found
-        place = (SUFFIX_ORDER[f".{name.rpartition('.')[2]}".lower()] >= len(SUFFIXES), distance > 0, name)
-        known = self._by_id.get(item_id)
-        if known is not None and known[0] != place:
-            ambiguous.add(item_id)
-        if known is None or place <= known[0]:
-            self._by_id[item_id] = (place, entry)
+    def _narrowed(self, path: str) -> str:
+        """The folder in which all images lie, this one too; "" where there is none."""
+        folder = path.rpartition("/")[0]
+        return folder if self._top in (None, folder) else posixpath.commonpath((self._top, folder))
 
     def at(self, path: PurePosixPath) -> Entry | None:
         """The entry at a wanted path."""
-        wanted, num_common = path.as_posix(), len(self._top or ())
-        for spelling in filter(None, (wanted, decoded(wanted))):
-            alike: list[tuple[bool, bool, int, str]] = []
-            entries = self._by_path.get(folded(spelling), {})
-            for name in entries:
-                num_folders = name.count("/") - spelling.count("/")
-                if num_folders <= num_common:  # else it lies in a folder that turned out not to be common to all
-                    end = name.split("/", num_folders)[-1]
-                    alike.append((end != spelling, composed(end) != composed(spelling), num_folders, name))
-            if alike:
-                return entries[min(alike)[-1]]
-        return None
+        end = spelled_like(path.as_posix(), lambda spelling: list(self._by_path.get(folded(spelling), ())))
+        return None if end is None else self._entries[self._by_path[folded(end)][end]]
 
     def of(self, item_id: str) -> Entry | None:
         """The entry that is named after a wanted item."""
-        found = self._by_id.get(item_id)
-        return None if found is None else found[1]
+        path = self._files.of(item_id)
+        return None if path is None else self._entries[path]
 
     def read(self, entry: Entry, limit: int) -> bytes | Literal["too_large", "corrupt", "unsupported"]:
         """The contents of an entry, checked, or the status that says why there are none.
@@ -281,12 +257,10 @@ _Kind = Literal["file", "folder", "other"]
 """What an entry is; the last are links and devices, which are counted and never read."""
 
 
-def _short(path: str, top: tuple[str, ...]) -> Iterator[str]:
+def _ends(path: str, top: str | None) -> list[str]:
     """The path, and the path without the first folders that all images have in common, one by one."""
-    yield path
-    for _ in top:
-        path = path.partition("/")[2]
-        yield path
+    num_folders = top.count("/") + 1 if top else 0
+    return [path.split("/", number)[-1] for number in range(num_folders + 1)]
 
 
 def _relative(name: str) -> str | None:

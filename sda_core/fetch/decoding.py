@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageFile, TiffImagePlugin, features
+from PIL import Image, ImageChops, ImageCms, ImageFile, ImageOps, TiffImagePlugin, features
 
 from sda_core.fetch.image_formats import FORMATS, recognized
 
@@ -41,15 +41,6 @@ _EXIF_SEGMENT = re.compile(rb"(\xff\xe1..)Exif\0\0", re.DOTALL)
 _JPEG_MARK = b"\xff\xd8\xff"
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")  # its marker, length and number of components
 _MAX_SCANS = 200  # of a progressive JPEG; encoders write about ten
-_TRANSPOSED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError, AssertionError,
     AttributeError, struct.error, zlib.error, ImageCms.PyCMSError,
@@ -114,7 +105,7 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> PreparedImage:
             rgb = _without_key(image, data) if key_is_wide else _rgb(image)
             if rgb.size != size:
                 rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-            rgb = _upright(image, rgb)
+            orientation = _orientation(image)
     except (Image.DecompressionBombError, MemoryError):
         return PreparedImage("too_large")
     except Image.UnidentifiedImageError:
@@ -127,6 +118,8 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> PreparedImage:
     except _DAMAGE:
         return PreparedImage("corrupt")
     rgb.info = {}  # Pillow would write the comment and the profile of the source
+    rgb.getexif()[_ORIENTATION_TAG] = orientation
+    rgb = ImageOps.exif_transpose(rgb)
     stream = io.BytesIO()
     if lossless:
         rgb.save(stream, "PNG")
@@ -290,14 +283,13 @@ def _white(image: Image.Image, values: np.ndarray, tags: Mapping[int, Any]) -> i
     return next((white for white in (*((1,) if image.mode == "F" else ()), 255, 65_535) if largest <= white), max(largest, 1))
 
 
-def _upright(image: Image.Image, rgb: Image.Image) -> Image.Image:
-    """Apply the source's EXIF orientation; damaged EXIF says nothing about the image itself."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, or 1 (upright); damaged EXIF says nothing about the image itself."""
     if len(image.info.get("exif", b"")) + len(image.info.get("Raw profile type exif", "")) > _MAX_EXIF_CHARS:
-        return rgb
+        return 1
     try:
         with _quiet():
             orientation = image.getexif().get(_ORIENTATION_TAG)
     except _DAMAGE:
-        return rgb
-    transposition = _TRANSPOSED.get(orientation) if isinstance(orientation, int) else None
-    return rgb if transposition is None else rgb.transpose(transposition)
+        return 1
+    return orientation if isinstance(orientation, int) else 1

@@ -24,21 +24,11 @@ from sda_core.artifacts import write_json
 from sda_core.errors import ArtifactError, DownloadError, StorageError
 from sda_core.fetch.folders import kept_folder, remove
 from sda_core.fetch.http import new_client, reason, run
-from sda_core.fetch.local_files import base_name, changed_source, inside, is_web, local_path, located
-from sda_core.fetch.manifest import (
-    RawFile,
-    Role,
-    check,
-    check_file,
-    manifest_file,
-    manifest_path,
-    read_manifest,
-)
+from sda_core.fetch.manifest import RawFile, Role, check_file, manifest_path, read_manifest
 from sda_core.fetch.transfer import RefusedError, Wanted, check_contents, copy_file, discard_part, fetch_file, shown
 from sda_core.fingerprint import sha256_file
+from sda_core.local_files import base_name, inside, is_web, local_path, located
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
-
-__all__ = ["Verdict", "check", "download", "manifest_file", "verify"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +45,10 @@ class _File:
     def setting(self) -> str:
         """Its sources' place in params.yaml."""
         return "dataset.image_archive" if self.role == "images" else f"dataset.{self.role}"
+
+    def wanted(self, source: str, raw: Path) -> Wanted:
+        """The file as this source would give it; its target is ``raw`` itself where the source has no base name."""
+        return Wanted(raw / base_name(source), self.role, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -116,31 +110,59 @@ def verify(raw: Path, root: Path | None = None) -> list[Verdict]:
         ArtifactError: the manifest is missing or damaged.
     """
     entries = read_manifest(raw)
-    verdicts: list[Verdict] = []
-    for entry in entries:
-        path = raw / entry.name
-        try:
-            check_file(raw, entry)
-            check_contents(path, Wanted(path, entry.role, entry.sha256))
-            changed = None if root is None else changed_source(entry, root)
-        except ArtifactError as error:
-            verdicts.append(Verdict(str(error), ok=False))
-        except RefusedError as problem:
-            verdicts.append(Verdict(f"{path}: {problem}; delete it and run `dvc repro download`", ok=False))
-        except OSError as error:
-            verdicts.append(Verdict(f"{path}: cannot be read ({reason(error)}); mend its permissions", ok=False))
-        else:
-            if changed is not None:
-                verdicts.append(Verdict(f"{path}: {changed}", ok=False))
-                continue
-            verdicts.append(Verdict(f"{entry.role} {entry.name} {entry.bytes} bytes sha256 {entry.sha256[:16]} ok", ok=True))
     known = {entry.name for entry in entries} | {manifest_path(raw).name}
-    verdicts += [
+    return [_verdict(raw, entry, root) for entry in entries] + [
         Verdict(f"{raw}: {path.name!r} is not in the manifest; run `dvc repro download`, which removes it", ok=False)
         for path in sorted(raw.iterdir())
         if path.name not in known
     ]
-    return verdicts
+
+
+def _verdict(raw: Path, entry: RawFile, root: Path | None) -> Verdict:
+    path = raw / entry.name
+    try:
+        check_file(raw, entry)
+        check_contents(path, Wanted(path, entry.role, entry.sha256))
+        problem = None if root is None else changed_source(entry, root)
+    except ArtifactError as error:
+        return Verdict(str(error), ok=False)
+    except RefusedError as error:
+        problem = f"{error}; delete it and run `dvc repro download`"
+    except OSError as error:
+        problem = f"cannot be read ({reason(error)}); mend its permissions"
+    if problem is not None:
+        return Verdict(f"{path}: {problem}", ok=False)
+    return Verdict(f"{entry.role} {entry.name} {entry.bytes} bytes sha256 {entry.sha256[:16]} ok", ok=True)
+
+
+def changed_source(entry: RawFile, root: Path) -> str | None:
+    """How the local file that a raw file was copied from differs from the copy, and what to do; None where it does not.
+
+    A source whose folder is not there either is another machine's: nothing can be said about it.
+    """
+    if is_web(entry.source) or base_name(entry.source) != entry.name:  # the built-in shop's source is no path
+        return None
+    try:
+        path = local_path(entry.source, root)
+        if not path.exists():
+            return f"its local source {path} is gone; restore it, or change `dataset`" if path.parent.is_dir() else None
+        if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
+            return f"its local source {path} has changed since it was copied; run `dvc repro`, which takes it"
+    except DownloadError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"its local source cannot be read ({type(error).__name__}: {error}); check its permissions"
+    return None
+
+
+def changed_sources(raw: Path, root: Path) -> list[str]:
+    """A line for every raw file whose local source differs from it now (:func:`changed_source`).
+
+    Raises:
+        ArtifactError: the manifest is missing or damaged.
+    """
+    found = ((entry.name, changed_source(entry, root)) for entry in read_manifest(raw))
+    return [f"{name}: {problem}" for name, problem in found if problem is not None]
 
 
 # ----------------------------------------------------------------------------------------------- manifest
@@ -160,6 +182,11 @@ def _known_entries(raw: Path) -> list[RawFile]:
         except (ValidationError, OSError) as error:
             _log.warning("%s cannot be used (%s)", path, reason(error)[:200])
     return entries
+
+
+def _mark(entry: RawFile, raw: Path) -> None:
+    """Note that a file is whole; a later run believes it where size and sha256 agree."""
+    write_json(raw / f"{entry.name}.entry.json", entry.model_dump(mode="json"))
 
 
 def _finish(files: list[RawFile], raw: Path) -> dict[str, Any]:
@@ -214,7 +241,7 @@ async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, 
     known = _known_entries(raw)
     kept = {file.role: entry for file in wanted if (entry := _whole(file, known, raw, root)) is not None}
     for entry in kept.values():  # so that they are still known when the manifest is gone and this run is killed
-        write_json(raw / f"{entry.name}.entry.json", entry.model_dump(mode="json"))
+        _mark(entry, raw)
     missing = [file for file in wanted if file.role not in kept]
     if missing:
         _check_local_folder(dataset, root)
@@ -226,11 +253,7 @@ async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, 
 
 
 def _check_apart(wanted: Sequence[_File]) -> None:
-    """All files lie in one folder, whose file system may not tell upper from lower case.
-
-    Raises:
-        DownloadError: two of them would have the same name.
-    """
+    """Refuse files of the same name: all lie in one folder, whose file system may ignore upper and lower case."""
     for first, second in combinations(wanted, 2):
         names = {base_name(source).casefold(): base_name(source) for source in first.sources}
         clash = sorted(names.keys() & {base_name(source).casefold() for source in second.sources} - {""})
@@ -244,11 +267,7 @@ def _check_apart(wanted: Sequence[_File]) -> None:
 
 
 def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
-    """The user's own folders must not lie where everything that is not in the manifest is removed.
-
-    Raises:
-        DownloadError: one does, or is in the home of nobody.
-    """
+    """Refuse folders of the user that lie where everything that is not in the manifest is removed."""
     for name, folder in (("local_folder", dataset.local_folder), ("image_folder", dataset.image_folder)):
         if folder is None:
             continue
@@ -262,11 +281,7 @@ def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
 
 
 def _check_local_folder(dataset: AmazonDataset, root: Path) -> None:
-    """See that the folder from which files have to be copied is there.
-
-    Raises:
-        DownloadError: it is not.
-    """
+    """Refuse a missing folder, instead of each file that has to be copied from it."""
     folder = dataset.local_folder
     if folder is None or (path := local_path(folder, root)).is_dir():
         return
@@ -282,7 +297,7 @@ def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawF
             continue
         if file.sha256 not in (None, entry.sha256) or _outdated(entry, sources[entry.source], file, raw, root):
             continue
-        wanted = Wanted(raw / entry.name, file.role, file.sha256)
+        wanted = file.wanted(sources[entry.source], raw)
         if _is_content(wanted.target, entry):
             _log.info("%s is whole, kept", wanted.target)
             return entry
@@ -312,14 +327,12 @@ def _outdated(entry: RawFile, source: str, file: _File, raw: Path, root: Path) -
     on another machine, the copy is kept if no other local file can be used.
     """
     gone = not is_web(source) and _existing_file(source, root) is None
-    for tried in file.sources:
-        path = None if is_web(tried) else _existing_file(tried, root)
-        if path is not None and not inside(path, raw) and (gone or not _is_content(path, entry)):
-            wanted = Wanted(raw / base_name(tried), file.role, file.sha256)
-            if tried == source or (base_name(tried) and _can_be_used(path, wanted)):
-                return True
-        if tried == source and not gone:
-            return False
+    for tried in file.sources if gone else file.sources[: file.sources.index(source) + 1]:
+        path = _existing_file(tried, root)
+        if path is None or inside(path, raw) or (not gone and _is_content(path, entry)):
+            continue
+        if tried == source or (base_name(tried) and _can_be_used(path, file.wanted(tried, raw))):
+            return True
     if gone and changed_source(entry, root) is None:
         _log.warning("%s: %s is not on this machine; its copy in %s is kept", file.role, entry.source, raw)
         return False
@@ -327,9 +340,10 @@ def _outdated(entry: RawFile, source: str, file: _File, raw: Path, root: Path) -
 
 
 def _existing_file(source: str, root: Path) -> Path | None:
+    """The file that a source names on this machine, if it is there."""
     try:
         path = local_path(source, root)
-        return path if path.is_file() else None
+        return path if not is_web(source) and path.is_file() else None
     except (DownloadError, OSError, ValueError):
         return None
 
@@ -342,33 +356,27 @@ def _can_be_used(path: Path, wanted: Wanted) -> bool:
     return wanted.sha256 in (None, sha256_file(path))
 
 
-def _path(source: str, root: Path) -> Path:
-    try:
-        return local_path(source, root)
-    except DownloadError as error:
-        raise RefusedError(error.problem) from None
-
-
 async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: DownloadParams, raw: Path, root: Path) -> RawFile:
     """Try the sources of one file in turn; there is a client where one of them is an address."""
     problems: list[str] = []
     refused: str | None = None  # the first local file that is there
     for source in file.sources:
-        wanted = Wanted(raw / base_name(source), file.role, file.sha256)
+        wanted = file.wanted(source, raw)
         try:
             if wanted.target == raw:
                 raise RefusedError("has no base name that a file could be stored under")
             if client is not None and is_web(source):
                 digest, etag = await fetch_file(client, source, wanted, params)
+            elif inside(path := local_path(source, root), raw):
+                raise RefusedError(f"lies in {raw}, which this stage writes to")
             else:
-                path = _path(source, root)
-                if inside(path, raw):
-                    raise RefusedError(f"lies in {raw}, which this stage writes to")
-                digest, etag = copy_file(path, wanted, params), None
-        except RefusedError as problem:
+                digest, etag = await copy_file(path, wanted, params), None
+        except (RefusedError, DownloadError) as error:
+            problem = error.problem if isinstance(error, DownloadError) else error
             _log.warning("%s: %s: %s", file.role, shown(source), problem)
             problems.append(f"{shown(source)}: {problem}")
-            refused = refused or (source if not is_web(source) and _existing_file(source, root) is not None else None)
+            if refused is None and _existing_file(source, root) is not None:
+                refused = source
             continue
         if refused is not None and not is_web(source):
             _log.warning(
@@ -377,7 +385,7 @@ async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: Do
             )
         name, size = wanted.target.name, wanted.part.stat().st_size
         entry = RawFile(role=file.role, name=name, source=shown(source), bytes=size, sha256=digest, etag=etag)
-        write_json(raw / f"{name}.entry.json", entry.model_dump(mode="json"))
+        _mark(entry, raw)
         _put_in_place(wanted)
         _log.info("%s: %s, %d bytes", file.role, entry.source, entry.bytes)
         return entry

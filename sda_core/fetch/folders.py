@@ -30,23 +30,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def user_folder(text: str | None, root: Path, where: str) -> Path | None:
-    """A folder as a params file names it (:func:`user_path`); None for null."""
-    return None if text is None else user_path(text, root, where)
-
-
-def user_path(text: str, root: Path, where: str) -> Path:
-    """A path as a params file names it: relative to the project, ``~`` for the user's home.
-
-    Raises:
-        DownloadError: the home of a user that is not known.
-    """
-    try:
-        return root / Path(text).expanduser()
-    except RuntimeError as error:
-        raise DownloadError(where, f"{text!r} leads nowhere ({error})", "give the folder's full path") from None
-
-
 @contextmanager
 def kept_folder(folder: Path) -> Generator[None]:
     """Make ``folder`` where it is missing, and hold it for this process until the block ends.

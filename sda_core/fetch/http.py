@@ -16,12 +16,14 @@ import asyncio
 import functools
 import os
 import ssl
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -47,13 +49,11 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        running = False
+        pass
     else:
-        running = True
-    if not running:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            return pool.submit(asyncio.run, coroutine).result()
+    return asyncio.run(coroutine)
 
 
 # ------------------------------------------------------------------------------------------------- client
@@ -132,6 +132,66 @@ async def open_stream(client: httpx.AsyncClient, url: str, headers: dict[str, st
     raise httpx.TooManyRedirects(f"more than {_MAX_REDIRECTS} redirects", request=request)
 
 
+@dataclass(eq=False)
+class AttemptError(Exception):
+    """A request failed, or what it brought cannot be used.
+
+    Attributes:
+        problem: what happened.
+        kind: an address or a certificate fails in the same way in every attempt; the others may not.
+        code: the status of the answer, if there was one.
+        wait_seconds: how long to wait before the next attempt, where something else than :func:`backoff` says so.
+    """
+
+    problem: str
+    kind: Literal["address", "certificate", "timeout", "other"] = "other"
+    code: int | None = None
+    wait_seconds: float | None = None
+
+    def __str__(self) -> str:
+        return self.problem
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another attempt is of no use."""
+        return self.kind in ("address", "certificate")
+
+
+@asynccontextmanager
+async def exchange(
+    client: httpx.AsyncClient, url: str, timeout_seconds: float, headers: dict[str, str] | None = None, whole: bool = True
+) -> AsyncGenerator[httpx.Response]:
+    """GET an address; the block reads the body.
+
+    Args:
+        client: as :func:`new_client` makes it.
+        url: the address.
+        timeout_seconds: bound on the time until the answer begins, or until the block ends.
+        headers: of the request.
+        whole: whether the bound holds for the block, too.
+
+    Raises:
+        AttemptError: the request or the block failed, or the answer is one of :data:`RETRIED_STATUSES`.
+    """
+    try:
+        async with (
+            asyncio.timeout(timeout_seconds) as deadline,
+            aclosing(await open_stream(client, url, headers)) as response,
+        ):
+            if response.status_code in RETRIED_STATUSES:
+                raise AttemptError(status_line(response), code=response.status_code, wait_seconds=retry_after(response))
+            if not whole:
+                deadline.reschedule(None)
+            yield response
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+        raise AttemptError(reason(error), "address") from None
+    except (httpx.TimeoutException, TimeoutError):
+        raise AttemptError(f"no answer for {timeout_seconds:g} s", "timeout") from None
+    except (httpx.TransportError, ssl.SSLError) as error:  # the latter where a stream is garbled midway
+        untrusted = certificate_problem(error)
+        raise AttemptError(untrusted or reason(error), "certificate" if untrusted else "other") from None
+
+
 def certificate_problem(error: BaseException) -> str | None:
     """Why a server's certificate was not accepted, and what to do; None where that was not the failure."""
     cause: BaseException | None = error
@@ -148,12 +208,14 @@ def certificate_problem(error: BaseException) -> str | None:
 
 
 # ------------------------------------------------------------------------------------------------ waiting
-def backoff(attempt: int, base_seconds: float, url: str) -> float:
-    """Seconds to wait before attempt number ``attempt + 1``: exponential with jitter.
+def backoff(attempt: int, base_seconds: float, url: str, asked_seconds: float | None = None) -> float:
+    """Seconds to wait before attempt number ``attempt + 1``: as asked by the server, else exponential with jitter.
 
     ``base_seconds * 2**attempt``, at most :data:`MAX_BACKOFF_SECONDS`, times a factor in [0.5, 1] that differs between
     addresses and processes, so that many of them do not come back in step.
     """
+    if asked_seconds is not None:
+        return asked_seconds
     factor = 0.5 + 0.5 * derive(os.getpid(), "backoff", url, attempt) / 2**63
     return min(base_seconds * 2.0 ** min(attempt, 32), MAX_BACKOFF_SECONDS) * factor
 
@@ -177,6 +239,11 @@ def content_length(response: httpx.Response) -> int | None:
     if "transfer-encoding" in response.headers or not (text.isascii() and text.isdigit() and len(text) <= 18):
         return None
     return int(text)
+
+
+def status_line(response: httpx.Response) -> str:
+    """The status of an answer, for messages."""
+    return f"HTTP {response.status_code} {response.reason_phrase[:80]}".rstrip()
 
 
 def reason(error: BaseException) -> str:

@@ -76,53 +76,48 @@ SUFFIX_ORDER = {suffix: place for place, suffix in enumerate(SUFFIXES + OTHER_SU
 """Every extension of an image, with its place in the order of preference."""
 
 
-_SIGNATURES = (
-    (b"%PDF-", "PDF"),
-    (b"%!PS", "EPS"),
-    (b"\xc5\xd0\xd3\xc6", "EPS"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (b"II\xbc", "JPEG XR"),
-    (b"BPG\xfb", "BPG"),
-    (b"FLIF", "FLIF"),
-    (b"AT&TFORM", "DjVu"),
-    (b"v/1\x01", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-    (b"#?RGBE", "Radiance HDR"),
-    (b"gimp xcf", "XCF"),
-    (b"FUJIFILMCCD-RAW", "RAF"),
-    (b"\0\0\x01\0", "ICO"),
-    (b"icns", "ICNS"),
-    (b"BLP1", "BLP"),
-    (b"BLP2", "BLP"),
-    (b"SIMPLE  =", "FITS"),
-    (b"\x89HDF\r\n\x1a\n", "HDF5"),
-    (b"GRIB", "GRIB"),
-    (b"BUFR", "BUFR"),
-    (b"\xd7\xcd\xc6\x9a", "WMF"),
-    (b"\0\0\x01\xba", "MPEG video"),
-    (b"\0\0\x01\xb3", "MPEG video"),
-    (b"\x1aE\xdf\xa3", "Matroska video"),
-    (b"FLV\x01", "Flash video"),
-    (b"FWS", "Flash"),
-    (b"CWS", "Flash"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "OLE document"),
-    (b"PK\x03\x04", "zip file"),
-    (b"\x1f\x8b\x08", "gzip file"),
-    (b"Rar!\x1a\x07", "RAR file"),
-    (b"7z\xbc\xaf\x27\x1c", "7z file"),
-    (b"\0\x05\x16\x07", "AppleDouble file"),
-    (b"\0\x05\x16\0", "AppleSingle file"),
-    (b"version https://git-lfs.github.com/", "Git LFS pointer"),
-    (b"/annex/objects/", "git-annex pointer"),
-)
-_CODEC_SIGNATURES = (
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
-    (b"\xff\x4f\xff\x51", "JPEG2000"),
-)
-"""Of formats that not every Pillow decodes."""
+_SIGNATURES = {
+    "WEBP": rb"RIFF.{4}WEBP",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "AVI video": rb"RIFF.{4}AVI ",
+    "EMF": rb"\x01\0\0\0.{36} EMF",
+    "PDF": rb"%PDF-",
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n",
+    "JPEG XR": rb"II\xbc",
+    "BPG": rb"BPG\xfb",
+    "FLIF": rb"FLIF",
+    "DjVu": rb"AT&TFORM",
+    "OpenEXR": rb"v/1\x01",
+    "Radiance HDR": rb"#\?RADIANCE|#\?RGBE",
+    "XCF": rb"gimp xcf",
+    "RAF": rb"FUJIFILMCCD-RAW",
+    "ICO": rb"\0\0\x01\0",
+    "ICNS": rb"icns",
+    "BLP": rb"BLP[12]",
+    "FITS": rb"SIMPLE  =",
+    "HDF5": rb"\x89HDF\r\n\x1a\n",
+    "GRIB": rb"GRIB",
+    "BUFR": rb"BUFR",
+    "WMF": rb"\xd7\xcd\xc6\x9a",
+    "MPEG video": rb"\0\0\x01[\xba\xb3]",
+    "Matroska video": rb"\x1aE\xdf\xa3",
+    "Flash video": rb"FLV\x01",
+    "Flash": rb"[FC]WS",
+    "OLE document": rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    "zip file": rb"PK\x03\x04",
+    "gzip file": rb"\x1f\x8b\x08",
+    "RAR file": rb"Rar!\x1a\x07",
+    "7z file": rb"7z\xbc\xaf\x27\x1c",
+    "AppleDouble file": rb"\0\x05\x16\x07",
+    "AppleSingle file": rb"\0\x05\x16\0",
+    "Git LFS pointer": rb"version https://git-lfs\.github\.com/",
+    "git-annex pointer": rb"/annex/objects/",
+}
+"""How files begin, as regular expressions, by the name of their format; some of them not every Pillow decodes."""
+
+_HEADS = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in _SIGNATURES.items()]
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _HEIF_BRANDS = frozenset({b"mif1", b"mif2", b"msf1"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
@@ -141,25 +136,10 @@ def recognized(data: bytes) -> str | None:
         The name of a format as people write it ("HEIC", "SVG", "HTML page"), for messages and counts.
     """
     if data[4:8] == b"ftyp":
-        return _unless_decoded(_iso_media(data))
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return _unless_decoded("WEBP")
-    for signature, name in _CODEC_SIGNATURES:
-        if data.startswith(signature):
-            return _unless_decoded(name)
-    if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
-        return "AVI video"
-    if data.startswith(b"\x01\0\0\0") and data[40:44] == b" EMF":
-        return "EMF"
-    for signature, name in _SIGNATURES:
-        if data.startswith(signature):
-            return name
-    return _text(data)
-
-
-def _unless_decoded(name: str | None) -> str | None:
-    """A format that this Pillow decodes is no news: the file must be damaged."""
-    return None if name in FORMATS else name
+        name = _iso_media(data)
+    else:
+        name = next((name for name, head in _HEADS if head.match(data)), None) or _text(data)
+    return None if name in FORMATS else name  # of a format that is decoded, the file must be damaged
 
 
 def _iso_media(data: bytes) -> str | None:

@@ -7,7 +7,7 @@
 * An id that cannot be a file name (``a/b``) is written percent-encoded (``a%2Fb.jpg``); any name may be.
 * Several files of one item: the exact id before other spellings, then the order of ``image_formats.SUFFIXES``, then an
   extension in lower case, then the name.
-* What an operating system leaves in a folder (``._x.jpg``, ``__MACOSX``, ``.DS_Store``, ``Thumbs.db``) is no image.
+* What an operating system puts in a folder for itself (``._x.jpg``, ``__MACOSX``, ``.DS_Store``, ``Thumbs.db``) is no image.
 * A reference is looked up exactly first, then in other cases, in the other form of accents and percent-decoded.
 """
 
@@ -16,12 +16,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import threading
 import unicodedata
-from collections import OrderedDict
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import unquote
 
 from sda_core.fetch.image_formats import SUFFIX_ORDER
@@ -66,14 +66,18 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (stem, f".{suffix}") if dot and stem and f".{suffix}".lower() in SUFFIX_ORDER else None
 
 
-def spellings(stem: str) -> Iterator[str]:
-    """The ids that a file name without its extension may stand for, best first, each in composed form but the first."""
-    yield stem
-    if not stem.isascii():
-        yield composed(stem)
-    plain = decoded(stem)
-    if plain is not None:
-        yield composed(plain)
+def spelled_like(reference: str, alike: Callable[[str], Sequence[str]]) -> str | None:
+    """The name that a reference means; a spelling with percent-encoding counts as it stands first, then decoded.
+
+    Args:
+        reference: a name or a path.
+        alike: the names that equal a spelling when both are folded, best first.
+    """
+    for spelling in filter(None, (reference, decoded(reference))):
+        names = alike(spelling)
+        if names:
+            return min(names, key=lambda name: (name != spelling, composed(name) != composed(spelling)))
+    return None
 
 
 class ItemNames:
@@ -86,12 +90,55 @@ class ItemNames:
 
     def of(self, stem: str) -> tuple[str, int] | None:
         """The item of a name without its extension, and how far the spelling is from the id (0 is exact)."""
-        for distance, spelling in enumerate(spellings(stem)):
-            if spelling in self._exact:
-                return spelling, distance
-            if spelling in self._composed:
-                return self._composed[spelling], distance + 1
+        plain = decoded(stem)
+        for spelling in (stem, composed(stem), *(() if plain is None else (composed(plain),))):
+            item_id = spelling if spelling in self._exact else self._composed.get(spelling)
+            if item_id is not None:
+                return item_id, (spelling != stem) + (spelling != item_id)
         return None
+
+
+class ItemFiles:
+    """The best file of each item, among files that are named after items.
+
+    Args:
+        items: whose files are wanted.
+        order: sorts the files of one item by the distance of the name from the id (0 is exact) and the extension, best
+            first; files that are equal in both are sorted by their paths.
+    """
+
+    def __init__(self, items: ItemNames, order: Callable[[int, str], tuple[Any, ...]]) -> None:
+        self._items = items
+        self._order = order
+        self._best: dict[str, tuple[Any, ...]] = {}
+        self._several: set[str] = set()
+
+    def add(self, path: str) -> bool:
+        """Take in a file if it is an item's, and say whether it is."""
+        parts = None if is_system_file(path) else split_name(path.rpartition("/")[2])
+        owner = None if parts is None else self._items.of(parts[0])
+        if parts is None or owner is None:
+            return False
+        item_id, distance = owner
+        place = (*self._order(distance, parts[1]), path)
+        known = self._best.setdefault(item_id, place)
+        if known != place:
+            self._several.add(item_id)
+            self._best[item_id] = min(known, place)
+        return True
+
+    def of(self, item_id: str) -> str | None:
+        """The path of an item's file."""
+        return self._best[item_id][-1] if item_id in self._best else None
+
+    def warn_of_several(self, where: Path, which: str) -> None:
+        """Log which file counts where an item has several."""
+        if self._several:
+            example = min(self._several)
+            _log.warning(
+                "%s: %d items have several images of their name; the first %s counts (for %s: %s)",
+                *(where, len(self._several), which, example, self.of(example)),
+            )
 
 
 class Directory:
@@ -101,92 +148,37 @@ class Directory:
         self.path = path
         self.files: set[str] = set()
         self.directories: set[str] = set()
-        self._lock = threading.Lock()
-        self._folded: dict[str, str] | None = None  # names that are alike, with a "/" between them: it stands in no name
-        self._stems: dict[str, str] | None = None  # likewise
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    self._add(entry)
+                    with suppress(OSError):  # a link that leads to itself
+                        if entry.is_file():
+                            self.files.add(entry.name)
+                        elif entry.is_dir():
+                            self.directories.add(entry.name)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             _log.warning("%s cannot be listed (%s), so no image is taken from there", path, error.strerror)
 
-    def _add(self, entry: os.DirEntry[str]) -> None:
-        try:
-            if entry.is_file():
-                self.files.add(entry.name)
-            elif entry.is_dir():
-                self.directories.add(entry.name)
-        except OSError:  # a link that leads to itself
-            return
-
-    def _alike(self, name: str) -> list[str]:
-        with self._lock:
-            if self._folded is None:
-                self._folded = {}
-                for known in itertools.chain(self.files, self.directories):
-                    _append(self._folded, folded(known), known)
-        return _names(self._folded, folded(name))
+    @cached_property
+    def _folded(self) -> dict[str, str]:
+        """Names by their folded form; several are joined with "/", which stands in no name and takes less than a list."""
+        names: dict[str, str] = {}
+        for name in itertools.chain(self.files, self.directories):
+            key = folded(name)
+            names[key] = f"{names[key]}/{name}" if key in names else name
+        return names
 
     def named(self, name: str, among: Collection[str]) -> str | None:
         """The name of an entry that is spelled like this one."""
-        plain = decoded(name)
-        for spelling in (name,) if plain is None else (name, plain):
-            if spelling in among:
-                return spelling
-            alike = [(composed(known) != composed(spelling), known) for known in self._alike(spelling) if known in among]
-            if alike:
-                return min(alike)[1]
-        return None
 
-    def of(self, item_id: str) -> list[str]:
-        """File names of an item's images, best first."""
-        with self._lock:
-            if self._stems is None:
-                self._stems = self._by_spelling()
-        found: dict[str, tuple[int, int, bool, str]] = {}
-        for distance, spelling in enumerate(dict.fromkeys((item_id, composed(item_id)))):
-            for name in _names(self._stems, spelling):
-                stem, suffix = split_name(name) or (name, "")
-                place = SUFFIX_ORDER[suffix.lower()]
-                found.setdefault(name, (distance + (stem != spelling), place, suffix != suffix.lower(), name))
-        return sorted(found, key=found.__getitem__)
+        def alike(spelling: str) -> list[str]:
+            if spelling in among:  # then the other names need not be folded
+                return [spelling]
+            return sorted(known for known in self._folded.get(folded(spelling), "").split("/") if known in among)
 
-    def _by_spelling(self) -> dict[str, str]:
-        stems: dict[str, str] = {}
-        for name in self.files:
-            parts = None if is_system_file(name) else split_name(name)
-            if parts is not None:
-                for spelling in dict.fromkeys(spellings(parts[0])):
-                    _append(stems, spelling, name)
-        return stems
-
-
-def _append(names: dict[str, str], key: str, name: str) -> None:
-    names[key] = f"{names[key]}/{name}" if key in names else name
-
-
-def _names(names: dict[str, str], key: str) -> list[str]:
-    return names[key].split("/") if key in names else []
-
-
-@dataclass
-class FolderUse:
-    """What became of the files of one folder: which ones are an item's, and which items have several."""
-
-    directory: Directory
-    used: set[str] = field(default_factory=set[str])
-    several: dict[str, str] = field(default_factory=dict[str, str])  # item id: the file that counts
-
-    def unused(self) -> tuple[list[str], list[str]]:
-        """Names of images that are no item's, and of files that are no images; each sorted."""
-        images, others = list[str](), list[str]()
-        for name in sorted(self.directory.files - self.used):
-            known = split_name(name) is not None and not is_system_file(name)
-            (images if known else others).append(name)
-        return images, others
+        return spelled_like(name, alike)
 
 
 class ImageFolder:
@@ -198,61 +190,49 @@ class ImageFolder:
         items: all ids, so that a file counts for one item only: for ``a%2Fb``, if there is such an id, and not for ``a/b``.
     """
 
-    def __init__(self, root: Path, named: str, items: ItemNames | None = None) -> None:
+    def __init__(self, root: Path, named: str, items: ItemNames) -> None:
         self.root = root
-        self._items = items
-        self._lock = threading.Lock()
-        self._listed: OrderedDict[Path, Directory] = OrderedDict()
+        self._list = lru_cache(maxsize=_MAX_DIRECTORIES)(Directory)
         top = self._list(root)
         found = top.named(named, top.directories) if named else None
-        self.use = FolderUse(self._list(root / (found or named)))
-
-    def _list(self, path: Path) -> Directory:
-        with self._lock:
-            if path in self._listed:
-                self._listed.move_to_end(path)
-                return self._listed[path]
-        directory = Directory(path)
-        with self._lock:
-            self._listed[path] = directory
-            while len(self._listed) > _MAX_DIRECTORIES:
-                self._listed.popitem(last=False)
-        return directory
+        self.directory = self._list(root / (found or named))
+        self._files = ItemFiles(
+            items, lambda distance, suffix: (distance, SUFFIX_ORDER[suffix.lower()], suffix != suffix.lower())
+        )
+        self._used = {name for name in self.directory.files if self._files.add(name)}
 
     def of(self, item_id: str) -> Path | None:
         """The file that is named after an item."""
-        names = [name for name in self.use.directory.of(item_id) if self._is_of(name, item_id)]
-        if not names:
-            return None
-        self.use.used.update(names)
-        if len(names) > 1:
-            self.use.several[item_id] = names[0]
-        return self.use.directory.path / names[0]
-
-    def _is_of(self, name: str, item_id: str) -> bool:
-        """Whether no other item has a better claim to a file."""
-        parts = split_name(name)
-        owner = None if self._items is None or parts is None else self._items.of(parts[0])
-        return owner is None or owner[0] == item_id
+        name = self._files.of(item_id)
+        return None if name is None else self.directory.path / name
 
     def at(self, path: PurePosixPath) -> Path | None:
         """The file at a relative path; the path may begin with the folder's own name."""
-        found = self._below(self.root, path.parts)
+        found = self._below(path.parts)
         if found is None and len(path.parts) > 1 and folded(path.parts[0]) == folded(self.root.name):
-            found = self._below(self.root, path.parts[1:])
+            found = self._below(path.parts[1:])
         return found
 
-    def _below(self, place: Path, parts: tuple[str, ...]) -> Path | None:
+    def _below(self, parts: tuple[str, ...]) -> Path | None:
+        place = self.root
         for part in parts[:-1]:
             directory = self._list(place)
             name = directory.named(part, directory.directories)
             if name is None:
                 return None
             place /= name
-        directory = self.use.directory if place == self.use.directory.path else self._list(place)
+        directory = self.directory if place == self.directory.path else self._list(place)
         name = directory.named(parts[-1], directory.files)
         if name is None:
             return None
-        if directory is self.use.directory:
-            self.use.used.add(name)
+        if directory is self.directory:
+            self._used.add(name)
         return place / name
+
+    def unused(self) -> tuple[list[str], list[str]]:
+        """Names of images that are no item's, and of files that are no images; each sorted.  Logs which items have several."""
+        self._files.warn_of_several(self.directory.path, "in the order of docs/data.md")
+        images, others = list[str](), list[str]()
+        for name in sorted(self.directory.files - self._used):
+            (others if split_name(name) is None or is_system_file(name) else images).append(name)
+        return images, others

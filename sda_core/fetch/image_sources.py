@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import assert_never
@@ -59,7 +59,7 @@ Source = Address | LocalFile | Entry | Nothing
 
 @dataclass(frozen=True)
 class Item:
-    """What is told about one item's image."""
+    """What the metadata say about one item's image."""
 
     item_id: int
     raw_item_id: str
@@ -79,32 +79,28 @@ def _is_address(reference: str) -> bool:
     return reference.lower().startswith(("http://", "https://", "//"))
 
 
-def open_archive(path: Path, items: Iterable[Item]) -> ImageArchive:
+def open_archive(path: Path, items: Collection[Item]) -> ImageArchive:
     """The image archive, with what these items want of it.
 
     Raises:
         ArtifactError: it is no readable archive.
     """
-    paths: set[str] = set()
-    raw_item_ids: set[str] = set()
-    for item in items:
-        paths.update(item.relative_paths())
-        raw_item_ids.add(item.raw_item_id)
-    return ImageArchive(path, paths, raw_item_ids)
+    paths = {wanted for item in items for wanted in item.relative_paths()}
+    return ImageArchive(path, paths, {item.raw_item_id for item in items})
 
 
 @dataclass
 class Finder:
     """Knows where images may lie, and what identifies them; folders are listed when it is made.
 
-    ``items`` are the ids of all items: with them, a file in a folder counts for one item only.
+    ``items`` are the ids of all items, since a file in a folder counts for one item only.
     """
 
     local_folder: Path | None
     image_folder: Path | None
     archive: ImageArchive | None
     params: FetchImagesParams
-    items: ItemNames | None = None
+    items: ItemNames
 
     def __post_init__(self) -> None:
         """List the folders."""
@@ -182,51 +178,35 @@ class Finder:
         """
         counts: dict[str, int] = {}
         for folder in self._folders:
-            use = folder.use
-            if use.several:
-                example = min(use.several)
-                _log.warning(
-                    "%s: %d items have several images of their name; the first in the order of docs/data.md counts (for %s: %s)",
-                    use.directory.path, len(use.several), example, use.several[example],
-                )  # fmt: skip
-            images, others = use.unused()
-            found: list[tuple[Reason, list[str]]] = [("no_item", images), ("no_image", others)]
-            for reason, names in found:
+            reasons: tuple[Reason, Reason] = ("no_item", "no_image")
+            for reason, names in zip(reasons, folder.unused(), strict=True):
                 name = f"num_folder_{reason}"
                 counts[name] = counts.get(name, 0) + len(names)
-                _tell(use.directory.path, reason, len(names), names, len(use.directory.files))
+                _log_unused(folder.directory.path, reason, len(names), names, len(folder.directory.files))
         if self.archive is not None:
             for reason in _REASONS:
                 number = self.archive.passed_over[reason]
                 counts[f"num_archive_{reason}"] = number
-                _tell(self.archive.path, reason, number, self.archive.examples.get(reason, []), self.archive.num_files)
+                _log_unused(self.archive.path, reason, number, self.archive.examples.get(reason, []), self.archive.num_files)
         return counts
 
     def read(self, source: LocalFile | Entry) -> bytes | str:
         """The bytes of a local image, or the status that says why there are none."""
         limit = self.params.max_bytes
         try:
-            match source:
-                case LocalFile(path):
-                    with path.open("rb") as stream:
-                        data = stream.read(limit + 1)
-                    return "too_large" if len(data) > limit else data
-                case Entry():
-                    return "missing_file" if self.archive is None else self.archive.read(source, limit)
-                case _:
-                    assert_never(source)
+            if isinstance(source, Entry):
+                return "missing_file" if self.archive is None else self.archive.read(source, limit)
+            with source.path.open("rb") as stream:
+                data = stream.read(limit + 1)
+            return "too_large" if len(data) > limit else data
         except OSError as error:
             _log.warning("%s", error)
             return "missing_file"
 
 
-def _tell(place: Path, reason: Reason, number: int, names: Sequence[str], num_files: int) -> None:
+def _log_unused(place: Path, reason: Reason, number: int, names: Sequence[str], num_files: int) -> None:
     if number:
         level = logging.WARNING if number == num_files or reason in ("unsafe_path", "no_file") else logging.INFO
-        _log.log(level, "%s: %d files %s: %s", place, number, _REASONS[reason], ", ".join(_shown(names, number)))
-
-
-def _shown(names: Sequence[str], number: int) -> Iterator[str]:
-    yield from (ascii(name)[1:-1] if not name.isprintable() else name for name in names[:NUM_EXAMPLES])
-    if number > NUM_EXAMPLES:
-        yield "..."
+        shown = [name if name.isprintable() else ascii(name)[1:-1] for name in names[:NUM_EXAMPLES]]
+        more = ["..."] if number > NUM_EXAMPLES else []
+        _log.log(level, "%s: %d files %s: %s", place, number, _REASONS[reason], ", ".join(shown + more))

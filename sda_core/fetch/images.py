@@ -24,33 +24,23 @@ import os
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import assert_never
 
 import httpx
 import polars as pl
 
-from sda_core.artifacts import ITEMS, write_json
+from sda_core.artifacts import IMAGES, ITEMS, write_json
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.fetch.archives import Entry
 from sda_core.fetch.decoding import PreparedImage, prepare
 from sda_core.fetch.folders import kept_folder, remove
-from sda_core.fetch.http import (
-    RETRIED_STATUSES,
-    backoff,
-    certificate_problem,
-    content_length,
-    new_client,
-    open_stream,
-    retry_after,
-    run,
-)
+from sda_core.fetch.http import AttemptError, backoff, content_length, exchange, new_client, run
 from sda_core.fetch.image_formats import FORMATS
 from sda_core.fetch.image_names import NUM_EXAMPLES, ItemNames
 from sda_core.fetch.image_sources import Address, Finder, Item, LocalFile, Nothing, Source, open_archive
-from sda_core.fetch.local_files import linked_folders
 from sda_core.fetch.manifest import manifest_file, read_manifest
 from sda_core.image_store import (
     IMAGE_STATUSES,
@@ -85,13 +75,14 @@ _BLOCKS_AT_ONCE = 2  # so that one slow image at the end of a block does not idl
 
 # ------------------------------------------------------------------------------------------------ network
 class _Host:
-    """What is known of one host: how many requests it has now, until when it wants to be left alone, whether it is up."""
+    """What is known of one host: how many requests it has now, until when it wants to wait, whether it is up."""
 
-    def __init__(self, max_requests: int) -> None:
+    def __init__(self, name: str, max_requests: int) -> None:
+        self.name = name
         self.slots = asyncio.Semaphore(max_requests)
         self.num_failures = 0
         self.given_up: str | None = None
-        self.distrusted = False  # told once
+        self._is_distrusted = False
         self._resume_at = 0.0
 
     def pause(self, seconds: float) -> None:
@@ -100,6 +91,17 @@ class _Host:
     async def ready(self) -> None:
         while (seconds := self._resume_at - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(seconds)
+
+    def distrust(self, problem: str) -> None:
+        if not self._is_distrusted:
+            _log.warning("%s: %s", self.name, problem)
+        self._is_distrusted = True
+
+    def failed(self, status: str) -> None:
+        self.num_failures += 1
+        if self.num_failures >= _MAX_HOST_FAILURES and self.given_up is None:
+            self.given_up = status
+            _log.warning("%s failed %d times in a row; the next run tries its other images", self.name, self.num_failures)
 
 
 class _Fetcher:
@@ -126,16 +128,12 @@ class _Fetcher:
         return max(failed, key=lambda image: IMAGE_STATUSES[image.status].hope, default=PreparedImage("missing_url"))
 
     async def _one(self, source: Source) -> PreparedImage:
-        match source:
-            case Nothing(status):
-                return PreparedImage(status)
-            case LocalFile() | Entry():
-                async with self._workers:
-                    return await asyncio.get_running_loop().run_in_executor(self._decoders, self._local, source)
-            case Address(url):
-                return await self._fetch(url)
-            case _:
-                assert_never(source)
+        if isinstance(source, Nothing):
+            return PreparedImage(source.status)
+        if isinstance(source, Address):
+            return await self._fetch(source.url)
+        async with self._workers:
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, self._local, source)
 
     def _prepare(self, data: bytes) -> PreparedImage:
         return prepare(data, self._params.max_pixels, self._params.stored_pixels)
@@ -151,7 +149,7 @@ class _Fetcher:
     async def _fetch(self, url: str) -> PreparedImage:
         """Ask for one address until there is an answer that will stay, or the retries are used up."""
         name = httpx.URL(url).host
-        host = self._hosts.setdefault(name, _Host(self._params.max_per_host))
+        host = self._hosts.setdefault(name, _Host(name, self._params.max_per_host))
         status = "http_error"
         for attempt in range(self._params.num_retries + 1):
             if attempt:
@@ -162,172 +160,102 @@ class _Fetcher:
                     if host.given_up is not None:
                         return PreparedImage(host.given_up)
                     await held.enter_async_context(self._workers)
-                    answer = await self._request(url, host, attempt)
-                if isinstance(answer, bytes):  # the host may serve another while this one is decoded
-                    host.num_failures = 0
-                    image = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
-                    # a transparent or white dot is what shops send for images that they no longer have
-                    return PreparedImage("http_404") if (image.width, image.height) == (1, 1) else image
-                status, final = answer
-                if final:
-                    host.num_failures = 0
-                    return PreparedImage(status)
-                host.num_failures += 1
-                if host.num_failures >= _MAX_HOST_FAILURES and host.given_up is None:
-                    host.given_up = status
-                    _log.warning(
-                        "%s failed %d times in a row; its other images are left for the next run", name, host.num_failures
-                    )
+                    try:
+                        answer = await self._request(url)
+                    except AttemptError as error:
+                        status = "timeout" if error.kind == "timeout" else "http_error"
+                        if error.code in _HOST_WAITS:
+                            host.pause(backoff(attempt, self._params.backoff_seconds, url, error.wait_seconds))
+                        if error.kind == "certificate":
+                            host.distrust(error.problem)
+                        if not error.is_final:
+                            host.failed(status)
+                            continue
+                        answer = status
+                host.num_failures = 0
+                if isinstance(answer, str):
+                    return PreparedImage(answer)
+                # the host may serve another while this one is decoded
+                image = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
+                # a transparent or white dot is what shops send for images that they no longer have
+                return PreparedImage("http_404") if (image.width, image.height) == (1, 1) else image
         return PreparedImage(status)
 
-    async def _request(self, url: str, host: _Host, attempt: int) -> bytes | tuple[str, bool]:
-        """One request: the body, or a status and whether it is final."""
+    async def _request(self, url: str) -> bytes | str:
+        """One request: the body, or a status that will stay; an :class:`AttemptError` where another request may bring more."""
         limit = self._params.max_bytes
-        try:
-            async with (
-                asyncio.timeout(self._params.timeout_seconds),
-                aclosing(await open_stream(self._client, url)) as response,
-            ):
-                code = response.status_code
-                if code in RETRIED_STATUSES:
-                    if code in _HOST_WAITS:
-                        wait_seconds = retry_after(response)
-                        host.pause(backoff(attempt, self._params.backoff_seconds, url) if wait_seconds is None else wait_seconds)
-                    return "http_error", False
-                if code != 200:
-                    return "http_404" if code in _GONE else "http_error", True
-                length = content_length(response)
-                if length is not None and length > limit:
-                    return "too_large", True
-                body = bytearray()
+        async with exchange(self._client, url, self._params.timeout_seconds) as response:
+            if response.status_code != 200:
+                return "http_404" if response.status_code in _GONE else "http_error"
+            body = bytearray()
+            if (content_length(response) or 0) <= limit:
                 async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) > limit:
-                        return "too_large", True
-                return bytes(body)
-        except (httpx.TimeoutException, TimeoutError):
-            return "timeout", False
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects):
-            return "http_error", True
-        except httpx.TransportError as error:
-            problem = certificate_problem(error)
-            if problem is not None and not host.distrusted:
-                host.distrusted = True
-                _log.warning("%s: %s", httpx.URL(url).host, problem)
-            return "http_error", problem is not None
+                        break
+                else:
+                    return bytes(body)
+            return "too_large"
 
 
-# ------------------------------------------------------------------------------------------------- shelf
+# ------------------------------------------------------------------------------------------- earlier runs
 def _is_tried_again(status: str, reason: str | None) -> bool:
     return status in _TRIED_AGAIN or (status == "unsupported" and reason in FORMATS)  # another Pillow decodes it
 
 
-@dataclass
-class _Shard:
-    path: Path
-    index: ShardIndex
+class _EarlierShards:
+    """Rows of earlier runs, of which those that are still right are kept.
 
-
-@dataclass
-class _Shelf:
-    """Shards of earlier runs.
-
-    One that must make way is renamed and kept until the end, since later blocks may need its rows; a killed run leaves
-    it to the next.
+    All shards are renamed first, since any block may need rows of any shard, and one that is right as a whole is put back; a
+    killed run leaves them to the next.
     """
 
-    folder: Path
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # nothing makes way while rows are being read
-    shards: dict[Path, _Shard] = field(default_factory=dict[Path, _Shard])
-    rows: dict[str, tuple[_Shard, int]] = field(default_factory=dict[str, tuple[_Shard, int]])
-
-    @classmethod
-    def open(cls, folder: Path) -> _Shelf:
-        """Read the indexes of all shards; a damaged one is as if it were not there."""
-        shelf = cls(folder)
+    def __init__(self, folder: Path) -> None:
+        coverage_path(folder).unlink(missing_ok=True)  # from now on the folder is not whole
+        self._folder = folder
+        self._indexes: dict[Path, ShardIndex] = {}
+        self._rows: dict[str, tuple[Path, int]] = {}
         for path in sorted([*folder.glob("shard-*.parquet"), *folder.glob(".old-*.parquet")]):
             try:
-                shard = _Shard(path, read_shard_index(path))
+                index = read_shard_index(path)
             except ArtifactError as error:
                 _log.warning("%s", error)
+                remove(path)
                 continue
-            shelf.shards[path] = shard
-            for row, (key, status) in enumerate(zip(shard.index.keys, shard.index.statuses, strict=True)):
-                if status in STATUSES and not _is_tried_again(status, shard.index.reasons[row]):
-                    shelf.rows[key] = (shard, row)
-        return shelf
+            renamed = path.replace(self._renamed(index.keys))
+            self._indexes[renamed] = index
+            for row, (key, status, reason) in enumerate(zip(index.keys, index.statuses, index.reasons, strict=True)):
+                if status in STATUSES and not _is_tried_again(status, reason):
+                    self._rows[key] = (renamed, row)
 
-    def kept(self, path: Path, items: Sequence[Item], keys: Sequence[str]) -> ShardIndex | None:
-        """Index of a shard that can stay as it is, or None."""
-        shard = self.shards.get(path)
-        if shard is None or shard.index.keys != tuple(keys) or shard.index.item_ids != tuple(item.item_id for item in items):
-            return None
-        again = any(map(_is_tried_again, shard.index.statuses, shard.index.reasons))
-        return None if again else shard.index
+    def _renamed(self, keys: Sequence[str]) -> Path:
+        digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        return self._folder / f".old-{digest}.parquet"
 
-    def make_way(self, path: Path) -> None:
-        """Free a shard's place."""
-        coverage_path(self.folder).unlink(missing_ok=True)  # from now on the folder is not whole
-        shard = self.shards.pop(path, None)
-        if shard is None:
-            remove(path)
-            return
-        digest = hashlib.sha256("\n".join(shard.index.keys).encode()).hexdigest()[:16]
-        shard.path = path.replace(path.with_name(f".old-{digest}.parquet"))
+    def put_back(self, path: Path, items: Sequence[Item], keys: Sequence[str]) -> bool:
+        """Make a shard of one that is right as it is, if there is one."""
+        renamed = self._renamed(keys)
+        index = self._indexes.get(renamed)
+        if index is None or index.item_ids != tuple(item.item_id for item in items):
+            return False
+        is_right = not any(map(_is_tried_again, index.statuses, index.reasons))
+        if is_right:
+            renamed.replace(path)
+        return is_right
 
     def take(self, keys: Sequence[str]) -> dict[str, PreparedImage]:
         """Images of the rows with these keys, as far as there are any; one shard in memory at a time."""
-        wanted: dict[Path, list[tuple[str, int]]] = {}
-        for key in keys:
-            if key in self.rows:
-                shard, row = self.rows[key]
-                wanted.setdefault(shard.path, []).append((key, row))
+        places = [(*self._rows[key], key) for key in keys if key in self._rows]
         taken: dict[str, PreparedImage] = {}
-        for path, places in wanted.items():
+        for path, of_shard in groupby(sorted(places), key=itemgetter(0)):
             try:
                 rows = read_shard(path)
             except ArtifactError as error:
                 _log.warning("%s", error)
                 continue
-            for key, row in places:
+            for _, row, key in of_shard:
                 taken[key] = PreparedImage(rows[row].status, rows[row].image, rows[row].width, rows[row].height, rows[row].reason)
         return taken
-
-
-# ------------------------------------------------------------------------------------------------ outcome
-@dataclass
-class _Outcome:
-    """What became of all items: counts by status, and of unsupported images by format, with the first items."""
-
-    counts: Counter[str] = field(default_factory=Counter[str])
-    formats: Counter[str] = field(default_factory=Counter[str])
-    examples: dict[str, list[Item]] = field(default_factory=dict[str, list[Item]])
-
-    def add(self, items: Sequence[Item], statuses: Sequence[str], reasons: Sequence[str | None]) -> None:
-        """Count the rows of one shard."""
-        self.counts.update(statuses)
-        for item, status, reason in zip(items, statuses, reasons, strict=True):
-            if status == "unsupported":
-                name = reason or "unknown"
-                self.formats[name] += 1
-                self.examples.setdefault(name, []).append(item)
-                self.examples[name] = sorted(self.examples[name], key=lambda known: known.item_id)[:NUM_EXAMPLES]
-
-    def by_format(self) -> dict[str, int]:
-        """Counts of unsupported images, flat."""
-        counts: Counter[str] = Counter()
-        for name, number in sorted(self.formats.items()):
-            counts[format_count(name)] += number
-        return dict(counts)
-
-    def tell(self) -> None:
-        """Log a line for each unsupported format."""
-        for name, number in sorted(self.formats.items()):
-            ids = ", ".join(ascii(item.raw_item_id) for item in self.examples[name])
-            _log.warning(
-                "%d items have images of an unsupported format (%s), first %s: %s",
-                number, name, ids, next(advice for begin, advice in _ADVICE.items() if name.startswith(begin)),
-            )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- public
@@ -358,8 +286,15 @@ def fetch_images(
     """
     table, finder = _open(items, raw, local_folder, image_folder, params)
     _refuse_links(table, finder)
+    blocks = [table[start : start + params.shard_rows] for start in range(0, len(table), params.shard_rows)]
+    shards = [shard_path(out, position) for position in range(len(blocks))]
     with kept_folder(out):
-        return _run(table, finder, params, out)
+        run(_fetch_all(blocks, shards, finder, params, out))
+        for path in sorted({*out.iterdir()} - {*shards, coverage_path(out)}):
+            remove(path)
+        coverage = _coverage(shards) | finder.passed_over()
+        write_json(coverage_path(out), coverage)
+        return coverage
 
 
 def changed_images(
@@ -408,11 +343,7 @@ def _open(
 
 
 def _refuse_links(table: Sequence[Item], finder: Finder) -> None:
-    """DVC does not look behind a link to a folder inside a folder, so a change of an image there would go unnoticed.
-
-    Raises:
-        DownloadError: an item's image lies behind such a link.
-    """
+    """Refuse images behind a link to a folder inside a folder: DVC does not look there, so it would not see them change."""
     folders = [folder for folder in (finder.local_folder, finder.image_folder) if folder is not None]
     watched = {*folders, *(folder / "images" for folder in folders[:1] if finder.local_folder is not None)}
     links = {link for folder in watched for link in linked_folders(folder)} - watched
@@ -429,61 +360,65 @@ def _refuse_links(table: Sequence[Item], finder: Finder) -> None:
                 )
 
 
+def linked_folders(folder: Path) -> list[Path]:
+    """Links to folders below a folder; DVC looks behind none of them when it hashes the folder."""
+    found: list[Path] = []
+    for here, folders, _ in os.walk(folder):
+        found += [path for name in folders if (path := Path(here, name)).is_symlink()]
+    return sorted(found)
+
+
 def to_try_again(coverage: Mapping[str, int | float]) -> dict[str, str]:
-    """What to tell of images that failed for a time: how many, and what to do; empty where there are none."""
+    """What to report of images that failed for a time: how many, and what to do; empty where there are none."""
     num_failed = sum(coverage[f"num_{status}"] for status in _TRIED_AGAIN)
     advice = "`dvc repro --single-item --force fetch_images` tries them again, and only them"
     return {"failed for a time": f"{num_failed} ({advice})"} if num_failed else {}
 
 
-def _run(table: Sequence[Item], finder: Finder, params: FetchImagesParams, out: Path) -> dict[str, int | float]:
-    blocks = [table[start : start + params.shard_rows] for start in range(0, len(table), params.shard_rows)]
-    with ThreadPoolExecutor(max_workers=min(_MAX_DECODERS, os.cpu_count() or 1)) as decoders:
-        outcome = run(_fetch_all(blocks, finder, params, decoders, out))
-    keep = {shard_path(out, position) for position in range(len(blocks))} | {coverage_path(out)}
-    for path in sorted(out.iterdir()):
-        if path not in keep:
-            remove(path)
-    counts = outcome.counts
-    coverage: dict[str, int | float] = {"num_items": len(table), "num_ok": counts["ok"]}
-    coverage["share_ok"] = counts["ok"] / len(table) if table else 0.0
+def _coverage(shards: Sequence[Path]) -> dict[str, int | float]:
+    """Counts by status, and of unsupported images by format; logs a line for each unsupported format."""
+    columns = ("raw_item_id", "status", "reason")
+    empty = pl.DataFrame(schema={name: IMAGES.columns[name] for name in columns})
+    rows = pl.concat([empty, *(IMAGES.scan(path).select(columns).collect() for path in shards)])
+    counts = Counter(rows["status"])
+    share_ok = counts["ok"] / max(len(rows), 1)
+    coverage: dict[str, int | float] = {"num_items": len(rows), "num_ok": counts["ok"], "share_ok": share_ok}
     coverage |= {f"num_{status}": counts[status] for status in STATUSES if status != "ok"}
-    coverage |= outcome.by_format()
-    outcome.tell()
-    coverage |= finder.passed_over()
-    write_json(coverage_path(out), coverage)
+    unsupported = rows.filter(status="unsupported").with_columns(pl.col("reason").fill_null("unknown"))
+    for (name,), group in sorted(unsupported.group_by("reason")):
+        key = format_count(name)
+        coverage[key] = coverage.get(key, 0) + len(group)
+        _log.warning(
+            "%d items have images of an unsupported format (%s), first %s: %s",
+            *(len(group), name, ", ".join(map(ascii, group["raw_item_id"][:NUM_EXAMPLES]))),
+            next(advice for begin, advice in _ADVICE.items() if name.startswith(begin)),
+        )
     return coverage
 
 
 async def _fetch_all(
-    blocks: Sequence[Sequence[Item]], finder: Finder, params: FetchImagesParams, decoders: ThreadPoolExecutor, out: Path
-) -> _Outcome:
-    shelf = _Shelf.open(out)
-    outcome = _Outcome()
+    blocks: Sequence[Sequence[Item]], shards: Sequence[Path], finder: Finder, params: FetchImagesParams, out: Path
+) -> None:
     running: deque[asyncio.Task[None]] = deque()
-    async with new_client(params.timeout_seconds, params.num_workers) as client:
-        fetcher = _Fetcher(finder, params, client, decoders)
-        with progress(sum(map(len, blocks)), "fetch_images", "items") as bar:
-            for position, block in enumerate(blocks):
-                work = _block(block, shard_path(out, position), finder, fetcher, shelf, outcome, bar)
-                running.append(asyncio.create_task(work))
+    with (
+        ThreadPoolExecutor(max_workers=min(_MAX_DECODERS, os.cpu_count() or 1)) as decoders,
+        progress(sum(map(len, blocks)), "fetch_images", "items") as bar,
+    ):
+        async with new_client(params.timeout_seconds, params.num_workers) as client:
+            fetcher = _Fetcher(finder, params, client, decoders)
+            earlier = _EarlierShards(out)
+            for block, path in zip(blocks, shards, strict=True):
+                running.append(asyncio.create_task(_block(block, path, finder, fetcher, earlier, bar)))
                 if len(running) == _BLOCKS_AT_ONCE:
                     await running.popleft()
             while running:
                 await running.popleft()
-    return outcome
 
 
 async def _block(
-    items: Sequence[Item],
-    path: Path,
-    finder: Finder,
-    fetcher: _Fetcher,
-    shelf: _Shelf,
-    outcome: _Outcome,
-    bar: Progress,
+    items: Sequence[Item], path: Path, finder: Finder, fetcher: _Fetcher, earlier: _EarlierShards, bar: Progress
 ) -> None:
-    """Make one shard, or leave it as it is; counts its rows by status."""
+    """Make one shard, unless it is right as it is."""
 
     def look() -> tuple[list[list[Source]], list[str]]:
         sources = [finder.sources(item) for item in items]
@@ -495,18 +430,13 @@ async def _block(
         return made
 
     sources, keys = await asyncio.to_thread(look)
-    kept = shelf.kept(path, items, keys)
-    if kept is not None:
+    if earlier.put_back(path, items, keys):
         bar.update(len(items))
-        outcome.add(items, kept.statuses, kept.reasons)
         return
-    async with shelf.lock:
-        shelf.make_way(path)
-        known = await asyncio.to_thread(shelf.take, keys)
+    known = await asyncio.to_thread(earlier.take, keys)
     images = await asyncio.gather(*(image(found, known.get(key)) for found, key in zip(sources, keys, strict=True)))
     rows = [
         ImageRow(item.item_id, item.raw_item_id, made.status, made.image, made.width, made.height, made.reason)
         for item, made in zip(items, images, strict=True)
     ]
     await asyncio.to_thread(write_shard, path, rows, keys)
-    outcome.add(items, [row.status for row in rows], [row.reason for row in rows])

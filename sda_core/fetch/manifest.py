@@ -10,32 +10,33 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sda_core.artifacts import FILE_NAME_PATTERN, MANIFEST_NAME
 from sda_core.errors import ArtifactError
 from sda_core.fingerprint import sha256_file
 
 Role = Literal["reviews", "metadata", "images"]
 
-NAME_PATTERN = r"^[^/\\:\x00-\x1f\x7f.][^/\\:\x00-\x1f\x7f]*$"
-"""A file name that stays in its folder (on Windows too, hence no colon) and is not hidden."""
+_DOWNLOAD = "run `dvc repro download`"
+_AGAIN = f"delete it and {_DOWNLOAD}"
 
 
-class RawFile(BaseModel):
-    """One entry of the manifest."""
-
+class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+
+class RawFile(_Record):
+    """One entry of the manifest."""
+
     role: Role
-    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=255)]
+    name: Annotated[str, Field(pattern=FILE_NAME_PATTERN, max_length=255)]
     source: str  # as written in params.yaml, without a password
     bytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     etag: str | None
 
 
-class _Manifest(BaseModel):
+class _Manifest(_Record):
     """The whole file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     files: tuple[RawFile, ...]
 
@@ -55,9 +56,8 @@ def manifest_file(raw: Path, role: Role) -> Path:
     """
     for entry in read_manifest(raw):
         if entry.role == role:
-            _check_size(raw, entry)
-            return raw / entry.name
-    raise ArtifactError(str(manifest_path(raw)), f"names no {role} file", "run `dvc repro download`")
+            return check_file(raw, entry, contents=False)
+    raise ArtifactError(str(manifest_path(raw)), f"names no {role} file", _DOWNLOAD)
 
 
 def check(raw: Path) -> None:
@@ -70,25 +70,26 @@ def check(raw: Path) -> None:
         check_file(raw, entry)
 
 
-def check_file(raw: Path, entry: RawFile) -> None:
-    """Compare one raw file with its entry: presence, size, sha256.
+def check_file(raw: Path, entry: RawFile, contents: bool = True) -> Path:
+    """Compare one raw file with its entry: presence, size, and sha256 with ``contents``; gives its path.
 
     Raises:
         ArtifactError: it differs.
     """
-    _check_size(raw, entry)
-    digest = sha256_file(raw / entry.name)
-    if digest != entry.sha256:
-        raise ArtifactError(
-            str(raw / entry.name),
-            f"sha256 is {digest} (the manifest says {entry.sha256})",
-            "delete it and run `dvc repro download`",
-        )
+    path = raw / entry.name
+    if not path.is_file():
+        raise ArtifactError(str(path), "raw file is missing", _DOWNLOAD)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise ArtifactError(str(path), f"has {size} bytes (the manifest says {entry.bytes})", _AGAIN)
+    if contents and (digest := sha256_file(path)) != entry.sha256:
+        raise ArtifactError(str(path), f"sha256 is {digest} (the manifest says {entry.sha256})", _AGAIN)
+    return path
 
 
 def manifest_path(raw: Path) -> Path:
     """Path of the manifest in a folder of raw files."""
-    return raw / "manifest.json"
+    return raw / MANIFEST_NAME
 
 
 def read_manifest(raw: Path) -> list[RawFile]:
@@ -98,27 +99,15 @@ def read_manifest(raw: Path) -> list[RawFile]:
         ArtifactError: the manifest is missing or damaged.
     """
     path = manifest_path(raw)
-    advice = "delete it and run `dvc repro download`"
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ArtifactError(str(path), "is no manifest (no regular file)", advice)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ArtifactError(str(path), "is no manifest (no regular file)", _AGAIN)
         return list(_Manifest.model_validate_json(path.read_bytes()).files)
     except FileNotFoundError:
-        raise ArtifactError(str(path), "manifest of raw files is missing", "run `dvc repro download`") from None
+        raise ArtifactError(str(path), "manifest of raw files is missing", _DOWNLOAD) from None
     except OSError as error:
-        raise ArtifactError(str(path), f"cannot be read ({type(error).__name__}: {error})", advice) from None
+        raise ArtifactError(str(path), f"cannot be read ({type(error).__name__}: {error})", _AGAIN) from None
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)[0]
         problem = f"{'.'.join(map(str, found['loc']))}: {found['msg']}" if found["loc"] else found["msg"]
-        raise ArtifactError(str(path), f"is no manifest ({problem[:200]})", advice) from None
-
-
-def _check_size(raw: Path, entry: RawFile) -> None:
-    path = raw / entry.name
-    if not path.is_file():
-        raise ArtifactError(str(path), "raw file is missing", "run `dvc repro download`")
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise ArtifactError(
-            str(path), f"has {size} bytes (the manifest says {entry.bytes})", "delete it and run `dvc repro download`"
-        )
+        raise ArtifactError(str(path), f"is no manifest ({problem[:200]})", _AGAIN) from None

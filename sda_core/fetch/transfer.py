@@ -18,21 +18,22 @@ import logging
 import os
 import re
 import shutil
-import ssl
 import time
 import zlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from sda_core.artifacts import write_json
 from sda_core.data.file_kind import HEAD_BYTES, binary_kind, wrong_kind
-from sda_core.fetch.archives import UnusableError, check_archive
+from sda_core.fetch.archives import UnusableError, archive_kind, check_archive
 from sda_core.fetch.folders import remove
-from sda_core.fetch.http import RETRIED_STATUSES, backoff, certificate_problem, content_length, open_stream, reason, retry_after
+from sda_core.fetch.http import AttemptError, backoff, content_length, exchange, reason, status_line
 from sda_core.fetch.manifest import Role
 from sda_core.fingerprint import sha256_file
 from sda_core.log import progress
@@ -44,29 +45,22 @@ _CHUNK_BYTES = 1 << 20
 _MIN_BYTES_PER_SECOND = 1024
 _PROGRESS_BYTES = 1 << 20  # an attempt that brings this much new data gives back all retries
 _DISK_RESERVE_BYTES = 64 << 20
-_HEAD_BYTES = 512  # enough to tell what a file is
 _GZIP_MAGIC = b"\x1f\x8b"
-_ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty one's
-_TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _MAX_EXPANSION = 300  # JSON lines shrink to a fifth or so; deflate's limit is 1032
 _EXPANSION_FREE_BYTES = 1 << 30
-_VALIDATOR_PATTERN = r"^[\x20-\x7e]+$"  # what may stand in a header
 
 
 class RefusedError(Exception):
     """This source will not do; the text says why."""
 
 
-class _RetryError(Exception):
-    """This attempt failed; another one may not."""
-
-    def __init__(self, problem: str, wait_seconds: float | None = None) -> None:
-        super().__init__(problem)
-        self.wait_seconds = wait_seconds
+def _usable(value: object) -> str | None:
+    """A validator, or None where it could not be sent back in a header."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\x20-\x7e]{1,1000}", value) else None
 
 
-_Validator = Annotated[str, Field(pattern=_VALIDATOR_PATTERN, max_length=1000)]
+_Validator = Annotated[str | None, BeforeValidator(_usable)]
 
 
 class _Version(BaseModel):
@@ -75,18 +69,13 @@ class _Version(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     source: str
-    etag: _Validator | None
-    last_modified: _Validator | None
+    etag: _Validator
+    last_modified: _Validator
 
     @classmethod
     def of(cls, response: httpx.Response, source: str) -> _Version:
-        """What an answer says of itself; a validator that could not be sent back is none."""
-
-        def usable(name: str) -> str | None:
-            value = response.headers.get(name, "")
-            return value if len(value) <= 1000 and re.fullmatch(_VALIDATOR_PATTERN, value) else None
-
-        return cls(source=source, etag=usable("etag"), last_modified=usable("last-modified"))
+        """What an answer says of itself."""
+        return cls(source=source, etag=response.headers.get("etag"), last_modified=response.headers.get("last-modified"))
 
     @property
     def validator(self) -> str | None:
@@ -95,9 +84,8 @@ class _Version(BaseModel):
 
     def matches(self, response: httpx.Response) -> bool:
         """Whether an answer may be of this version: a strong etag decides, else all that both sides say."""
-        names = ["etag"] if self.etag and not self.etag.startswith("W/") else ["etag", "last-modified"]
-        own = {"etag": self.etag, "last-modified": self.last_modified}
-        return all(own[name] is None or response.headers.get(name, own[name]) == own[name] for name in names)
+        own = {"etag": self.etag} if self.validator == self.etag else {"etag": self.etag, "last-modified": self.last_modified}
+        return all(value is None or response.headers.get(name, value) == value for name, value in own.items())
 
 
 @dataclass(frozen=True)
@@ -120,64 +108,32 @@ def shown(source: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- checks
-def _check_head(head: bytes, wanted: Wanted, content_type: str) -> None:
-    """Refuse what cannot become the file, from its first bytes; a few bytes may leave it open.
+def _check_kind(head: bytes, wanted: Wanted, is_html: bool = False) -> None:
+    """Refuse what cannot become the file, from its first :data:`HEAD_BYTES` bytes, or all that there are.
 
     Raises:
         RefusedError: an HTML page or other markup, no gzip under a name that ends in ``.gz``, or no archive of images.
     """
-    name = wanted.target.name.lower()
-    html = content_type.lower().startswith("text/html")
+    found, advice = wrong_kind(head), ""
     if wanted.role == "images":
-        kind = "zip or tar file"
-        known = len(head) >= _TAR_MAGIC_AT + len(_TAR_MAGIC) or bool(_HTML.match(head)) or head.startswith(_GZIP_MAGIC)
-        known = known or binary_kind(head) is not None
-        wrong = known and not _is_zip(head) and not _is_tar(head)
-    elif name.endswith(".gz"):
-        kind = "gzip file"
-        wrong = not _GZIP_MAGIC.startswith(head[:2]) if len(head) < 2 else not head.startswith(_GZIP_MAGIC)
+        kind, is_wrong = "zip or tar file", archive_kind(head) is None
+        found, advice = binary_kind(head), "pack the images as .zip or plain .tar"
+    elif wanted.target.name.lower().endswith(".gz"):
+        kind, is_wrong = "gzip file", not head.startswith(_GZIP_MAGIC)
     else:
         kind = "file of JSON lines"
         # no edition's lines begin with a tag; gzip under any name is read as such
-        wrong = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or binary_kind(head) is not None
-    if not wrong:
-        return
-    if html or _HTML.match(head):
-        raise RefusedError(f"an HTML page came instead of the file (it begins {_quote(head)})")
+        is_wrong = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or binary_kind(head) is not None
+    begin = repr(head[:32].decode("utf-8", "replace"))
+    if is_wrong and (is_html or _HTML.match(head)):
+        raise RefusedError(f"an HTML page came instead of the file (it begins {begin})")
     if wanted.role == "images" and head.startswith(_GZIP_MAGIC):
         raise RefusedError("is a gzip file, in which single images cannot be reached; unpack it to .tar, or take a .zip")
-    found, advice = wrong_kind(head), None
-    if wanted.role == "images":
-        found, advice = binary_kind(head), "pack the images as .zip or plain .tar"
-    told = f": it is {found.name}; {advice or found.advice}" if found else ""
-    raise RefusedError(f"is no {kind} (it begins {_quote(head)}){told}")
-
-
-def _is_zip(head: bytes) -> bool:
-    return head.startswith(_ZIP_MAGICS)
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[_TAR_MAGIC_AT:].startswith(_TAR_MAGIC)
-
-
-def _quote(head: bytes) -> str:
-    return repr(head[:32].decode("utf-8", "replace"))
-
-
-def _check_whole(path: Path, wanted: Wanted) -> str:
-    """Refuse a file that is empty, damaged or not the expected one; give its sha256.
-
-    Raises:
-        RefusedError: with the reason.
-    """
-    if path.stat().st_size == 0:
-        raise RefusedError("is empty")
-    digest = sha256_file(path)
-    if wanted.sha256 not in (None, digest):
-        raise RefusedError(f"sha256 is {digest} (expected {wanted.sha256})")
-    check_contents(path, wanted)
-    return digest
+    if is_wrong:
+        known = f": it is {found.name}; {advice or found.advice}" if found else ""
+        raise RefusedError(f"is no {kind} (it begins {begin}){known}")
+    if wanted.role != "images" and found is not None:
+        raise RefusedError(str(found))
 
 
 def check_contents(path: Path, wanted: Wanted) -> None:
@@ -192,40 +148,39 @@ def check_contents(path: Path, wanted: Wanted) -> None:
     """
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
-    _check_head(head[:_HEAD_BYTES], wanted, "")
-    if wanted.role != "images":
-        if (text := wrong_kind(head)) is not None:
-            raise RefusedError(str(text))
-        if head.startswith(_GZIP_MAGIC):
+    _check_kind(head, wanted)
+    try:
+        if wanted.role == "images":
+            check_archive(path)
+        elif head.startswith(_GZIP_MAGIC):
             _check_gzip(path)
-    elif _is_zip(head):
-        _check_archive(path, "zip")
-    elif _is_tar(head):
-        _check_archive(path, "tar")
-    else:
-        raise RefusedError(f"is no zip or tar file (it begins {_quote(head)})")
+    except UnusableError as problem:
+        raise RefusedError(f"{archive_kind(head)} cannot be used ({problem})") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RefusedError(f"gzip is truncated or damaged ({reason(error)})") from None
+    except OSError as error:
+        raise RefusedError(f"cannot be read ({reason(error)})") from None
 
 
 def _check_gzip(path: Path) -> None:
     limit = max(_EXPANSION_FREE_BYTES, _MAX_EXPANSION * path.stat().st_size)
     size = 0
-    try:
-        with gzip.open(path) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                size += len(chunk)
-                if size > limit:
-                    raise RefusedError(f"gzip unpacks to more than {_MAX_EXPANSION} times its size; no data of a shop does")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RefusedError(f"gzip is truncated or damaged ({reason(error)})") from None
+    with gzip.open(path) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > limit:
+                raise RefusedError(f"gzip unpacks to more than {_MAX_EXPANSION} times its size; no data of a shop does")
 
 
-def _check_archive(path: Path, kind: str) -> None:
-    try:
-        check_archive(path)
-    except UnusableError as problem:
-        raise RefusedError(f"{kind} cannot be used ({problem})") from None
-    except OSError as error:
-        raise RefusedError(f"cannot be read ({reason(error)})") from None
+def _check_whole(wanted: Wanted) -> str:
+    """Refuse a ``.part`` file that is empty, damaged or not the expected one; give its sha256."""
+    if wanted.part.stat().st_size == 0:
+        raise RefusedError("is empty")
+    digest = sha256_file(wanted.part)
+    if wanted.sha256 not in (None, digest):
+        raise RefusedError(f"sha256 is {digest} (expected {wanted.sha256})")
+    check_contents(wanted.part, wanted)
+    return digest
 
 
 def _check_room(folder: Path, total: int, present: int, params: DownloadParams) -> None:
@@ -237,8 +192,36 @@ def _check_room(folder: Path, total: int, present: int, params: DownloadParams) 
         raise RefusedError(f"needs {total - present} more bytes, and the disk has {free} left")
 
 
+async def _store(
+    chunks: AsyncGenerator[bytes], wanted: Wanted, verb: str, start: int, total: int | None, max_bytes: int, is_html: bool = False
+) -> int:
+    """Append bytes to the ``.part`` file, and give its size; refuse a wrong kind or length as soon as it shows."""
+    size, head = start, bytearray()
+    with (
+        wanted.part.open("ab") as writer,
+        progress(total, f"{verb} {wanted.target.name}", "B", initial=start) as bar,
+    ):
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > (max_bytes if total is None else total):
+                    bound = "allowed" if total is None else "announced"
+                    raise RefusedError(f"the body is longer than {bound} ({size} bytes and more)")
+                if start == 0 and len(head) < HEAD_BYTES:
+                    head += chunk[: HEAD_BYTES - len(head)]
+                    if len(head) == HEAD_BYTES:
+                        _check_kind(bytes(head), wanted, is_html)
+                writer.write(chunk)
+                writer.flush()  # so that a killed run loses nothing that came
+                bar.update(len(chunk))
+        os.fsync(writer.fileno())
+    if 0 < len(head) < HEAD_BYTES and total in (None, size):
+        _check_kind(bytes(head), wanted, is_html)
+    return size
+
+
 # -------------------------------------------------------------------------------------------------- local
-def copy_file(source: Path, wanted: Wanted, params: DownloadParams) -> str:
+async def copy_file(source: Path, wanted: Wanted, params: DownloadParams) -> str:
     """Copy a local file to the ``.part`` of what is wanted, checked; gives its sha256.
 
     Raises:
@@ -250,33 +233,27 @@ def copy_file(source: Path, wanted: Wanted, params: DownloadParams) -> str:
         size = os.fstat(reader.fileno()).st_size
         _check_room(part.parent, size, 0, params)
         try:
-            _copy(reader, wanted, size)
-            return _check_whole(part, wanted)
+            await _store(_contents(reader, size), wanted, "copy", 0, size, params.max_file_bytes)
+            return _check_whole(wanted)
         except (RefusedError, OSError):
             discard_part(part)
             raise
 
 
-def _copy(reader: BinaryIO, wanted: Wanted, size: int) -> None:
+async def _contents(reader: BinaryIO, size: int) -> AsyncGenerator[bytes]:
     copied = 0
-    with wanted.part.open("wb") as writer, progress(size, f"copy {wanted.target.name}", "B") as bar:
-        while copied <= size and (chunk := _read(reader)):
-            if copied == 0:
-                _check_head(chunk[:_HEAD_BYTES], wanted, "")
-            copied += len(chunk)
-            writer.write(chunk)
-            bar.update(len(chunk))
-        _sync(writer)
+    while copied <= size and (chunk := _read(reader)):
+        copied += len(chunk)
+        if copied <= size:
+            yield chunk
     if copied != size:
         raise RefusedError("changed while it was copied")
 
 
 def _open(source: Path) -> BinaryIO:
     try:
-        if not source.exists():
-            raise RefusedError(f"there is no such file ({source})")
         if not source.is_file():
-            raise RefusedError(f"is no regular file ({source})")
+            raise RefusedError(f"{'is no regular file' if source.exists() else 'there is no such file'} ({source})")
         return source.open("rb")
     except (OSError, ValueError) as error:
         raise RefusedError(f"cannot be read ({reason(error)})") from None
@@ -287,11 +264,6 @@ def _read(reader: BinaryIO) -> bytes:
         return reader.read(_CHUNK_BYTES)
     except OSError as error:
         raise RefusedError(f"cannot be read ({reason(error)})") from None
-
-
-def _sync(writer: BinaryIO) -> None:
-    writer.flush()
-    os.fsync(writer.fileno())
 
 
 # ---------------------------------------------------------------------------------------------------- web
@@ -312,15 +284,12 @@ def _size(path: Path) -> int:
 
 def _resumable(part: Path, source: str) -> tuple[int, _Version | None]:
     """How many bytes of this source are there already, and of which version; ``(0, None)`` where one cannot tell."""
-    if _size(part) == 0 or _size(_part_record(part)) == 0:
-        return 0, None
+    num_bytes, path = _size(part), _part_record(part)
     try:
-        record = _Version.model_validate_json(_part_record(part).read_bytes())
+        record = _Version.model_validate_json(path.read_bytes()) if num_bytes and _size(path) else None
     except (OSError, ValidationError):
         return 0, None
-    if record.source != source or record.validator is None:
-        return 0, None
-    return _size(part), record
+    return (num_bytes, record) if record and record.source == source and record.validator else (0, None)
 
 
 async def fetch_file(client: httpx.AsyncClient, source: str, wanted: Wanted, params: DownloadParams) -> tuple[str, str | None]:
@@ -333,30 +302,20 @@ async def fetch_file(client: httpx.AsyncClient, source: str, wanted: Wanted, par
     highest, _ = _resumable(part, shown(source))
     num_failures = 0
     while True:
-        wait_seconds = None
         try:
             return await _attempt(client, source, wanted, params)
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
-            raise RefusedError(reason(error)) from None
-        except (httpx.TimeoutException, TimeoutError):
-            problem = f"no answer for {params.timeout_seconds:g} s"
-        except (httpx.TransportError, ssl.SSLError) as error:  # the latter where a stream is garbled midway
-            untrusted = certificate_problem(error)
-            if untrusted is not None:
-                raise RefusedError(untrusted) from None
-            problem = reason(error)
-        except _RetryError as error:
-            problem = str(error)
-            wait_seconds = error.wait_seconds
+        except AttemptError as error:
+            if error.is_final:
+                raise RefusedError(str(error)) from None
+            failure = error
         if _size(part) >= highest + _PROGRESS_BYTES:
             num_failures = 0
         highest = max(highest, _size(part))
+        if num_failures == params.num_retries:
+            raise RefusedError(f"{failure} (retries without progress: {num_failures})")
+        wait_seconds = backoff(num_failures, params.backoff_seconds, source, failure.wait_seconds)
         num_failures += 1
-        if num_failures > params.num_retries:
-            raise RefusedError(f"{problem} (retries without progress: {num_failures - 1})")
-        if wait_seconds is None:
-            wait_seconds = backoff(num_failures - 1, params.backoff_seconds, source)
-        _log.warning("%s: %s; trying again in %.1f s", shown(source), problem, wait_seconds)
+        _log.warning("%s: %s; trying again in %.1f s", shown(source), failure, wait_seconds)
         await asyncio.sleep(wait_seconds)
 
 
@@ -365,9 +324,7 @@ async def _attempt(client: httpx.AsyncClient, source: str, wanted: Wanted, param
     part = wanted.part
     offset, record = _resumable(part, shown(source))
     headers = {"Range": f"bytes={offset}-", "If-Range": record.validator or ""} if record else {}
-    async with asyncio.timeout(params.timeout_seconds):
-        response = await open_stream(client, source, headers)
-    try:
+    async with exchange(client, source, params.timeout_seconds, headers, whole=False) as response:
         start, total = _where(response, offset, record, part)
         encoding = response.headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and (wanted.role == "images" or not wanted.target.name.lower().endswith(".gz")):
@@ -379,20 +336,37 @@ async def _attempt(client: httpx.AsyncClient, source: str, wanted: Wanted, param
             _check_room(part.parent, total, start, params)
         if start == 0:
             write_json(_part_record(part), record.model_dump(mode="json"))
-        if start != total:
-            await _receive(response, wanted, start, total, params)
-    finally:
-        await response.aclose()
+        if start == 0 or start != total:
+            is_html = response.headers.get("content-type", "").lower().startswith("text/html")
+            try:
+                body = _body(response, params.timeout_seconds)
+                size = await _store(body, wanted, "download", start, total, params.max_file_bytes, is_html)
+            except RefusedError:
+                discard_part(part)
+                raise
+            if total is not None and size != total:
+                raise AttemptError(f"the body ended at byte {size} of {total}")
     try:
-        if not part.exists():
-            raise RefusedError("is empty")
-        digest = _check_whole(part, wanted)
+        digest = _check_whole(wanted)
     except RefusedError as problem:
         discard_part(part)
         if start > 0 or total is None:  # the old piece may be bad, or the end came early without our noticing
-            raise _RetryError(str(problem)) from None
+            raise AttemptError(str(problem)) from None
         raise
     return digest, record.etag
+
+
+async def _body(response: httpx.Response, timeout_seconds: float) -> AsyncGenerator[bytes]:
+    """The body as it comes; one that comes too slowly is an :class:`AttemptError`."""
+    window_began, window_bytes = time.monotonic(), 0
+    async for chunk in response.aiter_raw():
+        yield chunk
+        window_bytes += len(chunk)
+        elapsed = time.monotonic() - window_began
+        if elapsed >= timeout_seconds:
+            if window_bytes < _MIN_BYTES_PER_SECOND * elapsed:
+                raise AttemptError(f"the body drips ({window_bytes} bytes in {elapsed:.1f} s)")
+            window_began, window_bytes = time.monotonic(), 0
 
 
 def _where(response: httpx.Response, offset: int, record: _Version | None, part: Path) -> tuple[int, int | None]:
@@ -400,15 +374,13 @@ def _where(response: httpx.Response, offset: int, record: _Version | None, part:
 
     Raises:
         RefusedError: the answer is an error that stays.
-        _RetryError: an error that may pass, or a range that does not fit what is there.
+        AttemptError: a range that does not fit what is there.
     """
     status = response.status_code
-    if status in RETRIED_STATUSES:
-        raise _RetryError(_status_line(response), retry_after(response))
     if status == 200:
         return 0, content_length(response)
     if record is None or status not in (206, 416):
-        raise RefusedError(_status_line(response))
+        raise RefusedError(status_line(response))
     span = re.fullmatch(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)", response.headers.get("content-range", "").strip())
     total = int(span[2]) if span and span[2] != "*" else None
     begin = int(span[1]) if span and span[1] else None
@@ -418,47 +390,4 @@ def _where(response: httpx.Response, offset: int, record: _Version | None, part:
     if same_version and status == 416 and total == offset:  # the killed run had all of it
         return offset, total
     discard_part(part)
-    raise _RetryError(f"the server cannot continue from byte {offset}, starting over", 0.0)
-
-
-def _status_line(response: httpx.Response) -> str:
-    return f"HTTP {response.status_code} {response.reason_phrase[:80]}".rstrip()
-
-
-async def _receive(response: httpx.Response, wanted: Wanted, start: int, total: int | None, params: DownloadParams) -> None:
-    """Append a body to the ``.part`` file.
-
-    Raises:
-        RefusedError: the wrong kind of file, or too long.
-        _RetryError: too slow, or too short.
-    """
-    part = wanted.part
-    size = start
-    head = bytearray()
-    window_began, window_bytes = time.monotonic(), 0
-    try:
-        with part.open("ab") as writer, progress(total, f"download {wanted.target.name}", "B", initial=start) as bar:
-            async for chunk in response.aiter_raw():
-                size += len(chunk)
-                if size > (params.max_file_bytes if total is None else min(total, params.max_file_bytes)):
-                    raise RefusedError(
-                        f"the body is longer than {'allowed' if total is None else 'announced'} ({size} bytes and more)"
-                    )
-                if start == 0 and len(head) < _HEAD_BYTES:
-                    head += chunk[:_HEAD_BYTES]
-                    _check_head(bytes(head), wanted, response.headers.get("content-type", ""))
-                writer.write(chunk)
-                writer.flush()  # so that a killed run loses nothing that came
-                bar.update(len(chunk))
-                window_bytes += len(chunk)
-                elapsed = time.monotonic() - window_began
-                if elapsed >= params.timeout_seconds:
-                    if window_bytes < _MIN_BYTES_PER_SECOND * elapsed:
-                        raise _RetryError(f"the body drips ({window_bytes} bytes in {elapsed:.1f} s)")
-                    window_began, window_bytes = time.monotonic(), 0
-            _sync(writer)
-    except RefusedError:
-        discard_part(part)
-        raise
-    if total is not None and size != total:
-        raise _RetryError(f"the body ended at byte {size} of {total}")
+    raise AttemptError(f"the server cannot continue from byte {offset}, starting over", wait_seconds=0.0)

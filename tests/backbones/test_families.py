@@ -26,9 +26,9 @@ from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, write_json
 from sda_core.backbones import JointEncoder, build, save_backbone
 from sda_core.backbones._layers import LLAMA_LINEAR, VIT_LINEAR
 from sda_core.errors import ArtifactError, ConfigError
-from sda_core.fetch.local_files import watched
 from sda_core.image_store import ImageRow, coverage_path, shard_path, write_shard
 from sda_core.item_vectors import read_vectors
+from sda_core.local_files import watched
 from sda_core.params import AdapterParams, load_params
 from sda_core.seed import derive
 from tests.tolerances import up_to_rounding

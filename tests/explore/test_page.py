@@ -131,8 +131,8 @@ def test_the_page_works_and_asks_no_other_machine(browser: Browser, address: str
     assert sockets
     assert all(url.startswith(address.replace("http", "ws")) for url in sockets)
     assert not [complaint for complaint in browser.complaints() if '"error"' in complaint]
-    assert browser.accessibility_problems() == []
     assert "Deploy" not in browser.value("document.body.innerText")
+    assert browser.accessibility_problems() == []
 
 
 def test_no_other_machine_can_open_it(address: str) -> None:

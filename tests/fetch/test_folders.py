@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 
 from sda_core.errors import DownloadError, StorageError
-from sda_core.fetch.folders import folder_lock, kept_folder, remove, user_folder
-
-
-def test_a_folder_as_the_params_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert user_folder(None, tmp_path, "here") is None
-    assert user_folder("photos", tmp_path, "here") == tmp_path / "photos"
-    assert user_folder("~/photos", tmp_path, "here") == tmp_path / "home" / "photos"
-    assert user_folder(str(tmp_path / "a"), Path("root"), "here") == tmp_path / "a"
-    with pytest.raises(DownloadError, match="here: '~nobody-at-all/x' leads nowhere"):
-        user_folder("~nobody-at-all/x", tmp_path, "here")
+from sda_core.fetch.folders import folder_lock, kept_folder, remove
 
 
 def test_remove(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from sda_core.errors import DownloadError
 from sda_core.fetch.http import (
     MAX_BACKOFF_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
+    AttemptError,
     backoff,
     certificate_problem,
     content_length,
+    exchange,
     new_client,
     open_stream,
     reason,
@@ -134,6 +136,52 @@ def get(url: str) -> tuple[int, bytes]:
             return response.status_code, body
 
     return run(ask())
+
+
+def failure(url: str, timeout_seconds: float = 60.0, whole: bool = True, pause_seconds: float = 0.0) -> AttemptError | None:
+    """Why an exchange failed whose block waits before it reads the body; None where it did not."""
+
+    async def ask() -> None:
+        async with new_client(60.0, 1) as client, exchange(client, url, timeout_seconds, whole=whole) as response:
+            await asyncio.sleep(pause_seconds)
+            await response.aread()
+
+    try:
+        run(ask())
+    except AttemptError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
+def test_an_answer_that_may_be_another_one_later(server: Any, code: int) -> None:
+    error = failure(server.put("/x", b"", always=server.status(code, Retry_After="7")))
+    assert error is not None
+    assert (error.code, error.wait_seconds, error.kind, error.is_final) == (code, 7.0, "other", False)
+    assert str(error).startswith(f"HTTP {code}")
+    assert backoff(3, 1.0, "x", error.wait_seconds) == 7.0
+
+
+def test_what_a_failed_exchange_says(server: Any, tls_server: Any) -> None:
+    assert failure(server.put("/good", b"x")) is None
+    assert failure(server.url("/none")) is None, "that answer stays"
+    found = {
+        "address": failure("http://127.0.0.1:99999/x"),
+        "certificate": failure(tls_server.put("/x", b"x")),
+        "timeout": failure(server.put("/late", b"x", always=server.silence()), timeout_seconds=0.2),
+        "other": failure(server.put("/cut", bytes(9), always=server.drop(1))),
+    }
+    assert [error.kind if error else None for error in found.values()] == list(found)
+    assert [error.is_final if error else None for error in found.values()] == [True, True, False, False]
+
+
+@pytest.mark.slow
+def test_the_bound_on_time_holds_for_the_block_or_for_the_answer_alone(server: Any) -> None:
+    url = server.put("/x", b"x")
+    error = failure(url, timeout_seconds=0.5, pause_seconds=60.0)
+    assert error is not None
+    assert error.kind == "timeout"
+    assert failure(url, timeout_seconds=5.0, whole=False, pause_seconds=5.5) is None
 
 
 def test_redirects_are_followed_and_their_bodies_left(server: Any) -> None:

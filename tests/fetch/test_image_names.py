@@ -54,15 +54,15 @@ def found(finder: Finder, item_id: str, *references: str) -> list[str]:
 def test_every_extension_in_any_case(tmp_path: Path, suffix: str) -> None:
     for number, spelled in enumerate((suffix, suffix.upper(), suffix.title())):
         folder = put(tmp_path / str(number), f"images/sku-17{spelled}", f"sku-17{spelled}")
-        assert found(Finder(folder, None, None, PARAMS), "sku-17") == [f"images/sku-17{spelled}"]
-        assert found(Finder(None, folder, None, PARAMS), "sku-17") == [f"sku-17{spelled}"]
+        assert found(Finder(folder, None, None, PARAMS, ItemNames(["sku-17"])), "sku-17") == [f"images/sku-17{spelled}"]
+        assert found(Finder(None, folder, None, PARAMS, ItemNames(["sku-17"])), "sku-17") == [f"sku-17{spelled}"]
 
 
 @pytest.mark.parametrize(
     "other", ["sku-17", "sku-17.txt", "sku-17.jpg.bak", "SKU-17.jpg", "sku-170.jpg", "._sku-17.jpg", "sku-17.jpgx"]
 )
 def test_what_is_another_file(tmp_path: Path, other: str) -> None:
-    assert found(Finder(None, put(tmp_path, other), None, PARAMS), "sku-17") == []
+    assert found(Finder(None, put(tmp_path, other), None, PARAMS, ItemNames(["sku-17"])), "sku-17") == []
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_is_another_file(tmp_path: Path, other: str) -> None:
 def test_ids_of_every_kind(tmp_path: Path, item_id: str, name: str) -> None:
     if sys.platform == "win32" and name == "...jpg":
         pytest.skip("no file name there")
-    assert found(Finder(None, put(tmp_path, name), None, PARAMS), item_id) == [name]
+    assert found(Finder(None, put(tmp_path, name), None, PARAMS, ItemNames([item_id])), item_id) == [name]
 
 
 def test_of_several_files_the_same_one_counts_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -87,8 +87,8 @@ def test_of_several_files_the_same_one_counts_everywhere(tmp_path: Path, caplog:
         folder = put(tmp_path / str(number), *names)
         if len({name.lower() for name in names}) == len(names) or has_case(tmp_path):
             best = min(names[:2]) if names[0] == "A.JPG" else names[0]
-            assert found(Finder(None, folder, None, PARAMS), "A") == [best]
-    finder = Finder(None, tmp_path / "3", None, PARAMS)
+            assert found(Finder(None, folder, None, PARAMS, ItemNames(["A"])), "A") == [best]
+    finder = Finder(None, tmp_path / "3", None, PARAMS, ItemNames(["A"]))
     finder.sources(Item(1, "A", ()))
     assert finder.passed_over() == {"num_folder_no_item": 0, "num_folder_no_image": 0}
     assert "1 items have several images of their name" in caplog.text
@@ -97,7 +97,7 @@ def test_of_several_files_the_same_one_counts_everywhere(tmp_path: Path, caplog:
 
 def test_the_exact_id_comes_before_other_spellings(tmp_path: Path) -> None:
     folder = put(tmp_path, "50%25.jpg", "50%.heic", f"{NFD}.png", f"{NFC}.gif")
-    finder = Finder(None, folder, None, PARAMS)
+    finder = Finder(None, folder, None, PARAMS, ItemNames(["50%", NFC, NFD]))
     assert found(finder, "50%") == ["50%.heic"]
     if len({path.name for path in folder.iterdir()}) == 4:  # some file systems take both forms for one name
         assert (found(finder, NFC), found(finder, NFD)) == ([f"{NFC}.gif"], [f"{NFD}.png"])
@@ -117,19 +117,19 @@ def test_references(tmp_path: Path, reference: str, name: str) -> None:
     if sys.platform == "win32" and ":" in name:
         pytest.skip("no file name there")
     folder = put(tmp_path, name, "images/other.jpg")
-    for finder in (Finder(folder, None, None, PARAMS), Finder(None, folder, None, PARAMS)):
+    for finder in (Finder(folder, None, None, PARAMS, ItemNames([])), Finder(None, folder, None, PARAMS, ItemNames([]))):
         assert found(finder, "no-such", reference) == [name]
 
 
 def test_a_reference_may_begin_with_the_folder_s_own_name(tmp_path: Path) -> None:
     folder = put(tmp_path / "Images", "a.jpg", "images/b.jpg", "b.jpg")
-    finder = Finder(None, folder, None, PARAMS)
+    finder = Finder(None, folder, None, PARAMS, ItemNames(["x"]))
     assert found(finder, "x", "images/a.jpg", "images/b.jpg", "a.jpg") == ["a.jpg", "images/b.jpg"]
 
 
 def test_the_exact_reference_comes_before_others(tmp_path: Path) -> None:
     folder = put(tmp_path, "i/a.jpg", "i/A.jpg", "i/x%20y.jpg", "i/x y.jpg")
-    finder = Finder(folder, None, None, PARAMS)
+    finder = Finder(folder, None, None, PARAMS, ItemNames(["x"]))
     if has_case(tmp_path):
         assert found(finder, "x", "i/a.jpg", "i/A.jpg", "i/A.JPG") == ["i/a.jpg", "i/A.jpg"]
     assert found(finder, "x", "i/x%20y.jpg") == ["i/x%20y.jpg"]
@@ -141,12 +141,16 @@ def test_the_exact_reference_comes_before_others(tmp_path: Path) -> None:
 )
 def test_nothing_outside_is_found(tmp_path: Path, reference: str) -> None:
     put(tmp_path, "secret.jpg", "local/images/a.jpg")
-    assert found(Finder(tmp_path / "local", None, None, PARAMS), "../secret", reference) == ["missing_file"]
-    assert found(Finder(None, tmp_path / "local", None, PARAMS), "../secret", reference) == ["missing_file"]
+    assert found(Finder(tmp_path / "local", None, None, PARAMS, ItemNames(["../secret"])), "../secret", reference) == [
+        "missing_file"
+    ]
+    assert found(Finder(None, tmp_path / "local", None, PARAMS, ItemNames(["../secret"])), "../secret", reference) == [
+        "missing_file"
+    ]
 
 
 def test_the_folder_images_in_any_case(tmp_path: Path) -> None:
-    assert found(Finder(put(tmp_path, "Images/A.jpg"), None, None, PARAMS), "A") == ["Images/A.jpg"]
+    assert found(Finder(put(tmp_path, "Images/A.jpg"), None, None, PARAMS, ItemNames(["A"])), "A") == ["Images/A.jpg"]
 
 
 def test_links_to_files_count_and_broken_ones_do_not(tmp_path: Path) -> None:
@@ -159,7 +163,7 @@ def test_links_to_files_count_and_broken_ones_do_not(tmp_path: Path) -> None:
     (folder / "B.jpg").symlink_to(tmp_path / "none")
     (folder / "C.jpg").symlink_to(folder / "C.jpg")
     (folder / "D.jpg").mkdir()
-    finder = Finder(None, folder, None, PARAMS)
+    finder = Finder(None, folder, None, PARAMS, ItemNames("ABCD"))
     assert [found(finder, item_id) for item_id in "ABCD"] == [["store/A.jpg"], [], [], []]
 
 
@@ -170,7 +174,7 @@ def test_files_that_no_item_uses_are_counted(tmp_path: Path, caplog: pytest.LogC
         *(f"images/{name}" for name in ("A.jpg", "B.JPG", "C.png", "D.png", "E.heic", "._A.jpg", ".DS_Store", "list.txt")),
     )
     put(tmp_path, "other/x.jpg", "items.jsonl")
-    finder = Finder(tmp_path, None, None, PARAMS)
+    finder = Finder(tmp_path, None, None, PARAMS, ItemNames("AYZ"))
     for item_id, reference in (("A", ""), ("Z", "images/b.jpg"), ("Y", "other/x.jpg")):
         finder.sources(Item(1, item_id, (reference,)))
     assert finder.passed_over() == {"num_folder_no_item": 3, "num_folder_no_image": 3}
@@ -180,7 +184,7 @@ def test_files_that_no_item_uses_are_counted(tmp_path: Path, caplog: pytest.LogC
 
 
 def test_a_folder_in_which_nothing_is_found_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    finder = Finder(None, put(tmp_path, "a.jpg", "b.jpg"), None, PARAMS)
+    finder = Finder(None, put(tmp_path, "a.jpg", "b.jpg"), None, PARAMS, ItemNames("A"))
     assert found(finder, "A") == []
     finder.passed_over()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -194,7 +198,8 @@ def test_an_archive_is_counted_beside_a_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for name in ("a/A.jpg", "a/B.jpg", "a/.DS_Store", "../C.jpg"):
             archive.writestr(name, b"x")
-    finder = Finder(None, put(tmp_path / "images", "B.jpg"), open_archive(tmp_path / "x.zip", [item]), PARAMS)
+    archive = open_archive(tmp_path / "x.zip", [item])
+    finder = Finder(None, put(tmp_path / "images", "B.jpg"), archive, PARAMS, ItemNames("A"))
     finder.sources(item)
     assert finder.passed_over() == {
         "num_folder_no_item": 1,
@@ -222,7 +227,7 @@ def test_each_directory_is_listed_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "scandir", counting)
     monkeypatch.setattr(Path, "is_file", never)
-    finder = Finder(tmp_path, None, None, PARAMS)
+    finder = Finder(tmp_path, None, None, PARAMS, ItemNames([str(number) for number in range(100)]))
     for number in range(100):
         finder.sources(Item(number + 1, str(number), (f"images/{number}.JPG", "other/x.jpg")))
     assert sorted(listed) == sorted(map(str, (tmp_path, tmp_path / "images", tmp_path / "other")))
@@ -260,5 +265,5 @@ def test_a_folder_that_cannot_be_listed_is_told(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert ImageFolder(tmp_path, "").of("A") is None
+    assert ImageFolder(tmp_path, "", ItemNames("A")).of("A") is None
     assert "cannot be listed (Permission denied)" in caplog.text

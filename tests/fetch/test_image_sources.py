@@ -41,7 +41,8 @@ def places(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 
 def finder(item: Item, local: Path | None, images: Path | None, archive: Path | None) -> Finder:
-    return Finder(local, images, None if archive is None else open_archive(archive, [item]), PARAMS)
+    opened = None if archive is None else open_archive(archive, [item])
+    return Finder(local, images, opened, PARAMS, ItemNames([item.raw_item_id]))
 
 
 ITEM = Item(1, "A", ("http://h/A.jpg", "photos/A.png", "none.png", "//h/B.jpg", "http://h/A.jpg", "../x.png", ""))
@@ -91,7 +92,8 @@ def test_what_an_image_depends_on(places: tuple[Path, Path, Path]) -> None:
     keys: list[str] = []
 
     def key(local: Path | None, images: Path | None, archive: Path | None, params: FetchImagesParams = PARAMS) -> str:
-        found = Finder(local, images, None if archive is None else open_archive(archive, [item]), params)
+        opened = None if archive is None else open_archive(archive, [item])
+        found = Finder(local, images, opened, params, ItemNames(["A"]))
         keys.append(found.key(item, found.sources(item)))
         return keys[-1]
 

@@ -37,9 +37,17 @@ def test_no_request_no_complaint_no_sideways_scrolling(browser: Browser, page_da
         browser.open(path)
         assert browser.requests() == []
         assert browser.complaints() == []
-        assert browser.accessibility_problems() == []
         assert browser.value("document.documentElement.scrollWidth") <= width
         ground = browser.value("getComputedStyle(document.body).backgroundColor")
         assert ground == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
     assert browser.value("document.images.length") > 0
     assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_read_it(browser: Browser, page_data: ReportData, tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "index.html"
+    path.write_text(render(page_data), encoding="utf-8")
+    browser.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(path)
+    assert browser.accessibility_problems() == []

@@ -111,7 +111,7 @@ class GateParameters(NamedTuple):
     embedding_version: int
     gate_version: int
 
-    def are(self, other: GateParameters) -> bool:
+    def is_same_as(self, other: GateParameters) -> bool:
         """Whether those are the same parameters with the same values."""
         return self.embedding is other.embedding and self.gate is other.gate and self[2:] == other[2:]
 
@@ -142,7 +142,7 @@ class SharedFactors:
             return None
         mode = name, torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # tensors of one are of no use in another
         found = self._waiting.get(mode, {}).pop(layer, None)
-        if found is None or not found[0].are(parameters):
+        if found is None or not found[0].is_same_as(parameters):
             self._waiting[mode] = self._compute(name)
             found = self._waiting[mode].pop(layer, None)
         return None if found is None else found[1]

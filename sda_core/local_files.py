@@ -14,16 +14,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from sda_core.artifacts import FILE_NAME_PATTERN, MANIFEST_NAME
 from sda_core.errors import ConfigError, DownloadError
-from sda_core.fetch.folders import user_path
-from sda_core.fetch.manifest import NAME_PATTERN, RawFile, manifest_path, read_manifest
-from sda_core.fingerprint import sha256_file
 from sda_core.params import Params
 
 NO_LOCAL_FILE = "conf/no_local_file.txt"
@@ -43,6 +42,23 @@ _OWN_SUFFIXES = (".part", ".part.json", ".entry.json")
 
 
 # ------------------------------------------------------------------------------------------------ sources
+def user_folder(text: str | None, root: Path, where: str) -> Path | None:
+    """A folder as a params file names it (:func:`user_path`); None for null."""
+    return None if text is None else user_path(text, root, where)
+
+
+def user_path(text: str, root: Path, where: str) -> Path:
+    """A path as a params file names it: relative to the project, ``~`` for the user's home.
+
+    Raises:
+        DownloadError: the home of a user that is not known.
+    """
+    try:
+        return root / Path(text).expanduser()
+    except RuntimeError as error:
+        raise DownloadError(where, f"{text!r} leads nowhere ({error})", "give the folder's full path") from None
+
+
 def is_web(source: str) -> bool:
     """Whether a source of raw files is an http or https address; else it is a ``file:`` URL or a plain path."""
     return source.lower().startswith(("http://", "https://"))
@@ -57,8 +73,8 @@ def base_name(source: str) -> str:
             return ""
     else:
         name = PureWindowsPath(source).name if os.name == "nt" else source.rstrip("/").rsplit("/", 1)[-1]
-    reserved = name == manifest_path(Path()).name or name.endswith(_OWN_SUFFIXES)
-    return name if re.fullmatch(NAME_PATTERN, name) and len(name.encode()) <= 200 and not reserved else ""
+    reserved = name == MANIFEST_NAME or name.endswith(_OWN_SUFFIXES)
+    return name if re.fullmatch(FILE_NAME_PATTERN, name) and len(name.encode()) <= 200 and not reserved else ""
 
 
 def located(sources: Sequence[str], local_folder: str | None) -> tuple[str, ...]:
@@ -117,13 +133,13 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
         ConfigError: a path of these uses is not one that the params name, or one that exists is not watched.
     """
     named = _named(params.dataset.model_dump(), params.backbone.model_dump())
-    told = params.local_files.model_dump()
+    written = params.local_files.model_dump()
     problems: list[str] = []
     for use in uses:
         existing = _existing(use, named[use], root)
-        if told[use] in named[use] or (told[use] == NO_LOCAL_FILE and not existing):
+        if written[use] in named[use] or (written[use] == NO_LOCAL_FILE and not existing):
             continue
-        problems.append(f"{use} should be {next(iter(existing), NO_LOCAL_FILE)!r} (got {told[use]!r})")
+        problems.append(f"{use} should be {next(iter(existing), NO_LOCAL_FILE)!r} (got {written[use]!r})")
     if problems:
         raise ConfigError(
             "params.yaml: local_files",
@@ -139,37 +155,27 @@ def watches(root: Path, uses: Sequence[str]) -> Callable[[Params], None]:
 
 def _named(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, list[str]]:
     """For each use every local path that the params name, best first, whether or not it exists."""
-    named: dict[str, list[str]] = {use: [] for use in (*RAW, *IMAGES, *BACKBONE)}
+    named = {"backbone": _texts(backbone.get("name"))}
     if dataset.get("source") == "amazon":
-        folder = _text(dataset.get("local_folder"))
+        named |= {use: _texts(dataset.get(use)) for use in (*RAW, "local_folder", "image_folder")}
+        named["local_images"] = [f"{folder.rstrip('/')}/images" for folder in named["local_folder"]]
         for use in RAW:
-            local = located(_texts(dataset.get(use)), folder)
-            named[use] = _paths([source for source in local if not is_web(source) and base_name(source)])
-        named["local_folder"] = _paths([folder] if folder else [])
-        named["local_images"] = _paths([f"{folder.rstrip('/')}/images"] if folder else [])
-        image_folder = _text(dataset.get("image_folder"))
-        named["image_folder"] = _paths([image_folder] if image_folder else [])
-    name = _text(backbone.get("name"))
-    named["backbone"] = _paths([name] if name else [])
-    return named
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+            sources = located(named[use], next(iter(named["local_folder"]), None))
+            named[use] = [source for source in sources if not is_web(source) and base_name(source)]
+    return {use: _paths(named.get(use, [])) for use in (*RAW, *IMAGES, *BACKBONE)}
 
 
 def _texts(value: Any) -> list[str]:
-    found = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else ()
-    return [text for text in found if isinstance(text, str)]
+    """One text, or the texts of a list; anything else is left out."""
+    values = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else (value,)
+    return [text for text in values if isinstance(text, str) and text]
 
 
 def _paths(sources: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for source in sources:
-        try:
+        with suppress(DownloadError):  # the stage that reads it says so
             paths.append(local_path(source, Path()).as_posix())
-        except DownloadError:  # the stage that reads it says so
-            continue
     return paths
 
 
@@ -189,42 +195,3 @@ def _can_be_watched(use: str, path: Path, root: Path) -> bool:
     if use == "local_images":  # part of local_folder, except where DVC does not see it there
         return path.is_symlink() or not _can_be_watched("local_folder", path.parent, root)
     return True
-
-
-# --------------------------------------------------------------------------------------------- truth afterwards
-def changed_source(entry: RawFile, root: Path) -> str | None:
-    """How the local file that a raw file was copied from differs from the copy, and what to do; None where it does not.
-
-    A source whose folder is not there either is another machine's: nothing can be said about it.
-    """
-    if is_web(entry.source) or base_name(entry.source) != entry.name:  # the built-in shop's source is no path
-        return None
-    try:
-        path = local_path(entry.source, root)
-        if not path.exists():
-            return f"its local source {path} is gone; restore it, or change `dataset`" if path.parent.is_dir() else None
-        if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
-            return f"its local source {path} has changed since it was copied; run `dvc repro`, which takes it"
-    except DownloadError:
-        return None
-    except (OSError, ValueError) as error:
-        return f"its local source cannot be read ({type(error).__name__}: {error}); check its permissions"
-    return None
-
-
-def changed_sources(raw: Path, root: Path) -> list[str]:
-    """A line for every raw file whose local source differs from it now (:func:`changed_source`).
-
-    Raises:
-        ArtifactError: the manifest is missing or damaged.
-    """
-    found = ((entry.name, changed_source(entry, root)) for entry in read_manifest(raw))
-    return [f"{name}: {problem}" for name, problem in found if problem is not None]
-
-
-def linked_folders(folder: Path) -> list[Path]:
-    """Links to folders below a folder; DVC looks behind none of them when it hashes the folder."""
-    found: list[Path] = []
-    for here, folders, _ in os.walk(folder):
-        found += [path for name in folders if (path := Path(here, name)).is_symlink()]
-    return sorted(found)

@@ -17,10 +17,10 @@ from ruamel.yaml import YAML
 
 from sda_core.artifacts import ITEMS
 from sda_core.errors import ConfigError, DownloadError
-from sda_core.fetch.download import download, verify
-from sda_core.fetch.images import changed_images, fetch_images
-from sda_core.fetch.local_files import IMAGES, NO_LOCAL_FILE, OUTPUTS, RAW, changed_sources, check, linked_folders, watched
+from sda_core.fetch.download import changed_sources, download, verify
+from sda_core.fetch.images import changed_images, fetch_images, linked_folders
 from sda_core.image_store import read_images
+from sda_core.local_files import IMAGES, NO_LOCAL_FILE, OUTPUTS, RAW, check, user_folder, watched
 from sda_core.params import AmazonDataset, DownloadParams, FetchImagesParams, parse_params
 
 USES = (*RAW, *IMAGES, "backbone")
@@ -62,6 +62,16 @@ def shop(tmp_path: Path) -> Path:
     (folder / "images" / "i.jpg").write_bytes(b"image")
     (folder / "notes.txt").write_text("of no concern")
     return folder
+
+
+def test_a_folder_as_the_params_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert user_folder(None, tmp_path, "here") is None
+    assert user_folder("photos", tmp_path, "here") == tmp_path / "photos"
+    assert user_folder("~/photos", tmp_path, "here") == tmp_path / "home" / "photos"
+    assert user_folder(str(tmp_path / "a"), Path("root"), "here") == tmp_path / "a"
+    with pytest.raises(DownloadError, match="here: '~nobody-at-all/x' leads nowhere"):
+        user_folder("~nobody-at-all/x", tmp_path, "here")
 
 
 def test_addresses_and_the_built_in_shop_have_nothing_to_watch(tmp_path: Path) -> None:

@@ -1,0 +1,305 @@
+"""Which geometry of the loss learns, collapses or forgets, on which kind of backbone?
+
+A backbone that was trained to predict the next token gives vectors that share one large direction.  The teacher of CMSA is then
+nearly uniform.  This experiment trains the same MoDA adapter under several geometries of the loss and measures, at each number
+of steps, on all items of the built-in shop:
+
+* retrieval@1: how often an item's image and text are each other's nearest among all items (mean of both directions), by cosines
+  of embeddings without the mean of their modality, as PCA in the fusion sees them, and by cosines of the embeddings as they are,
+* effective targets of the teacher, mean cosine of two items, and whether the vectors collapsed (sda_core.alignment.check),
+* linear probes of the attributes that a modality shows, as accuracy above chance (experiments.attribute_probe).
+
+Step 0 is the backbone as it is.  ``mismatched`` is the negative control: every image is paired with another item's text.
+A cell (backbone, geometry, seed) is trained once; what exists is kept, and a stopped run resumes.  The table is written to
+experiments/results/loss_geometry-NAME, which `sda report --experiments` shows.
+
+    python -m experiments loss_geometry --name nano --num-steps 100 --seeds 1,2,3
+    python -m experiments loss_geometry --name generative --backbone generative=FILE --num-steps 100,300
+    python -m experiments loss_geometry --name shifted --backbone tiny=conf/backbone/tiny.yaml --shift 4 --num-steps 100,300
+
+FILE is a section of the params that describes a backbone, as the files of conf/backbone do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from experiments.attribute_probe import SHOWN_BY, above_chance
+from experiments.families import read_backbones
+from experiments.options import THREE_SEEDS, Name, Seeds, Source
+from experiments.study import (
+    check_names,
+    logger,
+    markdown_table,
+    mean_with_range,
+    mutual_retrieval_at_1,
+    shop_attributes,
+    write_results,
+)
+from sda_core import adapters, alignment, backbones
+from sda_core.adapters import modality
+from sda_core.artifacts import Workspace, write_json
+from sda_core.backbones import Backbone
+from sda_core.cli.scripts import Names, Numbers, names, numbers
+from sda_core.embeddings.blocks import BlockEncoder
+from sda_core.errors import ConfigError
+from sda_core.fingerprint import fingerprint
+from sda_core.item_source import item_source
+from sda_core.items import ItemSource
+from sda_core.modalities import MODALITIES
+from sda_core.params import BackboneParams, DemoDataset, ItemsParams, LossParams, Params, TrainingParams, load_params
+from sda_core.runtime import prepare_torch
+from sda_core.seed import generator
+from sda_core.unit_rows import unit_rows
+
+REFERENCE = {"variant": "reference", "temperature": 3.0, "learn_temperature": True, "detach_teacher": False, "normalize": False}
+"""What the public code does: dot products of vectors that are not normalised, and a temperature that is learned from 3."""
+
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "cosine": {},  # the paper's formula
+    "centred": {"center": "batch"},
+    "reference": REFERENCE,
+    "base": {"teacher_source": "base"},
+    "base_4": {"teacher_source": "base", "teacher_targets": 4.0},
+    "centred_base_4": {"center": "batch", "teacher_source": "base", "teacher_targets": 4.0},
+    "mismatched": {"center": "batch"},  # the negative control: see _mismatched
+}
+TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # of conf/adaptation/strong.yaml, which is the setting of most adapters here
+SAMPLE = 256
+
+
+def main(
+    name: Name,
+    source: Source = Path(),
+    backbone: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="Instead of nano.  Repeat it for more.", show_default=False)
+    ] = None,
+    geometries: Annotated[
+        Names, typer.Option("--geometries", parser=names, metavar="A,B,...", help="Which geometries of the loss.")
+    ] = Names(tuple(GEOMETRIES)),
+    seeds: Seeds = THREE_SEEDS,
+    num_steps: Annotated[
+        Numbers, typer.Option("--num-steps", parser=numbers, metavar="100,300", help="Measure after so many steps; ascending.")
+    ] = Numbers((100, 300)),
+    shift: Annotated[
+        float, typer.Option(help="Add one constant to all embeddings: so many times their mean distance to their centre.")
+    ] = 0.0,
+) -> None:
+    """Train and measure what is missing, write the table."""
+    check_names("--geometries", geometries, GEOMETRIES)
+    if list(num_steps) != sorted(set(num_steps)) or min(num_steps) < 1:
+        raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
+    params = load_params(source / "params.yaml")
+    if not isinstance(params.dataset, DemoDataset):
+        raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
+    sections = read_backbones(backbone) if backbone else {"nano": params.backbone.model_dump()}
+    shop = Shop(Workspace(source), params.items, params.dataset)
+    folder = Path("experiments") / "runs" / f"loss_geometry-{name}"
+    done: dict[tuple[str, str], list[list[dict[str, float]]]] = {}
+    for seed in seeds:
+        for geometry in geometries:
+            for arm, section in sections.items():
+                cell = Cell(folder / arm, geometry, seed, shift)
+                measured = cell.run(shop, params.model_copy(update={"backbone": section_of(params, section)}), num_steps)
+                done.setdefault((arm, geometry), []).append(measured)
+    title = f"Geometry of the loss, {len(seeds)} seeds" + (f", one constant of {shift:g} added" if shift else "")
+    write_results(table(done, title), "loss_geometry", name)
+
+
+def section_of(params: Params, section: Mapping[str, Any]) -> BackboneParams:
+    """A backbone's section, checked as the one of the params is."""
+    return Params.model_validate(params.model_dump() | {"backbone": dict(section)}).backbone
+
+
+class Shop:
+    """The items, their truth, and the rows that are measured: those with an image."""
+
+    def __init__(self, workspace: Workspace, items: ItemsParams, dataset: DemoDataset) -> None:
+        self.source = item_source(workspace, items)
+        self.rows = np.flatnonzero(self.source.has_image)
+        self.attributes = {name: values_I[self.rows] for name, values_I in shop_attributes(workspace, dataset).items()}
+        self.inputs = fingerprint(workspace.items, workspace.images, items)
+
+
+class Cell:
+    """One backbone, geometry and seed.
+
+    Args:
+        folder: of the backbone; the cell's files are kept below it.
+        geometry: of :data:`GEOMETRIES`.
+        seed: of the adapter and its training.
+        shift: see :class:`Shifted`; 0 for none.
+    """
+
+    def __init__(self, folder: Path, geometry: str, seed: int, shift: float) -> None:
+        self.folder = folder / geometry / f"seed-{seed}"
+        self.base = folder / "base.json"
+        self.geometry = geometry
+        self.seed = seed
+        self.shift = shift
+
+    def run(self, shop: Shop, params: Params, num_steps: Sequence[int]) -> list[dict[str, float]]:
+        """What was measured at step 0 and after each number of steps, from disk where it is there."""
+        section = params.train_adapter
+        loss = LossParams.model_validate(section.loss.model_dump() | GEOMETRIES[self.geometry])
+        training = section.training.model_copy(update={**TRAINING, "seed": self.seed})
+        inputs = fingerprint(shop.inputs, loss, training, section.moda, params.backbone, self.shift)
+        of_base = fingerprint(shop.inputs, params.backbone, self.shift)
+        paths = {steps: self.folder / f"{steps}.json" for steps in num_steps}
+        found = {0: self._kept(self.base, of_base)} | {steps: self._kept(path, inputs) for steps, path in paths.items()}
+        if None in found.values():
+            device = prepare_torch(params.runtime)
+            backbone, model = _adapted(params, self.seed, device)
+            encoder = Shifted(backbone, self.shift, model, shop.source, device) if self.shift else backbone
+            if found[0] is None:  # an untrained adapter changes nothing
+                found[0] = self._save(self.base, of_base, measure(encoder, model, shop, params, device))
+            source = _mismatched(shop.source, self.seed) if self.geometry == "mismatched" else shop.source
+            for steps in num_steps:
+                if found[steps] is None:
+                    logger.info("%s, seed %d, %d steps", self.geometry, self.seed, steps)
+                    check = self._train(encoder, model, source, training, loss, steps, inputs, device)
+                    found[steps] = self._save(paths[steps], inputs, measure(encoder, model, shop, params, device) | check)
+        return [one for one in found.values() if one is not None]
+
+    def _train(
+        self,
+        encoder: Any,
+        model: nn.Module,
+        source: ItemSource,
+        training: TrainingParams,
+        loss: LossParams,
+        steps: int,
+        inputs: str,
+        device: torch.device,
+    ) -> dict[str, float]:
+        """Train up to a step; the checkpoint of fewer steps is resumed, since the rate is constant after the warm-up."""
+        training = training.model_copy(update={"num_steps": steps})
+        checkpoint = self.folder / "checkpoint.safetensors"
+        curve = alignment.train_adapter(encoder, model, source, training, loss, checkpoint, inputs, device)
+        return {"steps": steps, "last_loss": curve[-1].loss} | curve.check.metrics()
+
+    @staticmethod
+    def _kept(path: Path, inputs: str) -> dict[str, float] | None:
+        """What a file holds, where it was measured from the same inputs."""
+        if not path.exists():
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return kept["measured"] if kept["inputs"] == inputs else None
+
+    @staticmethod
+    def _save(path: Path, inputs: str, measured: dict[str, float]) -> dict[str, float]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"inputs": inputs, "measured": measured})
+        return measured
+
+
+def _adapted(params: Params, seed: int, device: torch.device) -> tuple[Backbone, nn.Module]:
+    """The backbone and the model with an untrained MoDA adapter."""
+    adapter = params.train_adapter.moda
+    backbone = backbones.build(params.backbone, device)
+    pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
+    return backbone, adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=seed)
+
+
+def _mismatched(source: ItemSource, seed: int) -> ItemSource:
+    """The items with each other's texts: every text moves by one place along a seeded circle of all items."""
+    order = generator(seed, "mismatched").permutation(len(source))
+    partner = np.empty(len(source), dtype=np.int64)
+    partner[order] = np.roll(order, 1)
+    return ItemSource(
+        source.item_ids, source.texts(partner), source.image_prompt, source.prompt_hash, source.store, "placeholder"
+    )
+
+
+class Shifted:
+    """A backbone whose embeddings have one constant added: a large direction that all of them share.
+
+    Args:
+        backbone: whose embeddings they are.
+        shift: length of the constant, as a multiple of the root mean square distance of embeddings to their centre.
+        model: for the embeddings of a sample, from which that distance is taken.
+        source: the items.
+        device: of the constant.
+    """
+
+    def __init__(self, backbone: Backbone, shift: float, model: nn.Module, source: ItemSource, device: torch.device) -> None:
+        self._backbone = backbone
+        rows = np.flatnonzero(source.has_image)[:SAMPLE]
+        model.eval()
+        with torch.no_grad(), modality(model, "text"):
+            inputs = backbone.text_inputs(source.texts(rows))
+            text_BD = backbone.encode(model, {name: tensor.to(device) for name, tensor in inputs.items()})
+        distance = float((text_BD - text_BD.mean(dim=0)).square().sum(dim=1).mean().sqrt())
+        direction_D = generator(0, "shift").normal(size=text_BD.shape[1])
+        constant_D = shift * distance * direction_D / np.linalg.norm(direction_D)
+        self._constant_D = torch.tensor(constant_D, dtype=text_BD.dtype, device=device)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backbone, name)
+
+    def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Pooled embeddings ``(B, D)`` with the constant."""
+        return self._backbone.encode(model, inputs) + self._constant_D
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+def measure(encoder: Any, model: nn.Module, shop: Shop, params: Params, device: torch.device) -> dict[str, float]:
+    """Retrieval over all items with an image, and the probes of what each modality shows."""
+    blocks = BlockEncoder(encoder, model, params.export_embeddings, device)
+    blocks.prepare()
+    vectors: dict[str, np.ndarray] = {}
+    for name in MODALITIES:
+        with modality(model, name):
+            vectors[name] = blocks.encode(shop.source, name, shop.rows).vectors_BD.numpy()
+    image_ND, text_ND = (unit_rows(vectors[name] - vectors[name].mean(axis=0)) for name in MODALITIES)
+    measured = {"retrieval@1": mutual_retrieval_at_1(image_ND, text_ND)}
+    image_ND, text_ND = (unit_rows(vectors[name]) for name in MODALITIES)
+    measured["retrieval@1 with the mean"] = mutual_retrieval_at_1(image_ND, text_ND)
+    for name in MODALITIES:
+        shown = [attribute for attribute, by in SHOWN_BY.items() if by in (name, "both")]
+        probes = {attribute: above_chance(vectors[name], shop.attributes[attribute]) for attribute in shown}
+        measured |= {f"probe {name} {attribute}": value for attribute, value in probes.items()}
+        measured[f"probes {name}"] = float(np.mean(list(probes.values())))
+    return measured
+
+
+def table(done: Mapping[tuple[str, str], Sequence[Sequence[Mapping[str, float]]]], title: str) -> str:
+    """A markdown table: a row for each backbone, geometry and number of steps; means over the seeds with their range.
+
+    Args:
+        done: by backbone and geometry, of each seed, at step 0 and at each number of steps.
+        title: of the table.
+    """
+    rows, seen = [], set[str]()
+    for (arm, geometry), of_seeds in done.items():
+        at_first, *later = zip(*of_seeds, strict=True)
+        before = [one | {name: later[0][seed][f"{name}_before"] for name in COSINES} for seed, one in enumerate(at_first)]
+        if arm not in seen:
+            rows.append([arm, "none", "0", "", *_cells(before), ""])
+            seen.add(arm)
+        for at in later:
+            after = [one | {name: one[f"{name}_after"] for name in COSINES} for one in at]
+            targets = [np.mean([one[f"effective_targets_{when}"] for one in at]) for when in ("before", "after")]
+            collapsed = f"{sum(one['collapsed'] for one in at):.0f} of {len(at)}"
+            steps = f"{at[0]['steps']:.0f}"
+            rows.append([arm, geometry, steps, f"{targets[0]:.2f} -> {targets[1]:.2f}", *_cells(after), collapsed])
+    heads = ["backbone", "geometry", "steps", "effective targets", "retrieval@1", "with the mean", "cosine of two images"]
+    heads.append("of two texts")
+    return markdown_table([*heads, "probes of images", "probes of texts", "collapsed"], rows, title)
+
+
+COSINES = ("image_cosine", "text_cosine")
+
+
+def _cells(at: Sequence[Mapping[str, float]]) -> list[str]:
+    """Retrieval, mean cosines of two items, and probes: means over the seeds, with the range behind where they differ."""
+    names = ("retrieval@1", "retrieval@1 with the mean", *COSINES, "probes image", "probes text")
+    return [mean_with_range([one[name] for one in at], 3) for name in names]
