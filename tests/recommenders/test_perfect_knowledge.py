@@ -17,7 +17,7 @@ from sda_core.artifacts import INTERACTIONS
 from sda_core.data.demo import truth_of, world
 from sda_core.embeddings.oracle import oracle_vectors
 from sda_core.evaluation.metrics import per_user
-from sda_core.evaluation.significance import bootstrap_interval
+from sda_core.evaluation.significance import interval
 from sda_core.params import DemoDataset
 from sda_core.ranking import place_targets
 from sda_core.recommenders import ItemVectors, build, evaluation_data, training_data
@@ -54,7 +54,7 @@ def ndcg(recommender: str, content_strength: float, *, has_vectors: bool, folder
     rows = []
     for seed in SEEDS:
         data = training_data(known, num_users=dataset.num_users, num_items=dataset.num_items)
-        model = build(section.model_copy(update={"seed": seed}), data.num_users, data.num_items, vectors)
+        model = build(section, data.num_users, data.num_items, vectors, seed=seed)
         model.fit(
             data, checkpoint=folder / "checkpoint.safetensors", fingerprint=f"{recommender} {seed} {has_vectors}", device=CPU
         )
@@ -68,7 +68,7 @@ def ndcg(recommender: str, content_strength: float, *, has_vectors: bool, folder
 @pytest.mark.parametrize("recommender", ["sasrec", "bert4rec", "slmrec"])  # not vbpr: docs/log.md, 2026-11-29
 def test_perfect_knowledge_beats_ids(recommender: str, tmp_path: Path) -> None:
     ids, perfect = (ndcg(recommender, 5.0, has_vectors=has_vectors, folder=tmp_path) for has_vectors in (False, True))
-    low, _ = bootstrap_interval((perfect - ids).mean(axis=0), 2000, np.random.default_rng(0))
+    low, _ = interval(perfect - ids, 2000, np.random.default_rng(0))
     assert low > 0.0, (ids.mean(), perfect.mean())
 
 
@@ -76,5 +76,5 @@ def test_perfect_knowledge_beats_ids(recommender: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("recommender", ["sasrec", "bert4rec", "vbpr", "slmrec"])
 def test_without_content_perfect_knowledge_gains_nothing(recommender: str, tmp_path: Path) -> None:
     ids, perfect = (ndcg(recommender, 0.0, has_vectors=has_vectors, folder=tmp_path) for has_vectors in (False, True))
-    low, _ = bootstrap_interval((perfect - ids).mean(axis=0), 2000, np.random.default_rng(0))
+    low, _ = interval(perfect - ids, 2000, np.random.default_rng(0))
     assert low < 0.0, (ids.mean(), perfect.mean())
