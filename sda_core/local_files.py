@@ -29,7 +29,7 @@ NO_LOCAL_FILE = "conf/no_local_file.txt"
 """A file of the project that stands in ``local_files`` where there is nothing to watch."""
 
 OUTPUTS = (
-    *("data/raw", "data/filtered", "data/images", "data/negatives"),
+    *("data/raw", "data/truth.parquet", "data/filtered", "data/images", "data/negatives"),
     *("adapters", "embeddings", "indexes", "models", "evaluation", "metrics", "report"),
 )
 """Folders that the pipeline writes; a dependency that overlaps with one would be a cycle."""

@@ -93,7 +93,7 @@ def test_a_sound_run(sound: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in sound.rglob("*")}
     done = sda_verify(sound)
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[-1] == "33 ok, 0 absent, 0 skipped, 0 problem"
+    assert done.output.splitlines()[-1] == "43 ok, 0 absent, 0 skipped, 0 problem"
     assert "dvc.lock                               9 outputs as locked" in done.output
     assert {path: path.stat().st_mtime_ns for path in sound.rglob("*")} == before
 
@@ -102,7 +102,7 @@ def test_nothing_was_run(sound: Path, tmp_path: Path) -> None:
     shutil.copy(sound / "params.yaml", tmp_path)
     done = sda_verify(tmp_path)
     assert done.exit_code == 0
-    assert done.output.splitlines()[-1] == "0 ok, 33 absent, 0 skipped, 0 problem"
+    assert done.output.splitlines()[-1] == "0 ok, 43 absent, 0 skipped, 0 problem"
 
 
 def test_a_part_was_run(workspace: Workspace, params: Params) -> None:
