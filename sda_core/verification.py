@@ -499,7 +499,7 @@ class _Run:
         found = dict(_mapping(path, "metrics"))
         hashed = {name: found.pop(name) for name in ("negatives_sha256",) if name in found}
         expected = evaluation.negatives_of(self.workspace.positions(variant, recommender))
-        _expect(hashed == expected, path, f"tells of the negatives {hashed}, the positions of {expected}")
+        _expect(hashed == expected, path, f"names the negatives {hashed}, but the positions were computed with {expected}")
         if self.params.evaluate.retrieval is not None:
             recall = found.pop(
                 "retrieval_recall@10", 1.0

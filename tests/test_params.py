@@ -80,7 +80,7 @@ def test_the_shipped_file_is_valid() -> None:
         ("dataset.source", "amazn", "dataset: "),
         ("train_adapter.training.learning_rate", "2e-4x", "train_adapter.training.learning_rate: should be a valid number"),
         ("train_adapter.moda.num_experts", 3, "train_adapter.moda: r (8) must be a multiple of num_experts (3)"),
-        ("variants", ["id", "nope"], "variants: unknown nope; known are id, lora, sda, zero_shot"),
+        ("variants", ["id", "nope"], "known are id, image_only, lora, oracle, random, sda, text_only, zero_shot"),
         ("import_embeddings.variants", {"sda": {"path": "x"}}, "import_embeddings.variants: sda are names of variants made here"),
         ("import_embeddings.variants", {"minilm": {}}, "import_embeddings.variants.minilm.path: missing"),
         ("import_embeddings.max_missing_share", 2.0, "import_embeddings.max_missing_share: should be less than or equal to 1"),
@@ -344,7 +344,7 @@ AMAZON = {
             },
             "recommenders: slmrec takes the embeddings of images and of texts, and j has one embedding per item",
         ),
-        ({"train_recommender.variants": ["zero_shot", "lora"]}, "train_recommender.variants: misses sda, which variants has"),
+        ({"train_recommender.variants": ["zero_shot", "lora"]}, "train_recommender.variants: misses random, text_only, image_only, sda, oracle, which variants has"),
         ({"recommenders": ["pop", "gru4rec"]}, "recommenders.1: should be 'pop', 'bpr', 'vbpr', 'slmrec'"),
         # adapters
         (
@@ -447,7 +447,8 @@ def test_settings_that_contradict_each_other_are_named(changes: dict[str, object
         {"backbone": CHECKPOINT | {"name": "./folder", "revision": None}},
         {"backbone": CHECKPOINT | {"attention": "flash_attention_2"}},
         {"items.image_prompt": "{noun} {noun} {a b}"},
-        {"dataset": AMAZON | {"image_archive": ["a.zip"]}},
+        {"dataset": AMAZON | {"image_archive": ["a.zip"]}, "variants": ["id"], "train_recommender.variants": [],
+         "train_adapter.variants": {}, "control_embeddings.variants": []},
         {"build_index.factory": "IVF64_HNSW32,Flat", "build_index.nprobe": 4},
         {"build_index.factory": "IMI2x8,Flat", "build_index.nprobe": 4},
         {"train_recommender.sasrec.num_heads": 4},

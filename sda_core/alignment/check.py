@@ -124,6 +124,9 @@ def check(
 ) -> None:
     """Say what the figures are before step 0, and stop or warn where the teacher has nothing to teach.
 
+    Only a nearly uniform teacher stops a training: it makes all vectors alike.  One that is nearly certain of the own pair
+    makes CMSA an InfoNCE, which learns (docs/results.md, geometry of the loss), so it is a warning.
+
     A running mean gets a warning: these figures look sound and training may still make all vectors alike
     (:class:`~sda_core.losses.geometry.Centering`).
 
@@ -136,8 +139,8 @@ def check(
         say: whether this process logs.
 
     Raises:
-        TrainingError: the teacher has more than half of the batch, or fewer than 1.05, effective targets, and
-            ``train_adapter.training.check`` is ``stop``.
+        TrainingError: the teacher has more effective targets than half of the batch, and ``train_adapter.training.check`` is
+            ``stop``.
     """
     if say:
         _log.info("before training: %s", describe(before))
@@ -153,7 +156,7 @@ def check(
     if loss.teacher == "none" or (found := problem(before, training.batch_size, section)) is None:
         return
     what, advice = found
-    if training.check == "stop":
+    if training.check == "stop" and before.teacher_targets > training.batch_size / 2:
         raise TrainingError(section, what, f"{advice}; or set train_adapter.training.check to warn")
     if say:
         _log.warning("%s: %s; %s", section, what, advice)

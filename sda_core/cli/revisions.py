@@ -261,7 +261,7 @@ def table(
     yield head + ("  noise    verdict" if with_noise else "")
     for row in shown:
         yield _line(row, with_noise)
-    yield "clear: the interval over users and seeds excludes zero; by luck alone 1 row of 20 does."
+    yield "clear: the interval over users and seeds excludes zero; by chance alone 1 row of 20 does."
 
 
 def _line(row: Judged, with_noise: bool) -> str:

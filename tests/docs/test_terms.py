@@ -32,9 +32,6 @@ INSTEAD = {
 LATER = {"docs/log.md", "docs/glossary.md", "pretraining/README.md", "sda_core/backbones/nano/MODEL_CARD.md"}
 """The log keeps the language of its day, the glossary names the older terms, and the last two are written with a program."""
 
-NOT_YET = {"revisions", "verification"}
-"""Modules with older terms."""
-
 EXCEPTIONS = {
     "The picture shows a": "an image prompt: the vectors depend on it",
     "The picture is the poster of a": "likewise",
@@ -67,8 +64,6 @@ def messages(path: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("sda_core/**/*.py"), *ROOT.glob("stages/*.py")]), ids=lambda p: p.stem)
 def test_messages(path: Path) -> None:
-    if path.stem in NOT_YET:
-        pytest.skip("not yet")
     names = {"picture"}  # the seed of the built-in shop's images
     wrong = [f"{path}:{number}: {problem}" for number, text in messages(path) if text not in names for problem in found(text)]
     assert not wrong

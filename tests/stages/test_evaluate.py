@@ -118,7 +118,7 @@ def test_metrics_of_other_negatives_are_told(trained: Workspace) -> None:
     evaluate("id", root=trained.root)
     path = trained.positions("id", "bpr")
     SEED_POSITIONS.write(SEED_POSITIONS.read(path), path, {"negatives_sha256": "1" * 64})
-    assert "tells of the negatives" in findings(trained)["metrics/id/bpr.json"].text
+    assert "names the negatives" in findings(trained)["metrics/id/bpr.json"].text
     assert findings(trained)["metrics/id/pop.json"].status == "ok"
 
 
