@@ -344,7 +344,10 @@ AMAZON = {
             },
             "recommenders: slmrec takes the embeddings of images and of texts, and j has one embedding per item",
         ),
-        ({"train_recommender.variants": ["zero_shot", "lora"]}, "train_recommender.variants: misses random, text_only, image_only, sda, oracle, which variants has"),
+        (
+            {"train_recommender.variants": ["zero_shot", "lora"]},
+            "train_recommender.variants: misses random, text_only, image_only, sda, oracle, which variants has",
+        ),
         ({"recommenders": ["pop", "gru4rec"]}, "recommenders.1: should be 'pop', 'bpr', 'vbpr', 'slmrec'"),
         # adapters
         (
@@ -447,8 +450,8 @@ def test_settings_that_contradict_each_other_are_named(changes: dict[str, object
         {"backbone": CHECKPOINT | {"name": "./folder", "revision": None}},
         {"backbone": CHECKPOINT | {"attention": "flash_attention_2"}},
         {"items.image_prompt": "{noun} {noun} {a b}"},
-        {"dataset": AMAZON | {"image_archive": ["a.zip"]}, "variants": ["id"], "train_recommender.variants": [],
-         "train_adapter.variants": {}, "control_embeddings.variants": []},
+        {"dataset": AMAZON | {"image_archive": ["a.zip"]}, "variants": ["id", "zero_shot"],
+         "train_recommender.variants": ["zero_shot"], "train_adapter.variants": {}, "control_embeddings.variants": []},
         {"build_index.factory": "IVF64_HNSW32,Flat", "build_index.nprobe": 4},
         {"build_index.factory": "IMI2x8,Flat", "build_index.nprobe": 4},
         {"train_recommender.sasrec.num_heads": 4},
