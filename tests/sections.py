@@ -20,6 +20,14 @@ def changed(section: Any, **changes: Any) -> Any:
     return type(section)(**{**section.model_dump(), **changes})
 
 
+def short_ladder(tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree of params with the variants of conf/ladder/short.yaml, which any data set can have; changed in place."""
+    tree["variants"] = ["id", "zero_shot", "lora", "sda"]
+    tree["train_recommender"]["variants"] = ["zero_shot", "lora", "sda"]
+    tree["control_embeddings"]["variants"] = []
+    return tree
+
+
 def tiny_section(**changes: Any) -> TinyQwen25VL:
     """The random backbone of conf/backbone/tiny.yaml."""
     values = YAML(typ="safe").load((_ROOT / "conf" / "backbone" / "tiny.yaml").read_text(encoding="utf-8"))

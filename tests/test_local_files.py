@@ -22,6 +22,7 @@ from sda_core.fetch.images import changed_images, fetch_images, linked_folders
 from sda_core.image_store import read_images
 from sda_core.local_files import IMAGES, NO_LOCAL_FILE, OUTPUTS, RAW, check, user_folder, watched
 from sda_core.params import AmazonDataset, DownloadParams, FetchImagesParams, parse_params
+from tests.sections import short_ladder
 
 USES = (*RAW, *IMAGES, "backbone")
 NOTHING = dict.fromkeys(USES, NO_LOCAL_FILE)
@@ -168,7 +169,7 @@ def test_hydra_fills_the_section_in(repository: Path, shop: Path) -> None:
 
 
 def test_a_section_that_does_not_fit_is_refused_in_one_line(repository: Path, shop: Path) -> None:
-    data = YAML(typ="safe").load((repository / "params.yaml").read_text(encoding="utf-8"))
+    data = short_ladder(YAML(typ="safe").load((repository / "params.yaml").read_text(encoding="utf-8")))
     check(parse_params(data, "params.yaml"), repository, USES)
     data["dataset"] = dataset(local_folder=str(shop))
     with pytest.raises(ConfigError, match="local_files") as refused:

@@ -290,4 +290,4 @@ def test_other_params_than_it_was_made_with(workspace: Workspace) -> None:
     path.write_text(path.read_text().replace("fusion: late_concat_pca", "fusion: mean").replace("max_epochs: 2", "max_epochs: 3"))
     found = findings(workspace, load_params(path))
     assert "fusion is 'late_concat_pca'" in found["embeddings/sda.parquet"].text
-    assert "other settings" in found["models/id/vbpr"].text
+    assert "other settings" in found["models/id/vbpr/1"].text
