@@ -135,7 +135,10 @@ def test_every_stage_says_one_line(root: Path, name: str, capsys: pytest.Capture
     if name in ("download", "fetch-images"):  # what they keep between runs, so that they have something to write
         shutil.rmtree(root / output)
     before = state(root)
-    for num_bytes in (0, 300):  # nothing at all, and a part of a file
+    # a recommender's summary over its seeds goes before they are looked at, and is made again from the seeds that are kept
+    training = name.startswith("train-recommender")
+    summaries = {f"{output}/{file}" for file in ("made_of.json", "history.tsv")} if training else set[str]()
+    for num_bytes in (0,) if training else (0, 300):  # nothing at all, and a part of a file; the summaries are shorter than that
         capsys.readouterr()
         with full_disk(num_bytes), pytest.raises(typer.Exit) as ended:
             command(root)
@@ -144,7 +147,10 @@ def test_every_stage_says_one_line(root: Path, name: str, capsys: pytest.Capture
         assert len(lines) == 1, lines
         assert lines[0].startswith(f"sda {name.split()[0]}: error: {root}")
         assert "cannot be written (File too large); raise the limit" in lines[0]
-        assert state(root) == before
+        after = state(root)
+        assert {path: held for path, held in after.items() if path not in summaries} == {
+            path: held for path, held in before.items() if path not in summaries
+        }
     command(root)
     assert (root / output).exists()
 
@@ -180,7 +186,7 @@ def test_recommenders_in_processes_of_their_own_end_in_one_line(root: Path) -> N
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("sda ")]
-    assert line.startswith("sda train-recommender: error: variant zero_shot: the training of vbpr")
+    assert line.startswith("sda train-recommender: error: variant zero_shot: the training of pop, vbpr failed")
     assert "cannot be written (File too large)" in line
     assert not list((root / "models").rglob("*.json"))
 

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from sda_core.params import CLIP, Params, TailParams, load_params, parse_params
 from sda_core.report import describe
+from tests.sections import short_ladder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,9 +22,11 @@ def params() -> Params:
 
 @pytest.mark.parametrize("preset", ["beauty", "movies", "gift_cards", "demo"])
 def test_every_data_set_and_backbone_can_be_described(preset: str, params: Params) -> None:
-    yaml, whole = YAML(typ="safe", pure=True), params.model_dump(mode="json")
+    yaml, whole = YAML(typ="safe", pure=True), short_ladder(params.model_dump(mode="json"))
     folder = ROOT / "conf"
-    whole |= yaml.load((folder / "dataset" / f"{preset}.yaml").read_text(encoding="utf-8"))
+    preset_tree = yaml.load((folder / "dataset" / f"{preset}.yaml").read_text(encoding="utf-8"))
+    preset_tree.pop("defaults", None)  # Hydra's
+    whole |= preset_tree
     whole["backbone"] = yaml.load((folder / "backbone" / "qwen2_5_vl_7b.yaml").read_text(encoding="utf-8"))
     chosen = parse_params(whole, preset)
     texts = [describe.dataset(chosen.dataset), describe.backbone(chosen.backbone), describe.backbone(params.backbone)]
@@ -61,7 +64,7 @@ def test_filter_and_split_in_words(params: Params) -> None:
         update={"method": "single_pass", "min_rating": 3.0, "duplicates": "last", "items_without_image": "drop"}
     )
     assert describe.filtering(section) == (
-        "single pass, at least 5 per user, 5 per item; ratings from 3; of repeated purchases the last; "
+        "single pass, at least 5 per user, 1 per item; ratings from 3; of repeated purchases the last; "
         "equal times in random order (seed 42); "
         "items without metadata dropped; items without an image's address dropped"
     )
