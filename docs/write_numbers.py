@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = ("id", "zero_shot", "lora", "sda")
+VARIANTS = ("id", "random", "image_only", "text_only", "zero_shot", "lora", "sda", "oracle")
+IN_README = ("id", "zero_shot", "lora", "sda", "oracle")
 RECOMMENDERS = ("pop", "sasrec", "vbpr", "bert4rec")
 METRIC = "ndcg@10"
 
@@ -58,13 +59,29 @@ def readme_row(root: Path) -> str:
     """The row of README's table on the default run."""
     metrics = _metrics(root)
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
-    values = ", ".join(f"`{v}` {number(metrics[v, 'sasrec'][METRIC])}" for v in VARIANTS)
+    shown = [v for v in IN_README if (v, "sasrec") in metrics]
+    values = ", ".join(f"`{v}` {number(metrics[v, 'sasrec'][METRIC])}" for v in shown)
     difference, verdict = _gain(comparisons, "sasrec", "sda", "zero_shot")
+    if f"sasrec/lora_vs_zero_shot/{METRIC}_gain" in comparisons:
+        difference += f"; `lora` - `zero_shot` {_gain(comparisons, 'sasrec', 'lora', 'zero_shot')[0]}"
     answer = {"higher": "Yes", "lower": "No, it lowers it", "no clear difference": "No clear difference"}[verdict]
     return (
         f"| Does adaptation improve a recommender on the built-in shop? | {answer}. "
         f"SASRec's NDCG@10: {values}; `sda` - `zero_shot` {difference} | [the default run](docs/results.md#the-default-run) |\n"
-    )
+    ) + _control_row(comparisons)
+
+
+def _control_row(comparisons: dict[str, float]) -> str:
+    """What perfect knowledge of the shop's attributes brings in each recommender; nothing where the run has no such control."""
+    found = []
+    for recommender in RECOMMENDERS:
+        if f"{recommender}/oracle_vs_id/{METRIC}_gain" in comparisons:
+            difference, verdict = _gain(comparisons, recommender, "oracle", "id")
+            found.append(f"{recommender} {difference} ({verdict})")
+    if not found:
+        return ""
+    answer = f"The true attributes (`oracle`) - `id`, NDCG@10: {'; '.join(found)}"
+    return f"| Could that shop show a gain? | {answer} | [its controls](docs/shop.md#the-two-controls) |\n"
 
 
 def results_block(root: Path) -> str:
@@ -78,7 +95,7 @@ def results_block(root: Path) -> str:
         lines.append(f"| `{recommender}` | {' | '.join(cells)} |")
     lines += ["", "| difference in NDCG@10 | 95 % interval | |", "|---|---|---|"]
     for recommender in RECOMMENDERS:
-        for first, second in (("sda", "id"), ("sda", "zero_shot"), ("lora", "zero_shot")):
+        for first, second in (("oracle", "id"), ("sda", "id"), ("sda", "zero_shot"), ("lora", "zero_shot")):
             if f"{recommender}/{first}_vs_{second}/{METRIC}_gain" in comparisons:
                 difference, verdict = _gain(comparisons, recommender, first, second)
                 gain, _, interval = difference.partition(", 95 % interval ")

@@ -46,10 +46,11 @@ def test_the_answer_follows_from_the_interval(
     gains = {f"{pair}_gain": 0.0123, f"{pair}_low": interval[0], f"{pair}_high": interval[1]}
     (tmp_path / "comparisons.json").write_text(json.dumps(gains), encoding="utf-8")
     row = script["readme_row"](tmp_path)
-    assert f"| {verdict}. SASRec's NDCG@10: `id` .1000, `zero_shot` .1100, `lora` .1200, `sda` .1300; " in row
+    assert f"| {verdict}. SASRec's NDCG@10: `id` .1000, `zero_shot` .1400, `lora` .1500, `sda` .1600, `oracle` .1700; " in row
     assert "`sda` - `zero_shot` .0123, 95 % interval " in row
     told = script["results_block"](tmp_path)
-    assert "| `sasrec` | .1000 (.0100) | .1100 (.0100) | .1200 (.0100) | .1300 (.0100) |" in told
+    assert "Could that shop show a gain?" not in row  # a run without the positive control
+    assert "| `sasrec` | .1000 (.0100) | .1100 (.0100) | .1200 (.0100) | .1300 (.0100) | .1400 (.0100) |" in told
     (tmp_path / "metrics" / "id" / "sasrec.json").write_text(
         json.dumps({"ndcg@10": 0.1, "num_users": 5, "tail_num_users": 0}), "utf-8"
     )
