@@ -68,11 +68,12 @@ def readme_row(root: Path) -> str:
     return (
         f"| Does adaptation improve a recommender on the built-in shop? | {answer}. "
         f"SASRec's NDCG@10: {values}; `sda` - `zero_shot` {difference} | [the default run](docs/results.md#the-default-run) |\n"
-    ) + _control_row(comparisons)
+    )
 
 
-def _control_row(comparisons: dict[str, float]) -> str:
-    """What perfect knowledge of the shop's attributes brings in each recommender; nothing where the run has no such control."""
+def control_row(root: Path) -> str:
+    """The row on the control: what perfect knowledge of the shop's attributes brings in each recommender; nothing where the run has no such control."""
+    comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
     found = []
     for recommender in RECOMMENDERS:
         if f"{recommender}/oracle_vs_id/{METRIC}_gain" in comparisons:
@@ -109,8 +110,11 @@ def results_block(root: Path) -> str:
 def pages(root: Path) -> dict[Path, str]:
     """The two files as they should be."""
     readme, results = root / "README.md", root / "docs" / "results.md"
+    text = readme.read_text(encoding="utf-8")
+    for row in filter(None, (readme_row(root), control_row(root))):
+        text = _row_of_readme(text, row)
     return {
-        readme: _row_of_readme(readme.read_text(encoding="utf-8"), readme_row(root)),
+        readme: text,
         results: block("default run", results.read_text(encoding="utf-8"), results_block(root)),
     }
 

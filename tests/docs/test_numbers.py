@@ -49,7 +49,7 @@ def test_the_answer_follows_from_the_interval(
     assert f"| {verdict}. SASRec's NDCG@10: `id` .1000, `zero_shot` .1400, `lora` .1500, `sda` .1600, `oracle` .1700; " in row
     assert "`sda` - `zero_shot` .0123, 95 % interval " in row
     told = script["results_block"](tmp_path)
-    assert "Could that shop show a gain?" not in row  # a run without the positive control
+    assert script["control_row"](tmp_path) == ""  # a run without the positive control
     assert "| `sasrec` | .1000 (.0100) | .1100 (.0100) | .1200 (.0100) | .1300 (.0100) | .1400 (.0100) |" in told
     (tmp_path / "metrics" / "id" / "sasrec.json").write_text(
         json.dumps({"ndcg@10": 0.1, "num_users": 5, "tail_num_users": 0}), "utf-8"
