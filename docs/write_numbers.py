@@ -72,7 +72,7 @@ def readme_row(root: Path) -> str:
 
 
 def control_row(root: Path) -> str:
-    """The row on the control: what perfect knowledge of the shop's attributes brings in each recommender; nothing where the run has no such control."""
+    """The row on what perfect knowledge of the shop brings in each recommender; empty without that control."""
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
     found = []
     for recommender in RECOMMENDERS:
