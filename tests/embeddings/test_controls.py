@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +16,7 @@ from sda_core.embeddings.table import write_embeddings
 from sda_core.item_vectors import read_vectors
 from sda_core.params import ExportParams, load_params
 from stages.control_embeddings import control_embeddings
+from tests.sections import short_ladder
 
 NUM_ITEMS, FIT = 40, np.arange(1, 31)
 
@@ -74,7 +74,7 @@ def test_one_modality_alone_does_not_depend_on_the_other(vectors: Vectors, expor
 def test_the_stage_writes_a_table_of_its_own(
     tmp_path: Path, repository: Path, vectors: Vectors, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
+    params = short_ladder(YAML(typ="safe", pure=True).load(repository / "params.yaml"))
     params["control_embeddings"]["variants"] = ["shuffled", "text_only"]
     YAML(typ="safe", pure=True).dump(params, tmp_path / "params.yaml")
     workspace = Workspace(tmp_path)

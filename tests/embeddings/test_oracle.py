@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ from sda_core.errors import ArtifactError, DataError
 from sda_core.item_vectors import read_vectors
 from sda_core.params import Oracle
 from stages.control_embeddings import control_embeddings
-from tests.sections import SHIPPED, changed
+from tests.sections import SHIPPED, changed, short_ladder
 
 SHOP = changed(SHIPPED.dataset, num_users=20, num_items=400)
 KNOWS = {
@@ -140,7 +140,7 @@ def test_the_truth_is_that_of_the_world(truth: pl.DataFrame) -> None:
 def test_the_stage_joins_by_id_and_stops_without_a_truth(
     tmp_path: Path, repository: Path, truth: pl.DataFrame, items: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params: dict[str, Any] = YAML(typ="safe", pure=True).load(repository / "params.yaml")
+    params = short_ladder(YAML(typ="safe", pure=True).load(repository / "params.yaml"))
     params["control_embeddings"]["variants"] = ["oracle", "oracle_named"]
     YAML(typ="safe", pure=True).dump(params, tmp_path / "params.yaml")
     workspace = Workspace(tmp_path)
