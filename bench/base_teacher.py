@@ -1,4 +1,6 @@
-"""What a teacher of the backbone's own vectors adds to a step of adapter training: both steps in turns, in one process.
+"""What a teacher of the base's vectors adds to a training step.
+
+Both steps run in turns, in one process.
 
 Each round takes one step with ``teacher_source: adapted`` and one with ``base`` on the same items, model and inputs, in an
 order that changes; the ratio is that of the two.  The base's vectors are read from disk, as in a run, where they are computed

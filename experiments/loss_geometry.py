@@ -1,4 +1,4 @@
-"""Which geometry of the loss learns, collapses or forgets, on which kind of backbone?
+"""Which geometry of the loss learns, collapses or forgets?
 
 A backbone that was trained to predict the next token gives vectors that share one large direction.  The teacher of CMSA is then
 nearly uniform.  This experiment trains the same MoDA adapter under several geometries of the loss and measures, at each number

@@ -69,7 +69,7 @@ def test_table_has_the_difference_to_the_same_backbone(shop: Workspace, tmp_path
     table = families.table(study, ["nano"], "sasrec")
     base, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[-2:])
     assert base[3] == "0.500"
-    assert row[2:] == ["0.125, 0.250", "1.000", "0.7500", "+0.7500 [+0.7500, +0.7500]", "+0.5000 .. +1.0000"]
+    assert row[2:] == ["0.125, 0.250", "1.000", "0.7500", "+0.7500 [-1.6548, +3.1548]", "+0.5000 .. +1.0000"]
     families.plot(study, ["nano"], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 

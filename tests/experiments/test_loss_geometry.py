@@ -64,6 +64,7 @@ def test_a_constant_makes_all_embeddings_alike(on_tiny: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The least populated class in y:UserWarning")  # a tiny shop has rare attributes
 def test_a_finished_cell_is_kept(on_tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(on_tiny)
     options = {"geometries": Names(("cosine", "mismatched")), "seeds": Numbers((1,)), "num_steps": Numbers((1, 2))}
