@@ -89,7 +89,7 @@ def test_the_base_teaches_views(on_tiny: Path, adapted: tuple[Params, backbones.
         value = views.criterion(model, three_views.VIEWS, rows, loss)(own)
         torch.testing.assert_close(value, cmsa_many(own, loss.temperature, taught_by=base))
         itself = views.criterion(model, three_views.VIEWS, rows, loss.model_copy(update={"teacher_source": "adapted"}))(own)
-    assert abs(itself.item() - value.item()) > 1e-4
+    assert abs(itself.item() - value.item()) > 1e-3 * abs(value.item())
 
 
 @pytest.mark.parametrize("adapted", [MODALITIES], ids=["modalities"], indirect=True)

@@ -1042,6 +1042,10 @@ def test_demo_shop(tmp_path: Path) -> None:
         missing_image_share=0.1,
         missing_metadata_share=0.0,
         quirk_share=0.0,
+        new_item_share=0.0,
+        text_completeness=1.0,
+        image_clutter=0.0,
+        missing_description_share=0.0,
         image_side=16,
     )
     raw = tmp_path / "raw"

@@ -23,6 +23,7 @@ from sda_core.errors import ArtifactError, DownloadError
 from sda_core.fetch.images import fetch_images, to_try_again
 from sda_core.image_store import ImageStore
 from sda_core.params import load_params
+from tests.sections import short_ladder
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_IMAGES = 11
@@ -71,7 +72,7 @@ def make_root(tmp_path: Path, urls: list[str]) -> Callable[..., Path]:
         Workspace(root).raw.mkdir()
         (Workspace(root).raw / "manifest.json").write_text('{"files": []}')
         yaml = YAML()
-        params = yaml.load(ROOT / "params.yaml")
+        params = short_ladder(yaml.load(ROOT / "params.yaml"))
         params["dataset"] = {
             "source": "amazon",
             "edition": 2018,
