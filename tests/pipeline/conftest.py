@@ -41,6 +41,7 @@ SMALL = [
     "report.num_neighbors=3",
     "runtime.device=cpu",
     "runtime.num_threads=1",
+    "control_embeddings.variants=[]",
     "variants=[id,zero_shot,sda]",
     "train_recommender.variants=[zero_shot,sda]",
     "recommenders=[pop,sasrec,vbpr]",
