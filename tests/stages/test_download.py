@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+from tests.sections import short_ladder
+
 _SPEC = importlib.util.spec_from_file_location("faulty_server", Path(__file__).parents[1] / "fetch" / "conftest.py")
 assert _SPEC is not None
 assert _SPEC.loader is not None
@@ -55,7 +57,7 @@ class Stage:
         return self.root / "data" / "raw"
 
     def params(self, reviews: str, metadata: str, timeout_seconds: float = 60.0, num_retries: int = 2, **changes: Any) -> None:
-        data = YAML(typ="safe").load((self.repository / "params.yaml").read_text(encoding="utf-8"))
+        data = short_ladder(YAML(typ="safe").load((self.repository / "params.yaml").read_text(encoding="utf-8")))
         preset = YAML(typ="safe").load((self.repository / "conf" / "dataset" / "gift_cards.yaml").read_text(encoding="utf-8"))
         data["dataset"] = preset["dataset"] | {"reviews": [reviews], "metadata": [metadata]} | changes
         data["download"] = {"backoff_seconds": 0.01, "max_file_bytes": 2_000_000}
