@@ -210,7 +210,7 @@ def test_a_training_is_kept_until_what_it_is_made_of_changes(code: Path, shop: W
         path.write_text(text.replace(old, new), encoding="utf-8")
 
     def weights(name: str) -> bytes:
-        return (shop.recommender("zero_shot", name) / "model.safetensors").read_bytes()
+        return (shop.model("zero_shot", name, 1) / "model.safetensors").read_bytes()
 
     everything = {"pop", "bpr", "slmrec"}
     assert trained() == everything

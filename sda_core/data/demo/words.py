@@ -196,7 +196,7 @@ def _title(draw: random.Random, spoken: dict[Attribute, str], anchored: set[Attr
     generic = draw.choice(GENERIC_NOUNS)
     words: list[Word] = []
     for part in parts:
-        inside = [attribute for attribute, slot in SLOTS.items() if f"{{{slot}}}" in part]
+        inside: list[Attribute] = [attribute for attribute, slot in SLOTS.items() if f"{{{slot}}}" in part]
         name = inside[0] if inside else None
         if name is not None and name != "category" and not spoken[name]:
             continue
