@@ -195,13 +195,13 @@ def test_a_training_is_kept_until_what_it_is_made_of_changes(code: Path, shop: W
     def trained() -> set[str]:
         """The recommenders whose folder the stage wrote again."""
         paths = [shop.recommender("zero_shot", name) / "history.tsv" for name in ("pop", "bpr", "slmrec")]
-        before = {path: path.stat().st_ino for path in paths if path.is_file()}
+        before = {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
         command = [sys.executable, "-m", "stages.train_recommender", "--variant", "zero_shot", "--root", str(shop.root)]
         done = subprocess.run(
             command, cwd=code, env=project.environment() | {"PYTHONPATH": str(code)}, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        return {path.parent.name for path in paths if before.get(path) != path.stat().st_ino}
+        return {path.parent.name for path in paths if before.get(path) != path.stat().st_mtime_ns}
 
     def replace(name: str, old: str, new: str) -> None:
         path = code / name
