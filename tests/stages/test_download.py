@@ -96,7 +96,7 @@ class Stage:
             ("reviews", "r.json.gz", len(reviews), hashlib.sha256(reviews).hexdigest()),
             ("metadata", "m.json.gz", len(metadata), hashlib.sha256(metadata).hexdigest()),
         ]
-        assert sorted(path.name for path in (self.root / "data").iterdir()) == ["raw"], "no lock is left"
+        assert sorted(path.name for path in (self.root / "data").iterdir()) == ["raw", "truth.parquet"], "no lock is left"
 
     def refuses(self) -> str:
         """The one line of a run that fails; nothing is in place."""
