@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from experiments.options import THREE_SEEDS, Name, NumSteps, Root, Seeds
 from experiments.study import check_names, kept_table, logger, markdown_table, write_results
+from experiments.workspaces import untrained
 from sda_core import adapters, alignment, backbones, losses
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
@@ -123,8 +124,7 @@ def measure(workspace: Workspace, params: Params, arm: Arm, seed: int, num_steps
         model, _ = adapters.load(backbone.model, workspace.adapter(arm.saved))
         model.to(device)
         return frame(products(backbone, model, criterion, source, held_out), model, "after")
-    pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
-    model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=seed).to(device)
+    model = untrained(backbone, adapter, MODALITIES, seed).to(device)
     parts = [frame(products(backbone, model, criterion, source, held_out), model, "before")]
     source.shows_image[held_out.ravel()] = False  # so training skips them
     with tempfile.TemporaryDirectory() as scratch:

@@ -44,7 +44,8 @@ from experiments.study import (
     shop_attributes,
     write_results,
 )
-from sda_core import adapters, alignment, backbones
+from experiments.workspaces import untrained
+from sda_core import alignment, backbones
 from sda_core.adapters import modality
 from sda_core.artifacts import Workspace, write_json
 from sda_core.backbones import Backbone
@@ -157,7 +158,8 @@ class Cell:
         found = {0: self._kept(self.base, of_base)} | {steps: self._kept(path, inputs) for steps, path in paths.items()}
         if None in found.values():
             device = prepare_torch(params.runtime)
-            backbone, model = _adapted(params, self.seed, device)
+            backbone = backbones.build(params.backbone, device)
+            model = untrained(backbone, section.moda, MODALITIES, self.seed)
             encoder = Shifted(backbone, self.shift, model, shop.source, device) if self.shift else backbone
             if found[0] is None:  # an untrained adapter changes nothing
                 found[0] = self._save(self.base, of_base, measure(encoder, model, shop, params, device))
@@ -199,14 +201,6 @@ class Cell:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"inputs": inputs, "measured": measured})
         return measured
-
-
-def _adapted(params: Params, seed: int, device: torch.device) -> tuple[Backbone, nn.Module]:
-    """The backbone and the model with an untrained MoDA adapter."""
-    adapter = params.train_adapter.moda
-    backbone = backbones.build(params.backbone, device)
-    pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
-    return backbone, adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=seed)
 
 
 def _mismatched(source: ItemSource, seed: int) -> ItemSource:

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from experiments.options import THREE_SEEDS, Name, NumSteps, Root, Seeds
 from experiments.study import Panels, kept_table, markdown_table, mean_and_range, plot_intervals, write_results
-from sda_core import adapters, backbones, log
+from experiments.workspaces import untrained
+from sda_core import backbones, log
 from sda_core.adapters import base_model, modality
 from sda_core.alignment.training import learning_rate
 from sda_core.artifacts import ITEMS, Workspace
@@ -146,9 +147,8 @@ def measure(workspace: Workspace, params: Params, arm: Arm, seed: int, num_steps
     views = Views(workspace, params, backbone)
     rows = generator(seed, "held out").permutation(np.flatnonzero(views.source.has_image))
     held_out, trained_on = rows[:num_held_out], rows[num_held_out:]
-    pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
     # a gate for every view in every arm, so that an arm differs by what it is trained on and by nothing else
-    model = adapters.build(backbone.model, adapter, VIEWS, pattern, num_layers, seed=seed).to(device)
+    model = untrained(backbone, adapter, VIEWS, seed).to(device)
     parts = [pairs(views, model, loss, held_out).with_columns(when=pl.lit("before"))]
     train(views, model, arm.views, params, trained_on, seed, num_steps)
     parts.append(pairs(views, model, loss, held_out).with_columns(when=pl.lit("after")))

@@ -15,15 +15,18 @@ from typing import Any, cast, get_args
 import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
+from torch import nn
 
 from experiments.study import keep_positions, logger, positions_path, retrieval_at_1
+from sda_core import adapters
 from sda_core.artifacts import ITEMS, Workspace
+from sda_core.backbones import Backbone
 from sda_core.embeddings import controls
 from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.local_files import watched
-from sda_core.params import Control, Oracle, Params, SequentialParams, load_params
+from sda_core.params import AdapterParams, Control, Oracle, Params, SequentialParams, load_params
 
 BASE = "zero_shot"
 VARIANTS = {
@@ -102,6 +105,13 @@ def apply_changes(params: Any, changes: Sequence[str]) -> None:
         if not separator or last not in section:
             raise ConfigError("--set", f"no such param {path!r} (got {change!r}, expected PATH=VALUE)")
         section[last] = YAML().load(value)
+
+
+# ------------------------------------------------------------------------------------------------- models
+def untrained(backbone: Backbone, adapter: AdapterParams, modalities: Sequence[str], seed: int) -> nn.Module:
+    """The backbone's model with an adapter as it is before step 0, its weights drawn from ``seed``."""
+    pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
+    return adapters.build(backbone.model, adapter, modalities, pattern, num_layers, seed=seed)
 
 
 # ------------------------------------------------------------------------------------------------- stages

@@ -1,11 +1,11 @@
-"""Evaluate nano_lvlm: held-out captions with the right and another image, held-out questions, cosines of its vectors.
+"""Evaluate nano_lvlm: held-out captions with the right and another image, held-out questions.
 
 The first product of each test scene has a type and a colour that never occur together in training.
 Questions are answered by greedy decoding; an answer is right if every token is.
 Chance is the share of the most frequent answer.
 Nothing is chosen by these figures.
 
-The cosines are of the vectors that the pipeline computes for items of the built-in shop.
+What its vectors of a shop's items look like is said by `sda check-adapter`.
 
     python -m pretraining evaluate_lvlm [--folder FOLDER] [--json FILE]
 """
@@ -23,18 +23,9 @@ import typer
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from pretraining.common import HERE, WORK, generator, settings
-from pretraining.evaluate import loaded, text_vectors, unit
 from pretraining.generative import Reader
 from pretraining.model import PATCH, ImageGrid
 from pretraining.train_lvlm import Learner, Material, answered, caption_losses
-from sda_core.backbones import Backbone
-from sda_core.data.demo.images import draw_item
-from sda_core.data.demo.latent import world
-from sda_core.data.demo.words import describe
-from sda_core.data.prompts import image_prompt, text_prompt
-from sda_core.params import DemoDataset, Params, load_params
-
-NUM_ITEMS = 300
 
 
 def from_folder(folder: Path, sides: list[int]) -> Learner:
@@ -71,37 +62,6 @@ def questions_result(learner: Learner, material: Material, places: np.ndarray, s
     }
 
 
-def shop_vectors(backbone: Backbone, params: Params, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pipeline's unit vectors of the built-in shop's first ``count`` items: images and texts."""
-    dataset = params.dataset
-    assert isinstance(dataset, DemoDataset)
-    shop = world(dataset)
-    texts = []
-    for _, words in zip(range(count), describe(shop, dataset.seed, "Shop", dataset.text_noise), strict=False):
-        row = {
-            "title": words.title, "brand": words.brand, "price": f"{words.price_cents / 100:.2f}",
-            "categories": list(words.path), "features": list(words.features), "description": words.description,
-        }  # fmt: skip
-        texts.append(text_prompt(row, params.items))
-    prompt, found = image_prompt(params.items), []
-    with torch.inference_mode():
-        for start in range(0, count, 50):
-            images = [draw_item(shop, item, dataset.seed, dataset.image_side) for item in range(start, min(start + 50, count))]
-            found.append(backbone.encode(backbone.model, backbone.image_inputs(images, prompt)).numpy())
-    return unit(np.concatenate(found)), text_vectors(backbone, texts)
-
-
-def likeness(images: np.ndarray, texts: np.ndarray) -> dict[str, float]:
-    """Mean cosine of two different items' vectors, within and across modalities, and of an item's own two."""
-    apart = ~np.eye(len(images), dtype=bool)
-    return {
-        "two images": float((images @ images.T)[apart].mean()),
-        "two texts": float((texts @ texts.T)[apart].mean()),
-        "image and another's text": float((images @ texts.T)[apart].mean()),
-        "image and own text": float((images * texts).sum(1).mean()),
-    }
-
-
 def main(
     work: Path = WORK,
     folder: Path = HERE / "nano_lvlm",
@@ -118,8 +78,6 @@ def main(
         results[f"captions, {side} pixels"] = captions_result(learner, material, places, side)
         for about, row in questions_result(learner, material, places, side).items():
             results[f"question: {about}, {side} pixels"] = row
-    images, texts = shop_vectors(loaded(folder), load_params(HERE.parent / "params.yaml"), NUM_ITEMS)
-    results[f"cosines of {NUM_ITEMS} items of the built-in shop"] = likeness(images, texts)
     for title, row in results.items():
         print(f"{title:<48}" + "  ".join(f"{name} {value:.3f}" for name, value in row.items()))
     if results_file:

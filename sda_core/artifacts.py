@@ -367,6 +367,7 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         try:
             yield temporary
             with temporary.open("r+b") as handle:  # Windows syncs only what is open for writing
@@ -375,6 +376,29 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
         finally:
             with suppress(OSError):  # it would hide why the block failed
                 temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of ``path`` that killed processes left; one of a process that lives stays."""
+    begin, end = f".{path.name}.", ".tmp"
+    for left in path.parent.iterdir():
+        number = left.name.removeprefix(begin).removesuffix(end)
+        if left.name == f"{begin}{number}{end}" and number.isdigit() and not _lives(int(number)):
+            with suppress(OSError):  # it is only tidied up
+                left.unlink()
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this number runs here; on Windows, where asking would end it, always true."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

@@ -80,7 +80,11 @@ def test_the_shipped_file_is_valid() -> None:
         ("dataset.source", "amazn", "dataset: "),
         ("train_adapter.training.learning_rate", "2e-4x", "train_adapter.training.learning_rate: should be a valid number"),
         ("train_adapter.moda.num_experts", 3, "train_adapter.moda: r (8) must be a multiple of num_experts (3)"),
-        ("variants", ["id", "nope"], "known are id, image_only, lora, oracle, random, sda, text_only, zero_shot"),
+        (
+            "variants",
+            ["id", "nope"],
+            "variants: unknown nope; known are id, image_only, lora, oracle, random, sda, text_only, zero_shot",
+        ),
         ("import_embeddings.variants", {"sda": {"path": "x"}}, "import_embeddings.variants: sda are names of variants made here"),
         ("import_embeddings.variants", {"minilm": {}}, "import_embeddings.variants.minilm.path: missing"),
         ("import_embeddings.max_missing_share", 2.0, "import_embeddings.max_missing_share: should be less than or equal to 1"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,3 +302,20 @@ def test_it_crosses_the_border_of_a_process() -> None:
         raise error
     assert isinstance(caught.value, SDAError)
     assert error.__reduce__() == (StorageError, ("a", "cannot be written (No space left on device)", "free some space"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="whether a process lives cannot be asked there")
+def test_what_a_killed_process_left_beside_a_file_goes_with_the_next_write(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = tmp_path / "table.json"
+    left = [
+        f".table.json.{ended.pid}.tmp",
+        f".other.json.{ended.pid}.tmp",
+        f".table.json.{os.getppid()}.tmp",
+        ".table.json.x.tmp",
+    ]
+    for name in left:
+        (tmp_path / name).write_text("half")
+    write_json(path, {})
+    assert sorted(found.name for found in tmp_path.iterdir()) == sorted(["table.json", *left[1:]])

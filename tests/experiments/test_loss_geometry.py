@@ -10,6 +10,7 @@ import torch
 
 from experiments import loss_geometry
 from experiments.study import mutual_retrieval_at_1
+from experiments.workspaces import untrained
 from sda_core import adapters, backbones
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, Numbers
@@ -49,9 +50,7 @@ def test_a_constant_makes_all_embeddings_alike(on_tiny: Path) -> None:
     source = item_source(Workspace(on_tiny), params.items)
     device = torch.device("cpu")
     backbone = backbones.build(params.backbone, device)
-    adapter = params.train_adapter.moda
-    pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
-    model = adapters.build(backbone.model, adapter, MODALITIES, pattern, num_layers, seed=1)
+    model = untrained(backbone, params.train_adapter.moda, MODALITIES, 1)
     shifted = loss_geometry.Shifted(backbone, 50.0, model, source, device)
     inputs = backbone.text_inputs(source.texts(np.arange(8)))
     with torch.no_grad(), adapters.modality(model, "text"):
@@ -79,7 +78,7 @@ def test_a_finished_cell_is_kept(on_tiny: Path, monkeypatch: pytest.MonkeyPatch,
     def refuse(*_: object) -> None:
         raise AssertionError("a finished cell was trained again")
 
-    monkeypatch.setattr(loss_geometry, "_adapted", refuse)
+    monkeypatch.setattr(loss_geometry, "untrained", refuse)
     loss_geometry.main("try", **options)
     assert capsys.readouterr().out == first
     assert {path: path.read_bytes() for path in files} == files
