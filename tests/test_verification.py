@@ -13,7 +13,6 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
-from dvc.utils.hydra import compose_and_dump
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -24,10 +23,8 @@ from sda_core.index import build_index
 from sda_core.item_vectors import read_vectors
 from sda_core.params import Params, load_params
 from sda_core.verification import Finding, verify
-from stages import build_index as index_stage
-from stages import download, evaluate, export_embeddings, fetch_images, report, train_adapter, train_recommender
-from stages import filter as filter_stage
 from tests.pipeline.conftest import SMALL
+from tests.small_run import finished_run
 
 LOCKED = """
 stages:
@@ -49,20 +46,7 @@ OVERRIDES = [
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A finished run of every stage, with a lock file that DVC wrote."""
-    root = tmp_path_factory.mktemp("run")
-    compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", OVERRIDES)
-    download.download(root=root)
-    filter_stage.filter_(root=root)
-    fetch_images.fetch_images(root=root)
-    train_adapter.train_adapter("sda", root=root)
-    for variant in ("id", "zero_shot", "sda"):
-        export_embeddings.export_embeddings(variant, root=root)
-        if variant != "id":
-            index_stage.build_index(variant, root=root)
-        for recommender in ("pop", "vbpr"):
-            train_recommender.train_recommender(variant, recommender, root=root)
-            evaluate.evaluate(variant, recommender, root=root)
-    report.report(root=root)
+    root = finished_run(tmp_path_factory.mktemp("run"), repository, OVERRIDES, ("id", "zero_shot", "sda"))
     (root / "dvc.yaml").write_text(LOCKED)
     with Repo.init(str(root), no_scm=True) as repo:
         repo.commit(force=True)

@@ -73,7 +73,7 @@ def adapted(on_tiny: Path, request: pytest.FixtureRequest) -> tuple[Params, back
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "moda_B" in name:
-            nn.init.normal_(parameter, std=0.3)
+            nn.init.normal_(parameter, std=1.0)
     return params.model_copy(update={"train_adapter": section}), backbone, model
 
 
@@ -89,7 +89,7 @@ def test_the_base_teaches_views(on_tiny: Path, adapted: tuple[Params, backbones.
         value = views.criterion(model, three_views.VIEWS, rows, loss)(own)
         torch.testing.assert_close(value, cmsa_many(own, loss.temperature, taught_by=base))
         itself = views.criterion(model, three_views.VIEWS, rows, loss.model_copy(update={"teacher_source": "adapted"}))(own)
-    assert abs(itself.item() - value.item()) > 1e-3 * abs(value.item())
+    assert abs(itself.item() - value.item()) > 1e-4
 
 
 @pytest.mark.parametrize("adapted", [MODALITIES], ids=["modalities"], indirect=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dvc.utils.hydra import compose_and_dump
 
 from sda_core.explore.finished_run import FinishedRun
-from stages import control_embeddings, download, export_embeddings, fetch_images, train_adapter, train_recommender
-from stages import filter as filter_stage
+from stages import control_embeddings, export_embeddings, train_recommender
 from tests.pipeline.conftest import SMALL
+from tests.small_run import adapted_run
 
 OVERRIDES = [
     *SMALL,
@@ -29,12 +28,7 @@ OVERRIDES = [
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    root = tmp_path_factory.mktemp("explored")
-    compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", OVERRIDES)
-    download.download(root=root)
-    filter_stage.filter_(root=root)
-    fetch_images.fetch_images(root=root)
-    train_adapter.train_adapter("sda", root=root)
+    root = adapted_run(tmp_path_factory.mktemp("explored"), repository, OVERRIDES)
     for variant in ("id", "zero_shot", "sda"):
         export_embeddings.export_embeddings(variant, root=root)
     control_embeddings.control_embeddings("random", root=root)

@@ -18,16 +18,9 @@ from sda_core.exchange.export import export
 from sda_core.exchange.shop import Shop
 from sda_core.params import Params, load_params
 from sda_core.verification import verify
-from stages.build_index import build_index
-from stages.download import download
-from stages.evaluate import evaluate
 from stages.export_embeddings import export_embeddings
-from stages.fetch_images import fetch_images
-from stages.filter import filter_
-from stages.report import report
-from stages.train_adapter import train_adapter
-from stages.train_recommender import train_recommender
 from tests.pipeline.conftest import SMALL
+from tests.small_run import finished_run
 
 VARIANTS = ("id", "zero_shot", "joint", "sda", "sda_joint")
 OVERRIDES = [
@@ -48,21 +41,7 @@ OVERRIDES = [
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A finished run of every stage."""
-    root = tmp_path_factory.mktemp("joint")
-    compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", OVERRIDES)
-    download(root=root)
-    filter_(root=root)
-    fetch_images(root=root)
-    train_adapter("sda", root=root)
-    for variant in VARIANTS:
-        export_embeddings(variant, root=root)
-        if variant != "id":
-            build_index(variant, root=root)
-        for recommender in ("pop", "vbpr"):
-            train_recommender(variant, recommender, root=root)
-            evaluate(variant, recommender, root=root)
-    report(root=root)
-    return root
+    return finished_run(tmp_path_factory.mktemp("joint"), repository, OVERRIDES, VARIANTS)
 
 
 @pytest.fixture(scope="module")
