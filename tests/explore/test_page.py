@@ -27,6 +27,8 @@ PAGE = Path(__file__).parents[2] / "sda_core" / "explore" / "page.py"
 def page(shop: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, run once."""
     monkeypatch.setattr(sys, "argv", ["page.py", str(shop)])
+    # Streamlit makes its page the module __main__; processes that later tests start would run the page first.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     return testing.AppTest.from_file(str(PAGE), default_timeout=60).run()
 
 
