@@ -18,7 +18,16 @@ import numpy as np
 import polars as pl
 
 from sda_core import evaluation, ranking, recommenders
-from sda_core.artifacts import EMBEDDINGS, INTERACTIONS, ITEMS, POSITIONS, Workspace, replace_file, write_text, write_tsv
+from sda_core.artifacts import (
+    EMBEDDINGS,
+    INTERACTIONS,
+    ITEMS,
+    POSITIONS,
+    Workspace,
+    write_parquet,
+    write_text,
+    write_tsv,
+)
 from sda_core.data.demo import ATTRIBUTES, world
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.evaluation.metrics import Metric, per_user
@@ -99,9 +108,7 @@ def keep_positions(
 def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
     """The parquet table at ``path``; where it is missing, ``make`` computes it and it is written first."""
     if not path.exists():
-        made = make()
-        with replace_file(path) as temporary:
-            made.write_parquet(temporary)
+        write_parquet(make(), path)
     return pl.read_parquet(path)
 
 

@@ -11,6 +11,7 @@ Parquet, safetensors and JSON; nothing here is pickled.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 from safetensors import SafetensorError
 
-from sda_core.errors import ArtifactError, SDAError, StorageError, failed_path, storage_error
+from sda_core.errors import ArtifactError, SDAError, StorageError, failed_path, storage_errno, storage_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -238,8 +239,7 @@ class Table:
         """
         self.check(dict(frame.schema), path)
         told = dict(sorted((metadata or {}).items())) or None
-        with replace_file(path) as temporary:
-            frame.write_parquet(temporary, compression="zstd", row_group_size=65_536, statistics=True, metadata=told)
+        write_parquet(frame, path, row_group_size=65_536, metadata=told)
 
 
 TRUTH = Table(
@@ -376,6 +376,37 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
         finally:
             with suppress(OSError):  # it would hide why the block failed
                 temporary.unlink(missing_ok=True)
+
+
+def write_parquet(
+    frame: pl.DataFrame, path: Path, *, row_group_size: int | None = None, metadata: dict[str, str] | None = None
+) -> None:
+    """Write any table, checked by no schema; the file appears whole or not at all.
+
+    Args:
+        frame: the rows.
+        path: of the file.
+        row_group_size: rows of one row group; None: polars decides.
+        metadata: names with texts that go into the file's footer.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+
+    def write(target: Path | io.BytesIO) -> None:
+        frame.write_parquet(target, compression="zstd", row_group_size=row_group_size, statistics=True, metadata=metadata)
+
+    with replace_file(path) as temporary:
+        try:
+            write(temporary)
+        except pl.exceptions.ComputeError as error:
+            if storage_errno(error) is not None:
+                raise
+            # Where a page's header or the footer does not fit on the disk, polars says "transport error" alone.
+            # Python's own writing of the same bytes tells the reason.
+            whole = io.BytesIO()
+            write(whole)
+            temporary.write_bytes(whole.getvalue())
 
 
 def _remove_abandoned(path: Path) -> None:

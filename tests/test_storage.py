@@ -31,6 +31,7 @@ from sda_core.artifacts import (
     replace_file,
     storage,
     write_json,
+    write_parquet,
     write_text,
 )
 from sda_core.errors import ArtifactError, DataError, SDAError, StorageError, storage_errno, storage_error
@@ -84,6 +85,39 @@ def test_a_full_disk_in_every_library(tmp_path: Path, small_files: None, library
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"before"
     assert [p.name for p in path.parent.iterdir()] == ["table"]
+
+
+def test_a_full_disk_at_any_byte_of_a_table(tmp_path: Path) -> None:
+    """Polars gives the reason for a page that does not fit, and none for a header or a footer that does not."""
+    resource = pytest.importorskip("resource", reason="limits on the size of files are Unix's")
+    random = np.random.default_rng(0)
+    rows = 1_500
+    frame = pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(rows // 5, dtype=np.int32), 5),
+            "item_id": random.integers(0, 99, rows).astype(np.int32),
+            "timestamp": random.integers(0, 2**40, rows),
+            "rating": np.full(rows, 5, dtype=np.float32),
+            "split": np.where(np.arange(rows) % 5 < 3, "train", "test"),
+        },
+        schema=INTERACTIONS.columns,
+    )
+    path = tmp_path / "interactions.parquet"
+    INTERACTIONS.write(frame, path)
+    whole = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for num_bytes in (*range(0, len(whole), len(whole) // 40), 8_190, 8_192, 8_200, len(whole) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+        try:
+            with pytest.raises(StorageError, match=r"cannot be written \(File too large\); raise the limit") as caught:
+                write_parquet(frame, path, row_group_size=65_536)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert caught.value.where == str(path)
+        assert path.read_bytes() == whole
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    write_parquet(frame, path, row_group_size=65_536)
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("library", WRITERS)

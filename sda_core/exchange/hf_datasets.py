@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 
-from sda_core.artifacts import replace_file, write_text
+from sda_core.artifacts import replace_file, write_parquet, write_text
 from sda_core.exchange.shop import Shop
 
 SPLIT_NAMES = {
@@ -35,8 +35,8 @@ def write_datasets(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
     columns = ["user_id", "raw_user_id", "item_id", "raw_item_id", "timestamp", "rating"]
     splits = {split: SPLIT_NAMES[split] for split in shop.split_counts()}
     for split, theirs in splits.items():
-        _write(raw_ids.filter(pl.col("split") == split).select(columns), folder / "interactions" / f"{theirs}.parquet")
-    _write(shop.items, folder / "items.parquet")
+        write_parquet(raw_ids.filter(pl.col("split") == split).select(columns), folder / "interactions" / f"{theirs}.parquet")
+    write_parquet(shop.items, folder / "items.parquet")
     if shop.vectors:
         with replace_file(folder / "embeddings.parquet") as temporary:
             shutil.copyfile(shop.vectors_file, temporary)  # as it is: with nulls, and with what it says about itself
@@ -44,11 +44,6 @@ def write_datasets(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
     return shop.counts() | {
         f"{theirs}_rows": count for theirs, count in zip(splits.values(), shop.split_counts().values(), strict=True)
     }
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    with replace_file(path) as temporary:
-        frame.write_parquet(temporary, compression="zstd", statistics=True)
 
 
 def _card(shop: Shop, name: str, splits: list[str]) -> str:
