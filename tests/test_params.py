@@ -407,6 +407,10 @@ AMAZON = {
         ({"dataset.num_items": 20, "dataset.mean_history_length": 10.5}, "dataset.mean_history_length: should be at most half"),
         ({"dataset": AMAZON}, "dataset.image_archive_sha256: is set, but image_archive is null"),
         # indexes and recommenders
+        (
+            {"train_recommender.bert4rec.id_dropout": 0.2},
+            "train_recommender.bert4rec: id_dropout needs representation id+content (got content); set it to 0.0",
+        ),
         ({"build_index.nprobe": 4}, "build_index.nprobe: is 4, but an index of the kind 'Flat' has no such setting"),
         (
             {"build_index.factory": "IVF16,Flat", "build_index.ef_search": 4},

@@ -11,6 +11,10 @@ Choices made here:
   hidden size an item instead of D times D/2.
 * The inner width is D/2, but never less than the smaller of D and the hidden size: narrow vectors (a PCA to 64) would
   be squeezed below both ends otherwise.  At the paper's widths the two rules agree.
+* Beside content, an item that nobody bought in training has no learned id: content alone represents it.  A learned id of
+  such an item would only ever be a negative, and no content lifts an item above that.
+* ``id_dropout`` leaves out the learned id of an item for a step, so that content learns to stand for an item on its own
+  (DropoutNet, Volkovs, Yu and Poutanen 2017).  What is left is not scaled up: a new item is scored just like this.
 * Dropout falls on the embeddings themselves, with one mask an item and step: as an input, a target and a negative it is
   the same item with the same entries missing.  Output weights are most of a model's parameters; without it they overfit.
 """
@@ -77,15 +81,24 @@ class ItemEncoder(nn.Module):
         representation: ``id`` (a learned table), ``content`` (projected vectors only) or ``id+content`` (their sum);
             without vectors it is always ``id``.
         dropout: of the embeddings, in training.
+        id_dropout: of ``id+content``: how often an item goes without its learned id for a step, in training.
     """
 
     vectors_ID: Tensor
+    has_id_I1: Tensor
 
     def __init__(
-        self, num_items: int, hidden_size: int, item_vectors: np.ndarray | None, representation: str, dropout: float
+        self,
+        num_items: int,
+        hidden_size: int,
+        item_vectors: np.ndarray | None,
+        representation: str,
+        dropout: float,
+        id_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.dropout = dropout
+        self.id_dropout = id_dropout
         self.ids: nn.Embedding | None = None
         self.projector: Projector | None = None
         if item_vectors is None or representation != "content":
@@ -96,6 +109,23 @@ class ItemEncoder(nn.Module):
         if item_vectors is not None and representation != "id":
             self.register_buffer("vectors_ID", torch.from_numpy(standardise(item_vectors)), persistent=False)
             self.projector = Projector(item_vectors.shape[1], hidden_size, INITIAL_STD)
+        if self.ids is not None and self.projector is not None:
+            self.register_buffer("has_id_I1", torch.ones(num_items + 1, 1), persistent=False)
+
+    def keep_ids_of(self, item_ids_n: Tensor) -> None:
+        """Let content alone represent all items but these; nothing changes without both content and learned ids.
+
+        The other rows of the learned table become zero and stay so, hence a saved model needs no list of them.
+
+        Args:
+            item_ids_n: ids ``(n,)`` of the items that training has seen, in any order, repeated or not.
+        """
+        if self.ids is None or self.projector is None:
+            return
+        self.has_id_I1.zero_()
+        self.has_id_I1[item_ids_n.to(self.has_id_I1.device)] = 1.0
+        with torch.no_grad():
+            self.ids.weight.mul_(self.has_id_I1)
 
     def forward(self, item_ids_n: Tensor) -> Tensor:
         """Embeddings ``(n, hidden)`` of distinct item ids ``(n,)``; the row of padding means nothing and must be masked."""
@@ -116,6 +146,13 @@ class ItemEncoder(nn.Module):
             embedding = self.projector(self.vectors_ID if item_ids_n is None else self.vectors_ID[item_ids_n])
         if self.ids is not None:
             learned = self.ids.weight if item_ids_n is None else self.ids(item_ids_n)
-            embedding = learned if embedding is None else embedding + learned
+            embedding = learned if embedding is None else embedding + learned * self._kept_ids(item_ids_n)
         assert embedding is not None
         return F.dropout(embedding, self.dropout, self.training)
+
+    def _kept_ids(self, item_ids_n: Tensor | None) -> Tensor:
+        """Which items are represented by their learned ids too, ``(n, 1)`` of 0 and 1."""
+        kept_n1 = self.has_id_I1 if item_ids_n is None else self.has_id_I1[item_ids_n]
+        if self.training and self.id_dropout:
+            kept_n1 = kept_n1 * (torch.rand_like(kept_n1) >= self.id_dropout)
+        return kept_n1

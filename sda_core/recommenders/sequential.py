@@ -50,7 +50,9 @@ class SequentialRecommender(TrainedRecommender):
         self.fit_params = params
         self.sequence_params = params
         self.is_causal = causal
-        self.items = ItemEncoder(num_items, params.hidden_size, item_vectors, params.representation, params.dropout)
+        self.items = ItemEncoder(
+            num_items, params.hidden_size, item_vectors, params.representation, params.dropout, params.id_dropout
+        )
         self.transformer = Transformer(
             max_length=params.max_length,
             hidden_size=params.hidden_size,
@@ -84,8 +86,9 @@ class SequentialRecommender(TrainedRecommender):
             )
 
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """As the base does, next to the item table to align to."""
+        """As the base does, next to the item table to align to; an item that is not in ``data.train`` gets no learned id."""
         self.check_data(data)
+        self.items.keep_ids_of(torch.from_numpy(np.unique(data.train.item_ids).astype(np.int64)))
         if self.is_aligned and data.item_table is not None:
             self._reference_ID = torch.from_numpy(data.item_table).to(device)
         records = super().fit(data, checkpoint=checkpoint, fingerprint=fingerprint, device=device)

@@ -40,6 +40,7 @@ _SEQUENCE = {
     "num_heads": 2,
     "max_length": 12,
     "dropout": 0.1,
+    "id_dropout": 0.0,
     "num_negatives": 8,
     "gbce_t": 0.75,
     "align_weight": 0.0,

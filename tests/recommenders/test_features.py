@@ -89,3 +89,54 @@ def test_dropout_has_one_mask_an_item_and_is_off_when_scoring():
     kept = encoder.table()[1:]
     assert not (kept == 0).any()
     torch.testing.assert_close(dropped[dropped != 0], 2 * kept[dropped != 0])
+
+
+def test_beside_content_an_item_that_training_never_saw_has_no_learned_id():
+    torch.manual_seed(0)
+    vectors, seen = _vectors(6, 3), torch.tensor([2, 5, 5, 6])
+    both = ItemEncoder(6, 4, vectors, "id+content", 0.0)
+    before = both.table()
+    both.keep_ids_of(seen)
+    content = both.projected(torch.arange(7))
+    torch.testing.assert_close(both.table()[seen], before[seen])
+    unseen = torch.tensor([1, 3, 4])
+    torch.testing.assert_close(both.table()[unseen], content[unseen])
+    torch.testing.assert_close(both(unseen), content[unseen])
+    # no step gives it one: the loss pushes every entry
+    optimizer = torch.optim.AdamW(both.parameters(), lr=0.1)
+    for rows in (None, torch.arange(1, 7)):
+        optimizer.zero_grad()
+        (both.table() if rows is None else both(rows)).sum().backward()
+        optimizer.step()
+    assert not both.ids.weight[unseen].any()
+    assert both.ids.weight[seen].all()
+    # and a loaded model needs no list
+    again = ItemEncoder(6, 4, vectors, "id+content", 0.0)
+    again.load_state_dict(both.state_dict())
+    torch.testing.assert_close(again.table(), both.table())
+
+
+@pytest.mark.parametrize(("representation", "has_vectors"), [("id", True), ("content", True), ("id+content", False)])
+def test_without_both_every_item_stays_as_it_is(representation, has_vectors):
+    torch.manual_seed(0)
+    encoder = ItemEncoder(6, 4, _vectors(6, 3) if has_vectors else None, representation, 0.0, 0.0)
+    before, names = encoder.table(), set(encoder.state_dict())
+    encoder.keep_ids_of(torch.tensor([1]))
+    torch.testing.assert_close(encoder.table(), before, rtol=0, atol=0)
+    assert set(encoder.state_dict()) == names
+
+
+def test_ids_are_left_out_as_often_as_asked_and_only_in_training():
+    torch.manual_seed(0)
+    count = 4_000
+    encoder = ItemEncoder(count, 4, _vectors(count, 3), "id+content", 0.0, 0.3)
+    encoder.keep_ids_of(torch.arange(1, count))  # the last one was not seen
+    content = encoder.projected(torch.arange(count + 1))
+    whole = content + encoder.ids.weight
+    for table in (encoder.table(), encoder(torch.arange(count + 1))):
+        is_content = torch.isclose(table, content, atol=1e-7).all(dim=1)
+        assert torch.isclose(table[~is_content], whole[~is_content]).all()
+        assert is_content[-1]
+        assert abs(is_content[1:].float().mean().item() - 0.3) < 0.03  # four standard deviations
+    encoder.eval()
+    torch.testing.assert_close(encoder.table(), whole)
