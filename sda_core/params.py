@@ -548,7 +548,7 @@ class SequentialParams(FitParams):
     align_temperature: Positive
 
     @model_validator(mode="after")
-    def _drops_only_ids_that_content_can_replace(self) -> Self:
+    def _drops_only_ids_that_content_can_replace(self) -> SequentialParams:
         if self.id_dropout and self.representation != "id+content":
             raise ValueError(f"id_dropout needs representation id+content (got {self.representation}); set it to 0.0")
         return self
