@@ -228,7 +228,7 @@ def train_on(
         recommender: its section of the params is used.
         seed: of the training.
         folder: where the positions are kept.
-        changes: of the section; those of sequential recommenders alone (``representation``, ``id_dropout``) are ignored for others.
+        changes: of the section; those that a recommender does not have are ignored, as ``representation`` for VBPR.
         fused_dim: see :func:`vectors_of`.
     """
     if positions_path(folder, seed).exists():
