@@ -63,8 +63,9 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
         "learning_rate": SHAPE["learning_rate"], "dtype": "float32",
     }  # fmt: skip
     sequence: dict[str, Any] = fit | {
-        "representation": "id", "hidden_size": SHAPE["hidden"], "num_blocks": SHAPE["blocks"], "num_heads": SHAPE["heads"], "id_dropout": 0.0,
+        "representation": "id", "hidden_size": SHAPE["hidden"], "num_blocks": SHAPE["blocks"], "num_heads": SHAPE["heads"],
         "max_length": SHAPE["length"], "dropout": SHAPE["dropout"], "loss": loss, "num_negatives": 1, "gbce_t": 0.75,
+        "id_dropout": 0.0,
         "align_weight": 0.0, "align_temperature": 2.0,
     }  # fmt: skip
     params: SASRecParams | BERT4RecParams | VBPRParams
