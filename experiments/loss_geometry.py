@@ -71,7 +71,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "base": {"teacher_source": "base"},
     "base_4": {"teacher_source": "base", "teacher_targets": 4.0},
     "centred_base_4": {"center": "batch", "teacher_source": "base", "teacher_targets": 4.0},
-    "mismatched": {"center": "batch"},  # the negative control: see _mismatched
+    "mismatched": {"center": "batch"},  # the negative control: see mismatched
 }
 TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # of conf/adaptation/strong.yaml, which is the setting of most adapters here
 SAMPLE = 256
@@ -163,7 +163,7 @@ class Cell:
             encoder = Shifted(backbone, self.shift, model, shop.source, device) if self.shift else backbone
             if found[0] is None:  # an untrained adapter changes nothing
                 found[0] = self._save(self.base, of_base, measure(encoder, model, shop, params, device))
-            source = _mismatched(shop.source, self.seed) if self.geometry == "mismatched" else shop.source
+            source = mismatched(shop.source, self.seed) if self.geometry == "mismatched" else shop.source
             for steps in num_steps:
                 if found[steps] is None:
                     logger.info("%s, seed %d, %d steps", self.geometry, self.seed, steps)
@@ -203,7 +203,7 @@ class Cell:
         return measured
 
 
-def _mismatched(source: ItemSource, seed: int) -> ItemSource:
+def mismatched(source: ItemSource, seed: int) -> ItemSource:
     """The items with each other's texts: every text moves by one place along a seeded circle of all items."""
     order = generator(seed, "mismatched").permutation(len(source))
     partner = np.empty(len(source), dtype=np.int64)

@@ -39,7 +39,7 @@ def test_retrieval_counts_the_nearest_of_both_directions() -> None:
 def test_mismatched_items_have_the_text_of_another(on_tiny: Path) -> None:
     source = item_source(Workspace(on_tiny), load_params(on_tiny / "params.yaml").items)
     rows = np.arange(len(source))
-    moved = loss_geometry._mismatched(source, seed=1)
+    moved = loss_geometry.mismatched(source, seed=1)
     assert sorted(moved.texts(rows)) == sorted(source.texts(rows))
     unlike = [one != other for one, other in zip(moved.texts(rows), source.texts(rows), strict=True)]
     assert np.mean(unlike) > 0.9  # two items may have equal texts
