@@ -22,6 +22,7 @@ ELSEWHERE = {
     "cli/explore": "explore/test_commands.py",
     "cli/export": "cli/test_full_disk.py",
     "cli/extra": "test_package.py",
+    "cli/import_hm": "exchange/test_hm.py",
     "cli/init": "test_package.py",
     "cli/neighbors": "cli/test_recommend.py",
     "cli/noise": "cli/test_diff_noise.py",

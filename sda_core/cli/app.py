@@ -14,6 +14,7 @@ from sda_core.cli.costs import costs
 from sda_core.cli.diff import diff
 from sda_core.cli.explore import explore
 from sda_core.cli.export import export
+from sda_core.cli.import_hm import import_hm
 from sda_core.cli.init import init, upgrade
 from sda_core.cli.neighbors import neighbors
 from sda_core.cli.recommend import recommend
@@ -82,6 +83,7 @@ app.command("recommend", short_help="Recommend for a history of items.")(recomme
 app.command("search", short_help="Find items near a text.")(search)
 app.command("explore", short_help="Play with a finished run in a browser.")(explore)
 app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
+app.command("import-hm", short_help="Convert Kaggle's H&M files.")(import_hm)
 
 
 @app.callback()

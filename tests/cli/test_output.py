@@ -110,7 +110,7 @@ def test_every_command_from_another_folder(command: tuple[str, ...], tmp_path: P
 def test_every_command_was_tried() -> None:
     from sda_core.cli.app import app
 
-    needs_no_project = {"init"}
+    needs_no_project = {"init", "import-hm"}
     assert {command.name for command in app.registered_commands} == {command[0] for command in COMMANDS} | needs_no_project
 
 

@@ -607,3 +607,30 @@ def test_movies_keep_everything(repository: Path, real_data: Path) -> None:
     assert (counts["num_users"], counts["num_items"], counts["num_interactions"]) == (610, 3_548, 89_590)
     assert counts["share_items_with_image_reference"] == 1.0
     assert data.items.filter(pl.col("raw_item_id") == "ML00000001")["image_references"].to_list() == [["images/ML00000001.jpg"]]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "folder", "users", "items", "interactions"),
+    [("hm", "hm_week", 9_925, 4_006, 74_364), ("hm_two_years", "hm_two_years", 901, 2_423, 14_692)],
+)
+def test_garments_have_the_counted_size(
+    repository: Path, real_data: Path, name: str, folder: str, users: int, items: int, interactions: int
+) -> None:
+    files = real_data / folder / "interactions.jsonl.gz", real_data / folder / "items.jsonl.gz"
+    data = filter_dataset(*files, 2023, preset(repository, name))
+    check_invariants(data)
+    counts = data.statistics
+    assert (counts["num_users"], counts["num_items"], counts["num_interactions"]) == (users, items, interactions)
+    assert counts["share_tied_test_targets"] > 0.6  # the shop records days: most targets are of a basket
+
+
+@pytest.mark.real_data
+def test_garments_can_be_split_between_days(repository: Path, real_data: Path) -> None:
+    folder = real_data / "hm_week"
+    cuts = preset(repository, "hm", split="global_time", valid_from="2020-09-20", test_from="2020-09-21")
+    data = filter_dataset(folder / "interactions.jsonl.gz", folder / "items.jsonl.gz", 2023, cuts)
+    assert (data.statistics["num_valid"], data.statistics["num_test"]) == (397, 1_077)
+    last = data.interactions.filter(pl.col("split") == "train")["timestamp"].max()
+    first = data.interactions.filter(pl.col("split") == "test")["timestamp"].min()
+    assert (last, first) == (1_600_473_600, 1_600_646_400)  # 19 and 21 September 2020
