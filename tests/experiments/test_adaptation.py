@@ -18,7 +18,6 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.oracle import NOISE_LENGTH
 from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation.metrics import per_user
-from sda_core.item_vectors import read_vectors
 from sda_core.params import load_params
 
 SMALL = [
@@ -68,13 +67,13 @@ def test_seeds_have_adapters_of_their_own_and_share_the_rest(project: Path) -> N
     assert [params.train_adapter.training.seed for params in settings] == [1, 2]
     assert [params.control_embeddings.seed for params in settings] == [1, 2]
     assert all(set(params.train_adapter.variants) == set(VARIANTS) for params in settings)
-    base = [read_vectors(workspace.embeddings("zero_shot")) for workspace in seeds]
-    np.testing.assert_array_equal(*base)
-    adapted = [read_vectors(workspace.embeddings("sda")) for workspace in seeds]
-    assert not np.array_equal(*adapted)
+    base = [read_table(workspace.embeddings("zero_shot")).fused_IF for workspace in seeds]
+    np.testing.assert_array_equal(base[0], base[1])
+    adapted = [read_table(workspace.embeddings("sda")).fused_IF for workspace in seeds]
+    assert not np.array_equal(adapted[0], adapted[1])
     assert not seeds[0].adapter("lora").exists()  # nobody asked for it
-    random = [adaptation.matrix(workspace, params, "random") for workspace, params in zip(seeds, settings, strict=True)]
-    assert not np.array_equal(*random)
+    drawn = [adaptation.matrix(workspace, params, "random") for workspace, params in zip(seeds, settings, strict=True)]
+    assert not np.array_equal(np.array(drawn[0]), np.array(drawn[1]))
 
 
 def test_the_tables(project: Path) -> None:
