@@ -35,6 +35,8 @@ import numpy as np
 import polars as pl
 import typer
 from dvc.utils.hydra import compose_and_dump
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.options import THREE_SEEDS, Name, Recommenders, Root, Seeds
 from experiments.study import (
@@ -168,7 +170,7 @@ def make_shop(shop: Workspace, conf: Path, composed: Sequence[str]) -> Params:
     root.mkdir(parents=True, exist_ok=True)
     try:
         compose_and_dump(str(wanted), str(conf), None, "config", "", list(composed))
-    except Exception as error:  # Hydra has a class of its own for each mistake
+    except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError("--compose", str(error).strip().splitlines()[0], "see conf/ for presets and params") from None
     tree = read_tree(wanted)
     apply_changes(tree, ["control_embeddings.variants=[]", f"variants=[id, {BASE}]", f"train_recommender.variants=[{BASE}]"])
