@@ -6,16 +6,22 @@ of steps, on all items of the built-in shop:
 
 * retrieval@1: how often an item's image and text are each other's nearest among all items (mean of both directions), by cosines
   of embeddings without the mean of their modality, as PCA in the fusion sees them, and by cosines of the embeddings as they are,
-* effective targets of the teacher, mean cosine of two items, and whether the vectors collapsed (sda_core.alignment.check),
-* linear probes of the attributes that a modality shows, as accuracy above chance (experiments.attribute_probe).
+* effective targets of the teacher, mean cosine of two items, whether the vectors collapsed, and whether ``check: stop`` refuses
+  the training (sda_core.alignment.check),
+* linear probes of the attributes that a modality shows, as accuracy above chance (experiments.attribute_probe), of those that
+  it alone shows, and of these in fused embeddings, without and with the backbone's own beside them (``with_base``).
 
 Step 0 is the backbone as it is.  ``mismatched`` is the negative control: every image is paired with another item's text.
+``infonce``, which has no teacher, is the positive control where the paper's formula is not known to learn.
 A cell (backbone, geometry, seed) is trained once; what exists is kept, and a stopped run resumes.  The table is written to
 experiments/results/loss_geometry-NAME, which `sda report --experiments` shows.
 
     python -m experiments loss_geometry --name nano --num-steps 100 --seeds 1,2,3
     python -m experiments loss_geometry --name generative --backbone generative=FILE --num-steps 100,300
-    python -m experiments loss_geometry --name shifted --backbone tiny=conf/backbone/tiny.yaml --shift 4 --num-steps 100,300
+    python -m experiments loss_geometry --name shifted --backbone tiny=conf/backbone/tiny.yaml --shift 4 --swatches
+
+A random backbone passes on little of the shop's images.  With --swatches it is shown items from which it can learn
+(experiments.swatches).
 
 FILE is a section of the params that describes a backbone, as the files of conf/backbone do.
 """
@@ -24,6 +30,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +39,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from experiments import swatches as colours
 from experiments.attribute_probe import SHOWN_BY, above_chance
 from experiments.families import read_backbones
 from experiments.options import THREE_SEEDS, Name, Seeds, Source
@@ -45,18 +53,21 @@ from experiments.study import (
     write_results,
 )
 from experiments.workspaces import untrained
-from sda_core import alignment, backbones
+from sda_core import alignment, backbones, losses
 from sda_core.adapters import modality
+from sda_core.alignment import check
 from sda_core.artifacts import Workspace, write_json
 from sda_core.backbones import Backbone
+from sda_core.checkpoint import load_checkpoint, save_checkpoint
 from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.embeddings.blocks import BlockEncoder
-from sda_core.errors import ConfigError
+from sda_core.embeddings.fusion import fuse
+from sda_core.errors import ConfigError, TrainingError
 from sda_core.fingerprint import fingerprint
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.modalities import MODALITIES
-from sda_core.params import BackboneParams, DemoDataset, ItemsParams, LossParams, Params, TrainingParams, load_params
+from sda_core.params import BackboneParams, DemoDataset, ExportParams, LossParams, Params, TrainingParams, load_params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
@@ -65,6 +76,7 @@ REFERENCE = {"variant": "reference", "temperature": 3.0, "learn_temperature": Tr
 """What the public code does: dot products of vectors that are not normalised, and a temperature that is learned from 3."""
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
+    "infonce": {"teacher": "none"},  # a positive control
     "cosine": {},  # the paper's formula
     "centred": {"center": "batch"},
     "reference": REFERENCE,
@@ -72,6 +84,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "base_4": {"teacher_source": "base", "teacher_targets": 4.0},
     "centred_base_4": {"center": "batch", "teacher_source": "base", "teacher_targets": 4.0},
     "mismatched": {"center": "batch"},  # the negative control: see mismatched
+    "keep": {"keep_base": 1.0},  # the paper's formula, and what keeps the structure inside each modality
 }
 TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # of conf/adaptation/strong.yaml, which is the setting of most adapters here
 SAMPLE = 256
@@ -93,23 +106,24 @@ def main(
     shift: Annotated[
         float, typer.Option(help="Add one constant to all embeddings: so many times their mean distance to their centre.")
     ] = 0.0,
+    swatches: Annotated[
+        bool, typer.Option("--swatches", help="Items of one colour each instead of the shop's, for a random backbone.")
+    ] = False,
 ) -> None:
     """Train and measure what is missing, write the table."""
     check_names("--geometries", geometries, GEOMETRIES)
     if list(num_steps) != sorted(set(num_steps)) or min(num_steps) < 1:
         raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
     params = load_params(source / "params.yaml")
-    if not isinstance(params.dataset, DemoDataset):
-        raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
     sections = read_backbones(backbone) if backbone else {"nano": params.backbone.model_dump()}
-    shop = Shop(Workspace(source), params.items, params.dataset)
+    items = of_swatches() if swatches else of_shop(Workspace(source), params)
     folder = Path("experiments") / "runs" / f"loss_geometry-{name}"
     done: dict[tuple[str, str], list[list[dict[str, float]]]] = {}
     for seed in seeds:
         for geometry in geometries:
             for arm, section in sections.items():
                 cell = Cell(folder / arm, geometry, seed, shift)
-                measured = cell.run(shop, params.model_copy(update={"backbone": section_of(params, section)}), num_steps)
+                measured = cell.run(items, params.model_copy(update={"backbone": section_of(params, section)}), num_steps)
                 done.setdefault((arm, geometry), []).append(measured)
     title = f"Geometry of the loss, {len(seeds)} seeds" + (f", one constant of {shift:g} added" if shift else "")
     write_results(table(done, title), "loss_geometry", name)
@@ -120,14 +134,49 @@ def section_of(params: Params, section: Mapping[str, Any]) -> BackboneParams:
     return Params.model_validate(params.model_dump() | {"backbone": dict(section)}).backbone
 
 
-class Shop:
-    """The items, their truth, and the rows that are measured: those with an image."""
+@dataclass(frozen=True)
+class Items:
+    """What is shown and measured.
 
-    def __init__(self, workspace: Workspace, items: ItemsParams, dataset: DemoDataset) -> None:
-        self.source = item_source(workspace, items)
-        self.rows = np.flatnonzero(self.source.has_image)
-        self.attributes = {name: values_I[self.rows] for name, values_I in shop_attributes(workspace, dataset).items()}
-        self.inputs = fingerprint(workspace.items, workspace.images, items)
+    Attributes:
+        source: the items.
+        rows: of those with an image, which are measured.
+        attributes: the truth, ``(N,)`` values of these rows by attribute.
+        shown_by: ``image``, ``text`` or ``both``, by attribute.
+        inputs: fingerprint of the items.
+    """
+
+    source: ItemSource
+    rows: np.ndarray
+    attributes: Mapping[str, np.ndarray]
+    shown_by: Mapping[str, str]
+    inputs: str
+
+    def shown(self, *by: str) -> list[str]:
+        """The attributes that these show, in their order."""
+        return [name for name, shown_by in self.shown_by.items() if shown_by in by]
+
+
+def of_shop(workspace: Workspace, params: Params) -> Items:
+    """The items of a run on the built-in shop.
+
+    Raises:
+        ConfigError: it is another data set.
+    """
+    if not isinstance(params.dataset, DemoDataset):
+        raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
+    source = item_source(workspace, params.items)
+    rows = np.flatnonzero(source.has_image)
+    truth = {name: values_I[rows] for name, values_I in shop_attributes(workspace, params.dataset).items()}
+    return Items(source, rows, truth, SHOWN_BY, fingerprint(workspace.items, workspace.images, params.items))
+
+
+def of_swatches() -> Items:
+    """The swatches of :mod:`experiments.swatches`."""
+    source = colours.source()
+    rows = np.arange(len(source))
+    inputs = fingerprint(*(str(key) for key in source.content_keys(rows)))
+    return Items(source, rows, colours.attributes(), colours.SHOWN_BY, inputs)
 
 
 class Cell:
@@ -147,28 +196,35 @@ class Cell:
         self.seed = seed
         self.shift = shift
 
-    def run(self, shop: Shop, params: Params, num_steps: Sequence[int]) -> list[dict[str, float]]:
+    def run(self, items: Items, params: Params, num_steps: Sequence[int]) -> list[dict[str, float]]:
         """What was measured at step 0 and after each number of steps, from disk where it is there."""
         section = params.train_adapter
         loss = LossParams.model_validate(section.loss.model_dump() | GEOMETRIES[self.geometry])
         training = section.training.model_copy(update={**TRAINING, "seed": self.seed})
-        inputs = fingerprint(shop.inputs, loss, training, section.moda, params.backbone, self.shift)
-        of_base = fingerprint(shop.inputs, params.backbone, self.shift)
+        inputs = fingerprint(items.inputs, loss, training, section.moda, params.backbone, self.shift)
+        of_base = fingerprint(items.inputs, params.backbone, self.shift)
         paths = {steps: self.folder / f"{steps}.json" for steps in num_steps}
         found = {0: self._kept(self.base, of_base)} | {steps: self._kept(path, inputs) for steps, path in paths.items()}
         if None in found.values():
             device = prepare_torch(params.runtime)
             backbone = backbones.build(params.backbone, device)
             model = untrained(backbone, section.moda, MODALITIES, self.seed)
-            encoder = Shifted(backbone, self.shift, model, shop.source, device) if self.shift else backbone
-            if found[0] is None:  # an untrained adapter changes nothing
-                found[0] = self._save(self.base, of_base, measure(encoder, model, shop, params, device))
-            source = mismatched(shop.source, self.seed) if self.geometry == "mismatched" else shop.source
+            encoder = Shifted(backbone, self.shift, model, items.source, device) if self.shift else backbone
+            kept = load_checkpoint(self.base.with_suffix(".safetensors"), of_base)
+            if kept is None or found[0] is None:  # an untrained adapter changes nothing
+                base = embed(encoder, model, items, params.export_embeddings, device)
+                save_checkpoint(self.base.with_suffix(".safetensors"), base, {}, of_base)
+                found[0] = self._save(self.base, of_base, measure(base, base, items, params.export_embeddings))
+            else:
+                base, _ = kept
+            source = mismatched(items.source, self.seed) if self.geometry == "mismatched" else items.source
             for steps in num_steps:
                 if found[steps] is None:
                     logger.info("%s, seed %d, %d steps", self.geometry, self.seed, steps)
-                    check = self._train(encoder, model, source, training, loss, steps, inputs, device)
-                    found[steps] = self._save(paths[steps], inputs, measure(encoder, model, shop, params, device) | check)
+                    looked = self._train(encoder, model, source, training, loss, steps, inputs, device)
+                    vectors = embed(encoder, model, items, params.export_embeddings, device)
+                    measured = measure(vectors, base, items, params.export_embeddings)
+                    found[steps] = self._save(paths[steps], inputs, measured | looked)
         return [one for one in found.values() if one is not None]
 
     def _train(
@@ -186,7 +242,8 @@ class Cell:
         training = training.model_copy(update={"num_steps": steps})
         checkpoint = self.folder / "checkpoint.safetensors"
         curve = alignment.train_adapter(encoder, model, source, training, loss, checkpoint, inputs, device)
-        return {"steps": steps, "last_loss": curve[-1].loss} | curve.check.metrics()
+        refused = float(_is_refused(curve.check.before, training, loss))
+        return {"steps": steps, "last_loss": curve[-1].loss, "refused": refused} | curve.check.metrics()
 
     @staticmethod
     def _kept(path: Path, inputs: str) -> dict[str, float] | None:
@@ -201,6 +258,16 @@ class Cell:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"inputs": inputs, "measured": measured})
         return measured
+
+
+def _is_refused(before: check.Figures, training: TrainingParams, loss: LossParams) -> bool:
+    """Whether ``train_adapter.training.check: stop`` would have stopped the training before step 0."""
+    stopping = training.model_copy(update={"check": "stop"})
+    try:
+        check.check(before, losses.build(loss), loss, stopping, "params.yaml: train_adapter.loss", say=False)
+    except TrainingError:
+        return True
+    return False
 
 
 def mismatched(source: ItemSource, seed: int) -> ItemSource:
@@ -245,55 +312,97 @@ class Shifted:
 
 
 # ------------------------------------------------------------------------------------------------- numbers
-def measure(encoder: Any, model: nn.Module, shop: Shop, params: Params, device: torch.device) -> dict[str, float]:
-    """Retrieval over all items with an image, and the probes of what each modality shows."""
-    blocks = BlockEncoder(encoder, model, params.export_embeddings, device)
+def embed(encoder: Any, model: nn.Module, items: Items, export: ExportParams, device: torch.device) -> dict[str, Tensor]:
+    """Embeddings ``(N, D)`` of the items with an image, by modality."""
+    blocks = BlockEncoder(encoder, model, export, device)
     blocks.prepare()
-    vectors: dict[str, np.ndarray] = {}
+    vectors: dict[str, Tensor] = {}
     for name in MODALITIES:
         with modality(model, name):
-            vectors[name] = blocks.encode(shop.source, name, shop.rows).vectors_BD.numpy()
+            vectors[name] = blocks.encode(items.source, name, items.rows).vectors_BD
+    return vectors
+
+
+def measure(
+    of_items: Mapping[str, Tensor], of_base: Mapping[str, Tensor], items: Items, export: ExportParams
+) -> dict[str, float]:
+    """Retrieval over all items with an image, and the probes.
+
+    Args:
+        of_items: ``(N, D)`` by modality.
+        of_base: the same of the backbone without its adapter.
+        items: with the truth.
+        export: how embeddings are fused, to a quarter as many components as there are items at most; all items are fitted on,
+            since there are no interactions here.
+    """
+    vectors, base = ({name: of[name].numpy() for name in MODALITIES} for of in (of_items, of_base))
     image_ND, text_ND = (unit_rows(vectors[name] - vectors[name].mean(axis=0)) for name in MODALITIES)
     measured = {"retrieval@1": mutual_retrieval_at_1(image_ND, text_ND)}
     image_ND, text_ND = (unit_rows(vectors[name]) for name in MODALITIES)
     measured["retrieval@1 with the mean"] = mutual_retrieval_at_1(image_ND, text_ND)
+
+    def probe(label: str, vectors_ND: np.ndarray, attributes: Sequence[str]) -> dict[str, float]:
+        return {f"probe {label} {name}": above_chance(vectors_ND, items.attributes[name]) for name in attributes}
+
     for name in MODALITIES:
-        shown = [attribute for attribute, by in SHOWN_BY.items() if by in (name, "both")]
-        probes = {attribute: above_chance(vectors[name], shop.attributes[attribute]) for attribute in shown}
-        measured |= {f"probe {name} {attribute}": value for attribute, value in probes.items()}
-        measured[f"probes {name}"] = float(np.mean(list(probes.values())))
+        probes = probe(name, vectors[name], items.shown(name, "both"))
+        measured |= probes | {f"probes {name}": float(np.mean(list(probes.values())))}
+        measured[f"own {name}"] = float(np.mean([probes[f"probe {name} {attribute}"] for attribute in items.shown(name)]))
+    every = np.arange(len(items.rows))
+    # A probe with about as many columns as rows learns noise, and its accuracy says nothing about the embeddings.
+    export = export.model_copy(update={"fused_dim": min(export.fused_dim, len(every) // 4)})
+    for label, beside in {"fused": None, "with base": (base["image"], base["text"])}.items():
+        fused_NF = fuse(vectors["image"], vectors["text"], np.ones(len(every), dtype=bool), every + 1, export, beside)
+        probes = probe(label, fused_NF, items.shown(*MODALITIES))
+        measured |= probes | {f"own {label}": float(np.mean(list(probes.values())))}
     return measured
 
 
 def table(done: Mapping[tuple[str, str], Sequence[Sequence[Mapping[str, float]]]], title: str) -> str:
-    """A markdown table: a row for each backbone, geometry and number of steps; means over the seeds with their range.
+    """Two markdown tables: a row for each backbone, geometry and number of steps; means over the seeds with their range.
 
     Args:
         done: by backbone and geometry, of each seed, at step 0 and at each number of steps.
         title: of the table.
     """
-    rows, seen = [], set[str]()
+    rows, others, seen = [], [], set[str]()
     for (arm, geometry), of_seeds in done.items():
         at_first, *later = zip(*of_seeds, strict=True)
         before = [one | {name: later[0][seed][f"{name}_before"] for name in COSINES} for seed, one in enumerate(at_first)]
         if arm not in seen:
-            rows.append([arm, "none", "0", "", *_cells(before), ""])
+            rows.append([arm, "none", "0", "", *_cells(FIGURES, before), "", ""])
+            others.append([arm, "none", "0", *_cells(PROBES, before)])
             seen.add(arm)
         for at in later:
             after = [one | {name: one[f"{name}_after"] for name in COSINES} for one in at]
             targets = [np.mean([one[f"effective_targets_{when}"] for one in at]) for when in ("before", "after")]
-            collapsed = f"{sum(one['collapsed'] for one in at):.0f} of {len(at)}"
-            steps = f"{at[0]['steps']:.0f}"
-            rows.append([arm, geometry, steps, f"{targets[0]:.2f} -> {targets[1]:.2f}", *_cells(after), collapsed])
-    heads = ["backbone", "geometry", "steps", "effective targets", "retrieval@1", "with the mean", "cosine of two images"]
-    heads.append("of two texts")
-    return markdown_table([*heads, "probes of images", "probes of texts", "collapsed"], rows, title)
+            counts = [f"{sum(one[name] for one in at):.0f} of {len(at)}" for name in ("collapsed", "refused")]
+            first = [arm, geometry, f"{at[0]['steps']:.0f}"]
+            rows.append([*first, f"{targets[0]:.2f} -> {targets[1]:.2f}", *_cells(FIGURES, after), *counts])
+            others.append([*first, *_cells(PROBES, after)])
+    heads = ["backbone", "geometry", "steps"]
+    figures = markdown_table([*heads, "effective targets", *FIGURES.values(), "collapsed", "refused"], rows, title)
+    probes = markdown_table([*heads, *PROBES.values()], others, f"{title}: probes, accuracy above chance")
+    return f"{figures}\n{probes}"
 
 
 COSINES = ("image_cosine", "text_cosine")
+FIGURES = {
+    "retrieval@1": "retrieval@1",
+    "retrieval@1 with the mean": "with the mean",
+    "image_cosine": "cosine of two images",
+    "text_cosine": "of two texts",
+}
+PROBES = {
+    "probes image": "images",
+    "probes text": "texts",
+    "own image": "images, what they alone show",
+    "own text": "texts, what they alone show",
+    "own fused": "fused, what one alone shows",
+    "own with base": "the same, with base",
+}
 
 
-def _cells(at: Sequence[Mapping[str, float]]) -> list[str]:
-    """Retrieval, mean cosines of two items, and probes: means over the seeds, with the range behind where they differ."""
-    names = ("retrieval@1", "retrieval@1 with the mean", *COSINES, "probes image", "probes text")
+def _cells(names: Mapping[str, str], at: Sequence[Mapping[str, float]]) -> list[str]:
+    """Means over the seeds, with the range behind where they differ."""
     return [mean_with_range([one[name] for one in at], 3) for name in names]

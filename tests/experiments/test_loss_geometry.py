@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import loss_geometry
+from experiments import loss_geometry, swatches
 from experiments.study import mutual_retrieval_at_1
 from experiments.workspaces import untrained
-from sda_core import adapters, backbones
+from sda_core import adapters, backbones, losses
+from sda_core.alignment import check
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, Numbers
 from sda_core.errors import ConfigError
@@ -62,6 +63,75 @@ def test_a_constant_makes_all_embeddings_alike(on_tiny: Path) -> None:
     assert shifted.info == backbone.info  # everything else is the backbone's
 
 
+def test_refused_is_what_check_stop_would_refuse(repository: Path) -> None:
+    section = load_params(repository / "params.yaml").train_adapter
+    training = section.training
+    generator = torch.Generator().manual_seed(1)
+    constant_D = 50 * torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0)
+
+    def refused(geometry: str) -> bool:
+        loss = LossParams.model_validate(section.loss.model_dump() | loss_geometry.GEOMETRIES[geometry])
+        criterion = losses.build(loss)
+        image_BD, text_BD = (torch.randn(training.batch_size, 8, generator=generator) + constant_D for _ in range(2))
+        groups_B = torch.arange(training.batch_size)
+        criterion.calibrate([(image_BD, text_BD, groups_B)])
+        before = check.look([check.Batch(image_BD, text_BD, groups_B, (image_BD, text_BD))], criterion)
+        return loss_geometry._is_refused(before, training, loss)
+
+    assert {geometry for geometry in loss_geometry.GEOMETRIES if refused(geometry)} == {"cosine", "base", "keep"}
+
+
+def test_swatches_show_what_they_are_said_to_show() -> None:
+    source, truth = swatches.source(), swatches.attributes()
+    rows = np.arange(len(source))
+    assert len(rows) == swatches.LEVELS ** len(swatches.COLOURS)
+    assert source.has_image.all()
+    assert len({source.store.get(int(item_id)) for item_id in source.item_ids}) == len(rows)
+    for row, (text, image) in enumerate(zip(source.texts(rows), source.images(rows), strict=True)):
+        assert {*text} == {letters[truth[name][row]] for name, letters in swatches.LETTERS.items()}
+        assert image is not None
+        brightest_C = np.asarray(image).max(axis=(0, 1))
+        assert brightest_C.tolist() == [truth[name][row] * 51 for name in swatches.COLOURS]
+        sums_W = np.asarray(image).sum(axis=(0, 2), dtype=np.int64)
+        if sums_W.max() > 0:  # a black one shows no stripes
+            assert set(np.flatnonzero(sums_W < sums_W.max()) % swatches.MARKS) == {truth["stripe"][row]}
+    assert truth.keys() == swatches.SHOWN_BY.keys()
+
+
+def test_fused_probes_gain_from_the_base_what_the_adapted_embeddings_lost(repository: Path) -> None:
+    items = loss_geometry.of_swatches()
+    generator = np.random.default_rng(1)
+    export = load_params(repository / "params.yaml").export_embeddings
+
+    def known(*names: str) -> torch.Tensor:
+        columns = [np.eye(truth.max() + 1)[truth] for truth in (items.attributes[name] for name in names)]
+        vectors_ND = 0.1 * generator.normal(size=(len(items.rows), 28))
+        known_ND = np.concatenate(columns, axis=1)
+        vectors_ND[:, : known_ND.shape[1]] += known_ND
+        return torch.tensor(vectors_ND, dtype=torch.float32)
+
+    base = {"image": known("red", "green", "blue", "stripe"), "text": known("red", "green", "blue", "mark")}
+    adapted = {"image": known("red", "green", "blue"), "text": known("red", "green", "blue", "mark")}
+    before = loss_geometry.measure(base, base, items, export)
+    after = loss_geometry.measure(adapted, base, items, export)
+    assert before["own image"] == before["own text"] == before["probes image"] == 1.0
+    assert after["own image"] < 0.3
+    assert after["own text"] == 1.0
+    assert after["probe fused stripe"] < 0.3
+    assert after["probe with base stripe"] > 0.9
+    assert after["own with base"] > after["own fused"] + 0.2
+
+
+@pytest.mark.slow
+def test_swatches_need_no_shop(on_tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(on_tiny)
+    monkeypatch.setattr(loss_geometry, "item_source", None)
+    options = {"geometries": Names(("cosine", "centred")), "seeds": Numbers((1,)), "num_steps": Numbers((1,))}
+    loss_geometry.main("try-swatches", **options, shift=4.0, swatches=True)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| nano | c")][:2]
+    assert [(row[1], row[-1]) for row in rows] == [("cosine", "1 of 1 |"), ("centred", "0 of 1 |")]  # what the check refuses
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The least populated class in y:UserWarning")  # a tiny shop has rare attributes
 def test_a_finished_cell_is_kept(on_tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +139,10 @@ def test_a_finished_cell_is_kept(on_tiny: Path, monkeypatch: pytest.MonkeyPatch,
     options = {"geometries": Names(("cosine", "mismatched")), "seeds": Numbers((1,)), "num_steps": Numbers((1, 2))}
     loss_geometry.main("try", **options)
     first = capsys.readouterr().out
-    assert first.count("| cosine |") == 2
-    assert first.count("| mismatched |") == 2
-    assert first.count("| none |") == 1
-    files = {path: path.read_bytes() for path in (on_tiny / "experiments" / "runs").rglob("*.json")}
+    assert first.count("| cosine |") == 4  # of two tables
+    assert first.count("| mismatched |") == 4
+    assert first.count("| none |") == 2
+    files = {path: path.read_bytes() for path in (on_tiny / "experiments" / "runs" / "loss_geometry-try").rglob("*.json")}
     assert len(files) == 5  # the backbone as it is, and two numbers of steps of two geometries
 
     def refuse(*_: object) -> None:
