@@ -124,7 +124,8 @@ def check(
 ) -> None:
     """Say what the figures are before step 0, and stop or warn where the teacher has nothing to teach.
 
-    Only a nearly uniform teacher stops a training: it makes all vectors alike.  One that is nearly certain of the own pair
+    Only a nearly uniform teacher stops a training: it makes all vectors alike, or teaches little where it is the backbone, which
+    does not follow the vectors (docs/results.md, geometry of the loss).  One that is nearly certain of the own pair
     makes CMSA an InfoNCE, which learns (docs/results.md, geometry of the loss), so it is a warning.
 
     A running mean gets a warning: these figures look sound and training may still make all vectors alike
@@ -153,7 +154,8 @@ def check(
             section,
             section.removeprefix("params.yaml: "),
         )
-    if loss.teacher == "none" or (found := problem(before, training.batch_size, section)) is None:
+    found = problem(before, training.batch_size, section, fixed=loss.teacher_source == "base")
+    if loss.teacher == "none" or found is None:
         return
     what, advice = found
     if training.check == "stop" and before.teacher_targets > training.batch_size / 2:
@@ -172,14 +174,21 @@ def describe(figures: Figures) -> str:
     )
 
 
-def problem(figures: Figures, batch_size: int, section: str) -> tuple[str, str] | None:
-    """What is wrong with the teacher, and what to set; None where nothing is."""
+def problem(figures: Figures, batch_size: int, section: str, *, fixed: bool = False) -> tuple[str, str] | None:
+    """What is wrong with the teacher, and what to set; None where nothing is.
+
+    Args:
+        figures: of the sample.
+        batch_size: of the training.
+        section: the loss section's path in ``params.yaml``.
+        fixed: whether the backbone's own vectors teach, which do not follow those that are trained.
+    """
+    effect = "training would teach little" if fixed else "training would make all vectors alike"
     targets, path = figures.teacher_targets, section.removeprefix("params.yaml: ")
     if targets > batch_size / 2:
         return (
             f"the teacher is nearly uniform ({targets:.3g} of {batch_size} effective targets; two items have a mean cosine of"
-            f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so training would make"
-            " all vectors alike",
+            f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so {effect}",
             f"set {path}.center to batch, or {path}.teacher_targets to {_wanted(batch_size)}",
         )
     if targets < FEWEST_TARGETS:

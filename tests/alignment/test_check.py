@@ -83,6 +83,18 @@ def test_a_common_direction_is_stopped_and_the_advice_helps() -> None:
         check(figures, better, loss, training(), SECTION, say=True)
 
 
+def test_a_fixed_uniform_teacher_is_said_to_teach_little() -> None:
+    uniform = figures(teacher_targets=32.0)
+    (followed, advice), (fixed, same) = (problem(uniform, 32, SECTION, fixed=fixed) or ("", "") for fixed in (False, True))
+    assert "make all vectors alike" in followed
+    assert "teach little" in fixed
+    assert "alike" not in fixed
+    assert advice == same
+    loss = LOSS.model_copy(update={"teacher_source": "base"})
+    with pytest.raises(TrainingError, match="teach little"):
+        check(uniform, build(loss), loss, training(), SECTION, say=True)
+
+
 def test_a_certain_teacher_is_said_to_be_infonce(caplog: pytest.LogCaptureFixture) -> None:
     loss = LOSS.model_copy(update={"temperature": 0.005})
     before = look(sample(0.0), build(loss))
