@@ -1,4 +1,4 @@
-"""What is how fast: one script for each comparison.
+"""Benchmarks: one script for each comparison.
 
-A script runs both sides in one go and prints ratios.  The results are in ``bench/README.md``.
+A script measures both sides in one run and prints ratios.  The results are in ``bench/README.md``.
 """

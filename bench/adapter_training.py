@@ -66,12 +66,12 @@ SETTINGS = (
 def main(
     shape: Annotated[Literal["tiny", "7b"], typer.Option()] = "tiny",
     batch: int = 32,
-    side: Annotated[int, typer.Option(help="Pixels of an image.")] = 112,
-    characters: Annotated[int, typer.Option(help="Of a text, on average; as many tokens.")] = 150,
-    steps: Annotated[int, typer.Option(help="That count.")] = 5,
-    only: Annotated[Numbers, typer.Option(parser=numbers, metavar="0,1,...", help="Numbers of settings, from 0.")] = Numbers(
-        range(len(SETTINGS))
-    ),
+    side: Annotated[int, typer.Option(help="Width and height of an image in pixels.")] = 112,
+    characters: Annotated[int, typer.Option(help="Mean length of a text; also its number of tokens.")] = 150,
+    steps: Annotated[int, typer.Option(help="Measured steps.")] = 5,
+    only: Annotated[
+        Numbers, typer.Option(parser=numbers, metavar="0,1,...", help="Settings to run, by number from 0.")
+    ] = Numbers(range(len(SETTINGS))),
 ) -> None:
     """Measure and print."""
     for place, number in enumerate(only):

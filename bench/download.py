@@ -92,7 +92,7 @@ def measured(command: list[str], environment: dict[str, str]) -> tuple[float, fl
 def main(
     megabytes: int = 500,
     rounds: int = 3,
-    folder: Annotated[Path | None, typer.Option(help="Where the files go; a temporary folder by default.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder of the files; default: a temporary folder.")] = None,
 ) -> None:
     """Measure and print."""
     curl = shutil.which("curl")

@@ -75,13 +75,14 @@ def main(
     shape: Annotated[Literal["tiny", "7b"], typer.Option()] = "tiny",
     items: int = 128,
     batch: int = 32,
-    side: Annotated[int, typer.Option(help="Pixels; 0 for 112 (tiny) or 252 (7b).")] = 0,
-    words: Annotated[int, typer.Option(help="Words of an item's text, on average.")] = 20,
+    side: Annotated[int, typer.Option(help="Width and height of an image in pixels; 0: 112 (tiny) or 252 (7b).")] = 0,
+    words: Annotated[int, typer.Option(help="Mean number of words of a text.")] = 20,
     rounds: int = 3,
-    matmul: Annotated[int, typer.Option(help="Width of the peak's matmul; 0 for 2048 (CPU) or 8192 (GPU).")] = 0,
+    matmul: Annotated[int, typer.Option(help="Width of the matmul that measures the peak; 0: 2048 (CPU) or 8192 (GPU).")] = 0,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the language model's layers.")] = False,
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, typer.Option(help="Of the weights; float32 on a CPU, bfloat16 on a GPU.")
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Type of the weights; default: float32 on a CPU, bfloat16 on a GPU."),
     ] = None,
 ) -> None:
     """Measure and print."""

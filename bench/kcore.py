@@ -101,7 +101,7 @@ def main(
     num_interactions: int = 10_000_000,
     num_items: int = 400_000,
     mean_history_length: float = 3.0,
-    minimum: Annotated[int, typer.Option(help="Interactions that a user and an item need.")] = 5,
+    minimum: Annotated[int, typer.Option(help="Fewest interactions of a user and an item.")] = 5,
 ) -> None:
     """Run all ways and print a table."""
     with tempfile.TemporaryDirectory() as folder:

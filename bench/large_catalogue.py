@@ -74,7 +74,7 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     }
 
 
-def main(num_items: int = 1_000_000, num_users: Annotated[int, typer.Option(help="Of the evaluation.")] = 1000) -> None:
+def main(num_items: int = 1_000_000, num_users: Annotated[int, typer.Option(help="Users of the evaluation.")] = 1000) -> None:
     """Run all parts and print a table."""
     print(f"SASRec, {num_items:,} items x {HIDDEN}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print("\n| part | CPU s | weights, MiB | peak, MiB | of it added | a whole score matrix |\n|---|---|---|---|---|---|")

@@ -53,7 +53,7 @@ def new_project(place: Path, dependency: Path) -> Path:
 
 def main(
     num_images: int = 100_000,
-    kilobytes: Annotated[int, typer.Option(help="Of one image.")] = 10,
+    kilobytes: Annotated[int, typer.Option(help="Size of one image.")] = 10,
     rounds: int = 3,
 ) -> None:
     """Measure, print."""

@@ -299,9 +299,9 @@ def main(
     shape: Annotated[Literal["small", "calls", "7b", "nano"], typer.Option()] = "small",
     rounds: int = 7,
     threads: int = 1,
-    batch: Annotated[int | None, typer.Option(help="Rows; 8 of nano, and what the other shapes have.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows of a batch; default: 8 for nano, else that of the shape.")] = None,
     no_large: Annotated[
-        bool, typer.Option("--no-large", help="Leave out the sides that hold most memory: loops, reference.")
+        bool, typer.Option("--no-large", help="Leave out the implementations that need most memory: loops, reference.")
     ] = False,
     r: int = 8,
 ) -> None:

@@ -336,16 +336,16 @@ def compare(kind: str, edition: int, path: Path, scratch: Path, repeats: int) ->
 
 
 def main(
-    megabytes: Annotated[int, typer.Option(help="Size of each made file, unpacked (literals: a quarter).")] = 120,
+    megabytes: Annotated[int, typer.Option(help="Size of each generated file, unpacked (literals: a quarter).")] = 120,
     repeats: int = 3,
     folder: Annotated[
-        Path | None, typer.Option(help="Where made files are kept for the next time; default: a temporary folder.")
+        Path | None, typer.Option(help="Folder in which generated files are kept; default: a temporary folder.")
     ] = None,
-    only: Annotated[str, typer.Option(help="Only comparisons whose name holds this, e.g. 'metadata 2018'.")] = "",
+    only: Annotated[str, typer.Option(help="Run only comparisons whose name contains this, e.g. 'metadata 2018'.")] = "",
     data: Annotated[Path | None, typer.Option(help="A folder with the real files named in this script.")] = None,
     file: Annotated[
         tuple[str, int, Path] | None,
-        typer.Option(metavar="KIND EDITION FILE", help="reviews or metadata; this file alone.", show_default=False),
+        typer.Option(metavar="KIND EDITION FILE", help="Read only this file; KIND is reviews or metadata.", show_default=False),
     ] = None,
 ) -> None:
     """Run and print a table."""

@@ -121,17 +121,21 @@ def compare(
 
 
 def main(
-    rectools: Annotated[Path | None, typer.Option(help="A Python that has RecTools.", show_default=False)] = None,
-    recbole: Annotated[Path | None, typer.Option(help="A Python that has RecBole.", show_default=False)] = None,
-    cornac: Annotated[Path | None, typer.Option(help="A Python that has Cornac.", show_default=False)] = None,
-    install: Annotated[bool, typer.Option("--install", help="Print what to install, and end.")] = False,
+    rectools: Annotated[Path | None, typer.Option(help="Python interpreter with RecTools.", show_default=False)] = None,
+    recbole: Annotated[Path | None, typer.Option(help="Python interpreter with RecBole.", show_default=False)] = None,
+    cornac: Annotated[Path | None, typer.Option(help="Python interpreter with Cornac.", show_default=False)] = None,
+    install: Annotated[bool, typer.Option("--install", help="Print what to install, and exit.")] = False,
     reviews: Annotated[
         Path | None, typer.Option(help="Reviews of the 2014 edition, packed JSON lines.", show_default=False)
     ] = None,
-    users: Annotated[int | None, typer.Option(help="Take the first so many users, and what they bought.")] = None,
+    users: Annotated[int | None, typer.Option(help="Use only the first users, and their items.")] = None,
     models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...")] = Names(MODELS),
-    loss: Annotated[Literal["softmax", "bce"], typer.Option(help="Of SASRec and BERT4Rec; RecBole's is CE or BPR.")] = "softmax",
-    batch: Annotated[int, typer.Option(help=f"Rows of SASRec and BERT4Rec; VBPR takes {PAIRS_PER_BATCH} pairs.")] = 128,
+    loss: Annotated[
+        Literal["softmax", "bce"], typer.Option(help="Loss of SASRec and BERT4Rec; in RecBole CE or BPR.")
+    ] = "softmax",
+    batch: Annotated[
+        int, typer.Option(help=f"Rows of a batch of SASRec and BERT4Rec; VBPR takes {PAIRS_PER_BATCH} pairs.")
+    ] = 128,
     epochs: int = 3,
     rounds: int = 2,
 ) -> None:

@@ -74,9 +74,12 @@ def main(
     width: int = 64,
     depth: int = 100,
     num_queries: int = 200,
-    clusters: Annotated[int, typer.Option(help="0: none.")] = 0,
+    clusters: Annotated[int, typer.Option(help="Number of clusters of the vectors; 0: none.")] = 0,
     index: Annotated[
-        list[str] | None, typer.Option(help="Factory and effort.  Repeat it for more.", show_default=", ".join(INDEXES))
+        list[str] | None,
+        typer.Option(
+            help="FAISS factory and search effort, e.g. HNSW32:200.  Repeat it for more.", show_default=", ".join(INDEXES)
+        ),
     ] = None,
 ) -> None:
     """Run and print a table."""

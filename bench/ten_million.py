@@ -136,7 +136,7 @@ def run_stage(module: str, root: Path) -> tuple[float, float, float]:
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="Where the files go; about 700 bytes a review.")],
+    folder: Annotated[Path, typer.Option(help="Folder of the files; about 700 bytes per review.")],
     num_reviews: int = 10_000_000,
     num_items: int = 400_000,
     mean_history_length: float = 3.0,

@@ -67,10 +67,21 @@ def plain(text: str) -> str:
     return _LITERAL.sub(lambda _: ":", text)
 
 
+def setting_comment(obj: griffe.Object) -> str | None:
+    """The comment behind a field of ``sda_core.params``, which explains a setting; None for everything else."""
+    if not obj.is_attribute or obj.parent is None or not obj.parent.is_class or obj.module.path != "sda_core.params":
+        return None
+    lines = obj.lines[-1:] if obj.lineno else []
+    match = re.search(r"  # (.+)$", lines[0]) if lines else None
+    return match[1] if match else None
+
+
 class PlainDocstrings(griffe.Extension):
-    """Apply :func:`plain` to every docstring before it is parsed."""
+    """Apply :func:`plain` to every docstring before it is parsed, and take the comments of settings as docstrings."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called by griffe for every module, class, function and attribute."""
+        if obj.docstring is None and (comment := setting_comment(obj)) is not None:
+            obj.docstring = griffe.Docstring(f"{comment[0].upper()}{comment[1:]}.", parent=obj)
         if obj.docstring is not None:
             obj.docstring.value = plain(obj.docstring.value)

@@ -1,5 +1,5 @@
-"""The paper's questions, one script each.
+"""Experiments: one script for each question of the paper.
 
-Each takes a workspace, resumes where it was stopped, and writes a table with intervals to ``experiments/results``, which
+Each uses a finished run, resumes after an interruption, and writes a table with intervals to ``experiments/results``, which
 ``sda report --experiments`` shows.
 """

@@ -48,7 +48,9 @@ from sda_core.params import Params
 
 Representation = Annotated[
     Literal["id+content", "content"] | None,
-    typer.Option("--representation", help="Replaces that of sequential recommenders.", show_default=False),
+    typer.Option(
+        "--representation", help="Replaces train_recommender.*.representation of sequential recommenders.", show_default=False
+    ),
 ]
 
 

@@ -56,7 +56,7 @@ def main(
     root: SeedRoot = ".",
     seeds: Seeds = Numbers((1,)),
     fused_dim: FusedDim = None,
-    name: Annotated[str, typer.Option("--name", help="End of the name of the folder of the results.")] = "",
+    name: Annotated[str, typer.Option("--name", help="Suffix of the folder with the results.")] = "",
 ) -> None:
     """Compare the pairs, write table and plot."""
     measured: dict[tuple[str, str], list[Mapping[str, np.ndarray]]] = {}

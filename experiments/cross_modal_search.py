@@ -63,7 +63,7 @@ def main(
     variants: Variants = Names(("lora", "sda", CONTROL)),
     seeds: Seeds = THREE_SEEDS,
     num_steps: NumSteps = None,
-    share: Annotated[float, typer.Option(help="Of the items with an image: how many are held out.")] = 0.25,
+    share: Annotated[float, typer.Option(help="Share of the items with an image that is held out.")] = 0.25,
     changes: Changes = None,
 ) -> None:
     """Train and measure what is missing, write the table."""

@@ -60,7 +60,9 @@ def main(
     source: Source = Path(),
     backbone: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Instead of nano and its relatives.  Repeat it for more.", show_default=False),
+        typer.Option(
+            metavar="NAME=FILE", help="Backbones; default: nano and its relatives.  Repeat it for more.", show_default=False
+        ),
     ] = None,
     variants: Variants = Names(("lora", "sda")),
     recommender: Recommender = "sasrec",

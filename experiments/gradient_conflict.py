@@ -72,16 +72,22 @@ def main(
     root: Root = Path(),
     seeds: Seeds = THREE_SEEDS,
     num_steps: NumSteps = None,
-    num_batches: Annotated[int, typer.Option(help="Held-out batches of the training's batch size.")] = 2,
-    trainings: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Only these.")] = Names(
+    num_batches: Annotated[int, typer.Option(help="Number of held-out batches, each of the training's batch size.")] = 2,
+    trainings: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Trainings to run.")] = Names(
         arm.name for arm in ARMS
     ),
     saved: Annotated[
         Names | None,
-        typer.Option(parser=names, metavar="A,B,...", help="Measure adapters/VARIANT, train nothing.", show_default=False),
+        typer.Option(
+            parser=names,
+            metavar="A,B,...",
+            help="Measure the adapters in adapters/VARIANT instead of training.",
+            show_default=False,
+        ),
     ] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Instead of plot.png in the folder of the results.", show_default=False)
+        Path | None,
+        typer.Option("--plot", help="File of the plot; default: plot.png in the folder with the results.", show_default=False),
     ] = None,
 ) -> None:
     """Measure what is missing, write table and plot."""

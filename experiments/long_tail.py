@@ -59,9 +59,9 @@ def main(
     variants: Variants = Names(("id", BASE, "lora", "sda")),
     recommender: Recommender = "sasrec",
     seeds: Seeds = THREE_SEEDS,
-    share: Annotated[float, typer.Option(help="Of the items that are bought often: how many are made rare.")] = 0.3,
-    kept: Annotated[int, typer.Option(help="Training interactions that such an item keeps.")] = 1,
-    min_count: Annotated[int, typer.Option(help="Training interactions from which an item is bought often.")] = 6,
+    share: Annotated[float, typer.Option(help="Share of the popular items that is made rare.")] = 0.3,
+    kept: Annotated[int, typer.Option(help="Training interactions that a rare item keeps.")] = 1,
+    min_count: Annotated[int, typer.Option(help="Fewest training interactions of a popular item.")] = 6,
     fused_dim: FusedDim = None,
 ) -> None:
     """Train what is missing, write table and plot."""

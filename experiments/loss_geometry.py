@@ -94,17 +94,21 @@ def main(
     name: Name,
     source: Source = Path(),
     backbone: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=FILE", help="Instead of nano.  Repeat it for more.", show_default=False)
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Backbones; default: nano.  Repeat it for more.", show_default=False),
     ] = None,
     geometries: Annotated[
-        Names, typer.Option("--geometries", parser=names, metavar="A,B,...", help="Which geometries of the loss.")
+        Names, typer.Option("--geometries", parser=names, metavar="A,B,...", help="Geometries of the loss to compare.")
     ] = Names(tuple(GEOMETRIES)),
     seeds: Seeds = THREE_SEEDS,
     num_steps: Annotated[
-        Numbers, typer.Option("--num-steps", parser=numbers, metavar="100,300", help="Measure after so many steps; ascending.")
+        Numbers,
+        typer.Option(
+            "--num-steps", parser=numbers, metavar="100,300", help="Numbers of steps after which to measure, ascending."
+        ),
     ] = Numbers((100, 300)),
     shift: Annotated[
-        float, typer.Option(help="Add one constant to all embeddings: so many times their mean distance to their centre.")
+        float, typer.Option(help="Length of a constant added to all embeddings, in units of their mean distance to their centre.")
     ] = 0.0,
     swatches: Annotated[
         bool, typer.Option("--swatches", help="Items of one colour each instead of the shop's, for a random backbone.")

@@ -15,21 +15,21 @@ from sda_core.cli.scripts import Names, Numbers, names, numbers
 
 Root = Annotated[Path, typer.Option("--root", help="The project folder of the run.", show_default="the current folder")]
 SeedRoot = Annotated[
-    str, typer.Option("--root", help="The project folder of the run.  {seed} in it stands for the seed.", show_default=False)
+    str, typer.Option("--root", help="The project folder of the run.  {seed} in it is replaced by the seed.", show_default=False)
 ]
 Source = Annotated[
     Path, typer.Option("--source", help="The project folder whose data is used.", show_default="the current folder")
 ]
-Name = Annotated[str, typer.Option("--name", help="Name of this experiment: its folders bear it.")]
+Name = Annotated[str, typer.Option("--name", help="Name of this experiment, which is part of its folders' names.")]
 Seeds = Annotated[Numbers, typer.Option("--seeds", parser=numbers, metavar="1,2,...", help="Seeds of the trainings.")]
-Variants = Annotated[Names, typer.Option("--variants", parser=names, metavar="A,B,...", help="Whose item vectors.")]
+Variants = Annotated[
+    Names, typer.Option("--variants", parser=names, metavar="A,B,...", help="Variants whose item vectors are used.")
+]
 Baselines = Annotated[
     Names, typer.Option("--baselines", parser=names, metavar="A,B,...", help="Variants that the others are compared with.")
 ]
-Recommenders = Annotated[
-    Names, typer.Option("--recommenders", parser=names, metavar="A,B,...", help="Which recommenders are trained.")
-]
-Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender is trained.")]
+Recommenders = Annotated[Names, typer.Option("--recommenders", parser=names, metavar="A,B,...", help="Recommenders to train.")]
+Recommender = Annotated[str, typer.Option("--recommender", help="Recommender to train.")]
 MaxEpochs = Annotated[
     int | None, typer.Option("--max-epochs", help="Replaces max_epochs of the recommender.", show_default=False)
 ]
@@ -42,7 +42,9 @@ FusedDim = Annotated[
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="A changed param, as YAML.  Repeat it for more.", show_default=False),
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change a setting; the value is YAML.  Repeat it for more.", show_default=False
+    ),
 ]
 
 THREE_SEEDS = Numbers((1, 2, 3))

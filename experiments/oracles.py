@@ -63,12 +63,18 @@ IMAGE_SIDE = 16  # pixels; nobody looks at them
 Shares = Annotated[
     Names | None,
     typer.Option(
-        "--shared", parser=names, metavar="0.2,0.6,...", help="Shares of taste in shared attributes.", show_default=False
+        "--shared",
+        parser=names,
+        metavar="0.2,0.6,...",
+        help="Shares of taste in attributes that image and text show.",
+        show_default=False,
     ),
 ]
 Completeness = Annotated[
     Names | None,
-    typer.Option("--completeness", parser=names, metavar="0.2,0.6,...", help="Of the texts.", show_default=False),
+    typer.Option(
+        "--completeness", parser=names, metavar="0.2,0.6,...", help="Values of dataset.text_completeness.", show_default=False
+    ),
 ]
 
 

@@ -116,7 +116,7 @@ ROWS = {
 def main(
     root: Root = Path(),
     name: Name = "protocol",
-    trainings: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Only these.")] = Names(TRAININGS),
+    trainings: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Trainings to run.")] = Names(TRAININGS),
     seeds: Seeds = THREE_SEEDS,
     max_epochs: MaxEpochs = None,
 ) -> None:

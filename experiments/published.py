@@ -72,7 +72,7 @@ MODELS = {
 
 def main(
     root: Root = Path(),
-    models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Only these.")] = Names(MODELS),
+    models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Models to run.")] = Names(MODELS),
     seeds: Seeds = THREE_SEEDS,
 ) -> None:
     """Train what is missing, write table and plot."""

@@ -90,13 +90,19 @@ class Sweep:
 
 def main(
     name: Name,
-    values: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="The values.")],
+    values: Annotated[
+        Names, typer.Option(parser=names, metavar="A,B,...", help="Values of the setting, or shares of corrupted items.")
+    ],
     source: Source = Path(),
-    variant: Annotated[str, typer.Option(help=f"One of {', '.join(VARIANTS)}.")] = "sda",
-    param: Annotated[str | None, typer.Option(help="Path of the param that is varied.", show_default=False)] = None,
+    variant: Annotated[str, typer.Option(help=f"The trained variant: {', '.join(VARIANTS)}.")] = "sda",
+    param: Annotated[
+        str | None, typer.Option(help="The setting that is varied, e.g. train_adapter.moda.r.", show_default=False)
+    ] = None,
     corrupted: Annotated[
         Literal["image", "text"] | None,
-        typer.Option("--corrupt", help="Vary the share of corrupted items instead.", show_default=False),
+        typer.Option(
+            "--corrupt", help="Vary the share of items with corrupted images or texts instead of a setting.", show_default=False
+        ),
     ] = None,
     how: How = "shuffle",
     seeds: Seeds = THREE_SEEDS,

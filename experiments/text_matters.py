@@ -54,8 +54,10 @@ def main(
     representation: Representation = "id+content",
     seeds: Seeds = THREE_SEEDS,
     max_epochs: MaxEpochs = None,
-    id_dropout: Annotated[float | None, typer.Option(help="Replaces that of SASRec or BERT4Rec.", show_default=False)] = None,
-    user_share: Annotated[float, typer.Option(help="Of the users, drawn once.")] = 1.0,
+    id_dropout: Annotated[
+        float | None, typer.Option(help="Replaces id_dropout of SASRec or BERT4Rec.", show_default=False)
+    ] = None,
+    user_share: Annotated[float, typer.Option(help="Share of the users that is kept, drawn once.")] = 1.0,
 ) -> None:
     """Make the vectors, train what is missing, write table and plot."""
     workspace, params = Workspace(root), load_params(root / "params.yaml")

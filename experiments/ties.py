@@ -62,9 +62,9 @@ def main(
     root: Root = Path(),
     name: Name = "ties",
     recommenders: Recommenders = Names(RECOMMENDERS),
-    orders: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help=f"Of {', '.join(ORDERS)}.")] = Names(
-        ("file", "random")
-    ),
+    orders: Annotated[
+        Names, typer.Option(parser=names, metavar="A,B,...", help=f"Orders to compare: {', '.join(ORDERS)}.")
+    ] = Names(("file", "random")),
     seeds: Seeds = THREE_SEEDS,
     max_epochs: MaxEpochs = None,
 ) -> None:

@@ -208,7 +208,7 @@ class Table:
         except (pl.exceptions.PolarsError, OSError) as error:
             if (failure := storage_error(error, str(path), "read")) is not None:
                 raise failure from None
-            raise ArtifactError(str(path), f"is no readable parquet file ({error})", "delete it and run `dvc repro`") from None
+            raise ArtifactError(str(path), f"is not a readable parquet file ({error})", "delete it and run `dvc repro`") from None
         self.check(schema, path)
         return frame
 
@@ -512,4 +512,4 @@ def read_json(path: Path, name: str) -> Any:
             raise failure from None
         raise
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ArtifactError(str(path), f"{name} is no valid JSON ({error})", "delete it and run `dvc repro`") from None
+        raise ArtifactError(str(path), f"{name} is not valid JSON ({error})", "delete it and run `dvc repro`") from None

@@ -64,7 +64,7 @@ def _read(path: Path, fingerprint: str, *, with_tensors: bool) -> tuple[dict[str
         with safe_open(path, framework="pt") as handle:  # type: ignore[no-untyped-call]
             metadata = handle.metadata() or {}
             if metadata.get("fingerprint") != fingerprint:
-                _log.info("%s: the checkpoint is of other inputs and is ignored; training restarts", path)
+                _log.info("%s: the checkpoint was made from other inputs and is ignored; training restarts", path)
                 return None
             names = handle.keys() if with_tensors else []
             tensors = {name: handle.get_tensor(name) for name in names}

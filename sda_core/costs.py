@@ -257,7 +257,7 @@ def keep(run: Run, path: Path) -> None:
         if end // _MAX_BYTES != (end - len(line)) // _MAX_BYTES:  # of all writers just one steps over it
             path.replace(_older(path))
     except OSError as error:
-        _log.warning("%s: the cost of %s is not kept (%s)", path, run.stage, error)
+        _log.warning("%s: the cost of %s was not recorded (%s)", path, run.stage, error)
 
 
 def _older(path: Path) -> Path:
@@ -286,7 +286,7 @@ def read(path: Path) -> list[Run]:
             try:
                 found.append(Run.model_validate_json(line))
             except ValidationError:
-                _log.warning("%s, line %d: is no cost of a stage and left out", file, number)
+                _log.warning("%s, line %d: is not a stage's cost and is skipped", file, number)
     return found
 
 
@@ -322,7 +322,7 @@ def read_latest(path: Path, variants: Sequence[str], recommenders: Sequence[str]
     """
     rows = latest(read(path), variants, recommenders)
     if not rows:
-        raise ArtifactError(str(path), "knows of no stage that ran here", "run `dvc repro`; what is up to date does not run")
+        raise ArtifactError(str(path), "has no record of a stage", "run `dvc repro`; what is up to date does not run")
     return rows
 
 
@@ -367,7 +367,7 @@ def table(rows: Sequence[Latest]) -> Iterator[str]:
         yield f"{line} {run.seconds:9.1f} {run.cpu_seconds:9.1f} {_or_nothing(run.largest_mib):>9}  {speed}".rstrip()
     whole = total(rows)
     yield f"{'total':<50} {whole.seconds:9.1f} {whole.cpu_seconds:9.1f} {_or_nothing(whole.largest_mib):>9}"
-    yield f"On {'; '.join(whole.machines)}. Memory: of the largest process."
+    yield f"On {'; '.join(whole.machines)}. Memory is the peak of the largest process."
 
 
 def _or_nothing(mib: float | None) -> str:

@@ -26,7 +26,7 @@ IMAGE_REASONS = {
     "blank": "Says nothing (n/a, null, punctuation)",
     "data_uri": "An image inside the text (data: URI)",
     "scheme": "Neither http nor https",
-    "local_path": "An absolute or climbing path",
+    "local_path": "An absolute path, or one that leaves the folder",
     "no_image_icon": "The shop's icon for a missing image",
     "address": "An address without a host or a path",
     "characters": "Control characters",

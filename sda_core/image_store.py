@@ -143,7 +143,7 @@ def read_shard_index(path: Path) -> ShardIndex:
     columns = _read_columns(path, ["item_id", "status", "reason"])
     keys = (pq.read_schema(path).metadata or {}).get(_KEYS, b"").decode().split("\n")
     if len(keys) != len(columns["item_id"]):
-        raise ArtifactError(str(path), "image table holds no keys of its rows", _ADVICE)
+        raise ArtifactError(str(path), "image table does not have the keys of its rows", _ADVICE)
     return ShardIndex(tuple(columns["item_id"]), tuple(columns["status"]), tuple(columns["reason"]), tuple(keys))
 
 
@@ -243,7 +243,7 @@ class ImageStore:
         images = self._group(shard, group)
         image = images[row] if row < len(images) else None
         if image is None:
-            raise ArtifactError(str(self._paths[shard]), f"image of item {item_id} is ok, but absent", _ADVICE)
+            raise ArtifactError(str(self._paths[shard]), f"image of item {item_id} is marked ok, but is missing", _ADVICE)
         return image
 
     def _position(self, item_id: int) -> int:

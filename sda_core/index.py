@@ -107,7 +107,9 @@ def _make(vectors_ID: Vectors, params: SearchParams, where: str = _WHERE) -> fai
     try:
         index = faiss.index_factory(vectors_ID.shape[1], params.factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        problem = f"FAISS makes no index from {params.factory!r} for vectors of width {vectors_ID.shape[1]} ({_reason(error)})"
+        problem = (
+            f"FAISS cannot make an index from {params.factory!r} for vectors of width {vectors_ID.shape[1]} ({_reason(error)})"
+        )
         raise ConfigError(f"{where}.factory", problem, "use e.g. Flat, HNSW32, 'IVF256,Flat' or 'IVF256,SQ8'") from None
     for key, name, value in (("nprobe", "nprobe", params.nprobe), ("efSearch", "ef_search", params.ef_search)):
         if value is None:
@@ -272,7 +274,7 @@ class ItemIndex:
         if queries.shape[1] != self.index.d:
             raise DataError("queries", f"are {queries.shape[1]} wide, the index in {self.where} is {self.index.d}")
         if k < 1:
-            raise DataError("neighbours", f"at least 1 should be asked for (got {k})")
+            raise DataError("neighbours", f"k should be at least 1 (got {k})")
         scores, found = self.index.search(queries, min(k, int(self.index.ntotal)))
         items = np.zeros((len(queries), k), dtype=np.int32)
         cosines = np.full((len(queries), k), -np.inf, dtype=np.float32)
@@ -300,7 +302,7 @@ class ItemIndex:
         try:
             vector = np.asarray(self.index.reconstruct(int(places[0])), dtype=np.float32)
         except RuntimeError as error:
-            problem = f"an index of the kind {self.metadata['factory']!r} does not give its vectors back ({_reason(error)})"
+            problem = f"an index of the kind {self.metadata['factory']!r} cannot give its vectors back ({_reason(error)})"
             raise DataError("neighbours", problem, "use e.g. Flat, HNSW32 or 'IVF256,Flat'") from None
         items, scores = self.search(vector[None, :], k + 1)
         kept = ((items[0] != item_id) & (items[0] > 0)).nonzero()[0][:k]
@@ -327,7 +329,7 @@ def load_index(folder: Path) -> ItemIndex:
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ArtifactError(str(path), f"is no readable FAISS index ({_reason(error)})", advice) from None
+        raise ArtifactError(str(path), f"is not a readable FAISS index ({_reason(error)})", advice) from None
     keys = ("ntotal", "d", "ids_sha256", "factory")
     expected = tuple(metadata.get(key) for key in keys[:3]) if isinstance(metadata, dict) and set(keys) <= set(metadata) else ()
     if (int(index.ntotal), int(index.d), _ids_hash(item_ids)) != expected or len(item_ids) != index.ntotal:

@@ -56,7 +56,7 @@ def user_path(text: str, root: Path, where: str) -> Path:
     try:
         return root / Path(text).expanduser()
     except RuntimeError as error:
-        raise DownloadError(where, f"{text!r} leads nowhere ({error})", "give the folder's full path") from None
+        raise DownloadError(where, f"{text!r} cannot be resolved ({error})", "give the folder's full path") from None
 
 
 def is_web(source: str) -> bool:
@@ -143,7 +143,7 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
     if problems:
         raise ConfigError(
             "params.yaml: local_files",
-            f"does not name the files that the other params name, so DVC would not see them change: {', '.join(problems)}",
+            f"does not list the local files that the other params name, so DVC would not see them change: {', '.join(problems)}",
             "write this into params.yaml, or compose it again with `dvc exp run`",
         )
 

@@ -73,27 +73,27 @@ class DemoDataset(Section):
     """The built-in shop: a simulation that writes raw files in a real edition's format (SPEC of the shop: ``data/demo.py``)."""
 
     source: Literal["demo"]
-    edition: Literal[2014, 2018, 2023]
-    category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
+    edition: Literal[2014, 2018, 2023]  # whose file format is written
+    category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]  # name of the shop
     seed: CountOrZero
     num_users: Annotated[int, Field(ge=20, le=10_000_000)]
     num_items: Annotated[int, Field(ge=20, le=1_000_000)]
-    mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]
+    mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]  # purchases of a user
     popularity_exponent: Strength  # of the Zipf law of item popularity; 0 = uniform
     new_item_share: Annotated[float, Field(ge=0.0, le=0.5)]  # of the items, which arrive later than the first day
     content_strength: Strength  # how much the latent attributes drive taste; 0 = negative control
     image_share: Share  # share of that drive that is visible in the image only
-    text_share: Share  # share of that drive that stands in the words only; the rest shows in both
+    text_share: Share  # share of that drive that only the text can name; the rest is visible in both
     sequence_strength: Strength  # how much the last item drives the next one
     same_day_share: Share  # chance that a purchase is of the same day as the user's purchase before it
-    text_completeness: Share  # how much of what it can name a listing names; 1 = all
+    text_completeness: Share  # how much of what a text could name it names; 1 = all
     text_noise: Share  # chance that a word of a title or description is dropped, replaced or mistyped
     image_clutter: Share  # how much else an image shows; 0 = the product alone
-    missing_image_share: Share
-    missing_description_share: Share
-    missing_metadata_share: Share
-    quirk_share: Share  # chance that a line carries one of the edition's real defects
-    image_side: Annotated[int, Field(ge=16, le=1024)]  # pixels
+    missing_image_share: Share  # items without an image
+    missing_description_share: Share  # items without a description
+    missing_metadata_share: Share  # items without a metadata line
+    quirk_share: Share  # chance that a line has one of the edition's real defects
+    image_side: Annotated[int, Field(ge=16, le=1024)]  # width and height of an image in pixels
 
     @property
     def local_folder(self) -> None:
@@ -116,12 +116,12 @@ class AmazonDataset(Section):
     """Raw files of one edition, as published or mirrored; each list is tried in turn."""
 
     source: Literal["amazon"]
-    edition: Literal[2014, 2018, 2023]
-    category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
-    reviews: Annotated[tuple[str, ...], Field(min_length=1)]  # URLs, file: URLs or plain paths
-    metadata: Annotated[tuple[str, ...], Field(min_length=1)]
+    edition: Literal[2014, 2018, 2023]  # format of the files: docs/data.md
+    category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]  # a name for the report
+    reviews: Annotated[tuple[str, ...], Field(min_length=1)]  # URLs, file: URLs or plain paths, tried in order
+    metadata: Annotated[tuple[str, ...], Field(min_length=1)]  # likewise
     image_archive: Annotated[tuple[str, ...], Field(min_length=1)] | None  # a zip or tar file of images, sources as above
-    reviews_sha256: Sha256 | None
+    reviews_sha256: Sha256 | None  # a file with another hash is rejected; null: not checked
     metadata_sha256: Sha256 | None
     image_archive_sha256: Sha256 | None
     image_folder: str | None  # images as <item id>.jpg or under the metadata's paths; what it lacks is fetched
@@ -146,27 +146,27 @@ class LocalFilesParams(Section):
 class DownloadParams(Section):
     """How raw files are fetched."""
 
-    timeout_seconds: Positive
-    num_retries: CountOrZero
-    backoff_seconds: NonNegative
-    max_file_bytes: Count
+    timeout_seconds: Positive  # without an answer or enough bytes
+    num_retries: CountOrZero  # attempts without progress before the next source is tried
+    backoff_seconds: NonNegative  # before the first retry; doubles each time
+    max_file_bytes: Count  # a longer file is rejected
 
 
 class FilterParams(Section):
     """Which interactions and items are kept, and how they are split."""
 
-    method: Literal["kcore", "single_pass"]
-    min_user_interactions: Count
-    min_item_interactions: Count
-    duplicates: Literal["first", "last", "keep"]
+    method: Literal["kcore", "single_pass"]  # kcore: until every user and item has enough; single_pass: thresholds counted once
+    min_user_interactions: Count  # a user with fewer is dropped
+    min_item_interactions: Count  # an item with fewer is dropped
+    duplicates: Literal["first", "last", "keep"]  # which of several interactions of one user with one item is kept
     ties: Literal["random", "file"]  # the order of a user's interactions with equal times; file: that of the raw lines
     ties_seed: CountOrZero  # of `ties: random`
     time_resolution_seconds: CountOrZero  # times are rounded down to multiples of it; 86400: days; 0: as given
-    items_without_metadata: Literal["drop", "keep"]
+    items_without_metadata: Literal["drop", "keep"]  # items without a line in the metadata
     items_without_image: Literal["drop", "keep"]  # items whose metadata names no image
-    min_rating: NonNegative
-    max_bad_line_share: Share
-    split: Literal["leave_one_out", "global_time"]
+    min_rating: NonNegative  # lower ratings are dropped
+    max_bad_line_share: Share  # the stage stops if more lines cannot be read
+    split: Literal["leave_one_out", "global_time"]  # leave_one_out: each user's last two items; global_time: two points in time
     valid_from: Cut | None  # global_time: where validation begins, a day (UTC) or the share of interactions before it
     test_from: Cut | None  # global_time: where the test begins
 
@@ -193,28 +193,30 @@ class FilterParams(Section):
 class FetchImagesParams(Section):
     """How the images of the kept items are fetched, checked and stored."""
 
-    num_workers: Annotated[int, Field(ge=1, le=256)]
-    max_per_host: Annotated[int, Field(ge=1, le=64)]
-    timeout_seconds: Positive
-    num_retries: CountOrZero
-    backoff_seconds: NonNegative
-    max_bytes: Count
-    max_pixels: Count  # of an image as it comes; larger ones are not decoded
-    stored_pixels: Annotated[int, Field(ge=256)]  # larger images are stored reduced to so many; see backbone.max_pixels
-    shard_rows: Count
+    num_workers: Annotated[int, Field(ge=1, le=256)]  # requests at once
+    max_per_host: Annotated[int, Field(ge=1, le=64)]  # requests at once to one host
+    timeout_seconds: Positive  # without an answer or enough bytes
+    num_retries: CountOrZero  # for each address
+    backoff_seconds: NonNegative  # before the first retry; doubles each time
+    max_bytes: Count  # of one image file
+    max_pixels: Count  # an image with more is not decoded
+    stored_pixels: Annotated[int, Field(ge=256)]  # an image with more is stored smaller; see backbone.max_pixels
+    shard_rows: Count  # images in one file
 
 
 class ItemsParams(Section):
     """What the model is told about an item: the prompts, and what stands in for a missing image."""
 
-    noun: Annotated[str, Field(min_length=1, max_length=64)]
-    text_opening: Annotated[str, Field(min_length=1)]  # {noun} is filled in
+    noun: Annotated[str, Field(min_length=1, max_length=64)]  # what an item is called in the prompts, for example film
+    text_opening: Annotated[str, Field(min_length=1)]  # first words of the text prompt; {noun} is filled in
     fields: Annotated[
         tuple[Literal["title", "brand", "price", "categories", "features", "description"], ...], Field(min_length=1), Distinct
     ]
-    max_value_chars: Count
-    image_prompt: Annotated[str, Field(min_length=1)]  # {noun} is filled in
-    missing_image: Literal["placeholder", "text_only"]
+    max_value_chars: Count  # of each field; the rest is cut off
+    image_prompt: Annotated[str, Field(min_length=1)]  # the text beside an image; {noun} is filled in
+    missing_image: Literal[
+        "placeholder", "text_only"
+    ]  # placeholder: a fixed grey image; text_only: the item has a text embedding only
 
 
 # ---------------------------------------------------------------------------------------------- backbone
@@ -228,38 +230,38 @@ class TinyQwen25VL(Section):
     num_heads: Count
     vision_hidden_size: Annotated[int, Field(ge=16, multiple_of=16)]
     vision_depth: Count
-    min_pixels: Count
-    max_pixels: Count
-    max_text_tokens: Count
-    pooling: Literal["mean", "last"]
+    min_pixels: Count  # smaller images are enlarged
+    max_pixels: Count  # larger images are reduced
+    max_text_tokens: Count  # longer texts are truncated
+    pooling: Literal["mean", "last"]  # mean of all token states, or the last token's
 
 
 class Nano(Section):
     """The small pre-trained Qwen2.5-VL that comes with the package."""
 
     kind: Literal["nano"]
-    min_pixels: Count
-    max_pixels: Count
-    max_text_tokens: Count
-    pooling: Literal["mean", "last"]
+    min_pixels: Count  # smaller images are enlarged
+    max_pixels: Count  # larger images are reduced
+    max_text_tokens: Count  # longer texts are truncated
+    pooling: Literal["mean", "last"]  # mean of all token states, or the last token's
 
 
 class Checkpoint(Section):
     """What every published checkpoint needs: a hub id with a pinned revision, or a local folder."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)]  # a hub id such as owner/name, or a folder
     revision: Annotated[str, Field(min_length=1)] | None  # a commit of the hub id; only a local folder needs none
     dtype: Literal["float32", "bfloat16", "float16"]
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"]
-    max_text_tokens: Count
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"]  # auto: FlashAttention where it is installed, else sdpa
+    max_text_tokens: Count  # longer texts are truncated
 
 
 class QwenVLCheckpoint(Checkpoint):
     """What the Qwen-VL families share: images of any size, as many tokens as they have pixels."""
 
-    min_pixels: Count
-    max_pixels: Count
-    pooling: Literal["mean", "last"]
+    min_pixels: Count  # smaller images are enlarged
+    max_pixels: Count  # larger images are reduced
+    pooling: Literal["mean", "last"]  # mean of all token states, or the last token's
 
 
 class Qwen2VL(QwenVLCheckpoint):
@@ -329,8 +331,8 @@ Targets = Literal["language", "language_and_vision"]
 class TrainedVariant(Section):
     """Which adapter section and which loss section of ``train_adapter`` a trained variant uses."""
 
-    adapter: Literal["lora", "moda"]
-    loss: Literal["infonce", "loss"]
+    adapter: Literal["lora", "moda"]  # section of train_adapter
+    loss: Literal["infonce", "loss"]  # section of train_adapter
 
 
 class TrainingParams(Section):
@@ -338,15 +340,15 @@ class TrainingParams(Section):
 
     seed: CountOrZero
     num_steps: CountOrZero
-    batch_size: Annotated[int, Field(ge=2)]  # items a step, over all processes
+    batch_size: Annotated[int, Field(ge=2)]  # items of a step, over all processes
     micro_batch_size: Count | None  # items a pass of one process, with gradient caching; null: its whole part of the batch
     learning_rate: Positive
     weight_decay: NonNegative
-    warmup_steps: CountOrZero
-    max_grad_norm: Positive
-    gradient_checkpointing: bool
-    sharding: Literal["none", "fsdp"]  # fsdp: the frozen base is cut over the processes
-    check: Literal["stop", "warn"]  # where the teacher has nothing to teach before step 0: sda_core.alignment.check
+    warmup_steps: CountOrZero  # steps until the learning rate reaches its value
+    max_grad_norm: Positive  # gradients are clipped to this norm
+    gradient_checkpointing: bool  # less memory for a second forward pass; the same result
+    sharding: Literal["none", "fsdp"]  # fsdp: the frozen base is sharded over the processes
+    check: Literal["stop", "warn"]  # what to do before step 0 if the teacher is nearly uniform: sda_core.alignment.check
     vision_cache: Literal["never", "auto", "always"]  # the frozen vision tower's results, computed once an item and kept on disk
     checkpoint_every: Count  # steps
     log_every: Count  # steps
@@ -360,11 +362,13 @@ class AdapterParams(Section):
     use_rslora: bool  # scale lora_alpha / sqrt(r) instead of lora_alpha / r
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     variant: Literal["paper", "reference"]  # reference: a dropout mask for each expert, as in the public code
-    num_experts: Count
-    expert_rank: Literal["split", "full"]
-    gate: Literal["modality", "onehot", "uniform"]
-    modality_dim: Count
-    targets: Targets  # which linear layers of the backbone
+    num_experts: Count  # low-rank experts of each layer
+    expert_rank: Literal["split", "full"]  # split: r / num_experts for each expert; full: r for each
+    gate: Literal[
+        "modality", "onehot", "uniform"
+    ]  # weights of the experts: learned by modality, fixed by modality (onehot), or equal (uniform)
+    modality_dim: Count  # width of the gate's modality embeddings
+    targets: Targets  # adapted linear layers of the backbone
 
     @model_validator(mode="after")
     def _experts_fit(self) -> AdapterParams:
@@ -389,23 +393,27 @@ class LossParams(Section):
     """CMSA; ``teacher: none`` is InfoNCE, ``variant: reference`` is the paper's public code."""
 
     variant: Literal["paper", "reference"]
-    teacher: Literal[Teacher, "none"]
+    teacher: Literal[Teacher, "none"]  # whose similarities are the soft targets; none: hard targets (InfoNCE)
     temperature: Positive
-    teacher_temperature: Positive | None  # None: the same as temperature
-    teacher_targets: Annotated[float, Field(gt=1)] | None  # takes the temperature that gives so many: sda_core.losses.geometry
+    teacher_temperature: Positive | None  # null: the same as temperature
+    teacher_targets: (
+        Annotated[float, Field(gt=1)] | None
+    )  # finds the teacher_temperature with so many effective targets: losses.geometry
     center: Literal["none", "batch", "running"]  # the mean that is subtracted first; running may collapse: losses.geometry
-    keep_base: NonNegative  # weight of what keeps the structure inside each modality: sda_core.losses.keep
-    learn_temperature: bool
-    teacher_source: Literal["adapted", "base"]  # whose vectors teach: those that are trained, or the backbone's own
-    detach_teacher: bool
-    normalize: bool
-    false_negatives: Literal["keep", "mask", "share"]  # rows of a batch that show the same thing: sda_core.losses.twins
+    keep_base: NonNegative  # weight of the term that keeps the structure inside each modality: losses.keep
+    learn_temperature: bool  # temperature is then the start value
+    teacher_source: Literal["adapted", "base"]  # similarities of the trained vectors, or of the backbone's own
+    detach_teacher: bool  # no gradient passes through the teacher
+    normalize: bool  # unit vectors, so similarity is cosine
+    false_negatives: Literal[
+        "keep", "mask", "share"
+    ]  # items of a batch that show the same thing: kept as negatives, left out, or shared targets
 
 
 class TrainAdapterParams(Section):
     """Phase one: adapters trained on items alone.  Each trained variant names its two sections."""
 
-    variants: dict[Name, TrainedVariant]
+    variants: dict[Name, TrainedVariant]  # name: {adapter: section, loss: section}
     training: TrainingParams
     lora: AdapterParams
     moda: AdapterParams
@@ -431,13 +439,15 @@ class ExportParams(Section):
 
     engine: Literal["local", "ray"]  # ray: the cluster that RAY_ADDRESS names, else one on this machine
     num_workers: Count  # of ray; with local, torchrun or accelerate say how many
-    batch_size: Count
-    shard_rows: Count
+    batch_size: Count  # items of a pass
+    shard_rows: Count  # items of a block that a killed run need not repeat
     merge: bool  # fold the adapter into the base weights, one modality at a time
     compile: bool  # torch.compile, for GPUs and big shops
-    fusion: Literal["late_concat_pca", "concat", "mean", "image", "text"]
-    fused_dim: Count  # of the PCA; capped by the concatenation's width and the number of fitted items
-    normalize: bool
+    fusion: Literal[
+        "late_concat_pca", "concat", "mean", "image", "text"
+    ]  # how the two vectors become one: concatenated then PCA, concatenated, mean, or one alone
+    fused_dim: Count  # components of the PCA; at most the concatenation's width and the number of fitted items
+    normalize: bool  # unit length
     image_weight: NonNegative  # factors of the two modalities where both are fused
     text_weight: NonNegative
     balance: Literal["none", "equal_energy"]  # equal_energy: first, both vary equally much around their means
@@ -454,7 +464,7 @@ class JointVariant(Section):
 class JointParams(Section):
     """Joint passes, each a variant of its own; the other settings are those of ``export_embeddings``."""
 
-    variants: dict[Name, JointVariant]
+    variants: dict[Name, JointVariant]  # name: {of: variant}
 
 
 class ControlParams(Section):
@@ -473,7 +483,7 @@ class ImportedVariant(Section):
 class ImportEmbeddingsParams(Section):
     """Item vectors made elsewhere, each a variant of its own; see ``sda_core.exchange.vectors``."""
 
-    variants: dict[Name, ImportedVariant]
+    variants: dict[Name, ImportedVariant]  # name: {path: file}
     item_column: Annotated[str, Field(min_length=1)]  # of a parquet file: the shop's own ids, as in raw_item_id
     image_column: Annotated[str, Field(min_length=1)]
     text_column: Annotated[str, Field(min_length=1)]
@@ -495,17 +505,17 @@ class ImportEmbeddingsParams(Section):
 class SearchParams(Section):
     """Which FAISS index, and how it is searched; null leaves a setting as FAISS has it."""
 
-    factory: Annotated[str, Field(min_length=1)]
-    nprobe: Count | None
-    ef_search: Count | None
+    factory: Annotated[str, Field(min_length=1)]  # of FAISS, e.g. Flat, HNSW32 or IVF256,Flat
+    nprobe: Count | None  # clusters that are searched (IVF)
+    ef_search: Count | None  # candidates during the search (HNSW)
 
 
 class IndexParams(SearchParams):
     """The FAISS index of item vectors."""
 
-    recall_at: Count
-    num_queries: Count
-    min_recall: Share
+    recall_at: Count  # recall of this many neighbours is measured
+    num_queries: Count  # items by which recall is measured
+    min_recall: Share  # the stage stops below it
 
 
 Representation = Literal["id", "content", "id+content"]  # without item vectors it is always id
@@ -534,16 +544,16 @@ class PopParams(Section):
 class SequentialParams(FitParams):
     """What SASRec and BERT4Rec share."""
 
-    representation: Representation
+    representation: Representation  # what an item is to the model: a learned vector, its projected embedding, or their sum
     hidden_size: Count
     num_blocks: Count
     num_heads: Count
-    max_length: Count
+    max_length: Count  # latest items of a history that are read
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # with id+content: how often content alone represents an item for a step
     loss: SequentialLoss
-    num_negatives: Count
-    gbce_t: Share
+    num_negatives: Count  # of bce, gbce and sampled_softmax; softmax has all items
+    gbce_t: Share  # calibration of gbce: 0 is bce, 1 fully calibrated
     align_weight: NonNegative  # of the alignment of projected item vectors to the item table trained on ids; 0: none
     align_temperature: Positive
 
@@ -558,14 +568,14 @@ class SASRecParams(SequentialParams):
     """SASRec (Kang & McAuley 2018)."""
 
     kind: Literal["sasrec"]
-    causal: bool
+    causal: bool  # an item attends to earlier items only
 
 
 class BERT4RecParams(SequentialParams):
     """BERT4Rec (Sun et al. 2019)."""
 
     kind: Literal["bert4rec"]
-    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)]
+    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)]  # of each item in training
     last_item_mask_share: Share  # share of the training rows that mask the last item only
 
 
@@ -573,7 +583,7 @@ class BPRParams(FitParams):
     """BPR-MF (Rendle et al. 2009): ids only."""
 
     kind: Literal["bpr"]
-    factor_size: Count
+    factor_size: Count  # width of user and item vectors
     embedding_regularization: NonNegative  # L2 on the factors and biases of the users and items in a batch
 
 
@@ -581,8 +591,8 @@ class VBPRParams(FitParams):
     """VBPR (He & McAuley 2016); without vectors it is BPR-MF."""
 
     kind: Literal["vbpr"]
-    factor_size: Count
-    content_factor_size: Count
+    factor_size: Count  # width of the part that ids learn
+    content_factor_size: Count  # width of the part from item vectors
     embedding_regularization: NonNegative  # L2 on the factors and biases of the users and items in a batch
     content_regularization: NonNegative  # L2 on the projection E, which all items share
     content_bias_regularization: NonNegative  # L2 on the visual bias beta', likewise
@@ -662,14 +672,16 @@ class RetrievalParams(SearchParams):
 class EvaluateParams(Section):
     """How the test users' targets are placed and scored."""
 
-    protocol: Literal["fullrank", "uni100", "pop100"]
-    cutoffs: Annotated[tuple[Count, ...], Field(min_length=1), Distinct]
-    ties: Literal["pessimistic", "mean", "optimistic"]
+    protocol: Literal[
+        "fullrank", "uni100", "pop100"
+    ]  # candidates of a user: all unseen items, or 100 sampled ones (uniform or by popularity)
+    cutoffs: Annotated[tuple[Count, ...], Field(min_length=1), Distinct]  # the k of Hit@k and NDCG@k
+    ties: Literal["pessimistic", "mean", "optimistic"]  # place of the target among candidates with the same score
     tail: TailParams
-    negatives_seed: CountOrZero
-    bootstrap_samples: CountOrZero
+    negatives_seed: CountOrZero  # of uni100 and pop100
+    bootstrap_samples: CountOrZero  # draws for the intervals; 0: no intervals
     bootstrap_seed: CountOrZero
-    batch_size: Count
+    batch_size: Count  # users scored at once; changes no result
     retrieval: RetrievalParams | None  # null: the scores of all candidates, exactly
 
     @model_validator(mode="after")
@@ -692,8 +704,8 @@ class ReportParams(Section):
     """The page."""
 
     title: Annotated[str, Field(min_length=1)]
-    num_example_items: Count
-    num_neighbors: Count
+    num_example_items: Count  # items whose neighbours the page shows
+    num_neighbors: Count  # neighbours of each
     cutoff: Count  # of the headline table
 
 
@@ -708,8 +720,8 @@ class RuntimeParams(Section):
 class Params(Section):
     """The whole of ``params.yaml``."""
 
-    variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]
-    recommenders: Annotated[
+    variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # what is evaluated and shown, in this order
+    recommenders: Annotated[  # what is trained and evaluated
         tuple[Literal["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1), Distinct
     ]
     dataset: Dataset
@@ -819,7 +831,7 @@ def loss_problems(section: LossParams) -> Iterator[str]:
                 )
         return
     if section.teacher == "none" and section.teacher_source == "base":
-        yield "teacher_source: is 'base', but teacher is 'none', which looks at no vectors; set it to adapted, or set a teacher"
+        yield "teacher_source: is 'base', but teacher is 'none', which uses no vectors; set it to adapted, or set a teacher"
     if section.teacher == "none" and section.teacher_targets is not None:
         yield "teacher_targets: is set, but teacher is 'none', which has one target per row; set it to null, or set a teacher"
     if section.teacher_targets is not None and section.teacher_temperature is not None:
@@ -911,14 +923,14 @@ def _problems_of_names(params: Params) -> Iterator[str]:
         yield f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)"
     reserved = {"id", "zero_shot", *get_args(Control), *made} & set(joint)
     if reserved:
-        yield f"joint_embeddings.variants: {', '.join(sorted(reserved))} are names of variants that are no joint pass"
+        yield f"joint_embeddings.variants: {', '.join(sorted(reserved))} are reserved names (no joint pass)"
     for name, section in joint.items():
         if section.of not in {"zero_shot", *made}:
             bases = ", ".join(sorted({"zero_shot", *made}))
             yield f"joint_embeddings.variants.{name}.of: unknown variant {section.of}; known are {bases}"
     reserved = {"id", "zero_shot", *get_args(Control), *made, *joint} & set(imported)
     if reserved:
-        yield f"import_embeddings.variants: {', '.join(sorted(reserved))} are names of variants made here"
+        yield f"import_embeddings.variants: {', '.join(sorted(reserved))} are reserved names (made here)"
 
 
 def _problems_of_pairs(params: Params) -> Iterator[str]:
@@ -1061,7 +1073,7 @@ def load_params(path: Path) -> Params:
     try:
         data: Any = YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType]
     except YAMLError as error:
-        raise ConfigError(str(path), f"is no valid YAML: {error}") from None
+        raise ConfigError(str(path), f"is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(str(path), f"should be a mapping of sections (got {type(data).__name__})")
     params = parse_params(data, str(path))

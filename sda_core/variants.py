@@ -53,7 +53,7 @@ def is_trained(params: Params, variant: str) -> bool:
     if variant in {"id", "zero_shot", *params.control_embeddings.variants}:
         return False
     if variant in params.import_embeddings.variants:
-        raise ConfigError("--variant", f"{variant!r} is made elsewhere", "use `sda import-embeddings`")
+        raise ConfigError("--variant", f"{variant!r} is imported", "use `sda import-embeddings`")
     made = params.train_adapter.variants, params.joint_embeddings.variants, params.control_embeddings.variants
     known = ", ".join(sorted({"id", "zero_shot"}.union(*made)))
     raise ConfigError("--variant", f"unknown variant {variant!r}; known are {known}")

@@ -309,7 +309,7 @@ class _Run:
         adapter = adapters.config_of(section, config["modalities"], config["target_modules"])
         lora_rank = adapter.rank_per_expert * adapter.num_experts
         for layer, shapes in layers.items():
-            _expect(re.fullmatch(config["target_modules"], layer) is not None, folder, f"{layer} is none of its targets")
+            _expect(re.fullmatch(config["target_modules"], layer) is not None, folder, f"{layer} is not one of its targets")
             expected = {
                 "moda_A": (lora_rank, *shapes.get("moda_A", ())[1:]),
                 "moda_B": (*shapes.get("moda_B", ())[:1], lora_rank),
@@ -319,7 +319,7 @@ class _Run:
         steps = pl.read_csv(folder / "loss.tsv", separator="\t") if (folder / "loss.tsv").is_file() else pl.DataFrame()
         if len(steps):
             finite = "loss" in steps.columns and steps["loss"].cast(pl.Float64, strict=False).is_finite().fill_null(False).all()
-            _expect(bool(finite), folder / "loss.tsv", "holds a loss that is no finite number")
+            _expect(bool(finite), folder / "loss.tsv", "has a loss that is not a finite number")
         return f"{len(layers)} layers, {sum(tensor.numel() for tensor in weights.values()):,} weights, all finite"
 
     def check_embeddings(self, variant: str) -> str:
@@ -342,11 +342,13 @@ class _Run:
         is_joint = variant in self.params.joint_embeddings.variants
         is_imported = variant in self.params.import_embeddings.variants  # these need not have both, nor of one width
         columns = ("image_embedding", "text_embedding")
-        _expect(not (is_joint and {*columns} & {*table.columns}), path, "holds vectors of one modality beside a joint pass's")
+        _expect(
+            not (is_joint and {*columns} & {*table.columns}), path, "has vectors of one modality beside those of a joint pass"
+        )
         for column in columns if not (is_joint or is_imported) else ():
             modality = read_vectors(path, column, fill="mean")
             width = None if modality is None else str(modality.shape[1])
-            _expect(width == described.get("modality_dim"), path, f"{column} is {width} wide, its metadata say otherwise")
+            _expect(width == described.get("modality_dim"), path, f"{column} is {width} wide, its metadata says another width")
         _expect(str(vectors.shape[1]) == described.get("embedding_dim"), path, "embedding_dim in its metadata is another width")
         if self.params.export_embeddings.normalize:
             lengths = np.linalg.norm(vectors[1:], axis=1)
@@ -423,7 +425,7 @@ class _Run:
     def recommender(self, variant: str, recommender: str, seed: int) -> str:
         folder = self.workspace.model(variant, recommender, seed)
         saved = recommenders.saved_params(folder)
-        _expect(recommenders.saved_seed(folder) == seed, folder, "was trained with another seed than its folder is named after")
+        _expect(recommenders.saved_seed(folder) == seed, folder, "was trained with another seed than its folder's name")
         _expect(
             saved == self.params.train_recommender.of(recommender),
             folder,
@@ -458,7 +460,7 @@ class _Run:
         rows = rows.select("user_id", item_id="candidates")
         _expect(rows.is_duplicated().sum() == 0, path, "a user has a negative twice")
         inside = rows.select(pl.col("item_id").is_between(1, self.num_items).all()).item()
-        _expect(bool(inside), path, f"a negative is none of the items 1..{self.num_items}")
+        _expect(bool(inside), path, f"a negative is not one of the items 1..{self.num_items}")
         known = len(rows.join(self.interactions, on=["user_id", "item_id"], how="semi"))
         _expect(known == 0, path, f"{known} negatives are items that their users have interacted with")
         return f"{len(rows):,} negatives, sha256 {str(drawn.sha256)[:12]} as drawn"
@@ -529,7 +531,7 @@ class _Run:
     def report(self) -> str:
         path = self.workspace.report
         text = path.read_text(encoding="utf-8", errors="replace")
-        _expect(text.startswith("<!doctype html>") and text.rstrip().endswith("</html>"), path, "is no whole page")
+        _expect(text.startswith("<!doctype html>") and text.rstrip().endswith("</html>"), path, "is not a complete page")
         return f"{len(text):,} characters, whole"
 
 
@@ -561,7 +563,7 @@ def _mapping(path: Path, name: str) -> Mapping[str, Any]:
 
 
 def _as_params(path: Path, name: str, found: object, expected: object) -> None:
-    problem = f"{name} is {found!r}, by params.yaml and the files it was made of it should be {expected!r}"
+    problem = f"{name} is {found!r}, by params.yaml and its inputs it should be {expected!r}"
     _expect(found == expected and type(found) is type(expected), path, problem)
 
 
@@ -582,7 +584,7 @@ def _tensors(path: Path) -> Mapping[str, Any]:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(str(path), f"is no readable safetensors file ({error})", _AGAIN) from None
+        raise ArtifactError(str(path), f"is not a readable safetensors file ({error})", _AGAIN) from None
     broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     _expect(not broken, path, f"weights that are not finite: {', '.join(broken[:3])}")
     return found
@@ -623,13 +625,13 @@ def _locked(root: Path) -> Iterator[Finding]:
         stages = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["stages"]
         outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
     except (YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-        yield Finding("problem", path.name, f"is no lock file of DVC ({type(error).__name__})")
+        yield Finding("problem", path.name, f"is not a lock file of DVC ({type(error).__name__})")
         return
     there = {name: expected for name, expected in outs.items() if (root / name).exists()}
     differing = [name for name, expected in there.items() if _md5(root / name) != expected]
     for name in differing:
-        advice = "`dvc checkout` brings back what was locked, `dvc repro` makes it again"
-        yield Finding("problem", name, f"is not what dvc.lock says; {advice}")
+        advice = "`dvc checkout` restores the locked version, `dvc repro` makes it again"
+        yield Finding("problem", name, f"differs from dvc.lock; {advice}")
     if not differing:
         absent = len(outs) - len(there)
         yield Finding("ok", path.name, f"{len(there)} outputs as locked" + (f", {absent} absent" if absent else ""))

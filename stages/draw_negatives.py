@@ -16,7 +16,7 @@ def draw_negatives(root: Root = Path(), params: ParamsFile = None) -> None:
         section, workspace = run.params.evaluate, run.workspace
         interactions, num_items = INTERACTIONS.read(workspace.interactions), ITEMS.count(workspace.items)
         drawn = evaluation.write_negatives(workspace.negatives(section.protocol), interactions, section, num_items)
-        run.counts = {"protocol": section.protocol, **drawn.told}
+        run.counts = {"protocol": section.protocol, **drawn.metadata}
 
 
 if __name__ == "__main__":

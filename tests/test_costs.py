@@ -109,7 +109,7 @@ def test_what_cannot_be_written_is_told_and_forgotten(tmp_path: Path, caplog: py
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             costs.keep(run(), place)
-        assert "the cost of filter is not kept" in caplog.text
+        assert "the cost of filter was not recorded" in caplog.text
     assert costs.read(tmp_path / "nothing.jsonl") == []
 
 

@@ -256,7 +256,7 @@ def test_damaged_or_mixed_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="do not belong together"):
         load_index(tmp_path / "a")
     (tmp_path / "b" / "items.faiss").write_bytes(b"no index at all")
-    with pytest.raises(ArtifactError, match="no readable FAISS index"):
+    with pytest.raises(ArtifactError, match="not a readable FAISS index"):
         load_index(tmp_path / "b")
 
 

@@ -71,7 +71,7 @@ def test_a_folder_as_the_params_name_it(tmp_path: Path, monkeypatch: pytest.Monk
     assert user_folder("photos", tmp_path, "here") == tmp_path / "photos"
     assert user_folder("~/photos", tmp_path, "here") == tmp_path / "home" / "photos"
     assert user_folder(str(tmp_path / "a"), Path("root"), "here") == tmp_path / "a"
-    with pytest.raises(DownloadError, match="here: '~nobody-at-all/x' leads nowhere"):
+    with pytest.raises(DownloadError, match="here: '~nobody-at-all/x' cannot be resolved"):
         user_folder("~nobody-at-all/x", tmp_path, "here")
 
 
@@ -219,7 +219,7 @@ def test_a_changed_source_is_told_and_taken(tmp_path: Path, shop: Path) -> None:
     gone = f"its local source {shop / 'm.jsonl'} is gone; restore it, or change `dataset`"  # `dvc repro` would not help
     assert changed_sources(raw, tmp_path) == [f"m.jsonl: {gone}"]
     assert [verdict.line for verdict in verify(raw, tmp_path) if not verdict.ok] == [f"{raw / 'm.jsonl'}: {gone}"]
-    with pytest.raises(DownloadError, match=r"params.yaml: dataset.metadata: no source gave the file .*there is no such file"):
+    with pytest.raises(DownloadError, match=r"params.yaml: dataset.metadata: no source has the file .*there is no such file"):
         download(mine, SETTINGS, raw, tmp_path)
     (shop / "m.jsonl").write_text('{"parent_asin": "i"}\n')
     kept = download(mine, SETTINGS, raw, tmp_path)

@@ -228,7 +228,7 @@ def test_a_project_of_one_s_own(full: Environment, tmp_path: Path) -> None:
     told = full.run("sda", "upgrade", cwd=shop).stdout
     assert told.splitlines() == [
         f"from 0.0.9 to {package['version']}: 1 files written",
-        "edited here, so left as they are: conf/dataset/demo.yaml",
+        "edited by you and kept: conf/dataset/demo.yaml",
     ]
     assert (shop / "stages" / "report.py").read_text(encoding="utf-8").endswith("# changed\n")
     assert ran(full.run("python", "-m", "dvc", "repro", "filter", cwd=shop)) == {"filter"}

@@ -85,7 +85,11 @@ def test_the_shipped_file_is_valid() -> None:
             ["id", "nope"],
             "variants: unknown nope; known are id, image_only, lora, oracle, random, sda, text_only, zero_shot",
         ),
-        ("import_embeddings.variants", {"sda": {"path": "x"}}, "import_embeddings.variants: sda are names of variants made here"),
+        (
+            "import_embeddings.variants",
+            {"sda": {"path": "x"}},
+            "import_embeddings.variants: sda are reserved names (made here)",
+        ),
         ("import_embeddings.variants", {"minilm": {}}, "import_embeddings.variants.minilm.path: missing"),
         ("import_embeddings.max_missing_share", 2.0, "import_embeddings.max_missing_share: should be less than or equal to 1"),
         ("filter.valid_from", 0.8, "filter: valid_from and test_from must be null with split 'leave_one_out'"),
@@ -147,7 +151,7 @@ def test_an_imported_variant_is_known_and_not_made_here() -> None:
     tree["train_recommender"]["variants"].append("minilm")
     params = parse_params(tree, "params.yaml")
     assert params.import_embeddings.of("minilm").path == "minilm.parquet"
-    with pytest.raises(ConfigError, match="'minilm' is made elsewhere; use `sda import-embeddings`"):
+    with pytest.raises(ConfigError, match="'minilm' is imported; use `sda import-embeddings`"):
         is_trained(params, "minilm")
 
 
@@ -221,7 +225,7 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         (None, "no such file"),
-        (b"a: [1", "is no valid YAML"),
+        (b"a: [1", "is not valid YAML"),
         (b"- 1\n", "should be a mapping of sections (got list)"),
         (b"", "should be a mapping of sections (got NoneType)"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
@@ -325,7 +329,7 @@ AMAZON = {
         ({"train_adapter.variants.id": {"adapter": "lora", "loss": "loss"}}, "train_adapter.variants: id are reserved names"),
         (
             {"joint_embeddings.variants": {"sda": {"of": "zero_shot"}}},
-            "joint_embeddings.variants: sda are names of variants that are no joint pass",
+            "joint_embeddings.variants: sda are reserved names (no joint pass)",
         ),
         (
             {"joint_embeddings.variants": {"joint": {"of": "random"}}},
@@ -386,7 +390,7 @@ AMAZON = {
         ({"train_adapter.loss.variant": "reference"}, "loss.detach_teacher: should be false with variant 'reference'"),
         (
             {"train_adapter.infonce.teacher_source": "base"},
-            "train_adapter.infonce.teacher_source: is 'base', but teacher is 'none', which looks at no vectors",
+            "train_adapter.infonce.teacher_source: is 'base', but teacher is 'none', which uses no vectors",
         ),
         # backbones
         ({"backbone.min_pixels": 12545}, "backbone.min_pixels: should be at most max_pixels (12544) (got 12545)"),

@@ -160,7 +160,7 @@ def second_test_row(table: pl.DataFrame) -> pl.DataFrame:
 
 DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ("data/raw", raw_byte, "sha256 is"),
-    ("data/filtered/interactions.parquet", lambda at: cut(at.interactions), "no readable parquet"),
+    ("data/filtered/interactions.parquet", lambda at: cut(at.interactions), "not a readable parquet"),
     ("data/filtered/interactions.parquet", lambda at: rewrite(INTERACTIONS, at.interactions, second_test_row), "2 test items"),
     (
         "data/filtered/interactions.parquet",
@@ -186,7 +186,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
         lambda at: edit_json(at.image_coverage, num_unsupported_heic=3),
         "by format, the shards have",
     ),
-    ("adapters/sda", lambda at: cut(at.adapter("sda") / "adapter_model.safetensors"), "no readable safetensors"),
+    ("adapters/sda", lambda at: cut(at.adapter("sda") / "adapter_model.safetensors"), "not a readable safetensors"),
     ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", r=16), "r of sda is 16"),
     (
         "adapters/sda",
@@ -206,7 +206,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ),
     ("embeddings/sda.parquet", lambda at: shutil.copy(at.embeddings("zero_shot"), at.embeddings("sda")), "adapter_hash is ''"),
     ("embeddings/id.parquet", lambda at: shutil.copy(at.embeddings("sda"), at.embeddings("id")), "should have no vectors"),
-    ("indexes/sda", lambda at: cut(at.index("sda") / "items.faiss"), "no readable FAISS index"),
+    ("indexes/sda", lambda at: cut(at.index("sda") / "items.faiss"), "not a readable FAISS index"),
     ("indexes/sda", index_of_other_vectors, "find themselves"),
     ("models/sda/vbpr/1", lambda at: cut(at.model("sda", "vbpr", 1) / "model.safetensors"), "model.safetensors"),
     (
@@ -238,7 +238,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ),
     ("metrics/sda/vbpr.json", lambda at: edit_json(at.metrics("sda", "vbpr"), **{"hit@10": 0.123}), "hit@10 is 0.123"),
     ("comparisons.json", lambda at: edit_json(at.comparisons, further=1), "holds further"),
-    ("report/index.html", lambda at: cut(at.report), "no whole page"),
+    ("report/index.html", lambda at: cut(at.report), "not a complete page"),
 ]
 
 

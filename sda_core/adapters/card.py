@@ -13,7 +13,7 @@ from sda_core.adapters.moda.targets import by_kind
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _GATES = {
-    "modality": "`g(m) = softmax(W_g Emb_m)` is learned, in each layer for itself, and sees the input's modality `m` alone",
+    "modality": "`g(m) = softmax(W_g Emb_m)` is learned in each layer and depends only on the input's modality `m`",
     "onehot": "`g(m)` is 1 for the experts that modality `m` owns and 0 for the others: an independent LoRA per modality",
     "uniform": "`g` gives every expert the same share, whatever the modality",
 }

@@ -84,8 +84,8 @@ def load(model: nn.Module, folder: Path | None, *, merge: bool = False) -> tuple
         raise
     except (TrainingError, OSError, RuntimeError, KeyError, ValueError, TypeError, SafetensorError, UserWarning) as error:
         first_line = str(error).strip().split("\n", 1)[0]
-        problem = f"adapter cannot be put on this {type(model).__name__} ({type(error).__name__}: {first_line})"
-        raise ArtifactError(str(folder), problem, f"{advice}, or name the backbone it was made for") from None
+        problem = f"adapter cannot be loaded onto this {type(model).__name__} ({type(error).__name__}: {first_line})"
+        raise ArtifactError(str(folder), problem, f"{advice}, or use the backbone it was trained with") from None
     around = merged_modality if merge else modality
     return adapted.eval(), lambda name: around(adapted, name)
 

@@ -1,4 +1,4 @@
-"""A look at the vectors of some items before money is spent on an adapter, and after.
+"""Measures of the vectors of some items before and after an adapter is trained.
 
 On vectors that share one large direction the teacher of CMSA is nearly uniform before the first step, and training makes all
 vectors alike; where it is nearly certain of the own pair, CMSA is InfoNCE.  Both show in a few hundred items.
@@ -76,7 +76,7 @@ class Figures:
 
 
 @torch.no_grad()
-def look(batches: Sequence[Batch], criterion: AlignmentLoss) -> Figures:
+def measure(batches: Sequence[Batch], criterion: AlignmentLoss) -> Figures:
     """The figures of a sample, as the loss sees its batches.
 
     Args:
@@ -193,7 +193,7 @@ def problem(figures: Figures, batch_size: int, section: str, *, fixed: bool = Fa
         )
     if targets < FEWEST_TARGETS:
         return (
-            f"the teacher is nearly certain of the own pair ({targets:.3g} effective targets), so CMSA is InfoNCE",
+            f"the teacher gives nearly all weight to the item's own pair ({targets:.3g} effective targets), so CMSA is InfoNCE",
             f"set {path}.teacher_targets to {_wanted(batch_size)}, or {path}.teacher to none",
         )
     return None

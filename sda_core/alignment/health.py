@@ -31,7 +31,7 @@ class GateWatch:
         self._moves: dict[str, Tensor] = {}
         self.swings: dict[str, int] = {}
 
-    def look(self, model: nn.Module) -> None:
+    def record(self, model: nn.Module) -> None:
         """Record the current gate values."""
         now = gate_values(model)
         for name, gate_ME in now.items():
@@ -68,7 +68,7 @@ def warn(
         )
     for name in MODALITIES:
         if not moved[name]:
-            _log.warning("the %s pass never gave a gradient; check its inputs and the adapter's target layers", name)
+            _log.warning("the %s pass never produced a gradient; check its inputs and the adapter's target layers", name)
     swinging = [name for name, count in gates.swings.items() if count > 1]
     if swinging:
         _log.warning(

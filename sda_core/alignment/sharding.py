@@ -44,15 +44,17 @@ def shard(model: nn.Module, device: torch.device, team: Processes) -> None:
     if team.count == 1:
         raise ConfigError(
             where,
-            "is 'fsdp', which cuts the model over several processes, and this is one alone",
-            "start it with torchrun --nproc-per-node N -m stages.train_adapter, or set it to none",
+            "is 'fsdp', which shards the model over several processes, but there is only one",
+            "start with torchrun --nproc-per-node N -m stages.train_adapter, or set it to none",
         )
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     names = set(getattr(base, "_no_split_modules", None) or ())
     inner = getattr(base, "base_model", base)
     blocks = [module for module in inner.modules() if type(module).__name__ in names]
     if not blocks:
-        raise ConfigError(where, f"is 'fsdp', but a {type(base).__name__} does not say what its blocks are", "set it to none")
+        raise ConfigError(
+            where, f"is 'fsdp', but a {type(base).__name__} does not define its blocks (_no_split_modules)", "set it to none"
+        )
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
     mesh = init_device_mesh(device.type, (team.count,))
     units = [*blocks, *([inner] if inner is not base else [])]

@@ -174,7 +174,7 @@ def resume_run(
     means = {name.removeprefix("mean."): mean.to(device) for name, mean in tensors.items() if name.startswith("mean.")}
     criterion.center.restore(means, state["num_batches"])
     criterion.found_temperature = state["teacher_temperature"]
-    _log.info("resuming behind step %d", curve[-1].step)
+    _log.info("resuming after step %d", curve[-1].step)
     return curve, {name: bool(state["moved"][name]) for name in MODALITIES}, Figures(**state["before"])
 
 

@@ -112,7 +112,7 @@ def train_adapter(
     at_first = sample.batches(base_vectors)
     if criterion.found_temperature is None:
         criterion.calibrate([(*batch.base, batch.groups_B) for batch in at_first])
-    before = before or check.look(at_first, criterion)
+    before = before or check.measure(at_first, criterion)
     with team.raise_on_all_ranks():
         check.check(before, criterion, loss, training, section, say=team.is_main and not first)
 
@@ -142,14 +142,14 @@ def train_adapter(
                 raise error
             optimizer.step()
             if logged:
-                gates.look(model)
+                gates.record(model)
                 curve.append(StepRecord(step, value, rate, norm, temperature, **batch.measured))
             if due and team.is_main:
                 save_run(checkpoint, fingerprint, trained, criterion, optimizer, curve, moved, before)
             bar.set_postfix_str(f"loss {value:.4f}")
             bar.update()
     at_last = sample.adapted(at_first) if curve else at_first
-    after = check.look(at_last, criterion) if curve else before
+    after = check.measure(at_last, criterion) if curve else before
     if team.is_main and curve:
         targets = curve[0].teacher_targets, curve[-1].teacher_targets
         health.warn(model, moved, gates, at_last, targets, training.batch_size)
@@ -162,14 +162,14 @@ def train_adapter(
 def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
     """The error of a shop whose items with an image do not fill one batch, with what would help."""
     if num_shown < 2:
-        problem = f"{num_shown} of {num_items} items show an image, and an adapter aligns the images and texts of at least 2"
+        problem = f"{num_shown} of {num_items} items have an image; an adapter needs at least 2 items with image and text"
         return TrainingError(
             "train_adapter", problem, "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"
         )
-    problem = f"should be at most {num_shown}, the number of items that show an image (got {batch_size})"
+    problem = f"should be at most {num_shown}, the number of items with an image (got {batch_size})"
     advice = f"set it to {num_shown} or less"
     if num_shown < num_items:
-        advice += f", or set items.missing_image to placeholder, so that all {num_items} items show one"
+        advice += ", or set items.missing_image to placeholder, which gives every item an image"
     return TrainingError("params.yaml: train_adapter.training.batch_size", problem, advice)
 
 
@@ -410,6 +410,6 @@ def _checkpointing(model: nn.Module, on: bool) -> None:
             return
     raise TrainingError(
         "params.yaml: train_adapter.training.gradient_checkpointing",
-        f"is true, but a {type(model).__name__} has no such switch",
+        f"is true, but a {type(model).__name__} does not support gradient checkpointing",
         "set it to false for this backbone",
     )

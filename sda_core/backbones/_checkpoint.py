@@ -154,7 +154,7 @@ def _checkpoint_folder(params: Checkpoint) -> tuple[Path, str]:
     folder = Path(params.name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ArtifactError(params.name, "is no checkpoint folder (it has no config.json)", f"correct {where}")
+            raise ArtifactError(params.name, "is not a checkpoint folder (it has no config.json)", f"correct {where}")
         return folder, f"sha256:{sha256_path(folder)}"
     if folder.is_file() or params.name.startswith((".", "/", "~")) or params.name.count("/") != 1:
         raise ArtifactError(params.name, "is neither a checkpoint folder nor a hub id such as owner/name", f"correct {where}")
@@ -170,7 +170,7 @@ def _checkpoint_folder(params: Checkpoint) -> tuple[Path, str]:
             params.name, revision=params.revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "merges.txt"]
         )
     except HFValidationError as error:
-        raise ConfigError(where, f"is no hub id ({error})") from None
+        raise ConfigError(where, f"is not a hub id ({error})") from None
     except OSError as error:
         if (failure := storage_error(error, error.filename or f"{params.name}, the hub's cache")) is not None:
             raise failure from None
@@ -210,4 +210,4 @@ def _take_legacy_template(tokenizer: Any, folder: Path) -> None:
         try:
             tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8-sig"))["chat_template"]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise ArtifactError(str(legacy), "holds no chat template", "fetch the checkpoint again") from None
+            raise ArtifactError(str(legacy), "has no chat template", "fetch the checkpoint again") from None

@@ -23,18 +23,18 @@ from sda_core.cli.stage import one_stage_a_process, run_app
 from sda_core.cli.verify import verify
 
 STAGES = {
-    "download": "Fetch the raw files, whole and checked.",
+    "download": "Download and check the raw files.",
     "filter": "Parse, filter and split the raw files.",
     "fetch-images": "Fetch the images of the kept items.",
     "train-adapter": "Train LoRA or MoDA on items alone.",
     "export-embeddings": "Embed every item for a variant.",
     "control-embeddings": "Write control embeddings.",
     "import-embeddings": "Import embeddings made elsewhere.",
-    "build-index": "Build a FAISS index, measure its recall.",
+    "build-index": "Build a FAISS index and measure recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
     "draw-negatives": "Draw the negatives of uni100 and pop100.",
-    "evaluate": "Rank the test targets, compute metrics.",
-    "report": "Compare variants, write the page.",
+    "evaluate": "Rank test targets and compute metrics.",
+    "report": "Compare variants and write the report.",
 }
 """The stages in their order, each with a help text that is short enough for the list of commands."""
 
@@ -72,17 +72,17 @@ app = typer.Typer(
 )
 for _name, _help in STAGES.items():
     app.command(_name, short_help=_help)(stage_command(_name))
-app.command("init", short_help="Write a project into a new folder.")(init)
-app.command("upgrade", short_help="Bring a project to this version.")(upgrade)
-app.command("check-adapter", short_help="Look at embeddings before training.")(check_adapter)
+app.command("init", short_help="Create a project in a new folder.")(init)
+app.command("upgrade", short_help="Upgrade a project to this version.")(upgrade)
+app.command("check-adapter", short_help="Check embeddings before training.")(check_adapter)
 app.command("neighbors", short_help="List the nearest items of an item.")(neighbors)
 app.command("diff", short_help="Compare two runs, with intervals.")(diff)
 app.command("verify", short_help="Check every artifact of the workspace.")(verify)
-app.command("costs", short_help="Show what each stage cost last time.")(costs)
+app.command("costs", short_help="Show each stage's time and memory.")(costs)
 app.command("recommend", short_help="Recommend for a history of items.")(recommend)
 app.command("search", short_help="Find items near a text.")(search)
-app.command("explore", short_help="Play with a finished run in a browser.")(explore)
-app.command("export", short_help="Write data for MMRec, RecBole, datasets.")(export)
+app.command("explore", short_help="Explore a finished run in a browser.")(explore)
+app.command("export", short_help="Export to MMRec, RecBole or datasets.")(export)
 app.command("import-hm", short_help="Convert Kaggle's H&M files.")(import_hm)
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ITEM_HELP = "Item id as in the shop's own files (for Amazon the ASIN). Put `--` before an id that begins with a dash."
 ByNumber = Annotated[
-    bool, typer.Option("--by-number", help="Take ITEM for the number in column item_id of data/filtered/items.parquet.")
+    bool, typer.Option("--by-number", help="ITEM is the number in column item_id of data/filtered/items.parquet.")
 ]
 
 _NUM_PROPOSED = 3
@@ -61,7 +61,7 @@ class Catalogue:
             return self.numbers[item]
         advice = [f"ids look like {next(iter(self.numbers), '')}"]
         if near := self._near(item):
-            advice.append(f"near ids are {', '.join(map(repr, near))}")
+            advice.append(f"similar ids are {', '.join(map(repr, near))}")
         if item in (str(number) for number in self.names):
             advice.append("add --by-number to name an item by its number")
         raise ConfigError("ITEM", f"{item!r} is not among the {len(self.names)} items", "; ".join(advice))

@@ -10,16 +10,16 @@ from sda_core.cli.stage import ParamsFile, Root, Variant, stage
 
 # What each figure says, in the order of the page.
 FIGURES = {
-    "items": "items that were looked at",
+    "items": "items in the sample",
     "cosine_images": "mean cosine of the images of two items; near 1, all images are alike",
     "cosine_texts": "mean cosine of the texts of two items",
     "cosine_own_pair": "mean cosine of an item's image and text",
     "cosine_other_pair": "mean cosine of an item's image and another item's text",
     "rank_images": "effective number of directions in which the images differ",
     "rank_texts": "effective number of directions in which the texts differ",
-    "retrieval": "share of items of a batch whose own other side is the nearest (retrieval@1)",
-    "teacher_targets": "effective targets of the teacher; 1: CMSA is InfoNCE, the batch size: nothing is taught",
-    "teacher_temperature": "temperature that gives the wanted teacher_targets",
+    "retrieval": "retrieval@1 within a batch: share of items whose other modality is the nearest",
+    "teacher_targets": "effective targets of the teacher; 1 means InfoNCE, the batch size means a uniform teacher",
+    "teacher_temperature": "teacher temperature that gives teacher_targets",
 }
 
 
@@ -33,7 +33,7 @@ def check_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = No
 
     with stage("check-adapter", root, params, keeps_cost=False) as run:
         sections = run.params.train_adapter, run.params.backbone, run.params.items, run.params.runtime
-        found = AdapterTraining(run.workspace, variant, *sections).look()
+        found = AdapterTraining(run.workspace, variant, *sections).measure()
         for name, value in found.items():
             if value is not None:
                 typer.echo(f"{value:10.4g}  {name}: {FIGURES[name]}")

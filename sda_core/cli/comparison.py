@@ -105,7 +105,7 @@ class TwoRuns:
         placed = [revisions.positions(*run) for run in self.runs if not revisions.has_metrics_alone(*run)]
         targets = targets_hash(next(iter(placed[0].values()))) if placed else None
         without = [name for run, name in zip(self.runs, self.names, strict=True) if revisions.has_metrics_alone(*run)]
-        remark = f"positions of {' and '.join(without)} are not in the DVC cache, and no remote gave them: no intervals"
+        remark = f"positions of {' and '.join(without)} are neither in the DVC cache nor on a remote, so there are no intervals"
         return Compared(changes, (list(first), list(second)), equal, targets, "by their metrics", [remark], by_positions=False)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from sda_core.cli.stage import ParamsFile, Root, one_line_errors
 
-AsJSON = Annotated[bool, typer.Option("--json", help="Everything that is known of these runs, as JSON.")]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print all recorded numbers as JSON.")]
 
 
 def costs(root: Root = Path(), params: ParamsFile = None, as_json: AsJSON = False) -> None:

@@ -10,19 +10,19 @@ import typer
 
 from sda_core.cli.stage import ParamsFile, Root, one_line_errors
 
-Old = Annotated[str, typer.Argument(metavar="REV_A", help="Before: a commit, branch, tag, or a DVC experiment.")]
+Old = Annotated[str, typer.Argument(metavar="REV_A", help="The old run: a commit, branch, tag, or DVC experiment.")]
 New = Annotated[
-    str | None, typer.Argument(metavar="[REV_B]", help="After; left out: the files of the workspace.", show_default=False)
+    str | None, typer.Argument(metavar="[REV_B]", help="The new run; by default the files of the workspace.", show_default=False)
 ]
 Noise = Annotated[
     Path | None,
     typer.Option(
         "--noise",
-        help="The noise of whole runs, adapters included: a file of experiments/seed_noise.py.",
+        help="File with the noise of whole runs, adapters included, from `python -m experiments seed_noise`.",
         show_default="seed_noise.json of the project folder, if it exists",
     ),
 ]
-Same = Annotated[bool, typer.Option("--same", help="Exit with 1 unless the runs are the same to within the seeds' noise.")]
+Same = Annotated[bool, typer.Option("--same", help="Exit with code 1 unless all differences are within the seeds' noise.")]
 
 
 def diff(

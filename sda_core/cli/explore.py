@@ -55,7 +55,7 @@ def explore(
                 probe.bind((HOST, port))
             except OSError:
                 raise ConfigError("--port", f"{port} is in use or not allowed", "name another one, for example 8502") from None
-        typer.echo(f"http://{HOST}:{port} shows the page; press Ctrl-C to end it")
+        typer.echo(f"http://{HOST}:{port} shows the page; press Ctrl-C to stop")
         sys.stdout.flush()
         words = command(root, port)
         os.execv(words[0], words)  # noqa: S606 (no shell, and nothing of it is the user's but a path and a port)

@@ -13,8 +13,10 @@ from sda_core.exchange import Format
 
 def export(
     target: Annotated[Format, typer.Option("--format", help="For which library.")],
-    to: Annotated[Path, typer.Option("--to", help="The folder to make; its name is the data set's.", metavar="FOLDER")],
-    variant: Annotated[str, typer.Option("--variant", help="Which item vectors; id for none.")] = "sda",
+    to: Annotated[
+        Path, typer.Option("--to", help="The folder to create; its name becomes the data set's name.", metavar="FOLDER")
+    ],
+    variant: Annotated[str, typer.Option("--variant", help="Variant whose vectors are exported; `id` exports none.")] = "sda",
     root: Root = Path(),
 ) -> None:
     """Write interactions with their split, items and one variant's vectors for MMRec, RecBole or Hugging Face datasets.

@@ -11,7 +11,7 @@ from sda_core import __version__
 from sda_core.cli import project
 from sda_core.cli.stage import Root, one_line_errors
 
-Folder = Annotated[Path, typer.Argument(help="The new project folder; one that exists has to be empty.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(help="The new project folder; an existing one must be empty.", show_default=False)]
 
 
 def init(folder: Folder) -> None:
@@ -35,4 +35,4 @@ def upgrade(root: Root = Path()) -> None:
     if done.moved:
         typer.echo(f"{', '.join(done.moved)}: each recommender's seed is a list for all of them now, train_recommender.seeds")
     if done.kept:
-        typer.echo(f"edited here, so left as they are: {', '.join(done.kept)}")
+        typer.echo(f"edited by you and kept: {', '.join(done.kept)}")

@@ -195,7 +195,7 @@ def _initialise(folder: Path) -> None:
     has_git = shutil.which("git") is not None
     top = _git(folder, "rev-parse", "--show-toplevel") if has_git else None
     if has_git and top is None and _git(folder, "init", "-q") is None:
-        raise ConfigError(str(folder), "`git init` failed", "run it there and see why")
+        raise ConfigError(str(folder), "`git init` failed", "run it there and read its message")
     is_inside = top is not None and Path(top).resolve() != folder.resolve()
     try:
         with Repo.init(str(folder), no_scm=not has_git, subdir=is_inside) as repo, repo.config.edit("repo") as config:

@@ -70,7 +70,7 @@ def _copy(root: Path, revision: str, target: Path) -> None:
         _ = files.repo  # opened here, where its errors are still what they are
     except RevError:
         advice = "name a commit, branch, tag, or an experiment of `dvc exp list`"
-        raise ConfigError(where, "Git and DVC know no such revision", advice) from None
+        raise ConfigError(where, "there is no such revision in Git or DVC", advice) from None
     except DvcException as error:
         advice = "run inside a DVC project with Git, or name it with --root"
         raise ConfigError(str(root), f"cannot be opened at {revision!r} by DVC ({error})", advice) from None
@@ -113,7 +113,7 @@ def positions(workspace: Workspace, revision: str | None) -> Positions:
     """
     paths = _positions_files(workspace)
     if not paths:
-        raise ArtifactError(name_of(revision), "holds no evaluation", "name one that was run, or run `dvc repro`")
+        raise ArtifactError(name_of(revision), "has no evaluation", "name one that was run, or run `dvc repro`")
     return {(path.parent.name, path.stem): SEED_POSITIONS.read(path) for path in paths}
 
 
@@ -147,7 +147,7 @@ def metrics(workspace: Workspace, revision: str | None) -> Metrics:
     read = {key: read_json(path, "metrics") for key, path in found.items()}
     for key, content in read.items():
         if not isinstance(content, dict):
-            raise ArtifactError(name_of(revision), f"metrics/{key[0]}/{key[1]}.json is no mapping", "run `dvc repro`")
+            raise ArtifactError(name_of(revision), f"metrics/{key[0]}/{key[1]}.json is not a mapping", "run `dvc repro`")
     return read
 
 
@@ -192,7 +192,7 @@ def check_same_negatives_of(old: Metrics, new: Metrics) -> None:
     """
     told = {content["negatives_sha256"] for run in (old, new) for content in run.values() if content.get("negatives_sha256")}
     if len(told) > 1:
-        raise ArtifactError("metrics", "targets were placed among other negatives", "evaluate both runs with the same ones")
+        raise ArtifactError("metrics", "targets were ranked among other negatives", "evaluate both runs with the same ones")
 
 
 def params_of(workspace: Workspace, revision: str | None) -> Mapping[str, Any]:
@@ -207,7 +207,7 @@ def params_of(workspace: Workspace, revision: str | None) -> Mapping[str, Any]:
     try:
         data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except YAMLError as error:
-        raise ConfigError(f"{PARAMS} of {name_of(revision)}", f"is no valid YAML ({error})") from None
+        raise ConfigError(f"{PARAMS} of {name_of(revision)}", f"is not valid YAML ({error})") from None
     return data if isinstance(data, dict) else {}
 
 

@@ -11,8 +11,10 @@ from sda_core.cli.stage import Root, check_variant, one_line_errors
 
 
 def search(
-    text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to look for, for example striped blue shirt.")],
-    variant: Annotated[str, typer.Option("--variant", help="Which item vectors, and the adapter that reads the text.")] = "sda",
+    text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to search for, for example striped blue shirt.")],
+    variant: Annotated[
+        str, typer.Option("--variant", help="Variant whose vectors are compared; its adapter embeds the text.")
+    ] = "sda",
     against: Annotated[
         Literal["text", "image"], typer.Option("--against", help="Compare with the items' texts or with their images.")
     ] = "text",

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 Root = Annotated[
     Path,
-    typer.Option("--root", help="The project folder: every path of the pipeline is below it.", show_default="the current folder"),
+    typer.Option(
+        "--root", help="The project folder; all paths of the pipeline are relative to it.", show_default="the current folder"
+    ),
 ]
 ParamsFile = Annotated[
     Path | None, typer.Option("--params", help="The params file.", show_default="params.yaml of the project folder")
 ]
-Variant = Annotated[str, typer.Option("--variant", help="Which item vectors, e.g. id, zero_shot, lora, sda.")]
+Variant = Annotated[str, typer.Option("--variant", help="Variant, e.g. id, zero_shot, lora, sda.")]
 Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender, e.g. pop, sasrec, vbpr, bert4rec.")]
 OneOrAllRecommenders = Annotated[
     str | None,
@@ -45,7 +47,7 @@ SomeRecommenders = Annotated[
     str | None,
     typer.Option(
         "--recommender",
-        help="Which recommenders, e.g. sasrec, or sasrec,vbpr for one after the other.",
+        help="Recommenders, e.g. sasrec, or sasrec,vbpr for one after the other.",
         show_default="all of params.recommenders",
     ),
 ]

@@ -189,8 +189,7 @@ class LineCount:
             _log.warning("%s: times that are not in %s, the edition's unit, were converted: %s", path, own_unit, found)
         if self.units["small"]:
             _log.warning(
-                "%s: %d of %d times are numbers below %d, which are no dates since 1990; where all are, they give the order only"
-                " and the dates mean nothing",
+                "%s: %d of %d times are numbers below %d, which cannot be dates since 1990; they are used for the order only",
                 path, self.units["small"], self.units.total(), times.FIRST_SECOND,
             )  # fmt: skip
         if self.stripped_ids:

@@ -50,7 +50,7 @@ _MAGIC: Sequence[tuple[int, bytes, WrongKind]] = (
     (0, b"\x04\x22\x4d\x18", WrongKind("an lz4 file", _UNPACK.format(command="unlz4 FILE"))),
     (0, b"\x1f\x9d", WrongKind("a file of compress (.Z)", _UNPACK.format(command="uncompress FILE"))),
     (0, b"\xff\x06\x00\x00sNaPpY", WrongKind("a snappy file", "unpack it")),
-    (0, b"PK\x05\x06", WrongKind("an empty zip archive", "take the archive that holds the file")),
+    (0, b"PK\x05\x06", WrongKind("an empty zip archive", "use the archive that contains the file")),
     (0, b"7z\xbc\xaf\x27\x1c", WrongKind("a 7z archive", _UNPACK.format(command="7z x FILE"))),
     (0, b"Rar!\x1a\x07", WrongKind("a rar archive", _UNPACK.format(command="unrar x FILE"))),
     (257, b"ustar", WrongKind("a tar archive", _UNPACK.format(command="tar -xf FILE"))),

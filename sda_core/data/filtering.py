@@ -197,7 +197,7 @@ def _read_coded(path: Path, edition: int, params: FilterParams, lines: LineCount
         frame = frame.filter(pl.col("milliseconds") >= 1000 * FIRST_SECOND)
         lines.undate(path, num_small, params.max_bad_line_share)
     if frame.is_empty():
-        raise DataError(str(path), "holds no usable review", "check dataset.edition and the file")
+        raise DataError(str(path), "contains no usable review", "check dataset.edition and the file")
     user_codes, users = _coded(frame["user"])
     item_codes, items = _coded(frame["item"])
     frame = frame.with_columns(user_codes, item_codes)  # the categories are gone before the sort needs room
@@ -304,8 +304,8 @@ def _require_core(kept: _Rows, before: _Rows, params: FilterParams) -> None:
     _require_rows(
         kept,
         "filter.min_user_interactions, filter.min_item_interactions",
-        f"no interaction is left with at least {params.min_user_interactions} a user and {params.min_item_interactions} an item"
-        f" (method {params.method}); of {len(before)} before, the longest history had {longest}, the most frequent item {most}",
+        f"no interaction is left with at least {params.min_user_interactions} per user and {params.min_item_interactions} per"
+        f" item (method {params.method}); of {len(before)}, the longest history had {longest}, the most frequent item {most}",
     )
 
 

@@ -184,10 +184,14 @@ class BlockFolder:
             num_full += encoded.num_full
         if len(infos) > 1:
             problem = f"come from {len(infos)} different backbones or settings"
-            raise ArtifactError(str(self._folder), problem, "delete the folder, and see that all machines are set up alike")
+            raise ArtifactError(
+                str(self._folder),
+                problem,
+                "delete the folder, and make sure that all machines have the same software and settings",
+            )
         _log.info("%d items in %d blocks, %d of them taken from an earlier run", len(source), len(blocks), num_resumed)
         if num_full:
-            _log.info("%d of %d texts fill backbone.max_text_tokens and were cut there", num_full, len(source))
+            _log.info("%d of %d texts are longer than backbone.max_text_tokens and were truncated", num_full, len(source))
         return EmbeddedItems(source.item_ids.copy(), vectors, source.shows_image.copy(), infos.pop())
 
 

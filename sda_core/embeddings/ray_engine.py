@@ -110,7 +110,7 @@ def embed_with_ray(
                     bar.update(len(block.rows))
         except RayError as error:
             reason = next((line for line in reversed(str(error).split("\n")) if line.strip()), type(error).__name__)
-            advice = "look at the cluster, and run the same command again: finished blocks are kept"
+            advice = "check the cluster, and run the same command again: finished blocks are kept"
             raise SDAError("export on Ray", f"gave up ({reason.strip()[:200]})", advice) from None
     return folder.assemble(source, blocks, int((~unfinished).sum()))
 
@@ -130,7 +130,7 @@ def _cluster(num_workers: int) -> Generator[None]:
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
-        raise ConfigError("RAY_ADDRESS", f"names no cluster that answers (got {address!r}: {first_line})") from None
+        raise ConfigError("RAY_ADDRESS", f"no Ray cluster answers at this address (got {address!r}: {first_line})") from None
     try:
         # its own bars and its plan are for people who look into Ray; our progress bar and log say the rest
         logging.getLogger("ray.data").setLevel(logging.ERROR)

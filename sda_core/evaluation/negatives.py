@@ -31,7 +31,7 @@ class Negatives:
     sha256: str | None
 
     @property
-    def told(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """What positions and metrics say of them: their hash; nothing where there are none."""
         return {} if self.sha256 is None else {HASH: self.sha256}
 
@@ -72,23 +72,23 @@ def read_negatives(path: Path, interactions: pl.DataFrame, params: EvaluateParam
     """
     if params.protocol == "fullrank":
         return Negatives(None, None)
-    frame, told = NEGATIVES.read(path), NEGATIVES.metadata(path)
+    frame, metadata = NEGATIVES.read(path), NEGATIVES.metadata(path)
     for key, expected in _identity(params).items():
-        if told.get(key) != expected:
-            raise ArtifactError(str(path), f"was drawn with {key} {told.get(key)}, params.yaml says {expected}", _ADVICE)
+        if metadata.get(key) != expected:
+            raise ArtifactError(str(path), f"was drawn with {key} {metadata.get(key)}, params.yaml says {expected}", _ADVICE)
     if not np.array_equal(frame["user_id"].to_numpy(), evaluated_users(interactions)):
-        raise ArtifactError(str(path), "is of other users than those with a test target", _ADVICE)
+        raise ArtifactError(str(path), "has other users than those with a test target", _ADVICE)
     table_UN = frame["candidates"].to_numpy()
     sha256 = candidates_hash(table_UN)
-    if told.get("sha256") != sha256:
-        raise ArtifactError(str(path), f"its negatives have sha256 {sha256}, drawn were {told.get('sha256')}", _ADVICE)
+    if metadata.get("sha256") != sha256:
+        raise ArtifactError(str(path), f"its negatives have sha256 {sha256}, its metadata says {metadata.get('sha256')}", _ADVICE)
     return Negatives(table_UN, sha256)
 
 
 def negatives_of(path: Path) -> dict[str, str]:
-    """What a file of positions says of the negatives they were counted among, as :attr:`Negatives.told`."""
-    told = SEED_POSITIONS.metadata(path)
-    return {HASH: told[HASH]} if HASH in told else {}
+    """What a file of positions says of the negatives they were counted among, as :attr:`Negatives.metadata`."""
+    metadata = SEED_POSITIONS.metadata(path)
+    return {HASH: metadata[HASH]} if HASH in metadata else {}
 
 
 def check_same_negatives(paths: Iterable[Path]) -> None:
@@ -104,5 +104,5 @@ def check_same_negatives(paths: Iterable[Path]) -> None:
             continue
         first = first or (path, sha256)
         if sha256 != first[1]:
-            problem = f"was placed among other negatives ({sha256[:12]}) than {first[0]} ({first[1][:12]})"
+            problem = f"was ranked among other negatives ({sha256[:12]}) than {first[0]} ({first[1][:12]})"
             raise ArtifactError(str(path), problem, "evaluate both in the same way; such numbers cannot be compared")

@@ -194,7 +194,7 @@ def gather(
     seeds = tuple(sorted(runs))
     for seed in seeds:
         if runs[seed].keys() != runs[seeds[0]].keys():
-            raise DataError("seeds' noise", f"seeds {seeds[0]} and {seed} have not the same variants and recommenders")
+            raise DataError("seeds' noise", f"seeds {seeds[0]} and {seed} do not have the same variants and recommenders")
         for (variant, recommender), positions in runs[seed].items():
             hashes.add(targets_hash(positions))
             for name, value in metric_values(positions, interactions, tail, cutoffs, num_items).items():

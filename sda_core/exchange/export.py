@@ -33,11 +33,11 @@ def export(shop: Shop, target: Format, folder: Path) -> dict[str, Any]:
     """
     name = folder.resolve().name
     if not _NAME.fullmatch(name):
-        problem = f"the data set is called as the folder, and {name!r} is no name for one"
+        problem = f"the data set gets the folder's name, and {name!r} is not a valid name"
         raise ConfigError("--to", problem, "use letters, digits, _ and -")
     is_free = not folder.exists() or (folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())))
     if not is_free:
-        raise ConfigError("--to", f"{folder} is there already and was not made by this command", "name a new folder")
+        raise ConfigError("--to", f"{folder} already exists and was not made by this command", "name a new folder")
     with replace_directory(folder) as temporary:
         written = _write(shop, target, name, temporary)
         write_json(temporary / DESCRIPTION, {"format": target, "variant": shop.variant, "sda_version": __version__, **written})

@@ -92,7 +92,7 @@ def _about_vectors(shop: Shop) -> list[str]:
     lines = [f"Vectors of the variant `{shop.variant}`: {widths}.", ""]
     for column, has in shop.has_vector.items():
         if not has.all():
-            lines += [f"`{column}` is null for {int((~has).sum()):,} items: there was nothing to make it of.", ""]
+            lines += [f"`{column}` is null for {int((~has).sum()):,} items: they have no input for it.", ""]
     described = pq.read_schema(shop.vectors_file).metadata or {}
     own = sorted((key.decode(), value.decode()) for key, value in described.items() if not key.startswith(b"ARROW:"))
     return lines + ([*(f"- {key}: {' '.join(value.split())}" for key, value in own if value), ""] if own else [])

@@ -40,7 +40,7 @@ class Shop:
         path = workspace.embeddings(variant)
         known = EMBEDDINGS.read(path).sort("item_id")
         if not known["raw_item_id"].equals(items["raw_item_id"]):
-            raise ArtifactError(str(path), "is of other items than the items table", "run `dvc repro` to bring both up to date")
+            raise ArtifactError(str(path), "has other items than the items table", "run `dvc repro` to bring both up to date")
         vectors: dict[str, np.ndarray] = {}
         for column in _VECTORS:
             if column in known.columns and (matrix := read_vectors(path, column, fill="mean")) is not None:

@@ -83,7 +83,7 @@ class _Column:
         finite_n = np.isfinite(vectors_nD).all(axis=1)
         if not finite_n.all():
             item = raw_item_ids[int(places_n[~finite_n][0])]
-            raise self.problem(f"holds a value that is not finite (item {item!r})", "mend the file, or leave the item out")
+            raise self.problem(f"holds a value that is not finite (item {item!r})", "correct the file, or remove the item")
         if self.matrix_ID is None:
             self.matrix_ID = np.zeros((len(self.known), vectors_nD.shape[1]), dtype=np.float32)
         if self.matrix_ID.shape[1] != vectors_nD.shape[1]:
@@ -100,7 +100,7 @@ class _Column:
 
 
 class _Join:
-    """Which row of the result an id has; refuses an id that comes twice."""
+    """Which row of the result an id has; refuses an id that occurs twice."""
 
     def __init__(self, where: Path, raw_item_ids: Sequence[str]) -> None:
         self.where = where
@@ -127,7 +127,7 @@ class _Join:
                 self.example = self.example or raw
                 continue
             if self.seen[place]:
-                raise DataError(str(self.where), f"item {raw!r} comes twice", "keep one row per item")
+                raise DataError(str(self.where), f"item {raw!r} occurs twice", "keep one row per item")
             self.seen[place] = True
             rows.append(row)
             places.append(place)
@@ -163,7 +163,11 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
     elif path.is_file():
         columns = _read_parquet(path, join, names, params.item_column)
     else:
-        raise ArtifactError(str(path), "no such file or folder", "look at import_embeddings.variants; it is below the project")
+        raise ArtifactError(
+            str(path),
+            "no such file or folder",
+            "correct the path in import_embeddings.variants; it is relative to the project folder",
+        )
     columns = {ours: column for ours, column in columns.items() if column.known.any()}
     if not columns:
         if join.num_other == join.num_rows:

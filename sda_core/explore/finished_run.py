@@ -102,7 +102,7 @@ class FinishedRun:
         path, column = self.workspace.embeddings(variant), _COLUMNS[which]
         vectors = read_vectors(path, column, fill="mean")
         if vectors is None:
-            raise ArtifactError(str(path), "has ids and no vectors", "name another variant")
+            raise ArtifactError(str(path), "has no item vectors", "name another variant")
         absent = EMBEDDINGS.scan(path).filter(pl.col(column).is_null()).select("item_id").collect()
         vectors[absent["item_id"].to_numpy()] = 0  # not the mean: an item without an image is near none
         return vectors
@@ -123,7 +123,7 @@ class FinishedRun:
             ArtifactError: the vectors are missing or outdated.
         """
         if which == "fused":
-            raise ConfigError("--against", "is 'fused', and a text has no place among fused vectors", "use text or image")
+            raise ConfigError("--against", "is 'fused', and a text cannot be compared with fused vectors", "use text or image")
         vectors = self.vectors(variant, which)
         with self._one_pass:
             query_D = self.encoder(variant).encode(text)

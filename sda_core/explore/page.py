@@ -55,7 +55,9 @@ def _base_and_adapted(run: FinishedRun, variants: list[str]) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------ three ways to ask
 def _text(run: FinishedRun, variants: list[str], k: int) -> None:
-    text = st.text_input("Text", placeholder="striped blue shirt", key="text", help="It stands where an item's title stands.")
+    text = st.text_input(
+        "Text", placeholder="striped blue shirt", key="text", help="It takes the place of the title in an item's prompt."
+    )
     against: Vectors = st.radio("Compare with the items'", ("text", "image"), horizontal=True, key="against")
     if text.strip():
         with st.spinner("The model reads the text"):

@@ -180,7 +180,7 @@ class ImageArchive:
                 if kind != "folder":
                     self._add(names, kind == "file", entry)
         except (UnusableError, OSError) as error:
-            raise ArtifactError(str(path), f"is no readable image archive ({error})", _ADVICE) from None
+            raise ArtifactError(str(path), f"is not a readable image archive ({error})", _ADVICE) from None
         self._files.warn_of_several(path, "path")
         # wanted paths by their folded form, with all folders or without some that all images lie in, most folders first
         self._by_path: dict[str, dict[str, str]] = {}
@@ -341,7 +341,7 @@ def _scan_tar(archive: tarfile.TarFile, stream: _Bounded) -> Iterator[tuple[tupl
     while (member := archive.next()) is not None:
         vars(archive)["members"].clear()  # else each stays in memory
         if member.size < 0 or archive.offset <= member.offset:
-            raise UnusableError(f"its tar header at byte {member.offset} states a size that is no number")
+            raise UnusableError(f"its tar header at byte {member.offset} has a size that is not a number")
         if not member.isdir() and member.type in tarfile.SUPPORTED_TYPES:
             names = _readings(member.name.encode("utf-8", "surrogateescape"))
             packing = "sparse" if member.issparse() else "stored"

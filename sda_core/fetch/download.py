@@ -22,10 +22,18 @@ from pydantic import ValidationError
 
 from sda_core.artifacts import write_json
 from sda_core.errors import ArtifactError, DownloadError, StorageError
-from sda_core.fetch.folders import kept_folder, remove
+from sda_core.fetch.folders import locked_folder, remove
 from sda_core.fetch.http import new_client, reason, run
 from sda_core.fetch.manifest import RawFile, Role, check_file, manifest_path, read_manifest
-from sda_core.fetch.transfer import RefusedError, Wanted, check_contents, copy_file, discard_part, fetch_file, shown
+from sda_core.fetch.transfer import (
+    RejectedError,
+    Wanted,
+    check_contents,
+    copy_file,
+    discard_part,
+    fetch_file,
+    without_credentials,
+)
 from sda_core.fingerprint import sha256_file
 from sda_core.local_files import base_name, inside, is_web, local_path, located
 from sda_core.params import AmazonDataset, DemoDataset, DownloadParams
@@ -80,7 +88,7 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
         DownloadError: no source gave a file (each is named with its reason), or another run is writing to ``raw``.
         StorageError: ``raw`` cannot be written.
     """
-    with kept_folder(raw):
+    with locked_folder(raw):
         match dataset:
             case DemoDataset():
                 files = _simulate(dataset, raw)
@@ -126,10 +134,10 @@ def _verdict(raw: Path, entry: RawFile, root: Path | None) -> Verdict:
         problem = None if root is None else changed_source(entry, root)
     except ArtifactError as error:
         return Verdict(str(error), ok=False)
-    except RefusedError as error:
+    except RejectedError as error:
         problem = f"{error}; delete it and run `dvc repro download`"
     except OSError as error:
-        problem = f"cannot be read ({reason(error)}); mend its permissions"
+        problem = f"cannot be read ({reason(error)}); correct its permissions"
     if problem is not None:
         return Verdict(f"{path}: {problem}", ok=False)
     return Verdict(f"{entry.role} {entry.name} {entry.bytes} bytes sha256 {entry.sha256[:16]} ok", ok=True)
@@ -291,7 +299,7 @@ def _check_local_folder(dataset: AmazonDataset, root: Path) -> None:
 
 def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawFile | None:
     """The entry of a file that is there already and need not be fetched."""
-    sources = {shown(source): source for source in file.sources}
+    sources = {without_credentials(source): source for source in file.sources}
     for entry in known:
         if entry.role != file.role or entry.source not in sources or entry.name != base_name(sources[entry.source]):
             continue
@@ -351,7 +359,7 @@ def _existing_file(source: str, root: Path) -> Path | None:
 def _can_be_used(path: Path, wanted: Wanted) -> bool:
     try:
         check_contents(path, wanted)
-    except (RefusedError, OSError):
+    except (RejectedError, OSError):
         return False
     return wanted.sha256 in (None, sha256_file(path))
 
@@ -364,33 +372,33 @@ async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: Do
         wanted = file.wanted(source, raw)
         try:
             if wanted.target == raw:
-                raise RefusedError("has no base name that a file could be stored under")
+                raise RejectedError("has no base name that a file could be stored under")
             if client is not None and is_web(source):
                 digest, etag = await fetch_file(client, source, wanted, params)
             elif inside(path := local_path(source, root), raw):
-                raise RefusedError(f"lies in {raw}, which this stage writes to")
+                raise RejectedError(f"lies in {raw}, which this stage writes to")
             else:
                 digest, etag = await copy_file(path, wanted, params), None
-        except (RefusedError, DownloadError) as error:
+        except (RejectedError, DownloadError) as error:
             problem = error.problem if isinstance(error, DownloadError) else error
-            _log.warning("%s: %s: %s", file.role, shown(source), problem)
-            problems.append(f"{shown(source)}: {problem}")
+            _log.warning("%s: %s: %s", file.role, without_credentials(source), problem)
+            problems.append(f"{without_credentials(source)}: {problem}")
             if refused is None and _existing_file(source, root) is not None:
                 refused = source
             continue
         if refused is not None and not is_web(source):
             _log.warning(
-                "%s: DVC watches %s, which was rejected, so it will not see a change of %s; take the former out of %s",
-                *(file.role, shown(refused), shown(source), file.setting),
+                "%s: DVC watches %s, which was rejected, so it will not see a change of %s; remove the former from %s",
+                *(file.role, without_credentials(refused), without_credentials(source), file.setting),
             )
         name, size = wanted.target.name, wanted.part.stat().st_size
-        entry = RawFile(role=file.role, name=name, source=shown(source), bytes=size, sha256=digest, etag=etag)
+        entry = RawFile(role=file.role, name=name, source=without_credentials(source), bytes=size, sha256=digest, etag=etag)
         _mark(entry, raw)
         _put_in_place(wanted)
         _log.info("%s: %s, %d bytes", file.role, entry.source, entry.bytes)
         return entry
     raise DownloadError(
         f"params.yaml: {file.setting}",
-        f"no source gave the file [{' | '.join(problems)}]",
-        "mend the addresses, or name a folder with the files in dataset.local_folder",
+        f"no source has the file [{' | '.join(problems)}]",
+        "correct the addresses, or name a folder with the files in dataset.local_folder",
     )

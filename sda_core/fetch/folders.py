@@ -31,7 +31,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def kept_folder(folder: Path) -> Generator[None]:
+def locked_folder(folder: Path) -> Generator[None]:
     """Make ``folder`` where it is missing, and hold it for this process until the block ends.
 
     Raises:

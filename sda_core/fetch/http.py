@@ -101,7 +101,7 @@ def new_client(timeout_seconds: float, num_connections: int) -> httpx.AsyncClien
             headers={"User-Agent": f"sda/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
         )
     except (httpx.InvalidURL, ValueError):  # without their text, which can hold a piece of a password
-        problem, advice = "one of them is no address that can be used", "a proxy is given as http://host:port"
+        problem, advice = "one of them is not a usable address", "a proxy is given as http://host:port"
     except ImportError:
         problem, advice = "a SOCKS proxy needs the package socksio", "run `pip install 'httpx[socks]'`, or use an HTTP proxy"
     names = [name for name in _PROXY_VARIABLES for name in (name, name.lower()) if os.environ.get(name)]

@@ -23,10 +23,10 @@ from sda_core.params import FetchImagesParams
 _log = logging.getLogger(__name__)
 
 _REASONS: dict[Reason, str] = {
-    "no_item": "are no kept item's image (an image is named <item id>.jpg, or its path is in the metadata)",
-    "no_image": "are no images by their names",
-    "unsafe_path": "have absolute or climbing paths and are passed over; pack the folder with relative paths",
-    "no_file": "are links or devices and are passed over; pack the files themselves (tar --dereference --hard-dereference)",
+    "no_item": "do not match a kept item (an image is named <item id>.jpg, or its path is in the metadata)",
+    "no_image": "have no image extension",
+    "unsafe_path": "have absolute paths, or paths that leave the folder, and are skipped; pack the folder with relative paths",
+    "no_file": "are links or devices and are skipped; pack the files themselves (tar --dereference --hard-dereference)",
 }
 
 _FORMAT = "pictures 3"  # part of every key: with another value all images are made again, hence the old word

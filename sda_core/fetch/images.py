@@ -36,7 +36,7 @@ from sda_core.artifacts import IMAGES, ITEMS, write_json
 from sda_core.errors import ArtifactError, DownloadError
 from sda_core.fetch.archives import Entry
 from sda_core.fetch.decoding import PreparedImage, prepare
-from sda_core.fetch.folders import kept_folder, remove
+from sda_core.fetch.folders import locked_folder, remove
 from sda_core.fetch.http import AttemptError, backoff, content_length, exchange, new_client, run
 from sda_core.fetch.image_formats import FORMATS
 from sda_core.fetch.image_names import NUM_EXAMPLES, ItemNames
@@ -288,7 +288,7 @@ def fetch_images(
     _refuse_links(table, finder)
     blocks = [table[start : start + params.shard_rows] for start in range(0, len(table), params.shard_rows)]
     shards = [shard_path(out, position) for position in range(len(blocks))]
-    with kept_folder(out):
+    with locked_folder(out):
         run(_fetch_all(blocks, shards, finder, params, out))
         for path in sorted({*out.iterdir()} - {*shards, coverage_path(out)}):
             remove(path)
@@ -333,7 +333,7 @@ def _open(
     for name, folder in (("local_folder", local_folder), ("image_folder", image_folder)):
         if folder is not None and not folder.is_dir():
             raise DownloadError(
-                f"params.yaml: dataset.{name}", f"there is no folder {folder}", "mend the path, or set it to null"
+                f"params.yaml: dataset.{name}", f"there is no folder {folder}", "correct the path, or set it to null"
             )
     archive = None
     if any(file.role == "images" for file in read_manifest(raw)):

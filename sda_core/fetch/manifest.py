@@ -44,7 +44,7 @@ class _Manifest(_Record):
     def _each_once(self) -> _Manifest:
         for values in ([file.role for file in self.files], [file.name.casefold() for file in self.files]):
             if len(set(values)) < len(values):
-                raise ValueError(f"names a role or a file twice: {', '.join(values)}")
+                raise ValueError(f"lists a role or a file twice: {', '.join(values)}")
         return self
 
 
@@ -57,7 +57,7 @@ def manifest_file(raw: Path, role: Role) -> Path:
     for entry in read_manifest(raw):
         if entry.role == role:
             return check_file(raw, entry, contents=False)
-    raise ArtifactError(str(manifest_path(raw)), f"names no {role} file", _DOWNLOAD)
+    raise ArtifactError(str(manifest_path(raw)), f"lists no {role} file", _DOWNLOAD)
 
 
 def check(raw: Path) -> None:
@@ -101,7 +101,7 @@ def read_manifest(raw: Path) -> list[RawFile]:
     path = manifest_path(raw)
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ArtifactError(str(path), "is no manifest (no regular file)", _AGAIN)
+            raise ArtifactError(str(path), "is not a manifest (not a regular file)", _AGAIN)
         return list(_Manifest.model_validate_json(path.read_bytes()).files)
     except FileNotFoundError:
         raise ArtifactError(str(path), "manifest of raw files is missing", _DOWNLOAD) from None
@@ -110,4 +110,4 @@ def read_manifest(raw: Path) -> list[RawFile]:
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)[0]
         problem = f"{'.'.join(map(str, found['loc']))}: {found['msg']}" if found["loc"] else found["msg"]
-        raise ArtifactError(str(path), f"is no manifest ({problem[:200]})", _AGAIN) from None
+        raise ArtifactError(str(path), f"is not a manifest ({problem[:200]})", _AGAIN) from None

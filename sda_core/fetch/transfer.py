@@ -51,7 +51,7 @@ _MAX_EXPANSION = 300  # JSON lines shrink to a fifth or so; deflate's limit is 1
 _EXPANSION_FREE_BYTES = 1 << 30
 
 
-class RefusedError(Exception):
+class RejectedError(Exception):
     """This source will not do; the text says why."""
 
 
@@ -102,7 +102,7 @@ class Wanted:
         return self.target.with_name(f"{self.target.name}.part")
 
 
-def shown(source: str) -> str:
+def without_credentials(source: str) -> str:
     """A source without the user name and password that an address may carry."""
     return re.sub(r"(?<=://)[^/?#]*@", "", source)
 
@@ -112,7 +112,7 @@ def _check_kind(head: bytes, wanted: Wanted, is_html: bool = False) -> None:
     """Refuse what cannot become the file, from its first :data:`HEAD_BYTES` bytes, or all that there are.
 
     Raises:
-        RefusedError: an HTML page or other markup, no gzip under a name that ends in ``.gz``, or no archive of images.
+        RejectedError: an HTML page or other markup, no gzip under a name that ends in ``.gz``, or no archive of images.
     """
     found, advice = wrong_kind(head), ""
     if wanted.role == "images":
@@ -126,14 +126,14 @@ def _check_kind(head: bytes, wanted: Wanted, is_html: bool = False) -> None:
         is_wrong = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or binary_kind(head) is not None
     begin = repr(head[:32].decode("utf-8", "replace"))
     if is_wrong and (is_html or _HTML.match(head)):
-        raise RefusedError(f"an HTML page came instead of the file (it begins {begin})")
+        raise RejectedError(f"the server sent an HTML page instead of the file (it begins {begin})")
     if wanted.role == "images" and head.startswith(_GZIP_MAGIC):
-        raise RefusedError("is a gzip file, in which single images cannot be reached; unpack it to .tar, or take a .zip")
+        raise RejectedError("is a gzip file, in which single images cannot be reached; unpack it to .tar, or take a .zip")
     if is_wrong:
         known = f": it is {found.name}; {advice or found.advice}" if found else ""
-        raise RefusedError(f"is no {kind} (it begins {begin}){known}")
+        raise RejectedError(f"is not a {kind} (it begins {begin}){known}")
     if wanted.role != "images" and found is not None:
-        raise RefusedError(str(found))
+        raise RejectedError(str(found))
 
 
 def check_contents(path: Path, wanted: Wanted) -> None:
@@ -144,7 +144,7 @@ def check_contents(path: Path, wanted: Wanted) -> None:
         wanted: its name and role say what it must be.
 
     Raises:
-        RefusedError: with the reason.
+        RejectedError: with the reason.
     """
     with path.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
@@ -155,11 +155,11 @@ def check_contents(path: Path, wanted: Wanted) -> None:
         elif head.startswith(_GZIP_MAGIC):
             _check_gzip(path)
     except UnusableError as problem:
-        raise RefusedError(f"{archive_kind(head)} cannot be used ({problem})") from None
+        raise RejectedError(f"{archive_kind(head)} cannot be used ({problem})") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RefusedError(f"gzip is truncated or damaged ({reason(error)})") from None
+        raise RejectedError(f"gzip is truncated or damaged ({reason(error)})") from None
     except OSError as error:
-        raise RefusedError(f"cannot be read ({reason(error)})") from None
+        raise RejectedError(f"cannot be read ({reason(error)})") from None
 
 
 def _check_gzip(path: Path) -> None:
@@ -169,16 +169,16 @@ def _check_gzip(path: Path) -> None:
         while chunk := stream.read(_CHUNK_BYTES):
             size += len(chunk)
             if size > limit:
-                raise RefusedError(f"gzip unpacks to more than {_MAX_EXPANSION} times its size; no data of a shop does")
+                raise RejectedError(f"gzip unpacks to more than {_MAX_EXPANSION} times its size; no data of a shop does")
 
 
 def _check_whole(wanted: Wanted) -> str:
     """Refuse a ``.part`` file that is empty, damaged or not the expected one; give its sha256."""
     if wanted.part.stat().st_size == 0:
-        raise RefusedError("is empty")
+        raise RejectedError("is empty")
     digest = sha256_file(wanted.part)
     if wanted.sha256 not in (None, digest):
-        raise RefusedError(f"sha256 is {digest} (expected {wanted.sha256})")
+        raise RejectedError(f"sha256 is {digest} (expected {wanted.sha256})")
     check_contents(wanted.part, wanted)
     return digest
 
@@ -186,10 +186,10 @@ def _check_whole(wanted: Wanted) -> str:
 def _check_room(folder: Path, total: int, present: int, params: DownloadParams) -> None:
     """Refuse a size that is not allowed, or has no room; ``present`` bytes of it are on the disk already."""
     if total > params.max_file_bytes:
-        raise RefusedError(f"has {total} bytes, more than download.max_file_bytes ({params.max_file_bytes})")
+        raise RejectedError(f"has {total} bytes, more than download.max_file_bytes ({params.max_file_bytes})")
     free = shutil.disk_usage(folder).free
     if total - present + _DISK_RESERVE_BYTES > free:
-        raise RefusedError(f"needs {total - present} more bytes, and the disk has {free} left")
+        raise RejectedError(f"needs {total - present} more bytes, and the disk has {free} left")
 
 
 async def _store(
@@ -206,7 +206,7 @@ async def _store(
                 size += len(chunk)
                 if size > (max_bytes if total is None else total):
                     bound = "allowed" if total is None else "announced"
-                    raise RefusedError(f"the body is longer than {bound} ({size} bytes and more)")
+                    raise RejectedError(f"the body is longer than {bound} ({size} bytes and more)")
                 if start == 0 and len(head) < HEAD_BYTES:
                     head += chunk[: HEAD_BYTES - len(head)]
                     if len(head) == HEAD_BYTES:
@@ -225,7 +225,7 @@ async def copy_file(source: Path, wanted: Wanted, params: DownloadParams) -> str
     """Copy a local file to the ``.part`` of what is wanted, checked; gives its sha256.
 
     Raises:
-        RefusedError: there is no such file, it cannot be read, or it is not the expected one.
+        RejectedError: there is no such file, it cannot be read, or it is not the expected one.
     """
     part = wanted.part
     with _open(source) as reader:
@@ -235,7 +235,7 @@ async def copy_file(source: Path, wanted: Wanted, params: DownloadParams) -> str
         try:
             await _store(_contents(reader, size), wanted, "copy", 0, size, params.max_file_bytes)
             return _check_whole(wanted)
-        except (RefusedError, OSError):
+        except (RejectedError, OSError):
             discard_part(part)
             raise
 
@@ -247,23 +247,23 @@ async def _contents(reader: BinaryIO, size: int) -> AsyncGenerator[bytes]:
         if copied <= size:
             yield chunk
     if copied != size:
-        raise RefusedError("changed while it was copied")
+        raise RejectedError("changed while it was copied")
 
 
 def _open(source: Path) -> BinaryIO:
     try:
         if not source.is_file():
-            raise RefusedError(f"{'is no regular file' if source.exists() else 'there is no such file'} ({source})")
+            raise RejectedError(f"{'is not a regular file' if source.exists() else 'there is no such file'} ({source})")
         return source.open("rb")
     except (OSError, ValueError) as error:
-        raise RefusedError(f"cannot be read ({reason(error)})") from None
+        raise RejectedError(f"cannot be read ({reason(error)})") from None
 
 
 def _read(reader: BinaryIO) -> bytes:
     try:
         return reader.read(_CHUNK_BYTES)
     except OSError as error:
-        raise RefusedError(f"cannot be read ({reason(error)})") from None
+        raise RejectedError(f"cannot be read ({reason(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------------- web
@@ -296,41 +296,41 @@ async def fetch_file(client: httpx.AsyncClient, source: str, wanted: Wanted, par
     """Fetch one address to the ``.part`` of what is wanted, checked; gives its sha256 and etag.
 
     Raises:
-        RefusedError: what the address gives is not the file, or it gave nothing in all attempts.
+        RejectedError: what the address gives is not the file, or it gave nothing in all attempts.
     """
     part = wanted.part
-    highest, _ = _resumable(part, shown(source))
+    highest, _ = _resumable(part, without_credentials(source))
     num_failures = 0
     while True:
         try:
             return await _attempt(client, source, wanted, params)
         except AttemptError as error:
             if error.is_final:
-                raise RefusedError(str(error)) from None
+                raise RejectedError(str(error)) from None
             failure = error
         if _size(part) >= highest + _PROGRESS_BYTES:
             num_failures = 0
         highest = max(highest, _size(part))
         if num_failures == params.num_retries:
-            raise RefusedError(f"{failure} (retries without progress: {num_failures})")
+            raise RejectedError(f"{failure} (retries without progress: {num_failures})")
         wait_seconds = backoff(num_failures, params.backoff_seconds, source, failure.wait_seconds)
         num_failures += 1
-        _log.warning("%s: %s; trying again in %.1f s", shown(source), failure, wait_seconds)
+        _log.warning("%s: %s; trying again in %.1f s", without_credentials(source), failure, wait_seconds)
         await asyncio.sleep(wait_seconds)
 
 
 async def _attempt(client: httpx.AsyncClient, source: str, wanted: Wanted, params: DownloadParams) -> tuple[str, str | None]:
     """One request: continue the ``.part`` file, or start over."""
     part = wanted.part
-    offset, record = _resumable(part, shown(source))
+    offset, record = _resumable(part, without_credentials(source))
     headers = {"Range": f"bytes={offset}-", "If-Range": record.validator or ""} if record else {}
     async with exchange(client, source, params.timeout_seconds, headers, whole=False) as response:
         start, total = _where(response, offset, record, part)
         encoding = response.headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and (wanted.role == "images" or not wanted.target.name.lower().endswith(".gz")):
-            raise RefusedError(f"came with Content-Encoding {encoding}, though identity was asked for")
+            raise RejectedError(f"came with Content-Encoding {encoding}, though identity was asked for")
         if start == 0 or record is None:
-            record = _Version.of(response, shown(source))
+            record = _Version.of(response, without_credentials(source))
             discard_part(part)
         if total is not None:
             _check_room(part.parent, total, start, params)
@@ -341,14 +341,14 @@ async def _attempt(client: httpx.AsyncClient, source: str, wanted: Wanted, param
             try:
                 body = _body(response, params.timeout_seconds)
                 size = await _store(body, wanted, "download", start, total, params.max_file_bytes, is_html)
-            except RefusedError:
+            except RejectedError:
                 discard_part(part)
                 raise
             if total is not None and size != total:
                 raise AttemptError(f"the body ended at byte {size} of {total}")
     try:
         digest = _check_whole(wanted)
-    except RefusedError as problem:
+    except RejectedError as problem:
         discard_part(part)
         if start > 0 or total is None:  # the old piece may be bad, or the end came early without our noticing
             raise AttemptError(str(problem)) from None
@@ -365,7 +365,7 @@ async def _body(response: httpx.Response, timeout_seconds: float) -> AsyncGenera
         elapsed = time.monotonic() - window_began
         if elapsed >= timeout_seconds:
             if window_bytes < _MIN_BYTES_PER_SECOND * elapsed:
-                raise AttemptError(f"the body drips ({window_bytes} bytes in {elapsed:.1f} s)")
+                raise AttemptError(f"the transfer is too slow ({window_bytes} bytes in {elapsed:.1f} s)")
             window_began, window_bytes = time.monotonic(), 0
 
 
@@ -373,14 +373,14 @@ def _where(response: httpx.Response, offset: int, record: _Version | None, part:
     """At which byte the body begins, and how many bytes the whole file has (None: unknown).
 
     Raises:
-        RefusedError: the answer is an error that stays.
+        RejectedError: the answer is an error that stays.
         AttemptError: a range that does not fit what is there.
     """
     status = response.status_code
     if status == 200:
         return 0, content_length(response)
     if record is None or status not in (206, 416):
-        raise RefusedError(status_line(response))
+        raise RejectedError(status_line(response))
     span = re.fullmatch(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)", response.headers.get("content-range", "").strip())
     total = int(span[2]) if span and span[2] != "*" else None
     begin = int(span[1]) if span and span[1] else None

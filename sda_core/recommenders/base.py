@@ -111,7 +111,7 @@ class Recommender(nn.Module, ABC):
 
     def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
         """See :meth:`queries`."""
-        raise NotImplementedError(f"the scores of {self.params.kind} are no inner products")
+        raise NotImplementedError(f"the scores of {self.params.kind} are not inner products")
 
     def item_matrix(self) -> Tensor | None:
         """The items' side of the scores, where these are inner products: ``score = queries @ item_matrix.T``.
@@ -163,7 +163,7 @@ class Recommender(nn.Module, ABC):
             )
         if data.leaked_test_items is not None:
             raise TrainingError(
-                "train_recommender", f"{self.params.kind} was handed test interactions", "only pop with counts 'all' takes them"
+                "train_recommender", f"{self.params.kind} was given test interactions", "only pop with counts 'all' takes them"
             )
 
     # --------------------------------------------------------------------------------------- save and load

@@ -137,7 +137,7 @@ def training_data(
     num_users = _size(interactions, "user_id", num_users)
     num_items = _size(interactions, "item_id", num_items)
     if leaked_test_items is not None:
-        _log.warning("%d test interactions are handed to training: such numbers are not comparable", len(leaked_test_items))
+        _log.warning("%d test interactions are given to training: such numbers are not comparable", len(leaked_test_items))
     train = interactions.filter(pl.col("split") == "train")
     if train.is_empty():
         raise DataError("interactions table", "has no row of split 'train'", "loosen the thresholds of filter")

@@ -46,7 +46,7 @@ def read_history(folder: Path) -> list[EpochRecord]:
     except FileNotFoundError:
         raise ArtifactError(str(path), "validation curve is missing", again) from None
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
-        raise ArtifactError(str(path), f"is no validation curve ({error})", again) from None
+        raise ArtifactError(str(path), f"is not a validation curve ({error})", again) from None
     return [EpochRecord(epoch, loss, ndcg, best == "True") for epoch, loss, ndcg, best in frame.iter_rows()]
 
 

@@ -34,7 +34,7 @@ class Pop(Recommender):
             super().check_data(data)
         elif data.leaked_test_items is None:
             raise TrainingError(
-                "params.yaml: train_recommender.pop.counts", "is 'all', but no test items were handed over", "use 'train'"
+                "params.yaml: train_recommender.pop.counts", "is 'all', but no test items were given", "use 'train'"
             )
 
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:  # noqa: ARG002 (contract)

@@ -16,7 +16,7 @@ from sda_core.report.model import Change, Result
 ORACLE = "oracle"
 BASELINES = ("id", "zero_shot")
 
-Verdict = Literal["higher", "lower", "equal", "not decided"]
+Verdict = Literal["higher", "lower", "equal", "no clear difference"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Against:
         """What the interval says; without an interval nothing is decided."""
         low, high = self.change.low, self.change.high
         if low is None or high is None:
-            return "not decided"
+            return "no clear difference"
         if low == high == 0.0:
             return "equal"
-        return "higher" if low > 0.0 else "lower" if high < 0.0 else "not decided"
+        return "higher" if low > 0.0 else "lower" if high < 0.0 else "no clear difference"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         said = dict.fromkeys((found.variant, found.change.baseline) for found in pairs)
         pairs += [found for found in adapted if (found.variant, found.change.baseline) not in said]
         statements += [Statement(recommender, found) for found in pairs]
-    undecided = tuple(statement for statement in statements if statement.against.verdict in ("not decided", "equal"))
+    undecided = tuple(statement for statement in statements if statement.against.verdict in ("no clear difference", "equal"))
     shown = tuple(statement for statement in statements if statement not in undecided)
     blind = [power.recommender for power in powers if power.oracle.verdict != "higher"]
     return Answer(
@@ -155,7 +155,7 @@ def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
         return ""
     if simulated:
         return "Run the same ladder on your own shop: dvc exp run -S dataset=movies -S dataset.local_folder=FOLDER"
-    return "Export the chosen vectors and put them behind your own recommender: sda export --help"
+    return "Export the chosen vectors and use them in your own recommender: sda export --help"
 
 
 def _next_for_undecided(
@@ -166,15 +166,15 @@ def _next_for_undecided(
         return ""
     if blind:
         names = " and ".join(blind)
-        return f"Repair {names} first: change train_recommender.{blind[0]} until oracle is clear of id on validation"
+        return f"Repair {names} first: change train_recommender.{blind[0]} until oracle is clearly better than id on validation"
     if simulated and not has_oracle:
         return "Add the positive control first: add oracle to the ladder (variants, control_embeddings.variants)"
     if any(_is_for_seeds(statement.against.change) for statement in undecided):
         more = ",".join(map(str, range(1, num_seeds + 3)))
-        return f"Add seeds, which make most of the widest interval: dvc exp run -S 'train_recommender.seeds=[{more}]'"
+        return f"Add seeds, which cause most of the widest interval: dvc exp run -S 'train_recommender.seeds=[{more}]'"
     if simulated:
-        return "Take more users, since more seeds would not decide it: dvc exp run -S dataset.num_users=6000"
-    return "Take more users, or a longer period: more seeds would not decide it"
+        return "Add users; more seeds would not decide it: dvc exp run -S dataset.num_users=6000"
+    return "Add users, or take a longer period; more seeds would not decide it"
 
 
 def _is_for_seeds(change: Change) -> bool:

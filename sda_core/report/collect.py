@@ -20,13 +20,13 @@ from sda_core.report.coverage import data_coverage
 from sda_core.report.examples import Neighbors, conflicts, examples, training_counts
 from sda_core.report.gates import gate_map
 from sda_core.report.model import Change, Chart, Curve, Experiment, Learning, ReportData, Result, Score, Size
-from sda_core.report.vectors import look
+from sda_core.report.vectors import examine
 from sda_core.variants import controls, indexed_variants
 
 _NUM_PAIRS = 3  # conflicting items, of each kind
 _LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch; of a short one the later half
 _FIGURES = {
-    "retrieval": "Items of a batch whose own other side is the nearest (retrieval@1)",
+    "retrieval": "Retrieval@1 within a batch: items whose other modality is the nearest",
     "teacher_targets": "Effective targets of the teacher",
     "cosine_own_pair": "Mean cosine of an item's image and text",
     "cosine_other_pair": "Mean cosine of an item's image and another item's text",
@@ -114,7 +114,7 @@ def read_curve(path: Path, y_prefix: str) -> tuple[tuple[float, float], ...]:
     except FileNotFoundError:
         raise ArtifactError(str(path), "training curve is missing", "run `dvc repro` to make it") from None
     except pl.exceptions.PolarsError as error:
-        raise ArtifactError(str(path), f"is no table of a training curve ({error})", "delete it and run `dvc repro`") from None
+        raise ArtifactError(str(path), f"is not a training curve ({error})", "delete it and run `dvc repro`") from None
     if not frame.columns:  # a run without a single record
         return ()
     named = [column for column in frame.columns if column.startswith(y_prefix)]
@@ -220,7 +220,7 @@ def collect(
     one_vector = {*params.joint_embeddings.variants, *params.import_embeddings.variants}
     own = [variant for variant in indexed_variants(params) if variant not in one_vector]
     counts = training_counts(workspace)
-    looked = look(workspace, own, _NUM_PAIRS, params.export_embeddings, list(counts))
+    examined = examine(workspace, own, _NUM_PAIRS, params.export_embeddings, list(counts))
     gates = [gate_map(v, workspace.adapter(v)) for v in params.variants if v in params.train_adapter.variants]
     return ReportData(
         title=params.report.title,
@@ -243,10 +243,10 @@ def collect(
         adapter_charts=_adapter_charts(workspace, params),
         learning=_learning(workspace, params),
         examples=examples(workspace, neighbors),
-        geometry=looked.geometry,
-        modality_drops=looked.modality_drops,
-        conflicts=conflicts(workspace, looked),
-        maps=looked.maps,
+        geometry=examined.geometry,
+        modality_drops=examined.modality_drops,
+        conflicts=conflicts(workspace, examined),
+        maps=examined.maps,
         gates=tuple(gate for gate in gates if gate is not None),
         experiments=tuple(experiments),
         sizes=sizes(workspace, params),

@@ -32,10 +32,10 @@ _TIES = {
 _TEXTS = ("title", "brand", "price", "categories", "features", "description")
 _UNUSED_FILES = {
     "num_folder_no_item": "Image in the folder that matches no kept item",
-    "num_folder_no_image": "File in the folder that is no image by its name",
+    "num_folder_no_image": "File in the folder without an image extension",
     "num_archive_no_item": "Image in the archive that matches no kept item",
-    "num_archive_no_image": "File in the archive that is no image by its name",
-    "num_archive_unsafe_path": "File in the archive with an absolute or climbing path",
+    "num_archive_no_image": "File in the archive without an image extension",
+    "num_archive_unsafe_path": "File in the archive with an absolute path, or one that leaves the folder",
     "num_archive_no_file": "Link or device in the archive",
 }
 """Files that no item uses; the image stage counts them where there is a folder or an archive."""
@@ -45,7 +45,7 @@ _UNITS = {
     "times_in_microseconds": "In microseconds",
     "times_in_nanoseconds": "In nanoseconds",
     "times_as_text": "As ISO 8601 text",
-    "times_without_date": "Small numbers that are no dates; they give the order only",
+    "times_without_date": "Small numbers that are not dates; only their order is used",
 }
 _RETRIED = ("http_error", "timeout")  # what another run of the image stage asks for again
 _GRID = np.concatenate([np.arange(0.0, 3.0, 0.5), np.arange(3.0, 10.0), np.arange(10.0, 100.1, 2.5)]) / 100
@@ -85,8 +85,8 @@ def _reasons(params: FilterParams) -> Iterator[tuple[str, str]]:
     """Every reason to drop a row, by its name in the statistics, in the order of the filter's steps."""
     least = (params.min_user_interactions, params.min_item_interactions)
     core = ("core", f"User below {least[0]} or item below {least[1]} interactions")
-    others = {"first": "the first stays", "last": "the last stays", "keep": "all stay"}
-    duplicate = ("duplicate", f"Same user, same item again ({others[params.duplicates]})")
+    others = {"first": "the first is kept", "last": "the last is kept", "keep": "all are kept"}
+    duplicate = ("duplicate", f"Repeated user and item ({others[params.duplicates]})")
     yield "rating", f"Rating below {params.min_rating:g}"
     match params.method:
         case "kcore":
@@ -96,7 +96,7 @@ def _reasons(params: FilterParams) -> Iterator[tuple[str, str]]:
         case _:
             assert_never(params.method)
     yield "no_metadata", "Item without metadata"
-    yield "no_image", "Item whose metadata names no image"
+    yield "no_image", "Item without an image in its metadata"
 
 
 def _drops(statistics: _Numbers, params: FilterParams) -> tuple[Count, ...]:

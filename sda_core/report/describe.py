@@ -109,11 +109,11 @@ def ties(policy: Literal["pessimistic", "mean", "optimistic"]) -> str:
     """Where a target stands among items of its own score, in a few words."""
     match policy:
         case "pessimistic":
-            return "pessimistic (items that score as the target does stand before it)"
+            return "pessimistic (items with the target's score rank before it)"
         case "mean":
-            return "mean (the target stands in the middle of the items that score as it does)"
+            return "mean (the target ranks in the middle of the items with its score)"
         case "optimistic":
-            return "optimistic (items that score as the target does stand behind it)"
+            return "optimistic (items with the target's score rank after it)"
         case _:
             assert_never(policy)
 
@@ -123,7 +123,7 @@ def _describe_loss(loss: LossParams) -> str:
         return "InfoNCE"
     if loss.variant == "reference":
         return "CMSA as in the public code"
-    return "CMSA" if loss.teacher_source == "adapted" else "CMSA, taught by the backbone's own vectors"
+    return "CMSA" if loss.teacher_source == "adapted" else "CMSA with the backbone's own vectors as the teacher"
 
 
 _CONTROL_TEXT = {
@@ -131,11 +131,11 @@ _CONTROL_TEXT = {
     "shuffled": "Control: the vectors of zero_shot, each on a wrong item.",
     "image_only": "Control: the image vectors of zero_shot alone.",
     "text_only": "Control: the text vectors of zero_shot alone.",
-    "oracle": "Control: the true attributes of the items, which no model sees. What perfect item vectors would bring.",
+    "oracle": "Control: the true attributes of the items, which no model sees: an upper bound for item vectors.",
     "oracle_shared": "Control: the true attributes that image and text both show.",
     "oracle_image": "Control: the true attributes that only the image shows.",
     "oracle_text": "Control: the true attributes that only the text shows.",
-    "oracle_named": "Control: the true attributes that the text names, as far as it names them.",
+    "oracle_named": "Control: the true attributes that the item's own text names.",
 }
 
 
@@ -154,7 +154,7 @@ def variants(params: Params) -> tuple[Variant, ...]:
             model = "the backbone as it is" if base == "zero_shot" else f"the backbone with the adapter of {base}"
             text = f"Content vectors of one pass over image and text together, by {model}."
         elif name in params.import_embeddings.variants:
-            text = "Content vectors that were made elsewhere and imported."
+            text = "Content vectors that were imported from a file."
         else:
             section = params.train_adapter.variants[name]
             adapter, loss = params.train_adapter.of(name)
@@ -171,23 +171,23 @@ def notes(params: Params) -> tuple[str, ...]:
     found: list[str] = []
     if isinstance(params.backbone, TinyQwen25VL):
         found.append(
-            "The backbone has random weights: it has never seen a word or an image. It stands in for a real one to try the "
-            "pipeline, so differences between variants are no verdict on the method."
+            "The backbone has random weights: they were never trained. It is for trying the "
+            "pipeline: differences between variants say nothing about the method."
         )
     if isinstance(params.backbone, Nano):
         found.append(
-            "The backbone is a small model whose images were icons and clip art. What it shows need not hold for a large one."
+            "The backbone is a small model, trained on icons and clip art. Results with it may not hold for a large one."
         )
     if params.evaluate.protocol != "fullrank":
         found.append(
-            f"Targets were placed among {params.evaluate.protocol[3:]} sampled items only. Such numbers are far higher than "
-            "full-rank ones and cannot be held against them."
+            f"Targets were ranked among {params.evaluate.protocol[3:]} sampled items only. Such numbers are far higher than "
+            "full-rank ones and cannot be compared with them."
         )
     if params.evaluate.retrieval is not None:
         found.append(
-            f"Targets were looked for among the {params.evaluate.retrieval.depth:,} best items that an index "
-            f"({params.evaluate.retrieval.factory}) gives; one that is not among them counts as last. What the index misses "
-            "stands in metrics/ as retrieval_recall@10."
+            f"Targets were ranked among the {params.evaluate.retrieval.depth:,} nearest items of an index "
+            f"({params.evaluate.retrieval.factory}); a target that is not among them counts as last. retrieval_recall@10 in "
+            "metrics/ says what the index misses."
         )
     return tuple(found)
 

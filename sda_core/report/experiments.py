@@ -40,7 +40,9 @@ def read_experiments(folder: Path) -> tuple[Experiment, ...]:
     found = experiments(folder)
     if not found:
         raise ArtifactError(
-            str(folder), "holds no table and no plot", "run one of the scripts in experiments/, which leave theirs in results/"
+            str(folder),
+            "contains no table and no plot",
+            "run one of `python -m experiments`, which write to experiments/results/",
         )
     return found
 

@@ -33,7 +33,7 @@ def gate_map(variant: str, folder: Path) -> GateMap | None:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(str(path), f"is no readable safetensors file ({error})", _ADVICE) from None
+        raise ArtifactError(str(path), f"is not a readable safetensors file ({error})", _ADVICE) from None
     by_block: dict[int, list[np.ndarray]] = {}
     for name in sorted(weights):
         layer, _, kind = name.rpartition(".")

@@ -233,10 +233,10 @@ class Card:
 
 
 def against_cell(found: Against) -> ChangeCell:
-    """A difference as the answer shows it: coloured and named where the interval excludes zero, else not decided."""
+    """A difference as the answer shows it: coloured and named where the interval excludes zero, else no clear difference."""
     cell = change_cell(found.change)
-    kinds: dict[Verdict, str] = {"higher": "up", "lower": "down", "equal": "same", "not decided": "same"}
-    arrow = "" if found.verdict == "not decided" else cell.arrow
+    kinds: dict[Verdict, str] = {"higher": "up", "lower": "down", "equal": "same", "no clear difference": "same"}
+    arrow = "" if found.verdict == "no clear difference" else cell.arrow
     return replace(cell, kind=kinds[found.verdict], word=found.verdict, arrow=arrow)
 
 
@@ -264,9 +264,9 @@ def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
         if power.oracle.verdict == "higher":
             line = f"{begin} gains {cell.amount.lstrip('+')} NDCG@{cutoff} over ids{interval}."
             if power.smallest is not None:
-                line += f" Differences smaller than about {percent(power.smallest)} cannot be seen here."
+                line += f" Differences smaller than about {percent(power.smallest)} cannot be detected here."
         else:
-            gain = "loses" if power.oracle.verdict == "lower" else "gains nothing that can be seen"
+            gain = "loses" if power.oracle.verdict == "lower" else "shows no gain"
             line = f"{begin} {gain} over ids{interval}. {name} cannot use good vectors here: its rows say nothing about vectors."
         made.append(line)
     return made
@@ -281,7 +281,7 @@ def statement_lines(statements: Sequence[Statement]) -> list[str]:
         key = statement.against.variant, verdict, statement.against.change.baseline
         interval = f", {cell.interval}" if cell.interval else ""
         made.setdefault(key, []).append(f"{statement.recommender} ({cell.amount}{interval})")
-    words = {"higher": "is better than", "lower": "is worse than", "not decided": "against", "equal": "equals"}
+    words = {"higher": "is better than", "lower": "is worse than", "no clear difference": "against", "equal": "equals"}
     return [f"{variant} {words[verdict]} {baseline} in {'; '.join(of)}" for (variant, verdict, baseline), of in made.items()]
 
 
@@ -328,11 +328,11 @@ def learned(row: Learning) -> Learned:
     verdict = ""
     first, last = row.targets
     if row.collapsed:
-        verdict = "its vectors have become alike: set the loss's center to batch, or lower the rate"
+        verdict = "its vectors have become alike: set the loss's center to batch, or lower the learning rate"
     elif last > row.batch_size / 2 and last > _MORE_TARGETS * first:
         verdict = "its teacher became nearly uniform, so the vectors become alike: set the loss's teacher_source to base"
     elif row.found[1] - row.found[0] < _LEARNED and row.found[1] < 1 - _LEARNED:
-        verdict = "hardly anything learned: more steps, or a higher rate"
+        verdict = "hardly anything was learned: use more steps, or a higher learning rate"
     images, texts = ((f"{before:.2f}", f"{after:.2f}") for before, after in (row.cosine_images, row.cosine_texts))
     return Learned(row.variant, row.num_steps, row.found, (f"{first:.1f}", f"{last:.1f}"), (*images, *texts), verdict)
 

@@ -168,7 +168,7 @@ def long_tail_chart(title: str, points: Sequence[tuple[float, float]]) -> Markup
     parts = axes.draw()
     parts.append(f'<polyline class="line even" points="{_path(axes, ((0.0, 0.0), (100.0, 100.0)))}"/>')
     x, y = axes.place(62.0, 50.0)
-    parts.append(f'<text x="{_n(x)}" y="{_n(y)}">if all items were alike</text>')
+    parts.append(f'<text x="{_n(x)}" y="{_n(y)}">if all items were equally popular</text>')
     parts.append(f'<polyline class="line s1" points="{_path(axes, [(100 * x, 100 * y) for x, y in points])}"/>')
     spoken: list[str] = []
     for share in (0.01, 0.1, 0.2, 0.5):

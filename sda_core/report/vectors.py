@@ -160,7 +160,9 @@ class Findings:
     maps: tuple[VectorMap, ...]
 
 
-def look(workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int]) -> Findings:
+def examine(
+    workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int]
+) -> Findings:
     """Read the vectors and look at them.
 
     Args:
@@ -187,7 +189,7 @@ def look(workspace: Workspace, variants: Sequence[str], num_pairs: int, params: 
             read_vectors(path, column, fill="mean") for column in ("image_embedding", "text_embedding", "embedding")
         )
         if image is None or text is None or whole is None or not chosen.max(initial=0) < len(whole) == len(leaves) + 1:
-            problem = "has not one vector for each item of the tables of items and images"
+            problem = "does not have one vector for each item of the tables of items and images"
             raise ArtifactError(str(path), problem, "run `dvc repro` to make it again")
         fused[variant] = whole
         ids = sampled(len(whole) - 1, MAX_COMPARED)

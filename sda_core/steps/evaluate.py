@@ -60,10 +60,10 @@ def evaluate(
             tables.append(scored.select(pl.lit(seed, pl.Int32).alias("seed"), pl.all()))
             told.append(retrieved)
         positions = pl.concat(tables)
-        SEED_POSITIONS.write(positions, workspace.positions(variant, name), negatives.told)
+        SEED_POSITIONS.write(positions, workspace.positions(variant, name), negatives.metadata)
         metrics = evaluation.summarise(positions, interactions, params, num_items)
         metrics |= validation_metrics(workspace, variant, name, seeds)
         metrics |= {key: float(np.mean([of_seed[key] for of_seed in told])) for key in told[0]}
-        write_json(workspace.metrics(variant, name), metrics | negatives.told)
+        write_json(workspace.metrics(variant, name), metrics | negatives.metadata)
         counts |= {f"{name} {key}": metrics[key] for key in _SHOWN if key in metrics}
     return counts

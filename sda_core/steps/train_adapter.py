@@ -43,7 +43,7 @@ class AdapterTraining:
     items_params: ItemsParams
     runtime: RuntimeParams
 
-    def look(self) -> dict[str, float | None]:
+    def measure(self) -> dict[str, float | None]:
         """What the backbone's vectors of a few hundred items look like to the loss; nothing is trained or written.
 
         Returns:

@@ -102,13 +102,13 @@ def test_load_says_what_is_wrong(make_stack: Make, tmp_path: Path) -> None:
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-20])
-    with pytest.raises(ArtifactError, match="cannot be put on this Stack"):
+    with pytest.raises(ArtifactError, match="cannot be loaded onto this Stack"):
         load(bare(model), tmp_path / "adapter")
     weights.write_bytes(whole)
-    with pytest.raises(ArtifactError, match="cannot be put on this Sequential"):
+    with pytest.raises(ArtifactError, match="cannot be loaded onto this Sequential"):
         load(nn.Sequential(nn.Linear(2, 2)), tmp_path / "adapter")
     wider = nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 3)})
-    with pytest.raises(ArtifactError, match="cannot be put on this ModuleDict"):
+    with pytest.raises(ArtifactError, match="cannot be loaded onto this ModuleDict"):
         load(wider, tmp_path / "adapter")
     tensors = load_file(weights)
     save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("0.up.moda_A")}, weights)
@@ -531,12 +531,12 @@ def test_targets_that_cannot_be_adapted() -> None:
         ({"lora_dropout": 1.0}, r"lora_dropout: should be at least 0 and below 1 \(got 1\.0\)"),
         ({"variant": "code"}, r"variant: should be one of paper, reference \(got 'code'\)"),
         ({"modules_to_save": "head"}, r"modules_to_save: should be a list of names \(got 'head'\)"),
-        ({"target_modules": "*_proj"}, r"target_modules: '\*_proj' is no regular expression"),
+        ({"target_modules": "*_proj"}, r"target_modules: '\*_proj' is not a regular expression"),
         ({"gate": "router"}, r"gate: should be one of modality, onehot, uniform \(got 'router'\)"),
         ({"expert_rank": "half"}, "expert_rank: should be one of split, full"),
         ({"modalities": []}, "modalities: should be a list of different names"),
         ({"modalities": ["image", "image"]}, "modalities: should be a list of different names"),
-        ({"gate": "onehot", "modalities": ["a", "b", "c"]}, "4 experts cannot be shared out among the modalities a, b, c"),
+        ({"gate": "onehot", "modalities": ["a", "b", "c"]}, "4 experts cannot be divided equally among the modalities a, b, c"),
     ],
 )
 def test_configs_that_make_no_sense(options: dict[str, Any], message: str) -> None:

@@ -39,7 +39,7 @@ def test_what_is_not_linear_is_named() -> None:
     assert hit.others == {"norm": "LayerNorm"}
     assert str(hit) == "1 linear layer: up x1; not linear: norm (LayerNorm)"
     assert str(targets(model, "nothing")) == "0 linear layers"
-    with pytest.raises(ConfigError, match=r"target_modules: '\(' is no regular expression"):
+    with pytest.raises(ConfigError, match=r"target_modules: '\(' is not a regular expression"):
         targets(model, "(")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sda_core.alignment.check import Batch, Checked, Figures, check, collapsed, effective_rank, look, problem
+from sda_core.alignment.check import Batch, Checked, Figures, check, collapsed, effective_rank, measure, problem
 from sda_core.errors import TrainingError
 from sda_core.losses import build
 from sda_core.params import TrainingParams
@@ -39,7 +39,7 @@ def sample(common: float, num_batches: int = 3, rows: int = 32, width: int = 24)
 @pytest.mark.parametrize("common", [0.0, 5.0])
 def test_the_figures_are_those_of_numpy(common: float) -> None:
     batches = sample(common)
-    found = look(batches, build(LOSS))
+    found = measure(batches, build(LOSS))
     image, text = (
         np.concatenate([of.double().numpy() for of in side])
         for side in ([batch.image_BD for batch in batches], [batch.text_BD for batch in batches])
@@ -67,7 +67,7 @@ def test_the_figures_are_those_of_numpy(common: float) -> None:
 def test_a_common_direction_is_stopped_and_the_advice_helps() -> None:
     batches = sample(5.0)
     criterion = build(LOSS)
-    before = look(batches, criterion)
+    before = measure(batches, criterion)
     assert before.cosine_images > 0.9
     with pytest.raises(
         TrainingError, match=r"nearly uniform \(.* of 32 effective targets; .*\.center to batch, or .*\.teacher_targets to 4"
@@ -78,7 +78,7 @@ def test_a_common_direction_is_stopped_and_the_advice_helps() -> None:
         loss = LOSS.model_copy(update=changes)
         better = build(loss)
         better.calibrate([(batch.image_BD, batch.text_BD, batch.groups_B) for batch in batches])
-        figures = look(batches, better)
+        figures = measure(batches, better)
         assert 1.05 < figures.teacher_targets < 16
         check(figures, better, loss, training(), SECTION, say=True)
 
@@ -97,7 +97,7 @@ def test_a_fixed_uniform_teacher_is_said_to_teach_little() -> None:
 
 def test_a_certain_teacher_is_said_to_be_infonce(caplog: pytest.LogCaptureFixture) -> None:
     loss = LOSS.model_copy(update={"temperature": 0.005})
-    before = look(sample(0.0), build(loss))
+    before = measure(sample(0.0), build(loss))
     assert before.teacher_targets < 1.05
     with caplog.at_level(logging.INFO):
         check(before, build(loss), loss, training(check="stop"), SECTION, say=True)  # it learns, so it is not stopped
@@ -107,7 +107,7 @@ def test_a_certain_teacher_is_said_to_be_infonce(caplog: pytest.LogCaptureFixtur
     caplog.clear()
     hard = LOSS.model_copy(update={"teacher": "none"})
     with caplog.at_level(logging.INFO):
-        check(look(sample(0.0), build(hard)), build(hard), hard, training(), SECTION, say=True)
+        check(measure(sample(0.0), build(hard)), build(hard), hard, training(), SECTION, say=True)
         check(before, build(loss), loss, training(check="warn"), SECTION, say=False)
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
@@ -119,7 +119,7 @@ def test_a_running_mean_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
         criterion = build(loss)
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            check(look(sample(5.0), criterion), criterion, loss, training(), SECTION, say=True)
+            check(measure(sample(5.0), criterion), criterion, loss, training(), SECTION, say=True)
         assert ("no gradient passes through a running mean" in caplog.text) == warned
         assert ("set train_adapter.loss.center to batch" in caplog.text) == warned
 

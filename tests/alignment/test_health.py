@@ -29,7 +29,7 @@ def test_runs_that_changed_nothing_say_so(tmp_path: Path, caplog: pytest.LogCapt
 
     caplog.set_level("WARNING", "sda_core")
     run(tmp_path / "deaf", encoder=Deaf())
-    assert "the text pass never gave a gradient" in caplog.text
+    assert "the text pass never produced a gradient" in caplog.text
     assert "image pass" not in caplog.text
     assert "still zero" not in caplog.text
     caplog.clear()
@@ -100,5 +100,5 @@ def test_gates_that_swing_are_counted() -> None:
     for sign in (1.0, -1.0, 1.0, -1.0):
         with torch.no_grad():
             embedding.copy_(20 * sign * start)
-        watch.look(model)
+        watch.record(model)
     assert list(watch.swings.values()) == [2, 0]

@@ -32,7 +32,7 @@ def test_a_checkpoint_of_other_inputs_is_not_used(tmp_path: Path, caplog: pytest
     model = build(encoder.model, MODA, ["image", "text"], "0|2", 2, seed=1)
     with caplog.at_level(logging.INFO):
         train_adapter(encoder, model, items(), TRAINING, LOSS, tmp_path / "checkpoint", "other inputs", CPU)
-    assert "is of other inputs and is ignored; training restarts" in caplog.text
+    assert "was made from other inputs and is ignored; training restarts" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):  # the same fingerprint, but another adapter
         run(tmp_path, adapter=LORA)

@@ -219,7 +219,7 @@ def test_plain_lora_trains_too(tmp_path: Path) -> None:
 
 
 def test_gradient_checkpointing_needs_a_model_that_has_it(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"gradient_checkpointing: is true, but a .* has no such switch"):
+    with pytest.raises(TrainingError, match=r"gradient_checkpointing: is true, but a .* does not support gradient checkpointing"):
         run(tmp_path, changed(TRAINING, gradient_checkpointing=True))
 
 

@@ -87,5 +87,5 @@ def test_a_vision_cache_that_cannot_be_had(tmp_path: Path) -> None:
         run(tmp_path, changed(TRAINING, vision_cache="always"))
     with pytest.raises(ConfigError, match="has no frozen vision tower"):
         run_tiny(tmp_path, vision_cache="always", targets="language_and_vision")
-    with pytest.raises(ConfigError, match="sharding: is 'fsdp', which cuts the model over several processes"):
+    with pytest.raises(ConfigError, match="sharding: is 'fsdp', which shards the model over several processes"):
         run_tiny(tmp_path, sharding="fsdp")

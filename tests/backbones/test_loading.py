@@ -275,7 +275,7 @@ def test_neither_folder_nor_hub_id(checkpoint_params, name):
 
 
 def test_malformed_hub_id(checkpoint_params):
-    with pytest.raises(ConfigError, match="no hub id"):
+    with pytest.raises(ConfigError, match="is not a hub id"):
         build(checkpoint_params("own er/na..me", revision=COMMIT), CPU)
 
 

@@ -64,7 +64,7 @@ def test_a_stage_ends_well_where_its_cost_cannot_be_written(root: Path) -> None:
 def test_the_command_shows_the_last_run_of_each(root: Path) -> None:
     nothing = CliRunner().invoke(app, ["costs", "--root", str(root)])
     assert nothing.exit_code == 1
-    assert "knows of no stage that ran here" in nothing.output
+    assert "has no record of a stage" in nothing.output
     for stage, variant in (("download", None), ("evaluate", "sda"), ("evaluate", "sda"), ("evaluate", "unknown")):
         with shared.stage(stage, root, None) as run:
             run.counts = {"num_users": 5} | ({} if variant is None else {"variant": variant})

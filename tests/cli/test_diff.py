@@ -130,8 +130,8 @@ def test_two_revisions_turned_round_change_the_sign(project: Path) -> None:
 
 
 def test_what_is_not_there(project: Path) -> None:
-    assert "revision nosuch: Git and DVC know no such revision" in mistake(project, "nosuch")
-    assert "revision code: holds no evaluation" in mistake(project, "code")
+    assert "revision nosuch: there is no such revision in Git or DVC" in mistake(project, "nosuch")
+    assert "revision code: has no evaluation" in mistake(project, "code")
 
 
 @pytest.mark.parametrize("problem", ["disk I/O error", "database or disk is full", "attempt to write a readonly database"])
@@ -211,7 +211,7 @@ def test_other_negatives_and_another_retrieval_are_refused(changed: Workspace) -
     assert diff(changed.root, "first").exit_code == 0  # the first run does not tell
     other = changed.positions("id", "sasrec")
     SEED_POSITIONS.write(SEED_POSITIONS.read(other), other, {"negatives_sha256": "2" * 64})
-    assert "was placed among other negatives" in mistake(changed.root, "first")
+    assert "was ranked among other negatives" in mistake(changed.root, "first")
     SEED_POSITIONS.write(SEED_POSITIONS.read(other), other)
     params = changed.root / "params.yaml"
     text = params.read_text()

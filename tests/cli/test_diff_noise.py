@@ -302,7 +302,7 @@ def test_noise_of_other_data_is_not_used(machine: Path) -> None:
 def test_a_clone_without_the_cache_compares_metrics(clone: Path) -> None:
     """On another machine Git has the metrics of the published run, and nobody has its positions."""
     line = mistake(diff(clone, "v1"))  # the metrics that Git brought are no run
-    assert "the workspace: holds no evaluation" in line
+    assert "the workspace: has no evaluation" in line
     shutil.copytree(clone / "metrics", clone / "before")
     workspace = Workspace(clone)
     rows = [(1, item, 1, 5.0, "train") for item in range(1, 11)]
@@ -319,7 +319,7 @@ def test_a_clone_that_was_run_gets_a_verdict(clone: Path, published: Path) -> No
     write_run(clone, a_run(7))
     output = told(diff(clone, "v1", "--same"))
     assert "400 users, by their metrics" in output
-    assert "positions of revision v1 are not in the DVC cache, and no remote gave them: no intervals" in output
+    assert "positions of revision v1 are neither in the DVC cache nor on a remote, so there are no intervals" in output
     assert "every metric equal: sda/pop, zero_shot/pop" in output
     cells = row(output, "sda sasrec hit@10")
     old, new = (hits(number).mean() for number in (42, 7))
@@ -344,8 +344,8 @@ def test_a_clone_that_was_run_gets_a_verdict(clone: Path, published: Path) -> No
         (lambda text: text.replace('"num_users": 400', '"num_users": 399'), "num_users of sda/sasrec is 400 and 399"),
         (lambda text: text.replace('"num_seeds": 3', '"num_seeds": 1'), "sda/sasrec has 3 and 1 seeds"),
         (lambda text: text.replace('"ndcg@10":', '"ndcg@11":'), "sda/sasrec has no ndcg@10"),
-        (lambda text: "[]", "metrics/sda/sasrec.json is no mapping"),
-        (lambda text: text[:-9], "metrics is no valid JSON"),
+        (lambda text: "[]", "metrics/sda/sasrec.json is not a mapping"),
+        (lambda text: text[:-9], "metrics is not valid JSON"),
         (lambda text: text.replace("{", '{"negatives_sha256": "1",', 1), ""),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_folder_is_held_without_a_lock_where_the_system_has_none(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(folders.FileLock, "acquire", acquire)
-    with folders.kept_folder(tmp_path / "raw"):
+    with folders.locked_folder(tmp_path / "raw"):
         assert (tmp_path / "raw").is_dir()
     assert "cannot be locked" in caplog.text
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from sda_core.data.amazon import read_metadata, read_reviews
 from sda_core.data.file_kind import HEAD_BYTES, wrong_kind
 from sda_core.errors import DataError
-from sda_core.fetch.transfer import RefusedError, Wanted, check_contents
+from sda_core.fetch.transfer import RejectedError, Wanted, check_contents
 
 ROWS = [
     {"user_id": f"u{number % 3}", "parent_asin": f"i{number}", "rating": 5, "timestamp": 1700000000000 + number}
@@ -157,7 +157,7 @@ def told(content: bytes, path: Path) -> list[str]:
         with pytest.raises(DataError) as error:
             read()
         messages.append(str(error.value))
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(RejectedError) as refused:
         check_contents(path, Wanted(path, "reviews", None))
     return [*messages, str(refused.value)]
 

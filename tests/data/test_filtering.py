@@ -524,11 +524,11 @@ def test_times_within_a_second_order_a_history_of_2023(tmp_path: Path) -> None:
         ),
         (
             {"min_user_interactions": 4},
-            "at least 4 a user and 1 an item .method kcore.; of 5 before, the longest history had 3, the most frequent item 2",
+            "at least 4 per user and 1 per item .method kcore.; of 5, the longest history had 3, the most frequent item 2",
         ),
         (
             {"min_item_interactions": 9, "method": "single_pass"},
-            "at least 1 a user and 9 an item .method single_pass.; of 6 before",
+            "at least 1 per user and 9 per item .method single_pass.; of 6",
         ),
     ],
 )
@@ -544,7 +544,7 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path) -> None:
         filter_dataset(tmp_path / "r", tmp_path / "m", 1999, filter_params())
     with pytest.raises(DataError, match="6 of 6 lines"):
         filter_dataset(tmp_path / "r", tmp_path / "m", 2023, filter_params(max_bad_line_share=0.5))
-    with pytest.raises(DataError, match="holds no usable review"):
+    with pytest.raises(DataError, match="contains no usable review"):
         filter_dataset(tmp_path / "r", tmp_path / "m", 2023, filter_params())
     (tmp_path / "m").unlink()
     with pytest.raises(DataError, match="m: cannot be read"):

@@ -189,5 +189,5 @@ def test_a_file_of_counters_keeps_its_order_and_says_so(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING):
         data = filter_dataset(tmp_path / "r", tmp_path / "m", 2023, rules())
     assert data.statistics["times_without_date"] == 30
-    assert "30 of 30 times are numbers below 631152000, which are no dates since 1990" in caplog.text
+    assert "30 of 30 times are numbers below 631152000, which cannot be dates since 1990" in caplog.text
     assert sorted(data.interactions["timestamp"]) == list(range(1, 31))

@@ -50,20 +50,20 @@ def test_what_is_read_is_what_was_drawn(protocol: str, shop: pl.DataFrame, tmp_p
     np.testing.assert_array_equal(found.table_UN, expected)
     assert found.table_UN.dtype == np.int32
     assert found.sha256 == drawn.sha256 == candidates_hash(expected)
-    assert found.told == {"negatives_sha256": candidates_hash(expected)}
+    assert found.metadata == {"negatives_sha256": candidates_hash(expected)}
     assert NEGATIVES.metadata(path) == {"protocol": protocol, "seed": "7", "sha256": found.sha256}
     assert NEGATIVES.read(path)["user_id"].to_list() == evaluated_users(shop).tolist()
 
 
 def test_fullrank_has_an_empty_table_that_is_not_needed(shop: pl.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "fullrank.parquet"
-    assert write_negatives(path, shop, params("fullrank"), NUM_ITEMS).told == {}
+    assert write_negatives(path, shop, params("fullrank"), NUM_ITEMS).metadata == {}
     assert len(NEGATIVES.read(path)) == 0
     assert NEGATIVES.metadata(path) == {"protocol": "fullrank"}
     path.unlink()
     found = read_negatives(path, shop, params("fullrank"))
     assert found.table_UN is None
-    assert found.told == {}
+    assert found.metadata == {}
 
 
 def test_what_does_not_belong_here_is_refused(shop: pl.DataFrame, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_what_does_not_belong_here_is_refused(shop: pl.DataFrame, tmp_path: Path
     frame, told = NEGATIVES.read(path), NEGATIVES.metadata(path)
     changed = frame.with_columns(pl.Series("candidates", frame["candidates"].to_numpy()[::-1], dtype=pl.Array(pl.Int32, 100)))
     NEGATIVES.write(changed, path, told)
-    with pytest.raises(ArtifactError, match=r"its negatives have sha256 \w+, drawn were"):
+    with pytest.raises(ArtifactError, match=r"its negatives have sha256 \w+, its metadata says"):
         read_negatives(path, shop, params())
     NEGATIVES.write(frame, path)
     with pytest.raises(ArtifactError, match="drawn with protocol None"):
@@ -106,7 +106,7 @@ def test_positions_of_other_negatives_are_not_compared(tmp_path: Path) -> None:
     assert negatives_of(paths[0]) == {"negatives_sha256": "1" * 64}
     assert negatives_of(paths[2]) == {}
     check_same_negatives(paths[:3])
-    with pytest.raises(ArtifactError, match=r"c.parquet: was placed among other negatives \(222222222222\) than .*a.parquet"):
+    with pytest.raises(ArtifactError, match=r"c.parquet: was ranked among other negatives \(222222222222\) than .*a.parquet"):
         check_same_negatives(paths)
 
 

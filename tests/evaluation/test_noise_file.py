@@ -135,7 +135,7 @@ def test_runs_that_do_not_belong_together_are_refused() -> None:
     one = {("sda", "sasrec"): placed([1.0] * 4)}
     with pytest.raises(DataError, match="2 sets of targets"):
         gathered({1: one, 2: {("sda", "sasrec"): placed([1.0] * 4, targets=(2, 1, 1, 2))}})
-    with pytest.raises(DataError, match="seeds 1 and 2 have not the same variants and recommenders"):
+    with pytest.raises(DataError, match="seeds 1 and 2 do not have the same variants and recommenders"):
         gathered({1: one, 2: one | {("sda", "bpr"): placed([1.0] * 4)}})
 
 

@@ -254,14 +254,14 @@ def test_an_export_is_replaced_and_nothing_else_is(workspace: Workspace, tmp_pat
 
 
 def test_a_folder_that_is_no_name(workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no name for one"):
+    with pytest.raises(ConfigError, match="is not a valid name"):
         export(Shop.read(workspace, "sda"), Format.MMREC, tmp_path / "my shop")
 
 
 def test_vectors_of_other_items_are_refused(workspace: Workspace) -> None:
     frame = pl.read_parquet(workspace.embeddings("sda"))
     frame.with_columns(pl.col("raw_item_id").reverse()).write_parquet(workspace.embeddings("sda"))
-    with pytest.raises(ArtifactError, match="is of other items"):
+    with pytest.raises(ArtifactError, match="has other items"):
         Shop.read(workspace, "sda")
 
 

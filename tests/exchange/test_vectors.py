@@ -137,7 +137,7 @@ def test_items_that_are_not_in_the_file_are_missing(parquet) -> None:
 @pytest.mark.parametrize(
     ("ids", "columns", "expected"),
     [
-        (["B0", "B1", "B0", "B2"], {}, "item 'B0' comes twice"),
+        (["B0", "B1", "B0", "B2"], {}, "item 'B0' occurs twice"),
         (["B0", None, "B1", "B2"], {}, "row 2 has no item id"),
         (["b0", "b1", "b2", "b3"], {}, "none of its 4 ids is an item of this shop; its ids look like 'b0', the shop's like 'B0'"),
         ([0.5, 1.0, 2.0, 3.0], {}, "column 'asin' should hold texts or whole numbers (got double)"),

@@ -38,7 +38,7 @@ def test_search(shop: Path) -> None:
     [
         (("search", " "), "sda search: error: TEXT: is empty; type what to look for"),
         (("search", "mug", "--variant", "best"), "'best' is not among the variants of params.yaml"),
-        (("search", "mug", "--variant", "id"), "has ids and no vectors; name another variant"),
+        (("search", "mug", "--variant", "id"), "has no item vectors; name another variant"),
         (("search", "mug", "--variant", "random"), "no model of this project made the vectors of 'random'"),
     ],
 )
@@ -83,7 +83,7 @@ def test_explore_hands_over_to_streamlit(shop: Path, monkeypatch: pytest.MonkeyP
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     explore_module.explore(port, shop)
-    assert capsys.readouterr().out == f"http://127.0.0.1:{port} shows the page; press Ctrl-C to end it\n"
+    assert capsys.readouterr().out == f"http://127.0.0.1:{port} shows the page; press Ctrl-C to stop\n"
     (words,) = handed
     assert {"--server.address=127.0.0.1", "--browser.gatherUsageStats=false", f"--server.port={port}"} <= set(words)
     assert words[-2:] == ["--", str(shop.resolve())]

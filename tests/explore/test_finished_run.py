@@ -47,7 +47,7 @@ def test_an_item_without_an_image_is_near_none(run: FinishedRun) -> None:
 
 
 def test_a_text_is_not_compared_with_fused_vectors(run: FinishedRun) -> None:
-    with pytest.raises(ConfigError, match="a text has no place among fused vectors; use text or image"):
+    with pytest.raises(ConfigError, match="a text cannot be compared with fused vectors; use text or image"):
         run.near_text("mug", "sda", "fused", 3)
 
 

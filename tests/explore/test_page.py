@@ -127,7 +127,7 @@ def test_the_page_works_and_asks_no_other_machine(browser: Browser, address: str
     browser.type(run.items[4].title)
     browser.wait_for("document.body.innerText.includes('Cosine 1.0000')", seconds=400)  # both models are loaded first
     browser.wait_for("document.querySelectorAll('[data-testid=stImage] img').length > 4")
-    assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    browser.wait_for("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert {url.split("/")[2] for url in browser.requests()} == {address.split("/")[2]}
     sockets = [e["params"]["url"] for e in browser.events if e["method"] == "Network.webSocketCreated"]
     assert sockets

@@ -290,12 +290,12 @@ def test_compressed_tar(tmp_path: Path, mode: str, message: str) -> None:
 @pytest.mark.parametrize("data", [b"", b"PK", b"<html>" * 200, bytes(range(256)) * 4, b"PK\x03\x04" + bytes(600), bytes(100)])
 def test_no_archive(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.zip").write_bytes(data)
-    with pytest.raises(ArtifactError, match="is no readable image archive"):
+    with pytest.raises(ArtifactError, match="is not a readable image archive"):
         ImageArchive(tmp_path / "x.zip", [], ["A"])
 
 
 def test_absent(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no readable image archive"):
+    with pytest.raises(ArtifactError, match="is not a readable image archive"):
         ImageArchive(tmp_path / "x.zip", [], ["A"])
 
 
@@ -484,14 +484,14 @@ def tar_header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
     [
         (tar_header(b"A.jpg", b"777777777777"), "unexpected end of data"),
         (tar_header(b"A.jpg", b"\x80" + b"\xff" * 11), "is truncated or damaged"),
-        (tar_header(b"A.jpg", b"\xff" * 12), "states a size that is no number"),  # a negative one
-        (tar_header(b"A.jpg", b"-1"), "states a size that is no number"),
+        (tar_header(b"A.jpg", b"\xff" * 12), "has a size that is not a number"),  # a negative one
+        (tar_header(b"A.jpg", b"-1"), "has a size that is not a number"),
         (tar_header(b"A.jpg", b"0"), "truncated: its end is cut off"),
         (tar_header(b"L", b"77777777777", b"L"), "a header in it has more than"),
         (tar_header(b"x", b"77777777777", b"x"), "a header in it has more than"),
         (tar_header(b"x", b"%o" % 512, b"x") + b"9" * 512, "is neither a zip nor a tar file"),
         (tar_header(b"x", b"5", b"x") + b"0 a=b".ljust(512, b"\0"), "is neither a zip nor a tar file"),
-        (tar_header(b"x", b"13", b"x") + b"11 size=-1\n".ljust(512, b"\0") + tar_header(b"A.jpg", b"0"), "states a size that"),
+        (tar_header(b"x", b"13", b"x") + b"11 size=-1\n".ljust(512, b"\0") + tar_header(b"A.jpg", b"0"), "has a size that"),
         (tar_header(b"A.jpg", b"0") + b"x" * 512, "tar header at byte 512 is damaged"),
         # tarfile calls itself for each extended header
         ((tar_header(b"x", b"16", b"x") + b"14 path=A.jpg\n".ljust(512, b"\0")) * 5_000, "is neither a zip nor a tar"),

@@ -277,7 +277,7 @@ def test_errors_that_stay(fetch: Any, server: Any, tmp_path: Path) -> None:
 
 def test_html_page(fetch: Any, server: Any) -> None:
     text = refusal(lambda: fetch(always=server.html()))
-    assert "an HTML page came instead of the file (it begins '<!DOCTYPE html>" in text
+    assert "the server sent an HTML page instead of the file (it begins '<!DOCTYPE html>" in text
 
 
 def test_html_page_for_a_plain_file(server: Any, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_html_page_for_a_plain_file(server: Any, tmp_path: Path) -> None:
 
 
 def test_no_gzip(fetch: Any) -> None:
-    assert 'is no gzip file (it begins \'{"a": 1}' in refusal(lambda: fetch(body=b'{"a": 1}' * 100))
+    assert 'is not a gzip file (it begins \'{"a": 1}' in refusal(lambda: fetch(body=b'{"a": 1}' * 100))
 
 
 def test_truncated_gzip(fetch: Any, server: Any) -> None:
@@ -432,9 +432,9 @@ def test_a_changed_local_file_is_copied_again(tmp_path: Path) -> None:
     ("source", "problem"),
     [
         ("absent.json.gz", "no such file"),
-        ("folder.json.gz", "no regular file"),
+        ("folder.json.gz", "not a regular file"),
         ("cut.json.gz", "gzip is truncated"),
-        ("text.json.gz", "is no gzip file"),
+        ("text.json.gz", "is not a gzip file"),
         ("big.json.gz", "more than download.max_file_bytes"),
         ("nul\0.json.gz", "no base name"),
         ("x\0y/r.json.gz", "no such file"),
@@ -601,11 +601,11 @@ INNER = zipped({"inner.zip": ZIP, "after.jpg": b"x" * 100})
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        (b"<!DOCTYPE html><html><body>Sorry</body></html>", "an HTML page came"),
-        (b"<html>" + bytes(1000), "an HTML page came"),
+        (b"<!DOCTYPE html><html><body>Sorry</body></html>", "an HTML page instead of the file"),
+        (b"<html>" + bytes(1000), "an HTML page instead of the file"),
         (b"", "is empty"),
-        (b"P", "is no zip or tar file"),
-        (b'{"asin": "B1"}\n' * 100, "is no zip or tar file"),
+        (b"P", "is not a zip or tar file"),
+        (b'{"asin": "B1"}\n' * 100, "is not a zip or tar file"),
         (lzma.compress(TAR), "it is an xz file; pack the images as .zip or plain .tar"),
         (bz2.compress(TAR), "it is a bzip2 file; pack the images as .zip or plain .tar"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(600), "it is a 7z archive; pack the images as .zip or plain .tar"),
@@ -623,7 +623,7 @@ INNER = zipped({"inner.zip": ZIP, "after.jpg": b"x" * 100})
         (TAR[: LAST_HEADER + 200], "tar cannot be used (it is truncated: its end is cut off)"),
         (TAR[: LAST_HEADER + 2000], "tar cannot be used (it is truncated or damaged (unexpected end of data))"),
         (TAR[:LAST_HEADER] + b"?" * 512 + TAR[LAST_HEADER + 512 :], "tar cannot be used (its tar header at byte"),
-        (tarred({}), "is no zip or tar file"),
+        (tarred({}), "is not a zip or tar file"),
     ],
     ids=[str(number) for number in range(23)],
 )
@@ -657,7 +657,7 @@ def test_an_archive_in_small_pieces(server: Any, tmp_path: Path) -> None:
 
 def test_a_zip_is_no_reviews_file(fetch: Any, server: Any, tmp_path: Path) -> None:
     dataset = amazon(server.put("/r.json", ZIP), server.put("/m.json.gz", META))
-    assert "is no file of JSON lines" in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
+    assert "is not a file of JSON lines" in refusal(lambda: download(dataset, settings(), tmp_path / "raw", tmp_path))
 
 
 def test_gzip_is_checked_under_any_name(server: Any, tmp_path: Path) -> None:
@@ -804,7 +804,7 @@ def test_a_crafted_name_leads_nowhere(fetch: Any, server: Any, tmp_path: Path, w
     (raw / where).write_text(json.dumps({"files": [entry]} if where == "manifest.json" else entry))
     if where == "manifest.json":
         for reader in (check, verify, lambda raw: manifest_file(raw, "reviews")):
-            with pytest.raises(ArtifactError, match="is no manifest"):
+            with pytest.raises(ArtifactError, match="is not a manifest"):
                 reader(raw)
     fetch()
     assert (tmp_path / "victim").read_bytes() == b"abc"
@@ -827,7 +827,7 @@ def test_a_crafted_name_leads_nowhere(fetch: Any, server: Any, tmp_path: Path, w
 def test_crafted_manifests(fetch: Any, tmp_path: Path, text: str) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(ArtifactError, match="is no manifest") as caught:
+    with pytest.raises(ArtifactError, match="is not a manifest") as caught:
         check(tmp_path / "raw")
     assert len(str(caught.value)) < 600
     fetch()
@@ -879,7 +879,7 @@ def test_manifest_problems(fetch: Any, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="missing"):
         manifest_file(raw, "reviews")
     fetch()
-    with pytest.raises(ArtifactError, match="names no images file"):
+    with pytest.raises(ArtifactError, match="lists no images file"):
         manifest_file(raw, "images")
     (raw / "r.json.gz").write_bytes(BODY[:-1] + b"?")
     manifest_file(raw, "reviews")
@@ -899,7 +899,7 @@ def test_manifest_problems(fetch: Any, tmp_path: Path) -> None:
 def test_bad_manifests(fetch: Any, tmp_path: Path, text: str) -> None:
     fetch()
     (tmp_path / "raw" / "manifest.json").write_text(text)
-    with pytest.raises(ArtifactError, match=r"no (manifest|valid JSON)"):
+    with pytest.raises(ArtifactError, match=r"not (a manifest|valid JSON)"):
         check(tmp_path / "raw")
     fetch()  # mends it
     check(tmp_path / "raw")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sda_core.errors import DownloadError, StorageError
-from sda_core.fetch.folders import folder_lock, kept_folder, remove
+from sda_core.fetch.folders import folder_lock, locked_folder, remove
 
 
 def test_remove(tmp_path: Path) -> None:
@@ -46,11 +46,11 @@ def test_the_lock_ends_with_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, errno.EIO])
 def test_what_a_user_can_mend_is_one_line(tmp_path: Path, number: int) -> None:
-    with pytest.raises(StorageError, match="cannot be written") as caught, kept_folder(tmp_path / "a"):
+    with pytest.raises(StorageError, match="cannot be written") as caught, locked_folder(tmp_path / "a"):
         raise OSError(number, os.strerror(number))
     assert "\n" not in str(caught.value)
 
 
 def test_other_errors_keep_their_traceback(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), kept_folder(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), locked_folder(tmp_path / "a"):
         (tmp_path / "none").read_bytes()

@@ -178,7 +178,7 @@ def test_files_that_no_item_uses_are_counted(tmp_path: Path, caplog: pytest.LogC
     for item_id, reference in (("A", ""), ("Z", "images/b.jpg"), ("Y", "other/x.jpg")):
         finder.sources(Item(1, item_id, (reference,)))
     assert finder.passed_over() == {"num_folder_no_item": 3, "num_folder_no_image": 3}
-    assert "3 files are no kept item's image" in caplog.text
+    assert "3 files do not match a kept item" in caplog.text
     assert "C.png, D.png, E.heic" in caplog.text
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
@@ -188,7 +188,7 @@ def test_a_folder_in_which_nothing_is_found_is_warned_of(tmp_path: Path, caplog:
     assert found(finder, "A") == []
     finder.passed_over()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "2 files are no kept item's image" in caplog.text
+    assert "2 files do not match a kept item" in caplog.text
 
 
 def test_an_archive_is_counted_beside_a_folder(tmp_path: Path) -> None:

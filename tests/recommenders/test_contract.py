@@ -323,7 +323,7 @@ def test_leaked_items_are_refused_by_all_but_pop_all(case, checkerboard, recomme
     data = training_data(checkerboard[0], leaked_test_items=np.array([1, 2]))
     assert "not comparable" in caplog.text
     recommender = build(recommender_cases[case][0], 48, 24, None, seed=5)
-    with pytest.raises(TrainingError, match="was handed test interactions"):
+    with pytest.raises(TrainingError, match="was given test interactions"):
         recommender.fit(data, checkpoint=tmp_path / "c", fingerprint="f", device=CPU)
 
 

@@ -27,7 +27,7 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> 
     with pytest.raises(ArtifactError, match="validation curve is missing; run `dvc repro`"):
         read_history(tmp_path)
     (tmp_path / "history.tsv").write_bytes(content)
-    with pytest.raises(ArtifactError, match="is no validation curve") as caught:
+    with pytest.raises(ArtifactError, match="is not a validation curve") as caught:
         read_history(tmp_path)
     assert "train it again" in str(caught.value)
 

@@ -32,7 +32,7 @@ def test_counts_by_hand(make_table, tmp_path):
 
 
 def test_counting_all_needs_the_leaked_items(make_table, tmp_path):
-    with pytest.raises(TrainingError, match="no test items were handed over"):
+    with pytest.raises(TrainingError, match="no test items were given"):
         _counts("all", make_table(HISTORIES), tmp_path)
 
 

@@ -61,7 +61,7 @@ def coverage() -> DataCoverage:
             Count("rows_dropped_rating", "Rating below 3", 1_204),
             Count("rows_dropped_core", "User or item too rare", 2_129),
             Count("rows_dropped_no_image", NASTY, 1),
-            Count("rows_dropped_duplicate", "Same user, same item again", 0),
+            Count("rows_dropped_duplicate", "Repeated user and item", 0),
         ),
         rows_repaired=3,
         metadata_rows_read=412,

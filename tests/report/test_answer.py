@@ -58,8 +58,8 @@ def test_what_holds_zero_is_not_decided_and_has_no_colour() -> None:
     found = answer((IDS, ZERO_SHOT, sda), (), ("sda",), 3, True)
     (card,) = cards(found)
     assert {(baseline, cell.kind, cell.word, cell.arrow) for baseline, cell in card.against} == {
-        ("id", "same", "not decided", ""),
-        ("zero_shot", "same", "not decided", ""),
+        ("id", "same", "no clear difference", ""),
+        ("zero_shot", "same", "no clear difference", ""),
     }
     assert found.shown == ()
     assert statement_lines(found.undecided) == [
@@ -67,7 +67,7 @@ def test_what_holds_zero_is_not_decided_and_has_no_colour() -> None:
         "sda against zero_shot in sasrec (−17.0\u00a0%, −0.0200 to +0.0010)",
     ]
     without = answer((IDS, result("sda", 0.05, 0.09, Change("id", 0.1, 1.0, None, None, None, None))), (), ("sda",), 1, True)
-    assert [statement.against.verdict for statement in without.undecided] == ["not decided"]
+    assert [statement.against.verdict for statement in without.undecided] == ["no clear difference"]
 
 
 def test_adapted_variants_are_told_whether_or_not_they_are_chosen() -> None:
@@ -84,9 +84,9 @@ def test_the_page_begins_with_what_the_shop_can_show() -> None:
     # against ids the intervals of zero_shot and sda are .016 and .020 wide: half of it is 18 % of .05
     assert line == (
         "With perfect knowledge (variant oracle) sasrec gains 100.0\u00a0% NDCG@10 over ids (+0.0300 to +0.0700). "
-        "Differences smaller than about 18.0\u00a0% cannot be seen here."
+        "Differences smaller than about 18.0\u00a0% cannot be detected here."
     )
-    for low, high, gain in ((-0.01, 0.01, "gains nothing that can be seen"), (-0.03, -0.01, "loses")):
+    for low, high, gain in ((-0.01, 0.01, "shows no gain"), (-0.03, -0.01, "loses")):
         blind = result("oracle", 0.05, 0.05, change("id", low, high))
         found = answer((IDS, blind, ZERO_SHOT), ("oracle",), (), 3, True)
         (line,) = power_lines(found.powers, 10)
@@ -109,7 +109,7 @@ def test_a_recommender_without_a_choice_has_no_card() -> None:
         (None, 0.0, True, "Add the positive control first"),
         (change("id", 0.01, 0.02), 0.012, True, "'train_recommender.seeds=[1,2,3,4,5]'"),
         (change("id", 0.01, 0.02), 0.001, True, "dataset.num_users=6000"),
-        (None, 0.001, False, "Take more users, or a longer period"),
+        (None, 0.001, False, "Add users, or take a longer period"),
     ],
 )
 def test_the_next_step_is_the_first_thing_that_keeps_it_undecided(

@@ -117,7 +117,7 @@ def test_reasons_come_in_the_order_of_the_steps(raw: tuple[Path, Path, int], tmp
         names[method] = [drop.name.removeprefix("rows_dropped_") for drop in drops]
         labels = {drop.name: drop.label for drop in drops}
         assert labels["rows_dropped_core"] == "User below 4 or item below 3 interactions"
-        assert "all stay" in labels["rows_dropped_duplicate"]
+        assert "all are kept" in labels["rows_dropped_duplicate"]
     assert names["kcore"] == ["rows_bad", "rating", "duplicate", "core", "no_metadata", "no_image"]
     assert names["single_pass"] == ["rows_bad", "rating", "core", "duplicate", "no_metadata", "no_image"]
 

@@ -47,7 +47,7 @@ def test_every_data_set_and_backbone_can_be_described(preset: str, params: Param
     ("changes", "said"),
     [
         ({}, "CMSA"),
-        ({"teacher_source": "base"}, "CMSA, taught by the backbone's own vectors"),
+        ({"teacher_source": "base"}, "CMSA with the backbone's own vectors as the teacher"),
         ({"variant": "reference"}, "CMSA as in the public code"),
         ({"teacher": "none"}, "InfoNCE"),
     ],

@@ -98,7 +98,7 @@ def test_gate_mass_is_the_softmax_averaged_over_a_block(tmp_path: Path) -> None:
 def test_an_adapter_without_a_learned_gate_has_no_map(tmp_path: Path) -> None:
     assert gate_map("lora", adapter(tmp_path, {"base_model.model.layers.0.q.moda_A": np.zeros((1, 2), np.float32)})) is None
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ArtifactError, match="no readable safetensors"):
+    with pytest.raises(ArtifactError, match="not a readable safetensors"):
         gate_map("lora", tmp_path)
 
 

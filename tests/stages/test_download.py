@@ -180,7 +180,7 @@ STAYING: dict[str, tuple[Callable[[Any], Any], str]] = {
     "500": (lambda server: server.status(500), "HTTP 500"),
     "longer than sent": (lambda server: server.announce(len(REVIEWS) + 5000), "retries without progress: 2"),
     "shorter than sent": (lambda server: server.announce(len(REVIEWS) - 5000), "gzip is truncated"),
-    "html": (lambda server: server.html(), "an HTML page came"),
+    "html": (lambda server: server.html(), "an HTML page instead of the file"),
     "restless": (lambda server: restless(1000), "retries without progress: 2"),
     "endless": (lambda server: server.endless(b"\x1f\x8b\x08"), "longer than allowed"),
     "truncated": (lambda server: without_length(5000), "gzip is truncated"),

@@ -157,12 +157,12 @@ def test_the_last_line_counts_the_steps_and_not_the_rows_of_the_curve(
 @pytest.mark.parametrize(
     ("num_items", "num_shown", "batch_size", "expected"),
     [
-        (25, 0, 32, "train_adapter: 0 of 25 items show an image, and an adapter aligns the images and texts of at least 2; "
+        (25, 0, 32, "train_adapter: 0 of 25 items have an image; an adapter needs at least 2 items with image and text; "
                     "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"),
-        (3, 1, 2, "train_adapter: 1 of 3 items show an image"),
-        (25, 25, 32, "train_adapter.training.batch_size: should be at most 25, the number of items that show an image (got 32); "
+        (3, 1, 2, "train_adapter: 1 of 3 items have an image"),
+        (25, 25, 32, "train_adapter.training.batch_size: should be at most 25, the number of items with an image (got 32); "
                      "set it to 25 or less"),
-        (40, 25, 32, "set it to 25 or less, or set items.missing_image to placeholder, so that all 40 items show one"),
+        (40, 25, 32, "set it to 25 or less, or set items.missing_image to placeholder, which gives every item an image"),
     ],
 )  # fmt: skip
 def test_too_few_items_for_a_batch(num_items: int, num_shown: int, batch_size: int, expected: str) -> None:

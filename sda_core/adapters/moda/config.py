@@ -127,7 +127,7 @@ class MoDAConfig(PeftConfig):
         if self.gate == "onehot" and self.num_experts % len(self.modalities):
             raise ConfigError(
                 "MoDAConfig.num_experts",
-                f"{self.num_experts} experts cannot be shared out among the modalities {', '.join(self.modalities)}",
+                f"{self.num_experts} experts cannot be divided equally among the modalities {', '.join(self.modalities)}",
                 "with gate='onehot' make num_experts a multiple of their number",
             )
 
@@ -137,7 +137,7 @@ class MoDAConfig(PeftConfig):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"MoDAConfig.{name}", f"{pattern!r} is no regular expression ({error})") from None
+                raise ConfigError(f"MoDAConfig.{name}", f"{pattern!r} is not a regular expression ({error})") from None
 
     @property
     def scale(self) -> float:
