@@ -75,7 +75,7 @@ def test_refused_is_what_check_stop_would_refuse(repository: Path) -> None:
         image_BD, text_BD = (torch.randn(training.batch_size, 8, generator=generator) + constant_D for _ in range(2))
         groups_B = torch.arange(training.batch_size)
         criterion.calibrate([(image_BD, text_BD, groups_B)])
-        before = check.look([check.Batch(image_BD, text_BD, groups_B, (image_BD, text_BD))], criterion)
+        before = check.measure([check.Batch(image_BD, text_BD, groups_B, (image_BD, text_BD))], criterion)
         return loss_geometry._is_refused(before, training, loss)
 
     assert {geometry for geometry in loss_geometry.GEOMETRIES if refused(geometry)} == {"cosine", "base", "keep"}
