@@ -42,7 +42,7 @@ class Status:
 
 IMAGE_STATUSES = {
     "ok": Status("Image in place", hope=9),
-    "missing_url": Status("Metadata names no image", hope=1),
+    "missing_url": Status("No image in the metadata", hope=1),
     "missing_file": Status("File is not there", hope=2),
     "http_404": Status("Gone from the server", hope=3),
     "http_error": Status("Server gave an error", hope=7, is_tried_again=True),

@@ -70,7 +70,7 @@ class Section(BaseModel):
 
 # ----------------------------------------------------------------------------------------------- dataset
 class DemoDataset(Section):
-    """The built-in shop: a simulation that writes raw files in a real edition's format (SPEC of the shop: ``data/demo.py``)."""
+    """The built-in shop: a simulation that writes raw files in a real edition's format: docs/shop.md."""
 
     source: Literal["demo"]
     edition: Literal[2014, 2018, 2023]  # whose file format is written
@@ -341,7 +341,7 @@ class TrainingParams(Section):
     seed: CountOrZero
     num_steps: CountOrZero
     batch_size: Annotated[int, Field(ge=2)]  # items of a step, over all processes
-    micro_batch_size: Count | None  # items a pass of one process, with gradient caching; null: its whole part of the batch
+    micro_batch_size: Count | None  # items of a pass of one process (gradient caching); null: its whole part of the batch
     learning_rate: Positive
     weight_decay: NonNegative
     warmup_steps: CountOrZero  # steps until the learning rate reaches its value
@@ -349,7 +349,9 @@ class TrainingParams(Section):
     gradient_checkpointing: bool  # less memory for a second forward pass; the same result
     sharding: Literal["none", "fsdp"]  # fsdp: the frozen base is sharded over the processes
     check: Literal["stop", "warn"]  # what to do before step 0 if the teacher is nearly uniform: sda_core.alignment.check
-    vision_cache: Literal["never", "auto", "always"]  # the frozen vision tower's results, computed once an item and kept on disk
+    vision_cache: Literal[
+        "never", "auto", "always"
+    ]  # the frozen vision tower's results, computed once for each item and kept on disk
     checkpoint_every: Count  # steps
     log_every: Count  # steps
 
@@ -392,7 +394,7 @@ Teacher = Literal["mean", "image", "text", "agreement"]
 class LossParams(Section):
     """CMSA; ``teacher: none`` is InfoNCE, ``variant: reference`` is the paper's public code."""
 
-    variant: Literal["paper", "reference"]
+    variant: Literal["paper", "reference"]  # reference: as in the paper's public code
     teacher: Literal[Teacher, "none"]  # whose similarities are the soft targets; none: hard targets (InfoNCE)
     temperature: Positive
     teacher_temperature: Positive | None  # null: the same as temperature
@@ -435,7 +437,7 @@ class TrainAdapterParams(Section):
 
 # ---------------------------------------------------------------------------- embeddings, index, training
 class ExportParams(Section):
-    """Item vectors: one pass a modality, then fusion."""
+    """Item vectors: one pass for each modality, then fusion."""
 
     engine: Literal["local", "ray"]  # ray: the cluster that RAY_ADDRESS names, else one on this machine
     num_workers: Count  # of ray; with local, torchrun or accelerate say how many
@@ -458,7 +460,7 @@ class ExportParams(Section):
 class JointVariant(Section):
     """Item vectors of a joint pass: an item's image and text in one sequence."""
 
-    of: Name  # zero_shot, or a variant of train_adapter with whose adapter the pass is made
+    of: Name  # zero_shot, or the variant of train_adapter whose adapter is used
 
 
 class JointParams(Section):
@@ -535,10 +537,10 @@ class FitParams(Section):
 
 
 class PopParams(Section):
-    """Popularity; ``counts`` says which interactions are counted (``train`` is the honest one)."""
+    """Popularity: the items with the most interactions."""
 
     kind: Literal["pop"]
-    counts: Literal["train", "train_valid", "all"]
+    counts: Literal["train", "train_valid", "all"]  # which splits are counted; all includes the test
 
 
 class SequentialParams(FitParams):
@@ -615,7 +617,7 @@ RecommenderParams = PopParams | BPRParams | VBPRParams | SLMRecParams | SASRecPa
 
 
 class TrainRecommenderParams(Section):
-    """Phase two: one section a recommender."""
+    """Phase two: recommenders on frozen item vectors, each with its section."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # those with vectors; id is always trained, see dvc.yaml
     seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1), Distinct]  # each is a training of its own
@@ -649,7 +651,7 @@ class TrainRecommenderParams(Section):
 class TailParams(Section):
     """What a long-tail item is: see ``sda_core.evaluation.groups``."""
 
-    definition: Literal["train_lt_k", "pareto", "paper"]
+    definition: Literal["train_lt_k", "pareto", "paper"]  # by training counts, by share of the items, by all counts
     max_count: Count  # an item of fewer interactions is tail (train_lt_k, paper)
     share: Share  # the least popular share of the items is tail (pareto)
 
@@ -701,7 +703,7 @@ class EvaluateParams(Section):
 
 
 class ReportParams(Section):
-    """The page."""
+    """The report's page."""
 
     title: Annotated[str, Field(min_length=1)]
     num_example_items: Count  # items whose neighbours the page shows

@@ -8,7 +8,7 @@ from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
-    """Make control vectors: random, shuffled, image_only, text_only, or an oracle (the built-in shop's true attributes)."""
+    """Write control vectors: random, shuffled, image_only, text_only, or an oracle (the built-in shop's true attributes)."""
     from sda_core.artifacts import EMBEDDINGS
     from sda_core.embeddings import table
     from sda_core.embeddings.controls import kind_of, make

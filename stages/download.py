@@ -17,7 +17,7 @@ Check = Annotated[
 
 
 def download(root: Root = Path(), params: ParamsFile = None, check: Check = False) -> None:
-    """Fetch the raw reviews and metadata into data/raw, whole and checked (or write the built-in shop)."""
+    """Download and check the raw reviews and metadata in data/raw, or write the built-in shop."""
     from sda_core.artifacts import TRUTH
     from sda_core.data.demo import truth_of
     from sda_core.fetch.download import counts_of, verify

@@ -8,7 +8,7 @@ from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 
 
 def draw_negatives(root: Root = Path(), params: ParamsFile = None) -> None:
-    """Draw 100 negatives for every test user, and store them with their hash; under fullrank the table is empty."""
+    """Draw 100 negatives for every test user and store them with their hash; with protocol fullrank the table is empty."""
     from sda_core import evaluation
     from sda_core.artifacts import INTERACTIONS, ITEMS
 

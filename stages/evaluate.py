@@ -8,7 +8,7 @@ from sda_core.cli.stage import OneOrAllRecommenders, ParamsFile, Root, Variant, 
 
 
 def evaluate(variant: Variant, recommender: OneOrAllRecommenders = None, root: Root = Path(), params: ParamsFile = None) -> None:
-    """Place each test user's target among the candidates, store the positions, and compute Hit, NDCG and MRR from them."""
+    """Rank each test user's target among the candidates, store the positions, and compute Hit, NDCG and MRR."""
     from sda_core.steps.evaluate import evaluate as place_and_score
 
     with stage("evaluate", root, params) as run:

@@ -12,7 +12,7 @@ from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def export_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
-    """Write the item vectors of one variant; variant id has ids only, zero_shot is the backbone as it is."""
+    """Embed every item for one variant; variant id has ids only, zero_shot is the bare backbone."""
     from sda_core.local_files import BACKBONE, watches
     from sda_core.processes import processes
     from sda_core.steps.export_embeddings import export

@@ -8,7 +8,7 @@ from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 
 
 def fetch_images(root: Root = Path(), params: ParamsFile = None) -> None:
-    """Fetch the image of every kept item; each item gets a status, and the coverage is counted."""
+    """Fetch the image of every kept item; each item gets a status, and the statuses are counted."""
     from sda_core.artifacts import ITEMS
     from sda_core.fetch.images import fetch_images as fetch
     from sda_core.fetch.images import to_try_again

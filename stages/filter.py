@@ -8,7 +8,7 @@ from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 
 
 def filter_(root: Root = Path(), params: ParamsFile = None) -> None:
-    """Parse the raw files, keep what params.filter says, split it, and count every dropped row by reason."""
+    """Parse the raw files, filter and split the interactions, and count every dropped row by reason."""
     from sda_core.artifacts import INTERACTIONS, ITEMS, USERS, replace_directory, write_json
     from sda_core.data.filtering import filter_dataset
     from sda_core.fetch.manifest import manifest_file

@@ -8,7 +8,7 @@ from sda_core.cli.stage import ParamsFile, Root, Variant, run_as_script, stage
 
 
 def import_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
-    """Join vectors made elsewhere to the shop's items by their own ids, check them, and write them as one variant's."""
+    """Import item vectors from a file: join them to the shop's items by id, check them, and write them as a variant."""
     from sda_core.artifacts import ITEMS
     from sda_core.embeddings import table
     from sda_core.embeddings.fusion import fuse, seen_items

@@ -21,11 +21,10 @@ WithExperiments = Annotated[
 def report(
     root: Root = Path(), params: ParamsFile = None, costs: WithCosts = False, experiments: WithExperiments = False
 ) -> None:
-    """Compare the variants user by user, gather tables, curves and neighbours, and write report/index.html.
+    """Compare the variants user by user, and write report/index.html with tables, curves and neighbours.
 
-    The page of the pipeline is the same for equal runs.  Seconds, memory and the commit, which differ between equal runs, are
-    on the page of --costs; the results of the scripts in experiments/, which are not part of the pipeline, are on the page of
-    --experiments.
+    Equal runs give the same page.  Time, memory and the commit, which differ between equal runs, are on the page of --costs.
+    The results of the scripts in experiments/, which are not part of the pipeline, are on the page of --experiments.
     """
     from sda_core.steps.report import write
 

@@ -13,8 +13,8 @@ def train_recommender(
 ) -> None:
     """Train recommenders on one variant's item vectors, with every seed; they never see the test split.
 
-    Without --recommender it trains those of params.recommenders in runtime.num_trainings processes, and keeps those that were
-    made of the very inputs, settings and code there are now.
+    Without --recommender it trains all of params.recommenders in runtime.num_trainings processes, and skips those whose
+    inputs, settings and code are unchanged.
     """
     from sda_core.steps import train_recommender as step
 

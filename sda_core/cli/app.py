@@ -29,7 +29,7 @@ STAGES = {
     "train-adapter": "Train LoRA or MoDA on items alone.",
     "export-embeddings": "Embed every item for a variant.",
     "control-embeddings": "Write control embeddings.",
-    "import-embeddings": "Import embeddings made elsewhere.",
+    "import-embeddings": "Import embeddings from a file.",
     "build-index": "Build a FAISS index and measure recall.",
     "train-recommender": "Train a recommender on frozen vectors.",
     "draw-negatives": "Draw the negatives of uni100 and pop100.",

@@ -24,9 +24,9 @@ FIGURES = {
 
 
 def check_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
-    """Show what the backbone's embeddings of a few hundred items look like to a variant's loss; train nothing.
+    """Measure the backbone's embeddings of a few hundred items as a variant's loss gets them; trains nothing.
 
-    Needs data/filtered and data/images (`dvc repro fetch_images`). The exit status is 1 where the teacher has nothing to teach
+    Needs data/filtered and data/images (`dvc repro fetch_images`). The exit code is 1 if the teacher is nearly uniform
     and train_adapter.training.check is stop.
     """
     from sda_core.steps.train_adapter import AdapterTraining

@@ -15,8 +15,8 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print all recorded numbers
 def costs(root: Root = Path(), params: ParamsFile = None, as_json: AsJSON = False) -> None:
     """Show seconds, processor time, memory and speed of the last run of each stage, for the variants of params.yaml.
 
-    Each run of a stage adds a line to costs/stages.jsonl, which Git and DVC ignore; a result that came out of the DVC cache
-    was not run here. `sda report --costs` writes the report with these numbers.
+    Each run of a stage adds a line to costs/stages.jsonl, which Git and DVC ignore; results that DVC
+    restored from its cache have no line. `sda report --costs` writes the report with these numbers.
     """
     from sda_core import costs as kept
     from sda_core.artifacts import Workspace

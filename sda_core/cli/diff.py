@@ -31,9 +31,9 @@ def diff(
     """Compare two runs: Hit and NDCG of every variant and recommender that both have, with paired 95 % intervals.
 
     Positions are read from the DVC cache (or a remote) as they were at each revision; users are joined by user and target.
-    Where a revision has only its metrics at hand, these are compared, without intervals. Whether other seeds, or another
-    machine, would change as much is held against the spread between the runs' own seeds.
-    The settings of evaluate and report in params.yaml say how: cut-off, definition of tail, bootstrap.
+    If only the metrics of a revision are available, they are compared without intervals. To judge whether other seeds or
+    another machine would change as much, each difference is compared with the spread between the runs' seeds.
+    Cut-off, tail definition and bootstrap are those of evaluate and report in params.yaml.
     """
     from sda_core.cli import noise as seeds
     from sda_core.cli.comparison import TwoRuns, hold_against_noise

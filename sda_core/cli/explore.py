@@ -36,7 +36,7 @@ def explore(
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port on this machine.")] = 8501,
     root: Root = Path(),
 ) -> None:
-    """Serve a page on this machine to play with a finished run: nearest items and recommendations, variants side by side.
+    """Explore a finished run in a browser: nearest items and recommendations, variants side by side.
 
     Type a text, pick an item, or build a history. The page is at 127.0.0.1, so other machines cannot open it; it makes no
     request to other machines. Needs the extra explore.

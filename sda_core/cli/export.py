@@ -21,7 +21,7 @@ def export(
 ) -> None:
     """Write interactions with their split, items and one variant's vectors for MMRec, RecBole or Hugging Face datasets.
 
-    A folder that is there already is replaced if it was made by this command, and left alone otherwise.
+    An existing folder is replaced if this command made it; otherwise it is an error.
     """
     from sda_core.artifacts import Workspace
     from sda_core.exchange.export import export as write

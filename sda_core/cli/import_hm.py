@@ -26,7 +26,7 @@ def import_hm(
     """Write interactions, items and images of Kaggle's H&M competition for the presets hm and hm_two_years.
 
     Reads articles.csv, transactions_train.csv and images/0xx/0xxxxxxxxx.jpg.  Images are hard links where that is possible, else
-    copies.  A folder that is there already is replaced if it was made by this command, and left alone otherwise.
+    copies.  An existing folder is replaced if this command made it; otherwise it is an error.
     """
     from sda_core.exchange.hm import Selection
     from sda_core.exchange.hm import import_hm as write

@@ -15,7 +15,7 @@ Folder = Annotated[Path, typer.Argument(help="The new project folder; an existin
 
 
 def init(folder: Folder) -> None:
-    """Write a project into a new folder: stages, settings, dvc.yaml; Git and DVC where there are none.
+    """Create a project in a new folder: stages, settings, dvc.yaml; initialises Git and DVC if needed.
 
     `dvc repro` in it runs the pipeline on the built-in shop.
     """
@@ -25,7 +25,7 @@ def init(folder: Folder) -> None:
 
 
 def upgrade(root: Root = Path()) -> None:
-    """Bring a project of `sda init` to the installed version; files that were edited stay as they are.
+    """Upgrade a project of `sda init` to the installed version; files that you edited are kept.
 
     `dvc repro` then re-runs the stages whose code has changed.
     """

@@ -85,7 +85,7 @@ def spreads(
         key for key in trained if any(s and (c.variant, c.recommender) == key for s, c in zip(replaced, changes, strict=True))
     ]
     if used:
-        lines.append(f"  of {list_keys(used)}: {source}, {len(found.seeds)} runs with adapters of their own")
+        lines.append(f"  of {list_keys(used)}: {source}, {len(found.seeds)} runs, each with its own adapters")
     lines += [f"  {source} was not measured with these {where}: {list_keys(keys)}" for where, keys in unlike.items()]
     for settings, name in zip(params, names, strict=True):
         if used and noise_file.at(settings, "train_adapter.training.seed") in found.seeds:

@@ -22,10 +22,10 @@ def recommend(
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:
-    """List what a trained recommender recommends after a history, with score and title.
+    """List the recommendations of a trained recommender for a history, with score and title.
 
-    Items of the history are left out.  The recommender has to score a history alone, as sasrec, bert4rec and pop do.  Of several
-    seeds the first of train_recommender.seeds is asked.
+    Items of the history are left out.  The recommender must score a history without a user, as sasrec, bert4rec and pop do.  It
+    is the one of the first seed in train_recommender.seeds.
     """
     from sda_core.artifacts import Workspace
     from sda_core.explore.finished_run import recommend as recommend_after

@@ -128,7 +128,7 @@ def _metrics_files(workspace: Workspace) -> list[Path]:
 def has_metrics_alone(workspace: Workspace, revision: str | None) -> bool:
     """Whether only the metrics of a revision are at hand, and not its positions.
 
-    The workspace's own metrics may be those that Git brought, so without positions they are no run.
+    The workspace's own metrics may be those that Git brought, so without positions they do not count as a run.
     """
     return revision is not None and not _positions_files(workspace) and bool(_metrics_files(workspace))
 
@@ -199,7 +199,7 @@ def params_of(workspace: Workspace, revision: str | None) -> Mapping[str, Any]:
     """The settings of a run as they stand, not checked: another version may know other ones.  Empty where there are none.
 
     Raises:
-        ConfigError: the file is no YAML mapping.
+        ConfigError: the file is not a YAML mapping.
     """
     path = workspace.root / PARAMS
     if not path.is_file():

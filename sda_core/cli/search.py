@@ -23,7 +23,7 @@ def search(
 ) -> None:
     """Show the items nearest to a text, with their cosine and title.
 
-    The backbone embeds the text with the variant's adapter, where an item's title stands in the prompt.
+    The text takes the place of the title in the prompt, and the backbone embeds it with the variant's adapter.
     The page of `sda explore` does the same for several variants side by side.
     """
     from sda_core.explore.finished_run import FinishedRun

@@ -159,7 +159,7 @@ def stage(
         name: the stage's name on the command line.
         root: the project folder.
         params: the params file, or None for ``params.yaml`` of the project folder.
-        keeps_cost: False for what is no run of the pipeline.
+        keeps_cost: False for what is not a run of the pipeline.
         check: what else the params must fulfil; its error is shown as theirs.
     """
     log.configure()

@@ -10,9 +10,9 @@ from sda_core.cli.stage import ParamsFile, Root, one_line_errors
 
 
 def verify(root: Root = Path(), params: ParamsFile = None) -> None:
-    """Check every artifact against its schema, hashes and invariants; a line each, exit code 1 where one is a problem.
+    """Check every artifact against its schema, hashes and invariants; one line for each, exit code 1 if there is a problem.
 
-    What has not been made yet is absent, which is no problem. Nothing is changed, and the backbone is not needed.
+    An artifact that has not been made yet is reported as absent, which is not a problem. Changes nothing and needs no backbone.
     """
     from sda_core import verification
     from sda_core.artifacts import Workspace

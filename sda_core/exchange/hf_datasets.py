@@ -79,7 +79,7 @@ def _card(shop: Shop, name: str, splits: list[str]) -> str:
         " Tables are joined by these, never by position. Times are seconds since 1970.",
         "",
         *_about_vectors(shop),
-        "The data come from a shop or a published data set with terms of its own: find out under which licence this may be shared"
+        "The data come from a shop or a published data set with its own terms: find out under which licence this may be shared"
         " before you share it.",
     ]
     return "\n".join(["---", *header, "---", "", *body]) + "\n"

@@ -115,7 +115,7 @@ def _check(folder: Path, selection: Selection) -> None:
         raise ConfigError("--customer-share", f"should be above 0 and at most 1 (got {selection.customer_share:g})")
     is_free = not folder.exists() or (folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())))
     if not is_free:
-        raise ConfigError("--to", f"{folder} is there already and was not made by this command", "name a new folder")
+        raise ConfigError("--to", f"{folder} already exists and was not made by this command", "name a new folder")
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -37,7 +37,7 @@ def write(workspace: Workspace, params: Params, *, with_costs: bool, with_experi
         ArtifactError: a file of the run is missing or damaged.
     """
     if with_costs and with_experiments:
-        raise ConfigError("--costs and --experiments", "each write a page of their own", "name one of them")
+        raise ConfigError("--costs and --experiments", "each write a separate page", "name one of them")
     comparisons = _compare(workspace, params)
     if with_costs:
         spent = kept.read_latest(workspace.costs, params.variants, params.recommenders)

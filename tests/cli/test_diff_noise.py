@@ -207,7 +207,7 @@ def test_whole_runs_that_were_measured_are_the_noise_of_what_has_an_adapter(mach
     write_noise(machine)
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1"))
-    assert "  of sda/sasrec: seed_noise.json, 6 runs with adapters of their own\n" in output
+    assert "  of sda/sasrec: seed_noise.json, 6 runs, each with its own adapters\n" in output
     means = [hits(seed).mean() for seed in SEEDS]
     assert float(row(output, "sda sasrec hit@10")[-2]) == pytest.approx(2.5706 * np.std(means, ddof=1) * np.sqrt(2), abs=5e-5)
     (machine / "seed_noise.json").rename(machine / "other.json")
@@ -334,7 +334,7 @@ def test_a_clone_that_was_run_gets_a_verdict(clone: Path, published: Path) -> No
     git(clone, "add", "-A", "metrics")
     git(clone, "commit", "-qm", "v2")
     output = told(diff(clone, "v1", "HEAD"))
-    assert "positions of revision v1 and revision HEAD are not in the DVC cache" in output
+    assert "positions of revision v1 and revision HEAD are neither in the DVC cache" in output
     assert verdict(output).startswith("verdict: not the same")
 
 

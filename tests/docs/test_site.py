@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from tests.browser import Browser, opened_browser
 
@@ -17,7 +19,7 @@ pytest.importorskip("material", reason="the extra docs is not installed")
 pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
 
 
-PAGES = ["index.html", "results.html", "api/losses.html"]
+PAGES = ["index.html", "results.html", "settings.html", "api/losses.html"]
 THEME = ("aria-hidden-focus", "color-contrast", "landmark-unique", "scrollable-region-focusable")
 """What axe-core finds in Material's own parts: hidden switches, colours and buttons of code blocks."""
 
@@ -49,6 +51,25 @@ def test_docstrings_are_shown_as_text(site: Path) -> None:
         shown = re.sub(r"<[^>]+>", "", text)
         assert not re.search(r":(func|class|mod|meth|attr|data):", shown), name
         assert not re.search(r"^=+ +=+", re.sub(r"<pre.*?</pre>", "", text, flags=re.S), re.M), name
+
+
+def leaves(content: dict[str, Any], path: str = "params.yaml") -> Iterator[tuple[str, str]]:
+    """Section and setting of every value."""
+    for name, value in content.items():
+        if isinstance(value, dict) and name != "variants":
+            yield from leaves(value, name if path == "params.yaml" else f"{path}.{name}")
+        else:
+            yield path, name
+
+
+def test_every_setting_is_in_the_reference(site: Path, repository: Path) -> None:
+    text = (site / "settings.html").read_text(encoding="utf-8")
+    tables = {re.sub(r" \(.*| *<.*", "", part[:80]): part for part in re.split(r"<h2[^>]*>", text)[1:]}
+    both = "".join(tables.values())
+    settings = list(leaves(YAML(typ="safe", pure=True).load((repository / "params.yaml").read_text(encoding="utf-8"))))
+    assert len(settings) > 150
+    assert not [f"{section}.{name}" for section, name in settings if f"<td><code>{name}</code></td>" not in both]
+    assert not [section for section, _ in settings if section not in tables]
 
 
 @pytest.fixture(scope="module")

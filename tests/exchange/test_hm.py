@@ -233,5 +233,5 @@ def test_a_folder_of_something_else_is_left_alone(kaggle: Path, tmp_path: Path) 
     (tmp_path / "hm" / "mine.txt").write_text("mine", encoding="utf-8")
     done = CliRunner().invoke(app, ["import-hm", str(kaggle), "--to", str(tmp_path / "hm")])
     assert done.exit_code == 1
-    assert "is there already and was not made by this command; name a new folder" in done.stderr
+    assert "already exists and was not made by this command; name a new folder" in done.stderr
     assert [path.name for path in (tmp_path / "hm").iterdir()] == ["mine.txt"]

@@ -108,7 +108,7 @@ def coverage() -> DataCoverage:
         mean_title_chars=42.25,
         images=(
             Count("ok", "Image in place", 290),
-            Count("missing_url", "Metadata names no image", 7),
+            Count("missing_url", "No image in the metadata", 7),
             Count("http_404", "Gone from the server", 0),
             Count("timeout", "No answer in time", 3),
         ),

@@ -260,7 +260,7 @@ def test_the_page_of_the_pipeline_does_not_depend_on_the_experiments(
     assert workspace.report.read_bytes() == first
     for flags, expected in (
         ({"experiments": True}, "contains no table and no plot; run one of `python -m experiments`"),
-        ({"experiments": True, "costs": True}, "--costs and --experiments: each write a page of their own; name one of them"),
+        ({"experiments": True, "costs": True}, "--costs and --experiments: each write a separate page; name one of them"),
     ):
         with pytest.raises(typer.Exit):
             report(workspace.root, **flags)

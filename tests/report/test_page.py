@@ -243,7 +243,7 @@ def test_data_section_in_full(page_data: ReportData) -> None:
         ["Title", "> 99.9 %"], ["Brand", "81.2 %"], ["Price", "< 0.1 %"], ["Description", "0 %"],
     ]  # fmt: skip
     assert table_of(html, "data-images") == [
-        ["Image in place", "290", "96.7 %"], ["Metadata names no image", "7", "2.3 %"],
+        ["Image in place", "290", "96.7 %"], ["No image in the metadata", "7", "2.3 %"],
         ["Gone from the server", "0", "0 %"], ["No answer in time", "3", "1.0 %"],
     ]  # fmt: skip
     assert "10 % of the items hold 50 %" in html
