@@ -385,7 +385,7 @@ def table(done: Mapping[tuple[str, str], Sequence[Sequence[Mapping[str, float]]]
             rows.append([*first, f"{targets[0]:.2f} -> {targets[1]:.2f}", *_cells(FIGURES, after), *counts])
             others.append([*first, *_cells(PROBES, after)])
     heads = ["backbone", "geometry", "steps"]
-    figures = markdown_table([*heads, "effective targets", *FIGURES.values(), "collapsed", "refused"], rows, title)
+    figures = markdown_table([*heads, "effective targets", *FIGURES.values(), "collapsed", "stopped"], rows, title)
     probes = markdown_table([*heads, *PROBES.values()], others, f"{title}: probes, accuracy above chance")
     return f"{figures}\n{probes}"
 

@@ -114,7 +114,8 @@ def test_the_pipeline_and_the_page(path: Path) -> None:
     [
         ("the picture", 1), ("begins anew", 1), ("what is unfinished is gone on with", 1), ("one a row", 1), ("one an item", 1),
         ("items are told apart", 0), ("it is told", 1), ("tells all", 1), ("is no folder", 1), ("there is no folder", 0),
-        ("is no longer there", 0), ("names no image", 1), ("after step 3", 0), ("a picture frame", 0), ("refused", 1), ("depicts", 0),
+        ("is no longer there", 0), ("names no image", 1), ("after step 3", 0),
+        ("a picture frame", 0), ("refused", 1), ("depicts", 0),
     ],
 )  # fmt: skip
 def test_the_check_finds_them(text: str, number: int) -> None:
