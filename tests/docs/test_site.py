@@ -64,7 +64,7 @@ def leaves(content: dict[str, Any], path: str = "params.yaml") -> Iterator[tuple
 
 def test_every_setting_is_in_the_reference(site: Path, repository: Path) -> None:
     text = (site / "settings.html").read_text(encoding="utf-8")
-    sections = {re.sub(r" \(.*| *<.*", "", part[:80]) for part in re.split(r"<h2[^>]*>", text)[1:]}
+    sections = {title.strip() for title in re.findall(r"<h2[^>]*>([^<(]+)", text)}
     settings = list(leaves(YAML(typ="safe", pure=True).load((repository / "params.yaml").read_text(encoding="utf-8"))))
     assert len(settings) > 150
     rows = set(re.findall(r"<td><code>(\w+)</code></td>", text))
