@@ -45,6 +45,7 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     params = SASRecParams(
         seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=BATCH, learning_rate=1e-3, weight_decay=0.0, dtype="float32",
         representation="id", hidden_size=HIDDEN, num_blocks=1, num_heads=1, max_length=50, dropout=0.2, id_dropout=0.0,
+        new_item_cost=None,
         loss="sampled_softmax" if part == "evaluation" else part, num_negatives=1 if part == "bce" else NUM_NEGATIVES,
         gbce_t=0.75, align_weight=0.0, align_temperature=2.0, kind="sasrec", causal=True,
     )  # type: ignore[arg-type]  # fmt: skip

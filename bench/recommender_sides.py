@@ -65,7 +65,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     sequence: dict[str, Any] = fit | {
         "representation": "id", "hidden_size": SHAPE["hidden"], "num_blocks": SHAPE["blocks"], "num_heads": SHAPE["heads"],
         "max_length": SHAPE["length"], "dropout": SHAPE["dropout"], "loss": loss, "num_negatives": 1, "gbce_t": 0.75,
-        "id_dropout": 0.0,
+        "id_dropout": 0.0, "new_item_cost": None,
         "align_weight": 0.0, "align_temperature": 2.0,
     }  # fmt: skip
     params: SASRecParams | BERT4RecParams | VBPRParams

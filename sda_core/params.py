@@ -553,6 +553,7 @@ class SequentialParams(FitParams):
     max_length: Count  # latest items of a history that are read
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # with id+content: how often content alone represents an item for a step
+    new_item_cost: Share | None  # of validation NDCG@10, to recommend items that training never saw; null: scores as they are
     loss: SequentialLoss
     num_negatives: Count  # of bce, gbce and sampled_softmax; softmax has all items
     gbce_t: Share  # calibration of gbce: 0 is bce, 1 fully calibrated
@@ -560,9 +561,11 @@ class SequentialParams(FitParams):
     align_temperature: Positive
 
     @model_validator(mode="after")
-    def _drops_only_ids_that_content_can_replace(self) -> SequentialParams:
+    def _has_content_where_it_is_needed(self) -> SequentialParams:
         if self.id_dropout and self.representation != "id+content":
             raise ValueError(f"id_dropout needs representation id+content (got {self.representation}); set it to 0.0")
+        if self.new_item_cost is not None and self.representation == "id":
+            raise ValueError("new_item_cost needs content to tell new items apart (representation is id); set it to null")
         return self
 
 

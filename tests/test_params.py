@@ -412,6 +412,10 @@ AMAZON = {
         ({"dataset": AMAZON}, "dataset.image_archive_sha256: is set, but image_archive is null"),
         # indexes and recommenders
         (
+            {"train_recommender.sasrec.representation": "id", "train_recommender.sasrec.new_item_cost": 0.01},
+            "train_recommender.sasrec: new_item_cost needs content to tell new items apart (representation is id); set it to",
+        ),
+        (
             {"train_recommender.bert4rec.id_dropout": 0.2},
             "train_recommender.bert4rec: id_dropout needs representation id+content (got content); set it to 0.0",
         ),

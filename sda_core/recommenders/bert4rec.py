@@ -67,6 +67,6 @@ class BERT4Rec(SequentialRecommender):
         item_BLD = torch.where((history_BL == self.mask_id)[..., None], self.mask_D, item_BLD)
         return self.output_norm(F.gelu(self.output(super().states(item_BLD, history_BL, at_BL))))
 
-    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+    def _last_states_of(self, history_BL: Tensor) -> Tensor:
         history_BL = F.pad(history_BL, (0, 1), value=self.mask_id)[:, -self.masked_sequences.max_length :]
         return self.last_states(F.embedding(history_BL.clamp(max=self.num_items), self.item_table()), history_BL)

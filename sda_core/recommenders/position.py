@@ -118,5 +118,10 @@ def ndcg_at_10(counts: np.ndarray) -> float:
     Args:
         counts: as :func:`count_positions` gives them.
     """
+    return float(ndcg_at_10_by_user(counts).mean())
+
+
+def ndcg_at_10_by_user(counts: np.ndarray) -> np.ndarray:
+    """NDCG@10 ``(U,)`` of one target each, ties against it; see :func:`ndcg_at_10`."""
     position = 1 + counts[:, 0] + counts[:, 1]
-    return float(np.where(position <= 10, 1.0 / np.log2(1.0 + position), 0.0).mean())
+    return np.where(position <= 10, 1.0 / np.log2(1.0 + position), 0.0)

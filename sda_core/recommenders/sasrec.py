@@ -56,7 +56,7 @@ class SASRec(SequentialRecommender):
                 "negative": torch.from_numpy(self.draw_negatives(target_P, random)),
             }
 
-    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+    def _last_states_of(self, history_BL: Tensor) -> Tensor:
         if history_BL.shape[1] == 0:
             history_BL = F.pad(history_BL, (1, 0))
         history_BL = history_BL[:, -self.sequence_params.max_length :]

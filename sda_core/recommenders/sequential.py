@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from abc import abstractmethod
 from pathlib import Path
 from typing import assert_never
 
@@ -14,11 +16,15 @@ from sda_core.errors import ConfigError, TrainingError
 from sda_core.params import BERT4RecParams, SASRecParams
 from sda_core.recommenders import losses
 from sda_core.recommenders.base import EpochRecord
-from sda_core.recommenders.batches import TrainingData
+from sda_core.recommenders.batches import TrainingData, validation_view
 from sda_core.recommenders.features import ItemEncoder
-from sda_core.recommenders.fit import Batch, TrainedRecommender
+from sda_core.recommenders.fit import USERS_PER_CHUNK, Batch, TrainedRecommender
+from sda_core.recommenders.new_items import choose
+from sda_core.recommenders.position import count_positions, ndcg_at_10_by_user
 from sda_core.recommenders.transformer import Transformer
 from sda_core.traits import aligns_to_ids
+
+_log = logging.getLogger(__name__)
 
 
 class SequentialRecommender(TrainedRecommender):
@@ -31,6 +37,8 @@ class SequentialRecommender(TrainedRecommender):
     With ``align_weight``, :func:`losses.soft_target_contrast` pulls the projected vectors of a batch's targets towards their
     rows in the item table of the same recommender trained on ids alone, which ``fit`` is handed and which stays as it is.
     """
+
+    new_item_offset_I: Tensor | None
 
     def __init__(
         self,
@@ -65,6 +73,8 @@ class SequentialRecommender(TrainedRecommender):
         )
         self._table_ID: Tensor | None = None
         self._reference_ID: Tensor | None = None
+        raises = params.new_item_cost is not None and self.items.projector is not None
+        self.register_buffer("new_item_offset_I", torch.zeros(num_items + 1) if raises else None)  # saved with the model
 
     @property
     def is_aligned(self) -> bool:
@@ -86,14 +96,47 @@ class SequentialRecommender(TrainedRecommender):
             )
 
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """As the base does, next to the item table to align to; an item that is not in ``data.train`` gets no learned id."""
+        """As the base does, next to the item table to align to; an item that is not in ``data.train`` gets no learned id.
+
+        With ``new_item_cost`` the scores of such items are raised at the end, see :mod:`sda_core.recommenders.new_items`.
+        """
         self.check_data(data)
-        self.items.keep_ids_of(torch.from_numpy(np.unique(data.train.item_ids).astype(np.int64)))
+        seen_items = np.unique(data.train.item_ids).astype(np.int64)
+        self.items.keep_ids_of(torch.from_numpy(seen_items))
         if self.is_aligned and data.item_table is not None:
             self._reference_ID = torch.from_numpy(data.item_table).to(device)
         records = super().fit(data, checkpoint=checkpoint, fingerprint=fingerprint, device=device)
         self._reference_ID = None
+        if self.new_item_offset_I is not None:
+            is_new_I = torch.ones(self.num_items + 1, dtype=torch.bool)
+            is_new_I[0] = is_new_I[seen_items] = False
+            self._raise_new_items(self.new_item_offset_I, is_new_I, data, device)
         return records
+
+    def _raise_new_items(self, offset_I: Tensor, is_new_I: Tensor, data: TrainingData, device: torch.device) -> None:
+        """Fill in how much the score of each item is raised: one number for the new ones, 0 for the others."""
+        validation = validation_view(data)
+        if not is_new_I.any() or not len(validation.users):
+            return
+        is_new_on_device_I = is_new_I.to(device)
+
+        def ndcg_of(offset: float) -> np.ndarray:
+            offset_I.copy_(offset * is_new_on_device_I)
+            return ndcg_at_10_by_user(count_positions(self, validation, None, USERS_PER_CHUNK, device))
+
+        offset_I.zero_()
+        some = validation.users[:USERS_PER_CHUNK].astype(np.int64)
+        history = validation.histories.last(some, self.sequence_params.max_length)
+        score_BI = self.score(torch.from_numpy(some).to(device), torch.from_numpy(history).to(device, torch.int64))
+        spread = float(score_BI[:, 1:].std(dim=1).mean())
+        is_new_U = is_new_I.numpy()[validation.targets]
+        made = choose(ndcg_of, is_new_U, spread, self.sequence_params.new_item_cost or 0.0)
+        offset_I.copy_(made.offset * is_new_on_device_I)
+        of_new = "" if made.after[1] is None else f", of users whose target is new {made.before[1]:.4f} -> {made.after[1]:.4f}"
+        _log.info(
+            "%s: the scores of %d new items are raised by %.2f; validation ndcg@10 %.4f -> %.4f%s",
+            *(self.params.kind, int(is_new_I.sum()), made.offset, made.before[0], made.after[0], of_new),
+        )
 
     def train(self, mode: bool = True) -> SequentialRecommender:
         """Switch between training and scoring; forgets the item table, which is computed once a scoring phase."""
@@ -108,10 +151,20 @@ class SequentialRecommender(TrainedRecommender):
         return self._table_ID
 
     def _item_matrix(self) -> Tensor:
-        return self.item_table()
+        if self.new_item_offset_I is None:
+            return self.item_table()
+        return torch.cat([self.item_table(), self.new_item_offset_I[:, None]], dim=1)
+
+    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+        state_BD = self._last_states_of(history_BL)
+        return state_BD if self.new_item_offset_I is None else F.pad(state_BD, (0, 1), value=1.0)
+
+    @abstractmethod
+    def _last_states_of(self, history_BL: Tensor) -> Tensor:
+        """What comes after a history: states ``(B, D)`` that the item table is multiplied with."""
 
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
-        return self._queries(user_ids_B, history_BL) @ self.item_table().T
+        return self._queries(user_ids_B, history_BL) @ self._item_matrix().T
 
     # ------------------------------------------------------------------------------------------- training
     def draw_negatives(self, target_P: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -41,6 +41,7 @@ _SEQUENCE = {
     "max_length": 12,
     "dropout": 0.1,
     "id_dropout": 0.0,
+    "new_item_cost": None,
     "num_negatives": 8,
     "gbce_t": 0.75,
     "align_weight": 0.0,
