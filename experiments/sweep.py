@@ -22,7 +22,7 @@ The row zero_shot is the backbone as it is.  loss, retrieval and alignment are t
 an item's image and text are nearest to each other among all items.  Differences are against zero_shot, with intervals over users
 and seeds, paired by both.  A value is chosen, if at all, by the validation column.
 
-The default of 36 steps is for a laptop, and teaches little: add --set train_adapter.training.num_steps=100
+The default of 36 steps is for a laptop; adapters learn little in it.  Add --set train_adapter.training.num_steps=100
 --set train_adapter.training.learning_rate=0.001 (some minutes a run on two cores) for adapters that have learned more.
 """
 

@@ -175,7 +175,7 @@ class _Run:
         if changed:
             raise ArtifactError(str(self.workspace.raw), " | ".join(changed))
         files = manifest.read_manifest(self.workspace.raw)
-        return f"{len(files)} files, {sum(file.bytes for file in files):,} bytes, sha256 as recorded"
+        return f"{len(files)} files, {sum(file.bytes for file in files):,} bytes, sha256 as in the manifest"
 
     def truth(self) -> str:
         path, table = self.workspace.truth, TRUTH.read(self.workspace.truth)
@@ -532,7 +532,7 @@ class _Run:
         path = self.workspace.report
         text = path.read_text(encoding="utf-8", errors="replace")
         _expect(text.startswith("<!doctype html>") and text.rstrip().endswith("</html>"), path, "is not a complete page")
-        return f"{len(text):,} characters, whole"
+        return f"{len(text):,} characters, complete"
 
 
 # ------------------------------------------------------------------------------------------------------ parts
@@ -576,7 +576,7 @@ def _equal_numbers(path: Path, found: Mapping[str, Any], computed: Mapping[str, 
         told = found[name]
         is_number = isinstance(told, int | float) and not isinstance(told, bool)
         _expect(is_number and abs(told - value) <= _SAME, path, f"{name} is {told}, from the positions it is {value}")
-    return f"{len(found)} numbers, as computed again"
+    return f"{len(found)} numbers, equal when recomputed"
 
 
 def _tensors(path: Path) -> Mapping[str, Any]:
@@ -634,4 +634,4 @@ def _locked(root: Path) -> Iterator[Finding]:
         yield Finding("problem", name, f"differs from dvc.lock; {advice}")
     if not differing:
         absent = len(outs) - len(there)
-        yield Finding("ok", path.name, f"{len(there)} outputs as locked" + (f", {absent} absent" if absent else ""))
+        yield Finding("ok", path.name, f"{len(there)} outputs match dvc.lock" + (f", {absent} absent" if absent else ""))

@@ -78,7 +78,7 @@ def test_a_sound_run(sound: Path) -> None:
     done = sda_verify(sound)
     assert done.exit_code == 0, done.output
     assert done.output.splitlines()[-1] == "43 ok, 0 absent, 0 skipped, 0 problem"
-    assert "dvc.lock                               9 outputs as locked" in done.output
+    assert "dvc.lock                               9 outputs match dvc.lock" in done.output
     assert {path: path.stat().st_mtime_ns for path in sound.rglob("*")} == before
 
 

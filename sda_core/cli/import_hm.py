@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def import_hm(
     source: Annotated[Path, typer.Argument(metavar="KAGGLE", help="The competition's folder, unpacked.", show_default=False)],
-    to: Annotated[Path, typer.Option("--to", help="The folder to make.", metavar="FOLDER")],
+    to: Annotated[Path, typer.Option("--to", help="The folder to create.", metavar="FOLDER")],
     from_date: Annotated[str | None, typer.Option(metavar="YYYY-MM-DD", help="The first day.", show_default="the first")] = None,
     to_date: Annotated[str | None, typer.Option(metavar="YYYY-MM-DD", help="The last day.", show_default="the last")] = None,
-    customer_share: Annotated[float, typer.Option(help="Of the customers of these days, drawn at random.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of that draw.")] = 0,
+    customer_share: Annotated[float, typer.Option(help="Share of the customers of these days to keep, drawn at random.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
     products: Annotated[bool, typer.Option("--products", help="The colours of a garment are one item.")] = False,
 ) -> None:
     """Write interactions, items and images of Kaggle's H&M competition for the presets hm and hm_two_years.

@@ -14,7 +14,7 @@ from sda_core.cli.stage import Root, check_variant, one_line_errors
 def neighbors(
     item: Annotated[str, typer.Argument(help=ITEM_HELP)],
     variant: Annotated[str, typer.Option("--variant", help="Variant whose vectors are compared.")] = "zero_shot",
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:

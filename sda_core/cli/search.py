@@ -18,7 +18,7 @@ def search(
     against: Annotated[
         Literal["text", "image"], typer.Option("--against", help="Compare with the items' texts or with their images.")
     ] = "text",
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
     root: Root = Path(),
 ) -> None:
     """Show the items nearest to a text, with their cosine and title.

@@ -64,7 +64,7 @@ def train_all(
         command: from :func:`command`.
 
     Returns:
-        How many were trained and how many kept.
+        How many were trained and how many skipped, because nothing changed.
 
     Raises:
         TrainingError: some of the trainings failed.
@@ -100,7 +100,7 @@ def train_all(
         if reasons:
             raise TrainingError(f"variant {variant}", f"{problem}: {reasons[0]}")
         raise TrainingError(f"variant {variant}", problem, "see the lines above")
-    return {"variant": variant, "trained": len(wanted), "kept": len(names) - len(wanted)}
+    return {"variant": variant, "trained": len(wanted), "skipped": len(names) - len(wanted)}
 
 
 def _shares(names: Sequence[str], number: int) -> list[list[str]]:
