@@ -82,6 +82,7 @@ CONTROLS = ("random", "shuffled", "image_only", "text_only")
 KNOWN = (BASE, *CONTROLS, "attributes", "text_attributes", *VARIANTS, *(f"{variant}+base" for variant in VARIANTS))
 IDS = "id+"
 FIRST = Names(("id", "random", BASE, "text_only", "attributes", "sda", "lora", "id+zero_shot", "id+sda", "id+lora"))
+MIN_USERS = 30  # of a group: fewer say nothing
 _ADAPTED = ("sda", "lora", "infonce", "lora_cmsa")
 
 QUESTIONS: dict[str, list[tuple[str, str]]] = {
@@ -294,7 +295,7 @@ Measured = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]  # by group
 def measure(
     shop: Workspace, params: Params, folder: Path, recommender: str, vectors: Sequence[str], seeds: Sequence[int]
 ) -> Measured:
-    """NDCG and Hit ``(S, U)`` of all users, of those with a tail target and with a cold one, where there are any."""
+    """NDCG and Hit ``(S, U)`` of all users, of those with a tail target and with a cold one, where there are enough of them."""
     interactions = INTERACTIONS.read(shop.interactions)
     items = item_groups(interactions, params.evaluate.tail, ITEMS.count(shop.items))
     target_U = interactions.filter(pl.col("split") == "test").sort("user_id")["item_id"].to_numpy()
@@ -305,7 +306,7 @@ def measure(
             vector: (gains("ndcg", frames, mask), gains("hit", frames, mask)) for vector, frames in read.items()
         }
         for group, mask in masks.items()
-        if mask.any()
+        if group == "all" or mask.sum() >= MIN_USERS
     }
 
 
