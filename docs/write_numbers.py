@@ -55,33 +55,40 @@ def _cell(found: dict[str, Any]) -> str:
     return f"{number(found[METRIC])} ({'no tail' if tail is None else number(tail)})"
 
 
+def _verdict(found: dict[str, float], recommender: str, first: str, second: str) -> str:
+    """What a difference says, with its numbers in brackets."""
+    difference, verdict = _gain(found, recommender, first, second)
+    return f"{verdict} ({difference})"
+
+
 def readme_row(root: Path) -> str:
     """The row of README's table on the default run."""
     metrics = _metrics(root)
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
     shown = [v for v in IN_README if (v, "sasrec") in metrics]
     values = ", ".join(f"`{v}` {number(metrics[v, 'sasrec'][METRIC])}" for v in shown)
-    difference, verdict = _gain(comparisons, "sasrec", "sda", "zero_shot")
-    if f"sasrec/lora_vs_zero_shot/{METRIC}_gain" in comparisons:
-        difference += f"; `lora` - `zero_shot` {_gain(comparisons, 'sasrec', 'lora', 'zero_shot')[0]}"
-    answer = {"higher": "Yes", "lower": "No, it lowers it", "no clear difference": "No clear difference"}[verdict]
+    verdicts = "; ".join(
+        f"`{variant}` against `zero_shot`: {_verdict(comparisons, 'sasrec', variant, 'zero_shot')}"
+        for variant in ("sda", "lora")
+        if f"sasrec/{variant}_vs_zero_shot/{METRIC}_gain" in comparisons
+    )
     return (
-        f"| Does adaptation improve a recommender on the built-in shop? | {answer}. "
-        f"SASRec's NDCG@10: {values}; `sda` - `zero_shot` {difference} | [the default run](docs/results.md#the-default-run) |\n"
+        f"| Does adaptation improve a recommender on the built-in shop? | SASRec, NDCG@10. {verdicts}. "
+        f"Values: {values} | [the default run](docs/results.md#the-default-run) |\n"
     )
 
 
 def control_row(root: Path) -> str:
     """The row on what perfect knowledge of the shop brings in each recommender; empty without that control."""
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
-    found = []
-    for recommender in RECOMMENDERS:
-        if f"{recommender}/oracle_vs_id/{METRIC}_gain" in comparisons:
-            difference, verdict = _gain(comparisons, recommender, "oracle", "id")
-            found.append(f"{recommender} {difference} ({verdict})")
+    found = [
+        f"{recommender} {_verdict(comparisons, recommender, 'oracle', 'id')}"
+        for recommender in RECOMMENDERS
+        if f"{recommender}/oracle_vs_id/{METRIC}_gain" in comparisons
+    ]
     if not found:
         return ""
-    answer = f"The true attributes (`oracle`) - `id`, NDCG@10: {'; '.join(found)}"
+    answer = f"NDCG@10 of the true attributes (`oracle`) against `id`: {'; '.join(found)}"
     return f"| Could that shop show a gain? | {answer} | [its controls](docs/shop.md#the-two-controls) |\n"
 
 
