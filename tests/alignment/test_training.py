@@ -183,7 +183,7 @@ def test_learning_rate_rises_and_stays() -> None:
 
 
 def test_too_few_items(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"batch_size: should be at most 19, .*that show an image \(got 20\)"):
+    with pytest.raises(TrainingError, match=r"batch_size: should be at most 19, .*with an image \(got 20\)"):
         run(tmp_path, changed(TRAINING, batch_size=20))
 
 

@@ -169,7 +169,7 @@ def test_another_item_is_proposed_and_never_shown(numeric: Catalogue, typed: str
         numeric.number(typed)
     text = str(caught.value)
     assert "is not among the 9 items; ids look like 100" in text
-    assert (f"near ids are {near}" in text) if near else True
+    assert (f"similar ids are {near}" in text) if near else True
     is_number = typed in [str(number) for number in range(1, 10)]
     assert ("add --by-number to name an item by its number" in text) == is_number
 

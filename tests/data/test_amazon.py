@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from sda_core.data import amazon
@@ -176,6 +176,7 @@ def test_whole_numbers_and_other_alphabets_are_ids(tmp_path: Path) -> None:
 def test_the_block_size_does_not_change_the_rows(
     tmp_path_factory, names: list[str], num_good: int, block_bytes: int, final_feed: bool
 ) -> None:
+    assume(names[:1] != ["page"])  # a file that begins with a page is rejected whole
     path = tmp_path_factory.mktemp("blocks") / "r"
     odd = [ODD_LINES[name][0] if name else GOOD for name in names]
     lines = [line_of(REVIEW_2018, unixReviewTime=number) for number in range(num_good)]

@@ -82,6 +82,6 @@ def test_what_such_a_shop_cannot_have_is_one_line(
     with pytest.raises(typer.Exit):
         train_adapter("sda", shop)
     assert (
-        "sda train-adapter: error: train_adapter: 0 of 3 items show an image, and an adapter aligns the images and texts of at "
-        "least 2; give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot\n"
+        "sda train-adapter: error: train_adapter: 0 of 3 items have an image; an adapter needs at least 2 items with image and "
+        "text; give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot\n"
     ) in capsys.readouterr().err
