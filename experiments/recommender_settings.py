@@ -1,0 +1,212 @@
+"""Which settings should a recommender have?  Chosen on validation targets, over several built-in shops.
+
+A recommender is an instrument for item vectors only if it is strong on learned ids *and* can use perfect knowledge.  So every
+candidate is trained on `id`, on `oracle` (the true attributes) and on `zero_shot` (the backbone as it is), in three shops:
+
+    python -m experiments recommender_settings --name vbpr --recommender vbpr \\
+        --try content_regularization=0.01 --try learning_rate=0.003,max_epochs=200
+
+The settings of params.yaml are always the first candidate.  No test target is ranked.  A shop is a project folder below
+experiments/runs/recommender_settings; what is trained is kept there, so a stopped run resumes, and a later run with more
+candidates trains these alone.  Cells are NDCG@10 on the validation targets at the selected epoch, mean over the seeds; the
+difference has a 95 % interval over users and seeds.  `share of best` is the mean over the shops of each number's ratio to the
+best candidate's.  Seconds are processor time of one training.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from experiments import oracles
+from experiments.options import THREE_SEEDS, Name, Recommender, Root, Seeds, Variants
+from experiments.study import CUTOFF, check_names, difference, interval, logger, markdown_table, write_results
+from experiments.workspaces import BASE, run_stage
+from sda_core import recommenders
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
+from sda_core.cli.scripts import Names
+from sda_core.errors import ConfigError
+from sda_core.evaluation.metrics import per_user
+from sda_core.params import Params, RecommenderParams
+from sda_core.recommenders.batches import validation_view
+from sda_core.recommenders.fit import USERS_PER_CHUNK
+from sda_core.recommenders.position import count_positions
+from sda_core.runtime import prepare_torch
+from stages.fetch_images import fetch_images
+
+SHOPS: Mapping[str, Sequence[str]] = {
+    "default": [],
+    "other seed": ["dataset.seed=7"],
+    "all shared": ["dataset.image_share=0.05", "dataset.text_share=0.05", "dataset.text_completeness=1.0"],
+}
+VARIANTS = ("id", "random", "oracle", BASE)
+REFERENCE = "id"
+
+Candidates = Annotated[
+    list[str] | None, typer.Option("--try", metavar="A=1,B=2", help="A candidate: changed settings.  Repeat it for more.")
+]
+ShopNames = Annotated[
+    Names, typer.Option("--shops", parser=lambda text: Names(text.split(",")), metavar="A,B,...", help="Which of the shops.")
+]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A candidate on one kind of vectors in one shop."""
+
+    ndcg_SU: np.ndarray
+    seconds: float  # of one training, mean over the seeds
+    epochs: float  # trained, likewise
+
+
+def main(
+    name: Name,
+    recommender: Recommender,
+    candidates: Candidates = None,
+    variants: Variants = Names(("id", "oracle", BASE)),
+    shops: ShopNames = Names(SHOPS),
+    root: Root = Path(),
+    seeds: Seeds = THREE_SEEDS,
+) -> None:
+    """Train what is missing, write the table."""
+    check_names("--variants", variants, VARIANTS)
+    check_names("--shops", shops, SHOPS)
+    names_ = list(dict.fromkeys([REFERENCE, *variants]))
+    made = {
+        shop: _shop(root.resolve(), shop, with_base=BASE in names_) for shop in SHOPS if shop in shops
+    }  # in the order of SHOPS
+    found: dict[str, dict[str, dict[str, Trained]]] = {}
+    for candidate in ("", *(candidates or [])):
+        found[candidate] = {}
+        for shop, (workspace, params) in made.items():
+            section = changed(params.train_recommender.of(recommender), candidate)
+            found[candidate][shop] = {variant: _trained(workspace, params, section, variant, seeds) for variant in names_}
+    any_params = next(iter(made.values()))[1]
+    write_results(table(found, names_, recommender, any_params), "recommender_settings", name, root)
+
+
+def changed(section: RecommenderParams, candidate: str) -> RecommenderParams:
+    """The settings with ``A=1,B=2`` changed.
+
+    Raises:
+        ConfigError: no such setting, or no such value.
+    """
+    tree: dict[str, Any] = section.model_dump()
+    for change in filter(None, candidate.split(",")):
+        key, separator, value = change.partition("=")
+        if not separator or key not in tree:
+            raise ConfigError("--try", f"no such setting of {section.kind}: {key!r} (got {change!r}, expected NAME=VALUE)")
+        tree[key] = YAML(typ="safe").load(value)
+    try:
+        return type(section).model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("--try", f"{error.errors()[0]['msg']} (got {candidate!r})") from None
+
+
+# ------------------------------------------------------------------------------------------------- shops
+def _shop(root: Path, name: str, *, with_base: bool) -> tuple[Workspace, Params]:
+    """A shop's data and, where they are wanted, the vectors of the backbone as it is."""
+    folder = root / "experiments" / "runs" / "recommender_settings" / name.replace(" ", "-")
+    workspace, params = oracles.prepare(root / "params.yaml", folder, SHOPS[name])
+    if with_base and not workspace.embeddings(BASE).exists():
+        fetch_images(folder)
+        run_stage("export_embeddings", BASE, folder)
+    return workspace, params
+
+
+def _vectors(workspace: Workspace, params: Params, variant: str, section: RecommenderParams) -> recommenders.ItemVectors | None:
+    if variant == BASE:
+        return recommenders.read_item_vectors(workspace.embeddings(BASE), section)
+    return oracles.vectors(workspace, params, variant, section)
+
+
+# ------------------------------------------------------------------------------------------------- training
+def _trained(workspace: Workspace, params: Params, section: RecommenderParams, variant: str, seeds: Sequence[int]) -> Trained:
+    rows = [_trained_once(workspace, params, section, variant, seed) for seed in seeds]
+    ndcg_SU = np.array([row["ndcg"] for row in rows])
+    return Trained(ndcg_SU, *(float(np.mean([row[key] for row in rows])) for key in ("seconds", "epochs")))
+
+
+def _trained_once(workspace: Workspace, params: Params, section: RecommenderParams, variant: str, seed: int) -> dict[str, Any]:
+    """NDCG of each user's validation target at the selected epoch, and what the training took; kept in a file."""
+    from sda_core.fingerprint import fingerprint
+
+    made_of = fingerprint(section, str(seed), variant)
+    path = workspace.root / "validation" / section.kind / variant / f"{made_of}.json"
+    if not path.exists():
+        device = prepare_torch(params.runtime)
+        interactions = INTERACTIONS.read(workspace.interactions)
+        data = recommenders.training_data(
+            interactions.filter(interactions["split"].is_in(["train", "valid"])),
+            num_users=interactions["user_id"].n_unique(),
+            num_items=ITEMS.count(workspace.items),
+        )
+        vectors = _vectors(workspace, params, variant, section)
+        model = recommenders.build(section, data.num_users, data.num_items, vectors, seed=seed)
+        scratch = path.with_suffix(".safetensors")
+        begin = time.process_time()
+        records = model.fit(data, checkpoint=scratch, fingerprint=made_of, device=device)
+        seconds = time.process_time() - begin
+        counts = count_positions(model, validation_view(data), None, USERS_PER_CHUNK, device)
+        ndcg_U = per_user("ndcg", 1.0 + counts[:, 0] + counts[:, 1], CUTOFF)
+        write_json(path, {"seconds": round(seconds, 2), "epochs": len(records), "ndcg": ndcg_U.tolist()})
+        scratch.unlink(missing_ok=True)
+        logger.info("%s %s, seed %d: %d epochs, %.4f", section.kind, variant, seed, len(records), ndcg_U.mean())
+    return read_json(path, "a candidate's validation")
+
+
+# ------------------------------------------------------------------------------------------------- results
+def table(
+    found: Mapping[str, Mapping[str, Mapping[str, Trained]]], variants: Sequence[str], recommender: str, params: Params
+) -> str:
+    """A row for each candidate and shop, and one for each candidate over all shops."""
+    rows: list[list[str]] = []
+    for candidate, of_shops in found.items():
+        for shop, of_variants in of_shops.items():
+            row = [candidate or "as it is", shop]
+            ids_SU = of_variants[REFERENCE].ndcg_SU
+            for variant in variants:
+                own = of_variants[variant]
+                row.append(f"{own.ndcg_SU.mean():.4f} ({own.epochs:.0f} epochs, {own.seconds:.1f} s)")
+                if variant != REFERENCE:
+                    row.append(difference(own.ndcg_SU - ids_SU, params.evaluate, shop))
+            rows.append(row)
+    heads = ["settings", "shop", REFERENCE]
+    for variant in variants[1:]:
+        heads += [variant, f"{variant} - id"]
+    first = markdown_table(heads, rows, f"Validation NDCG@{CUTOFF} of {recommender}")
+    return first + "\n" + markdown_table(["settings", *variants, "oracle clear in", "seconds"], _summary(found, variants, params))
+
+
+def _summary(
+    found: Mapping[str, Mapping[str, Mapping[str, Trained]]], variants: Sequence[str], params: Params
+) -> list[list[str]]:
+    """Shares of the best, in how many shops the oracle is clear of ids, and the time of a training on each kind of vectors."""
+    shops = list(next(iter(found.values())))
+    best = {
+        (shop, variant): max(of_shops[shop][variant].ndcg_SU.mean() for of_shops in found.values())
+        for shop in shops
+        for variant in variants
+    }
+    rows: list[list[str]] = []
+    for candidate, of_shops in found.items():
+        row = [candidate or "as it is"]
+        for variant in variants:
+            shares = [of_shops[shop][variant].ndcg_SU.mean() / best[shop, variant] for shop in shops]
+            row.append(f"{np.mean(shares):.3f}")
+        clear = 0
+        if "oracle" in variants:
+            for shop in shops:
+                gain_SU = of_shops[shop]["oracle"].ndcg_SU - of_shops[shop][REFERENCE].ndcg_SU
+                clear += interval(gain_SU, params.evaluate, shop)[0] > 0.0
+        seconds = np.mean([one.seconds for of_variants in of_shops.values() for one in of_variants.values()])
+        rows.append([*row, f"{clear} of {len(shops)}" if "oracle" in variants else "", f"{seconds:.1f}"])
+    return rows
