@@ -32,7 +32,7 @@ from experiments.study import CUTOFF, check_names, difference, interval, logger,
 from experiments.workspaces import BASE, run_stage
 from sda_core import recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
-from sda_core.cli.scripts import Names
+from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
 from sda_core.evaluation.metrics import per_user
 from sda_core.params import Params, RecommenderParams
@@ -44,8 +44,8 @@ from stages.fetch_images import fetch_images
 
 SHOPS: Mapping[str, Sequence[str]] = {
     "default": [],
-    "other seed": ["dataset.seed=7"],
-    "all shared": ["dataset.image_share=0.05", "dataset.text_share=0.05", "dataset.text_completeness=1.0"],
+    "other-seed": ["dataset.seed=7"],
+    "shared": ["dataset.image_share=0.05", "dataset.text_share=0.05", "dataset.text_completeness=1.0"],
 }
 VARIANTS = ("id", "random", "oracle", BASE)
 REFERENCE = "id"
@@ -54,7 +54,7 @@ Candidates = Annotated[
     list[str] | None, typer.Option("--try", metavar="A=1,B=2", help="A candidate: changed settings.  Repeat it for more.")
 ]
 ShopNames = Annotated[
-    Names, typer.Option("--shops", parser=lambda text: Names(text.split(",")), metavar="A,B,...", help="Which of the shops.")
+    Names, typer.Option("--shops", parser=names, metavar="A,B,...", help="Which of the shops.")
 ]
 
 
@@ -88,7 +88,11 @@ def main(
         found[candidate] = {}
         for shop, (workspace, params) in made.items():
             section = changed(params.train_recommender.of(recommender), candidate)
-            found[candidate][shop] = {variant: _trained(workspace, params, section, variant, seeds) for variant in names_}
+            alone = _alone(section, params.train_recommender.of(recommender))
+            found[candidate][shop] = {
+                variant: _trained(workspace, params, alone if variant == REFERENCE else section, variant, seeds)
+                for variant in names_
+            }
     any_params = next(iter(made.values()))[1]
     write_results(table(found, names_, recommender, any_params), "recommender_settings", name, root)
 
@@ -111,10 +115,16 @@ def changed(section: RecommenderParams, candidate: str) -> RecommenderParams:
         raise ConfigError("--try", f"{error.errors()[0]['msg']} (got {candidate!r})") from None
 
 
+def _alone(section: RecommenderParams, usual: RecommenderParams) -> RecommenderParams:
+    """The settings for ids alone: those that only content has a use for stay as usual, so that nothing is trained twice."""
+    content = {key: value for key, value in usual.model_dump().items() if key.startswith("content_") or key == "representation"}
+    return section.model_copy(update=content)
+
+
 # ------------------------------------------------------------------------------------------------- shops
 def _shop(root: Path, name: str, *, with_base: bool) -> tuple[Workspace, Params]:
     """A shop's data and, where they are wanted, the vectors of the backbone as it is."""
-    folder = root / "experiments" / "runs" / "recommender_settings" / name.replace(" ", "-")
+    folder = root / "experiments" / "runs" / "recommender_settings" / name
     workspace, params = oracles.prepare(root / "params.yaml", folder, SHOPS[name])
     if with_base and not workspace.embeddings(BASE).exists():
         fetch_images(folder)

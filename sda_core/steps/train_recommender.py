@@ -76,9 +76,7 @@ def train_all(
 
     def missing() -> list[str]:
         return [
-            name
-            for name in names
-            if not _was_made_of(workspace.recommender(variant, name), _inputs_by_seed(workspace, variant, name, params))
+            name for name in names if not _is_complete(workspace, variant, name, _inputs_by_seed(workspace, variant, name, params))
         ]
 
     wanted = sorted(missing(), key=_LONGEST_FIRST.index)
@@ -161,6 +159,24 @@ def _was_made_of(folder: Path, inputs: object) -> bool:
     return path.is_file() and read_json(path, "inputs of a training") == inputs
 
 
+def _missing_seeds(workspace: Workspace, variant: str, name: str, inputs: Mapping[str, str]) -> dict[int, str]:
+    """The seeds of ``inputs`` without a model that was made of these."""
+    return {
+        int(seed): made_of
+        for seed, made_of in inputs.items()
+        if not _was_made_of(workspace.model(variant, name, int(seed)), {"sha256": made_of})
+    }
+
+
+def _is_complete(workspace: Workspace, variant: str, name: str, inputs: Mapping[str, str]) -> bool:
+    """Whether every seed's model, and the summary beside them, was made of ``inputs``.
+
+    The seeds are looked at too: a run that was stopped may leave new models beside the summary of the old ones.
+    """
+    folder = workspace.recommender(variant, name)
+    return _was_made_of(folder, inputs) and not _missing_seeds(workspace, variant, name, inputs)
+
+
 def train_one(workspace: Workspace, params: Params, name: str, *, variant: str) -> dict[str, object]:
     """:func:`train` with the sections of whole params."""
     return train(workspace, variant, name, params.train_recommender, params.runtime)
@@ -172,7 +188,8 @@ def train(
     """Train one recommender with every seed in this process, or resume it, and save it in ``models/<variant>/<name>``.
 
     Seeds whose model was made of the same inputs are kept.  A model, its curve and what it was made of appear together, and the
-    folder's own ``made_of.json`` last, so a killed run resumes at its unfinished seed and epoch.
+    folder's summary (the mean curve, then its ``made_of.json``) last, so a killed run resumes at its unfinished seed and epoch.
+    A summary goes before a seed is trained; where no seed is, it is replaced, or left as it is where it fits.
 
     Args:
         workspace: of the run.
@@ -193,15 +210,17 @@ def train(
     inputs = _inputs_by_seed(workspace, variant, name, params)
     folder = workspace.recommender(variant, name)
     seeds = [int(seed) for seed in inputs]
+    summary = (folder / MADE_OF, folder / history.HISTORY)
+    missing = _missing_seeds(workspace, variant, name, inputs)
     for path in folder.glob("*"):
-        if path.name not in inputs:  # of other seeds, or of the run as a whole, which is written again below
+        if path.name not in inputs and (missing or path not in summary):  # of other seeds or models
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    missing = [seed for seed in seeds if not _was_made_of(workspace.model(variant, name, seed), {"sha256": inputs[str(seed)]})]
     if missing:
-        _train_seeds(workspace, variant, name, {seed: inputs[str(seed)] for seed in missing}, params, runtime)
+        _train_seeds(workspace, variant, name, missing, params, runtime)
     histories = [history.read_history(workspace.model(variant, name, seed)) for seed in seeds]
-    write_tsv(folder / history.HISTORY, history.mean_over_seeds(histories))
-    write_json(folder / MADE_OF, inputs)
+    if not (summary[1].is_file() and _was_made_of(folder, inputs)):
+        write_tsv(folder / history.HISTORY, history.mean_over_seeds(histories))
+        write_json(folder / MADE_OF, inputs)
     found = [best for records in histories if (best := history.best_ndcg(records)) is not None]
     counts: dict[str, object] = {"variant": variant, "recommender": name, "seeds": len(seeds)}
     counts["epochs"] = sum(map(len, histories))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,65 @@ def test_each_seed_has_a_model_and_only_missing_seeds_are_trained(workspace: Wor
     assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() == weights[0]
     assert (workspace.recommender("id", "bpr") / "history.tsv").read_text() == curve
     assert sorted(one.name for one in workspace.recommender("id", "bpr").iterdir()) == ["1", "2", "history.tsv", "made_of.json"]
+
+
+def test_a_summary_stays_until_a_seed_is_trained(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, yaml = workspace.root / "params.yaml", YAML(typ="safe", pure=True)
+    params = yaml.load(path)
+    folder = workspace.recommender("id", "bpr")
+    summary = folder / "made_of.json", folder / "history.tsv"
+
+    def train(*seeds: int, **changes: Any) -> None:
+        params["train_recommender"]["seeds"] = list(seeds)
+        params["train_recommender"]["bpr"] |= changes
+        yaml.dump(params, path)
+        train_recommender("id", "bpr", workspace.root)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    train(1, 2, 3)
+    before = [file.stat().st_mtime_ns for file in summary]
+    (folder / "model.safetensors").touch()  # of the layout before there were seeds
+    with monkeypatch.context() as patch:
+        for name in ("write_tsv", "write_json"):
+            patch.setattr(f"sda_core.steps.train_recommender.{name}", full)
+        train(1, 2, 3)  # nothing changed, so nothing is written
+        assert [file.stat().st_mtime_ns for file in summary] == before
+        assert sorted(one.name for one in folder.iterdir()) == ["1", "2", "3", "history.tsv", "made_of.json"]
+        with pytest.raises(typer.Exit):
+            train(1, 2)
+        assert "No space left on device" in capsys.readouterr().err
+        assert [file.stat().st_mtime_ns for file in summary] == before  # that of three seeds
+    train(1, 2)
+    assert list(read_json(summary[0], "inputs")) == ["1", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sda_core.steps.train_recommender.write_tsv", full)
+        with pytest.raises(typer.Exit):
+            train(1, 2, max_epochs=1)
+    assert not any(file.exists() for file in summary)  # the old ones would not say what is beside them
+
+
+def test_new_models_beside_an_old_summary_are_not_up_to_date(workspace: Workspace) -> None:
+    """As a stop between a seed and the summary leaves them, where the params are then put back."""
+    path, yaml = workspace.root / "params.yaml", YAML(typ="safe", pure=True)
+    params = yaml.load(path)
+    params["recommenders"] = ["bpr"]
+    yaml.dump(params, path)
+    train_recommender("id", root=workspace.root)
+    made_of = workspace.recommender("id", "bpr") / "made_of.json"
+    text, weights = made_of.read_text(), (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes()
+    params["train_recommender"]["bpr"]["max_epochs"] = 1
+    yaml.dump(params, path)
+    train_recommender("id", root=workspace.root)
+    assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() != weights
+    made_of.write_text(text)
+    params["train_recommender"]["bpr"]["max_epochs"] = 2
+    yaml.dump(params, path)
+    train_recommender("id", root=workspace.root)
+    assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() == weights
 
 
 def test_several_recommenders_in_one_process_and_one_that_fails_stops_no_other(
