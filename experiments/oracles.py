@@ -168,19 +168,25 @@ def prepare(source: Path, root: Path, changes: Sequence[str]) -> tuple[Workspace
     own = root / "params.yaml"
     if own.exists() and load_params(own) != params:
         raise ConfigError("--name", f"{root} was made with other params", "use another name, or delete that folder")
-    if not workspace.statistics.exists():
-        logger.info("shop %s", root.name)
-        download(params.dataset, params.download, workspace.raw, root)
-        TRUTH.write(truth_of(params.dataset), workspace.truth)
-        reviews, metadata = manifest_file(workspace.raw, "reviews"), manifest_file(workspace.raw, "metadata")
-        data = filter_dataset(reviews, metadata, params.dataset.edition, params.filter)
-        with replace_directory(workspace.filtered) as folder:
-            INTERACTIONS.write(data.interactions, folder / workspace.interactions.name)
-            ITEMS.write(data.items, folder / workspace.items.name)
-            USERS.write(data.users, folder / workspace.users.name)
-            write_json(folder / workspace.statistics.name, data.statistics)
+    make_shop(workspace, params)
     wanted.replace(own)
     return workspace, params
+
+
+def make_shop(workspace: Workspace, params: Params) -> None:
+    """Raw and filtered data of a built-in shop, and the truth about its items, unless they are there."""
+    if workspace.statistics.exists() or not isinstance(params.dataset, DemoDataset):
+        return
+    logger.info("shop %s", workspace.root.name)
+    download(params.dataset, params.download, workspace.raw, workspace.root)
+    TRUTH.write(truth_of(params.dataset), workspace.truth)
+    reviews, metadata = manifest_file(workspace.raw, "reviews"), manifest_file(workspace.raw, "metadata")
+    data = filter_dataset(reviews, metadata, params.dataset.edition, params.filter)
+    with replace_directory(workspace.filtered) as folder:
+        INTERACTIONS.write(data.interactions, folder / workspace.interactions.name)
+        ITEMS.write(data.items, folder / workspace.items.name)
+        USERS.write(data.users, folder / workspace.users.name)
+        write_json(folder / workspace.statistics.name, data.statistics)
 
 
 def vectors(workspace: Workspace, params: Params, variant: str, section: RecommenderParams) -> ItemVectors | None:

@@ -15,6 +15,7 @@ best candidate's.  Seconds are processor time of one training.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,14 @@ from ruamel.yaml import YAML
 from experiments import oracles
 from experiments.options import THREE_SEEDS, Name, Recommender, Root, Seeds, Variants
 from experiments.study import CUTOFF, check_names, difference, interval, logger, markdown_table, write_results
-from experiments.workspaces import BASE, run_stage
+from experiments.workspaces import BASE, apply_changes, read_tree, run_stage, save_params
 from sda_core import recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
 from sda_core.evaluation.metrics import per_user
-from sda_core.params import Params, RecommenderParams
+from sda_core.fingerprint import fingerprint
+from sda_core.params import DemoDataset, Params, RecommenderParams, load_params
 from sda_core.recommenders.batches import validation_view
 from sda_core.recommenders.fit import USERS_PER_CHUNK
 from sda_core.recommenders.position import count_positions
@@ -49,13 +51,12 @@ SHOPS: Mapping[str, Sequence[str]] = {
 }
 VARIANTS = ("id", "random", "oracle", BASE)
 REFERENCE = "id"
+_MAKE_A_SHOP = ("dataset", "download", "filter", "fetch_images", "items", "backbone", "export_embeddings")
 
 Candidates = Annotated[
     list[str] | None, typer.Option("--try", metavar="A=1,B=2", help="A candidate: changed settings.  Repeat it for more.")
 ]
-ShopNames = Annotated[
-    Names, typer.Option("--shops", parser=names, metavar="A,B,...", help="Which of the shops.")
-]
+ShopNames = Annotated[Names, typer.Option("--shops", parser=names, metavar="A,B,...", help="Which of the shops.")]
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,18 @@ def _alone(section: RecommenderParams, usual: RecommenderParams) -> RecommenderP
 # ------------------------------------------------------------------------------------------------- shops
 def _shop(root: Path, name: str, *, with_base: bool) -> tuple[Workspace, Params]:
     """A shop's data and, where they are wanted, the vectors of the backbone as it is."""
-    folder = root / "experiments" / "runs" / "recommender_settings" / name
-    workspace, params = oracles.prepare(root / "params.yaml", folder, SHOPS[name])
+    tree = read_tree(root / "params.yaml")
+    apply_changes(tree, SHOPS[name])
+    tree["control_embeddings"]["variants"], tree["train_adapter"]["variants"] = [], {}
+    tree["variants"], tree["train_recommender"]["variants"] = [REFERENCE, BASE], [BASE]
+    made_of = fingerprint(*(json.dumps(tree[section], sort_keys=True) for section in _MAKE_A_SHOP))
+    folder = root / "experiments" / "runs" / "recommender_settings" / f"{name}-{made_of[:8]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_params(tree, folder / "params.yaml")
+    workspace, params = Workspace(folder), load_params(folder / "params.yaml")
+    if not isinstance(params.dataset, DemoDataset):
+        raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
+    oracles.make_shop(workspace, params)
     if with_base and not workspace.embeddings(BASE).exists():
         fetch_images(folder)
         run_stage("export_embeddings", BASE, folder)
@@ -147,8 +158,6 @@ def _trained(workspace: Workspace, params: Params, section: RecommenderParams, v
 
 def _trained_once(workspace: Workspace, params: Params, section: RecommenderParams, variant: str, seed: int) -> dict[str, Any]:
     """NDCG of each user's validation target at the selected epoch, and what the training took; kept in a file."""
-    from sda_core.fingerprint import fingerprint
-
     made_of = fingerprint(section, str(seed), variant)
     path = workspace.root / "validation" / section.kind / variant / f"{made_of}.json"
     if not path.exists():

@@ -599,6 +599,7 @@ class VBPRParams(FitParams):
     factor_size: Count  # width of the part that ids learn
     content_factor_size: Count  # width of the part from item vectors
     embedding_regularization: NonNegative  # L2 on the factors and biases of the users and items in a batch
+    content_item_regularization: NonNegative  # L2 on the content factors E f of the items in a batch
     content_regularization: NonNegative  # L2 on the projection E, which all items share
     content_bias_regularization: NonNegative  # L2 on the visual bias beta', likewise
 
@@ -610,6 +611,7 @@ class SLMRecParams(FitParams):
     hidden_size: Count
     num_layers: CountOrZero  # of the graph; 0: no propagation
     embedding_regularization: NonNegative  # L2 on the user and item tables' rows in a batch
+    content_item_regularization: NonNegative  # L2 on the projected vectors of the items in a batch
     task: Literal["fd", "fm", "fd+fm", "fac"]  # self-supervised; see sda_core/recommenders/slmrec.py
     task_weight: NonNegative  # 0: none
     temperature: Positive  # of the task

@@ -66,11 +66,16 @@ class BPR(TrainedRecommender):
         """BPR, and the squared lengths of the factors and biases in use as means over the batch."""
         user_BK = self.users(batch["user_B"])
         ids = torch.cat([batch["positive_B"], batch["negative_B"]])
-        (positive_BK, negative_BK), (bias_B, negative_bias_B) = (column.chunk(2) for column in self.items(ids))
+        factors_nK, bias_n = self.items(ids)
+        (positive_BK, negative_BK), (bias_B, negative_bias_B) = factors_nK.chunk(2), bias_n.chunk(2)
         positive_B = (user_BK * positive_BK).sum(dim=1) + bias_B
         negative_B = (user_BK * negative_BK).sum(dim=1) + negative_bias_B
-        penalty = user_BK.square().sum() + self.item_factors(ids).square().sum() + self.item_bias[ids].square().sum()
-        return losses.bpr(positive_B, negative_B) + self.regularization * penalty / len(user_BK)
+        return losses.bpr(positive_B, negative_B) + self.penalty(user_BK, ids, factors_nK) / len(user_BK)
+
+    def penalty(self, user_BK: Tensor, item_ids_n: Tensor, factors_nK: Tensor) -> Tensor:  # noqa: ARG002 (VBPR's)
+        """Weighted squared lengths, summed over the users, and over the items and all of their factors."""
+        lengths = user_BK.square().sum() + self.item_factors(item_ids_n).square().sum() + self.item_bias[item_ids_n].square().sum()
+        return self.regularization * lengths
 
     def _items(self) -> tuple[Tensor, Tensor]:
         if self._table is None or self._table[0].device != self.item_bias.device:

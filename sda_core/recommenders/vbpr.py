@@ -27,6 +27,7 @@ class VBPR(BPR):
 
     def __init__(self, params: VBPRParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__(params, num_users, num_items, item_vectors)
+        self.content_item_regularization = params.content_item_regularization
         self.content_regularization = params.content_regularization
         self.content_bias_regularization = params.content_bias_regularization
         self.has_content = item_vectors is not None
@@ -57,11 +58,20 @@ class VBPR(BPR):
             content_nK = F.embedding(item_ids_n, content_nK) if isinstance(item_ids_n, Tensor) else content_nK[item_ids_n]
         return torch.cat([learned_nK, content_nK[:, :-1]], dim=1), bias_n + content_nK[:, -1]
 
+    def penalty(self, user_BK: Tensor, item_ids_n: Tensor, factors_nK: Tensor) -> Tensor:
+        """As BPR's, and the squared lengths of the items' content factors ``E f_i``."""
+        penalty = super().penalty(user_BK, item_ids_n, factors_nK)
+        if not self.has_content:
+            return penalty
+        return penalty + self.content_item_regularization * factors_nK[:, self.item_factors.embedding_dim :].square().sum()
+
     def loss(self, batch: Batch) -> Tensor:
         """As BPR's, and the squared lengths of E and beta'.
 
         These two belong to every triple: their penalty counts in full in every step, and a factor's only as often as its user
         or item occurs.  So they need numbers of their own, and much smaller ones for E (with the factors' it stays zero).
+        A penalty of E alone is not enough: an axis along which the vectors vary much is nearly free of it, since a small weight
+        moves the items far.  That of ``E f_i`` weighs what the content says of the items, whatever the geometry.
         """
         loss = super().loss(batch)
         if self.has_content:

@@ -37,7 +37,7 @@ def test_scores_are_the_equation(fitted, checkerboard):
 def test_each_kind_of_parameter_has_its_own_penalty(checkerboard, recommender_cases):
     """Those of a triple as a mean over the batch, those that all items share in full."""
     params = recommender_cases["vbpr"][0]
-    none = {"embedding_regularization": 0.0, "content_regularization": 0.0, "content_bias_regularization": 0.0}
+    none = {name: 0.0 for name in type(params).model_fields if name.endswith("regularization")}
     batch = {name: torch.tensor(ids) for name, ids in (("user_B", [1, 2]), ("positive_B", [3, 3]), ("negative_B", [4, 5]))}
 
     def loss(**changes: float) -> float:
@@ -50,6 +50,9 @@ def test_each_kind_of_parameter_has_its_own_penalty(checkerboard, recommender_ca
     used = [model.user_factors.weight[[1, 2]], model.user_content_factors.weight[[1, 2]], model.item_factors.weight[[3, 3, 4, 5]]]
     in_use = (sum(table.square().sum().item() for table in used) + 4 * 0.25**2) / 2
     assert loss(embedding_regularization=0.1) - loss() == pytest.approx(0.1 * in_use, rel=1e-3)
+    content = model.vectors_ID[[3, 3, 4, 5]] @ model.content_projection.weight.T
+    expected = 0.1 * content.square().sum().item() / 2
+    assert loss(content_item_regularization=0.1) - loss() == pytest.approx(expected, rel=1e-3)
     shared = model.content_projection.weight.square().sum().item()
     assert loss(content_regularization=0.1) - loss() == pytest.approx(0.1 * shared, rel=1e-3)
     assert loss(content_bias_regularization=0.1) - loss() == pytest.approx(0.1 * 7 * 0.5**2, rel=1e-3)
