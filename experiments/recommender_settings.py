@@ -81,17 +81,15 @@ def main(
     check_names("--variants", variants, VARIANTS)
     check_names("--shops", shops, SHOPS)
     names_ = list(dict.fromkeys([REFERENCE, *variants]))
-    made = {
-        shop: _shop(root.resolve(), shop, with_base=BASE in names_) for shop in SHOPS if shop in shops
-    }  # in the order of SHOPS
+    usual = load_params(root / "params.yaml").train_recommender.of(recommender)
+    sections = {candidate: changed(usual, candidate) for candidate in ("", *(candidates or []))}
+    made = {shop: _shop(root.resolve(), shop, with_base=BASE in names_) for shop in SHOPS if shop in shops}
     found: dict[str, dict[str, dict[str, Trained]]] = {}
-    for candidate in ("", *(candidates or [])):
+    for candidate, section in sections.items():
         found[candidate] = {}
         for shop, (workspace, params) in made.items():
-            section = changed(params.train_recommender.of(recommender), candidate)
-            alone = _alone(section, params.train_recommender.of(recommender))
             found[candidate][shop] = {
-                variant: _trained(workspace, params, alone if variant == REFERENCE else section, variant, seeds)
+                variant: _trained(workspace, params, _alone(section, usual) if variant == REFERENCE else section, variant, seeds)
                 for variant in names_
             }
     any_params = next(iter(made.values()))[1]

@@ -611,7 +611,6 @@ class SLMRecParams(FitParams):
     hidden_size: Count
     num_layers: CountOrZero  # of the graph; 0: no propagation
     embedding_regularization: NonNegative  # L2 on the user and item tables' rows in a batch
-    content_item_regularization: NonNegative  # L2 on the projected vectors of the items in a batch
     task: Literal["fd", "fm", "fd+fm", "fac"]  # self-supervised; see sda_core/recommenders/slmrec.py
     task_weight: NonNegative  # 0: none
     temperature: Positive  # of the task

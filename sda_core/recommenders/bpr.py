@@ -74,8 +74,8 @@ class BPR(TrainedRecommender):
 
     def penalty(self, user_BK: Tensor, item_ids_n: Tensor, factors_nK: Tensor) -> Tensor:  # noqa: ARG002 (VBPR's)
         """Weighted squared lengths, summed over the users, and over the items and all of their factors."""
-        lengths = user_BK.square().sum() + self.item_factors(item_ids_n).square().sum() + self.item_bias[item_ids_n].square().sum()
-        return self.regularization * lengths
+        lengths = user_BK.square().sum() + self.item_factors(item_ids_n).square().sum()
+        return self.regularization * (lengths + self.item_bias[item_ids_n].square().sum())
 
     def _items(self) -> tuple[Tensor, Tensor]:
         if self._table is None or self._table[0].device != self.item_bias.device:

@@ -141,9 +141,8 @@ class SLMRec(TrainedRecommender):
         return pair_batches(data, self.fit_params.batch_size, random, self.params.kind)
 
     def loss(self, batch: Batch) -> Tensor:
-        """BPR, the squared lengths of the users' and items' inputs in use as means over the batch, and the task."""
-        inputs = self.inputs()
-        channels = self.spread(inputs, dropout=0.0)
+        """BPR, the squared lengths of the user and item tables' rows in use as means over the batch, and the task."""
+        channels = self.spread(self.inputs(), dropout=0.0)
         user_UD, item_ID = self.fuse(channels)
         user_BD, positive_BD, negative_BD = (
             user_UD[batch["user_B"]],
@@ -152,11 +151,8 @@ class SLMRec(TrainedRecommender):
         )
         loss = losses.bpr((user_BD * positive_BD).sum(dim=1), (user_BD * negative_BD).sum(dim=1))
         penalty = self.user_inputs(batch["user_B"]).square().sum()
-        ids = torch.cat([batch["positive_B"], batch["negative_B"]])
-        penalty = penalty + self.item_inputs(ids).square().sum()
+        penalty = penalty + self.item_inputs(torch.cat([batch["positive_B"], batch["negative_B"]])).square().sum()
         loss = loss + self.graph_params.embedding_regularization * penalty / len(user_BD)
-        for _, item_ID in inputs[1:]:  # projected vectors, which are no rows of a table
-            loss = loss + self.graph_params.content_item_regularization * F.embedding(ids, item_ID).square().sum() / len(user_BD)
         if self.graph_params.task_weight == 0.0:
             return loss
         return loss + self.graph_params.task_weight * self.task(channels, batch["user_B"].unique(), batch["positive_B"].unique())

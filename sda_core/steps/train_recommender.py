@@ -75,9 +75,8 @@ def train_all(
             shutil.rmtree(folder)
 
     def missing() -> list[str]:
-        return [
-            name for name in names if not _is_complete(workspace, variant, name, _inputs_by_seed(workspace, variant, name, params))
-        ]
+        made_of = {name: _inputs_by_seed(workspace, variant, name, params) for name in names}
+        return [name for name, inputs in made_of.items() if not _is_complete(workspace, variant, name, inputs)]
 
     wanted = sorted(missing(), key=_LONGEST_FIRST.index)
     environment = os.environ | {

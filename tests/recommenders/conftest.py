@@ -73,7 +73,6 @@ _slmrec = SLMRecParams(
     hidden_size=8,
     num_layers=2,
     embedding_regularization=1e-4,
-    content_item_regularization=0.0,
     task="fac",
     task_weight=0.1,
     temperature=0.2,

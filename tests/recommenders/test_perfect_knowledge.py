@@ -65,7 +65,7 @@ def ndcg(recommender: str, content_strength: float, *, has_vectors: bool, folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recommender", ["sasrec", "bert4rec", "slmrec"])  # not vbpr: docs/log.md, 2026-11-29
+@pytest.mark.parametrize("recommender", ["sasrec", "bert4rec", "vbpr", "slmrec"])
 def test_perfect_knowledge_beats_ids(recommender: str, tmp_path: Path) -> None:
     ids, perfect = (ndcg(recommender, 5.0, has_vectors=has_vectors, folder=tmp_path) for has_vectors in (False, True))
     low, _ = interval(perfect - ids, 2000, np.random.default_rng(0))
