@@ -179,12 +179,13 @@ def test_new_models_beside_an_old_summary_are_not_up_to_date(workspace: Workspac
     train_recommender("id", root=workspace.root)
     made_of = workspace.recommender("id", "bpr") / "made_of.json"
     text, weights = made_of.read_text(), (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes()
-    params["train_recommender"]["bpr"]["max_epochs"] = 1
+    usual = params["train_recommender"]["bpr"]["learning_rate"]
+    params["train_recommender"]["bpr"]["learning_rate"] = 0.5
     yaml.dump(params, path)
     train_recommender("id", root=workspace.root)
     assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() != weights
     made_of.write_text(text)
-    params["train_recommender"]["bpr"]["max_epochs"] = 2
+    params["train_recommender"]["bpr"]["learning_rate"] = usual
     yaml.dump(params, path)
     train_recommender("id", root=workspace.root)
     assert (workspace.model("id", "bpr", 1) / "model.safetensors").read_bytes() == weights
