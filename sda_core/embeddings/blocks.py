@@ -191,7 +191,7 @@ class BlockFolder:
             )
         _log.info("%d items in %d blocks, %d of them taken from an earlier run", len(source), len(blocks), num_resumed)
         if num_full:
-            _log.info("%d of %d texts are longer than backbone.max_text_tokens and were truncated", num_full, len(source))
+            _log.info("%d of %d texts reach backbone.max_text_tokens and were truncated there", num_full, len(source))
         return EmbeddedItems(source.item_ids.copy(), vectors, source.shows_image.copy(), infos.pop())
 
 

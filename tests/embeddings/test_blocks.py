@@ -50,10 +50,10 @@ def test_cut_texts_are_reported(backbone, tmp_path, caplog):
     source = ItemSource(np.arange(1, 4), ["a" * 500, "short", "b" * 160], "p", "h", NoiseImages(), "text_only")
     with caplog.at_level(logging.INFO, logger="sda_core"):
         encoded(source, backbone, tmp_path)
-        assert "2 of 3 texts fill backbone.max_text_tokens" in caplog.text
+        assert "2 of 3 texts reach backbone.max_text_tokens" in caplog.text
         caplog.clear()
         encoded(source, backbone, tmp_path)  # resumed
-        assert "2 of 3 texts fill backbone.max_text_tokens" in caplog.text
+        assert "2 of 3 texts reach backbone.max_text_tokens" in caplog.text
 
 
 def test_vector_that_is_not_finite(tmp_path):

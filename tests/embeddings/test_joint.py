@@ -117,7 +117,7 @@ def test_what_fills_the_limit_is_cut_and_counted(backbone, tmp_path, caplog):
     source = ItemSource(np.arange(1, 4), ["x" * 500, "short", "y" * 500], PROMPT, "h", NoiseImages(), "placeholder")
     with caplog.at_level("INFO", logger="sda_core"):
         joint(source, backbone, tmp_path)
-    assert "2 of 3 texts fill backbone.max_text_tokens" in caplog.text
+    assert "2 of 3 texts reach backbone.max_text_tokens" in caplog.text
     inputs = backbone.joint_inputs([image_of(1)], ["x" * 500], PROMPT)
     kept = inputs["attention_mask"] * backbone.token_modalities(inputs)
     assert int(kept.sum()) == TINY.max_text_tokens, "image tokens are not counted"
