@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
 import polars as pl
 
 from sda_core import __version__
@@ -233,7 +233,7 @@ def _write_items(path: Path, items: pl.DataFrame) -> None:
                 "images": [],  # found by the item's id
                 "details": {"article_id": row["article_id"], **{name: row[name] for name in DETAILS if row[name]}},
             }
-            stream.write(orjson.dumps(item, option=orjson.OPT_APPEND_NEWLINE))
+            stream.write(f"{json.dumps(item, ensure_ascii=False)}\n".encode())
 
 
 def _place(source: Path, target: Path) -> None:

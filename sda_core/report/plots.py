@@ -20,6 +20,7 @@ NUM_COLOURS = 8
 
 _WIDTH = 360
 _TINY = 1e-300  # numbers below it have no logarithm to round, or soon none
+_NARROW = 1e-9  # a span below this share of its values is one value: labels have twelve digits at most
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 3", "10 3 3 3")
 
 
@@ -31,7 +32,7 @@ def _n(value: float) -> str:
 
 def ticks(low: float, high: float, number: int = 4) -> list[float]:
     """About ``number`` round values (1, 2 or 5 times a power of ten apart) that span ``low`` to ``high``."""
-    if not high - low > _TINY:
+    if not high - low > max(_TINY, _NARROW * max(abs(low), abs(high))):
         margin = abs(low) * 0.1 if abs(low) > _TINY else 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / number

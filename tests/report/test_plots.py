@@ -92,6 +92,7 @@ def test_line_goes_up_when_the_numbers_do_and_marks_the_best() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.2)), min_size=1, max_size=9), st.booleans())
 @example([(0.0, 5e-324)], True)
+@example([(1.0, 1e-12)], True)
 def test_ladders_stay_inside_and_in_order(values: list[tuple[float, float]], with_intervals: bool) -> None:
     rows = [
         (f"variant_{n}", Score(v, v - w if with_intervals else None, v + w if with_intervals else None))
