@@ -1,4 +1,4 @@
-"""Does adaptation pay on a shop?  Adapted vectors against what a user would take instead, with the controls that say why.
+"""Does adaptation help on a shop?  Adapted vectors against what a user would take instead, with the controls that say why.
 
 A data set is a preset of conf/dataset, with changes as `dvc exp run -S` takes them.  Its data stages run once, and each seed has
 adapters of its own: seed s trains adapter s, recommender s and draws random vectors s.
@@ -255,13 +255,13 @@ def attribute_vectors(workspace: Workspace, params: Params, *, with_text: bool) 
     placed = cells.join(values, on=["field", "value"])
     known_IA[placed["row"], placed["column"]] = 1.0
     known_IA = unit_rows(known_IA)
-    section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "balance": "none", "image_weight": 1.0})
     if with_text:
         other_ID, weight = read_table(workspace.embeddings(BASE)).text_ID, 1.0
     else:
         random = generator(params.control_embeddings.seed, "attributes")
         other_ID, weight = random.normal(size=(len(items), NOISE_WIDTH)).astype(np.float32), NOISE_LENGTH
-    section = section.model_copy(update={"text_weight": weight, "normalize": True})
+    weights = {"image_weight": 1.0, "text_weight": weight, "balance": "none"}
+    section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "normalize": True, **weights})
     return fuse(known_IA, other_ID, np.ones(len(items), dtype=bool), seen_items(workspace), section)
 
 

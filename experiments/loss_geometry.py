@@ -6,7 +6,7 @@ of steps, on all items of the built-in shop:
 
 * retrieval@1: how often an item's image and text are each other's nearest among all items (mean of both directions), by cosines
   of embeddings without the mean of their modality, as PCA in the fusion sees them, and by cosines of the embeddings as they are,
-* effective targets of the teacher, mean cosine of two items, whether the vectors collapsed, and whether ``check: stop`` refuses
+* effective targets of the teacher, mean cosine of two items, whether the vectors collapsed, and whether ``check: stop`` stops
   the training (sda_core.alignment.check),
 * linear probes of the attributes that a modality shows, as accuracy above chance (experiments.attribute_probe), of those that
   it alone shows, and of these in fused embeddings, without and with the backbone's own beside them (``with_base``).

@@ -26,7 +26,7 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.local_files import watched
-from sda_core.params import AdapterParams, Control, Oracle, Params, SequentialParams, load_params
+from sda_core.params import AdapterParams, Control, Oracle, Params, load_params
 
 BASE = "zero_shot"
 VARIANTS = {
@@ -234,10 +234,8 @@ def train_on(
     if positions_path(folder, seed).exists():
         return
     section = params.train_recommender.of(recommender)
-    chosen = dict(changes or {})
-    if not isinstance(section, SequentialParams):
-        chosen = {key: value for key, value in chosen.items() if key in type(section).model_fields}
-    section = section.model_copy(update=chosen)
+    known = {key: value for key, value in (changes or {}).items() if key in type(section).model_fields}
+    section = section.model_copy(update=known)
     keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant, fused_dim))
 
 

@@ -214,9 +214,7 @@ class ItemsParams(Section):
     ]
     max_value_chars: Count  # of each field; the rest is cut off
     image_prompt: Annotated[str, Field(min_length=1)]  # the text beside an image; {noun} is filled in
-    missing_image: Literal[
-        "placeholder", "text_only"
-    ]  # placeholder: a fixed grey image; text_only: the item has a text embedding only
+    missing_image: Literal["placeholder", "text_only"]  # show a fixed grey image instead, or make a text embedding only
 
 
 # ---------------------------------------------------------------------------------------------- backbone
