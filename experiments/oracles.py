@@ -13,6 +13,12 @@ Two questions, one runner:
 
     python -m experiments oracles --name grid --shared 0.2,0.6,1.0 --completeness 0.2,0.6,1.0 --recommenders sasrec
 
+One shop is one random draw of items, tastes and purchases.  --shop-seeds draws the same shop several times (dataset.seed) and
+adds a row with the mean over the draws.  Its 95 % interval is Student's t over the draws' means, so it covers the draw of the
+shop, its users and the seeds of the trainings:
+
+    python -m experiments oracles --name draws --shop-seeds 101,102,103,104,105 --recommenders slmrec --variants id,random,oracle
+
 No backbone is involved and no image is looked at.  A cell is a project folder below experiments/runs/oracles/NAME with raw and
 filtered data of its own; positions are kept in it, so a stopped run resumes.  The table is written to
 experiments/results/oracles-NAME with a heat map of the differences to learned ids, which `sda report --experiments` shows.
@@ -20,8 +26,9 @@ experiments/results/oracles-NAME with a heat map of the differences to learned i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -33,19 +40,21 @@ from experiments.options import THREE_SEEDS, Changes, Name, Recommenders, Root, 
 from experiments.study import (
     CUTOFF,
     Interval,
+    Panels,
     check_names,
     difference,
     gains,
     logger,
     markdown_table,
     mean_and_interval,
+    plot_intervals,
     read_positions,
     write_results,
 )
 from experiments.study import keep_positions as keep
 from experiments.workspaces import apply_changes, read_tree, save_params
 from sda_core.artifacts import INTERACTIONS, ITEMS, TRUTH, USERS, Workspace, replace_directory, write_json
-from sda_core.cli.scripts import Names, names
+from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.data.demo import truth_of
 from sda_core.data.filtering import filter_dataset
 from sda_core.embeddings import controls
@@ -76,19 +85,31 @@ Completeness = Annotated[
         "--completeness", parser=names, metavar="0.2,0.6,...", help="Values of dataset.text_completeness.", show_default=False
     ),
 ]
+ShopSeeds = Annotated[
+    Numbers | None,
+    typer.Option(
+        "--shop-seeds",
+        parser=numbers,
+        metavar="101,102,...",
+        help="Draw the shop once with each of these values of dataset.seed.",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A shop; both values are None where it is that of the params."""
+    """A shop; a value is None where it is that of the params."""
 
     shared: float | None
     completeness: float | None
+    seed: int | None = None
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"shared-{_plain(self.shared)}-complete-{_plain(self.completeness)}"
+        grid = f"shared-{_plain(self.shared)}-complete-{_plain(self.completeness)}"
+        return grid if self.seed is None else f"{grid}-seed-{self.seed}"
 
     def changes(self) -> list[str]:
         """As ``--set`` takes them."""
@@ -98,6 +119,8 @@ class Cell:
             found += [f"dataset.image_share={rest}", f"dataset.text_share={rest}"]
         if self.completeness is not None:
             found.append(f"dataset.text_completeness={self.completeness}")
+        if self.seed is not None:
+            found.append(f"dataset.seed={self.seed}")
         return found
 
 
@@ -114,12 +137,17 @@ def main(
     completeness: Completeness = None,
     seeds: Seeds = THREE_SEEDS,
     changes: Changes = None,
+    shop_seeds: ShopSeeds = None,
 ) -> None:
-    """Train what is missing, write table and heat map."""
+    """Train what is missing, write the table and a heat map, or a plot of the draws."""
     check_names("--variants", variants, KNOWN)
     names_ = Names(dict.fromkeys(["id", *variants]))
     folder = root / "experiments" / "runs" / "oracles" / name
-    cells = [Cell(*values) for values in product(_values("--shared", shared), _values("--completeness", completeness))]
+    if shop_seeds is not None and len(set(shop_seeds)) < 2:
+        raise ConfigError("--shop-seeds", "an interval over draws needs two different seeds or more", "e.g. 101,102,103")
+    drawn: Sequence[int | None] = [None] if shop_seeds is None else list(dict.fromkeys(shop_seeds))
+    grid = product(_values("--shared", shared), _values("--completeness", completeness), drawn)
+    cells = [Cell(*values) for values in grid]
     shops = {cell: prepare(root / "params.yaml", folder / cell.name, [*(changes or []), *cell.changes()]) for cell in cells}
     for seed in seeds:  # one seed of the whole grid first
         for (workspace, params), recommender in product(shops.values(), recommenders):
@@ -129,6 +157,9 @@ def main(
     for recommender in recommenders:
         tables += [table(shops, names_, recommender, seeds, group) for group in ("all", "tail", "cold")]
     results = write_results("\n".join(tables), "oracles", name, root)
+    if shop_seeds is not None:
+        plot_draws(results / "plot.png", shops, names_[1:], recommenders, seeds)
+        return
     for recommender in recommenders:
         measured = {variant: differences(shops, variant, recommender, seeds) for variant in names_[1:]}
         plot_maps(results / f"{'plot' if recommender == recommenders[0] else recommender}.png", measured, recommender)
@@ -240,22 +271,69 @@ def _gains(workspace: Workspace, params: Params, variant: str, recommender: str,
 
 
 def table(shops: Shops, variants: Sequence[str], recommender: str, seeds: Sequence[int], group: str) -> str:
-    """A row for each cell: NDCG@10 of learned ids, and what each other kind of vectors adds to it."""
+    """A row for each shop: NDCG@10 of learned ids, and what each other kind of vectors adds to it.
+
+    Draws of one shop are followed by a row with their means.
+    """
     rows: list[list[str]] = []
+    of_draws: dict[Cell, list[list[np.ndarray]]] = {}
     for cell, (workspace, params) in shops.items():
-        ids_SU = _gains(workspace, params, "id", recommender, seeds, group)
+        ids_SU, *others = [_gains(workspace, params, variant, recommender, seeds, group) for variant in variants]
         if not ids_SU.size:
             continue
-        dataset = cast("DemoDataset", params.dataset)
-        shares = [f"{1.0 - dataset.image_share - dataset.text_share:.2g}", f"{dataset.text_completeness:g}"]
-        row = [*shares, str(ids_SU.shape[1]), f"{ids_SU.mean():.4f}"]
-        for variant in variants[1:]:
-            own_SU = _gains(workspace, params, variant, recommender, seeds, group)
-            row.append(f"{own_SU.mean():.4f}, {difference(own_SU - ids_SU, params.evaluate, cell.name)}")
-        rows.append(row)
-    heads = ["shared taste", "completeness", "users", "id", *(f"{variant}, minus id" for variant in variants[1:])]
+        rows.append([*_labels(cell, params), str(ids_SU.shape[1]), f"{ids_SU.mean():.4f}"])
+        rows[-1] += [f"{own_SU.mean():.4f}, {difference(own_SU - ids_SU, params.evaluate, cell.name)}" for own_SU in others]
+        draws = of_draws.setdefault(replace(cell, seed=None), [])
+        draws.append([ids_SU, *others])
+        if cell.seed is not None and len(draws) == sum(replace(one, seed=None) == replace(cell, seed=None) for one in shops):
+            rows.append([*_labels(cell, params)[:2], f"all {len(draws)}", str(sum(draw[0].shape[1] for draw in draws))])
+            rows[-1].append(f"{np.mean([draw[0].mean() for draw in draws]):.4f}")
+            for place in range(1, len(variants)):
+                mean, low, high = over_draws([float((draw[place] - draw[0]).mean()) for draw in draws])
+                level = np.mean([draw[place].mean() for draw in draws])
+                rows[-1].append(f"{level:.4f}, {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+    draw = ["draw"] if any(cell.seed is not None for cell in shops) else []
+    heads = ["shared taste", "completeness", *draw, "users", "id", *(f"{variant}, minus id" for variant in variants[1:])]
     title = f"NDCG@{CUTOFF} of {recommender}, {'all users' if group == 'all' else f'{group} targets'}, {len(seeds)} seeds"
     return markdown_table(heads, rows, title)
+
+
+def _labels(cell: Cell, params: Params) -> list[str]:
+    """Where a shop lies on the grid, and the seed of a draw."""
+    dataset = cast("DemoDataset", params.dataset)
+    shares = [f"{1.0 - dataset.image_share - dataset.text_share:.2g}", f"{dataset.text_completeness:g}"]
+    return shares if cell.seed is None else [*shares, str(cell.seed)]
+
+
+def over_draws(means: Sequence[float]) -> Interval:
+    """Mean of the draws' means, with the 95 % interval of Student's t.
+
+    ``m -+ t(n - 1, .975) s / sqrt(n)`` with the standard deviation ``s`` of the ``n`` means.  Draws are independent, so this
+    covers everything that differs between them.
+    """
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+    count, mean = len(means), float(np.mean(means))
+    margin = float(stdtrit(count - 1, 0.975)) * float(np.std(means, ddof=1)) / math.sqrt(count)
+    return mean, mean - margin, mean + margin
+
+
+def plot_draws(path: Path, shops: Shops, variants: Sequence[str], recommenders: Sequence[str], seeds: Sequence[int]) -> None:
+    """Differences in NDCG@10 to learned ids: a panel for each recommender and kind of vectors, a line for each draw."""
+    panels: Panels = {}
+    for recommender, variant in product(recommenders, variants):
+        measured = differences(shops, variant, recommender, seeds)
+        lines = {_line(cell): interval for cell, interval in measured.items()}
+        for grid in dict.fromkeys(replace(cell, seed=None) for cell in measured):
+            means = [mean for cell, (mean, _, _) in measured.items() if replace(cell, seed=None) == grid]
+            lines[_line(grid)] = over_draws(means)
+        panels[f"{recommender}: {variant} - id"] = lines
+    plot_intervals(path, panels, f"NDCG@{CUTOFF} minus ids", zero=True, columns=len(variants))
+
+
+def _line(cell: Cell) -> str:
+    place = "" if cell.shared is None and cell.completeness is None else f" ({_plain(cell.shared)}, {_plain(cell.completeness)})"
+    return ("all draws" if cell.seed is None else f"draw {cell.seed}") + place
 
 
 def differences(shops: Shops, variant: str, recommender: str, seeds: Sequence[int]) -> dict[Cell, Interval]:

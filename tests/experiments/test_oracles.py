@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments import oracles
 from experiments.study import read_positions
@@ -75,3 +76,34 @@ def test_mistakes_are_one_line(shop: Workspace) -> None:
         oracles.main("m", Names(("pop",)), Names(("oracle",)), shop.root, Names(("half",)))
     with pytest.raises(ConfigError, match=r"dataset\.text_completeness: should be less than or equal to 1"):
         oracles.main("m", Names(("pop",)), Names(("oracle",)), shop.root, None, Names(("1.5",)))
+
+
+def test_draws_of_one_shop(shop: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    def drawn(*seeds: int) -> None:
+        numbers = Numbers(seeds)
+        oracles.main(
+            "draws", Names(("vbpr",)), Names(("oracle",)), shop.root, seeds=Numbers((1, 2)), changes=SMALL, shop_seeds=numbers
+        )
+
+    drawn(11, 12, 13)
+    out = capsys.readouterr().out
+    folder = shop.root / "experiments" / "runs" / "oracles" / "draws"
+    names = [f"shared-default-complete-default-seed-{seed}" for seed in (11, 12, 13)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    means, users = [], 0
+    for name in names:
+        own, ids = (
+            np.array([per_user("ndcg", f["position"].to_numpy(), 10) for f in read_positions(folder / name / p, [1, 2])])
+            for p in ("positions/vbpr/oracle", "positions/vbpr/id")
+        )
+        means.append(float((own - ids).mean()))
+        users += own.shape[1]
+    assert len(set(means)) == 3  # other draws, other shops
+    expected = stats.t.interval(0.95, 2, loc=np.mean(means), scale=stats.sem(means))
+    last = next(line for line in out.splitlines() if "| all 3 |" in line)
+    cells = [cell.strip() for cell in last.strip("|").split("|")]
+    assert cells[3] == str(users)
+    assert cells[5].endswith(f"{np.mean(means):+.4f} [{expected[0]:+.4f}, {expected[1]:+.4f}]")
+    assert (shop.root / "experiments" / "results" / "oracles-draws" / "plot.png").stat().st_size > 5000
+    with pytest.raises(ConfigError, match="--shop-seeds: an interval over draws needs two different seeds or more"):
+        drawn(11, 11)
