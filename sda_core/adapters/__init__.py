@@ -9,10 +9,10 @@
     with modality(model, "image"):
         image_BD = model(**image_inputs)
 
-Instead of a name, ``modality`` takes ids: one per row, or one per token where a sequence holds images and text.
-``print(targets(base, pattern))`` shows what a pattern would hit.
+Instead of a name, ``modality`` accepts ids: one per row, or one per token if a sequence holds images and text.
+``print(targets(base, pattern))`` lists the modules that a pattern matches.
 
-Adapters take any ``nn.Module``; nothing here knows which model it adapts.
+Adapters work on any ``nn.Module``; nothing here depends on the model that is adapted.
 """
 
 from __future__ import annotations
@@ -71,21 +71,21 @@ def build(
     *,
     seed: int,
 ) -> PeftModel:
-    """Adapt the linear layers that a pattern names, and make sure that they are the intended ones.
+    """Adapt the linear layers that a pattern matches, after checking their number.
 
-    A pattern that also meets the vision tower, or that meets nothing after a library renamed its modules, would train
-    something else without a word; the count is checked before the model is touched.
+    A pattern that also matches the vision tower, or that matches nothing because a library renamed its modules, would
+    silently train the wrong layers.  So the count is checked before the model is changed.
 
     Args:
         model: the base model; its layers are replaced in place and its own weights frozen.
-        params: the adapter's section.
+        params: the adapter's section of the params.
         modalities: names, in the order of their ids.
         target_modules: a regular expression that must match a module's full name.
-        num_expected: how many modules that should be.
-        seed: of the initial weights, which do not depend on the generator's state.
+        num_expected: how many modules it should match.
+        seed: seed of the initial weights, which do not depend on the state of torch's generator.
 
     Returns:
-        The PEFT model, adapter ``default``.
+        The PEFT model; the adapter is named ``default``.
 
     Raises:
         TrainingError: the pattern matches another number of modules, or one that is not a linear layer.
@@ -110,7 +110,7 @@ def build(
 
 
 def config_of(params: AdapterParams, modalities: Sequence[str], target_modules: str) -> MoDAConfig:
-    """What the adapter of a params section is; arguments as in :func:`build`."""
+    """The adapter configuration for a params section; arguments as in :func:`build`."""
     return MoDAConfig(
         r=params.r,
         lora_alpha=params.lora_alpha,
@@ -128,10 +128,10 @@ def config_of(params: AdapterParams, modalities: Sequence[str], target_modules: 
 
 @contextmanager
 def base_model(model: nn.Module) -> Generator[None]:
-    """Context in which a model computes what its base does: adapters off, in evaluation mode, without gradients.
+    """Context in which a model computes its base model's output: adapters off, evaluation mode, no gradients.
 
-    Works in the middle of a training step: PEFT's ``disable_adapter`` also switches off that the adapter's parameters take
-    gradients, and back on, which a sharded parameter remembers.  Here nothing but the computation changes.
+    It can be used in the middle of a training step.  PEFT's ``disable_adapter`` also toggles ``requires_grad`` of the
+    adapter's parameters, which breaks sharded parameters; this context changes nothing but the computation.
 
     Raises:
         TrainingError: inside ``merged_modality``.
@@ -153,7 +153,7 @@ def base_model(model: nn.Module) -> Generator[None]:
 
 
 def gate_values(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
-    """How much each expert counts, by layer: ``(M, E)``, float32 on the CPU.
+    """The gate values (weights of the experts) of each layer: ``(M, E)``, float32 on the CPU.
 
     Raises:
         TrainingError: the model has no MoDA layer.
@@ -166,7 +166,7 @@ def gate_values(model: nn.Module, adapter_name: str = "default") -> dict[str, Te
 
 
 def adapter_is_zero(model: nn.Module, adapter_name: str = "default") -> bool:
-    """Whether the adapter changes nothing in any layer (an adapter that was never trained, or could not be).
+    """Whether the adapter changes no layer's output (it was never trained, or training had no effect).
 
     Raises:
         TrainingError: the model has no MoDA layer.

@@ -1,4 +1,4 @@
-"""The model card of a saved adapter: the same text for the same adapter, whenever and wherever it is written."""
+"""The model card of a saved adapter.  The text is deterministic: the same adapter always gets the same card."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _GATES = {
 
 
 def model_card(model: PeftModel, base_model: str | None, revision: str | None = None) -> str:
-    """What the adapters of a model are, in Markdown with the hub's front matter.
+    """The description of a model's adapters as Markdown with the hub's front matter.
 
-    No versions, dates or paths: two runs with equal results write equal files.
+    It holds no versions, dates or paths, so two runs with equal results write equal files.
 
     Args:
-        model: with one MoDA adapter or several.
-        base_model: hub id or name of the model that was adapted; None where it has none.
-        revision: which one that is, where it is known.
+        model: a model with one MoDA adapter or several.
+        base_model: hub id or name of the model that was adapted; None if it has none.
+        revision: revision of the base model; None if unknown.
     """
     hub_id = base_model is not None and _HUB_ID.fullmatch(base_model) is not None
     head = [

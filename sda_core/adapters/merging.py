@@ -1,4 +1,4 @@
-"""MoDA folded into the base weights, for one modality at a time: a pass then costs what the base model's costs."""
+"""Merge MoDA into the base weights, for one modality at a time; a pass then costs as much as one of the base model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def moda_layers(model: nn.Module) -> Iterator[tuple[str, MoDALinear]]:
     """The adapted layers with their names.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: the model has no MoDA layer.
     """
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, MoDALinear)]
     if not found:
@@ -25,7 +25,7 @@ def moda_layers(model: nn.Module) -> Iterator[tuple[str, MoDALinear]]:
 
 
 def depends_on_modality(model: nn.Module) -> bool:
-    """Whether an active MoDA adapter mixes its experts by the modality: then it is another weight for each modality.
+    """Whether an active MoDA adapter depends on the modality, so that each modality has its own merged weight.
 
     False for a model without MoDA layers.
     """
@@ -39,18 +39,18 @@ def depends_on_modality(model: nn.Module) -> bool:
 
 
 def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> None:
-    """Fold the active adapters into the base weights, for one modality; then a pass costs what the base model costs.
+    """Merge the active adapters into the base weights, for one modality; a pass then costs as much as one of the base model.
 
-    The model stays a PEFT model; ``unmerge_modality`` restores the base weights to the bit, and a pass inside
+    The model stays a PEFT model.  ``unmerge_modality`` restores the base weights bit for bit.  A pass inside
     ``with modality(model, other)`` is rejected.  Merging for another modality unmerges first.
 
     Args:
         model: a model with MoDA layers.
-        name: of the modality.
+        name: name of the modality.
         safe_merge: reject weights that are not finite.
 
     Raises:
-        TrainingError: no such modality, no MoDA layer, or a base weight that takes no sum or is tied to another module's.
+        TrainingError: no such modality, no MoDA layer, or a base weight that is quantised, sharded or tied to another module.
     """
     with modality(model, name):
         check_untied(model)
@@ -58,13 +58,13 @@ def merge_modality(model: nn.Module, name: str, safe_merge: bool = False) -> Non
         try:
             for _, layer in moda_layers(model):
                 layer.merge(safe_merge=safe_merge)
-        except TrainingError:  # all layers or none
+        except TrainingError:  # merge all layers or none
             unmerge_modality(model)
             raise
 
 
 def unmerge_modality(model: nn.Module) -> None:
-    """Undo :func:`merge_modality`; nothing happens where nothing is merged.
+    """Undo :func:`merge_modality`; has no effect if nothing is merged.
 
     Raises:
         TrainingError: the model has no MoDA layer.
@@ -76,13 +76,13 @@ def unmerge_modality(model: nn.Module) -> None:
 
 @contextmanager
 def merged_modality(model: nn.Module, name: str) -> Generator[None]:
-    """Passes of one modality with the adapter folded into the base weights, which come back to the bit, errors or not.
+    """Context for passes of one modality with the adapter merged; restores the base weights bit for bit, also after errors.
 
-    Meanwhile the adapted layers stand aside for the linear layers they wrap, so a pass *is* one of the base model, and
-    ``torch.compile`` sees nothing else.  Adapters cannot be switched, added, disabled or merged inside the block.  In exact
-    arithmetic the passes are those of ``with modality(model, name)``.  In float32 they agree up to rounding; with bfloat16
-    weights the sum of weight and adapter is rounded to bfloat16 once, where the unmerged pass rounds two products and their
-    sum, so the two differ by a few units in the last place (2^-8).
+    Inside the block the adapted layers are replaced by the linear layers that they wrap, so a pass runs the plain base model,
+    also under ``torch.compile``.  Adapters cannot be switched, added, disabled or merged inside the block.  In exact
+    arithmetic the results equal those of ``with modality(model, name)``.  In float32 they agree up to rounding.  With
+    bfloat16 weights the sum of weight and adapter is rounded to bfloat16 once, whereas the unmerged pass rounds two products
+    and their sum, so the two differ by a few units in the last place (2^-8).
 
     Raises:
         TrainingError: as :func:`merge_modality`; or a merged weight is not finite.

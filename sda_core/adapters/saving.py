@@ -1,4 +1,4 @@
-"""An adapter on disk: written, and put around its base model again; or the base model alone, seen the same way."""
+"""Save an adapter, and load it around its base model; or load the base model alone through the same interface."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ ModalityContext = Callable[[str], AbstractContextManager[object]]
 def save(model: PeftModel, folder: Path, base_model: str | None = None, revision: str | None = None) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT does, and a model card, ``README.md``.
 
-    Nothing in them depends on when, where or by which run they are written: PEFT would note the folder that the base
-    model was read from, of which only the last part is kept here.
+    The files do not depend on the time, place or run: PEFT would store the folder that the base model was read from, of
+    which only the last part is kept here.
 
     Args:
-        model: with one adapter or several; those that are not named ``default`` go into sub-folders.
-        folder: is made where it does not exist; a ``README.md`` in it is replaced.
-        base_model: hub id or name of the base model; None for what the model says about itself.
-        revision: of the base model: the hub's commit, which goes into ``adapter_config.json`` too, or whatever else says
-            which one it is.
+        model: a model with one adapter or several; adapters that are not named ``default`` go into sub-folders.
+        folder: created if it does not exist; a ``README.md`` in it is replaced.
+        base_model: hub id or name of the base model; None: read it from the model's configuration.
+        revision: revision of the base model: the hub's commit, which is also written to ``adapter_config.json``, or another
+            identifier.
     """
     name = base_model or getattr(model.get_base_model(), "name_or_path", None) or None
     if name is not None and (Path(name).is_absolute() or Path(name).is_dir()):
         name = Path(name).name
     commit = revision if revision is not None and re.fullmatch("[0-9a-f]{40}", revision) else None
     with _configs(model, name, commit):
-        # False: no look on the hub for a resized vocabulary
+        # False: do not query the hub for a resized vocabulary
         model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").write_text(model_card(model, name, revision), encoding="utf-8")
 
 
 @contextmanager
 def _configs(model: PeftModel, base_model: str | None, revision: str | None) -> Generator[None]:
-    """The adapters' configurations with another base model, while they are saved."""
+    """Context in which the adapters' configurations name another base model, for saving."""
     before = {name: (config.base_model_name_or_path, config.revision) for name, config in model.peft_config.items()}
     try:
         for config in model.peft_config.values():
@@ -57,15 +57,15 @@ def _configs(model: PeftModel, base_model: str | None, revision: str | None) -> 
 
 
 def load(model: nn.Module, folder: Path | None, *, merge: bool = False) -> tuple[nn.Module, ModalityContext]:
-    """Put a saved adapter into a base model, frozen.
+    """Load a saved adapter into a base model, frozen.
 
     Args:
         model: the base model; its layers are replaced in place.
-        folder: what :func:`save` or PEFT wrote; None for the base model as it is.
-        merge: around a modality's passes, fold the adapter into the base weights (:func:`merged_modality`).
+        folder: folder written by :func:`save` or PEFT; None for the base model alone.
+        merge: merge the adapter into the base weights during the passes of a modality (:func:`merged_modality`).
 
     Returns:
-        The model in evaluation mode, and what to enter around a pass of a modality (nothing, without an adapter).
+        The model in evaluation mode, and the context to enter around a pass of a modality (a null context without adapter).
 
     Raises:
         ArtifactError: a file is missing or damaged, or the adapter does not fit the model.
@@ -74,7 +74,7 @@ def load(model: nn.Module, folder: Path | None, *, merge: bool = False) -> tuple
         return model.eval(), lambda name: nullcontext(name)
     advice = "run `dvc repro` to train it again"
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():  # PEFT would take the folder for a name on the hub
+        if not (folder / name).is_file():  # PEFT would treat the folder as a hub id
             raise ArtifactError(str(folder / name), "adapter is missing", advice)
     try:
         with without_rename_warning():
@@ -92,7 +92,7 @@ def load(model: nn.Module, folder: Path | None, *, merge: bool = False) -> tuple
 
 @contextmanager
 def without_rename_warning() -> Generator[None]:
-    """PEFT 0.21 asks transformers 5.23 for a property under its former name; that is between the two of them."""
+    """Silence a deprecation warning: PEFT 0.21 reads a property of transformers 5.23 under its former name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield

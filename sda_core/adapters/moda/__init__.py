@@ -1,4 +1,4 @@
-"""MoDA, modality-disentangled adaptation, as a PEFT method of its own; ``layer.py`` shows a pass from beginning to end."""
+"""MoDA, modality-disentangled adaptation, as a PEFT method; ``layer.py`` holds the complete forward pass."""
 
 from sda_core.adapters.moda.config import PEFT_TYPE, MoDAConfig
 from sda_core.adapters.moda.layer import MoDALayer, MoDALinear

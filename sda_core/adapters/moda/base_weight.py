@@ -1,4 +1,4 @@
-"""Adapters in the base weight: added for one modality, and taken out again to the bit."""
+"""Merging adapters into the base weight for one modality, and unmerging them bit for bit."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sda_core.errors import TrainingError
 class MergingLayer(GatedLayer):
     """The part of a MoDA layer that merges.
 
-    A sum is rounded to the base weight's type once, however many merges it took.  The weight as it was is kept on the CPU, so
-    that :meth:`unmerge` restores it to the bit; subtracting, as PEFT does it, would not, least of all in bfloat16.
+    The sum is rounded to the base weight's type once, for any number of merges.  The original weight is kept on the CPU, so
+    :meth:`unmerge` restores it bit for bit; subtraction, as in PEFT, would not, least of all in bfloat16.
 
-    Quantised weights are rejected: their rounding is as large as the adapter can be, and each kind is packed in its own way.
-    Unmerged passes call the base layer, so they work on any kind.
+    Quantised weights are rejected: their rounding error can be as large as the adapter, and each kind has its own packing.
+    Unmerged passes call the base layer, so they work with any kind.
     """
 
     def __init__(self) -> None:
         self.merged_adapters: list[str] = []
-        self._merged_for: dict[str, str] = {}  # the modality, by name, of merged adapters whose gate depends on it
-        self._unmerged: Tensor | None = None  # the base weight without them, while they are in it
+        self._merged_for: dict[str, str] = {}  # adapter name: modality, for merged adapters whose gate depends on it
+        self._unmerged: Tensor | None = None  # the original base weight, while adapters are merged
 
     @abstractmethod
     def get_delta_weight(self, adapter_name: str, modality_name: str | None = None) -> Tensor:
@@ -35,18 +35,18 @@ class MergingLayer(GatedLayer):
 
     @property
     def merged_modality(self) -> str | None:
-        """The modality that the layer is merged for; None where the merged adapters treat all alike."""
+        """The modality that the layer is merged for; None if the merged adapters do not depend on it."""
         return next(iter(self._merged_for.values()), None)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the base weight, for the modality of the open ``with modality(...)``.
+        """Add adapters to the base weight, for the modality of the current ``with modality(...)``.
 
-        Merging changes no output: active adapters that are not merged are still added in each pass.  PEFT's own methods
-        leave them out.
+        Merging changes no output: active adapters that are not merged are still added in each pass, unlike in PEFT's own
+        methods.
 
         Args:
             safe_merge: reject a result that is not finite.
-            adapter_names: which; None for the active ones.
+            adapter_names: names of the adapters; None for the active ones.
 
         Raises:
             TrainingError: the gate depends on the modality and none is set, the layer is merged for another modality,
@@ -66,7 +66,7 @@ class MergingLayer(GatedLayer):
         self._put_in(list(dict.fromkeys([*self.merged_adapters, *names])), merged_for, safe_merge)
 
     def unmerge(self) -> None:
-        """Put the base weight back, to the bit."""
+        """Restore the base weight, bit for bit."""
         if not self.merged_adapters:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -74,13 +74,13 @@ class MergingLayer(GatedLayer):
         self.merged_adapters, self._merged_for = [], {}
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Turn the adapters on or off; what was merged is merged again when they are turned on."""
+        """Enable or disable the adapters; merged adapters are merged again when they are enabled."""
         super().enable_adapters(enabled)
         if enabled:
             self._put_back_in()
 
     def _put_in(self, names: list[str], merged_for: dict[str, str], safe_merge: bool = False) -> None:
-        """Make the base weight the one without adapters plus these; nothing changes where that fails."""
+        """Set the base weight to the original weight plus these adapters; changes nothing on failure."""
         weight = _plain_weight(self.get_base_layer())
         unmerged = weight.data.to("cpu") if self._unmerged is None else self._unmerged
         with torch.no_grad():
@@ -94,7 +94,7 @@ class MergingLayer(GatedLayer):
         self.merged_adapters, self._merged_for = list(names), dict(merged_for)
 
     def _take_out(self) -> None:
-        """Put the base weight back, to the bit; the adapters count as merged."""
+        """Restore the base weight bit for bit; the adapters still count as merged."""
         if self._unmerged is not None:
             weight = _plain_weight(self.get_base_layer())
             weight.data = self._unmerged.to(weight.device, weight.dtype)
@@ -143,7 +143,7 @@ def _plain_weight(layer: nn.Module) -> Tensor:
     """The weight ``(O, D)``, a floating-point tensor.
 
     Raises:
-        TrainingError: it is quantised or sharded.
+        TrainingError: the weight is quantised or sharded.
     """
     weight = layer.weight
     assert isinstance(weight, Tensor)

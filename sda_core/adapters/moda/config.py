@@ -1,4 +1,4 @@
-"""What a MoDA adapter is: the part that is saved as ``adapter_config.json``."""
+"""The configuration of a MoDA adapter, saved as ``adapter_config.json``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sda_core.errors import ConfigError
 
 
 class MoDAPeftType(str, enum.Enum):  # noqa: UP042 (as PEFT's own: its text is MoDAPeftType.MODA, a StrEnum's is MODA)
-    """The method's name, as a member of an enumeration: PEFT reads its types as ``PeftType.LORA`` and ``.value``.
+    """The name of the method as an enumeration member, because PEFT reads types as ``PeftType.LORA`` and ``.value``.
 
-    PEFT's own enumeration cannot be extended.  The member is equal to the plain string, and is saved as one.
+    PEFT's own enumeration cannot be extended.  The member equals the plain string and is saved as such.
     """
 
     MODA = "MODA"
@@ -29,7 +29,7 @@ _VARIANTS = ("paper", "reference")
 
 
 class GateKind(NamedTuple):
-    """What the rest of the code has to know about a kind of gate."""
+    """Properties of a kind of gate."""
 
     is_learned: bool
     depends_on_modality: bool
@@ -40,7 +40,7 @@ GATES = {
     "onehot": GateKind(is_learned=False, depends_on_modality=True),
     "uniform": GateKind(is_learned=False, depends_on_modality=False),
 }
-"""By name; their formulas are in ``gates.py``."""
+"""The kinds of gates by name; their formulas are in ``gates.py``."""
 
 
 def _default_modalities() -> list[str]:
@@ -49,7 +49,7 @@ def _default_modalities() -> list[str]:
 
 @dataclass
 class MoDAConfig(PeftConfig):
-    """Modality-disentangled adaptation: a LoRA split into experts that a gate mixes by the input's modality.
+    """Modality-disentangled adaptation: LoRA split into experts, mixed by a gate that depends on the modality.
 
     Args:
         r: LoRA rank.  With ``expert_rank="split"`` it is the total over the experts (each has ``r / num_experts``);
@@ -57,9 +57,9 @@ class MoDAConfig(PeftConfig):
         lora_alpha: numerator of the scale ``lora_alpha / r``.
         use_rslora: the scale is ``lora_alpha / sqrt(r)`` instead (rank-stabilised LoRA, arXiv 2312.03732).
         lora_dropout: dropout on the adapter's input while training.
-        variant: ``"paper"``, the experts see the input through one dropout mask, as one LoRA does; ``"reference"``, each
-            draws a mask of its own, as the paper's public code does (in training that costs a matmul per expert).  The two
-            have the same parameters, and the same values where nothing is dropped.
+        variant: ``"paper"``, all experts share one dropout mask, as one LoRA does; ``"reference"``, each expert draws its own
+            mask, as the paper's public code does (in training that costs a matmul per expert).  Both have the same
+            parameters, and the same outputs without dropout.
         num_experts: E; one expert is plain LoRA.
         expert_rank: ``"split"`` or ``"full"``, see ``r``.
         gate: ``"modality"``, a learned softmax over the experts for each modality; ``"onehot"``, each modality owns
@@ -68,10 +68,10 @@ class MoDAConfig(PeftConfig):
         modalities: their names, in the order of the ids that :class:`~sda_core.adapters.modality` takes.
         modality_dim: width of the modality embeddings of the learned gate.
         target_modules: a list of name suffixes, or one regular expression that must match a module's full name.
-        exclude_modules: the same, for modules to leave out.
-        plain_modules: the same, for targeted modules that get one plain LoRA of rank ``r`` and no gate, whatever the
-            modality (the public code does this to the vision tower's layers).
-        modules_to_save: name suffixes of modules to train as they are and to save beside the adapter.
+        exclude_modules: modules to exclude, in the same form.
+        plain_modules: targeted modules that get one plain LoRA of rank ``r`` without a gate, in the same form (the public
+            code does this to the layers of the vision tower).
+        modules_to_save: name suffixes of modules that are trained in full and saved with the adapter.
 
     Raises:
         ConfigError: a value is out of range, or values do not fit each other.
@@ -141,11 +141,11 @@ class MoDAConfig(PeftConfig):
 
     @property
     def scale(self) -> float:
-        """What the sum over the experts is multiplied with."""
+        """The factor of the sum over the experts."""
         return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
     def for_module(self, name: str) -> MoDAConfig:
-        """What the adapter is in one module: this, or plain LoRA in those that ``plain_modules`` names."""
+        """The configuration for one module: this one, or plain LoRA for a module in ``plain_modules``."""
         plain = self.plain_modules
         if isinstance(plain, str):
             matches = re.fullmatch(plain, name) is not None
@@ -164,23 +164,23 @@ class MoDAConfig(PeftConfig):
 
     @property
     def depends_on_modality(self) -> bool:
-        """Whether the output differs between modalities; one expert, or a uniform gate, treats all alike."""
+        """Whether the output depends on the modality; with one expert or a uniform gate it does not."""
         return self.num_experts > 1 and GATES[self.gate].depends_on_modality
 
     @property
     def gate_shapes(self) -> dict[str, tuple[int, int]]:
-        """Shapes of the gate's parameters in a layer, by name; empty where the gate is not learned, or has one expert."""
+        """Shapes of the gate's parameters in a layer, by name; empty if the gate is not learned or there is one expert."""
         if self.num_experts == 1 or not GATES[self.gate].is_learned:
             return {}
         return {"moda_embedding": (len(self.modalities), self.modality_dim), "moda_gate": (self.num_experts, self.modality_dim)}
 
     @property
     def is_prompt_learning(self) -> bool:
-        """Never; PEFT asks."""
+        """Always False; part of PEFT's interface."""
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; sets become sorted lists, so that the saved file does not depend on hash order."""
+        """The fields as plain values; sets become sorted lists, so that the saved file does not depend on hash order."""
         return {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}
 
 

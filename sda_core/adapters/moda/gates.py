@@ -1,8 +1,8 @@
-"""The gate: its values by modality, and the factors of all layers of a pass, computed at once.
+"""The gate values of each modality, and the factors of all layers of a pass, computed at once.
 
-The factors of a layer are ``(alpha / r) g(m)``, each number repeated for the ranks of its expert.  Layer by layer that is
-eight small operations, forward and back, which cost more than the layer's own matmuls wherever a pass is bound by calls
-(measured: 2.1 x LoRA's step at the width of a 7B model on a GPU).  So the first layer of a pass computes those of all.
+The factors of a layer are ``(alpha / r) g(m)``, each value repeated for the ranks of its expert.  Layer by layer that takes
+eight small operations, forward and backward, which cost more than the layer's own matmuls if a pass is launch-bound
+(measured: 2.1 x LoRA's step at the width of a 7B model on a GPU).  So the first layer of a pass computes the factors of all.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from sda_core.errors import ConfigError
 
 
 def learned_gate(config: MoDAConfig, embedding_MW: Tensor, weight_EW: Tensor) -> Tensor:
-    """The gates that are learned: ``(..., M, E)`` of ``(..., M, W)`` and ``(..., E, W)``, in float32 at least.
+    """Learned gates: ``(..., M, E)`` from ``(..., M, W)`` and ``(..., E, W)``, at least float32.
 
     ``modality`` is ``softmax(W_g Emb_m)``.
 
-    It is a handful of numbers, and each scales a whole expert, so it is never worth half precision: neither that of an
-    adapter in bfloat16 nor that of ``torch.autocast``.
+    A gate has few values and each scales a whole expert, so it is never computed in half precision, neither for an adapter
+    in bfloat16 nor under ``torch.autocast``.
 
     Raises:
-        ConfigError: the kind of gate has no formula here.
+        ConfigError: unknown kind of learned gate.
     """
     dtype = torch.promote_types(embedding_MW.dtype, torch.float32)
     with _without_autocast(embedding_MW.device.type):
@@ -45,7 +45,7 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 
 def equal_share(config: MoDAConfig) -> float | None:
-    """The gate's number where it is the same for all experts and modalities, or None; a pass then needs no tensor of gates.
+    """The gate value if it is the same for all experts and modalities, else None; a pass then needs no gate tensor.
 
     ``uniform`` is ``1 / E``.  With one expert every kind is 1.
     """
@@ -53,12 +53,12 @@ def equal_share(config: MoDAConfig) -> float | None:
 
 
 def fixed_gate(config: MoDAConfig, like: Tensor) -> Tensor:
-    """The gates that are not learned: ``(M, E)``, in the type and on the device of ``like``.
+    """Gates that are not learned: ``(M, E)``, with the dtype and device of ``like``.
 
-    :func:`equal_share` where there is one; ``onehot`` gives the experts of a modality 1 and the others 0.
+    :func:`equal_share` if it is not None; ``onehot`` gives the experts of a modality 1 and the others 0.
 
     Raises:
-        ConfigError: the kind of gate has no formula here.
+        ConfigError: unknown kind of fixed gate.
     """
     M, E = len(config.modalities), config.num_experts
     share = equal_share(config)
@@ -78,12 +78,12 @@ def _no_formula(config: MoDAConfig, function: str) -> ConfigError:
 
 
 def factors(gates: Tensor, config: MoDAConfig) -> Tensor:
-    """What multiplies each rank, the scale ``alpha / r`` included: ``(..., R)`` of gates ``(..., E)``."""
+    """The factor of each rank, scale ``alpha / r`` included: ``(..., R)`` from gates ``(..., E)``."""
     return (gates * config.scale).unsqueeze(-1).expand(*gates.shape, config.rank_per_expert).flatten(-2)
 
 
 class GatedLayer(BaseTunerLayer):
-    """The part of an adapted layer that its gates need, by adapter name; :class:`MoDALayer` fills it."""
+    """The attributes of an adapted layer that its gates need, by adapter name; :class:`MoDALayer` fills them."""
 
     moda_owner: Any
     moda_config: dict[str, MoDAConfig]
@@ -91,9 +91,9 @@ class GatedLayer(BaseTunerLayer):
     moda_gate: nn.ParameterDict
 
     def gate_parameters(self, adapter_name: str) -> GateParameters | None:
-        """Those of an adapter; None where the gate is not learned, or something else is in a parameter's place.
+        """The gate parameters of an adapter; None if the gate is not learned or a parameter is replaced by another tensor.
 
-        ``functional_call`` and sharding put other tensors there, and a parameter made in inference mode has no version.
+        ``functional_call`` and sharding replace parameters, and a parameter made in inference mode has no version.
         """
         if adapter_name not in self.moda_gate:
             return None
@@ -104,7 +104,7 @@ class GatedLayer(BaseTunerLayer):
 
 
 class GateParameters(NamedTuple):
-    """Parameters of a gate, and the versions by which autograd counts their changes."""
+    """Parameters of a gate with their autograd version counters."""
 
     embedding: nn.Parameter
     gate: nn.Parameter
@@ -112,19 +112,19 @@ class GateParameters(NamedTuple):
     gate_version: int
 
     def is_same_as(self, other: GateParameters) -> bool:
-        """Whether those are the same parameters with the same values."""
+        """Whether the other ones are the same parameters with the same values."""
         return self.embedding is other.embedding and self.gate is other.gate and self[2:] == other[2:]
 
 
 class SharedFactors:
     """Factors by layer, for the passes of one modality.
 
-    The first layer of a pass that asks has them computed for all, and each layer takes its own out.  A layer that finds
-    nothing is in the next pass, and they are computed again, as they are where a parameter has changed since.
+    The first layer of a pass triggers the computation for all layers, and each layer pops its own factors.  If a layer finds
+    none, it belongs to the next pass, and all are computed again; likewise after a parameter has changed.
 
     Args:
-        layers: of the adapters; none where parameters are not whole between the layers' passes.
-        modality_name: the modality of everything, or None: with ids each layer computes its own.
+        layers: the adapted layers; empty if parameters are sharded or offloaded between the layers' passes.
+        modality_name: the modality of the whole batch; None with ids, for which each layer computes its own factors.
     """
 
     def __init__(self, layers: Iterable[GatedLayer], modality_name: str | None) -> None:
@@ -133,14 +133,14 @@ class SharedFactors:
         self._waiting: dict[tuple[str, bool, bool], dict[GatedLayer, tuple[GateParameters, Tensor]]] = {}
 
     def pop_or_compute(self, layer: GatedLayer, name: str) -> Tensor | None:
-        """The factors ``(R,)`` of a layer's adapter, once a pass; those of all layers are computed where they are not there.
+        """Return and remove the factors ``(R,)`` of a layer's adapter; if missing, compute those of all layers first.
 
-        None where the layer has to compute its own.
+        None if the layer has to compute its own.
         """
         parameters = layer.gate_parameters(name) if layer in self._layers else None
         if parameters is None:
             return None
-        mode = name, torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # tensors of one are of no use in another
+        mode = name, torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # tensors made in one mode do not fit another
         found = self._waiting.get(mode, {}).pop(layer, None)
         if found is None or not found[0].is_same_as(parameters):
             self._waiting[mode] = self._compute(name)
@@ -148,7 +148,7 @@ class SharedFactors:
         return None if found is None else found[1]
 
     def _compute(self, name: str) -> dict[GatedLayer, tuple[GateParameters, Tensor]]:
-        """Of all layers; those that are alike are computed together."""
+        """Compute the factors of all layers; layers with equal shapes are stacked."""
         alike: dict[tuple[Any, ...], list[tuple[GatedLayer, GateParameters]]] = {}
         for layer in self._layers:
             parameters = layer.gate_parameters(name)
@@ -169,12 +169,12 @@ class SharedFactors:
 
 
 class _FactorsOfLayers(torch.autograd.Function):
-    """Factors of one modality for ``N`` layers: ``N`` vectors ``(R,)`` of ``N`` embeddings ``(M, W)`` and ``N`` gates ``(E, W)``.
+    """Factors of one modality for ``N`` layers: ``N`` vectors ``(R,)`` from ``N`` embeddings ``(M, W)`` and gates ``(E, W)``.
 
-    Backward may run any number of times, each for some of the layers: parts of a model have losses of their own, and passes of
-    one block may share them.  A function of autograd's own would free what it saved after the first; and under checkpointing
-    it would save it in another region when recomputed.  So this one keeps a copy itself, and differentiates the few numbers
-    when asked.
+    Backward may run several times, each time for some of the layers: parts of a model may have separate losses, and passes of
+    one block may share factors.  Plain autograd functions would free their saved tensors after the first backward, and under
+    checkpointing would save them in another region when recomputed.  So this function keeps its own copy of the few inputs
+    and differentiates on demand.
     """
 
     @staticmethod
@@ -188,7 +188,7 @@ class _FactorsOfLayers(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Gradients of the layers that have one."""
-        num_layers, second = len(grad_outputs), torch.is_grad_enabled()  # in backward: somebody wants second derivatives
+        num_layers, second = len(grad_outputs), torch.is_grad_enabled()  # enabled in backward: second derivatives
         used = [number for number, grad in enumerate(grad_outputs) if grad is not None]
         grads: list[Tensor | None] = [None] * (2 * num_layers)
         if used:

@@ -1,17 +1,17 @@
-"""The MoDA layer: a frozen linear map plus low-rank experts, mixed by a gate that sees the modality alone.
+"""The MoDA layer: a frozen linear map plus low-rank experts, mixed by a gate that depends on the modality only.
 
-The layer's class stands in three files: :class:`MoDALayer` (here: parameters, gates) is a :class:`MergingLayer`
-(``base_weight.py``: merging), which is a :class:`GatedLayer` (``gates.py``: what the gates of all layers need of one).
-:class:`MoDALinear` (here) adds the pass.
+The class is split over three files: :class:`MoDALayer` (here: parameters, gates) inherits from :class:`MergingLayer`
+(``base_weight.py``: merging), which inherits from :class:`GatedLayer` (``gates.py``: attributes that the gates need).
+:class:`MoDALinear` (here) adds the forward pass.
 
-This file is the whole of a pass, in the order in which it happens:
+This file holds the complete pass, in order:
 
 1. ``with modality(model, "image")`` opens a block (``modality.py``: a name or ids, checked, for the layers of that model);
-2. :meth:`MoDALinear.forward` adds what each active adapter makes of the input to the base layer's output;
-3. :meth:`MoDALinear._low_rank` is one adapter: down to the ranks, times the factors, and up again;
-4. :meth:`MoDALinear._factors_of_pass` gives the factors, one number per rank, for the modality of the open block.
+2. :meth:`MoDALinear.forward` adds the output of each active adapter to the base layer's output;
+3. :meth:`MoDALinear._low_rank` computes one adapter: down-projection, multiplication by the factors, up-projection;
+4. :meth:`MoDALinear._factors_of_pass` returns the factors, one value per rank, for the modality of the open block.
 
-``gates.py`` computes a gate's numbers, for all layers at once.
+``gates.py`` computes the gate values of all layers at once.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class MoDALayer(MergingLayer):
 
     (SDA, arXiv 2512.06883).  The gate does not depend on ``x``, so the experts of a modality are one LoRA of rank
     ``R = sum_e r_e`` with a diagonal in the middle: the ``A_e`` are stored stacked as ``(R, D)``, the ``B_e`` side by
-    side as ``(O, R)``, and a forward pass is two matmuls however many experts there are.  ``m`` may differ between rows,
-    and between tokens.  With ``use_rslora`` the scale is ``alpha / sqrt(r)``.
+    side as ``(O, R)``, and a forward pass is two matmuls for any number of experts.  ``m`` may differ between rows and
+    between tokens.  With ``use_rslora`` the scale is ``alpha / sqrt(r)``.
 
-    The base layer is only ever called, so it may be one of bitsandbytes' linear layers.
+    The pass only calls the base layer, so it may be one of bitsandbytes' linear layers.
 
-    Parameters by adapter name: ``moda_A (R, D)`` drawn from normal(0, 0.01), ``moda_B (O, R)`` zero, and, where the
-    gate is learned, ``moda_embedding (M, W)`` from normal(0, 1) and ``moda_gate (E, W)`` uniform in ``+-W^-0.5``.
+    Parameters by adapter name: ``moda_A (R, D)`` drawn from normal(0, 0.01), ``moda_B (O, R)`` zero, and, for a learned
+    gate, ``moda_embedding (M, W)`` from normal(0, 1) and ``moda_gate (E, W)`` uniform in ``+-W^-0.5``.
     """
 
     adapter_layer_names = ("moda_A", "moda_B", "moda_embedding", "moda_gate")
@@ -70,7 +70,7 @@ class MoDALayer(MergingLayer):
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def update_layer(self, adapter_name: str, config: MoDAConfig) -> None:
-        """Add an adapter's parameters, or replace those of ``adapter_name`` by new ones.
+        """Add the parameters of an adapter; an existing adapter of this name is replaced.
 
         Raises:
             TrainingError: the adapter is merged.
@@ -78,7 +78,7 @@ class MoDALayer(MergingLayer):
         self._check_unmerged(adapter_name, "replaced")
         R = config.rank_per_expert * config.num_experts
         self.moda_config[adapter_name] = config
-        for parameters in (self.moda_embedding, self.moda_gate):  # of a former adapter of this name, perhaps of another gate
+        for parameters in (self.moda_embedding, self.moda_gate):  # of a previous adapter of this name, perhaps of another gate
             if adapter_name in parameters:
                 del parameters[adapter_name]
         self.moda_A[adapter_name] = nn.Parameter(torch.empty(R, self.in_features).normal_(std=_INIT_STD))
@@ -101,18 +101,18 @@ class MoDALayer(MergingLayer):
         super().delete_adapter(adapter_name)
 
     def gates(self, adapter_name: str) -> Tensor:
-        """How much each expert counts for each modality: ``(M, E)``."""
+        """The weight of each expert for each modality: ``(M, E)``."""
         config = self.moda_config[adapter_name]
         if adapter_name in self.moda_gate:
             return learned_gate(config, self.moda_embedding[adapter_name], self.moda_gate[adapter_name])
         return fixed_gate(config, self.moda_A[adapter_name])
 
     def get_delta_weight(self, adapter_name: str, modality_name: str | None = None) -> Tensor:
-        """The adapter as one matrix: ``(O, D)``, in the adapter's own type, or float32 where that is narrower.
+        """The adapter as one matrix: ``(O, D)``, in the adapter's dtype, at least float32.
 
         Args:
-            adapter_name: which adapter.
-            modality_name: for which modality; not needed where the gate treats all alike.
+            adapter_name: name of the adapter.
+            modality_name: the modality; not needed if the gate does not depend on it.
 
         Raises:
             TrainingError: the gate depends on the modality, and none or an unknown one was given.
@@ -130,12 +130,12 @@ class MoDALayer(MergingLayer):
 class MoDALinear(nn.Module, MoDALayer):
     """A linear layer with MoDA adapters; see :class:`MoDALayer` for the formula.
 
-    The output has the base layer's type, whatever the adapter's: float32 beside a base in half precision (PEFT's default),
-    half precision where that was asked for, and whatever ``torch.autocast`` makes of it.
+    The output has the dtype of the base layer's output, whatever the adapter's dtype: float32 beside a base in half precision
+    (PEFT's default), or half precision on request; ``torch.autocast`` applies as usual.
 
-    A pass waits for no device.  FSDP shards the parameters like any others (``fully_shard``, with checkpointing too; a
-    merge then is rejected).  ``torch.compile`` works, with a break in the graph at each gate; merged, or with a gate that
-    treats all modalities alike, there is none.
+    A pass never synchronises with the device.  FSDP shards the parameters like any others (``fully_shard``, also with
+    checkpointing; merging is then rejected).  ``torch.compile`` works, with a graph break at each gate, and without graph
+    breaks if the adapter is merged or the gate does not depend on the modality.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: MoDAConfig, owner: Owner) -> None:
@@ -145,10 +145,10 @@ class MoDALinear(nn.Module, MoDALayer):
         self.update_layer(adapter_name, config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The adapted map: ``(B, ..., D)`` to ``(B, ..., O)``, in the type of the base layer's output.
+        """The adapted map: ``(B, ..., D)`` to ``(B, ..., O)``, in the dtype of the base layer's output.
 
         Raises:
-            TrainingError: the gate depends on the modality and none is known, or the layer is merged for another one.
+            TrainingError: the gate depends on the modality and none is set, or the layer is merged for another one.
         """
         if self.disable_adapters:
             self._take_out()
@@ -164,7 +164,7 @@ class MoDALinear(nn.Module, MoDALayer):
         return result.to(dtype)
 
     def _low_rank(self, name: str, x: Tensor) -> Tensor:
-        """What one adapter adds: ``(B, ..., O)``."""
+        """The output of one adapter: ``(B, ..., O)``."""
         config, b_OR = self.moda_config[name], self.moda_B[name]
         hidden = self._hidden(name, x)
         share = equal_share(config)
@@ -174,10 +174,10 @@ class MoDALinear(nn.Module, MoDALayer):
             hidden = self._gated(name, hidden)  # pyright: ignore[reportCallIssue] (torch.compiler.disable loses the signature)
         else:
             hidden = hidden * factors(self.gates(name), config)[0]
-        return F.linear(hidden.to(b_OR.dtype), b_OR)  # an adapter in half precision still has its gate in float32
+        return F.linear(hidden.to(b_OR.dtype), b_OR)  # the gate of an adapter in half precision is float32
 
     def _hidden(self, name: str, x: Tensor) -> Tensor:
-        """What the experts make of the input, before the gate: ``(B, ..., R)``."""
+        """The down-projection of the input by all experts, before the gate: ``(B, ..., R)``."""
         config, dropout, a_RD = self.moda_config[name], self.moda_dropout[name], self.moda_A[name]
         x = self._cast_input_dtype(x, a_RD.dtype)
         if config.variant == "reference" and isinstance(dropout, nn.Dropout) and dropout.training:
@@ -185,9 +185,9 @@ class MoDALinear(nn.Module, MoDALayer):
             return torch.cat([F.linear(dropout(x), a_eD) for a_eD in a_RD.split(config.rank_per_expert)], dim=-1)
         return F.linear(dropout(x), a_RD)
 
-    @torch.compiler.disable  # which block is open is no constant of a graph, as torch.compile would take it to be
+    @torch.compiler.disable  # torch.compile would treat the open block as a constant
     def _gated(self, name: str, hidden: Tensor) -> Tensor:
-        """The experts' numbers times their factors, which backward checks to be of the same modality."""
+        """The hidden values times their factors; backward checks that the modality is the same."""
         block = self._block(name)
         return same_modality(hidden * self._factors_of_pass(name, block, hidden.shape[:-1]), block.value)
 
@@ -206,7 +206,7 @@ class MoDALinear(nn.Module, MoDALayer):
         return block
 
     def _factors_of_pass(self, name: str, block: Block, shape: torch.Size) -> Tensor:
-        """One number per rank: ``(R,)``; ``(B, 1, ..., R)`` or ``(B, L, 1, ..., R)`` with ids per row or per token."""
+        """One factor per rank: ``(R,)``; ``(B, 1, ..., R)`` or ``(B, L, 1, ..., R)`` with ids per row or per token."""
         shared_R = block.factors.pop_or_compute(self, name)
         if shared_R is not None:
             return shared_R
@@ -225,7 +225,7 @@ class MoDALinear(nn.Module, MoDALayer):
 
 
 def _check_shape(ids: Tensor, shape: torch.Size) -> None:
-    """Make sure that ids are those of a layer's input; nothing is broadcast, as what fits by accident would be wrong."""
+    """Check that the ids fit the layer's input; nothing is broadcast, because an accidental fit would be wrong."""
     if shape[: ids.dim()] == ids.shape:
         return
     if ids.dim() == 1:

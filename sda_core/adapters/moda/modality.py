@@ -1,9 +1,9 @@
-"""Which modality a pass is in: the ``with modality(...)`` around it, and what gradient checkpointing has to know of it.
+"""The modality of a pass: the context ``with modality(...)``, and its support for gradient checkpointing.
 
-The modality is not an argument of a linear layer, so it is put around the pass, and layers ask :func:`current_block` for it.
-Gradient checkpointing runs layers a second time during ``backward``, when that block has ended and another one may be open.
-So only blocks that were opened in the same ``backward`` count there, and a layer that finds none raises;
-:func:`checkpoint_contexts` opens those of the first run again.
+A linear layer has no argument for the modality, so a context around the pass sets it, and layers read :func:`current_block`.
+Gradient checkpointing runs layers a second time during ``backward``, when that block is closed and another one may be open.
+So only blocks that were opened in the same ``backward`` call count there, and a layer without one raises;
+:func:`checkpoint_contexts` opens the blocks of the first run again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Modality:
     """The modality of a pass: one name for the whole batch, or one id per row, or one id per token.
 
     Attributes:
-        name: the modality of everything, or None.
+        name: the modality of the whole batch, or None.
         ids: ids into ``modalities``, int64 on the CPU, ``(B,)`` one per row or ``(B, L)`` one per token, or None.
-        marker: a number that differs between different modalities, as a tensor that autograd can save.
+        marker: a number that differs between modalities, as a tensor that autograd can save.
         span: the lowest and the highest id; None without ids.
     """
 
@@ -42,13 +42,13 @@ class Modality:
 
     @staticmethod
     def of(value: str | Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Modality:
-        """From what the user wrote.
+        """Build the modality from the argument of ``with modality(...)``.
 
-        Ids are read once, here, so that ids on a GPU cost one wait per block and none per layer; they are copied, so that
-        they stay what they were whatever happens to the user's tensor.
+        Ids are read once, here, so that ids on a GPU cost one synchronisation per block and none per layer.  They are
+        copied, so that later changes of the user's tensor have no effect.
 
         Raises:
-            TrainingError: neither a name nor a vector or matrix of integers.
+            TrainingError: the value is neither a name nor a vector or matrix of integers.
         """
         with torch.inference_mode(False):  # a block may be made for inference and used again for training
             if isinstance(value, str):
@@ -68,7 +68,7 @@ class Modality:
             return Modality(None, ids, _marker((tuple(ids.shape), ids.numpy().tobytes())), span)
 
     def ids_on(self, device: torch.device) -> Tensor:
-        """The ids on a layer's device, moved there once per block: a layer that moved them would keep a GPU waiting."""
+        """The ids on a layer's device, moved once per block, because a copy in each layer would stall a GPU."""
         assert self.ids is not None
         if device not in self._copies:
             with torch.inference_mode(False):
@@ -76,7 +76,7 @@ class Modality:
         return self._copies[device]
 
     def name_among(self, modalities: Sequence[str]) -> str | None:
-        """The one modality that everything has; None where ids differ."""
+        """The one modality of the batch; None if ids differ."""
         if self.span is None or self.span[0] != self.span[1]:
             return self.name
         return modalities[self.span[0]]
@@ -94,12 +94,12 @@ def _marker(content: object) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------- open blocks
 class Owner:
-    """Identity shared by the MoDA layers of one adapted model; a copy of the model gets one of its own.
+    """Identity shared by the MoDA layers of one adapted model; a copy of the model gets its own.
 
-    It does not list the layers: they refer to it, and a circle of references would keep a deleted model in a GPU's memory.
+    It does not list the layers: they refer to it, and a reference cycle would keep a deleted model in GPU memory.
 
     Attributes:
-        sharded: parameters of the model were seen in pieces once, so they may be whole for some layers at a time only.
+        sharded: whether parameters of the model were found sharded; then only some layers are whole at a time.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Owner:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """An open ``with modality(...)``: the adapters that it is about, the modality, and the factors of their layers."""
+    """An open ``with modality(...)``: its adapters, the modality, and the factors of their layers."""
 
     owners: frozenset[Owner]
     value: Modality
@@ -116,7 +116,7 @@ class Block:
 
 
 class _State(threading.local):
-    """The open blocks of this thread, each with the ``backward`` call that it was opened in (-1: none)."""
+    """The open blocks of this thread, each with the ``backward`` call in which it was opened (-1: none)."""
 
     blocks: tuple[tuple[Block, int], ...] = ()
 
@@ -125,20 +125,20 @@ _state = _State()
 
 
 def _backward_call() -> int:
-    """Number of the ``backward`` call that runs in this thread; -1 outside of any (torch has no public name for it)."""
+    """Number of the ``backward`` call running in this thread, -1 outside of ``backward`` (torch has no public API for it)."""
     return torch._C._current_graph_task_id()
 
 
 def recomputing() -> bool:
-    """Whether this is a second run, which gradient checkpointing makes during ``backward``."""
+    """Whether gradient checkpointing is recomputing a region during ``backward``."""
     return _backward_call() != -1
 
 
 def current_block(owner: Owner) -> Block | None:
-    """The block that a pass of an adapter's layers is in, or None.
+    """The innermost open block for the layers of an adapted model, or None.
 
     Args:
-        owner: what the layers of one adapted model share.
+        owner: identity shared by the layers of the model.
     """
     call = _backward_call()
     for block, opened_in in reversed(_state.blocks):
@@ -148,7 +148,7 @@ def current_block(owner: Owner) -> Block | None:
 
 
 class _Opened:
-    """Context in which blocks are open; can be entered again, inside itself too."""
+    """Context in which blocks are open; reusable and re-entrant."""
 
     def __init__(self, blocks: tuple[Block, ...]) -> None:
         self._blocks = blocks
@@ -163,7 +163,7 @@ class _Opened:
 
 
 class modality(_Opened):  # noqa: N801 (reads as a statement: ``with modality(model, "image")``)
-    """Context in which the MoDA layers of a model know what their input is.
+    """Context that sets the modality of the input for the MoDA layers of a model.
 
     ::
 
@@ -172,9 +172,9 @@ class modality(_Opened):  # noqa: N801 (reads as a statement: ``with modality(mo
 
     Args:
         model: a PEFT model with a MoDA adapter, or any module that contains one.
-        value: a name in the adapter's ``modalities``; or integer ids into them, a vector ``(B,)`` for one per row, or a matrix
-            ``(B, L)`` for one per token, where a sequence holds images and text.  The adapted layers' inputs must have
-            these first dimensions.
+        value: a name in the adapter's ``modalities``; or integer ids into them, a vector ``(B,)`` with one per row, or a matrix
+            ``(B, L)`` with one per token for sequences that hold images and text.  The adapted layers' inputs must have
+            these leading dimensions.
 
     Blocks can be nested; the innermost counts.  Gradient checkpointing needs :func:`checkpoint_contexts`.
 
@@ -204,8 +204,8 @@ class modality(_Opened):  # noqa: N801 (reads as a statement: ``with modality(mo
 
 
 def _any_sharded(modules: Sequence[nn.Module], layers: Sequence[GatedLayer]) -> bool:
-    """Whether parameters may be in pieces or elsewhere between their layers' passes (FSDP, DeepSpeed, an offload)."""
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # loaded by whoever uses it
+    """Whether parameters may be sharded or offloaded between their layers' passes (FSDP, DeepSpeed, CPU offload)."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # loaded only if FSDP is in use
     if fsdp is not None and any(isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel)) for module in modules):
         return True
     return not all(
@@ -238,7 +238,7 @@ def _check_known(value: Modality, layers: Sequence[GatedLayer]) -> None:
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Keep the modality under gradient checkpointing: a region is recomputed in the blocks in which it first ran.
 
-    ``model.gradient_checkpointing_enable()`` of a PEFT model uses it.  In code of your own:
+    ``model.gradient_checkpointing_enable()`` of a PEFT model uses it.  In your own code:
     ``torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False, context_fn=checkpoint_contexts)``.
     """
     call = _backward_call()
@@ -246,9 +246,9 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
 
 
 class _SameModality(torch.autograd.Function):
-    """The identity; its backward raises where a checkpoint was recomputed with another modality.
+    """The identity; its backward raises if a checkpoint was recomputed with another modality.
 
-    The marker is remembered twice: with the graph's node, and among the saved tensors, which a checkpoint recomputes.
+    The marker is stored twice: on the graph node, and among the saved tensors, which a checkpoint recomputes.
     """
 
     @staticmethod
@@ -263,7 +263,7 @@ class _SameModality(torch.autograd.Function):
         """The gradient itself.
 
         Raises:
-            TrainingError: the modality was another one.
+            TrainingError: the checkpoint was recomputed with another modality.
         """
         (marker,) = ctx.saved_tensors
         if int(marker) != ctx.marker:
@@ -276,10 +276,10 @@ class _SameModality(torch.autograd.Function):
 
 
 def same_modality(tensor: Tensor, value: Modality) -> Tensor:
-    """The tensor itself; its backward raises where a checkpoint was recomputed with another modality.
+    """Return the tensor; its backward raises if a checkpoint was recomputed with another modality.
 
-    This only checks; it changes no value and no gradient.  It skips the check outside of checkpoints, which hook into what
-    autograd saves: nothing is recomputed there, and a call of a function is dear.
+    This only checks; it changes no value and no gradient.  Outside of checkpoints (detected by their saved-tensor hooks) it
+    does nothing, because nothing is recomputed there and an autograd function is expensive.
     """
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # pyright: ignore[reportAttributeAccessIssue]
         return tensor

@@ -1,4 +1,4 @@
-"""MoDA on a whole model: replaces the targeted linear layers, the way PEFT's own methods do."""
+"""MoDA on a whole model: replaces the targeted linear layers, as PEFT's own methods do."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sda_core.adapters.moda.modality import Owner, checkpoint_contexts
 from sda_core.adapters.moda.targets import linear_layers, listing
 from sda_core.errors import ConfigError, TrainingError
 
-_CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the newer name, and the older one
+_CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the newer and the older name
 STANDS_IN = "moda_stands_in"
-"""Attribute of the linear layers that are in the place of adapted ones, inside ``merged_modality``."""
+"""Attribute of linear layers that replace adapted ones inside ``merged_modality``."""
 
 
 def check_in_place(model: nn.Module, what: str) -> None:
-    """Make sure that the adapted layers are in the model.
+    """Check that the adapted layers are in the model.
 
     Raises:
-        TrainingError: they stand aside, inside ``merged_modality``, so that a change would not reach them.
+        TrainingError: they are replaced, inside ``merged_modality``, so that a change would not reach them.
     """
     if any(hasattr(module, STANDS_IN) for module in model.modules()):
         raise TrainingError(
@@ -36,7 +36,7 @@ def check_in_place(model: nn.Module, what: str) -> None:
 
 
 class MoDAModel(BaseTuner):
-    """A model whose targeted linear layers carry MoDA adapters; made by ``peft.get_peft_model``.
+    """A model with MoDA adapters on its targeted linear layers; made by ``peft.get_peft_model``.
 
     Args:
         model: any module.
@@ -44,7 +44,7 @@ class MoDAModel(BaseTuner):
         adapter_name: name of the first adapter.
 
     Raises:
-        TrainingError: no module is targeted, or one that cannot be adapted.
+        TrainingError: no module is targeted, or a targeted module cannot be adapted.
         ConfigError: no ``target_modules`` were given.
     """
 
@@ -57,15 +57,15 @@ class MoDAModel(BaseTuner):
         self.moda_owner = Owner()
 
     def __getattr__(self, name: str) -> Any:
-        """The base model's attributes, as in PEFT; its switches of gradient checkpointing keep the modality."""
+        """The base model's attributes, as in PEFT; the methods that enable gradient checkpointing keep the modality."""
         found = super().__getattr__(name)
         return self._keeping_modality(found, name) if name in _CHECKPOINTING else found
 
     def _keeping_modality(self, enable: Callable[..., None], name: str) -> Callable[..., None]:
-        """A switch of transformers' models that recomputes each region with the modality of its first run.
+        """Wrap a transformers method that enables checkpointing, so that regions are recomputed with their modality.
 
-        The switch raises:
-            TrainingError: for the re-entrant kind, which has no ``context_fn`` that could tell it the modality.
+        The wrapped method raises:
+            TrainingError: for re-entrant checkpointing, which has no ``context_fn`` to pass the modality.
         """
 
         @functools.wraps(enable)
@@ -87,7 +87,7 @@ class MoDAModel(BaseTuner):
         return peft_config
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's own, with an error that says which layers there are where none is targeted."""
+        """PEFT's method; if no layer is targeted, the error lists the layers of the model."""
         check_in_place(model, "adding an adapter")
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -102,10 +102,10 @@ class MoDAModel(BaseTuner):
             ) from None
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Choose the active adapters; what is merged is unmerged, with a warning.
+        """Set the active adapters; merged adapters are unmerged, with a warning.
 
         Raises:
-            TrainingError: the layers stand aside, inside ``merged_modality``.
+            TrainingError: inside ``merged_modality``.
         """
         check_in_place(self.model, "set_adapter")
         super().set_adapter(adapter_name, inference_mode)
@@ -114,7 +114,7 @@ class MoDAModel(BaseTuner):
         """Remove an adapter that is not merged.
 
         Raises:
-            TrainingError: the layers stand aside, inside ``merged_modality``.
+            TrainingError: inside ``merged_modality``.
         """
         check_in_place(self.model, "delete_adapter")
         super().delete_adapter(adapter_name)
@@ -124,10 +124,10 @@ class MoDAModel(BaseTuner):
         super()._enable_adapter_layers(enabled)
 
     def unmerge_adapter(self) -> None:
-        """Put all base weights back, to the bit.
+        """Restore all base weights bit for bit.
 
         Raises:
-            TrainingError: the layers stand aside, inside ``merged_modality``.
+            TrainingError: inside ``merged_modality``.
         """
         check_in_place(self.model, "unmerge_adapter")
         super().unmerge_adapter()
@@ -138,7 +138,7 @@ class MoDAModel(BaseTuner):
         check_untied(self.model)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Add adapters to the base weights, layer by layer (:meth:`MoDALayer.merge`); outputs stay as they are.
+        """Add adapters to the base weights, layer by layer (:meth:`MoDALayer.merge`); outputs do not change.
 
         Raises:
             TrainingError: no such adapter, or a layer cannot be merged.
@@ -158,7 +158,7 @@ class MoDAModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """The base model: with what the adapters compute in its weights, or with its own weights to the bit."""
+        """The base model, with the adapters merged into its weights or with its original weights bit for bit."""
         layers = [module for module in self.model.modules() if isinstance(module, MoDALayer)]
         if merge and adapter_names is not None:
             check_in_place(self.model, "a merge")
@@ -207,12 +207,12 @@ class MoDAModel(BaseTuner):
             )
         layer = MoDALinear(target, adapter_name, peft_config.for_module(current_key), self.moda_owner)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # a further adapter is not trained before it is chosen
+            layer.requires_grad_(False)  # a further adapter is trained only once it is active
         self._replace_module(parent, target_name, layer, target)
 
 
 def check_untied(model: nn.Module) -> None:
-    """Make sure that a merge would change adapted layers and nothing else.
+    """Check that a merge would change nothing but the adapted layers.
 
     Raises:
         TrainingError: an adapted layer shares its weight with another module, e.g. a head with the input embedding.

@@ -1,4 +1,4 @@
-"""What a pattern would adapt: to be looked at before a model is touched."""
+"""List the modules that a pattern would adapt, without changing the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TargetSummary:
 
     Attributes:
         names: full names of the linear layers, in the model's order.
-        others: full names of what matches and is no linear layer, with the name of its class.
+        others: full names of matching modules that are not linear layers, with the names of their classes.
     """
 
     names: tuple[str, ...]
@@ -27,7 +27,7 @@ class TargetSummary:
 
     @property
     def by_kind(self) -> dict[str, int]:
-        """How many linear layers of each kind: their names with ``*`` for every number."""
+        """The number of linear layers of each kind; a kind is a name with ``*`` for every number."""
         return by_kind(self.names)
 
     def __len__(self) -> int:
@@ -44,21 +44,21 @@ class TargetSummary:
 
 
 def targets(model: nn.Module, pattern: Sequence[str] | str, exclude: Sequence[str] | str | None = None) -> TargetSummary:
-    """What ``target_modules`` would hit, by PEFT's own matching; nothing is changed.
+    """The modules that ``target_modules`` would match, by PEFT's own matching; nothing is changed.
 
-    A list of suffixes hits every part of a model that has such layers: ``["gate_proj", "up_proj", "down_proj"]`` takes 96
-    layers of the vision tower of Qwen2.5-VL-7B along.  ``print(targets(model, pattern))`` shows it.
+    A list of suffixes matches in every part of a model: ``["gate_proj", "up_proj", "down_proj"]`` also matches 96 layers of
+    the vision tower of Qwen2.5-VL-7B.  ``print(targets(model, pattern))`` shows it.
 
     Args:
         model: any module, adapted or not.
         pattern: a list of name suffixes, or one regular expression that must match a module's full name.
-        exclude: the same, for modules to leave out.
+        exclude: modules to exclude, in the same form.
 
     Returns:
         The matching modules.
 
     Raises:
-        ConfigError: a pattern is no regular expression.
+        ConfigError: a pattern is not a valid regular expression.
     """
     config = MoDAConfig(target_modules=pattern, exclude_modules=exclude)  # type: ignore[arg-type]
     linear, others = [], {}
@@ -81,14 +81,14 @@ def _base(module: nn.Module) -> nn.Module:
 
 
 def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Named modules, without what is inside adapted layers."""
+    """Named modules, except those inside adapted layers."""
     found = list(model.named_modules())
     inside = tuple(f"{name}." for name, module in found if isinstance(module, BaseTunerLayer))
     return [(name, module) for name, module in found if not name.startswith(inside)]
 
 
 def by_kind(names: Iterable[str]) -> dict[str, int]:
-    """Names with their numbers replaced by ``*``, and how many each stands for; sorted."""
+    """Names with their numbers replaced by ``*``, with the count of each; sorted."""
     return dict(sorted(Counter(re.sub(r"\d+", "*", name) for name in names).items()))
 
 
