@@ -1,8 +1,8 @@
-"""The vectors that the backbone without its adapter gives to items, computed once a run.
+"""Item vectors of the backbone without its adapter, computed once per run.
 
-They do not change while the adapter is trained, so a loss that looks at them (``teacher_source: base``, ``keep_base``) needs no
-second pass a step.  An item's vector is computed beside its neighbours in the table, not in its batch: it differs from the one of
-a batch by rounding alone (padding), and not at all between runs.
+They do not change during training, so a loss that uses them (``teacher_source: base``, ``keep_base``) needs no second pass per
+step.  They are computed in table order, not in the order of the training batches.  So a vector differs from the one computed in
+a training batch by rounding (padding), but never between runs.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class BaseVectors:
 
     Args:
         backbone: pools hidden states.
-        model: with the adapter, which is switched off for these passes.
-        maker: of the model's inputs.
-        rows: of the items, ascending; all show an image.
-        folder: of the blocks.
-        fingerprint: of the run's inputs.
+        model: the model with the adapter, which is disabled for these passes.
+        maker: makes the model's inputs.
+        rows: rows of the items, ascending; all items have an image.
+        folder: folder of the blocks.
+        fingerprint: hash of the run's inputs.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class BaseVectors:
         self._blocks = ItemBlocks("base", rows, folder, fingerprint)
 
     def fill(self, batch_size: int, team: Processes, *, sharded: bool) -> None:
-        """Compute what is missing, shared between the processes; all of them call this.
+        """Compute the missing blocks, shared between the processes; all of them call this.
 
         Args:
-            batch_size: items a pass, the same in every launch that is to give the same bits.
+            batch_size: items per pass; bit-equal results require equal values.
             team: the processes.
-            sharded: the model's parameters are spread over the processes, whose passes wait for each other.
+            sharded: whether the model's parameters are sharded over the processes, whose passes then wait for each other.
 
         Raises:
-            ArtifactError: a block of another process cannot be seen here.
+            ArtifactError: a block of another process is not visible here.
         """
         advice = "give all machines one project folder, or train with one machine"
         self._blocks.fill(lambda rows: self._compute(rows, batch_size), team, in_step=sharded, advice=advice)
 
     def of(self, name: Modality, rows: np.ndarray) -> Tensor:
-        """``(B, D)`` of some of the items, in the type of the backbone, on the CPU."""
+        """``(B, D)`` vectors of some of the items, in the backbone's dtype, on the CPU."""
         found: list[Tensor] = []
         for row in rows:
             handle, place = self._blocks.opened(int(row))

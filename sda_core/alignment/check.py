@@ -1,7 +1,7 @@
-"""Measures of the vectors of some items before and after an adapter is trained.
+"""Measure the vectors of some items before and after an adapter is trained.
 
-On vectors that share one large direction the teacher of CMSA is nearly uniform before the first step, and training makes all
-vectors alike; where it is nearly certain of the own pair, CMSA is InfoNCE.  Both show in a few hundred items.
+If the vectors share one large direction, the teacher of CMSA is nearly uniform before the first step, and training makes all
+vectors equal.  If the teacher is nearly certain of the own pair, CMSA is InfoNCE.  A few hundred items suffice to see both.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from sda_core.params import LossParams, TrainingParams
 _log = logging.getLogger(__name__)
 
 SAMPLE_ITEMS = 256
-"""About so many items are looked at: whole batches, one at least."""
+"""Approximate size of the sample in items; whole batches, at least one."""
 
 FEWEST_TARGETS = 1.05
-"""With fewer effective targets the teacher is certain of the own pair."""
+"""With fewer effective targets the teacher counts as certain of the own pair."""
 
 _NARROWER = 10
 
@@ -35,10 +35,10 @@ class Batch:
     """Vectors of one batch of the sample.
 
     Attributes:
-        image_BD: ``(B, D)``.
-        text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
-        groups_B: ``(B,)`` integers, equal for items that show the same thing.
-        base: the backbone's own vectors of the same items; the same as the first two before step 0.
+        image_BD: ``(B, D)`` image vectors.
+        text_BD: ``(B, D)`` text vectors, in the order of the images.
+        groups_B: ``(B,)`` integers, equal for items with equal content.
+        base: the vectors of the same items by the backbone alone; before step 0 these equal the first two.
     """
 
     image_BD: Tensor
@@ -49,18 +49,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the vectors of a sample look like.
+    """Statistics of the vectors of a sample.
 
     Attributes:
-        items: how many were looked at.
-        cosine_images: mean cosine of the images of two different items; near 1, all images are alike.
-        cosine_texts: the same of the texts.
-        cosine_own_pair: mean cosine of an item's image and text.
-        cosine_other_pair: mean cosine of an item's image and another's text.
-        rank_images: effective number of directions in which the images differ: the exponent of the entropy of the squared
-            singular values of the unit vectors without their mean (Roy & Vetterli 2007); 1 to the smaller of items and width.
-        rank_texts: the same of the texts.
-        retrieval: share of items of a batch whose own other side is nearer than every other's, mean of both directions.
+        items: number of items in the sample.
+        cosine_images: mean cosine between the images of two different items; near 1, all images are alike.
+        cosine_texts: the same for texts.
+        cosine_own_pair: mean cosine between an item's image and its own text.
+        cosine_other_pair: mean cosine between an item's image and another item's text.
+        rank_images: effective rank of the images: the exponential of the entropy of the squared singular values of the unit
+            vectors without their mean (Roy & Vetterli 2007); from 1 to the smaller of items and width.
+        rank_texts: the same for texts.
+        retrieval: retrieval@1 within a batch, mean of both directions.
         teacher_targets: effective targets of the loss's teacher; 1 for hard targets.
     """
 
@@ -77,11 +77,11 @@ class Figures:
 
 @torch.no_grad()
 def measure(batches: Sequence[Batch], criterion: AlignmentLoss) -> Figures:
-    """The figures of a sample, as the loss sees its batches.
+    """Compute the figures of a sample, batch by batch as in the loss.
 
     Args:
-        batches: of the training's batch size.
-        criterion: the loss; nothing in it changes.
+        batches: batches of the training's batch size.
+        criterion: the loss; it is not changed.
     """
     image_ND = F.normalize(torch.cat([batch.image_BD for batch in batches]).float(), dim=-1)
     text_ND = F.normalize(torch.cat([batch.text_BD for batch in batches]).float(), dim=-1)
@@ -89,7 +89,7 @@ def measure(batches: Sequence[Batch], criterion: AlignmentLoss) -> Figures:
     num_pairs = max(N * N - N, 1)
 
     def mean_cosine(one_ND: Tensor, two_ND: Tensor) -> float:
-        """Over pairs of different items, by the sum of all pairs."""
+        """Mean cosine over pairs of different items, computed from the sum over all pairs."""
         every = one_ND.double().sum(dim=0) @ two_ND.double().sum(dim=0)
         return float((every - (one_ND * two_ND).double().sum()) / num_pairs)
 
@@ -108,11 +108,11 @@ def measure(batches: Sequence[Batch], criterion: AlignmentLoss) -> Figures:
 
 
 def effective_rank(x_ND: Tensor) -> float:
-    """The exponent of the entropy of the squared singular values of ``x (N, D)`` without its mean.
+    """The exponential of the entropy of the squared singular values of ``x (N, D)`` without its mean.
 
-    0 where all rows are equal, and not a number where one is not finite.
+    0 if all rows are equal; NaN if a value is not finite.
     """
-    if not bool(torch.isfinite(x_ND).all()):  # a step names the items
+    if not bool(torch.isfinite(x_ND).all()):  # the training step reports the items
         return float("nan")
     energy = torch.linalg.svdvals((x_ND - x_ND.mean(dim=0)).double()).square()
     total = energy.sum()
@@ -122,20 +122,20 @@ def effective_rank(x_ND: Tensor) -> float:
 def check(
     before: Figures, criterion: AlignmentLoss, loss: LossParams, training: TrainingParams, section: str, *, say: bool
 ) -> None:
-    """Say what the figures are before step 0, and stop or warn where the teacher has nothing to teach.
+    """Log the figures before step 0, and stop or warn if the teacher is not informative.
 
-    Only a nearly uniform teacher stops a training: it makes all vectors alike, or teaches little where it is the backbone, which
-    does not follow the vectors (docs/results.md, geometry of the loss).  One that is nearly certain of the own pair
-    makes CMSA an InfoNCE, which learns (docs/results.md, geometry of the loss), so it is a warning.
+    Only a nearly uniform teacher stops the training: it makes all vectors equal, or, if the teacher is the fixed backbone,
+    teaches little (docs/results.md, geometry of the loss).  A teacher that is nearly certain of the own pair turns CMSA into
+    InfoNCE, which learns (docs/results.md, geometry of the loss), so it causes a warning.
 
-    A running mean gets a warning: these figures look sound and training may still make all vectors alike
+    Centering by a running mean causes a warning: the figures can look sound and training may still make all vectors equal
     (:class:`~sda_core.losses.geometry.Centering`).
 
     Args:
-        before: of the backbone without its adapter.
+        before: figures of the backbone without its adapter.
         criterion: the loss.
-        loss: its section.
-        training: whether to stop or to warn.
+        loss: section of the loss.
+        training: section that says whether to stop or to warn.
         section: the loss section's path in ``params.yaml``, for the message.
         say: whether this process logs.
 
@@ -165,7 +165,7 @@ def check(
 
 
 def describe(figures: Figures) -> str:
-    """One line of the figures."""
+    """The figures as one line of text."""
     return (
         f"{figures.items} items, mean cosine of two items {figures.cosine_images:.2f} (images) and"
         f" {figures.cosine_texts:.2f} (texts),"
@@ -175,13 +175,13 @@ def describe(figures: Figures) -> str:
 
 
 def problem(figures: Figures, batch_size: int, section: str, *, fixed: bool = False) -> tuple[str, str] | None:
-    """What is wrong with the teacher, and what to set; None where nothing is.
+    """Describe what is wrong with the teacher and which setting to change; None if nothing is wrong.
 
     Args:
-        figures: of the sample.
-        batch_size: of the training.
+        figures: figures of the sample.
+        batch_size: batch size of the training.
         section: the loss section's path in ``params.yaml``.
-        fixed: whether the backbone's own vectors teach, which do not follow those that are trained.
+        fixed: whether the teacher is the backbone without adapter, whose vectors do not change.
     """
     effect = "training would teach little" if fixed else "training would make all vectors alike"
     targets, path = figures.teacher_targets, section.removeprefix("params.yaml: ")
@@ -200,12 +200,12 @@ def problem(figures: Figures, batch_size: int, section: str, *, fixed: bool = Fa
 
 
 def _wanted(batch_size: int) -> int:
-    """A number of targets to begin with: an eighth of the batch, from 2 to 8."""
+    """A recommended number of effective targets: an eighth of the batch, from 2 to 8."""
     return max(2, min(8, batch_size // 8))
 
 
 def collapsed(before: Figures, after: Figures) -> list[str]:
-    """Which modalities' vectors have become alike: ten times closer to each other, or in a tenth of the directions."""
+    """The modalities whose vectors have collapsed: ten times closer to each other, or a tenth of the effective rank."""
     found: list[str] = []
     for name in ("images", "texts"):
         spreads = [1 - getattr(figures, f"cosine_{name}") for figures in (before, after)]
@@ -216,7 +216,7 @@ def collapsed(before: Figures, after: Figures) -> list[str]:
 
 
 def report(before: Figures, after: Figures) -> None:
-    """Log the figures of a trained adapter, with a warning where vectors have become alike."""
+    """Log the figures of a trained adapter, with a warning if vectors have collapsed."""
     _log.info("after training: %s", describe(after))
     for name in collapsed(before, after):
         _log.warning(
@@ -233,12 +233,12 @@ def report(before: Figures, after: Figures) -> None:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a training did to the vectors of a sample.
+    """Figures of a sample before and after training.
 
     Attributes:
-        before: the figures of the backbone alone.
-        after: those with the trained adapter.
-        teacher_temperature: that was found, where the loss asks for a number of targets.
+        before: figures of the backbone alone.
+        after: figures with the trained adapter.
+        teacher_temperature: the calibrated temperature, if the loss is set by a number of targets.
     """
 
     before: Figures
@@ -246,7 +246,7 @@ class Checked:
     teacher_temperature: float | None
 
     def metrics(self) -> dict[str, float]:
-        """The figures that a reader compares between runs, under flat names: ``check.json``."""
+        """The main figures with flat names, to compare runs: ``check.json``."""
         flat: dict[str, float] = {}
         for name, value_of in _METRICS.items():
             flat |= {f"{name}_before": value_of(self.before), f"{name}_after": value_of(self.after)}

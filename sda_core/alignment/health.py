@@ -1,4 +1,4 @@
-"""Warnings at the end of a run: what looks wrong, and what to try."""
+"""Warnings at the end of a training run, each with a remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MORE_TARGETS = 3.0
 class GateWatch:
     """Detects gates that oscillate instead of settling.
 
-    A swing is a gate value that moves by more than 0.1 between two looks and by more than 0.1 back until the next one.
+    A swing is a gate value that moves by more than 0.1 between two records and by more than 0.1 back until the next one.
     """
 
     def __init__(self) -> None:
@@ -52,15 +52,15 @@ def warn(
     targets: tuple[float, float],
     batch_size: int,
 ) -> None:
-    """Log what looks wrong about a finished run.
+    """Log warnings about a finished run.
 
     Args:
-        model: with the adapter.
-        moved: for each modality, whether its pass ever gave a gradient.
+        model: the model with the adapter.
+        moved: for each modality, whether its pass ever had a gradient.
         gates: the recorded gate values.
         sample: embeddings of some items with the adapter and without.
         targets: effective targets per row of the teacher, in the first and in the last step.
-        batch_size: of the training.
+        batch_size: batch size of the training.
     """
     if adapter_is_zero(model):
         _log.warning(
@@ -90,7 +90,7 @@ def warn(
         after_BD = F.normalize(torch.cat([(batch.image_BD, batch.text_BD)[place] for batch in sample]).float())
         if not adapter_is_zero(model) and float((before_BD - after_BD).abs().max()) < _SAME and moved[name]:
             _log.warning("the %s embeddings equal the base model's; raise the learning rate or the number of steps", name)
-        if len(before_BD) > 1 and _spread(before_BD) < _SAME:  # a shop of placeholders
+        if len(before_BD) > 1 and _spread(before_BD) < _SAME:  # all images are placeholders
             _log.warning("the backbone gives all %s inputs of the sample the same embedding: there is nothing to align", name)
 
 

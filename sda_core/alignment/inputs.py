@@ -1,4 +1,4 @@
-"""What a step shows to the model: the batch, its chunks, and their inputs, made ahead in a thread."""
+"""The inputs of a training step: the batch, its chunks, and their model inputs, prepared ahead in a thread."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class Encoder(Protocol):
-    """What training asks of a backbone; see ``sda_core.backbones.Backbone``."""
+    """The part of a backbone that training uses; see ``sda_core.backbones.Backbone``."""
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence an image."""
+        """One sequence per image."""
         ...
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """One sequence a text."""
+        """One sequence per text."""
         ...
 
     def encode(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -40,7 +40,7 @@ class Encoder(Protocol):
 
 
 def batch_rows(rows: np.ndarray, step: int, training: TrainingParams) -> np.ndarray:
-    """The ``(B,)`` rows of a step, over all processes: slices of one seeded permutation an epoch."""
+    """The ``(B,)`` rows of a step, over all processes: slices of one seeded permutation per epoch."""
     per_epoch = len(rows) // training.batch_size
     epoch, place = divmod(step, per_epoch)
     permuted = rows[generator(training.seed, "batches", epoch).permutation(len(rows))]
@@ -49,14 +49,14 @@ def batch_rows(rows: np.ndarray, step: int, training: TrainingParams) -> np.ndar
 
 @dataclass(frozen=True)
 class Chunks:
-    """How this process takes its part of every batch.
+    """The chunks of every batch that this process computes.
 
-    The batch is cut at multiples of ``micro_batch_size``, and each process takes as many consecutive chunks as every other.
-    The cuts do not depend on the number of processes then, and neither does what is drawn for a chunk.  Without a
-    ``micro_batch_size`` a process has one chunk, its whole part.
+    The batch is split at multiples of ``micro_batch_size``, and all processes take equally many consecutive chunks.  So
+    neither the split nor the draws of a chunk depend on the number of processes.  Without a ``micro_batch_size`` a process
+    has one chunk, its whole part.
 
     Attributes:
-        bounds: of this process's chunks in the batch, (from, to).
+        bounds: bounds (from, to) of this process's chunks in the batch.
         first: number of the first of them among all chunks.
     """
 
@@ -65,7 +65,7 @@ class Chunks:
 
     @property
     def twice(self) -> bool:
-        """Whether there is more than one chunk, so that each is embedded a second time, for its gradient."""
+        """Whether there are several chunks, so that each is embedded a second time, for its gradient."""
         return len(self.bounds) > 1
 
 
@@ -100,8 +100,8 @@ class Ready:
     """Inputs of a chunk, on the CPU.
 
     Attributes:
-        inputs: what the backbone encodes.
-        keys: with images, the ``content_keys`` of the rows; else empty.
+        inputs: the backbone's inputs.
+        keys: for images, the ``content_keys`` of the rows; else empty.
     """
 
     inputs: dict[str, Tensor]
@@ -114,7 +114,7 @@ class InputMaker:
     Args:
         backbone: makes inputs from images and texts.
         source: the items.
-        cache: what the vision tower made of the images; None to show the images themselves.
+        cache: cached outputs of the vision tower; None to run the tower on the images.
     """
 
     def __init__(self, backbone: Encoder, source: ItemSource, cache: VisionCache | None) -> None:
@@ -123,11 +123,11 @@ class InputMaker:
         self._cache = cache
 
     def keys(self, rows: np.ndarray) -> np.ndarray:
-        """The ``content_keys`` of some rows alone."""
+        """The ``content_keys`` of some rows, without model inputs."""
         return self._source.content_keys(rows)
 
     def make(self, modality: Modality, rows: np.ndarray) -> Ready:
-        """Inputs of one modality of some rows, all of which show an image."""
+        """Inputs of one modality of some rows, all of which have an image."""
         source = self._source
         if modality == "text":
             return Ready(self._backbone.text_inputs(source.texts(rows)), np.empty(0, dtype=np.int64))
@@ -139,12 +139,12 @@ class InputMaker:
         return Ready(self._backbone.image_inputs(images, source.image_prompt), keys)
 
     def stream(self, jobs: Iterable[tuple[Modality, np.ndarray]]) -> Iterator[Ready]:
-        """The inputs of all jobs in order, each made while the one before it is in use."""
+        """The inputs of all jobs in order; each is prepared while the previous one is in use."""
         return read_ahead(itertools.starmap(self.make, jobs))
 
 
 def jobs(rows: np.ndarray, first: int, training: TrainingParams, chunks: Chunks) -> Iterator[tuple[Modality, np.ndarray]]:
-    """What is embedded from step ``first`` on, in the order of use; see ``sda_core.losses.grad_cache``."""
+    """The chunks to embed from step ``first`` on, in the order of use; see ``sda_core.losses.grad_cache``."""
     for step in range(first, training.num_steps):
         batch = batch_rows(rows, step, training)
         for _ in range(2 if chunks.twice else 1):

@@ -1,7 +1,7 @@
-"""Tensors of items that are computed once and read from disk afterwards: blocks of items, one safetensors file each.
+"""Tensors of items that are computed once and then read from disk: blocks of items, one safetensors file each.
 
-Blocks stand beside the checkpoint of the run.  A killed run continues with the finished blocks, and several processes share the
-work through the folder.  A block's content depends on its items alone, whoever makes it, and however many processes there are.
+The files are next to the checkpoint of the run.  An interrupted run resumes with the finished blocks, and several processes
+share the work through the folder.  The content of a block depends on its items only, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ItemBlocks:
     """The block files of some items.
 
     Args:
-        name: first part of the files' names, and what progress shows.
-        rows: of the items, ascending.
-        folder: of the blocks.
-        fingerprint: of the run's inputs; blocks of other inputs are computed again.
+        name: prefix of the file names, also shown as the name of the progress.
+        rows: rows of the items, ascending.
+        folder: folder of the blocks.
+        fingerprint: hash of the run's inputs; blocks with another one are computed again.
     """
 
     def __init__(self, name: str, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
@@ -46,16 +46,16 @@ class ItemBlocks:
         self._open: OrderedDict[int, Any] = OrderedDict()
 
     def fill(self, compute: Block, team: Processes, *, in_step: bool = False, advice: str) -> None:
-        """Compute the blocks that are missing, shared between the processes; all of them call this.
+        """Compute the missing blocks, shared between the processes; all of them call this.
 
         Args:
-            compute: gives the tensors of a block.
+            compute: computes the tensors of a block.
             team: the processes.
-            in_step: every process computes equally many blocks, as a sharded model needs, whose passes wait for each other.
-            advice: what to do where a block of another process cannot be seen here.
+            in_step: whether every process computes equally many blocks, as a sharded model requires.
+            advice: the remedy in the error message if a block of another process is not visible here.
 
         Raises:
-            ArtifactError: a block of another process cannot be seen here.
+            ArtifactError: a block of another process is not visible here.
         """
         num_blocks = -(-len(self.rows) // BLOCK_ITEMS)
         rounds = range(-(-num_blocks // team.count))
@@ -77,7 +77,7 @@ class ItemBlocks:
                     raise ArtifactError(str(self._path(block)), "was made by another process and cannot be seen here", advice)
 
     def opened(self, row: int) -> tuple[Any, int]:
-        """The open file that holds an item, and the item's place among all rows."""
+        """The open file that holds an item, and the item's index among all rows."""
         place = int(np.searchsorted(self.rows, row))
         block = place // BLOCK_ITEMS
         if block not in self._open:
@@ -88,7 +88,7 @@ class ItemBlocks:
         return self._open[block], place
 
     def _is_whole(self, block: int) -> bool:
-        """Whether a block is there and of these inputs; a torn file is not: its header says how long it should be."""
+        """Whether a block exists, is complete (its header gives the file's length) and was made from these inputs."""
         path = self._path(block)
         if not path.is_file():
             return False

@@ -1,9 +1,9 @@
-"""A base model that does not fit one GPU, cut over the processes (fully sharded data parallel).
+"""Shard a base model that does not fit one GPU over the processes (fully sharded data parallel).
 
-torch's ``fully_shard`` (FSDP2; Zhao et al. 2023, arXiv 2304.11277) keeps one part in N of every frozen weight in each
-process and puts a block's weights together while the block runs.  The adapter is left out: it is small, stays whole in
-every process, and its gradients are summed as without sharding, so the optimizer, checkpoints and the saved adapter are
-the same.  Frozen weights have no gradient, so all that travels more is the weights themselves.
+torch's ``fully_shard`` (FSDP2; Zhao et al. 2023, arXiv 2304.11277) keeps one N-th of every frozen weight in each process and
+gathers the weights of a block while the block runs.  The adapter is not sharded: it is small, stays whole in every process,
+and its gradients are summed as without sharding, so the optimizer, checkpoints and the saved adapter are the same.  Frozen
+weights have no gradient, so the only additional communication is that of the weights.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from sda_core.processes import Processes
 
 
 def home(training: TrainingParams, device: torch.device) -> torch.device:
-    """Where the model is loaded: a sharded one on the CPU, so that no GPU ever holds all of it."""
+    """The device on which to load the model: the CPU for a sharded one, so that no GPU ever holds all of it."""
     return device if training.sharding == "none" else torch.device("cpu")
 
 
 def shard(model: nn.Module, device: torch.device, team: Processes) -> None:
-    """Cut the base of a PEFT model over the processes, in place, and move this process's part to ``device``.
+    """Shard the base of a PEFT model over the processes, in place, and move this process's part to ``device``.
 
-    The units are the blocks that transformers says should not be split (``_no_split_modules``), and what is left of the
-    model inside a ``...ForConditionalGeneration``, whose ``forward`` is the one that runs.
+    The units are the blocks that transformers does not split (``_no_split_modules``), and the rest of the model inside a
+    ``...ForConditionalGeneration``, whose ``forward`` is the one that runs.
 
     Args:
-        model: where :func:`home` says.
-        device: where it is to run.
-        team: more than one process.
+        model: the model, on the device given by :func:`home`.
+        device: the device on which it will run.
+        team: the processes; more than one.
 
     Raises:
-        ConfigError: there is one process only, or the model does not say what its blocks are.
+        ConfigError: there is only one process, or the model does not define its blocks.
     """
     where = "params.yaml: train_adapter.training.sharding"
     if team.count == 1:
@@ -60,6 +60,6 @@ def shard(model: nn.Module, device: torch.device, team: Processes) -> None:
     units = [*blocks, *([inner] if inner is not base else [])]
     for unit in units:
         fully_shard(cast("nn.Module", unit), mesh=mesh, ignored_params=whole)
-    for tensor in (*inner.parameters(), *inner.buffers()):  # what no unit holds; the head around ``inner`` is never run
+    for tensor in (*inner.parameters(), *inner.buffers()):  # tensors outside of all units; the head around ``inner`` is never run
         if not isinstance(tensor, DTensor):
             tensor.data = tensor.data.to(device)

@@ -1,4 +1,4 @@
-"""What is trained, and an unfinished run on disk: resumed to the bit, by as many processes as there are then."""
+"""The trained parameters, and the checkpoint of an unfinished run, which any number of processes can resume bit for bit."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class StepRecord:
     """One point of the training curve.
 
     Attributes:
-        step: from 0.
-        loss: of the step's batch, in nats.
-        learning_rate: that the step used.
-        grad_norm: over all trained parameters, before clipping.
-        temperature: of the loss, as the step used it.
-        teacher_entropy: this and what follows: see ``sda_core.losses.measures``.
+        step: number of the step, from 0.
+        loss: loss of the step's batch, in nats.
+        learning_rate: learning rate of the step.
+        grad_norm: gradient norm over all trained parameters, before clipping.
+        temperature: temperature of the loss in this step.
+        teacher_entropy: for this and the following attributes see ``sda_core.losses.measures``.
     """
 
     step: int
@@ -56,8 +56,8 @@ class Curve(list[StepRecord]):
     """The training curve of a run.
 
     Attributes:
-        first_step: the step that this process began with: 0, or the one after the checkpoint that it resumed from.
-        check: what the vectors of a sample look like before and after.
+        first_step: the first step of this process: 0, or the one after the checkpoint from which it resumed.
+        check: figures of a sample before and after training.
     """
 
     def __init__(self, records: Iterable[StepRecord], first_step: int, check: Checked) -> None:
@@ -67,10 +67,10 @@ class Curve(list[StepRecord]):
 
 
 def trained_parameters(model: nn.Module, criterion: nn.Module) -> dict[str, nn.Parameter]:
-    """What is trained, by names that are stable between runs.
+    """The trained parameters, by names that are stable between runs.
 
     Raises:
-        TrainingError: nothing is.
+        TrainingError: no parameter is trainable.
     """
     adapter = {f"adapter.{name}": parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not adapter:
@@ -79,7 +79,7 @@ def trained_parameters(model: nn.Module, criterion: nn.Module) -> dict[str, nn.P
 
 
 def parameter_groups(trained: Mapping[str, nn.Parameter], training: TrainingParams) -> list[dict[str, Any]]:
-    """Weight decay on the low-rank matrices only: a gate or a temperature has no reason to shrink to zero."""
+    """Parameter groups with weight decay on the low-rank matrices only: a gate or a temperature should not shrink to zero."""
     matrices = [parameter for name, parameter in trained.items() if ".moda_A." in name or ".moda_B." in name]
     others = [parameter for name, parameter in trained.items() if not (".moda_A." in name or ".moda_B." in name)]
     groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -87,12 +87,12 @@ def parameter_groups(trained: Mapping[str, nn.Parameter], training: TrainingPara
 
 
 def sum_gradients(trained: Mapping[str, nn.Parameter], team: Processes) -> None:
-    """Replace the gradients by their sums over the processes; all end with the same bits.
+    """Replace the gradients by their sums over the processes; the result is bit-equal in all of them.
 
-    Each process has run its own rows backward, so the adapter's gradients are parts of a sum.  The loss was the same
-    everywhere, and its own parameters (a learned temperature) count once.  One buffer a type, instead of
-    DistributedDataParallel: its buckets are sent during *one* backward pass, and here there is one per chunk and modality, so
-    it would be told to wait for the last anyway; the adapter is small; and the sum is one that a test can follow.
+    Each process has run backward for its own rows, so its adapter gradients are summands.  The loss is the same in all
+    processes, so its own parameters (a learned temperature) count once.  One buffer per dtype is summed, instead of using
+    DistributedDataParallel, which sends its buckets during *one* backward pass; here there is one per chunk and modality.
+    The adapter is small, and a test can check the plain sum.
     """
     if team.count == 1:
         return
@@ -108,7 +108,7 @@ def sum_gradients(trained: Mapping[str, nn.Parameter], team: Processes) -> None:
         ]
         flat = torch.cat([*(grad.flatten() for grad in grads), *present])
         team.sum(flat)
-        # an optimizer passes over a parameter without a gradient, and would decay one with a zero
+        # an optimizer skips a parameter without a gradient, but would decay one whose gradient is zero
         *summed, present_N = flat.split([*(grad.numel() for grad in grads), len(grads)])
         for parameter, grad, there in zip(parameters, summed, present_N.tolist(), strict=True):
             parameter.grad = grad.view_as(parameter).clone() if there else None
@@ -124,7 +124,7 @@ def save_run(
     moved: Mapping[str, bool],
     before: Figures,
 ) -> None:
-    """Write the unfinished run whole."""
+    """Write the checkpoint of an unfinished run atomically."""
     tensors = {f"weight.{name}": parameter.data for name, parameter in trained.items()}
     means, num_batches = criterion.center.state()
     tensors |= {f"mean.{name}": mean_D for name, mean_D in means.items()}
@@ -146,9 +146,9 @@ def resume_run(
     optimizer: torch.optim.Optimizer,
     team: Processes,
 ) -> tuple[list[StepRecord], dict[str, bool], Figures | None]:
-    """Put back an unfinished run; an empty curve, and no figures of its sample, where there is none.
+    """Restore an unfinished run; without a checkpoint the curve is empty and there are no figures of the sample.
 
-    Process 0 reads the file and sends it to the others, which need not see its disk.
+    Process 0 reads the file and sends it to the others, which need no access to its disk.
     """
     nothing: tuple[list[StepRecord], dict[str, bool], None] = ([], dict.fromkeys(MODALITIES, False), None)
     loaded = _sent_by_main(load_checkpoint(path, fingerprint) if team.is_main else None, team)
@@ -181,7 +181,7 @@ def resume_run(
 def _sent_by_main(
     loaded: tuple[dict[str, Tensor], dict[str, Any]] | None, team: Processes
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What process 0 loaded, in every process."""
+    """Broadcast the checkpoint that process 0 loaded."""
     if team.count == 1:
         return loaded
     state = team.broadcast_bytes(json.dumps(loaded[1]).encode() if loaded is not None else b"")

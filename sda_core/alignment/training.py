@@ -59,30 +59,29 @@ def train_adapter(
     team: Processes = ALONE,
     section: str = "params.yaml: train_adapter.loss",
 ) -> Curve:
-    """Train the adapter of ``model`` in place; it ends alike in every process.
+    """Train the adapter of ``model`` in place; the result is the same in every process.
 
     Args:
         backbone: makes inputs and pools hidden states.
-        model: a model with MoDA layers (``sda_core.adapters.build``); its trainable parameters are what is trained.
+        model: a model with MoDA layers (``sda_core.adapters.build``); all its trainable parameters are trained.
         source: the items.
-        training: optimisation.
-        loss: which loss, and its temperature.
-        checkpoint: file of the unfinished run, written by process 0 every ``checkpoint_every`` steps and at the end; what
-            the vision tower made of the images is put beside it.
-        fingerprint: of every input of the run; a checkpoint of another run is not resumed.
-        device: where the model and the loss are put.
+        training: section of the optimisation.
+        loss: section of the loss.
+        checkpoint: file of the unfinished run, written by process 0 every ``checkpoint_every`` steps and at the end; cached
+            outputs of the vision tower are written beside it.
+        fingerprint: hash of every input of the run; a checkpoint with another one is not resumed.
+        device: device for the model and the loss.
         team: the processes that share every batch; all call this.
-        section: where the loss stands in the params, for messages.
+        section: the loss section's path in the params, for messages.
 
     Returns:
-        The training curve, one record every ``log_every`` steps and one for the last, the step that this run began with, and
-        what the vectors of a sample look like before and after (:mod:`sda_core.alignment.check`).
+        The training curve with one record every ``log_every`` steps and one for the last, the first step of this run, and the
+        figures of a sample before and after training (:mod:`sda_core.alignment.check`).
 
     Raises:
-        TrainingError: too few items for one batch, nothing to train, a teacher that has nothing to teach (where
-            ``training.check`` is ``stop``), a loss or gradient that is not finite, or gradient checkpointing asked of a model
-            that has none.
-        ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that cannot be had.
+        TrainingError: too few items for one batch, no trainable parameter, an uninformative teacher (if ``training.check`` is
+            ``stop``), a loss or gradient that is not finite, or gradient checkpointing for a model that does not support it.
+        ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that is not possible.
     """
     with team.raise_on_all_ranks():
         rows = np.flatnonzero(source.shows_image)
@@ -98,7 +97,7 @@ def train_adapter(
         trained = trained_parameters(model, criterion)
     optimizer = torch.optim.AdamW(parameter_groups(trained, training), lr=training.learning_rate)
     curve, moved, before = resume_run(checkpoint, fingerprint, trained, criterion, optimizer, team)
-    first = curve[-1].step + 1 if curve else 0  # a checkpoint is always written behind a record
+    first = curve[-1].step + 1 if curve else 0  # a checkpoint is always written right after a record
     if cache is not None and first < training.num_steps:
         cache.fill(max(stop - start for start, stop in chunks.bounds), team)
     maker, gates = InputMaker(backbone, source, cache), health.GateWatch()
@@ -160,7 +159,7 @@ def train_adapter(
 
 
 def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
-    """The error of a shop whose items with an image do not fill one batch, with what would help."""
+    """The error if the items with an image do not fill one batch, with a remedy."""
     if num_shown < 2:
         problem = f"{num_shown} of {num_items} items have an image; an adapter needs at least 2 items with image and text"
         return TrainingError(
@@ -174,7 +173,7 @@ def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingEr
 
 
 def learning_rate(step: int, training: TrainingParams) -> float:
-    """Linear from ``1 / warmup_steps`` of the rate up to all of it, then constant."""
+    """Linear warm-up from ``1 / warmup_steps`` of the rate to the full rate, then constant."""
     if training.warmup_steps == 0:
         return training.learning_rate
     return training.learning_rate * min(1.0, (step + 1) / training.warmup_steps)
@@ -182,16 +181,16 @@ def learning_rate(step: int, training: TrainingParams) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """What all steps and looks of a training share.
+    """Objects shared by all steps and measurements of a training run.
 
     Attributes:
-        training: optimisation.
-        chunks: of this process.
-        team: the processes; all take the same part in what follows.
+        training: section of the optimisation.
+        chunks: the chunks of this process.
+        team: the processes; each collective call is made by all of them.
         backbone: pools hidden states.
-        model: with the adapter.
-        maker: of the model's inputs.
-        device: of the vectors.
+        model: the model with the adapter.
+        maker: makes the model's inputs.
+        device: device of the vectors.
     """
 
     training: TrainingParams
@@ -212,14 +211,14 @@ class Step:
     """One batch forward and backward.
 
     Args:
-        number: of the step.
-        run: of the training.
+        number: number of the step.
+        run: objects of the training run.
         criterion: the loss.
         stream: the inputs of all chunks, in the order of use.
-        base: the backbone's own vectors of the global batch, where the loss needs them.
+        base: the vectors of the global batch by the backbone alone, if the loss needs them.
 
     Attributes:
-        measured: what the loss says about the batch, where that was asked for.
+        measured: diagnostics of the batch by the loss, if requested.
         broken: positions in the global batch whose vectors are not finite.
     """
 
@@ -243,14 +242,13 @@ class Step:
         self.broken: np.ndarray = np.empty(0, dtype=np.int64)
 
     def backward(self, trained: Mapping[str, nn.Parameter], moved: dict[str, bool] | None) -> float:
-        """Leave this process's part of the gradients in the parameters, and return the loss of the global batch.
+        """Add this process's part of the gradients to the parameters, and return the loss of the global batch.
 
         Args:
             trained: the parameters.
-            moved: takes note of which modality's pass gave a gradient; None where nobody looks, then nothing is measured
-                either.
+            moved: records which modality's pass had a gradient; None: neither this nor the diagnostics are computed.
         """
-        if self._one_draw:  # one stream of draws through both passes
+        if self._one_draw:  # one random stream for both passes
             torch.manual_seed(derive(self._seed, "step", self._number))
         before: list[float] | None = None
 
@@ -258,7 +256,7 @@ class Step:
             nonlocal before
             image_BD, text_BD = gather(image_BD), gather(text_BD)
             groups_B = groups_of(np.concatenate([self._keys[place] for place in sorted(self._keys)]), image_BD.device)
-            if moved is not None:  # before the loss, so that their matrices of B x B are not held beside its graph
+            if moved is not None:  # before the loss, so that these B x B matrices are not held beside its graph
                 self.measured = self._criterion.diagnostics(image_BD.detach(), text_BD.detach(), groups_B, self._base)
                 before = _norms(trained)
             value = self._criterion(image_BD, text_BD, groups_B, self._base)
@@ -278,7 +276,7 @@ class Step:
         return float(cached_backward(parts, loss, look))
 
     def _chunk(self, name: Modality, place: int) -> Chunk:
-        """Embeds one chunk of one modality; its draws are seeded by what it is, whoever embeds it, and how often."""
+        """A function that embeds one chunk of one modality; its draws depend on the chunk, not on the process or the call."""
 
         def embed() -> Tensor:
             with self._run.team.raise_on_all_ranks():
@@ -293,7 +291,7 @@ class Step:
 
 
 def _norms(trained: Mapping[str, nn.Parameter]) -> list[float]:
-    """Norm of each adapter parameter's gradient; 0 where there is none."""
+    """Norm of each adapter parameter's gradient; 0 without a gradient."""
     adapter = [parameter for name, parameter in trained.items() if not name.startswith("loss.")]
     with_grad = [parameter.grad for parameter in adapter if parameter.grad is not None]
     norms = iter(torch.stack([grad.norm() for grad in with_grad]).tolist()) if with_grad else iter(())
@@ -301,7 +299,7 @@ def _norms(trained: Mapping[str, nn.Parameter]) -> list[float]:
 
 
 def _not_finite(step: int, value: float, norm: float, item_ids: np.ndarray, broken: np.ndarray) -> TrainingError:
-    """The error of a step, with the items to look at: those whose vectors are not finite, or all of the batch."""
+    """The error of a step; it lists the items whose vectors are not finite, or else all items of the batch."""
     named = item_ids[broken] if len(broken) else item_ids
     return TrainingError(
         f"train_adapter, step {step}",
@@ -316,11 +314,11 @@ def _some(item_ids: np.ndarray) -> str:
 
 
 class Sample:
-    """The items that are looked at before and after the training: those of its first batches.
+    """The items that are measured before and after training: those of its first batches.
 
     Args:
-        rows: of the items that show an image.
-        run: of the training.
+        rows: rows of the items with an image.
+        run: objects of the training run.
     """
 
     def __init__(self, rows: np.ndarray, run: Run) -> None:
@@ -328,7 +326,7 @@ class Sample:
         self._run = run
 
     def batches(self, base_vectors: BaseVectors | None) -> list[check.Batch]:
-        """The sample by the backbone alone, read where it was computed before."""
+        """The sample's vectors by the backbone alone; read from disk if they were computed before."""
         found: list[check.Batch] = []
         for rows in self._rows:
             base = self._encode(rows, adapter=False) if base_vectors is None else base_vectors.pair(rows, self._run.device)
@@ -336,7 +334,7 @@ class Sample:
         return found
 
     def adapted(self, at_first: Sequence[check.Batch]) -> list[check.Batch]:
-        """The sample with the adapter as it is."""
+        """The sample's vectors with the current adapter."""
         encoded = (self._encode(rows, adapter=True) for rows in self._rows)
         return [
             replace(batch, image_BD=image_BD, text_BD=text_BD)
@@ -359,24 +357,24 @@ class Sample:
         return image_BD, text_BD
 
     def _groups(self, rows: np.ndarray) -> Tensor:
-        """Groups of a batch of all processes; no vector is needed for them."""
+        """Groups of a batch of all processes, from content keys alone."""
         with self._run.team.raise_on_all_ranks():
             keys = [self._run.maker.keys(rows[start:stop]) for start, stop in self._run.chunks.bounds]
         return groups_of(np.concatenate(keys), self._run.device)
 
 
 def groups_of(keys: np.ndarray, device: torch.device) -> Tensor:
-    """``(B,)`` numbers of the global batch, equal for items that cannot be told apart, from this process's content keys."""
+    """``(B,)`` numbers of the global batch, equal for items with equal content, from this process's content keys."""
     return torch.unique(gather(torch.from_numpy(keys).to(device)), return_inverse=True)[1]
 
 
 def num_sampled(rows: np.ndarray, training: TrainingParams) -> int:
-    """How many batches the sample has: about 256 items, one batch at least, an epoch at most."""
+    """Number of batches in the sample: about 256 items, at least one batch, at most an epoch."""
     return min(len(rows) // training.batch_size, max(1, check.SAMPLE_ITEMS // training.batch_size))
 
 
 def shown_rows(rows: np.ndarray, training: TrainingParams) -> np.ndarray:
-    """The rows that the run and its sample show, ascending; all rows where the run has more than one epoch."""
+    """The rows that the run and its sample use, ascending; all rows if the run has more than one epoch."""
     if training.num_steps > len(rows) // training.batch_size:
         return rows
     steps = range(max(training.num_steps, num_sampled(rows, training)))
@@ -385,7 +383,7 @@ def shown_rows(rows: np.ndarray, training: TrainingParams) -> np.ndarray:
 
 @contextmanager
 def _train_mode(model: nn.Module, training: TrainingParams) -> Generator[None]:
-    """Dropout on, and gradient checkpointing where it is asked for; both off again afterwards."""
+    """Context with dropout and, if set, gradient checkpointing; both are switched off afterwards."""
     model.train()
     try:
         if training.gradient_checkpointing:
@@ -398,9 +396,9 @@ def _train_mode(model: nn.Module, training: TrainingParams) -> Generator[None]:
 
 
 def _checkpointing(model: nn.Module, on: bool) -> None:
-    """Switch a transformers-style model's checkpointing, under its newer name or its older one.
+    """Switch gradient checkpointing of a transformers model, under the newer or the older name of the method.
 
-    The kind that is not re-entrant: it needs no gradient on the inputs, which a frozen base does not have.
+    Non-reentrant checkpointing is used: it needs no gradient on the inputs, which a frozen base does not have.
     """
     suffix = "enable" if on else "disable"
     for name in (f"activation_checkpointing_{suffix}", f"gradient_checkpointing_{suffix}"):

@@ -1,7 +1,7 @@
-"""What the frozen vision tower makes of each image, computed once (:mod:`~sda_core.alignment.item_blocks`).
+"""Cache of the frozen vision tower's outputs, computed once per image (:mod:`~sda_core.alignment.item_blocks`).
 
-The tower does not learn, so every epoch would compute the same numbers.  A read maps the file and takes the item's part, so
-memory does not grow with the shop.
+The tower is not trained, so every epoch would compute the same outputs.  A read maps the file and takes one item's part, so
+memory does not grow with the number of items.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from sda_core.processes import Processes
 
 
 class VisionCache:
-    """The tower's results of all items that show an image.
+    """The tower's outputs for all items with an image.
 
     Args:
         backbone: runs the tower.
         source: the items.
-        rows: of the items, ascending.
-        folder: of the blocks.
-        fingerprint: of the run's inputs; blocks of other inputs are computed again.
+        rows: rows of the items, ascending.
+        folder: folder of the blocks.
+        fingerprint: hash of the run's inputs; blocks with another one are computed again.
     """
 
     def __init__(self, backbone: VisionTower, source: ItemSource, rows: np.ndarray, folder: Path, fingerprint: str) -> None:
@@ -36,14 +36,14 @@ class VisionCache:
         self._blocks = ItemBlocks("vision", rows, folder, fingerprint)
 
     def fill(self, batch_size: int, team: Processes) -> None:
-        """Compute the blocks that are missing, shared between the processes.
+        """Compute the missing blocks, shared between the processes.
 
         Args:
-            batch_size: images a pass.
+            batch_size: images per pass.
             team: the processes; all must call this.
 
         Raises:
-            ArtifactError: an image cannot be decoded, or a block of another process cannot be seen here.
+            ArtifactError: an image cannot be decoded, or a block of another process is not visible here.
         """
         advice = "give all machines one project folder, or set train_adapter.training.vision_cache to never"
         self._blocks.fill(lambda rows: self._compute(rows, batch_size), team, advice=advice)
@@ -71,13 +71,13 @@ class VisionCache:
 def open_cache(
     backbone: object, source: ItemSource, rows: np.ndarray, training: TrainingParams, folder: Path, fingerprint: str
 ) -> VisionCache | None:
-    """The cache, where the params ask for one; not filled yet.
+    """Open the cache if the params enable it; it is not filled yet.
 
-    ``auto`` asks for it where the backbone can run its tower alone, nothing in the tower learns, the model is not sharded,
-    and what is left of the run shows every item twice or more on average.
+    ``auto`` enables it if the backbone can run its tower alone, no part of the tower is trained, the model is not sharded,
+    and the run uses every item twice or more on average.
 
     Raises:
-        ConfigError: ``vision_cache`` is ``always``, and there cannot be one.
+        ConfigError: ``vision_cache`` is ``always``, but a cache is not possible.
     """
     if training.vision_cache == "never":
         return None
@@ -90,7 +90,7 @@ def open_cache(
             else f"a {type(backbone).__name__} has no frozen vision tower that can be run by itself"
         )
         raise ConfigError("params.yaml: train_adapter.training.vision_cache", problem, "set it to auto")
-    shown = training.num_steps * training.batch_size  # of the whole run, so that a resumed one decides alike
+    shown = training.num_steps * training.batch_size  # of the whole run, so that a resumed one decides the same
     if not can or sharded or (training.vision_cache == "auto" and shown < 2 * len(rows)):
         return None
     assert isinstance(backbone, VisionTower)
