@@ -1,6 +1,6 @@
-"""Vision-language models that turn an item's image and text into vectors, and their builder.
+"""Vision-language models that embed an item's image and text, and :func:`build`, which makes them from the params.
 
-The one interface is :class:`~sda_core.backbones.base.Backbone`.
+All share the interface :class:`~sda_core.backbones.base.Backbone`.
 
 ===================  =======================================  ====================================================
 ``kind``             family                                   vector
@@ -15,9 +15,9 @@ The one interface is :class:`~sda_core.backbones.base.Backbone`.
 ``siglip``           SigLIP 2 of fixed resolution, SigLIP     the towers' own pooling
 ===================  =======================================  ====================================================
 
-A backbone knows how to make model inputs from images and from texts and how to pool the model's hidden states; it
-does not know what an adapter or a loss is.  :func:`build` chooses by the type of the params section.  This package is
-the only importer of transformers, and imports it only inside the case that needs it.
+A backbone makes model inputs from images and texts and pools the model's hidden states; it is independent of adapters and
+losses.  :func:`build` chooses by the type of the params section.  Only this package imports transformers, and only in the
+case that needs it.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from sda_core.params import (
     TinyQwen25VL,
 )
 
-if TYPE_CHECKING:  # for the signature only: choosing a backbone needs no torch
+if TYPE_CHECKING:  # for the signature only: this module must not import torch
     import torch
 
 __all__ = ["Backbone", "BackboneInfo", "JointEncoder", "VisionTower", "build", "save_backbone"]
 
 
 def build(params: BackboneParams, device: torch.device) -> Backbone:
-    """Load or make the backbone that the params ask for, on ``device``, frozen, in evaluation mode.
+    """Load or create the backbone of the params on ``device``, frozen and in evaluation mode.
 
     Raises:
-        ConfigError: the params cannot be met (no revision pinned, another architecture, attention not available).
+        ConfigError: the params cannot be satisfied (no revision pinned, another architecture, attention not available).
         ArtifactError: a local checkpoint is missing, incomplete or damaged.
         DownloadError: a hub checkpoint is neither in the cache nor reachable.
     """
@@ -100,9 +100,9 @@ def build(params: BackboneParams, device: torch.device) -> Backbone:
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
-    """Write a backbone as a checkpoint folder (safetensors, tokenizer, image processor, chat template), whole.
+    """Write a backbone atomically as a checkpoint folder (safetensors, tokenizer, image processor, chat template).
 
-    The folder is then a valid ``backbone.name``.  No adapter may be attached: PEFT changes the model in place.
+    The folder is a valid ``backbone.name``.  No adapter may be attached, because PEFT changes the model in place.
 
     Raises:
         ConfigError: an adapter is attached.

@@ -1,4 +1,4 @@
-"""Checkpoints on disk and on the hub: safetensors only, revision pinned, no code of theirs is ever run."""
+"""Load checkpoints from disk or the hub: safetensors only, pinned revision; code in a checkpoint is never run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sda_core.params import Checkpoint
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint's parts, the model on its device."""
+    """The parts of a checkpoint; the model is on its device."""
 
     model: Any
     tokenizer: Any
@@ -43,17 +43,17 @@ class Classes:
     """The classes of transformers that read one type of checkpoint."""
 
     model: Any
-    image_processor: Any  # the PIL one: the stock ones need torchvision
+    image_processor: Any  # based on PIL: the default ones need torchvision
 
 
 def load_parts(params: Checkpoint, device: torch.device, family: str, classes: Mapping[type, Classes]) -> Loaded:
     """Read model, tokenizer and image processor.
 
     Args:
-        params: which checkpoint.
-        device: where the model goes.
-        family: what the checkpoint should be, for errors, e.g. ``"a Qwen2.5-VL"``.
-        classes: by the type of the checkpoint's configuration.
+        params: section that names the checkpoint.
+        device: device of the model.
+        family: expected family for error messages, e.g. ``"a Qwen2.5-VL"``.
+        classes: classes by the type of the checkpoint's configuration.
 
     Raises:
         ConfigError, ArtifactError, DownloadError: as :func:`sda_core.backbones.build`.
@@ -63,7 +63,7 @@ def load_parts(params: Checkpoint, device: torch.device, family: str, classes: M
     damaged = ("is damaged or incomplete", "delete it and fetch it again, or name another checkpoint in backbone.name")
     try:
         with _quiet_transformers():
-            # code that comes with a checkpoint is refused, not asked about
+            # reject code in a checkpoint without asking the user
             config: Any = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if type(config) not in classes:
                 raise ConfigError(
@@ -85,7 +85,7 @@ def load_parts(params: Checkpoint, device: torch.device, family: str, classes: M
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise ArtifactError(params.name, f"{damaged[0]} ({type(error).__name__}: {first_line})", damaged[1]) from None
-    # transformers fills what a file lacks with random numbers and only warns
+    # transformers initialises missing tensors at random and only warns
     absent = sorted([*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])])
     if absent:
         raise ArtifactError(
@@ -105,7 +105,7 @@ def describe(
     max_pixels: int | None = None,
     max_tiles: int | None = None,
 ) -> BackboneInfo:
-    """What the vectors of a loaded checkpoint depend on."""
+    """Properties of a loaded checkpoint on which its vectors depend."""
     return BackboneInfo(
         kind=kind,
         name=params.name,
@@ -121,10 +121,10 @@ def describe(
 
 
 def save_parts(folder: Path, model: Any, tokenizer: Any, image_processor: Any) -> None:
-    """Write model, tokenizer (with its template) and image processor, whole or not at all.
+    """Write model, tokenizer (with its template) and image processor atomically.
 
     Raises:
-        ConfigError: an adapter is attached: PEFT changes the model in place.
+        ConfigError: an adapter is attached; PEFT has changed the model in place.
     """
     if any(hasattr(module, "base_layer") for module in model.modules()):
         raise ConfigError(str(folder), "a backbone with an adapter attached cannot be saved", "unload or merge the adapter first")
@@ -136,7 +136,7 @@ def save_parts(folder: Path, model: Any, tokenizer: Any, image_processor: Any) -
 
 @contextmanager
 def _quiet_transformers() -> Generator[None, None, None]:
-    """No loading bars off a terminal or off process 0, and no remarks: what matters of them is checked here."""
+    """Silence transformers: progress bars only on a terminal of process 0, no warnings (the relevant ones are checked here)."""
     remarks = transformers.utils.logging
     if not (sys.stderr.isatty() and is_main_process()):
         remarks.disable_progress_bar()
@@ -149,7 +149,7 @@ def _quiet_transformers() -> Generator[None, None, None]:
 
 
 def _checkpoint_folder(params: Checkpoint) -> tuple[Path, str]:
-    """The local folder of a checkpoint, fetched first where it is a hub id, and its revision."""
+    """The local folder of a checkpoint, downloaded first if it is a hub id, and its revision."""
     where = "params.yaml: backbone.name"
     folder = Path(params.name).expanduser()
     if folder.is_dir():
@@ -184,7 +184,7 @@ def _checkpoint_folder(params: Checkpoint) -> tuple[Path, str]:
 
 
 def _attention(params: Checkpoint, device: torch.device) -> str:
-    """The attention implementation: FlashAttention-2 where it can run, else PyTorch's own (SDPA)."""
+    """The attention implementation: FlashAttention-2 if it can run, else PyTorch's SDPA."""
     installed = importlib.util.find_spec("flash_attn") is not None
     fits = device.type == "cuda" and params.dtype != "float32"
     match params.attention:
@@ -204,7 +204,7 @@ def _attention(params: Checkpoint, device: torch.device) -> str:
 
 
 def _take_legacy_template(tokenizer: Any, folder: Path) -> None:
-    """Take the processor's template where a checkpoint keeps it apart from the tokenizer (``chat_template.json``)."""
+    """Use the processor's template if a checkpoint stores it apart from the tokenizer (``chat_template.json``)."""
     legacy = folder / "chat_template.json"
     if tokenizer.chat_template is None and legacy.is_file():
         try:

@@ -1,8 +1,8 @@
-"""What CLIP and SigLIP share: an image tower and a text tower that end in one space, each with a pooling of its own.
+"""Base class of CLIP and SigLIP: an image tower and a text tower with a shared output space, each with its own pooling.
 
-* There is no common decoder: the image prompt is not used, and an adapter on ``language`` changes the texts' vectors only.
+* There is no common decoder: the image prompt is not used, and an adapter on ``language`` changes text vectors only.
 * The image vector is the vision tower's pooled projection, the text vector that of the text tower.
-* Words are cut to ``max_text_tokens``, which the text tower's table of positions bounds.
+* Texts are truncated to ``max_text_tokens``, at most the number of positions of the text tower.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from sda_core.backbones._text import Words, padded, special_frame
 from sda_core.backbones.base import BackboneInfo
 from sda_core.errors import ArtifactError, ConfigError
 
-_MAX_ASPECT_RATIO = 50.0  # the shorter side is enlarged to a tower's square, and the longer one with it
+_MAX_ASPECT_RATIO = 50.0  # the shorter side is enlarged to the tower's size, the longer one in proportion
 
 
 class DualEncoderBackbone(WithAdapterLayers):
     """Two towers as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract.
 
     Args:
-        model: a ``CLIPModel`` or the like; it is frozen and put into evaluation mode.
+        model: a ``CLIPModel`` or similar; it is frozen and set to evaluation mode.
         tokenizer: its fast tokenizer.
-        image_processor: its image processor, of the PIL kind.
-        info: what the vectors depend on.
+        image_processor: its image processor, based on PIL.
+        info: properties on which the vectors depend.
         image_dim: width of the image vectors.
         text_dim: width of the text vectors.
 
@@ -42,9 +42,9 @@ class DualEncoderBackbone(WithAdapterLayers):
     """
 
     lower_case: ClassVar[bool] = False
-    """Whether texts are put into lower case here, because the model knows no other and its tokenizer may not do it."""
+    """Whether to convert texts to lower case, because the model was trained on it and its tokenizer may not do it."""
     pads_to_full_length: ClassVar[bool] = False
-    """Whether the text tower was trained on sequences of one length, whose padding it attends to."""
+    """Whether the text tower was trained on sequences padded to one length, attending to the padding."""
 
     def __init__(
         self, model: Any, tokenizer: Any, image_processor: Any, info: BackboneInfo, *, image_dim: int, text_dim: int
@@ -85,11 +85,11 @@ class DualEncoderBackbone(WithAdapterLayers):
             )
 
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """The images, in the tower's size.
+        """The images, resized to the tower's size.
 
         Args:
             images: B images of any mode and size.
-            prompt: not used, the vision tower reads no text.
+            prompt: not used; the vision tower reads no text.
 
         Returns:
             ``pixel_values`` (B, 3, H, W), and ``attention_mask`` (B, patches), all ones; on the CPU.
@@ -103,10 +103,10 @@ class DualEncoderBackbone(WithAdapterLayers):
         }
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """One sequence a text, between the tokenizer's own special tokens.
+        """One sequence per text, between the tokenizer's special tokens.
 
         Args:
-            texts: B texts; empty ones are allowed, special tokens in them are plain characters.
+            texts: B texts; empty ones are allowed, and special tokens in them are treated as plain characters.
 
         Returns:
             ``input_ids``, ``attention_mask`` (B, L); on the CPU.
@@ -125,10 +125,10 @@ class DualEncoderBackbone(WithAdapterLayers):
 
         Args:
             model: :attr:`model`, or a PEFT model around it.
-            inputs: of :meth:`image_inputs` or :meth:`text_inputs`, on any device.
+            inputs: the result of :meth:`image_inputs` or :meth:`text_inputs`, on any device.
 
         Returns:
-            ``(B, D)`` float32, not normalised; with a gradient where the adapter has one.
+            ``(B, D)`` float32, not normalised; with a gradient if the adapter has one.
         """
         inner, moved = base_and_inputs(model, inputs)
         if "pixel_values" in moved:

@@ -1,4 +1,4 @@
-"""Images for a model: any mode and any sides become an RGB image that a processor can take."""
+"""Convert images of any mode and size into RGB images that a processor accepts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GREY = (122, 116, 104)  # CLIP's mean colour, which its normalisation maps to z
 
 
 def as_rgb(image: Image.Image, max_aspect_ratio: float) -> Image.Image:
-    """The image in RGB, on a grey canvas where one side is more than ``max_aspect_ratio`` times the other."""
+    """The image in RGB, padded with grey if one side is more than ``max_aspect_ratio`` times the other."""
     image = image if image.mode == "RGB" else image.convert("RGB")
     long, short = max(image.size), min(image.size)
     if long <= max_aspect_ratio * short:

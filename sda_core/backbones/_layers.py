@@ -1,4 +1,4 @@
-"""Which linear layers of a backbone an adapter may take: patterns by full name, and how many layers each should meet."""
+"""The linear layers of a backbone that an adapter may target: patterns on full names, with the expected number of matches."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ LLAMA_LINEAR = r"(?:self_attn\.(?:q_proj|k_proj|v_proj|o_proj)|mlp\.(?:gate_proj
 """The seven linear layers of a decoder layer in Llama, Qwen2 and Qwen3."""
 
 VIT_LINEAR = r"(?:self_attn\.(?:q_proj|k_proj|v_proj|out_proj)|mlp\.(?:fc1|fc2))"
-"""The six linear layers of an encoder layer in CLIP and SigLIP, and in the towers made from them."""
+"""The six linear layers of an encoder layer in CLIP and SigLIP, and in towers derived from them."""
 
 
 @dataclass(frozen=True)
 class AdapterLayers:
     """The linear layers of the transformer blocks, by part.
 
-    Patch embeddings, projectors between the parts, pooling heads and the language-model head are never among them:
-    they are few, and some are used without a call of their ``forward`` (SigLIP's pooling head), where an adapter would
-    change nothing.
+    Patch embeddings, projectors between the parts, pooling heads and the language-model head are excluded: they are few,
+    and some are used without a call of their ``forward`` (SigLIP's pooling head), so that an adapter would have no effect.
 
     Attributes:
-        language: matches, in full, the names in the language model or text tower.
-        num_language: how many those are.
-        vision: matches, in full, the names in the vision tower.
-        num_vision: how many those are.
+        language: pattern for the full names in the language model or text tower.
+        num_language: number of layers it matches.
+        vision: pattern for the full names in the vision tower.
+        num_vision: number of layers it matches.
     """
 
     language: str
@@ -46,7 +45,7 @@ class AdapterLayers:
                 return f"(?:{self.language}|{self.vision})"
 
     def count(self, targets: Targets) -> int:
-        """How many modules :meth:`pattern` should match."""
+        """The number of modules that :meth:`pattern` should match."""
         match targets:
             case "language":
                 return self.num_language
@@ -55,7 +54,7 @@ class AdapterLayers:
 
 
 class WithAdapterLayers:
-    """The part of :class:`~sda_core.backbones.base.Backbone` that names the layers; ``_layers`` is set by whoever inherits."""
+    """The part of :class:`~sda_core.backbones.base.Backbone` that names the layers; subclasses set ``_layers``."""
 
     _layers: AdapterLayers
 
@@ -64,11 +63,11 @@ class WithAdapterLayers:
         return self._layers.pattern(targets)
 
     def num_adapter_layers(self, targets: Targets) -> int:
-        """How many modules :meth:`adapter_pattern` matches."""
+        """The number of modules that :meth:`adapter_pattern` matches."""
         return self._layers.count(targets)
 
 
 def base_and_inputs(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """The model of transformers inside a PEFT model (or the model itself), and the inputs on its device."""
+    """The transformers model inside a PEFT model (or the model itself), and the inputs on its device."""
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return inner, {name: tensor.to(inner.device, non_blocking=True) for name, tensor in inputs.items()}

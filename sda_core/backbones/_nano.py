@@ -1,4 +1,4 @@
-"""nano: the small pre-trained Qwen2.5-VL that comes with the package (``nano/MODEL_CARD.md``)."""
+"""Load nano, the small pre-trained Qwen2.5-VL that is part of the package (``nano/MODEL_CARD.md``)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FOLDER = Path(__file__).parent / "nano"
 
 
 def load_nano(params: Nano, device: torch.device) -> Qwen25VLBackbone:
-    """Read the checkpoint of the package, in float32.
+    """Load the checkpoint in the package, in float32.
 
     Raises:
-        ConfigError: the params cannot be met.
+        ConfigError: the params cannot be satisfied.
         ArtifactError: the package is incomplete or damaged.
     """
     section = Qwen25VL(
@@ -32,5 +32,5 @@ def load_nano(params: Nano, device: torch.device) -> Qwen25VLBackbone:
         pooling=params.pooling,
     )
     backbone = load(section, device)
-    backbone.info = replace(backbone.info, kind=params.kind, name="nano")  # where the package lies is no part of the result
+    backbone.info = replace(backbone.info, kind=params.kind, name="nano")  # the result must not depend on the package's path
     return backbone

@@ -1,6 +1,6 @@
-"""What the Qwen-VL families share: images of any size as patches, and rotary positions in three dimensions.
+"""Base class of the Qwen-VL families: images of any size as patches, and rotary positions in three dimensions.
 
-Images whose sides differ so much that even one row of patches would exceed ``max_pixels`` are put on a grey canvas.
+An image so long that one row of patches would exceed ``max_pixels`` is padded with grey.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from sda_core.params import Qwen2VL, Qwen3VL, Qwen25VL
 
 LANGUAGE_PATTERN = rf"(?:model\.)?(?:language_model\.)?layers\.\d+\.{LLAMA_LINEAR}"
 """Linear layers of the decoder, by their names in memory (``model.language_model.layers...``) and in checkpoint files
-(``model.layers...``).  The vision tower's MLPs may carry the same last names, but sit in ``visual.blocks``."""
+(``model.layers...``).  The vision tower's MLPs may have the same suffixes, but are in ``visual.blocks``."""
 
 QwenVLParams = Qwen2VL | Qwen25VL | Qwen3VL
 
-_MAX_ASPECT_RATIO = 200.0  # of the image processor; it refuses more
+_MAX_ASPECT_RATIO = 200.0  # limit of the image processor
 
 
 class QwenVLBackbone(VisionLanguageBackbone):
-    """A Qwen-VL checkpoint; images take one token for each ``spatial_merge_size`` squared patches."""
+    """A Qwen-VL checkpoint; an image has one token per ``spatial_merge_size`` squared patches."""
 
     image_token = "<|image_pad|>"  # noqa: S105
     vision_linear: tuple[str, ...] = ()
     """The linear layers of one block of the vision tower."""
     tower_ends_in_tokens: ClassVar[bool] = False
-    """Whether all that the decoder takes from the tower are the vectors in the image tokens' places."""
+    """Whether the decoder uses nothing from the tower but the vectors of the image tokens."""
 
     @classmethod
     def from_checkpoint(cls, params: QwenVLParams, device: torch.device, family: str, config: type, model: Any) -> Self:
         """Load a published or local checkpoint; raises as :func:`sda_core.backbones.build`.
 
         Args:
-            params: which checkpoint.
-            device: where the model goes.
-            family: what the checkpoint should be, for errors, e.g. ``"a Qwen2-VL"``.
-            config: the type of the checkpoint's configuration.
-            model: transformers' class that reads it.
+            params: section that names the checkpoint.
+            device: device of the model.
+            family: expected family for error messages, e.g. ``"a Qwen2-VL"``.
+            config: class of the checkpoint's configuration.
+            model: transformers' model class.
         """
         loaded = load_parts(params, device, family, {config: Classes(model, Qwen2VLImageProcessorPil)})
         limits = {"min_pixels": params.min_pixels, "max_pixels": params.max_pixels}
@@ -87,7 +87,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         self._max_aspect_ratio = min(_MAX_ASPECT_RATIO, max(1.0, high / factor**2))
 
     def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
-        """Patches of all images, flattened, in ``pixel_values``; rows and columns of patches in ``image_grid_thw`` (B, 3)."""
+        """All patches, flattened, in ``pixel_values``; numbers of rows and columns of patches in ``image_grid_thw`` (B, 3)."""
         prepared = [as_rgb(image, self._max_aspect_ratio) for image in images]
         pixels = self._image_processor(prepared, return_tensors="pt")
         grid_B3: Tensor = pixels["image_grid_thw"]
@@ -97,9 +97,9 @@ class QwenVLBackbone(VisionLanguageBackbone):
 
     @torch.no_grad()
     def vision_features(self, images: Sequence[Image.Image]) -> list[dict[str, Tensor]] | None:
-        """What the vision tower makes of each image: ``tokens (P, D)`` in the weights' type, ``grid (3,)``; on the CPU.
+        """Outputs of the vision tower for each image: ``tokens (P, D)`` in the weights' dtype, ``grid (3,)``; on the CPU.
 
-        None where the decoder takes more than that from the tower, or where something in the tower learns.
+        None if the decoder uses further outputs of the tower, or if a part of the tower is trained.
         """
         inner: Any = self.model
         learns = any(parameter.requires_grad for parameter in inner.model.visual.parameters())
@@ -114,7 +114,7 @@ class QwenVLBackbone(VisionLanguageBackbone):
         return [{"tokens": one.cpu(), "grid": grid.cpu()} for one, grid in zip(tokens, grid_B3, strict=True)]
 
     def image_inputs_from(self, features: Sequence[Mapping[str, Tensor]], prompt: str) -> dict[str, Tensor]:
-        """As :meth:`image_inputs`, from results of :meth:`vision_features`, in the place of the pixels."""
+        """As :meth:`image_inputs`, but with the outputs of :meth:`vision_features` instead of pixels."""
         tensors = {
             "image_tokens": torch.cat([one["tokens"] for one in features]),
             "image_grid_thw": torch.stack([one["grid"] for one in features]),
@@ -136,8 +136,8 @@ class QwenVLBackbone(VisionLanguageBackbone):
     def _image_positions(self, mask_BL: Tensor, prepared: ImageInputs, image_start: int) -> Tensor:
         """Multimodal rotary positions (temporal, height, width), ``(3, B, L)``; padding has position 0.
 
-        Words count up in all three.  An image of h x w merged patches that begins at position s has (s, s + row,
-        s + column); the next word continues at s + max(h, w)  (Wang et al. 2024, arXiv 2409.12191, section 2.1).
+        Text tokens count up in all three.  An image of h x w merged patches that begins at position s has (s, s + row,
+        s + column); the next text token is at s + max(h, w)  (Wang et al. 2024, arXiv 2409.12191, section 2.1).
         """
         positions_3BL = torch.zeros((3, *mask_BL.shape), dtype=torch.long)
         length = mask_BL.shape[1]

@@ -1,9 +1,9 @@
-"""Words for a model: the chat template around them, token ids, padding, and pooling over what is not padding.
+"""Text inputs: chat template, token ids, padding, and pooling over the tokens that are not padding.
 
-* The template is rendered once around a marker and cut there, so that what an item's seller wrote never meets the
-  template engine, nor the parser of special tokens: ``<|im_end|>`` in a title is ten ordinary characters.
-* Spaces that the template puts before the words stay with the words, because a byte-level tokenizer joins a space to the
-  word behind it.
+* The template is rendered once around a marker and split there, so that an item's text never reaches the template engine
+  or the parser of special tokens: ``<|im_end|>`` in a title is ten ordinary characters.
+* Spaces that the template writes before the text are tokenised with the text, because a byte-level tokenizer joins a space
+  to the following word.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 
 from sda_core.errors import ArtifactError
 
-_MARKER = "\ue000sda\ue001"  # private-use characters: no template writes them
+_MARKER = "\ue000sda\ue001"  # private-use characters, which no template contains
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a template writes around the words of one user turn.
+    """The part of a template around the text of one user turn.
 
     Attributes:
-        before: token ids before the words.
-        lead: spaces that belong to the words' first token.
-        after: token ids behind the words.
+        before: token ids before the text.
+        lead: spaces that belong to the first token of the text.
+        after: token ids after the text.
     """
 
     before: list[int]
@@ -40,15 +40,15 @@ class Frame:
 
 
 def chat_frame(tokenizer: Any, name: str, *, with_image: bool) -> Frame:
-    """The frame of one user turn: the words alone, or an image and then the words.
+    """The frame of one user turn with a text, or with an image and a text.
 
     Args:
-        tokenizer: with a chat template.
-        name: of the checkpoint, for errors.
-        with_image: whether an image comes first.
+        tokenizer: a tokenizer with a chat template.
+        name: name of the checkpoint, for errors.
+        with_image: whether an image precedes the text.
 
     Raises:
-        ArtifactError: there is no template, it cannot be rendered, or it does not write the words once.
+        ArtifactError: there is no template, it cannot be rendered, or it does not contain the text exactly once.
     """
     content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
     content.append({"type": "text", "text": _MARKER})
@@ -67,10 +67,10 @@ def chat_frame(tokenizer: Any, name: str, *, with_image: bool) -> Frame:
 
 
 def special_frame(tokenizer: Any, name: str) -> Frame:
-    """The special tokens that a tokenizer puts around a text, for models without a chat template.
+    """The special tokens that a tokenizer adds around a text, for models without a chat template.
 
     Raises:
-        ArtifactError: they are not a beginning and an end.
+        ArtifactError: the tokenizer does more than adding tokens before and after the text.
     """
     bare, framed = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
     for start in range(len(framed) - len(bare) + 1):
@@ -80,14 +80,14 @@ def special_frame(tokenizer: Any, name: str) -> Frame:
 
 
 class Words:
-    """A tokenizer that knows no special token, so that an item's words cannot write one.
+    """A tokenizer without special tokens, so that an item's text cannot contain one.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        name: of the checkpoint, for errors.
+        name: name of the checkpoint, for errors.
 
     Raises:
-        ArtifactError: it is no fast tokenizer.
+        ArtifactError: it is not a fast tokenizer.
     """
 
     def __init__(self, tokenizer: Any, name: str) -> None:
@@ -101,7 +101,7 @@ class Words:
         self._special = frozenset(tokenizer.all_special_ids)
 
     def __call__(self, texts: Sequence[str], room: int) -> list[list[int]]:
-        """Token ids of texts, at most ``room`` each; characters that only a special token could write are left out."""
+        """Token ids of texts, at most ``room`` each; characters that only a special token covers are dropped."""
         encodings = self._plain.encode_batch(list(texts), add_special_tokens=False)
         return [[token for token in encoding.ids if token not in self._special][:room] for encoding in encodings]
 
@@ -109,7 +109,7 @@ class Words:
 def _without_added_tokens(tokenizer: Any) -> tokenizers.Tokenizer:
     """The tokenizer's model, normaliser and pre-tokeniser, without any added token.
 
-    ``split_special_tokens`` would leave the added tokens that are not marked special (``<tool_call>``) in force.
+    ``split_special_tokens`` would keep added tokens that are not marked special (``<tool_call>``).
     """
     description = json.loads(tokenizer.backend_tokenizer.to_str())
     description["added_tokens"] = []
@@ -134,15 +134,15 @@ def padded(
 
 
 def text_positions(mask_BL: Tensor) -> Tensor:
-    """Positions that count the kept tokens from 0; padding has position 0."""
+    """Positions of the tokens from 0, without padding; padding has position 0."""
     return (mask_BL.cumsum(-1) - 1).clamp_min(0)
 
 
 def pool(hidden_BLD: Tensor, mask_BL: Tensor, pooling: Literal["mean", "last"]) -> Tensor:
-    """Mean over the mask in float32, or the last token (padding is on the left); ``(B, D)``."""
+    """Mean over the mask in float32, or the last token (padding is on the left): ``(B, D)``."""
     if pooling == "last":
         return hidden_BLD[:, -1].float()
     keep_BL1 = mask_BL.unsqueeze(-1).bool()
-    # where, not a product: a padded place may hold anything, even NaN
+    # where, not a product: a padded position may hold any value, even NaN
     total_BD = torch.where(keep_BL1, hidden_BLD.float(), 0.0).sum(1)
     return total_BD / mask_BL.sum(1, keepdim=True)

@@ -1,13 +1,13 @@
-"""What the vision-language families share: one decoder over image tokens and text tokens.
+"""Base class of the vision-language families: one decoder over image tokens and text tokens.
 
-* An item gives two sequences, each one user turn of the checkpoint's own chat template (with the template's default
-  system line, without a generation prompt): ``image, image prompt`` and ``text prompt``.  In a joint pass it gives one:
+* An item has two sequences, each one user turn of the checkpoint's chat template (with the template's default system
+  line, without a generation prompt): ``image, image prompt`` and ``text prompt``.  A joint pass has one sequence:
   ``image, image prompt, text prompt``.
-* Images go through transformers' PIL processors, because the stock processors need torchvision; text, image tokens
+* Images are processed by transformers' PIL processors, because the default ones need torchvision; text, image tokens
   and positions are composed here.
-* Only the item's text is cut at ``max_text_tokens`` (which counts the template, but no image tokens).
-* Padding is on the left, and positions are computed here per sequence, padding left out, so that a vector depends
-  neither on its batch nor on state kept in the model.
+* Only the item's text is truncated, to ``max_text_tokens`` (which counts the template, but no image tokens).
+* Padding is on the left, and positions are computed per sequence without padding, so that a vector depends neither on
+  its batch nor on state in the model.
 * The decoder's output after the final norm is pooled in float32; the language-model head is never run.
 """
 
@@ -31,11 +31,11 @@ from sda_core.errors import ArtifactError, ConfigError
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """Images as a model takes them.
+    """Images as model inputs.
 
     Attributes:
-        tokens: the token ids that stand for each image, in the place of the template's one image token.
-        tensors: what the model's ``forward`` takes besides the tokens.
+        tokens: the token ids of each image, which replace the template's single image token.
+        tensors: further arguments of the model's ``forward``.
     """
 
     tokens: list[list[int]]
@@ -46,18 +46,18 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
     """A vision-language model as an item encoder; see :class:`~sda_core.backbones.base.Backbone` for the contract.
 
     Args:
-        model: a ``...ForConditionalGeneration`` of transformers; it is frozen and put into evaluation mode.
+        model: a ``...ForConditionalGeneration`` of transformers; it is frozen and set to evaluation mode.
         tokenizer: its fast tokenizer, with a chat template.
-        image_processor: its image processor, of the PIL kind.
-        info: what the vectors depend on; its pooling is ``"mean"`` or ``"last"``.
+        image_processor: its image processor, based on PIL.
+        info: properties on which the vectors depend; its pooling is ``"mean"`` or ``"last"``.
 
     Raises:
-        ConfigError: ``max_text_tokens`` leaves no room for text, or an image limit cannot be met.
+        ConfigError: ``max_text_tokens`` leaves no room for text, or an image limit cannot be satisfied.
         ArtifactError: tokenizer, template, image processor and model do not belong together.
     """
 
     image_token: ClassVar[str]
-    """What the chat template writes for an image."""
+    """The chat template's token for an image."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, info: BackboneInfo) -> None:
         self.model: nn.Module = model.eval().requires_grad_(requires_grad=False)
@@ -103,14 +103,14 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
 
     @abstractmethod
     def _set_up_image_processor(self) -> None:
-        """Tell the image processor the limits of ``info``, and check that it fits the model."""
+        """Set the limits of ``info`` on the image processor, and check that it fits the model."""
 
     @abstractmethod
     def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
         """Token ids and tensors of some images."""
 
     def _image_positions(self, mask_BL: Tensor, prepared: ImageInputs, image_start: int) -> Tensor:
-        """Positions of sequences whose image begins at ``image_start``; an image's tokens are counted like words."""
+        """Positions of sequences whose image begins at ``image_start``; image tokens count like text tokens."""
         del prepared, image_start
         return text_positions(mask_BL)
 
@@ -120,11 +120,11 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
 
     # ------------------------------------------------------------------------------------------- inputs
     def image_inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        """One sequence an image: template, image tokens, prompt.
+        """One sequence per image: template, image tokens, prompt.
 
         Args:
             images: B images of any mode and size.
-            prompt: the text beside each image.
+            prompt: the text after each image.
 
         Returns:
             ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L), and the family's image
@@ -133,14 +133,14 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         return self._image_sequences(self._image_inputs_of(images), prompt)
 
     def joint_inputs(self, images: Sequence[Image.Image], texts: Sequence[str], prompt: str) -> dict[str, Tensor]:
-        """One sequence an item: template, image tokens, then the prompt and the item's text, one line each.
+        """One sequence per item: template, image tokens, then the prompt and the item's text, one line each.
 
-        The two lines are cut so that they and the template fit into ``max_text_tokens``.
+        The two lines are truncated so that they and the template fit into ``max_text_tokens``.
 
         Args:
             images: B images of any mode and size.
-            texts: B texts; for an empty one the sequence is that of :meth:`image_inputs`.
-            prompt: the text beside each image.
+            texts: B texts; an empty one gives the sequence of :meth:`image_inputs`.
+            prompt: the text after each image.
 
         Returns:
             As :meth:`image_inputs`.
@@ -149,10 +149,10 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         return self._sequences_with_image(self._image_inputs_of(images), self._words_beside_image(lines))
 
     def token_modalities(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Of each token whether it is an image's: ``(B, L)`` int64, 0 for the tokens of an image, 1 for all others.
+        """The modality of each token: ``(B, L)`` int64, 0 for image tokens, 1 for all others.
 
         Args:
-            inputs: of one of the methods that make inputs.
+            inputs: the result of one of the methods that make inputs.
         """
         return (inputs["input_ids"] != self._image_token_id).long()
 
@@ -171,10 +171,10 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         return inputs | prepared.tensors
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """One sequence a text: template and the text, cut so that both fit into ``max_text_tokens``.
+        """One sequence per text: the template and the text, truncated so that both fit into ``max_text_tokens``.
 
         Args:
-            texts: B texts; empty ones are allowed, special tokens in them are plain characters.
+            texts: B texts; empty ones are allowed, and special tokens in them are treated as plain characters.
 
         Returns:
             ``input_ids``, ``attention_mask`` (B, L), ``position_ids`` (B, L) or (3, B, L); on the CPU.
@@ -186,7 +186,7 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
         return inputs
 
     def _arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """What ``forward`` takes, of inputs on its device."""
+        """Arguments of ``forward`` from inputs on its device."""
         return dict(inputs)
 
     # ------------------------------------------------------------------------------------------- vectors
@@ -195,13 +195,13 @@ class VisionLanguageBackbone(WithAdapterLayers, ABC):
 
         Args:
             model: :attr:`model`, or a PEFT model around it.
-            inputs: of :meth:`image_inputs`, :meth:`text_inputs` or :meth:`joint_inputs`, on any device.
+            inputs: the result of :meth:`image_inputs`, :meth:`text_inputs` or :meth:`joint_inputs`, on any device.
 
         Returns:
-            ``(B, D)`` float32, not normalised; with a gradient where the adapter has one.
+            ``(B, D)`` float32, not normalised; with a gradient if the adapter has one.
         """
         inner, moved = base_and_inputs(model, inputs)
-        # The inner model has no language-model head: logits over 150,000 words are the largest tensor of a pass, and unused.
+        # The inner model has no language-model head: logits over 150,000 tokens are the largest tensor of a pass, and unused.
         hidden_BLD = inner.model(**self._arguments(moved), use_cache=False).last_hidden_state
         assert self.info.pooling != "tower"
         return pool(hidden_BLD, moved["attention_mask"], self.info.pooling)

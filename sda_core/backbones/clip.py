@@ -12,7 +12,7 @@ from sda_core.params import CLIP
 
 
 class CLIPBackbone(DualEncoderBackbone):
-    """A CLIP checkpoint: class token and end-of-text token, each through its projection."""
+    """A CLIP checkpoint: class token and end-of-text token, each with its projection."""
 
 
 def load(params: CLIP, device: torch.device) -> CLIPBackbone:

@@ -1,7 +1,7 @@
 """InternVL (Zhu et al. 2025, arXiv 2504.10479), in transformers' own format, as an item encoder.
 
-An image becomes one square tile; with ``max_tiles`` from 2 on it is cut into up to that many tiles, in the layout nearest
-to its sides, and shown whole behind them.  For the sequences see ``_vision_language.py``.
+An image becomes one square tile.  With ``max_tiles`` of 2 or more it is split into up to that many tiles, in the layout whose
+aspect ratio is nearest to the image's, followed by the whole image.  For the sequences see ``_vision_language.py``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """LLaVA-OneVision (Li et al. 2024, arXiv 2408.03326) as an item encoder.
 
-An image is shown whole, brought to the vision tower's square; with ``max_tiles`` from 1 on also cut into tiles of that
-square, in the layout of the checkpoint's list that wastes least, whose padding is taken out again behind the tower.  With
-``max_tiles: 0`` the image is padded to a square and shown whole only, as the model sees one image of several.
+The whole image is resized to the vision tower's square.  With ``max_tiles`` of 1 or more it is also split into tiles of that
+size, in the layout of the checkpoint's list that wastes least; the padding of the tiles is removed after the tower.  With
+``max_tiles: 0`` the image is padded to a square and used whole only, as the model treats one of several images.
 For the sequences see ``_vision_language.py``.
 """
 
@@ -51,7 +51,7 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
                 "fetch the checkpoint again, its image processor is of another model",
             )
         self._tile: int = vision.image_size
-        self._cells: int = vision.image_size // vision.patch_size  # along a side of a tile
+        self._cells: int = vision.image_size // vision.patch_size  # patches along one side of a tile
         self._all_layouts = [list(layout) for layout in self._config.image_grid_pinpoints]
         self._use_layouts([layout for layout in self._all_layouts if self._num_tiles(layout) <= max(1, self.info.max_tiles or 0)])
 
@@ -59,7 +59,7 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
         return math.prod(layout) // self._tile**2
 
     def _use_layouts(self, layouts: list[list[int]]) -> None:
-        """The model chooses a layout by itself, so it must know the same ones as the processor."""
+        """Set the layouts on the model, which chooses one by itself and must choose among the processor's."""
         self._layouts = layouts
         self._config.image_grid_pinpoints = layouts
         self._image_processor.image_grid_pinpoints = layouts
@@ -67,7 +67,7 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
     def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
         prepared = [as_rgb(image, _MAX_ASPECT_RATIO) for image in images]
         if self.info.max_tiles == 0:
-            # Images of one sample are shown whole, unless it is one image: so one alone is given twice.
+            # The processor uses images whole if a sample has several, so a single one is passed twice.
             sample = prepared if len(prepared) > 1 else prepared * 2
             pixels = self._image_processor([sample], return_tensors="pt")
             tensors = {
@@ -83,7 +83,7 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
         return ImageInputs([[self._image_token_id] * count for count in counts], tensors)
 
     def _num_tokens(self, height: int, width: int) -> int:
-        """Tokens of the whole image, and of its tiles without their padding, with one more at the end of each row."""
+        """Number of tokens of the whole image and of its tiles without padding, plus one at the end of each row."""
         rows, columns = (side // self._tile * self._cells for side in select_best_resolution((height, width), self._layouts))
         if width / height > columns / rows:
             rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)
@@ -91,7 +91,7 @@ class LlavaOnevisionBackbone(VisionLanguageBackbone):
             columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
         most = int(self._config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * self._cells**2))
-        if ratio > 1.1:  # the model shrinks what would be longer than that many tiles
+        if ratio > 1.1:  # the model shrinks an image with more tokens than that many tiles have
             rows, columns = int(rows // ratio), int(columns // ratio)
         return self._cells**2 + rows * (columns + 1)
 

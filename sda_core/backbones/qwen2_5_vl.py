@@ -1,7 +1,7 @@
-"""Qwen2.5-VL (Bai et al. 2025, arXiv 2502.13923) as an item encoder, published or tiny and random.
+"""Qwen2.5-VL (Bai et al. 2025, arXiv 2502.13923) as an item encoder: published checkpoints, or a tiny random model.
 
-The vision tower attends within windows of the image, and to the whole of it in a few layers; for the sequences see
-``_vision_language.py``, for images and positions ``_qwen_vl.py``.
+The vision tower uses windowed attention, and full attention in a few layers; for the sequences see ``_vision_language.py``,
+for images and positions ``_qwen_vl.py``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-"""ChatML with Qwen's default system line and image markers, for models made here."""
+"""ChatML with Qwen's default system line and image markers, for models without a published template."""
 
 
 class Qwen25VLBackbone(QwenVLBackbone):
@@ -73,12 +73,12 @@ def load(params: Qwen25VL, device: torch.device) -> Qwen25VLBackbone:
 
 # --------------------------------------------------------------------------------------------- tiny model
 def make_tiny(params: TinyQwen25VL, device: torch.device) -> Qwen25VLBackbone:
-    """A randomly initialised Qwen2.5-VL with a byte-level tokenizer; needs no file and no network.
+    """Make a randomly initialised Qwen2.5-VL with a byte-level tokenizer; it needs no file and no network.
 
-    All of the architecture is there: windowed and full attention in the vision tower, patch merger, grouped-query
-    attention, multimodal rotary positions.  Weights are normal with standard deviation ``1 / sqrt(hidden size)``, which keeps
-    the hidden states' scale.  Each tensor has its own seed, so the weights do not depend on the order in which
-    transformers makes them, and torch's global generators are left as they were.
+    The architecture is complete: windowed and full attention in the vision tower, patch merger, grouped-query attention,
+    multimodal rotary positions.  Weights are normal with standard deviation ``1 / sqrt(hidden size)``, which preserves the
+    scale of the hidden states.  Each tensor has its own seed, so the weights do not depend on the order in which
+    transformers creates them, and torch's global generators are unchanged.
 
     Raises:
         ConfigError: the sizes do not fit (heads, rotary sections).
@@ -141,7 +141,7 @@ def _tiny_config(params: TinyQwen25VL, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLC
             "hidden_size": params.vision_hidden_size,
             "intermediate_size": 4 * params.vision_hidden_size,
             "num_heads": params.vision_hidden_size // 16,
-            "fullatt_block_indexes": [params.vision_depth - 1],  # the last sees the whole image, the others a window
+            "fullatt_block_indexes": [params.vision_depth - 1],  # full attention in the last block, windowed in the others
         },
         rope_theta=1_000_000.0,
     )
@@ -150,15 +150,15 @@ def _tiny_config(params: TinyQwen25VL, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLC
 def configuration(
     tokenizer: PreTrainedTokenizerBase, text: dict[str, Any], vision: dict[str, Any], *, rope_theta: float
 ) -> Qwen2_5_VLConfig:
-    """The configuration of a small Qwen2.5-VL: of the random one here, and of nano (``pretraining/``).
+    """The configuration of a small Qwen2.5-VL: the random one here, or nano (``pretraining/``).
 
     Args:
-        tokenizer: gives the vocabulary and the special tokens.
-        text: sizes of the decoder, as transformers names them.
+        tokenizer: its vocabulary and special tokens are used.
+        text: sizes of the decoder, with transformers' names.
         vision: sizes of the vision tower.
         rope_theta: base of the rotary positions.
     """
-    # Qwen's 16 : 24 : 24 of half a head's width for time, height and width, as near as whole numbers allow
+    # Qwen's split 16 : 24 : 24 of half a head's width for time, height and width, rounded to whole numbers
     half = text["hidden_size"] // text["num_attention_heads"] // 2
     temporal = half // 4
     height = (half - temporal) // 2

@@ -1,7 +1,7 @@
 """Qwen3-VL (Bai et al. 2025, arXiv 2511.21631), the dense models, as an item encoder.
 
-Patches are 16 pixels wide, and features of three layers of the vision tower are added to the first layers of the decoder
-at the image's places (DeepStack).  The mixture-of-experts models are another type of checkpoint and are refused.  For
+Patches are 16 pixels wide, and features of three layers of the vision tower are added to the image tokens in the first
+layers of the decoder (DeepStack).  The mixture-of-experts models have another checkpoint type and are rejected.  For
 the sequences see ``_vision_language.py``, for images and positions ``_qwen_vl.py``.
 """
 

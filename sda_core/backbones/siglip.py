@@ -1,8 +1,8 @@
 """SigLIP 2 of fixed resolution (Tschannen et al. 2025, arXiv 2502.14786), and SigLIP (Zhai et al. 2023, arXiv 2303.15343).
 
-Both are one type of checkpoint.  The text tower was trained on lower-case texts padded to its full length, and pools the
-last place, so that is what it gets.  SigLIP's first checkpoints carry a SentencePiece tokenizer only and are refused.
-See ``_dual_encoder.py``.
+Both have the same checkpoint type.  The text tower was trained on lower-case texts padded to its full length and pools the
+last position, so texts are prepared in the same way.  SigLIP's first checkpoints have only a SentencePiece tokenizer and are
+rejected.  See ``_dual_encoder.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sda_core.params import SigLIP
 
 
 class SigLIPBackbone(DualEncoderBackbone):
-    """A SigLIP checkpoint: attention pooling of the image, last place of the text."""
+    """A SigLIP checkpoint: attention pooling of the image, last position of the text."""
 
     lower_case = True
     pads_to_full_length = True

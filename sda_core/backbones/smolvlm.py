@@ -1,7 +1,7 @@
 """SmolVLM (Marafioti et al. 2025, arXiv 2504.05299) and Idefics3 (Laurençon et al. 2024, arXiv 2408.12637) as item encoders.
 
-An image becomes one square tile; where ``max_tiles`` allows two rows of two, it is enlarged, cut into tiles, and shown
-whole behind them, each tile announced by its row and column.  For the sequences see ``_vision_language.py``.
+An image becomes one square tile.  If ``max_tiles`` allows two rows of two, it is enlarged and split into tiles, each after
+a token for its row and column, followed by the whole image.  For the sequences see ``_vision_language.py``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SmolVLMBackbone(VisionLanguageBackbone):
                 f"image processor and model disagree on the size of a tile (got {got}, expected {expected})",
                 "fetch the checkpoint again, its image processor is of another model",
             )
-        # an image's longer side takes this many tiles, so that a square one takes no more than are allowed
+        # number of tiles along the longer side, such that a square image has at most the allowed number
         along = max(1, math.isqrt(self.info.max_tiles or 0))
         processor.do_resize, processor.do_pad = True, True
         processor.do_image_splitting = along > 1
@@ -65,7 +65,7 @@ class SmolVLMBackbone(VisionLanguageBackbone):
     def _image_inputs_of(self, images: Sequence[Image.Image]) -> ImageInputs:
         """Tiles of all images, ``(T, 1, 3, H, W)``, in ``pixel_values``.
 
-        The processor fills up with black tiles, which the model would have to find and leave out again.
+        The processor pads with black tiles, which the model would have to detect and remove.
         """
         samples = [[as_rgb(image, _MAX_ASPECT_RATIO)] for image in images]
         pixels = self._image_processor(samples, return_row_col_info=True, return_tensors="pt")
@@ -74,7 +74,7 @@ class SmolVLMBackbone(VisionLanguageBackbone):
         return ImageInputs([self._run(*layout) for layout in layouts], {"pixel_values": torch.cat(tiles).unsqueeze(1)})
 
     def _run(self, rows: int, columns: int) -> list[int]:
-        """Token ids of an image in so many rows and columns of tiles (none: shown whole only)."""
+        """Token ids of an image split into this many rows and columns of tiles (0: the whole image only)."""
         if (rows, columns) not in self._runs:
             tile = self.image_token * self._tokens_per_tile
             text = ""
