@@ -1,11 +1,11 @@
-"""The command line: what stages share (``stage``), the commands that only read, and the console script ``sda`` (``app``).
+"""The command line: code shared by stages (``stage``), the read-only commands, and the console script ``sda`` (``app``).
 
-Importing it sets up the process of a command, which ``import sda_core`` alone does not.
+Importing it sets up the process of a command; ``import sda_core`` alone does not.
 """
 
 import sys
 
-from sda_core.cli import process  # first of all imports of a command, for its clock begins there
+from sda_core.cli import process  # must be the first import of a command, because it starts the clock
 
 __all__ = ["main", "process"]
 

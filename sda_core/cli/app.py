@@ -1,4 +1,4 @@
-"""The console script ``sda``: the stages as sub-commands, and the commands that only read a finished run."""
+"""The console script ``sda``: the stages as sub-commands, and the commands that read a finished run."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ STAGES = {
     "evaluate": "Rank test targets and compute metrics.",
     "report": "Compare variants and write the report.",
 }
-"""The stages in their order, each with a help text that is short enough for the list of commands."""
+"""The stages in pipeline order, each with a short help text for the list of commands."""
 
 
 def stages_package() -> str:
-    """Where the stages are: inside the package where it was installed from a wheel, else beside it, as in the repository."""
+    """The package of the stages: inside ``sda_core`` if it was installed from a wheel, else beside it, as in the repository."""
     return "sda_core.stages" if find_spec("sda_core.stages") else "stages"
 
 
 def stage_command(name: str) -> Callable[..., None]:
-    """The function behind a stage's command: ``fetch_images`` of ``stages/fetch_images.py`` for ``fetch-images``."""
+    """The function of a stage's command: ``fetch_images`` of ``stages/fetch_images.py`` for ``fetch-images``."""
     module = name.replace("-", "_")
     return getattr(import_module(f"{stages_package()}.{module}"), "filter_" if module == "filter" else module)
 

@@ -1,4 +1,4 @@
-"""The items as people name them, for the commands that ask a finished run."""
+"""Find items by id or number, for the commands that read a finished run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ByNumber = Annotated[
 ]
 
 _NUM_PROPOSED = 3
-_MAX_COMPARED = 200_000  # ids that are compared letter by letter; a larger shop's take seconds
+_MAX_COMPARED = 200_000  # ids compared letter by letter; more would take seconds
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Catalogue:
         return Catalogue({number: (raw, title) for number, raw, title in rows}, {raw: number for number, raw, _ in rows})
 
     def number(self, item: str, by_number: bool = False) -> int:
-        """The number of an item that is named by its id in the shop, character by character.
+        """The number of the item with this id in the shop (exact match).
 
-        A shop's ids may be numbers themselves, so the two are never mixed: ``3`` and ``003`` are ids of the shop, or
-        unknown, unless the caller asks for a number.
+        The ids of a shop may look like numbers, so the two are never mixed: ``3`` and ``003`` are ids of the shop, or
+        unknown, unless ``by_number`` is set.
 
         Args:
-            item: what the user typed.
-            by_number: it is the item's number (column ``item_id``), not its id.
+            item: the user's input.
+            by_number: whether the input is the item's number (column ``item_id``) instead of its id.
 
         Raises:
             ConfigError: there is no such item.
@@ -67,7 +67,7 @@ class Catalogue:
         raise ConfigError("ITEM", f"{item!r} is not among the {len(self.names)} items", "; ".join(advice))
 
     def _near(self, item: str) -> list[str]:
-        """Ids that a typing mistake may have made this of, the most alike first."""
+        """Ids similar to a mistyped one, most similar first."""
         plain = _plain(item)
         same = [raw for raw in self.numbers if _plain(raw) == plain]
         alike: Iterable[str] = ()
@@ -81,6 +81,6 @@ class Catalogue:
 
 
 def _plain(name: str) -> str:
-    """An id without what is easily mistyped or lost in a table: blanks, case, width of letters, leading zeros, a last ``.0``."""
+    """Normalise an id: remove blanks, case, width of letters, leading zeros and a final ``.0``, which are easily lost."""
     folded = "".join(unicodedata.normalize("NFKC", name).casefold().split()).removesuffix(".0")
     return folded.lstrip("0") or folded

@@ -1,4 +1,4 @@
-"""Whether an adapter's loss has anything to teach on these items, before hours are spent."""
+"""``sda check-adapter``: check in minutes whether the loss of an adapter is informative on these items."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from sda_core.cli.stage import ParamsFile, Root, Variant, stage
 
-# What each figure says, in the order of the page.
+# Explanation of each figure, in display order.
 FIGURES = {
     "items": "items in the sample",
     "cosine_images": "mean cosine of the images of two items; near 1, all images are alike",

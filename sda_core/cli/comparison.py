@@ -1,4 +1,4 @@
-"""Two runs side by side, by the positions of their users, or by their metrics where that is all one of them has."""
+"""Compare two runs by the positions of their users, or by their metrics if one of them has no positions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Pair = tuple[Workspace, Workspace]
 
 @dataclass(frozen=True)
 class Compared:
-    """What two runs share, and how it changed."""
+    """The results that two runs share, and their changes."""
 
     changes: Sequence[evaluation.Change]
     keys: tuple[list[Key], list[Key]]
     equal: list[Key]
     targets: str | None
-    """Hash of the test targets; None where no positions are at hand."""
+    """Hash of the test targets; None without positions."""
     how: str
     remarks: list[str]
     by_positions: bool
@@ -50,7 +50,7 @@ class TwoRuns:
 
     @property
     def names(self) -> tuple[str, str]:
-        """How messages name the runs."""
+        """The names of the runs in messages."""
         old, new = self.revisions
         return revisions.name_of(old), revisions.name_of(new)
 
@@ -61,17 +61,17 @@ class TwoRuns:
 
     @property
     def interactions(self) -> pl.DataFrame | None:
-        """Those of the second run, or of the first where the second has none."""
+        """The interactions of the second run, or of the first if the second has none."""
         return revisions.interactions(*self.workspaces[::-1])
 
     @property
     def num_items(self) -> int | None:
-        """The size of the catalogue that :attr:`interactions` belong to."""
+        """The number of items of the run that :attr:`interactions` belong to."""
         return revisions.num_items(*self.workspaces[::-1])
 
     @property
     def params(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """The settings of each run, as they stand."""
+        """The settings of each run, not validated."""
         (before, old), (after, new) = self.runs
         return revisions.params_of(before, old), revisions.params_of(after, new)
 
@@ -79,8 +79,8 @@ class TwoRuns:
         """Compare the runs.
 
         Raises:
-            ConfigError: they were evaluated in different ways.
-            ArtifactError: a run holds no evaluation, a file is damaged, or the negatives are not the same.
+            ConfigError: the runs were evaluated in different ways.
+            ArtifactError: a run has no evaluation, a file is damaged, or the negatives differ.
         """
         if any(revisions.has_metrics_alone(*run) for run in self.runs):
             return self._by_metrics()
@@ -111,21 +111,21 @@ class TwoRuns:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Two runs, held against the seeds' noise."""
+    """The comparison of two runs, with a judgement based on the seed noise."""
 
     judgement: Judgement
     keys: tuple[list[Key], list[Key]]
     names: tuple[str, str]
     lines: list[str]
-    """What to show."""
+    """The lines to print."""
 
 
 def hold_against_noise(two: TwoRuns, noise: Path | None, root: Path) -> Verdict:
-    """Compare two runs, and say which changes are larger than another seed would make.
+    """Compare two runs, and find the changes that are larger than the seed noise.
 
     Args:
         two: the runs.
-        noise: where the seeds' noise stands; see :func:`sda_core.cli.noise.find`.
+        noise: file of the seed noise; see :func:`sda_core.cli.noise.find`.
         root: the project folder.
 
     Raises:

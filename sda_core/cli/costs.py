@@ -1,4 +1,4 @@
-"""What the stages cost when they last ran."""
+"""``sda costs``: the costs of the last run of each stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed between two runs, user by user and seed by seed, and whether it is more than other seeds would change."""
+"""``sda diff``: changes between two runs, paired by user and seed, and whether they exceed the seed noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page to play with a finished run, in a browser on this machine."""
+"""``sda explore``: serve a page to explore a finished run in a browser on this machine."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sda_core.cli.stage import Root, one_line_errors
 HOST = "127.0.0.1"
 _PAGE = Path(__file__).resolve().parents[1] / "explore" / "page.py"
 _SETTINGS = {
-    "server.address": HOST,  # nobody else on the network can open the page
-    "server.headless": "true",  # opens no browser and asks for no e-mail address
+    "server.address": HOST,  # other machines cannot open the page
+    "server.headless": "true",  # do not open a browser or ask for an e-mail address
     "server.fileWatcherType": "none",
     "browser.gatherUsageStats": "false",
-    "client.toolbarMode": "viewer",  # no button that publishes the page
+    "client.toolbarMode": "viewer",  # no button to publish the page
     "logger.hideWelcomeMessage": "true",
     "runner.magicEnabled": "false",
 }
 
 
 def command(root: Path, port: int) -> list[str]:
-    """The command that serves the page: Streamlit with its settings, which win over any configuration file of the user."""
+    """The command that serves the page: Streamlit with settings that override any configuration file of the user."""
     settings = [f"--{name}={value}" for name, value in (_SETTINGS | {"server.port": str(port)}).items()]
     return [sys.executable, "-m", "streamlit", "run", str(_PAGE), *settings, "--", str(root.resolve())]
 

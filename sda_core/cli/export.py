@@ -1,4 +1,4 @@
-"""A finished run's data and vectors in another library's format."""
+"""``sda export``: write the data and vectors of a finished run in another library's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the packages behind the command line are installed: a plain ``pip install sda-rec`` brings the library alone."""
+"""Check that the packages of the command line are installed; ``pip install sda-rec`` installs only the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The H&M competition's files as a shop of one's own."""
+"""``sda import-hm``: convert the files of Kaggle's H&M competition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A project folder of one's own, and its way to another version of the package."""
+"""``sda init`` and ``sda upgrade``: create a project folder, and upgrade it to another version of the package."""
 
 from __future__ import annotations
 

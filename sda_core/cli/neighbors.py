@@ -1,4 +1,4 @@
-"""The nearest neighbours of an item."""
+"""``sda neighbors``: the nearest neighbours of an item."""
 
 from __future__ import annotations
 

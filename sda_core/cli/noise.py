@@ -1,4 +1,4 @@
-"""The seeds' noise of ``sda diff``: where it comes from, which rows it fits, and what it says of two runs."""
+"""The seed noise in ``sda diff``: its source, the rows it applies to, and the verdict on two runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MOST_NAMED = 8
 
 
 def find(path: Path | None, root: Path) -> tuple[SeedNoise | None, str]:
-    """The noise of whole runs that was measured, and where it stands; None where nobody measured it.
+    """Read the measured noise of whole runs, with its path; None if it was not measured.
 
     Args:
-        path: the file; None takes ``seed_noise.json`` of the project folder, where there is one.
+        path: the file; None: ``seed_noise.json`` of the project folder if it exists.
         root: the project folder.
 
     Raises:
@@ -40,18 +40,18 @@ def spreads(
     names: tuple[str, str],
     targets: str | None,
 ) -> tuple[list[Spread | None], list[str]]:
-    """The spread of each row, and lines that tell where it comes from and what it does not fit.
+    """The spread of each row, and lines that describe its source and the rows that the file does not fit.
 
-    A row has the spread of the file where this was measured with the row's settings and test targets, and else that between
+    A row has the spread of the file if that was measured with the row's settings and test targets, else the spread between
     the seeds of the two runs.
 
     Args:
         found: the measured noise of whole runs.
-        source: where it stands.
+        source: path of its file.
         changes: the rows.
         params: the settings of both runs.
-        names: of both runs.
-        targets: :func:`sda_core.evaluation.noise_file.targets_hash` of the runs; None where their positions are not at hand.
+        names: names of both runs.
+        targets: :func:`sda_core.evaluation.noise_file.targets_hash` of the runs; None without positions.
     """
     rows = [spread_of_seeds(change) for change in changes]
     lines = [_told(changes)]
@@ -111,7 +111,7 @@ def _some(named: Sequence[str]) -> str:
 def settings_lines(
     params: tuple[Mapping[str, Any], Mapping[str, Any]], names: tuple[str, str], keys: Sequence[Key]
 ) -> Iterator[str]:
-    """What differs in the settings of two runs, of those that the results of some variants and recommenders follow from."""
+    """The differences of two runs in the settings on which the results of some variants and recommenders depend."""
     if not all(params):
         for settings, name in zip(params, names, strict=True):
             if not settings:
@@ -146,7 +146,7 @@ def _shown(flat: Mapping[str, Any], name: str) -> str:
 
 
 def closing(judgement: Judgement) -> Iterator[str]:
-    """The lines under the table: the rule, how many rows chance explains, and the verdict on the two runs."""
+    """The lines under the table: the rule, the number of rows expected by chance, and the verdict on the two runs."""
     if judgement.measured:
         yield (
             "noise: two runs that differ only in their seeds differ by at most this in 95 of 100 cases "
@@ -158,7 +158,7 @@ def closing(judgement: Judgement) -> Iterator[str]:
 
 
 def verdict(judgement: Judgement) -> str:
-    """One line on the two runs as wholes."""
+    """The verdict on the two runs in one line."""
     if judgement.outcome == "different":
         return f"not the same; larger than the seeds' noise (adjusted p < 0.05): {_named(judgement.different)}"
     if judgement.outcome == "unknown":
@@ -179,10 +179,10 @@ def _named(rows: Sequence[Judged]) -> str:
 
 
 def check_same(judgement: Judgement, keys: tuple[Sequence[Key], Sequence[Key]], names: tuple[str, str]) -> None:
-    """See that two runs are the same to within the seeds' noise, and have the same variants and recommenders.
+    """Check that two runs are equal within the seed noise, and have the same variants and recommenders.
 
     Raises:
-        DataError: they are not, or it is not known.
+        DataError: they differ, or the noise is not known.
     """
     for one, other, name in ((*keys, names[0]), (*keys[::-1], names[1])):
         alone = [key for key in one if key not in other]

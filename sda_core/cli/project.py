@@ -1,9 +1,9 @@
-"""Project folders outside this repository: what ``sda init`` writes, and how a project follows an upgrade of the package.
+"""Project folders outside this repository: create one with ``sda init``, upgrade it with ``sda upgrade``.
 
-In the repository a stage's ``deps`` name the modules that it needs.  A project elsewhere cannot name files of an installed
-package, so its ``package.yaml`` has a hash of the same files for each stage, and the stage depends on this value.  Stages
-refuse to run where another version is installed than ``package.yaml`` names; ``sda upgrade`` renews the hashes, and
-``dvc repro`` then re-runs the stages whose code has changed, and no others.
+In the repository the ``deps`` of a stage list the modules that it needs.  A project elsewhere cannot list files of an
+installed package, so its ``package.yaml`` has a hash of these files for each stage, and the stage depends on this value.
+Stages do not run if another version is installed than the one in ``package.yaml``; ``sda upgrade`` renews the hashes, and
+``dvc repro`` then re-runs only the stages whose code has changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sda_core.errors import ArtifactError, ConfigError
 
 PACKAGE = "package.yaml"
 _SDA_CORE = Path(__file__).resolve().parents[1]
-_WIDE = 1000  # columns: no line is broken
+_WIDE = 1000  # columns; lines are never wrapped
 
 _COMMENT = "# Written by `sda init` and `sda upgrade`; a stage runs again when its hash of the installed code changes.\n"
 _DVC_COMMENT = (
@@ -56,9 +56,9 @@ sda --help       # single stages, neighbors and recommendations of an item, comp
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What :func:`upgrade` did: the version before, the files replaced or added, and those kept because they were edited.
+    """The result of :func:`upgrade`: the previous version, the files replaced or added, and those kept because of edits.
 
-    ``moved`` are the kept ones in which the recommenders' ``seed`` became ``train_recommender.seeds``.
+    ``moved`` lists the kept files in which the recommenders' ``seed`` became ``train_recommender.seeds``.
     """
 
     version: str
@@ -68,9 +68,9 @@ class Upgrade:
 
 
 def create(folder: Path) -> None:
-    """Write a project into a new or empty folder; one that holds nothing but ``.git`` is empty.
+    """Write a project into a new or empty folder; a folder with nothing but ``.git`` counts as empty.
 
-    Git and DVC are initialised where there are none: DVC without Git where the command ``git`` is missing.
+    Git and DVC are initialised if needed; without the command ``git``, DVC is initialised without Git.
 
     Raises:
         ConfigError: the folder is not empty, or Git or DVC rejects it.
@@ -89,13 +89,13 @@ def create(folder: Path) -> None:
 
 
 def upgrade(root: Path) -> Upgrade:
-    """Bring a project to the installed version: every file that is still as it was written, and ``package.yaml``.
+    """Upgrade a project to the installed version: replace ``package.yaml`` and every file that was not edited.
 
     In the repository, which has no ``package.yaml``, only settings are moved.
 
     Raises:
-        ConfigError: the folder has no ``package.yaml``, and no setting to move.
-        ArtifactError: it cannot be read.
+        ConfigError: the folder has no ``package.yaml`` and no setting to move.
+        ArtifactError: ``package.yaml`` cannot be read.
         StorageError: the disk is full or read-only, or a permission is missing.
     """
     if not (root / PACKAGE).is_file():
@@ -121,10 +121,10 @@ def upgrade(root: Path) -> Upgrade:
 
 
 def _move_seeds(root: Path) -> tuple[str, ...]:
-    """Make of the ``seed`` that each recommender had the list ``train_recommender.seeds``, in settings that were edited.
+    """Replace the ``seed`` of each recommender by the list ``train_recommender.seeds`` in edited settings.
 
     Returns:
-        The files that were changed.
+        The changed files.
     """
     moved: list[str] = []
     for name in ("params.yaml", "conf/config.yaml"):
@@ -136,7 +136,7 @@ def _move_seeds(root: Path) -> tuple[str, ...]:
         try:
             data = yaml.load(path.read_text(encoding="utf-8"))
         except (YAMLError, UnicodeDecodeError):
-            continue  # the next command that reads it says so
+            continue  # the next command that reads it reports the error
         section: Any = data.get("train_recommender") if isinstance(data, dict) else None
         parts = section.values() if isinstance(section, dict) else ()
         old = [part.pop("seed") for part in parts if isinstance(part, dict) and "seed" in part]
@@ -151,13 +151,13 @@ def _move_seeds(root: Path) -> tuple[str, ...]:
 
 
 def check_version(root: Path) -> None:
-    """See that a project's stages run with the version of the package that its ``package.yaml`` names.
+    """Check that the installed version is the one in the project's ``package.yaml``.
 
     Raises:
         ConfigError: another version is installed.
         ArtifactError: ``package.yaml`` cannot be read.
     """
-    if not (root / PACKAGE).is_file():  # the repository, whose stages depend on its files
+    if not (root / PACKAGE).is_file():  # the repository, whose stages depend on the files themselves
         return
     version = str(_read(root)["version"])
     if version != __version__:
@@ -188,10 +188,10 @@ def _write(path: Path, content: bytes) -> None:
 
 # ------------------------------------------------------------------------------------------------- Git and DVC
 def _initialise(folder: Path) -> None:
-    from dvc.exceptions import DvcException  # a second or two for the import
+    from dvc.exceptions import DvcException  # the import takes a second or two
     from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # `sda init` says itself what it did
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # `sda init` prints its own messages
     has_git = shutil.which("git") is not None
     top = _git(folder, "rev-parse", "--show-toplevel") if has_git else None
     if has_git and top is None and _git(folder, "init", "-q") is None:
@@ -207,7 +207,7 @@ def _initialise(folder: Path) -> None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What Git prints; None where it fails."""
+    """The output of a Git command; None if it fails."""
     command = ["git", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603 (no shell)
     return done.stdout.strip() if done.returncode == 0 else None
@@ -215,13 +215,13 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 # ------------------------------------------------------------------------------------------------- the files
 def _template() -> tuple[Path, Path]:
-    """Where the project files are and where the stages are: in the package from a wheel, beside it in the repository."""
+    """The folders of the project files and of the stages: in the package from a wheel, beside it in the repository."""
     inside = _SDA_CORE / "template"
     return (inside, _SDA_CORE / "stages") if inside.is_dir() else (_SDA_CORE.parent, _SDA_CORE.parent / "stages")
 
 
 def _files(name: str) -> dict[str, bytes]:
-    """Every file of a project but ``package.yaml``, by its path in the project folder."""
+    """Every file of a project except ``package.yaml``, by its path in the project folder."""
     template, stages = _template()
     paths = [template / ".dvcignore", template / "params.yaml", *_below(template / "conf"), *_below(template / ".dvc" / "plots")]
     files = {path.relative_to(template).as_posix(): path.read_bytes() for path in paths}
@@ -245,7 +245,7 @@ def _is_code(dep: str) -> bool:
 
 
 def _pipeline(stages: Iterable[str], text: str) -> str:
-    """``dvc.yaml`` with a value of ``package.yaml`` for the files of ``sda_core`` that each stage names."""
+    """``dvc.yaml``, with a value in ``package.yaml`` in place of the files of ``sda_core`` that each stage lists."""
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = _WIDE, True
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -261,7 +261,7 @@ def _pipeline(stages: Iterable[str], text: str) -> str:
 
 
 def _package(files: Mapping[str, bytes]) -> bytes:
-    """``package.yaml``: the version, a hash of the installed code behind each stage, a hash of each file written."""
+    """``package.yaml``: the version, a hash of the installed code of each stage, a hash of each written file."""
     template, _ = _template()
     code = {
         name: _sha256_of_code([dep for dep in stage.get("do", stage)["deps"] if _is_code(dep)])

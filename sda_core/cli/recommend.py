@@ -1,4 +1,4 @@
-"""Recommendations of a trained recommender for a history typed by hand."""
+"""``sda recommend``: recommendations of a trained recommender for a given history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a run as they were at a Git revision or in a DVC experiment, through DVC's Python API."""
+"""Read the files of a run at a Git revision or in a DVC experiment, through DVC's Python API."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _IN_CACHE = ("evaluation", "data/filtered/interactions.parquet", "data/filtered/
 def workspace_at(root: Path, revision: str | None) -> Generator[Workspace]:
     """A workspace with the positions, interactions, metrics and params of a revision; the project folder itself for None.
 
-    Files come from Git and from the DVC cache, or from a remote where the cache lacks them.  What the revision has not
-    is absent in the workspace, too.  Positions that are neither in the cache nor on a remote are absent as well where Git
-    has the revision's metrics: a clone on another machine has these alone.
+    Files come from Git and from the DVC cache, or from a remote if they are not cached.  Files that the revision does not
+    have are absent in the workspace.  Positions that are neither in the cache nor on a remote are also absent if Git has
+    the revision's metrics, as in a clone on another machine.
 
     Args:
         root: the project folder, the one with ``dvc.yaml``.
-        revision: anything that Git or ``dvc exp`` knows: a commit, branch, tag, or the name of an experiment.
+        revision: a commit, branch, tag, or the name of a DVC experiment.
 
     Raises:
         ConfigError: no DVC project, or no such revision.
         ArtifactError: a file of the revision is neither in the cache nor on a remote, and Git has no metrics of it.
-        StorageError: the disk is full or read-only, for DVC's own database as well.
+        StorageError: the disk is full or read-only, also for DVC's own database.
     """
     if revision is None:
         yield Workspace(root)
@@ -52,22 +52,22 @@ def workspace_at(root: Path, revision: str | None) -> Generator[Workspace]:
     with TemporaryDirectory(prefix="sda-diff-") as folder:
         try:
             _copy(root, revision, Path(folder))
-        except sqlite3.Error as error:  # DVC keeps hashes in databases, which it writes to when it only reads, too
+        except sqlite3.Error as error:  # DVC writes to its database of hashes even when it only reads files
             advice = "free some space, make the folder writable, or set `dvc config --local core.site_cache_dir`"
             raise StorageError("DVC's database", f"cannot be used ({error})", advice) from None
         yield Workspace(Path(folder))
 
 
 def _copy(root: Path, revision: str, target: Path) -> None:
-    from dvc.api import DVCFileSystem  # a second or two for the import
+    from dvc.api import DVCFileSystem  # the import takes a second or two
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
-    from dvc_data.index import DataIndexError  # a folder that the cache lacks as a whole
+    from dvc_data.index import DataIndexError  # a whole folder is not in the cache
 
     where = f"revision {revision}"
     try:
         files = DVCFileSystem(str(root.resolve()), rev=revision)
-        _ = files.repo  # opened here, where its errors are still what they are
+        _ = files.repo  # open it here, where its errors are not wrapped yet
     except RevError:
         advice = "name a commit, branch, tag, or an experiment of `dvc exp list`"
         raise ConfigError(where, "there is no such revision in Git or DVC", advice) from None
@@ -79,15 +79,15 @@ def _copy(root: Path, revision: str, target: Path) -> None:
         try:
             for path in files.find(what) if files.exists(what) else ():
                 known = files.info(path)
-                # DVC lists what dvc.yaml names, made or not
+                # DVC lists all outputs in dvc.yaml, made or not
                 was_made = bool(known.get("md5")) if known.get("dvc_info") else True
                 if was_made and Path(path).suffix in (".parquet", ".yaml", ".json"):
                     contents[path.lstrip("/")] = cast("bytes", files.read_bytes(path))
         except (DvcException, DataIndexError, OSError) as error:
             if (failure := storage_error(error, failed_path(error) or path.lstrip("/"), "used")) is not None:
-                raise failure from None  # not a file that is missing
+                raise failure from None  # not a missing file
             if what in _IN_CACHE and _metrics_files(Workspace(target)):
-                for folder in ("evaluation", "data"):  # all or nothing: a part would look like the whole run
+                for folder in ("evaluation", "data"):  # all or nothing: an incomplete copy would look like the whole run
                     shutil.rmtree(target / folder, ignore_errors=True)
                 return
             problem = f"{path.lstrip('/')} is neither in the DVC cache nor on a remote ({type(error).__name__})"
@@ -101,12 +101,12 @@ def _copy(root: Path, revision: str, target: Path) -> None:
 
 
 def name_of(revision: str | None) -> str:
-    """How messages name a run."""
+    """The name of a run in messages."""
     return "the workspace" if revision is None else f"revision {revision}"
 
 
 def positions(workspace: Workspace, revision: str | None) -> Positions:
-    """Every evaluation of a workspace.
+    """The positions of every evaluation of a workspace.
 
     Raises:
         ArtifactError: there is none, or a file is damaged.
@@ -126,15 +126,15 @@ def _metrics_files(workspace: Workspace) -> list[Path]:
 
 
 def has_metrics_alone(workspace: Workspace, revision: str | None) -> bool:
-    """Whether only the metrics of a revision are at hand, and not its positions.
+    """Whether only the metrics of a revision are available, and not its positions.
 
-    The workspace's own metrics may be those that Git brought, so without positions they do not count as a run.
+    The metrics in the project folder may come from Git, so without positions they do not count as a run.
     """
     return revision is not None and not _positions_files(workspace) and bool(_metrics_files(workspace))
 
 
 def metrics(workspace: Workspace, revision: str | None) -> Metrics:
-    """The flat numbers of every evaluation of a workspace; of the project folder only those whose positions are there.
+    """The metrics of every evaluation of a workspace; in the project folder only those that also have positions.
 
     Raises:
         ArtifactError: there is none, or a file is damaged.
@@ -152,32 +152,32 @@ def metrics(workspace: Workspace, revision: str | None) -> Metrics:
 
 
 def interactions(*workspaces: Workspace) -> pl.DataFrame | None:
-    """The first workspace's interactions that are there."""
+    """The interactions of the first workspace that has them."""
     return next((INTERACTIONS.read(found.interactions) for found in workspaces if found.interactions.is_file()), None)
 
 
 def num_items(*workspaces: Workspace) -> int | None:
-    """The size of the catalogue, by the first workspace whose interactions are there."""
+    """The number of items, from the first workspace that has interactions."""
     found = next((found for found in workspaces if found.interactions.is_file()), None)
     return ITEMS.count(found.items) if found is not None and found.items.is_file() else None
 
 
 def check_same_protocol(*runs: tuple[Workspace, str | None]) -> None:
-    """See that two runs placed their targets in the same way, as far as their params and positions tell.
+    """Check that two runs ranked their targets in the same way, as far as their params and positions show.
 
     Raises:
-        ConfigError: another protocol, tie policy, seed of the negatives or way to retrieve candidates.
-        ArtifactError: other negatives, whatever the seed.
+        ConfigError: the protocol, tie policy, seed of the negatives or retrieval of candidates differs.
+        ArtifactError: the negatives differ in spite of equal seeds.
     """
     sections = [_evaluate_section(workspace) for workspace, _ in runs]
     for key in ("protocol", "ties", "negatives_seed"):
         first, second = (section.get(key) for section in sections)
         if key == "negatives_seed" and sections[0].get("protocol") == "fullrank":
-            continue  # nothing is drawn
+            continue  # full rank draws nothing
         if None not in (first, second) and first != second:
             problem = f"{first} in {name_of(runs[0][1])}, {second} in {name_of(runs[1][1])}; such numbers cannot be compared"
             raise ConfigError(f"{PARAMS}: evaluate.{key}", problem, "evaluate both in the same way")
-    first, second = (section.get("retrieval") for section in sections)  # runs from before there was one have none, as null has
+    first, second = (section.get("retrieval") for section in sections)  # older runs lack the key, which means null
     if all(sections) and first != second:
         problem = f"{first} in {name_of(runs[0][1])}, {second} in {name_of(runs[1][1])}; what it loses would look like a change"
         raise ConfigError(f"{PARAMS}: evaluate.retrieval", problem, "evaluate both in the same way")
@@ -185,10 +185,10 @@ def check_same_protocol(*runs: tuple[Workspace, str | None]) -> None:
 
 
 def check_same_negatives_of(old: Metrics, new: Metrics) -> None:
-    """As :func:`check_same_protocol`, by what the metrics tell of their negatives.
+    """As :func:`check_same_protocol`, from the hash of the negatives in the metrics.
 
     Raises:
-        ArtifactError: other negatives.
+        ArtifactError: the negatives differ.
     """
     told = {content["negatives_sha256"] for run in (old, new) for content in run.values() if content.get("negatives_sha256")}
     if len(told) > 1:
@@ -196,7 +196,7 @@ def check_same_negatives_of(old: Metrics, new: Metrics) -> None:
 
 
 def params_of(workspace: Workspace, revision: str | None) -> Mapping[str, Any]:
-    """The settings of a run as they stand, not checked: another version may know other ones.  Empty where there are none.
+    """The settings of a run, not validated, because another version may have other settings; empty if there are none.
 
     Raises:
         ConfigError: the file is not a YAML mapping.
@@ -227,17 +227,17 @@ def table(
     by_positions: bool,
     with_noise: bool,
 ) -> Iterator[str]:
-    """The lines of ``sda diff``: what only one run has, what is equal in both, one row per metric of the others, the verdict.
+    """The lines of ``sda diff``: results of only one run, equal results, one row per metric of the others, the verdict.
 
     Args:
         judgement: the rows.
-        equal: variants and recommenders with equal results in both runs, which get no row.
+        equal: variants and recommenders with equal results in both runs, which have no row.
         keys: the variants and recommenders of each run.
-        revisions: their names.
-        how: the runs were compared.
-        remarks: lines to put before the table.
+        revisions: names of the runs.
+        how: how the runs were compared.
+        remarks: lines before the table.
         by_positions: whether positions were compared, or only metrics.
-        with_noise: show the noise of each row.
+        with_noise: whether to show the noise of each row.
 
     Raises:
         ArtifactError: the two runs have nothing in common.
@@ -279,5 +279,5 @@ def _line(row: Judged, with_noise: bool) -> str:
 
 
 def list_keys(keys: Sequence[tuple[str, str]]) -> str:
-    """``variant/recommender`` of each, with commas."""
+    """``variant/recommender`` of each, separated by commas."""
     return ", ".join(f"{variant}/{recommender}" for variant, recommender in keys)

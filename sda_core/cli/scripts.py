@@ -1,8 +1,8 @@
-"""One runner for a package of scripts: ``python -m experiments NAME ...``, ``python -m bench NAME ...``.
+"""Run a script of a package: ``python -m experiments NAME ...``, ``python -m bench NAME ...``.
 
-A script is a module of the package with a function ``main``, whose parameters are its options (typer).  The first sentence of
-its docstring is shown by ``--help`` of the package, the whole docstring by ``--help`` of the script.  Only the script that is
-asked for is imported.
+A script is a module of the package with a function ``main``, whose parameters are its options (typer).  The package's
+``--help`` shows the first sentence of its docstring, the script's ``--help`` the whole docstring.  Only the requested script
+is imported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Numbers(tuple[int, ...]):
 
 def names(text: str | Names) -> Names:
     """Parse ``a,b,c`` (the ``parser`` of an option)."""
-    if isinstance(text, Names):  # a default
+    if isinstance(text, Names):  # a default value
         return text
     parts = Names(part.strip() for part in text.split(","))
     if not all(parts):
@@ -69,10 +69,10 @@ def scripts(package: str) -> Iterator[tuple[str, str]]:
 
 
 def run_scripts(package: str) -> None:
-    """The command line of a package.  What a user did wrong is one line and exit status 1.
+    """Run the command line of a package.  A user's mistake is reported in one line, with exit status 1.
 
     Args:
-        package: importable, with a docstring that says what its scripts are for.
+        package: name of an importable package, with a docstring that describes its scripts.
     """
     app = typer.Typer(no_args_is_help=True, help=importlib.import_module(package).__doc__, context_settings=WIDE, **TYPER)
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -81,7 +81,7 @@ def run_scripts(package: str) -> None:
 
     @app.callback()
     def options() -> None:
-        """Only the names of scripts come before a script's options."""
+        """Reject options before the name of the script."""
 
     run_app(app)
 
@@ -98,7 +98,7 @@ def script(package: str, name: str) -> typer.Typer:
     module = importlib.import_module(f"{package}.{name}")
     app = typer.Typer(context_settings=WIDE, **TYPER)
     paragraphs = inspect.cleandoc(module.__doc__ or "").split("\n\n")
-    app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in paragraphs))(module.main)  # \b: lines as they are
+    app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in paragraphs))(module.main)  # \b: keep line breaks
     return app
 
 
@@ -106,7 +106,7 @@ def run_script(package: str, name: str, arguments: Sequence[str]) -> None:
     """Run one script with its options.
 
     Raises:
-        SystemExit: it ended; the status is 1 where it was not given what it needs.
+        SystemExit: always; the status is 1 if required input is missing.
     """
     program = f"python -m {package} {name}"
     try:

@@ -1,4 +1,4 @@
-"""Items near a text, by the model that made the item vectors."""
+"""``sda search``: items near a text, embedded by the model that made the item vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every stage shares: its options, logging, errors as one line, and the closing line of counts and seconds."""
+"""Code shared by all stages: options, logging, errors in one line, and the closing line with counts and seconds."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ SomeRecommenders = Annotated[
 ]
 
 
-_process_begin: costs.Beginning | None = None  # of a process that is one stage's own, until that stage takes it
+_process_begin: costs.Beginning | None = None  # set in a process for a single stage, until that stage uses it
 
 
 @dataclass
 class StageRun:
-    """What a stage works with, and what it has to say at its end."""
+    """The inputs of a stage, and the counts it reports at its end."""
 
     params: Params
     workspace: Workspace
@@ -67,12 +67,12 @@ class StageRun:
 
 @contextmanager
 def one_line_errors(name: str, root: Path | None = None) -> Generator[None]:
-    """Show a mistake of the user, or a disk that fails, as one line and exit with 1; a bug keeps its traceback.
+    """Context that reports a user's mistake or a storage failure in one line and exits with 1; a bug keeps its traceback.
 
-    Where every process of a launch has the same error, process 0 says it.
+    If every process of a launch has the same error, only process 0 reports it.
 
     Args:
-        name: the command.
+        name: name of the command.
         root: the project folder of a command that needs one.
     """
     try:
@@ -91,10 +91,10 @@ def one_line_errors(name: str, root: Path | None = None) -> Generator[None]:
 
 
 def _check_project(root: Path) -> None:
-    """See that a folder is a project.
+    """Check that a folder is a project.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not a project.
     """
     folder, workspace = root if root != Path() else Path.cwd(), Workspace(root)
     where, problem = str(folder), "no such folder"
@@ -108,10 +108,10 @@ def _check_project(root: Path) -> None:
 
 
 def check_variant(root: Path, variant: str, needed: Path) -> None:
-    """See that a variant is one of the project's, where what a command needs of it is missing; ``dvc repro`` makes no other.
+    """Check that a variant is part of the project if its files are missing, because ``dvc repro`` makes no others.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the variant is not in the project.
     """
     settings = root / "params.yaml"
     if needed.exists() or not settings.is_file():
@@ -124,13 +124,13 @@ def check_variant(root: Path, variant: str, needed: Path) -> None:
 
 
 def _failure_of_storage(error: OSError) -> StorageError | None:
-    """The line for a path that no reader or writer has spoken about, or for an output that takes no more."""
-    if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # what tempfile makes of a full disk
+    """The error for a path that no reader or writer has reported, or for an output stream that cannot be written."""
+    if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # tempfile's error on a full disk
         return StorageError("temporary folder", "cannot be written", "free some space, or name another folder in TMPDIR")
     if error.filename is not None:
         return storage_error(error, failed_path(error) or ".", "used")
-    if storage_errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # files are written through what names them
-        with suppress(OSError, ValueError):  # what the output still holds back would fail once more at Python's end
+    if storage_errno(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # no path: an output stream
+        with suppress(OSError, ValueError):  # the buffered output would fail again when Python exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return storage_error(error, "standard output")
     return storage_error(error, "a file of this run", "used")
@@ -142,7 +142,7 @@ def _say(name: str, error: SDAError) -> None:
 
 
 def say_verdicts(name: str, verdicts: Iterable[Verdict]) -> NoReturn:
-    """Show what a check found, problems as errors of a command, and exit: with 1 if there is a problem, else with 0."""
+    """Print the results of a check, problems as errors of a command, and exit with 1 if there is a problem, else 0."""
     found = list(verdicts)
     for verdict in found:
         typer.echo(verdict.line if verdict.ok else f"sda {name}: error: {verdict.line}", err=not verdict.ok)
@@ -153,14 +153,14 @@ def say_verdicts(name: str, verdicts: Iterable[Verdict]) -> NoReturn:
 def stage(
     name: str, root: Path, params: Path | None, *, keeps_cost: bool = True, check: Callable[[Params], None] | None = None
 ) -> Generator[StageRun]:
-    """Run the body of a stage; where it ends well, say its counts and seconds and keep its cost (:mod:`sda_core.costs`).
+    """Context for the body of a stage; on success it logs counts and seconds and records the cost (:mod:`sda_core.costs`).
 
     Args:
         name: the stage's name on the command line.
         root: the project folder.
-        params: the params file, or None for ``params.yaml`` of the project folder.
-        keeps_cost: False for what is not a run of the pipeline.
-        check: what else the params must fulfil; its error is shown as theirs.
+        params: the params file; None: ``params.yaml`` of the project folder.
+        keeps_cost: False for commands that are not stages of the pipeline.
+        check: additional check of the params; its error is reported like those of the params.
     """
     log.configure()
     begin = _take_begin()
@@ -183,7 +183,7 @@ def for_each(
     whose: Iterable[str],
     run_one: Callable[[Workspace, Params, str], dict[str, object]],
 ) -> None:
-    """Run a stage once for each of several names, in this process; one that fails stops no other.
+    """Run a stage for each of several names, in this process; a failure does not stop the others.
 
     Args:
         name, root, params: see :func:`stage`.
@@ -191,7 +191,7 @@ def for_each(
         run_one: the body of the stage; returns its counts.
 
     Raises:
-        typer.Exit: one of them failed, and has said why.
+        typer.Exit: at least one run failed and has reported its error.
     """
     failed = False
     for one in whose:
@@ -211,13 +211,13 @@ def _take_begin() -> costs.Beginning:
 
 
 def one_stage_a_process() -> None:
-    """Say that this process is there for one stage alone: its start and its imports count as the stage's."""
+    """Declare that this process runs a single stage, so that its start and imports count as cost of the stage."""
     global _process_begin
     _process_begin = costs.beginning_at(STARTED)
 
 
 def _read(root: Path, path: Path, check: Callable[[Params], None] | None) -> Params:
-    """The params, checked; of a launch's processes on one machine, which read the same file, the first says what is wrong."""
+    """Read and check the params; among the processes of a launch on one machine, only the first reports an error."""
     try:
         check_version(root)
         params = load_params(path)
@@ -230,7 +230,7 @@ def _read(root: Path, path: Path, check: Callable[[Params], None] | None) -> Par
 
 
 def _is_another_process() -> bool:
-    """Whether the first process of a launch on this machine sees the same files and says what is wrong with them."""
+    """Whether another process of this launch on this machine reads the same files and reports their errors."""
     return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
@@ -243,7 +243,7 @@ def run_as_script(command: Callable[..., None]) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a command line whose output shows any text; a help page that cannot be written is one line as well."""
+    """Run a command line whose output may contain any text; an unwritable help page is also reported in one line."""
     log.buffer_output()
     log.show_any_text()
     try:

@@ -1,4 +1,4 @@
-"""Is what lies in the workspace whole, and does it belong together?"""
+"""``sda verify``: check that the artifacts of a project are complete and consistent."""
 
 from __future__ import annotations
 
