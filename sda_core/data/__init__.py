@@ -1,7 +1,7 @@
 """From raw review files to tables: readers, filter, split, prompts, and the built-in shop.
 
-Nothing here imports torch.  What scripts of others use is exported, and imported when it is asked for, so that using one
-module of the package does not bring (and make a stage depend on) another: ``from sda_core.data.amazon import read_reviews``.
+Nothing here imports torch.  The exported names are imported lazily, so that using one module of the package does not import
+the others (or make a stage depend on them): ``from sda_core.data.amazon import read_reviews``.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Readers of the raw Amazon review files: editions 2014 (McAuley et al. 2015), 2018 (Ni et al. 2019), 2023 (Hou et al. 2024).
 
-* Files are read as streams, gzip or plain (told by their first bytes), in blocks of whole lines; memory is bounded by
-  the block, whatever the file holds.
-* A line that cannot be used is counted by reason, never fatal by itself; more of them than the limit is an error that
-  names the first.  The first few are quoted in the log.
-* Bytes that are no UTF-8 are read as Windows-1252, NUL bytes are dropped; such lines are counted as repaired.
-* Review blocks go through polars' JSON reader; a block it does not take whole is halved until the odd lines are alone,
-  and those are read one by one.  Both ways give the same rows.
-* Times may be in another unit than the edition's (:mod:`sda_core.data.times`); values that are dropped are counted by
-  field and reason (:mod:`sda_core.data.metadata_values`).
-* A file of another kind or of another edition is an error that says which (:mod:`sda_core.data.file_kind`).
+* Files, gzip or plain (detected from their first bytes), are streamed in blocks of whole lines; the block size bounds the
+  memory for any file.
+* Bad lines are skipped and counted by reason; if their share exceeds the limit, an error names the first one.  The first
+  few are quoted in the log.
+* Bytes that are not UTF-8 are read as Windows-1252, and NUL bytes are dropped; such lines are counted as repaired.
+* polars' JSON reader reads blocks of reviews.  A block that it rejects is halved until the unusual lines are isolated, and
+  those are read one by one.  Both ways give the same rows.
+* Times may have another unit than the edition's (:mod:`sda_core.data.times`); dropped values are counted by field and
+  reason (:mod:`sda_core.data.metadata_values`).
+* A file of another kind or edition is an error that names it (:mod:`sda_core.data.file_kind`).
 
 ===========  =====================================  =====================================  ====================================
              2014                                   2018                                   2023
@@ -57,15 +57,15 @@ from sda_core.read_ahead import read_ahead
 _log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 16 << 20
-"""A longer line is skipped (and counted as bad) without being held in memory."""
+"""Longer lines are skipped (and counted as bad) without being held in memory."""
 
 BLOCK_BYTES = 4 << 20
 """Lines are read in blocks of about this size."""
 
 _READ_BYTES = 1 << 18
 _CHUNK_BYTES = 1 << 20
-_SLOW_LINES = 64  # a block of so few lines is read one by one when the fast reader refuses it
-_HOPELESS_LINES = 10_000  # when so many lines have been read and none could be used, the rest is not tried
+_SLOW_LINES = 64  # a block with at most so many lines is read one by one if the fast reader rejects it
+_HOPELESS_LINES = 10_000  # stop if so many lines were read and all of them were bad
 _MAX_RATING = 1e6
 _NUM_QUOTES = 5
 _BLANKS = b" \t\r\n"
@@ -90,30 +90,30 @@ METADATA_SCHEMA = {
     "description": pl.String,
     "image_references": pl.List(pl.String),
 }
-"""Columns of :func:`read_metadata`; all clean text, empty where there is none."""
+"""Columns of :func:`read_metadata`; all clean text, empty if missing."""
 
 
 @dataclass
 class LineCount:
-    """What became of a file's lines; blank ones are not counted."""
+    """Counts of a file's lines by outcome; blank lines are not counted."""
 
     total: int = 0
     bad: Counter[str] = field(default_factory=Counter[str])
     repaired: Counter[str] = field(default_factory=Counter[str])
     first_bad: int | None = None  # line number, from 1
     quotes: list[str] = field(default_factory=list[str])
-    not_parsed: int = 0  # metadata of items that are not wanted
+    not_parsed: int = 0  # metadata of items that are not requested
     units: Counter[times.Unit] = field(default_factory=Counter[times.Unit])  # of the times of usable reviews
     stripped_ids: Counter[str] = field(default_factory=Counter[str])  # white space removed, by column
     values: ValueCount = field(default_factory=ValueCount)  # of metadata
 
     @property
     def num_bad(self) -> int:
-        """Lines that could not be used."""
+        """The number of bad lines."""
         return self.bad.total()
 
     def add_bad(self, number: int, reason: str, line: bytes) -> None:
-        """Count a line that cannot be used, and quote it if it is among the first few."""
+        """Count a bad line, and quote it in the log if it is among the first few."""
         self.total += 1
         self.bad[reason] += 1
         if self.first_bad is None:
@@ -122,10 +122,10 @@ class LineCount:
             self.quotes.append(f"line {number} ({reason}): {line[:80]!r}{'...' if len(line) > 80 else ''}")
 
     def check(self, path: Path, max_bad_share: float) -> None:
-        """Say what was found, and raise when too many lines were bad.
+        """Log the counts, and raise if too many lines were bad.
 
         Raises:
-            DataError: the file holds no line, or the share of bad lines is over the limit.
+            DataError: the file has no line, or the share of bad lines exceeds the limit.
         """
         if self.total == 0:
             raise DataError(str(path), "holds no line", "download it again")
@@ -150,7 +150,7 @@ class LineCount:
             )
 
     def check_hopeless(self, path: Path) -> None:
-        """Raise early when nothing of a long file could be used so far: it is another format.
+        """Raise early if all lines so far were bad, which means another format.
 
         Raises:
             DataError: ten thousand lines or more were read, and all of them were bad.
@@ -163,10 +163,10 @@ class LineCount:
             )
 
     def undate(self, path: Path, count: int, max_bad_share: float) -> None:
-        """Count reviews as bad whose time is a small number, in a file whose other times are dates.
+        """Count reviews whose time is a small number as bad, in a file whose other times are dates.
 
         Raises:
-            DataError: with them, the share of bad lines is over the limit.
+            DataError: with them, the share of bad lines exceeds the limit.
         """
         self.bad[times.UNDATED] += count
         self.units["small"] -= count
@@ -180,7 +180,7 @@ class LineCount:
             )
 
     def log_adapted(self, path: Path, own_unit: times.Unit) -> None:
-        """Say which times and ids were not as the edition has them."""
+        """Log the times and ids that did not have the edition's format."""
         others = {unit: count for unit, count in self.units.items() if unit not in (own_unit, "small") and count}
         if others:
             found = ", ".join(
@@ -196,7 +196,7 @@ class LineCount:
             _log.warning("%s: white space at the ends of ids was removed: %s", path, _counts(self.stripped_ids))
 
     def time_statistics(self, edition: int) -> dict[str, int]:
-        """How the times of usable reviews were given; the first, ``times_converted``, is those not in the edition's unit."""
+        """Counts of usable reviews by unit of time; the first, ``times_converted``, counts times not in the edition's unit."""
         own = _review_fields(edition).unit
         return {
             "times_converted": sum(count for unit, count in self.units.items() if unit not in (own, "small")),
@@ -216,12 +216,12 @@ class LineCount:
         return sum(count for reason, count in self.bad.items() if reason.startswith(_OTHER_EDITION))
 
     def _advice(self, otherwise: str) -> str:
-        """What to do about the bad lines: set the edition where most of them are of another one."""
+        """The remedy for bad lines: set the edition if most of them are of another one."""
         reason = self._common_reason()
         return f"set dataset.edition to {reason.removeprefix(_OTHER_EDITION)}" if reason.startswith(_OTHER_EDITION) else otherwise
 
 
-_OTHER_EDITION = "fields that look like edition "  # begins the reason of a line; editions follow
+_OTHER_EDITION = "fields that look like edition "  # prefix of a reason, followed by the editions
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -230,7 +230,7 @@ def _counts(counter: Counter[str]) -> str:
 
 @dataclass(frozen=True)
 class _ReviewFields:
-    """Where an edition's review lines keep what is wanted."""
+    """The names of the used fields in the review lines of an edition."""
 
     user: str
     item: str
@@ -263,9 +263,9 @@ def read_reviews(
     Args:
         path: JSON lines, gzip or plain.
         edition: 2014, 2018 or 2023.
-        max_bad_line_share: of all lines; checked when the file ends.
-        lines: counts are added here; complete once the stream is used up.
-        block_bytes: how much is held at a time; has no influence on the rows.
+        max_bad_line_share: maximum share of bad lines, checked at the end of the file.
+        lines: counts are added here; complete once the stream is exhausted.
+        block_bytes: size of a block; does not affect the rows.
 
     Yields:
         Tables of :data:`REVIEW_SCHEMA`, rows in file order.
@@ -311,17 +311,17 @@ def _reviews_of_block(block: bytes, number: int, fields: _ReviewFields, lines: L
     return head + _reviews_of_block(block[middle:], number + block.count(b"\n", 0, middle), fields, lines)
 
 
-# Of ordinary ids: printable ASCII without spaces at the ends, beginning neither as a list nor as an object.
+# Ordinary ids: printable ASCII without leading or trailing spaces, starting neither like a list nor like an object.
 _ORDINARY_ID = r"^[!-Z\\^-z|}~](?:[ -~]*[!-~])?$"
-# What polars' reader could have made of a number or a word.
+# Strings that polars' reader may have made from a number or a literal.
 _UNQUOTED = r"^-?[0-9][0-9.eE+-]*$|^true$|^false$|^null$"
 
 
 def _reviews_fast(block: bytes, fields: _ReviewFields) -> tuple[pl.DataFrame, times.Unit] | None:
-    """A block through polars' JSON reader and the unit of its times, or None where a line of it is anything but ordinary.
+    """Read a block with polars' JSON reader; returns its rows and unit of times, or None if a line is unusual.
 
-    The reader turns numbers, words and lists into strings where a string is asked for (``1e20`` into twenty-one digits).
-    The pattern for ids keeps lists out; where an id could have been a number or a word, the bytes are looked at.
+    The reader converts numbers, literals and lists to strings if the schema asks for a string (``1e20`` to twenty-one digits).
+    The pattern for ids excludes lists; if an id could be a converted number or literal, the bytes are checked.
     """
     if b"\x00" in block:
         return None
@@ -345,7 +345,7 @@ def _reviews_fast(block: bytes, fields: _ReviewFields) -> tuple[pl.DataFrame, ti
         return None
     earliest, latest = frame.select(time.min().alias("first"), time.max().alias("last")).row(0)
     unit = times.unit_of(earliest)
-    if unit is None or times.unit_of(latest) != unit:  # several units in a block: each value is looked at
+    if unit is None or times.unit_of(latest) != unit:  # several units in a block: check each value
         return None
     unquoted = frame.select(ids.str.contains(_UNQUOTED).any())
     if any(unquoted.row(0)) and any(re.search(rb'"%s"\s*:\s*[^"\s]' % key.encode(), block) for key in (fields.user, fields.item)):
@@ -405,7 +405,7 @@ def _review_row(text: str, fields: _ReviewFields, lines: LineCount) -> tuple[str
 
 
 def _looks_like(record: dict[str, Any], fields: _ReviewFields) -> str | None:
-    """The reason that a review has the fields of another edition, if so."""
+    """The reason for a bad review that has the fields of another edition, else None."""
     others = (
         ({"user_id", "parent_asin"}, "2023")
         if fields.user == "reviewerID"
@@ -416,7 +416,7 @@ def _looks_like(record: dict[str, Any], fields: _ReviewFields) -> str | None:
 
 
 def _first_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object in which the first of equal keys counts, as in polars' reader."""
+    """An object in which the first of duplicate keys counts, as in polars' reader."""
     return dict(reversed(pairs))
 
 
@@ -437,7 +437,7 @@ def _json_record(text: str, decoder: json.JSONDecoder = _REVIEW_JSON) -> dict[st
 def _as_number(value: Any) -> float | int | None:
     """A finite number; numbers in strings count, booleans do not."""
     if isinstance(value, str):
-        # Plain decimal notation only: Python would take underscores, 'nan' and other digits too.
+        # Plain decimal notation only: Python would also accept underscores, 'nan' and other digits.
         if not re.fullmatch(r"\s*-?[0-9]{1,18}(\.[0-9]{0,18})?\s*", value):
             return None
         value = float(value) if "." in value else int(value)
@@ -458,17 +458,17 @@ def read_metadata(
 ) -> pl.DataFrame:
     """Read a file of item metadata into clean fields, one row per item.
 
-    Of several lines of one item one counts, whatever their order: one with a usable title before one without, then the
-    one with the most fields filled, then the longest, then the first by code point.  Lines are not mixed, since they may
-    describe different offers.
+    If an item has several lines, one of them is used, independent of their order: a line with a usable title is preferred,
+    then the one with the most fields, then the longest, then the first by code point.  Lines are not merged, because they
+    may describe different offers.
 
     Args:
         path: Python literals (2014) or JSON lines, gzip or plain.
         edition: 2014, 2018 or 2023.
-        max_bad_line_share: of all lines.
-        keep: item ids wanted, or None for all.  A line that plainly names another item is counted, but not parsed.
+        max_bad_line_share: maximum share of bad lines.
+        keep: item ids to read; None for all.  A line that clearly names another item is counted, but not parsed.
         lines: counts are added here.
-        block_bytes: how much of the file is held at a time; has no influence on the rows.
+        block_bytes: size of a block; does not affect the rows.
 
     Returns:
         Table of :data:`METADATA_SCHEMA`, sorted by ``raw_item_id``.
@@ -477,7 +477,7 @@ def read_metadata(
         ConfigError: no such edition.
         DataError: the file is missing, empty, damaged, or has too many bad lines.
     """
-    _review_fields(edition)  # tells of an unknown edition
+    _review_fields(edition)  # raises for an unknown edition
     wanted = None if keep is None else frozenset(keep)
     lines = LineCount() if lines is None else lines
     frames = [pl.DataFrame(schema=METADATA_SCHEMA)]
@@ -496,7 +496,7 @@ def read_metadata(
 
 
 def _one_line_per_item(table: pl.DataFrame) -> pl.DataFrame:
-    """Of the rows of one item, the one that :func:`read_metadata` promises."""
+    """Select the row of each item as described in :func:`read_metadata`."""
     repeated = table["raw_item_id"].is_duplicated()
     if not repeated.any():
         return table
@@ -545,7 +545,7 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
             title, brand, price, categories, features, description, references = metadata_row(record, edition, lines.values)
             lists = (_SEPARATOR.join(categories), _SEPARATOR.join(features), _SEPARATOR.join(references))
             rows.append((item[0], title, brand, price, lists[0], lists[1], description, lists[2]))
-    # Lists travel as joined strings: polars would make a series of each.  Clean texts hold no control character.
+    # Lists are passed as joined strings: polars would make a series of each.  Clean texts contain no control characters.
     columns = list(zip(*rows, strict=True)) or [()] * len(METADATA_SCHEMA)
     frame = pl.DataFrame(dict(zip(METADATA_SCHEMA, columns, strict=True)), schema=dict.fromkeys(METADATA_SCHEMA, pl.String))
     lists = [name for name, dtype in METADATA_SCHEMA.items() if dtype == pl.List(pl.String)]
@@ -557,24 +557,24 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
 
 _SEPARATOR = "\x1f"
 
-# The id in the raw bytes, or nothing where the value is of another form; begins with letters, so that the search is fast.
-# In a JSON string the quote after the key would have a backslash before it, so this is a key, if perhaps one inside
-# another object.
+# The id in the raw bytes; no match if the value has another form.  The pattern starts with letters, so the search is fast.
+# Inside a JSON string the quote after the key would be escaped, so this is a key, although it may belong to a nested
+# object.
 _RAW_ID = {key: re.compile(key.encode() + rb"""['"]\s*:(?:\s*['"]([\w-]{1,64})['"])?""") for key in ("asin", "parent_asin")}
 
 
 def _names_another(line: bytes, key: str, wanted: frozenset[str]) -> bool:
-    """Whether a line plainly is about an item that is not wanted: it need not be parsed then."""
-    ids = _RAW_ID[key].findall(line)  # of one key only: of two, the plain one may be another object's
+    """Whether a line clearly belongs to an item that is not requested, so that it need not be parsed."""
+    ids = _RAW_ID[key].findall(line)  # exactly one key: with two, one may belong to a nested object
     return len(ids) == 1 and ids[0] != b"" and ids[0].decode("ascii") not in wanted
 
 
 def _ordinary_record(line: bytes, key: str) -> dict[str, Any] | None:
-    """A JSON object, if both readers of JSON agree on it, else None.
+    """Parse a JSON object with orjson; None if Python's reader might give another result.
 
-    orjson is several times faster than Python's reader.  It refuses bytes that are no UTF-8, NUL bytes, raw control
-    characters, lone surrogates and NaN, and takes the last of equal keys as Python does; but a whole number beyond 64
-    bits becomes a float, so lines that may hold one are left to Python's reader.
+    orjson is several times faster than Python's reader.  It rejects bytes that are not UTF-8, NUL bytes, raw control
+    characters, lone surrogates and NaN, and uses the last of duplicate keys as Python does.  But it converts integers
+    beyond 64 bits to floats, so lines that may contain one are left to Python's reader.
     """
     try:
         record = _object(orjson.loads(line))
@@ -595,10 +595,10 @@ def _metadata_record(text: str) -> dict[str, Any] | str:
 
 
 def _literal_record(text: str) -> dict[str, Any] | str:
-    """A dict in Python's syntax (or, in mirrors that were converted, JSON's), or the reason why there is none.
+    """A dict in Python's syntax (or JSON's, in converted mirrors), or the reason why there is none.
 
-    Python itself writes such a dict with single quotes.  A line that begins with a double quote is tried as JSON first:
-    the two languages read some strings differently (``"\\/"``, pairs of surrogates).
+    Python writes dicts with single quotes.  A line that begins with a double quote is parsed as JSON first, because the
+    two languages read some strings differently (``"\\/"``, pairs of surrogates).
     """
     if _JSON_START.match(text) and isinstance(converted := _json_record(text, _METADATA_JSON), dict):
         return converted
@@ -611,7 +611,7 @@ def _literal_record(text: str) -> dict[str, Any] | str:
 
 
 def _metadata_problem(record: dict[str, Any], edition: int, key: str) -> str | None:
-    """Why a record is no metadata of this edition, if so."""
+    """The reason why a record is not metadata of this edition, or None."""
     if key not in record:
         if edition == 2023 and "asin" in record:
             old = not record.keys().isdisjoint(("imUrl", "salesRank"))
@@ -625,17 +625,17 @@ def _metadata_problem(record: dict[str, Any], edition: int, key: str) -> str | N
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """An object as it is, anything else as an empty one."""
+    """The value if it is an object, else an empty object."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 # ----------------------------------------------------------------------------------------------------- lines
 def _decode(line: bytes, number: int, lines: LineCount) -> str | None:
-    """A line's text, repaired where that is possible; None for a blank or hopeless one."""
+    """A line's text, repaired if possible; None for a blank or unreadable line."""
     stripped = line.strip(_BLANKS)
     if not stripped:
         return None
-    if stripped.startswith(_BYTE_ORDER_MARK):  # inside a file: it was put together from several
+    if stripped.startswith(_BYTE_ORDER_MARK):  # within a file that was concatenated from several
         stripped = stripped.removeprefix(_BYTE_ORDER_MARK).strip(_BLANKS)
         lines.repaired["byte order mark"] += 1
     if b"\x00" in stripped:
@@ -652,10 +652,10 @@ def _decode(line: bytes, number: int, lines: LineCount) -> str | None:
 
 
 def _blocks(path: Path, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
-    """Blocks of whole lines (True), and the beginnings of lines that are too long to be held (False)."""
+    """Blocks of whole lines (True), and the beginnings of lines that are too long (False)."""
     held: list[bytes] = []  # whole lines, then the beginning of one
     num_held = 0
-    line_start = 0  # where in the held bytes the unfinished line begins
+    line_start = 0  # offset of the unfinished line in the held bytes
     skipping = False
     for chunk in _chunks(path):
         first = chunk.find(b"\n")
@@ -687,7 +687,7 @@ def _blocks(path: Path, block_bytes: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """A file's bytes, unpacked if it is gzip, in pieces of at most :data:`_CHUNK_BYTES`; without a byte order mark."""
+    """A file's bytes in pieces of at most :data:`_CHUNK_BYTES`, decompressed if gzip, without a byte order mark."""
     try:
         with path.open("rb") as handle:
             head = handle.read(_READ_BYTES)
@@ -704,10 +704,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _text_start(path: Path, piece: bytes) -> bytes:
-    """The first bytes of a text without UTF-8's byte order mark.
+    """The first bytes of a text without the UTF-8 byte order mark.
 
     Raises:
-        DataError: it is of another kind (an array, a table, an archive, text in another encoding).
+        DataError: the file is of another kind (an array, a table, an archive, text in another encoding).
     """
     if (kind := wrong_contents(piece[:HEAD_BYTES])) is not None:
         raise DataError(str(path), str(kind).partition("; ")[0], kind.advice)
@@ -720,7 +720,7 @@ def _chain(head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(path: Path, head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    """Unpack a gzip file of one or several members; a small file that unpacks to a huge one is unpacked bit by bit."""
+    """Decompress a gzip file of one or several members, in bounded pieces even for extreme compression ratios."""
     unpacker = zlib.decompressobj(wbits=31)  # with gzip's header and checksum
     fresh = True  # between two members
     for packed in _chain(head, rest):

@@ -1,12 +1,12 @@
-"""Product texts as shops store them, made fit for a prompt: entities, markup, style sheets, numbers, prices.
+"""Clean product texts of shops for a prompt: entities, markup, style sheets, numbers, prices.
 
-Every function takes any JSON value, because the same field is a string in one release and a list, a number or null in
+Every function accepts any JSON value, because the same field is a string in one release and a list, a number or null in
 the next.
 
-* A whole number becomes its digits, also where it is stored as a float (``1984.0`` gives ``1984``: tables with missing
-  values store whole numbers as floats); another number becomes its shortest decimal notation.
-* An object with one of the keys ``value``, ``@value``, ``name``, ``title``, ``text``, ``label`` stands for that value.
-* Booleans, NaN, infinities and other objects are no text.
+* A whole number becomes its digits, even if it is stored as a float (``1984.0`` gives ``1984``: tables with missing values
+  store whole numbers as floats); any other number becomes its shortest decimal notation.
+* An object with one of the keys ``value``, ``@value``, ``name``, ``title``, ``text``, ``label`` is replaced by that value.
+* Booleans, NaN, infinities and other objects are not text.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from sda_core.data.junk import is_meaningful, is_page_junk
 from sda_core.data.prices import MAX_PRICE_CHARS, is_not_positive, is_price
 
 MAX_TEXT_CHARS = 10_000
-"""Of one value; what is longer is cut before it is cleaned."""
+"""Maximum length of a value; longer ones are truncated before cleaning."""
 
 MAX_ENTRIES = 100
-"""Of one list (features, categories, image references)."""
+"""Maximum number of entries of a list (features, categories, image references)."""
 
-# A letter or digit, then anything of ASCII that is printable and begins no entity, tag or rule.
+# A letter or digit, then printable ASCII that does not start an entity, tag or rule.
 _PLAIN = re.compile(r"[A-Za-z0-9][ -%'-;=-z|}~]*+")
-_BLOCK_START = re.compile("<[sS][cCtT]")  # cheap, and told before the costly pattern is tried
+_BLOCK_START = re.compile("<[sS][cCtT]")  # a cheap test before the expensive pattern
 _BLOCK = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*+>|<!--.*?-->|<![A-Za-z][^<>]*+>", re.DOTALL)
 # Control characters, direction overrides, lone surrogates, byte order marks and the two non-characters.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 _MARKUP_START = re.compile(r"\s*</?[A-Za-z!]")
 _BY_LINE = re.compile(r"\s*by\s*\n\s*", re.IGNORECASE)
-# Prices as they nearly always are.
+# The most common form of prices.
 _DOLLARS = re.compile(r"(?:from )?\$?(?=[0.,]*[1-9])[0-9][0-9.,]{0,20}(?: - \$[0-9][0-9.,]{0,20})?")
 _VALUE_KEYS = ("value", "@value", "name", "title", "text", "label")
 _AMOUNT_KEYS = ("value", "amount", "price")
@@ -46,9 +46,9 @@ _MAX_DIGITS = 64
 
 
 def leaves(value: Any, depth: int = 0) -> Iterator[str | None]:
-    """The texts of a value that may be one text, a number, or lists of them; None stands for what is no text.
+    """The texts of a value that may be a text, a number, or nested lists of them; None for an entry that is not text.
 
-    Null and blank text are left out.
+    Null and blank text are skipped.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return
@@ -66,7 +66,7 @@ def _key_of(record: dict[str, Any]) -> str | None:
 
 
 def _as_text(value: Any) -> str | None:
-    """A string as it is, a number in decimal notation, anything else as None."""
+    """A string unchanged, a number in decimal notation, None for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -81,10 +81,10 @@ def _as_text(value: Any) -> str | None:
 
 
 def strings(value: Any) -> list[str]:
-    """The texts of a value, numbers among them; at most :data:`MAX_ENTRIES`."""
+    """The texts of a value, including numbers; at most :data:`MAX_ENTRIES`."""
     if isinstance(value, str):
         return [value] if value else []
-    if isinstance(value, (list, tuple)):  # a union would be made at every call
+    if isinstance(value, (list, tuple)):  # `list | tuple` would be built at every call
         entries = cast("list[Any]", value)
         found: list[str] = [entry for entry in entries if isinstance(entry, str) and entry]
         if len(found) == len(entries):
@@ -93,7 +93,7 @@ def strings(value: Any) -> list[str]:
 
 
 def clean_text(value: Any) -> str:
-    """Plain text on one line: entities resolved, markup and page junk gone, white space collapsed; ``""`` if nothing is left.
+    """Plain text on one line: entities resolved, markup and page junk removed, white space collapsed; ``""`` if empty.
 
     A list is joined with spaces.
     """
@@ -101,15 +101,15 @@ def clean_text(value: Any) -> str:
 
 
 def clean_texts(value: Any) -> list[str]:
-    """As :func:`clean_text`, entry by entry; empty ones left out."""
+    """As :func:`clean_text`, entry by entry, without empty ones."""
     return [text for part in strings(value) if (text := _clean(part))]
 
 
 def clean_name(value: Any) -> str:
-    """A title, brand or category: as :func:`clean_text`, but a value that begins with markup is junk as a whole.
+    """A title, brand or category: as :func:`clean_text`, but a value that begins with markup is dropped as a whole.
 
-    Such values (``<span class=...``, ``<img src=...``) are pieces of the page, not names with a bold word in them.  Of a
-    list, the first usable value counts.
+    Such values (``<span class=...``, ``<img src=...``) are fragments of the page, not names with a bold word.  From a list,
+    the first usable value is taken.
     """
     if not isinstance(value, str):
         return next((name for text in leaves(value) if text is not None and (name := clean_name(text))), "")
@@ -125,7 +125,7 @@ def clean_name(value: Any) -> str:
 
 
 def clean_label(value: Any) -> str:
-    """As :func:`clean_name`, for brands and categories, of which a shop has few: results are remembered."""
+    """As :func:`clean_name`, with cached results, for brands and categories, which have few distinct values."""
     return _remembered_name(value) if isinstance(value, str) and len(value) <= 200 else clean_name(value)
 
 
@@ -135,7 +135,7 @@ def _remembered_name(value: str) -> str:
 
 
 def why_no_text(text: str | None) -> str:
-    """Why cleaning left nothing of a text (``TEXT_REASONS``); None stands for a value that is no text."""
+    """The reason why a text is empty after cleaning (``TEXT_REASONS``); None means a value that is not text."""
     if text is None:
         return "kind"
     raw = _unescape(text[:MAX_TEXT_CHARS])
@@ -145,7 +145,7 @@ def why_no_text(text: str | None) -> str:
 
 
 def clean_price(value: Any) -> str:
-    """A price, or a range of prices, as text; numbers get two decimals; whatever is no price gives ``""``.
+    """A price or a range of prices as text; numbers get two decimals; ``""`` for a value that is not a price.
 
     An object with an amount and a currency (``{"amount": 9.5, "currency": "EUR"}``) gives both.
     """
@@ -153,9 +153,9 @@ def clean_price(value: Any) -> str:
 
 
 def read_price(value: Any) -> tuple[str, str]:
-    """A price as :func:`clean_price` gives it, and ``""``; or ``""``, and why there is none (``PRICE_REASONS``).
+    """A price in the format of :func:`clean_price` and ``""``; or ``""`` and the reason (``PRICE_REASONS``).
 
-    Both are empty where no value was given.
+    Both are empty if no value was given.
     """
     if isinstance(value, str):
         return _price_of_text(value)
@@ -168,7 +168,7 @@ def read_price(value: Any) -> tuple[str, str]:
             return "", "kind"
         if value <= 0:
             return "", "not_positive"
-        # Compared before it is formatted: an integer may be too large for a float.
+        # Compare before formatting: an integer may be too large for a float.
         if value >= 1e9:
             return "", "not_understood"
         price = f"{value:.2f}"
@@ -206,7 +206,7 @@ def _price_of_text(value: str) -> tuple[str, str]:
 
 
 def _unescape(text: str) -> str:
-    """Resolve entities; some values were escaped twice."""
+    """Resolve HTML entities, up to three times, because some values were escaped more than once."""
     for _ in range(3):
         if "&" not in text:
             break
@@ -218,7 +218,7 @@ def _unescape(text: str) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether cleaning would leave a text as it is, as far as that can be told cheaply; most texts are like this."""
+    """A cheap test that cleaning would not change a text; true for most texts."""
     return (
         _PLAIN.fullmatch(text) is not None
         and len(text) > 7  # placeholders are shorter
@@ -242,18 +242,18 @@ def _clean_unescaped(text: str) -> str:
         text = _cut_open_tag(_TAG.sub(" ", text))
     if not text.isprintable():
         return _or_empty(" ".join(_UNPRINTABLE.sub(" ", text).split()))
-    while "  " in text:  # of all white space, only the space is printable
+    while "  " in text:  # the space is the only printable white space
         text = text.replace("  ", " ")
     return _or_empty(text.strip(" "))
 
 
 def _or_empty(text: str) -> str:
-    """The text, or nothing where it says nothing."""
+    """The text, or ``""`` if it is not meaningful."""
     return text if is_meaningful(text) and not is_page_junk(text) else ""
 
 
 def _cut_open_tag(text: str) -> str:
-    """Drop a tag that the end of the value cuts off (``... <div class="a-section``)."""
+    """Drop a tag that is truncated by the end of the value (``... <div class="a-section``)."""
     start = text.rfind("<")
     if start >= 0 and "=" in text[start:] and text[start + 1 : start + 2].isalpha():
         return text[:start]

@@ -1,7 +1,7 @@
-"""What a file is that should be JSON lines and is not: told by its first bytes, in one line, with what to do about it.
+"""Recognize files that are not JSON lines by their first bytes, and suggest a remedy.
 
-:func:`wrong_kind` is asked by the download, before a file is put in place, and :func:`wrong_contents` by the readers, which
-also reject binary data of an unknown kind.
+The download calls :func:`wrong_kind` before it puts a file in place.  The readers call :func:`wrong_contents`, which also
+rejects binary data of an unknown kind.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 HEAD_BYTES = 1 << 16
-"""So many first bytes are enough to tell."""
+"""Number of first bytes that the detection needs."""
 
 _GZIP = b"\x1f\x8b"
 _BLANKS = b" \t\r\n"
@@ -26,7 +26,7 @@ _PACK = "convert it to JSON lines (plain or gzip)"
 
 @dataclass(frozen=True)
 class WrongKind:
-    """What a file is, as it follows "is", and what to do."""
+    """The kind of a file, worded to follow "is", and the remedy."""
 
     name: str
     advice: str
@@ -74,7 +74,7 @@ _HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _ARRAY = re.compile(rb"\[\s*(?:\{|\]\s*$|\[\s*[\"'0-9])")
 _CONTROL = re.compile(rb"[\x01-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
-# Text in which each character takes two or four bytes: its byte order mark, or two characters of ASCII.
+# Text with two or four bytes per character: its byte order mark, or two ASCII characters.
 _WIDE = tuple(
     (
         re.compile(pattern, re.DOTALL),
@@ -103,8 +103,8 @@ _FIELD_NAMES = (
     "author bought_together also_buy also_view feature rank tech1 tech2 helpful style reviewText text reviewerName summary "
     "reviewTime vote verified verified_purchase helpful_vote average_rating rating_number fit similar_item date subtitle"
 )
-_FIELDS = frozenset(_FIELD_NAMES.split())  # of all editions
-# Of objects that are too long to be parsed, or indented: a field of one value that holds a list, a row under a key.
+_FIELDS = frozenset(_FIELD_NAMES.split())  # fields of all editions
+# In objects that are too long to parse, or indented: a single-valued field that holds a list, or a row under a key.
 _SCALAR = rb'"(?:reviewerID|asin|user_id|parent_asin|rating|overall|timestamp|unixReviewTime)"'
 _COLUMN = re.compile(rb"\{\s*" + _SCALAR + rb"\s*:\s*\[")
 _KEYED_ROW = re.compile(rb'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:\s*\{\s*' + _SCALAR + rb"\s*:")
@@ -112,23 +112,23 @@ _ROWS_INSIDE = re.compile(rb'\{\s*"((?:[^"\\]|\\.){1,200})"\s*:\s*(?:\[\s*[\[{]|
 
 
 def wrong_kind(head: bytes) -> WrongKind | None:
-    """What a file is that is no JSON lines; None where it may be, or where it is not known.
+    """The kind of a file that is not JSON lines; None if it may be JSON lines or is not recognized.
 
     Args:
-        head: the first bytes of the file, :data:`HEAD_BYTES` of them or the whole file.  One layer of gzip is removed.
+        head: the first :data:`HEAD_BYTES` bytes of the file, or the whole file.  One layer of gzip is removed.
     """
     if head.startswith(_GZIP):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
         except zlib.error:
-            return None  # damaged; whoever unpacks it says where
+            return None  # damaged; decompression will report where
         if head.startswith(_GZIP):
             return _TWICE_PACKED
     return _kind(head)
 
 
 def wrong_contents(head: bytes) -> WrongKind | None:
-    """As :func:`wrong_kind`, of bytes that were unpacked; binary data of an unknown kind is told, too."""
+    """As :func:`wrong_kind`, for decompressed bytes; also detects binary data of an unknown kind."""
     if head.startswith(_GZIP):
         return _TWICE_PACKED
     kind = _kind(head)
@@ -143,7 +143,7 @@ def _kind(head: bytes) -> WrongKind | None:
 
 
 def binary_kind(head: bytes) -> WrongKind | None:
-    """What a file is that is no text, by its signature; a few first bytes are enough."""
+    """The kind of a binary file, by its signature in the first few bytes."""
     for place, magic, kind in _MAGIC:
         if head.startswith(magic, place):
             return kind
@@ -189,7 +189,7 @@ def _wrong_object(text: bytes) -> WrongKind | None:
         return _COLUMNS_KIND
     if (match := _KEYED_ROW.match(text)) is not None and match[1].decode("utf-8", "replace") not in _FIELDS:
         return _ROWS_BY_KEY_KIND
-    # A brace alone, or a first field that ends in a comma or an open bracket, and the next line continues inside it.
+    # A lone brace, or a first field that ends in a comma or an open bracket, continued on the next line.
     if feed and re.fullmatch(rb'\{(?:\s*"(?:[^"\\]|\\.)*+"\s*:.*[,{\[])?', first, re.DOTALL):
         following = rest.lstrip(_BLANKS)[:1]
         return _INDENTED_KIND if following in (b'"', b"}") or (first[-1:] in b"[" and following in (b"{", b"[", b"]")) else None
@@ -197,7 +197,7 @@ def _wrong_object(text: bytes) -> WrongKind | None:
 
 
 def _wrong_record(record: dict[str, Any]) -> WrongKind | None:
-    """Whether a line's object is the whole file: rows in a list under a key, or columns instead of rows."""
+    """The kind of a file that is a single object: rows in a list under a key, or columns instead of rows."""
     if record and all(isinstance(value, dict) and "0" in value for value in record.values()):
         return _COLUMNS_KIND
     if not _ID_FIELDS.isdisjoint(record) and all(isinstance(value, list) for value in record.values()):
@@ -221,7 +221,7 @@ def _rows_inside(key: str) -> WrongKind:
 
 
 def _table(text: bytes) -> WrongKind | None:
-    """Rows of fields: the first two lines have equally many separators."""
+    """The kind of a table: the first two lines have equally many separators."""
     lines = [line for line in text.split(b"\n")[:4] if line.strip(_BLANKS)]
     if (
         len(lines) < 2
@@ -238,7 +238,7 @@ def _table(text: bytes) -> WrongKind | None:
                 separator, f"a table of values separated by {separator.decode()!r}"
             )
             advice = "convert it, with the names of the edition's fields"
-            if len(separator) == 1:  # the reader of tables takes no other
+            if len(separator) == 1:  # the reader of tables accepts single characters only
                 shown = repr(separator.decode())
                 advice += f": python -c \"import polars; polars.read_csv('FILE', separator={shown}).write_ndjson('FILE.jsonl')\""
             return WrongKind(name, advice)

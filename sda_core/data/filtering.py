@@ -1,42 +1,42 @@
-"""From raw files to the tables of the pipeline: which interactions and items are kept, their ids, and the split.
+"""Convert raw files to the tables of the pipeline: filter interactions and items, number ids, split histories.
 
 Steps with ``method: kcore``:
 
-1. read the reviews; lines that cannot be used are dropped (``rows_bad``), among them times that are small numbers
-   (``0``), where other times of the file are dates;
-2. drop ratings below ``min_rating`` (``rows_dropped_rating``);
-3. ``duplicates: first | last``: of several interactions of one user with one item keep the earliest or the latest in
-   history order (``rows_dropped_duplicate``), before the core, so that a repeated purchase does not carry a user or an
-   item over its threshold;
-4. k-core (``rows_dropped_core``);
-5. read the metadata of the items that are left;
-6. ``items_without_metadata: drop``: drop interactions with items that the metadata does not know
-   (``rows_dropped_no_metadata``);
-7. ``items_without_image: drop``: drop interactions with items whose metadata names no image, or that have no metadata
-   (``rows_dropped_no_image``);
-8. k-core once more (also ``rows_dropped_core``), so that the core holds for what is left.
+1. Read the reviews.  Skip bad lines (``rows_bad``), including times that are small numbers (``0``) if other times of the
+   file are dates.
+2. Drop ratings below ``min_rating`` (``rows_dropped_rating``).
+3. ``duplicates: first | last``: keep the first or the last of several interactions of a user with an item, in history
+   order (``rows_dropped_duplicate``).  This precedes the core, so that a repeated purchase does not lift a user or an
+   item over its threshold.
+4. k-core (``rows_dropped_core``).
+5. Read the metadata of the remaining items.
+6. ``items_without_metadata: drop``: drop interactions with items that are not in the metadata
+   (``rows_dropped_no_metadata``).
+7. ``items_without_image: drop``: drop interactions with items that have no metadata or no image in it
+   (``rows_dropped_no_image``).
+8. k-core again (also ``rows_dropped_core``), so that the thresholds hold for the remaining rows.
 
-The core comes before the metadata, because the metadata of all items would be much to read for the few that are left.
-The rows kept are the same as if the items had been dropped first: dropping items from a core and taking the core again
-gives the core of the smaller set (whatever is in that one is in the larger core, too).  The counts are not the same: a
-row whose item has no metadata counts as ``rows_dropped_core`` where the first core has no place for it.
+The core comes before the metadata, so that only the metadata of the remaining items has to be read.  The kept rows are the
+same as if the items had been dropped first: dropping items from a core and computing the core again gives the core of the
+smaller set, because that is a subset of the larger core.  The counts differ: a row whose item has no metadata counts as
+``rows_dropped_core`` if the first core drops it.
 
 Steps with ``method: single_pass``, the order of the paper's public code: 1, 2, then thresholds counted once on the raw
-rows (duplicates included), then 3, then users that are left with fewer than ``min_user_interactions``, then 5, 6, 7;
-nothing is counted again, so items and users below the thresholds may be left.
+rows (duplicates included), then 3, then users with fewer than ``min_user_interactions`` remaining rows, then 5, 6, 7.
+Nothing is counted again, so items and users below the thresholds may remain.
 
-Then, for both: ids run from 1 in the order of the raw ids (by code point), so they depend on what was kept and not on
-the order of the file; histories are sorted by time, to the millisecond where the edition has it; the split labels each
-row.  ``time_resolution_seconds`` rounds times down first (86400: to days in UTC), for files whose times are made up
-within a day.  Equal times are in a random order (``ties: random``, :mod:`sda_core.data.ties`) or in raw-file order
+Then, for both methods: ids run from 1 in the order of the raw ids (by code point), so they depend on the kept rows and not
+on the order of the file; histories are sorted by time, to the millisecond if the edition has it; the split labels each
+row.  ``time_resolution_seconds`` first rounds times down (86400: to days in UTC), for files whose times within a day are
+artificial.  Equal times are in a random order (``ties: random``, :mod:`sda_core.data.ties`) or in raw-file order
 (``ties: file``).  With ``ties: random`` the tables and counts do not depend on the order of the lines of either file.
 
-``rows_read`` is always the number of interactions kept plus ``rows_bad`` and all ``rows_dropped_*``; without ``rows_bad`` it
-is the sum of all ``times_in_*``, ``times_as_text`` and ``times_without_date``.  Of the metadata of the items of the core,
-``values_used_*`` and ``values_dropped_*`` count the values of each field, and the latter is the sum of its reasons.
+``rows_read`` always equals the number of kept interactions plus ``rows_bad`` and all ``rows_dropped_*``; minus ``rows_bad``
+it equals the sum of all ``times_in_*``, ``times_as_text`` and ``times_without_date``.  For the items of the core,
+``values_used_*`` and ``values_dropped_*`` count the metadata values of each field; the latter is the sum over its reasons.
 
-Memory: 20 bytes per row, every raw id once, the metadata of the items of the core, and a block of the file; the single
-steps take a few arrays of 8 bytes per row on top of that.
+Memory: 20 bytes per row, every raw id once, the metadata of the items of the core, and a block of the file; single steps
+need a few additional arrays of 8 bytes per row.
 """
 
 from __future__ import annotations
@@ -77,29 +77,29 @@ class FilteredData:
 
     @property
     def counts(self) -> dict[str, object]:
-        """The statistics that the last line of the stage shows."""
+        """The statistics in the closing line of the stage."""
         return {name: self.statistics[name] for name in ("rows_read", "num_users", "num_items", "num_interactions")}
 
 
 def filter_dataset(
     reviews: Path, metadata: Path, edition: int, params: FilterParams, *, block_bytes: int = BLOCK_BYTES
 ) -> FilteredData:
-    """Read, filter, number and split a data set; the steps and their order are in the module's docstring.
+    """Read, filter, number and split a dataset; the module's docstring lists the steps in order.
 
     Args:
         reviews: the raw reviews.
         metadata: the raw metadata.
         edition: 2014, 2018 or 2023.
         params: section ``filter``.
-        block_bytes: how much of a file is read at a time; has no influence on the tables.
+        block_bytes: size of the blocks in which files are read; does not affect the tables.
 
     Returns:
         Interactions sorted by user and time, items and users sorted by id, and the counts.
 
     Raises:
         ConfigError: no such edition.
-        DataError: a file cannot be read, has too many bad lines, no interaction is left (the message says after which
-            step), or the cuts of the split leave a part without rows.
+        DataError: a file cannot be read or has too many bad lines, no interaction is left (the message names the step), or
+            a part of the split has no rows.
     """
     review_lines, metadata_lines = LineCount(), LineCount()
     rows = _read_coded(reviews, edition, params, review_lines, block_bytes)
@@ -165,7 +165,7 @@ def filter_dataset(
 # ------------------------------------------------------------------------------------------------ coded rows
 @dataclass(frozen=True)
 class _Rows:
-    """Interactions with ids as numbers into two tables of raw ids, in history order: by user, time and ``filter.ties``."""
+    """Interactions with ids as indices into two tables of raw ids, in history order: by user, time and ``filter.ties``."""
 
     frame: pl.DataFrame  # user, item (UInt32), rating, milliseconds
     users: pl.DataFrame  # raw_user_id, sorted
@@ -179,7 +179,7 @@ class _Rows:
 
 
 def _read_coded(path: Path, edition: int, params: FilterParams, lines: LineCount, block_bytes: int) -> _Rows:
-    # Each side has its own categories: every block's ids become numbers at once, and only new ids are stored.
+    # Each side has its own categories: the ids of a block are converted to numbers at once, and only new ids are stored.
     user, item = (pl.Categorical(pl.Categories.random()) for _ in range(2))
     blocks = [pl.DataFrame(schema={"user": user, "item": item, "rating": pl.Float32, "milliseconds": pl.Int64})]
     for block in read_reviews(path, edition, max_bad_line_share=params.max_bad_line_share, lines=lines, block_bytes=block_bytes):
@@ -200,7 +200,7 @@ def _read_coded(path: Path, edition: int, params: FilterParams, lines: LineCount
         raise DataError(str(path), "contains no usable review", "check dataset.edition and the file")
     user_codes, users = _coded(frame["user"])
     item_codes, items = _coded(frame["item"])
-    frame = frame.with_columns(user_codes, item_codes)  # the categories are gone before the sort needs room
+    frame = frame.with_columns(user_codes, item_codes)  # frees the categories before the sort
     resolution = 1000 * params.time_resolution_seconds
     if resolution:
         frame = frame.with_columns(pl.col("milliseconds") // resolution * resolution)
@@ -223,7 +223,7 @@ def _shuffled_ties(rows: _Rows, seed: int) -> _Rows:
 
 
 def _coded(ids: pl.Series) -> tuple[pl.Series, pl.DataFrame]:
-    """Each id's place in the table of sorted ids, and that table."""
+    """The index of each id in the table of sorted ids, and that table."""
     distinct = ids.unique()
     table = pl.DataFrame({ids.name: distinct.cast(pl.String), "code": distinct.to_physical()}).sort(ids.name)
     found = table["code"].to_numpy()
@@ -234,7 +234,7 @@ def _coded(ids: pl.Series) -> tuple[pl.Series, pl.DataFrame]:
 
 # ----------------------------------------------------------------------------------------------------- steps
 def _keep(rows: _Rows, condition: pl.Expr | pl.Series) -> tuple[_Rows, int]:
-    """The rows under a condition, and how many there are not."""
+    """The rows that fulfil a condition, and the number of the others."""
     frame = rows.frame.filter(condition)
     return _Rows(frame, rows.users, rows.items), len(rows) - len(frame)
 
@@ -267,7 +267,7 @@ def _drop_without_image(rows: _Rows, known: pl.DataFrame, params: FilterParams) 
 
 
 def _is_among(rows: _Rows, raw_item_ids: pl.Series) -> pl.Series:
-    """Which rows are of these items."""
+    """Mask of the rows with these items."""
     return rows.items["raw_item_id"].is_in(raw_item_ids.implode()).gather(rows.frame["item"])
 
 
@@ -328,7 +328,7 @@ def _tables(rows: _Rows, known: pl.DataFrame, params: FilterParams) -> FilteredD
         case "leave_one_out":
             interactions = label_last(interactions)
         case "global_time":
-            assert params.valid_from is not None  # FilterParams sees to it
+            assert params.valid_from is not None  # checked by FilterParams
             assert params.test_from is not None
             interactions = label_by_time(interactions, params.valid_from, params.test_from)
         case _:
@@ -353,12 +353,12 @@ def _tables(rows: _Rows, known: pl.DataFrame, params: FilterParams) -> FilteredD
 
 
 def _numbered(codes: pl.Series, raw_ids: pl.DataFrame) -> pl.DataFrame:
-    """The raw ids that occur, numbered from 1 in their order."""
+    """The raw ids that occur, numbered from 1 in sorted order."""
     return raw_ids[codes.unique().sort()].with_row_index("id", offset=1).with_columns(pl.col("id").cast(pl.Int32))
 
 
 def _new_ids(codes: pl.Series, num_codes: int) -> pl.Series:
-    """Codes with the unused ones left out, from 1."""
+    """Codes renumbered from 1 without the unused ones."""
     values = codes.to_numpy()
     used = np.zeros(num_codes, dtype=np.bool_)
     used[values] = True
@@ -366,7 +366,7 @@ def _new_ids(codes: pl.Series, num_codes: int) -> pl.Series:
 
 
 def _describe(interactions: pl.DataFrame, items: pl.DataFrame) -> dict[str, Scalar]:
-    """Sizes, lengths, popularity and coverage; ``mean_title_chars`` is over the items that have a title."""
+    """Sizes, lengths, popularity and coverage; ``mean_title_chars`` is the mean over items with a title."""
     histories = np.bincount(interactions["user_id"].to_numpy())[1:]
     popularity = np.bincount(interactions["item_id"].to_numpy())[1:]
     num_users, num_items, num_interactions = len(histories), len(popularity), len(interactions)

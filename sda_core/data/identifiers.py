@@ -1,7 +1,7 @@
-"""Ids of users and items as the raw files give them.
+"""Read ids of users and items from raw files.
 
-An id is a table key, never a path: images are found by comparing names with ids.  So an id may hold anything that can
-be displayed, slashes and spaces included.  Rejected is only what cannot work, and the reason says why.
+An id is a table key, never a path: images are found by comparing names with ids.  So an id may contain any displayable
+character, including slashes and spaces.  Only unusable values are rejected, with a reason.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from typing import Any
 
 MAX_USER_ID_CHARS = 512
 MAX_ITEM_ID_CHARS = 256
-"""Longer ids are rejected, so that memory is bounded."""
+"""Maximum length of an id, to bound memory."""
 
-_MAX_WHOLE_FLOAT = 2.0**53  # beyond it a float no longer tells neighbouring whole numbers apart
+_MAX_WHOLE_FLOAT = 2.0**53  # beyond it, floats cannot represent every integer
 
 # Control characters, line and paragraph separators, direction controls, byte order marks: they can break a line of a
-# log or a table, or display an id as another one.
+# log or a table, or make an id look like another one.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _NO_UNICODE = re.compile("[\ud800-\udfff\ufdd0-\ufdef\ufffd-\uffff]")
 
 
 class BadId(str):
-    """The reason why a value is no id."""
+    """The reason why a value is not an id."""
 
     __slots__ = ()
 
 
 def read_id(value: Any, owner: str, max_chars: int) -> tuple[str, bool] | BadId:
-    """An id, and whether white space at its ends was removed.
+    """An id, and whether leading or trailing white space was removed.
 
-    Whole numbers become their digits, also where they are stored as floats: ``17``, ``17.0`` and ``"17"`` are one id, as
-    tables with missing values store whole numbers as floats.  Strings are kept: ``"17.0"`` is another id.
+    Whole numbers become their digits, even if stored as floats: ``17``, ``17.0`` and ``"17"`` are the same id, because
+    tables with missing values store whole numbers as floats.  Strings are unchanged: ``"17.0"`` is another id.
 
     Args:
         value: any JSON value.
-        owner: ``user`` or ``item``; begins the reason.
-        max_chars: longer ids are rejected.
+        owner: ``user`` or ``item``, the first word of the reason.
+        max_chars: maximum length of an id.
     """
     if value is None or value == "":
         return BadId(f"{owner} id is missing")

@@ -1,18 +1,18 @@
-"""References to an item's images, in the forms in which shops write them.
+"""Read references to an item's images in the forms used by shops.
 
 ==============================================  ======================================================================
 ``"https://h/a.jpg"``                           one address; several are separated by ``|``, ``;``, or by commas or white
                                                 space before ``http`` (or ``//``, where the first begins so)
 ``["https://h/a.jpg", "https://h/b.jpg"]``      a list of addresses
 ``[{"variant": "MAIN", "large": ...}, ...]``    a list of objects: the 2023 edition; also ``url``, ``src``, ``link``, ``href``
-``{"variant": [...], "large": [...]}``          an object of lists: the data set hub's copies of the 2023 edition
+``{"variant": [...], "large": [...]}``          an object of lists: the 2023 edition on the Hugging Face hub
 ``"[...]"``, ``"{...}"``                        each of them as text, in JSON or in Python's syntax
 ``"//h/a.jpg"``                                 an address without a scheme; https is used
 ``"images\\a.jpg"``                              a relative path of Windows; becomes ``images/a.jpg``
 ==============================================  ======================================================================
 
-Spaces in an address become ``%20``; HTML entities are resolved.  Metadata is not trusted to name files of this machine:
-paths that are absolute, climb (``..``) or carry a scheme are rejected.
+Spaces in an address become ``%20``; HTML entities are resolved.  Metadata is untrusted: absolute paths, paths with ``..`` and
+paths with a scheme are rejected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sda_core.data.literals import parse_literal
 MAX_REFERENCE_CHARS = 2_048
 
 _MAX_NESTING = 4
-_MAX_GIVEN = 4 * MAX_ENTRIES  # references of one item that are looked at
+_MAX_GIVEN = 4 * MAX_ENTRIES  # maximum number of references read per item
 _SIZES = ("hi_res", "large", "thumb")  # largest first
 _PUBLISHED_KEYS = frozenset({"variant", *_SIZES})
 # Keys without their underscores and hyphens, in lower case; best first.
@@ -40,7 +40,7 @@ _KEYS = (
     *("medium", "small", "thumb", "thumbnail", "path", "file", "filename", "urls", "imageurls", "images"),
 )
 _MAIN = ("MAIN", "Main", "main")
-_NONE = Counter[str]()  # never added to
+_NONE = Counter[str]()  # shared; never modified
 _SEVERAL = re.compile(r"\s*[|;]\s*(?=(?:https?:)?//)|\s*,\s*(?=https?://)|\s+(?=https?://)", re.IGNORECASE)
 _SEVERAL_BARE = re.compile(r"(?:\s*[|;,]\s*|\s+)(?=(?:https?:)?//)", re.IGNORECASE)  # the first one has no scheme
 _ONE_ADDRESS = re.compile(r"https?://[^\s|;,]+")
@@ -52,9 +52,9 @@ _WEB_START = re.compile(r"https?://[^\s/]+/.")
 
 
 def image_values(value: Any) -> list[Any]:
-    """The references that a field holds, as they stand there; images of variant MAIN first, of each the largest first.
+    """The raw references in a field; images of variant MAIN first, the largest size of each image first.
 
-    What is no reference, such as a number or an object without an address, is among them, so that it can be counted.
+    Invalid entries, such as a number or an object without an address, are included, so that they can be counted.
     """
     if isinstance(value, str) and _ONE_ADDRESS.fullmatch(value):
         return [value]
@@ -66,14 +66,14 @@ def image_values(value: Any) -> list[Any]:
 
 
 def _published(entries: list[Any]) -> list[Any] | None:
-    """The references of a list of addresses, or of a list of the 2023 edition's objects; None where it is anything else."""
+    """The references in a list of addresses or in a list of the 2023 edition's objects; None for any other value."""
     references = entries
     if entries and isinstance(entries[0], dict):
         try:
             if not all(map(_PUBLISHED_KEYS.issuperset, entries)):
                 return None
             images = sorted(entries, key=lambda image: image.get("variant") not in _MAIN)
-        except (AttributeError, TypeError):  # not only objects
+        except (AttributeError, TypeError):  # an entry is not an object
             return None
         references = [size for image in images for key in _SIZES if (size := image.get(key)) not in (None, "")]
     try:
@@ -84,7 +84,7 @@ def _published(entries: list[Any]) -> list[Any] | None:
 
 
 def _images(value: Any, depth: int) -> list[tuple[bool, list[Any]]]:
-    """Each image of a value: whether it is the main one, and its references."""
+    """The images in a value: whether each is the main one, and its references."""
     if value is None or value == "":
         return []
     if isinstance(value, str):
@@ -104,7 +104,7 @@ def _images_of_object(record: dict[str, Any], depth: int) -> list[tuple[bool, li
     named = {str(key).lower().replace("_", "").replace("-", ""): value for key, value in record.items()}
     columns = {key: value for key in _KEYS if (value := named.get(key)) is not None}
     variant = named.get("variant")
-    if not columns:  # a variant alone, or sizes that are null, give nothing
+    if not columns:  # only a variant, or only null sizes
         return [] if named.keys() <= {"variant", *_KEYS} else [(False, [record])]
     if any(isinstance(column, list) for column in columns.values()):
         lists = {key: cast("list[Any]", column) if isinstance(column, list) else [column] for key, column in columns.items()}
@@ -124,7 +124,7 @@ def _is_main(variant: Any) -> bool:
 
 
 def _parse(text: str) -> Any:
-    """A value that was written as text, in JSON or as a Python literal; None where it is neither."""
+    """Parse a value given as text, in JSON or as a Python literal; None if it is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -135,16 +135,16 @@ def _parse(text: str) -> Any:
 
 
 def image_reference(value: Any) -> str | None:
-    """An image's web address or relative path, or None where the value is neither."""
+    """An image's web address or relative path; None if the value is neither."""
     return _read(value)[0]
 
 
 def image_references(values: Iterable[Any]) -> tuple[list[str], int, Counter[str]]:
-    """The usable ones of many references, each once, in order.
+    """The usable references among the given values, without repetitions, in order.
 
     Returns:
-        The references; how many of the given values they stand for, repetitions included; and how many values were
-        rejected, by reason (``IMAGE_REASONS``).  Empty values count as neither.
+        The references; the number of usable values, repetitions included; and the number of rejected values by reason
+        (``IMAGE_REASONS``).  Empty values are not counted.
     """
     given = [value for value in values if value is not None and value != ""]
     if len(given) <= MAX_ENTRIES and _are_plain(given):
@@ -168,7 +168,7 @@ def image_references(values: Iterable[Any]) -> tuple[list[str], int, Counter[str
 
 
 def _read(value: Any) -> tuple[str | None, str]:
-    """A reference, or None and why it is rejected; no reason where nothing was given."""
+    """A reference, or None and the reason for the rejection; the reason is empty for an empty value."""
     if not isinstance(value, str):
         return None, "kind"
     text = value.strip()
@@ -178,7 +178,7 @@ def _read(value: Any) -> tuple[str | None, str]:
         return None, "data_uri"
     if len(text) > MAX_REFERENCE_CHARS:
         return None, "too_long"
-    if "&" in text:  # only whole entities: html.unescape alone would take the '&copy' of '&copy=1' for one
+    if "&" in text:  # only complete entities: html.unescape alone would convert the '&copy' in '&copy=1'
         text = _ENTITY.sub(lambda match: html.unescape(match[0]), text).strip()
     if not text.isprintable():
         return None, "characters"
@@ -202,7 +202,7 @@ def _read(value: Any) -> tuple[str | None, str]:
 
 
 def _are_plain(references: list[Any]) -> bool:
-    """Whether all are web addresses in which there is nothing to resolve or to reject, which is nearly always so."""
+    """Whether all are web addresses that need no change and no rejection, the common case."""
     try:
         together = " ".join(references)
     except TypeError:  # not only strings

@@ -1,11 +1,11 @@
 """k-core of a user-item graph: the largest set of interactions in which every user and every item has enough of them.
 
-Two filters live here, on purpose side by side:
+There are two filters:
 
-* :func:`core_mask` is the fix-point (Seidman 1983; peeling after Batagelj & Zaversnik 2003): taking a user away may
-  push an item below its threshold, which may push another user below, until nothing moves.
+* :func:`core_mask` computes the fixed point (Seidman 1983; peeling after Batagelj & Zaversnik 2003): dropping a user may
+  push an item below its threshold, which may push another user below, until nothing changes.
 * :func:`single_pass_mask` counts once and drops once, as several public preprocessing scripts do under the name
-  "k-core"; what is left may hold users and items below the thresholds.
+  "k-core"; users and items below the thresholds may remain.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sda_core.errors import DataError
 Codes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-# A whole pass over the rows pays while it takes many of them away; after that only the neighbourhood of what was
-# taken is looked at, so that a long cascade of single rows stays cheap.
+# A full pass over the rows is efficient while it drops many of them.  After that only the neighbours of dropped rows are
+# visited, so that a long cascade of single rows stays cheap.
 _WHOLE_PASS_SHARE = 1 / 16
 
 
@@ -28,16 +28,16 @@ def k_core(interactions: pl.DataFrame, min_user: int = 5, min_item: int = 5) -> 
     """Keep the interactions of the (``min_user``, ``min_item``)-core.
 
     The result is the largest subset of the rows in which every user has at least ``min_user`` rows and every item at
-    least ``min_item``; it is unique, and does not depend on the order of the rows.  A repeated user-item pair counts
+    least ``min_item``.  It is unique and does not depend on the order of the rows.  A repeated user-item pair counts
     as often as it occurs.
 
     Args:
         interactions: columns ``user_id`` and ``item_id`` of any type, and any others.
-        min_user: rows a user needs; 0 or 1 for no limit.
-        min_item: rows an item needs; 0 or 1 for no limit.
+        min_user: minimum number of rows per user; 0 or 1 for no limit.
+        min_item: minimum number of rows per item; 0 or 1 for no limit.
 
     Returns:
-        The rows kept, in their old order, with all columns.
+        The kept rows in their original order, with all columns.
 
     Raises:
         DataError: a column is missing, or an id is null.
@@ -56,13 +56,13 @@ def k_core(interactions: pl.DataFrame, min_user: int = 5, min_item: int = 5) -> 
 
 
 def core_mask(users: Codes, items: Codes, min_user: int, min_item: int) -> Mask:
-    """Which rows belong to the core.
+    """Mask of the rows in the core.
 
     Args:
-        users: ``(rows,)`` non-negative codes, best dense.
+        users: ``(rows,)`` non-negative codes, preferably dense.
         items: ``(rows,)`` the same for items.
-        min_user: rows a user needs.
-        min_item: rows an item needs.
+        min_user: minimum number of rows per user.
+        min_item: minimum number of rows per item.
 
     Returns:
         ``(rows,)`` True for rows of the core.
@@ -83,9 +83,9 @@ def core_mask(users: Codes, items: Codes, min_user: int, min_item: int) -> Mask:
 
 
 def single_pass_mask(users: Codes, items: Codes, min_user: int, min_item: int) -> Mask:
-    """Which rows have a user and an item that are frequent enough, counted once over the rows given.
+    """Mask of the rows whose user and item are frequent enough, counted once over the given rows.
 
-    Args and result as for :func:`core_mask`.
+    Arguments and result as for :func:`core_mask`.
     """
     if len(users) == 0:
         return np.ones(0, dtype=np.bool_)
@@ -93,7 +93,7 @@ def single_pass_mask(users: Codes, items: Codes, min_user: int, min_item: int) -
 
 
 def _peel(users: Codes, items: Codes, min_user: int, min_item: int) -> Mask:
-    """The fix-point by peeling: only the rows of users and items that just fell below their threshold are visited."""
+    """The fixed point by peeling: visits only the rows of users and items that just fell below their threshold."""
     alive = np.ones(len(users), dtype=np.bool_)
     sides = [_Side(users, min_user), _Side(items, min_item)]
     rows = np.concatenate([side.rows_of(np.flatnonzero((side.count > 0) & (side.count < side.minimum))) for side in sides])
@@ -105,7 +105,7 @@ def _peel(users: Codes, items: Codes, min_user: int, min_item: int) -> Mask:
 
 
 class _Side:
-    """One side of the bipartite graph: how many rows each code has left, and which rows it had."""
+    """One side of the bipartite graph: the number of remaining rows of each code, and all its rows."""
 
     def __init__(self, codes: Codes, minimum: int) -> None:
         self.codes = codes
@@ -123,7 +123,7 @@ class _Side:
         return self._order[np.repeat(self._start[codes], length) + offset]
 
     def take_away(self, rows: Codes) -> Codes:
-        """Uncount rows; give the codes that were frequent enough before and are not now."""
+        """Subtract rows from the counts; return the codes that fell below the threshold."""
         codes, lost = np.unique(self.codes[rows], return_counts=True)
         before = self.count[codes]
         self.count[codes] = before - lost

@@ -1,8 +1,8 @@
 """Python literals, one per line: the syntax of the 2014 metadata.
 
-``ast.literal_eval`` reads them, slowly, and with memory a hundred times the text's.  :func:`parse_literal` gives the
-very same result sooner: it rewrites the quotes so that the line becomes JSON wherever both languages mean the same,
-and leaves every other line to ``ast.literal_eval``, behind limits on length and nesting.
+``ast.literal_eval`` is slow and needs a hundred times the memory of the text.  :func:`parse_literal` gives the same result
+faster: it rewrites the quotes so that the line becomes JSON if both languages agree on its meaning, and passes every other
+line to ``ast.literal_eval``, with limits on length and nesting.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 import orjson
 
 MAX_LITERAL_CHARS = 1 << 18
-"""Longer lines are refused by the slow path: a syntax tree takes about a hundred bytes a character."""
+"""Maximum length of a line in the slow path: a syntax tree needs about a hundred bytes per character."""
 
 MAX_NESTING = 100
-"""More brackets than this in one line are not given to the fast path; deeper nesting is refused by the slow path.
+"""Maximum number of brackets in the fast path, and maximum nesting in the slow path.
 
 Python itself stops at 200 levels, orjson at 1,024; below both, the two agree.
 """
 
 
-# Escapes that Python and JSON spell alike, or that JSON can spell with four hex digits.  Surrogates are left out,
-# because JSON joins a pair of them into one character and Python does not; so are octal escapes, \a, \v, \N{...},
+# Escapes that are the same in Python and JSON, or that JSON can write with four hex digits.  Excluded are surrogates,
+# because JSON joins a pair of them into one character and Python does not; also octal escapes, \a, \v, \N{...},
 # and unknown escapes, in which Python keeps the backslash.
 _ESCAPE = re.compile(
     r"\\(?:(['\"\\nrtbf])|x([0-9a-fA-F]{2})|u((?:[0-9a-ce-fA-CE-F][0-9a-fA-F]|[dD][0-7])[0-9a-fA-F]{2})|(.?))", re.DOTALL
 )
 _AS_JSON = {"'": r"\u0027", '"': r"\u0022", "\\": r"\u005c", "n": r"\n", "r": r"\r", "t": r"\t", "b": r"\b", "f": r"\f"}
 
-# Where a JSON word would stand as a value.  May also hit inside a string, which only costs time.
+# A JSON literal as a value.  A match inside a string is possible and only costs time.
 _JSON_WORD = re.compile(r"(?:^|[:,\[])\s*(?:true|false|null)\b")
 
 # Whole numbers beyond 64 bits, of nineteen digits and more, would become floats in orjson.
@@ -43,22 +43,22 @@ _BRACKETS = re.compile(r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+"|[\[\](){}]|(?:[
 
 
 def has_long_number(raw: bytes) -> bool:
-    """Whether there are nineteen digits in a row, which may be a whole number that orjson makes a float of."""
+    """Whether there are nineteen digits in a row, possibly an integer that orjson would convert to a float."""
     return _LONG_NUMBER in raw.translate(_DIGITS_ALIKE)
 
 
 class _NotAlikeError(Exception):
-    """The line holds an escape that Python and JSON do not share."""
+    """The line has an escape that Python and JSON do not share."""
 
 
 def parse_literal(line: str) -> Any:
-    """The value of one line of Python literals; equal to ``ast.literal_eval(line)`` on every line both accept.
+    """Parse one line of Python literals; equal to ``ast.literal_eval(line)`` for every line that both accept.
 
     Args:
         line: one line, without its line feed.
 
     Raises:
-        ValueError: the line is no literal, too long or nested too deep.
+        ValueError: the line is not a literal, too long, or nested too deeply.
     """
     text = _to_json(line)
     if text is not None:
@@ -67,12 +67,12 @@ def parse_literal(line: str) -> Any:
             if not has_long_number(raw):
                 return orjson.loads(raw)
         except ValueError:
-            pass  # not JSON after all, or text that has no bytes: Python decides
+            pass  # not JSON after all, or text that cannot be encoded: let Python decide
     return _parse_slowly(line)
 
 
 def _to_json(line: str) -> str | None:
-    """The line with Python's quotes turned into JSON's, or None where the two languages might not agree."""
+    """The line with JSON's quotes instead of Python's; None if the two languages might disagree."""
     if line.count("[") + line.count("{") > MAX_NESTING:
         return None
     if "\\" in line:
@@ -84,8 +84,8 @@ def _to_json(line: str) -> str | None:
         return None
     if '"' not in line:
         return line.replace("'", '"')
-    # No escaped quote is left, so a quote either begins or ends a string, or stands in a string of the other quote.
-    # Triple quotes and adjacent strings come out as '""' followed by '"', which JSON refuses.
+    # No escaped quote is left, so a quote either begins or ends a string, or is inside a string with the other quote.
+    # Triple quotes and adjacent strings become '""' followed by '"', which JSON rejects.
     pieces = line.split('"')
     parts: list[str] = []
     in_single = in_double = False
@@ -102,7 +102,7 @@ def _to_json(line: str) -> str | None:
         else:
             parts.append('"')
             in_double = True
-    # The last piece is followed by no quote; what the loop has put after it goes again.
+    # The last piece is not followed by a quote, so remove the one that the loop has added.
     if not in_double:
         return None
     return "".join(parts[:-1])
@@ -135,7 +135,7 @@ def _parse_slowly(line: str) -> Any:
             raise ValueError("a run of signs")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unknown escapes such as '\d' are common in the texts, and kept as they are
+            warnings.simplefilter("ignore")  # unknown escapes such as '\d' are common in the texts and kept
             return ast.literal_eval(line)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"no Python literal ({type(error).__name__})") from None

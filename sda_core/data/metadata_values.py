@@ -1,7 +1,7 @@
-"""From one record of metadata to clean values, and the count of what was dropped by field and reason.
+"""Convert a metadata record to clean values, and count dropped values by field and reason.
 
-Every value that a field gives is either used or dropped for one of ``REASONS``; null, blank text and empty lists are
-no values.  Of a list, each entry is a value.
+Every value of a field is either used or dropped for one of ``REASONS``.  Null, blank text and empty lists do not count as
+values.  Each entry of a list is a value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sda_core.data.cleaning import (
 from sda_core.data.literals import parse_literal
 from sda_core.dropped_values import ValueCount
 
-_MAX_NAME_CHARS = 60  # of a category of 2018
+_MAX_NAME_CHARS = 60  # maximum length of a category in 2018
 
 Row = tuple[str, str, str, list[str], list[str], str, list[str]]
 """title, brand, price, categories, features, description, image references."""
@@ -34,7 +34,7 @@ _SIGNATURES: Mapping[int, frozenset[str]] = {
     2014: frozenset({"imUrl", "salesRank"}),
     2018: frozenset({"imageURL", "imageURLHighRes", "also_buy", "also_view", "similar_item", "tech1", "main_cat"}),
 }
-"""Fields of the metadata that only this edition has; both name the item ``asin``."""
+"""Metadata fields that only this edition has; in both, the item's id is ``asin``."""
 
 
 def metadata_row(record: dict[str, Any], edition: int, count: ValueCount) -> Row:
@@ -69,7 +69,7 @@ def metadata_row(record: dict[str, Any], edition: int, count: ValueCount) -> Row
 
 
 def other_edition(record: dict[str, Any], edition: int) -> int | None:
-    """The edition that a record's fields are of, where it is 2014 read as 2018 or the other way round."""
+    """The edition to which a record's fields belong, if it is 2014 read as 2018 or the reverse."""
     other = 2014 if edition == 2018 else 2018
     keys = record.keys()
     return other if keys.isdisjoint(_SIGNATURES[edition]) and not keys.isdisjoint(_SIGNATURES[other]) else None
@@ -114,7 +114,7 @@ def _texts(name: str, value: Any, count: ValueCount) -> list[str]:
     if isinstance(value, str) and texts:
         count.used[name] += 1
         return texts
-    num_taken = 0  # texts that were given to the cleaning, which stops at so many
+    num_taken = 0  # texts passed to the cleaning so far, which is limited to a maximum
     for leaf in leaves(value):
         num_taken += leaf is not None
         if leaf is not None and num_taken > MAX_ENTRIES:
@@ -149,7 +149,7 @@ def _references(values: list[Any], count: ValueCount) -> list[str]:
 
 
 def _brand_of_details(value: Any, count: ValueCount) -> str:
-    """The brand among an item's details: an object, or one that was written as text (in JSON, or in Python's syntax)."""
+    """The brand in an item's details, which are an object or its text in JSON or Python syntax."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -176,14 +176,14 @@ def _brand_of_details(value: Any, count: ValueCount) -> str:
 
 
 def _entries(value: Any) -> list[Any]:
-    """A list as it is, one text, number or object as a list of one, null as an empty one."""
-    if isinstance(value, (list, tuple)):  # a union would be made at every call
+    """A list unchanged; a single text, number or object as a list of one; null as an empty list."""
+    if isinstance(value, (list, tuple)):  # `list | tuple` would be built at every call
         return list(cast("list[Any]", value))[: 4 * MAX_ENTRIES]
     return [] if value is None or value == "" else [value]
 
 
 def _first_path(value: Any) -> list[Any]:
-    """The first category path of a list of paths that is not empty, or the list itself where it is one path."""
+    """The first non-empty path of a list of category paths, or the list itself if it is a single path."""
     entries = _entries(value)
     for entry in entries:
         if isinstance(entry, (list, tuple)) and entry:
@@ -193,10 +193,10 @@ def _first_path(value: Any) -> list[Any]:
 
 
 def _path_and_bullets(entries: list[Any]) -> tuple[list[Any], list[Any]]:
-    """A path of 2018, and the product's bullet points that follow it in many items.
+    """Split a 2018 category list into the path and the product's bullet points, which follow it in many items.
 
-    They begin after a piece of markup (``</span></span></span>``), or with the first entry that is no name: a sentence
-    of four words or more, or a longer text than any category's name.
+    The bullet points begin after a fragment of markup (``</span></span></span>``), or with the first entry that is not a
+    name: a sentence of four words or more, or a text longer than any category name.
     """
     for position, entry in enumerate(entries):
         if isinstance(entry, str):

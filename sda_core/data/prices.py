@@ -1,7 +1,7 @@
-"""Whether a text is a price, in the notations of many countries.
+"""Recognize prices in the notations of many countries.
 
 A price is an amount with a currency before it, after it, both or none; or a range of two amounts; with a few words
-before and after.  The text itself is kept as it was given, since it becomes part of a prompt: nothing is converted.
+before and after.  The text is not converted, because it becomes part of a prompt.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _ISO_4217 = (
     "USN UYI UYU UYW UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG ZWL"
 )
 CODES = _ISO_4217.split()
-"""ISO 4217, the codes of money that is paid with (2024)."""
+"""ISO 4217 codes of circulating currencies (2024)."""
 
-# Withdrawn codes that old catalogues hold, and codes that shops use without being in the standard.
+# Withdrawn codes, which old catalogues contain, and codes that shops use outside of the standard.
 _FORMER_CODES = "ATS BEF BYR CYP DEM EEK ESP FIM FRF GRD IEP ITL LTL LUF LVL MTL NLG PTE ROL RUR SIT SKK TRL VEF BTC CNH NTD RMB"
 
 # Unicode's category Sc.
@@ -61,7 +61,7 @@ def _any_of(words: str) -> str:
     return "|".join(re.escape(word) for word in sorted(words.split(), key=len, reverse=True))
 
 
-# Letters before a sign name the country: US$, A$, HK$, R$, CN¥.
+# Letters before a sign denote the country: US$, A$, HK$, R$, CN¥.
 _SIGN = rf"(?:[A-Za-z]{{1,4}}\.?\s?)?[{SIGNS}](?:[A-Za-z]{{1,3}}\b)?"
 _CODE = rf"(?:{'|'.join(CODES)}|{_any_of(_FORMER_CODES)})\.?"
 _BEFORE = rf"(?:{_SIGN}|{_CODE}|(?:{_any_of(_WORDS_BEFORE)})\.?|(?-i:[{_LETTERS_BEFORE}])|[円元])"
@@ -69,7 +69,7 @@ _NATION = r"(?:u\.?s\.?|american|canadian|australian|new zealand|hong kong|singa
 _AFTER = rf"(?:{_SIGN}|{_CODE}|F\sCFA|(?:{_NATION})?(?:{_any_of(_WORDS_AFTER)})\.?)"
 
 # Digits with points, commas, apostrophes and Arabic separators between them, or in groups after single spaces; then
-# perhaps a dash in the stead of decimals (``12,-``, ``12.–``, ``12:-``).
+# optionally a dash instead of decimals (``12,-``, ``12.–``, ``12:-``).
 _DASH = r"\-‐-―−"
 _NUMBER = rf"[.,]?\d(?:[\d.,'’ʼ٫٬，]|\s\d{{2,4}}(?!\d))*+(?:[{_DASH}]{{1,2}}(?!\s?\d)|:[{_DASH}]|/-)?"
 _SIGN_AS_POINT = r"\d{1,6}[€$£]\d{2}(?!\d)"  # 12€50
@@ -79,7 +79,7 @@ _PHRASE_BEFORE = rf"(?:(?:{'|'.join(_PHRASES_BEFORE.split('  '))}):?\s?)"
 _PHRASE_AFTER = rf"(?:\s?(?:{'|'.join(_PHRASES_AFTER.split('  '))}))"
 _PRICE = re.compile(rf"{_PHRASE_BEFORE}?{_AMOUNT}(?:{_RANGE}{_AMOUNT})?{_PHRASE_AFTER}?", re.IGNORECASE)
 _NEGATIVE = re.compile(rf"(?:{_BEFORE}\s?)?[-−]\s?(?:{_BEFORE}\s?)?\d", re.IGNORECASE)
-_POSITIVE = re.compile(r"[^0-9\-−]*[1-9][^\-−]*")  # a digit above zero comes first, and there is no minus
+_POSITIVE = re.compile(r"[^0-9\-−]*[1-9][^\-−]*")  # has a non-zero digit and no minus
 _MARKS = re.compile("[\u200b-\u200f\u061c\u2060]")  # invisible: direction of writing, joiners
 
 
@@ -91,7 +91,7 @@ def is_price(text: str) -> bool:
 
 def is_not_positive(text: str) -> bool:
     """Whether a text is an amount of zero or less: all its digits are zeros, or a minus stands before the first."""
-    if _POSITIVE.fullmatch(text):  # nearly always
+    if _POSITIVE.fullmatch(text):  # the common case
         return False
     text = _MARKS.sub("", text).strip()
     if len(text) > MAX_PRICE_CHARS:

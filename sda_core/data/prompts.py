@@ -1,10 +1,10 @@
-"""What the model is told about an item: one text prompt, one line beside the image.
+"""The prompts of an item: a text prompt, and a line beside the image.
 
-The text prompt opens with the noun of the data set, then gives ``field: value`` pairs in the order of ``items.fields``::
+The text prompt starts with the noun of the dataset, followed by ``field: value`` pairs in the order of ``items.fields``::
 
     The beauty product has the following attributes: title: Red Shatter Crackle Nail Polish; categories: Beauty, Makeup.
 
-Values are cut at ``items.max_value_chars`` characters; empty ones and leftovers of a web page are left out.
+Values are truncated to ``items.max_value_chars`` characters; empty values and fragments of web pages are skipped.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _PROBE: Mapping[str, Any] = {
 
 
 def text_prompt(row: Mapping[str, Any], params: ItemsParams) -> str:
-    """The text that stands for an item.
+    """The text prompt of an item.
 
     Args:
         row: an item as in the items table: ``title``, ``brand``, ``price``, ``description`` (strings), ``categories``,
-            ``features`` (lists of strings); missing and null ones count as empty.
+            ``features`` (lists of strings); missing and null values count as empty.
         params: section ``items``.
 
     Returns:
-        One line; never empty, since the opening stays when no field says anything.
+        One line; never empty, because it always has the opening.
 
     Raises:
         ConfigError: ``items.text_opening`` has a placeholder other than ``{noun}``.
@@ -56,7 +56,7 @@ def text_prompt(row: Mapping[str, Any], params: ItemsParams) -> str:
 
 
 def image_prompt(params: ItemsParams) -> str:
-    """The line beside an item's image; the same for all items.
+    """The line beside an item's image, the same for all items.
 
     Raises:
         ConfigError: ``items.image_prompt`` has a placeholder other than ``{noun}``.
@@ -65,7 +65,7 @@ def image_prompt(params: ItemsParams) -> str:
 
 
 def prompt_hash(params: ItemsParams) -> str:
-    """Hex SHA-256 of everything that shapes the prompts: the params, and how a fixed item is written with them."""
+    """Hex SHA-256 of everything that determines the prompts: the params, and the prompts of a fixed item."""
     settings = params.model_dump(mode="json", exclude={"missing_image"})
     text = "\x1f".join([json.dumps(settings, sort_keys=True), text_prompt(_PROBE, params), image_prompt(params)])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -80,7 +80,7 @@ def _fill(template: str, params: ItemsParams, name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """One line of a field's value; of equal entries of a list (``Gift Cards, Gift Cards``) only the first is kept."""
+    """A field's value as one line; repeated entries of a list (``Gift Cards, Gift Cards``) are written once."""
     if value is None:
         return ""
     if isinstance(value, str):

@@ -1,11 +1,11 @@
-"""Training, validation and test rows of each user's history.
+"""Split each user's history into training, validation and test rows.
 
 =============  ================================================================================================
-``train``      what a model learns from
+``train``      the rows for training
 ``valid``      a user's validation target, at most one; its history is the user's ``train`` rows
-``test``       a user's test target, at most one; its history is every earlier row, whatever its label
-``valid_rest`` ``global_time`` only: further rows of the validation period; history for the test, nothing else
-``test_rest``  ``global_time`` only: further rows of the test period; no model and no evaluation sees them
+``test``       a user's test target, at most one; its history is every earlier row with any label
+``valid_rest`` ``global_time`` only: further rows of the validation period; used only as history for the test
+``test_rest``  ``global_time`` only: further rows of the test period; not used by any model or evaluation
 =============  ================================================================================================
 """
 
@@ -23,7 +23,7 @@ from sda_core.errors import DataError
 _log = logging.getLogger(__name__)
 
 MIN_SPLIT_LENGTH = 3
-"""A shorter history has nothing to train on once two rows are held out; it stays whole in the training part."""
+"""Shorter histories are used only for training, because nothing would remain if two rows were held out."""
 
 _LABELS = ("train", "valid", "test", "valid_rest", "test_rest")
 _TRAIN, _VALID, _TEST, _VALID_REST, _TEST_REST = range(len(_LABELS))
@@ -32,11 +32,11 @@ _CUTS = "params.yaml: filter.valid_from, filter.test_from"
 
 
 def leave_one_out(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Leave-one-out split: each user's last interaction is for the test, the one before it for validation.
+    """Leave-one-out split: each user's last interaction is the test target, the one before it the validation target.
 
-    Histories are ordered by time; interactions of one time keep the order of the rows given (the raw file's).  A user
-    with fewer than three interactions is neither validated nor tested: all of them are for training.  The split is by
-    user, so one user's training rows may be later than another's test row (that is what leave-one-out is).
+    Histories are ordered by time; interactions with equal times keep the order of the given rows (the raw file's).  A user
+    with fewer than three interactions has no targets; all rows are for training.  The split is by user, so one user's
+    training rows may be later than another's test row, as always with leave-one-out.
 
     Args:
         interactions: columns ``user_id`` and ``timestamp``, and any others.
@@ -58,17 +58,17 @@ def label_last(interactions: pl.DataFrame) -> pl.DataFrame:
 
 
 def global_time(interactions: pl.DataFrame, valid_from: str | float, test_from: str | float) -> pl.DataFrame:
-    """Split at two moments that are the same for all users, so that nothing later informs a prediction.
+    """Split at two times that are the same for all users, so that no prediction uses later data.
 
     Rows before ``valid_from`` are ``train``.  From there to ``test_from`` a user's first row is ``valid`` and further
-    ones are ``valid_rest``; from ``test_from`` on they are ``test`` and ``test_rest``.  A first row is a target only where
-    the user has an earlier row to predict it from: one of ``train`` for ``valid``, any before ``test_from`` for ``test``;
-    else it is ``*_rest``, too.  Every row of a target's history is older than the cut that the target lies behind.
+    ones are ``valid_rest``; from ``test_from`` on they are ``test`` and ``test_rest``.  A first row is a target only if
+    the user has an earlier row for the prediction: a ``train`` row for ``valid``, any row before ``test_from`` for ``test``;
+    otherwise it is ``*_rest``, too.  Every row of a target's history is older than the last cut before the target.
 
     Args:
         interactions: columns ``user_id`` and ``timestamp`` (seconds), and any others.
         valid_from: a day (``2014-01-31``, midnight UTC), or a share in (0, 1): the time before which that share of the
-            rows lies.  Rows of the very time of a cut belong to the later part, so that a little less may lie before it.
+            rows lies.  Rows exactly at a cut belong to the later part, so the earlier part may be slightly smaller.
         test_from: the same; later than ``valid_from``.
 
     Returns:
@@ -81,7 +81,7 @@ def global_time(interactions: pl.DataFrame, valid_from: str | float, test_from: 
 
 
 def label_by_time(interactions: pl.DataFrame, valid_from: str | float, test_from: str | float) -> pl.DataFrame:
-    """Label rows that are already in history order as :func:`global_time` does; raises as it."""
+    """Label rows that are already in history order as :func:`global_time` does, with the same errors."""
     times = interactions["timestamp"].to_numpy()
     if len(times) == 0:
         raise DataError("interactions", "there are none to split", "loosen the thresholds of filter")
@@ -130,7 +130,7 @@ def _shown(seconds: int) -> str:
 
 
 def _runs(interactions: pl.DataFrame) -> npt.NDArray[np.int64]:
-    """The number of each row's user, counted in the order of the rows."""
+    """The index of each row's user, in the order of the rows."""
     return interactions["user_id"].rle_id().to_numpy().astype(np.int64)
 
 

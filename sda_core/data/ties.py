@@ -1,12 +1,12 @@
 """The order of a user's interactions that have equal times.
 
-The editions of 2014 and 2018 know days only, and the published files are nearly sorted by item id.  A stable sort by time
-then puts the interactions of one day in the order of their ids: the "last" interaction of a user is the one with the
-largest id.  A sequence model learns that order, although it is in no shop.  On Gift Cards (2018) 69 % of the neighbouring
+The editions of 2014 and 2018 have times in days, and the published files are nearly sorted by item id.  A stable sort by
+time then orders the interactions of one day by id: the "last" interaction of a user is the one with the largest id.  A
+sequence model learns that order, although it is an artefact of the file.  On Gift Cards (2018) 69 % of the neighbouring
 interactions of a user have equal times, and in 90 % of these pairs the later item has the larger id.
 
-``filter.ties: random`` puts such interactions in a random order that depends on the seed, the user, the item and the rating
-of each row, and on nothing else: not on the order of the lines, and not on the other users.
+``filter.ties: random`` puts such interactions in a random order that depends only on the seed, and on the user, the item and
+the rating of each row: neither on the order of the lines nor on other users.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sda_core.seed import derive
 _log = logging.getLogger(__name__)
 
 WARN_SHARE = 0.05
-"""From this share of tied pairs or tied test targets on, the filter stage logs a warning."""
+"""The filter stage logs a warning if the share of tied pairs or tied test targets is at least this."""
 
 Codes = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -32,14 +32,14 @@ _TARGETS = ("valid", "test")
 
 
 def follows_tied(users: Codes, times: npt.NDArray[np.int64]) -> Mask:
-    """Which rows have the user and the time of the row before them.
+    """Mask of the rows that have the user and the time of the previous row.
 
     Args:
         users: ``(N,)`` codes, in history order: rows sorted by user and time.
         times: ``(N,)`` times in any unit.
 
     Returns:
-        ``(N,)`` flags; the first row is never one.
+        ``(N,)`` flags; the first one is False.
     """
     found = np.zeros(len(users), dtype=np.bool_)
     found[1:] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
@@ -47,7 +47,7 @@ def follows_tied(users: Codes, times: npt.NDArray[np.int64]) -> Mask:
 
 
 def is_tied(follows: Mask) -> Mask:
-    """Which rows share their time with another row of their user, from :func:`follows_tied`."""
+    """Mask of the rows that share their time with another row of their user, from :func:`follows_tied`."""
     found = follows.copy()
     found[:-1] |= follows[1:]
     return found
@@ -57,9 +57,9 @@ def random_order(
     users: Codes, times: npt.NDArray[np.int64], items: Codes, ratings: npt.NDArray[np.float32],
     user_ids: pl.Series, item_ids: pl.Series, seed: int,
 ) -> npt.NDArray[np.int64]:  # fmt: skip
-    """The order of rows in which rows of one user and one time are shuffled, and all others stay where they are.
+    """An order of rows in which rows with equal user and time are shuffled, and all others keep their place.
 
-    Rows of one user and one time are sorted by a 64-bit hash of (seed, raw user id, raw item id, rating): BLAKE2b of the ids,
+    Rows with equal user and time are sorted by a 64-bit hash of (seed, raw user id, raw item id, rating): BLAKE2b of the ids,
     combined with the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
 
     Args:
@@ -83,7 +83,7 @@ def random_order(
     hashed = _mixed(_hashes(users[rows], user_ids, key) ^ _mixed(_hashes(items[rows], item_ids, key)))
     hashed = _mixed(hashed ^ ratings[rows].view(np.uint32).astype(np.uint64))
     group = np.cumsum(~follows)[rows]
-    # Item and rating decide between equal hashes, so that not even a collision leaves the order to the file.
+    # Item and rating break ties between equal hashes, so that the order of the file never matters.
     order[rows] = rows[np.lexsort((ratings[rows], items[rows], hashed, group))]
     return order
 
@@ -103,17 +103,17 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def describe_ties(users: Codes, times: npt.NDArray[np.int64], splits: pl.Series) -> dict[str, float]:
-    """How many of the kept interactions have equal times.
+    """Shares of the kept interactions with equal times.
 
     Args:
         users: ``(N,)`` codes; rows are in history order.
-        times: ``(N,)`` the times that decided the order.
+        times: ``(N,)`` times by which the rows are ordered.
         splits: ``(N,)`` labels of the split.
 
     Returns:
-        ``share_tied_pairs``: of the neighbouring pairs of one user, those with equal times.  ``share_tied_valid_targets``
-        and ``share_tied_test_targets``: of the targets, those that share their time with another interaction of their user,
-        so that another order of equal times could have made another target.  0 where there is no pair or no target.
+        ``share_tied_pairs``: share of neighbouring pairs of a user with equal times.  ``share_tied_valid_targets`` and
+        ``share_tied_test_targets``: share of targets that have the time of another interaction of their user, so that
+        another order of equal times could give another target.  0 without pairs or targets.
     """
     follows = follows_tied(users, times)
     tied = is_tied(follows)
@@ -128,10 +128,10 @@ def describe_ties(users: Codes, times: npt.NDArray[np.int64], splits: pl.Series)
 def warn_of_ties(
     shares: dict[str, float], users: Codes, times: npt.NDArray[np.int64], items: Codes, policy: str, seed: int
 ) -> None:
-    """Log a warning where the shares of :func:`describe_ties` are at least :data:`WARN_SHARE`.
+    """Log a warning if a share of :func:`describe_ties` is at least :data:`WARN_SHARE`.
 
     Args:
-        shares: of :func:`describe_ties`.
+        shares: the result of :func:`describe_ties`.
         users: ``(N,)`` as there.
         times: ``(N,)`` as there.
         items: ``(N,)`` codes in the order of the raw item ids.

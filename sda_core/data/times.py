@@ -1,13 +1,12 @@
-"""Times of interactions, whatever unit a file gives them in.
+"""Read times of interactions in any unit.
 
-Each value is read by itself, so the result depends neither on the order of lines nor on the size of blocks.  Between
-the years 1990 and 2100, a number of seconds, milliseconds, microseconds and nanoseconds since 1970 can be told apart by
-its size: the four ranges do not overlap.
+Each value is read independently, so the result depends neither on the order of lines nor on the size of blocks.  For dates
+from 1990 to 2100, the size of a number determines whether it counts seconds, milliseconds, microseconds or nanoseconds
+since 1970, because the four ranges do not overlap.
 
-A number below the smallest of them (0 to 631,151,999) is no date of a shop.  A file in which all times are so small
-orders its interactions by a counter (1, 2, 3, ...), a day number or a date such as 20231114: the order is used and the
-dates mean nothing.  In a file that has dates as well, such a number is a missing time (``0``); see
-:func:`sda_core.data.filtering.filter_dataset`.
+A smaller number (0 to 631,151,999) is not a date.  If all times of a file are so small, they are a counter (1, 2, 3, ...),
+day numbers or dates such as 20231114: only their order is used.  In a file that also has dates, such a number is a missing
+time (``0``); see :func:`sda_core.data.filtering.filter_dataset`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 Unit = Literal["seconds", "milliseconds", "microseconds", "nanoseconds", "text", "small"]
-"""How a time was given; ``text`` is ISO 8601, ``small`` a number that is no date."""
+"""The format of a time; ``text`` is ISO 8601, ``small`` a number that is not a date."""
 
 FIRST_SECOND = 631_152_000
 """1990-01-01, in seconds since 1970."""
@@ -27,7 +26,7 @@ END_SECOND = 4_102_444_800
 """2100-01-01."""
 
 TICKS: dict[Unit, int] = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
-"""Ticks of each unit in a second."""
+"""Number of units per second."""
 
 MISSING = "time is missing"
 NEGATIVE = "time is negative"
@@ -42,7 +41,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 def unit_of(number: float) -> Unit | None:
-    """The unit in which a number is a date between 1990 and 2100; ``small`` below all of them, None where there is none."""
+    """The unit in which a number is a date from 1990 to 2100; ``small`` below all ranges, None outside of all ranges."""
     if 0 <= number < FIRST_SECOND:
         return "small"
     for unit, ticks in TICKS.items():
@@ -55,7 +54,7 @@ def read_time(value: Any) -> tuple[int, Unit] | str:
     """Milliseconds since 1970 and the unit found, or the reason why there is no time.
 
     Text may be a number or ISO 8601 (``2023-11-14``, ``2023-11-14T22:13:20Z``, ``2023-11-14 22:13:20+02:00``); without an
-    offset it is UTC.  What is finer than a millisecond is cut off; of fractional seconds, rounded.
+    offset it is UTC.  Microseconds and nanoseconds are truncated to milliseconds; fractional seconds are rounded.
     """
     if value is None:
         return MISSING

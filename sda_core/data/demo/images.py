@@ -1,9 +1,9 @@
-"""Product images: they show an item's category (the product), colour, pattern and shape (its motif), and clutter.
+"""Product images, which show an item's category (the product), colour, pattern and shape (its motif), and clutter.
 
-Every image has its own size, turn, place, background, light, tone, pattern phase and sensor noise, so that no two are
-equal and no pixel is a code for an attribute.  ``image_clutter`` makes the product smaller and adds a scene: a wall with a
-pattern of its own, objects in any colour behind the product, now and then a sticker over a corner.  None of that depends on
-the item's attributes.
+Every image has its own size, rotation, position, background, light, tone, pattern phase and sensor noise, so that no two
+are equal and no single pixel encodes an attribute.  ``image_clutter`` shrinks the product and adds a scene: a patterned
+wall, objects of any colour behind the product, sometimes a sticker over a corner.  The scene does not depend on the item's
+attributes.
 
 Coordinates of a product: x to the right, y down, both within -1..1.
 """
@@ -67,7 +67,7 @@ def _ring(x: float, y: float, radius_x: float, radius_y: float, width: float) ->
     return ("trim", _ellipse(x, y, radius_x, radius_y)), ("hole", _ellipse(x, y, radius_x - width, radius_y - width))
 
 
-# Parts are painted in order; then where the motif goes (x, y) and its radius.
+# Parts in the order of painting, then position (x, y) and radius of the motif.
 PRODUCTS: dict[str, tuple[tuple[Part, ...], tuple[float, float, float]]] = {
     "Mugs": (
         (
@@ -229,7 +229,7 @@ def _star(num_points: int, inner: float) -> npt.NDArray[np.float64]:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-MOTIFS: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]] = {  # outline, and what is cut out of it
+MOTIFS: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]] = {  # outline, and a hole in it
     "disc": (_ellipse(0.0, 0.0, 0.92, 0.92), None),
     "square": (_box(-0.8, -0.8, 0.8, 0.8), None),
     "triangle": (_path("0.0 -0.95, 0.95 0.75, -0.95 0.75"), None),
@@ -249,7 +249,7 @@ MOTIFS: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64] | None]
 def _pattern(
     name: str, x: npt.NDArray[np.floating], y: npt.NDArray[np.floating], period: float, phase_x: float, phase_y: float
 ) -> npt.NDArray[np.bool_]:
-    """Where the second tone of a pattern goes; ``x, y`` are product coordinates."""
+    """The mask of a pattern's second tone; ``x, y`` are product coordinates."""
     u, v = x / np.float32(period) + np.float32(phase_x), y / np.float32(period) + np.float32(phase_y)
     match name:
         case "plain":
@@ -269,7 +269,7 @@ def _pattern(
 
 
 def _mask(side: int, parts: list[tuple[bool, npt.NDArray[np.float64]]]) -> Floats:
-    """``(side, side)`` of 0 and 1: polygons in pixels, painted (True) or cut out (False) in order."""
+    """A mask ``(side, side)`` of 0 and 1: polygons in pixels, painted (True) or erased (False) in order."""
     canvas = Image.new("1", (side, side))
     draw = ImageDraw.Draw(canvas)
     for painted, corners in parts:
@@ -282,7 +282,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Floats:
 
 
 def _wall(pixels: Floats, column: Floats, row: Floats, clutter: float, draw: np.random.Generator) -> Floats:
-    """The background with a pattern of its own, with the chance ``clutter``; ``column, row`` are pixels from the middle."""
+    """The background, patterned with probability ``clutter``; ``column, row`` are pixels from the centre."""
     size = len(pixels)
     name = str(draw.choice(("stripes", "bars", "dots", "checks", "zigzag")))
     tone = _rgb(draw.random(), draw.uniform(0.1, 0.6), draw.uniform(0.4, 0.9))
@@ -294,7 +294,7 @@ def _wall(pixels: Floats, column: Floats, row: Floats, clutter: float, draw: np.
 
 
 def _prop(size: int, draw: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Corners of an object beside the product, in pixels; any place, because the product is painted over it."""
+    """Corners of an object beside the product, in pixels; anywhere, because the product is painted over it."""
     kind = draw.integers(3)
     radius = size * draw.uniform(0.07, 0.2)
     stretch, turn = draw.uniform(0.5, 1.6), draw.uniform(0.0, np.pi)
@@ -316,7 +316,7 @@ def _with_props(pixels: Floats, clutter: float, draw: np.random.Generator) -> Fl
 
 
 def _with_sticker(pixels: Floats, clutter: float, draw: np.random.Generator) -> Floats:
-    """A round badge over a corner, with half the chance ``clutter``."""
+    """A round badge over a corner, with probability ``clutter / 2``."""
     size = len(pixels)
     corner = np.where(draw.random(2) < 0.5, 0.1, 0.9) * size
     corners = corner + _ellipse(0.0, 0.0, 1.0, 1.0) * size * draw.uniform(0.09, 0.15)
@@ -328,13 +328,13 @@ def _with_sticker(pixels: Floats, clutter: float, draw: np.random.Generator) -> 
 def draw_product(
     category: str, colour: str, pattern: str, shape: str, side: int, clutter: float, draw: np.random.Generator
 ) -> Image.Image:
-    """One RGB image of ``side`` x ``side`` pixels; all chance comes from ``draw``.
+    """One RGB image of ``side`` x ``side`` pixels; all randomness comes from ``draw``.
 
     Args:
-        category, colour, pattern, shape: what the image shows.
-        side: pixels.
-        clutter: how much else it shows, 0 to 1; the product looks the same, but for its size.
-        draw: source of everything that no attribute decides.
+        category, colour, pattern, shape: the attributes shown.
+        side: side length in pixels.
+        clutter: amount of clutter, 0 to 1; apart from its size, the product looks the same.
+        draw: random generator for everything that does not depend on an attribute.
     """
     scene = np.random.default_rng(draw.integers(2**63))
     factor = 2 if side < SUPERSAMPLED_BELOW else 1
@@ -404,7 +404,7 @@ def draw_product(
 
 
 def draw_item(shop: World, item: int, seed: int, side: int, clutter: float) -> Image.Image:
-    """The image of an item; depends on its visible attributes, its place in the shop, the seed and the clutter alone."""
+    """The image of an item; depends only on its visible attributes, its index in the shop, the seed and the clutter."""
     return draw_product(
         shop.value("category", item),
         shop.value("colour", item),

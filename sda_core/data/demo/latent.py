@@ -1,18 +1,18 @@
-"""Who buys what in the built-in shop.
+"""Items, users and purchases of the built-in shop.
 
-Every item has six visible attributes, independent of one another and of popularity, each uniform over its values, and
-one hidden one:
+Every item has six visible attributes and a hidden one.  They are independent of each other and of popularity, and uniform
+over their values:
 
 =========  ==========================================================  ==========
 attribute  shown by                                                    block
 =========  ==========================================================  ==========
-category   image and words (a tree: department, then category)         both
-colour     image and words                                             both
+category   image and text (a tree: department, then category)          both
+colour     image and text                                              both
 pattern    image only                                                  image
 shape      image only (the motif printed on the product)               image
-brand      words only                                                  words
-style      words only                                                  words
-circle     nothing: only who buys what after what tells it             hidden
+brand      text only                                                   text
+style      text only                                                   text
+circle     neither: only the order of purchases reveals it             hidden
 =========  ==========================================================  ==========
 
 A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) over the items not bought yet:
@@ -21,26 +21,26 @@ A user's next item is drawn by a softmax (a multinomial logit: McFadden 1974) ov
                              + content_strength  * content(user, item)
                              + sequence_strength * step(last, item),      -inf before the item arrives
 
-* ``popularity`` is ``place ** -popularity_exponent``, places in random order (Zipf).
-* ``content = sqrt(image_share) * image + sqrt(text_share) * words + sqrt(rest) * both``.  Each block is the mean, times
-  ``sqrt(2)``, of the user's tastes for its two attributes' values; a taste is standard normal (that for a category
-  is half its department's).  So each block has variance 1 over items, the shares are shares of variance, and turning them leaves
-  the strength of the whole as it is.
-* ``step`` says what follows what: the circle after the last item's circle (hidden), the companion of its category
-  (both), the same pattern (image), the same style (words).  Each is a 0/1 indicator scaled to variance 1.  The
-  visible three are mixed as in ``content`` and take the share ``c**2 / (1 + c**2)`` of the variance, c the content strength;
-  the hidden one takes the rest.  So with ``content_strength`` 0 what follows what is still there to be learned
-  from ids, and nothing that images or words show has any part in it.
+* ``popularity`` is ``rank ** -popularity_exponent``, ranks in random order (Zipf).
+* ``content = sqrt(image_share) * image + sqrt(text_share) * text + sqrt(rest) * both``.  Each block is the mean, times
+  ``sqrt(2)``, of the user's tastes for the values of its two attributes; a taste is standard normal (half of the taste for
+  a category is that for its department).  So each block has variance 1 over items, the shares are shares of variance, and
+  changing them does not change the total strength.
+* ``step`` models sequences: the circle after the last item's circle (hidden), the companion of its category (both), the
+  same pattern (image), the same style (text).  Each is a 0/1 indicator scaled to variance 1.  The three visible ones are
+  mixed as in ``content`` and have the share ``c**2 / (1 + c**2)`` of the variance, c the content strength; the hidden one has
+  the rest.  So with ``content_strength`` 0 there are still sequences to learn from ids, but they do not depend on anything
+  that images or texts show.
 
-A share of the items (``new_item_share``) arrives on a day drawn uniformly over the second half of the shop's time; the others
-are there from the first day.  Nobody buys an item before it arrives, so items that arrive late are rare in training.
+A share of the items (``new_item_share``) arrives on a day drawn uniformly over the second half of the period; the others are
+available from the first day.  Items are not bought before they arrive, so items that arrive late are rare in training.
 
-Listings are incomplete.  An item's text names each of its four text attributes with a probability of its own,
-``text_completeness ** e`` (:data:`NAMING_EXPONENTS`): sellers nearly always say what a thing is, and often leave out what the
-image shows anyway.  A more complete shop names what a less complete one names, and more.
+Listings are incomplete.  An item's text names each of its four text attributes with a separate probability,
+``text_completeness ** e`` (:data:`NAMING_EXPONENTS`): sellers nearly always name the product, and often omit what the image
+shows.  The attributes named in a less complete shop are a subset of those in a more complete one.
 
-In a large shop nobody looks at everything: a user considers :data:`NUM_CONSIDERED` items, half of them drawn by popularity
-and half uniformly, with importance weights that make the draw follow the same softmax (exact where the shop is not larger).
+In a large shop a user considers only :data:`NUM_CONSIDERED` items, half of them drawn by popularity and half uniformly, with
+importance weights that make the draw follow the same softmax (exact if the shop is not larger).
 """
 
 from __future__ import annotations
@@ -88,33 +88,33 @@ BLOCKS: dict[str, tuple[Attribute, Attribute]] = {
     "both": ("category", "colour"),
 }
 NAMING_EXPONENTS: dict[Attribute, float] = {"category": 0.25, "brand": 0.5, "style": 1.0, "colour": 1.5}
-"""How quickly sellers leave an attribute out: at ``text_completeness`` 0.6, 88, 77, 60 and 46 % of the texts name it."""
+"""How often sellers omit an attribute: at ``text_completeness`` 0.6, 88, 77, 60 and 46 % of the texts name it."""
 NUM_CIRCLES = 12
-MAX_STRENGTH = 1000.0  # beyond it single precision has no room for the noise
+MAX_STRENGTH = 1000.0  # beyond it, single precision cannot resolve the noise
 
 NUM_CONSIDERED = 1024
 CHUNK_USERS = 512
-MIN_HISTORY = 5  # of all but a few users
-SHORT_SHARE = 0.03  # of the users, with a history of 3 or 4, so that a 5-core has something to drop
+MIN_HISTORY = 5  # for all but SHORT_SHARE of the users
+SHORT_SHARE = 0.03  # share of users with 3 or 4 purchases, so that a 5-core drops something
 LENGTH_SPREAD = 0.75  # sigma of the log-normal surplus over MIN_HISTORY
 FIRST_DAY = 14_245  # days since 1970: 2009-01-01, within all three editions
 NUM_DAYS = 2_000  # up to mid-2014
-RATING_SHARES = (0.05, 0.05, 0.09, 0.20, 0.61)  # of 1 to 5 stars; ratings tell nothing about taste
+RATING_SHARES = (0.05, 0.05, 0.09, 0.20, 0.61)  # of 1 to 5 stars; ratings do not depend on taste
 
 _ID_LETTERS = np.frombuffer(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", dtype="S1")
 
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """The truth behind the raw files.
+    """The ground truth of the raw files.
 
-    Items are numbered 0..I-1 and users 0..U-1 here; the raw files know them by ``asins`` and ``user_names``.
+    Items are numbered 0..I-1 and users 0..U-1 here; the raw files use ``asins`` and ``user_names``.
     """
 
     asins: tuple[str, ...]
     user_names: tuple[str, ...]
     attributes: dict[Attribute, Bytes]
-    """Each ``(I,)``: the value's place in :data:`VALUES`."""
+    """Each ``(I,)``: index of the value in :data:`VALUES`."""
     circle: Bytes
     """``(I,)``: the hidden attribute."""
     log_popularity: Floats
@@ -122,7 +122,7 @@ class World:
     arrival: Ints
     """``(I,)``: the first day, in days since 1970, on which the item can be bought."""
     is_named: dict[Attribute, Bools]
-    """Each ``(I,)``: whether the item's text names its value; of the attributes that only the image shows nowhere."""
+    """Each ``(I,)``: whether the item's text names its value; always false for attributes that only the image shows."""
     has_description: Bools
     """``(I,)``."""
     has_image: Bools
@@ -130,33 +130,33 @@ class World:
     has_metadata: Bools
     """``(I,)``."""
     companion: Bytes
-    """``(categories,)``: the category that tends to follow each category; a single cycle."""
+    """``(categories,)``: the companion of each category, which tends to follow it; a single cycle."""
     user: Ints
     """``(K,)``: the user of each interaction, ascending."""
     item: Ints
     """``(K,)``: its item; no item twice for one user."""
     day: Ints
-    """``(K,)``: days since 1970, ascending within a user; a share of the purchases is of the day of the one before."""
+    """``(K,)``: days since 1970, ascending within a user; a share of the purchases is on the day of the previous one."""
     rating: Bytes
     """``(K,)``: 1 to 5."""
 
     @property
     def num_items(self) -> int:
-        """How many items the shop has."""
+        """The number of items."""
         return len(self.asins)
 
     @property
     def num_users(self) -> int:
-        """How many users the shop has."""
+        """The number of users."""
         return len(self.user_names)
 
     def value(self, attribute: Attribute, item: int) -> str:
-        """The name of an item's value of an attribute."""
+        """The name of the value of an item's attribute."""
         return VALUES[attribute][int(self.attributes[attribute][item])]
 
 
 def world(dataset: DemoDataset) -> World:
-    """Draw items, tastes and histories; equal settings give an equal world, whatever the edition.
+    """Draw items, tastes and histories; equal settings give an equal world for every edition.
 
     Raises:
         ConfigError: the histories are too long for so few items, or a strength is too large to compute with.
@@ -223,26 +223,26 @@ def identifiers(seed: int, purpose: str, num: int, prefix: str, width: int) -> t
 
 
 def _history_lengths(dataset: DemoDataset) -> npt.NDArray[np.int64]:
-    """``(U,)``: mostly ``MIN_HISTORY`` + a log-normal surplus, with the mean that is asked for."""
+    """``(U,)``: mostly ``MIN_HISTORY`` + a log-normal surplus, with the requested mean."""
     draw = generator(dataset.seed, "demo", "lengths")
     short = draw.random(dataset.num_users) < SHORT_SHARE
     mean_surplus = (dataset.mean_history_length - SHORT_SHARE * (MIN_HISTORY - 1.5)) / (1.0 - SHORT_SHARE) - MIN_HISTORY
     surplus = draw.lognormal(np.log(mean_surplus) - LENGTH_SPREAD**2 / 2.0, LENGTH_SPREAD, size=dataset.num_users)
     whole = np.floor(surplus + draw.random(dataset.num_users)).astype(np.int64)
     lengths = np.where(short, MIN_HISTORY - 1 - draw.integers(2, size=dataset.num_users), MIN_HISTORY + whole)
-    # Distinct items must not run out: half of those considered are drawn uniformly, and new ones may not be there yet.
+    # There must be enough distinct items: half of the considered ones are drawn uniformly, and new ones may not have arrived.
     all_considered = dataset.num_items <= NUM_CONSIDERED
     most = _num_old(dataset) // 2 if all_considered else int(NUM_CONSIDERED * (1.0 - dataset.new_item_share)) // 3
     return np.minimum(lengths, most)
 
 
 def _num_old(dataset: DemoDataset) -> int:
-    """How many items are there from the first day."""
+    """The number of items available from the first day."""
     return dataset.num_items - round(dataset.new_item_share * dataset.num_items)
 
 
 def _listings(dataset: DemoDataset) -> tuple[dict[Attribute, Bools], Bools]:
-    """Which attributes each item's text names, and which items have a description; independent of everything else."""
+    """The attributes named in each item's text, and the items with a description; independent of everything else."""
     draw = generator(dataset.seed, "demo", "listings")
     uniform = draw.random((len(ATTRIBUTES), dataset.num_items))
     is_named: dict[Attribute, Bools] = {}
@@ -255,7 +255,7 @@ def _listings(dataset: DemoDataset) -> tuple[dict[Attribute, Bools], Bools]:
 
 
 def _arrivals(dataset: DemoDataset) -> Ints:
-    """``(I,)``: the day on which each item arrives; the first day for all but a share of them."""
+    """``(I,)``: the day on which each item arrives; the first day except for a share of the items."""
     draw = generator(dataset.seed, "demo", "arrivals")
     order, later = draw.permutation(dataset.num_items), draw.integers(NUM_DAYS // 2, NUM_DAYS, size=dataset.num_items)
     arrival = np.full(dataset.num_items, FIRST_DAY, dtype=np.int32)
@@ -265,9 +265,9 @@ def _arrivals(dataset: DemoDataset) -> Ints:
 
 
 def _days(seed: int, lengths: npt.NDArray[np.int64], same_day_share: float) -> Ints:
-    """``(K,)``: ascending days within a user, bursts and pauses alternating at random.
+    """``(K,)``: ascending days within a user, with random bursts and pauses.
 
-    Each purchase but a user's first is of the day of the purchase before it with the chance ``same_day_share``.
+    Each purchase except a user's first is on the day of the previous one with probability ``same_day_share``.
     """
     draw = generator(seed, "demo", "days")
     gaps = draw.exponential(size=int(lengths.sum()))
@@ -297,7 +297,7 @@ def _histories(
     lengths: npt.NDArray[np.int64],
     day: Ints,
 ) -> Ints:
-    """``(K,)``: the items of each user in the order they are bought; ``day`` is that of each purchase."""
+    """``(K,)``: the items of each user in the order of purchase; ``day`` is the day of each purchase."""
     block_weight = {
         "image": np.sqrt(dataset.image_share),
         "words": np.sqrt(dataset.text_share),
@@ -311,7 +311,7 @@ def _histories(
         "pattern": _indicator_gain(visible * block_weight["image"], len(VALUES["pattern"])),
         "style": _indicator_gain(visible * block_weight["words"], len(VALUES["style"])),
     }
-    follower: dict[str, tuple[Bytes, Bytes]] = {  # what an item is, and what it calls for next
+    follower: dict[str, tuple[Bytes, Bytes]] = {  # values of an item, and values favoured in the next one
         "circle": (circle, (circle + 1) % NUM_CIRCLES),
         "category": (attributes["category"], companion[attributes["category"]]),
         "pattern": (attributes["pattern"], attributes["pattern"]),
@@ -324,7 +324,7 @@ def _histories(
     for first in range(0, dataset.num_users, CHUNK_USERS):
         draw = generator(dataset.seed, "demo", "histories", first // CHUNK_USERS)
         chunk_lengths = lengths[first : first + CHUNK_USERS]
-        order = np.argsort(-chunk_lengths, kind="stable")  # longest first, so that who is still buying is a prefix
+        order = np.argsort(-chunk_lengths, kind="stable")  # longest first, so that the remaining users are a prefix
         num = len(order)
         considered, logits = _considered(draw, num, popularity, log_popularity)
         for block, names in BLOCKS.items():
@@ -354,7 +354,7 @@ def _histories(
 
 
 def _indicator_gain(weight: float, num_values: int) -> np.float32:
-    """What a hit adds so that a 0/1 indicator of probability ``1 / num_values`` has the standard deviation ``weight``."""
+    """The value of a hit such that a 0/1 indicator of probability ``1 / num_values`` has the standard deviation ``weight``."""
     share = 1.0 / num_values
     return np.float32(weight / np.sqrt(share * (1.0 - share)))
 
@@ -362,7 +362,7 @@ def _indicator_gain(weight: float, num_values: int) -> np.float32:
 def _considered(
     draw: np.random.Generator, num: int, popularity: npt.NDArray[np.float64], log_popularity: Floats
 ) -> tuple[Ints, Floats]:
-    """``(num, C)`` items each user considers, and their logits before tastes."""
+    """``(num, C)`` items that each user considers, and their logits without tastes."""
     num_items = len(popularity)
     if num_items <= NUM_CONSIDERED:
         return np.tile(np.arange(num_items, dtype=np.int32), (num, 1)), np.tile(log_popularity, (num, 1))

@@ -1,4 +1,4 @@
-"""The true attributes of the built-in shop's items, for controls only: no model and no other stage reads them."""
+"""The true attributes of the built-in shop's items, used by controls only, not by any model or other stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN_BY = {"both": "both", "image": "image", "words": "text"}
 
 
 def truth_of(dataset: DemoDataset | AmazonDataset) -> pl.DataFrame:
-    """The table ``TRUTH`` of a dataset: the attributes of the built-in shop's items, no row for any other dataset.
+    """The table ``TRUTH`` of a dataset: the attributes of the built-in shop's items, empty for any other dataset.
 
     Raises:
         ConfigError: see :func:`~sda_core.data.demo.latent.world`.

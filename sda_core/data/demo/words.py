@@ -1,11 +1,11 @@
-"""What the shop writes about an item: it names category, colour, brand and style as far as sellers do, and nothing else.
+"""The texts of the shop's items, which name category, colour, brand and style (if the seller names them), and nothing else.
 
-Each listing names an attribute or leaves it out (:attr:`~sda_core.data.demo.latent.World.is_named`).  A named one stands in one
-to three of these places: the title, a field (brand, category path, a feature line), the description.  Sellers take a synonym
-each time, order their titles as they like, and add phrases that say nothing.  Words of titles and descriptions are dropped,
-replaced or mistyped with the chance ``text_noise``, a third each.  One mention of each named attribute is never touched, so
-whoever reads everything can tell what the listing names.  What it does not name stands nowhere: no word, no field and no price
-depends on it.  No word depends on pattern or shape.
+Each listing names an attribute or omits it (:attr:`~sda_core.data.demo.latent.World.is_named`).  A named one appears in one to
+three of these places: the title, a field (brand, category path, a feature line), the description.  Each mention uses a random
+synonym, titles have a random order, and phrases without information are added.  Words of titles and descriptions are dropped,
+replaced or misspelt with probability ``text_noise``, a third each.  One mention of each named attribute is never changed, so
+the complete text always identifies it.  No word, field or price depends on an attribute that is not named, and no word
+depends on pattern or shape.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ SALES_PHRASES = (
     "- Fast Dispatch", "| Best Price", "*NEW*", "(Free Returns)", "- Limited Offer", "| Customer Favourite", "!!!",
     "- Top Seller",
 )  # fmt: skip
-GENERIC_NOUNS = ("item", "piece", "find")  # where the seller does not say what it is
+GENERIC_NOUNS = ("item", "piece", "find")  # if the seller does not name the product
 USES = ("at home", "on the road", "for the whole family", "for weekends", "for every season", "for friends and guests")
-TITLES = (  # parts in their order; a part whose attribute is left out is not written
+TITLES = (  # ordered parts; a part whose attribute is omitted is not written
     ("{brand}", "{style}", "{noun}", "{colour}", "{filler}"),
     ("{brand}", "{colour}", "{noun}", "{style}", "{filler}", "{filler2}"),
     ("{style}", "{noun}", "by {brand}", "{colour}"),
@@ -98,16 +98,16 @@ SENTENCES: dict[Attribute | None, tuple[str, ...]] = {  # by the attribute that 
     None: ("{filler} and {filler2}, {use}.", "The {filler} choice {use}.", "Order today and see for yourself."),
 }
 BASE_CENTS = {"Tableware": 1500, "Bags": 4200, "Clothing": 2400, "Home": 5600}
-ANY_CENTS = 3100  # where the seller does not say what it is
+ANY_CENTS = 3100  # if the seller does not name the product
 OTHER_DEPARTMENT = "Everything Else"
 PLACES = ("title", "field", "description")
-TITLE_CHANCE, DESCRIPTION_CHANCE = 0.75, 0.5  # of a named attribute to stand there
+TITLE_CHANCE, DESCRIPTION_CHANCE = 0.75, 0.5  # probability that a named attribute appears there
 FIELD_CHANCE: dict[Attribute, float] = {"category": 0.95, "brand": 0.7, "colour": 0.5, "style": 0.4}
 SALES_CHANCE = 0.35
-SHOUTED_CHANCE, PLAIN_CHANCE = 0.1, 0.25  # of titles in capitals, and as they were typed; the others are in title case
-MIN_MISTYPED = 4  # letters of a word that can be mistyped
+SHOUTED_CHANCE, PLAIN_CHANCE = 0.1, 0.25  # of titles in capitals, and unchanged; the others are in title case
+MIN_MISTYPED = 4  # minimum length of a misspelt word
 
-Word = tuple[str, bool]  # and whether noise leaves it alone
+Word = tuple[str, bool]  # the word, and whether it is protected from noise
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ class ItemWords:
 
     title: str
     brand: str
-    """``""`` where the field is left empty."""
+    """``""`` if the field is empty."""
     path: tuple[str, ...]
-    """Root, department, category; the root and :data:`OTHER_DEPARTMENT` where the item is filed under nothing better."""
+    """Root, department, category; the root and :data:`OTHER_DEPARTMENT` if the category is not named."""
     features: tuple[str, ...]
     description: str
-    """``""`` where there is none."""
+    """``""`` if there is none."""
     price_cents: int
 
 
@@ -130,9 +130,9 @@ def describe(shop: World, seed: int, root: str, text_noise: float) -> Iterator[I
 
     Args:
         shop: the items.
-        seed: of the dataset.
-        root: name of the whole shop, first in each category path.
-        text_noise: chance that a word of a title or description is dropped, replaced or mistyped.
+        seed: seed of the dataset.
+        root: name of the shop, first in each category path.
+        text_noise: probability that a word of a title or description is dropped, replaced or misspelt.
     """
     for item in range(shop.num_items):
         yield _describe(shop, item, random.Random(derive(seed, "demo", "words", item)), root, text_noise)
@@ -146,7 +146,7 @@ def _describe(shop: World, item: int, draw: random.Random, root: str, text_noise
         "brand": (brand, brand, brand),
         "style": STYLE_WORDS[shop.value("style", item)],
     }
-    # Everything is drawn for every item, named or not, so that what is named changes no other draw.
+    # Everything is drawn for every item, named or not, so that omissions do not change other draws.
     has_description = bool(shop.has_description[item])
     spots = {name: _spots(draw, FIELD_CHANCE[name], has_description=has_description) for name in synonyms}
     spoken: dict[str, dict[Attribute, str]] = {
@@ -176,7 +176,7 @@ def _describe(shop: World, item: int, draw: random.Random, root: str, text_noise
 
 
 def _spots(draw: random.Random, field_chance: float, *, has_description: bool) -> list[str]:
-    """The places of a mention, at least one; noise leaves the first alone."""
+    """The places of a mention, at least one; the first is protected from noise."""
     chances = {"title": TITLE_CHANCE, "field": field_chance, "description": DESCRIPTION_CHANCE}
     taken = {place: draw.random() < chance for place, chance in chances.items()}
     order = draw.sample(PLACES, len(PLACES))
@@ -185,7 +185,7 @@ def _spots(draw: random.Random, field_chance: float, *, has_description: bool) -
 
 
 def _unsaid(draw: random.Random) -> str:
-    """Nothing, after as many draws as a synonym takes."""
+    """An empty text, after as many draws as a synonym needs."""
     draw.choice((0, 1, 2))
     return ""
 
@@ -231,7 +231,7 @@ def _cased(title: str, draw: random.Random) -> str:
 
 
 def _noisy(words: list[Word], draw: random.Random, text_noise: float) -> str:
-    """Drop, replace or mistype each word that is not kept with the chance ``text_noise``; one word at least is left."""
+    """Drop, replace or misspell each unprotected word with probability ``text_noise``; at least one word remains."""
     left: list[str] = []
     for word, is_kept in words:
         chance, kind, other, place = draw.random(), draw.randrange(3), draw.choice(FILLERS), draw.random()
@@ -245,7 +245,7 @@ def _noisy(words: list[Word], draw: random.Random, text_noise: float) -> str:
 
 
 def _mistyped(word: str, place: float) -> str:
-    """Two neighbouring letters of a word exchanged."""
+    """Exchange two neighbouring letters of a word."""
     if len(word) < MIN_MISTYPED:
         return word
     first = 1 + int(place * (len(word) - 2))

@@ -8,12 +8,11 @@ edition  reviews                           metadata                      syntax
 2023     ``<category>.jsonl.gz``           ``meta_<category>.jsonl.gz``  JSON, joined by ``parent_asin``, milliseconds
 =======  ================================  ============================  ===========================================
 
-Reviews are sorted by item id, as in the published files; purchases of one day have one time in 2014 and 2018, and their
-order is known to 2023 alone.  A line carries one of its edition's defects with the chance
-``quirk_share``.  Malformed lines come on top of the true ones, at most :data:`MAX_MALFORMED_SHARE` of them, and a
-second review of the same item by the same user has the first one's time: so the interactions are the same in all
-three editions.  The numbers that real files derive from sales (ratings count, sales rank, votes) are drawn at
-random, so that no content field tells popularity.
+Reviews are sorted by item id, as in the published files.  Purchases of one day have equal times in 2014 and 2018; only 2023
+has their order.  A line has one of its edition's defects with probability ``quirk_share``.  Malformed lines are added to the
+valid ones, at most a share of :data:`MAX_MALFORMED_SHARE`, and a second review of the same item by the same user has the
+time of the first, so the interactions are the same in all three editions.  Numbers that real files derive from sales
+(ratings count, sales rank, votes) are random, so that no content field reveals popularity.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ REVIEW_DEFECTS: dict[int, tuple[str, ...]] = {
 
 
 def file_names(dataset: DemoDataset) -> tuple[str, str, str]:
-    """Names of the reviews, the metadata and the images file, as the edition is published."""
+    """Names of the reviews, the metadata and the images file, as in the published edition."""
     category = dataset.category
     match dataset.edition:
         case 2014:
@@ -106,7 +105,7 @@ def write_shop(dataset: DemoDataset, folder: Path) -> None:
         num_images = int(np.count_nonzero(shop.has_image & shop.has_metadata))
         for asin, data in track(images, num_images, "drawing the shop", "images"):
             entry = zipfile.ZipInfo(_image_name(asin), date_time=(1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # Unix, whatever the machine, for equal bytes
+            entry.create_system = 3  # Unix on every machine, for equal bytes
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data)
 
@@ -132,7 +131,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def _with_malformed(rows: Iterator[tuple[Row, int]], write: Callable[[Row], str]) -> Iterator[str]:
-    """The rows' lines; where a row's number is not 0, a line that nobody can use comes before its own."""
+    """The lines of the rows; a row whose number is not 0 is preceded by a malformed line."""
     for row, malformed in rows:
         line = write(row)
         if malformed:
@@ -141,7 +140,7 @@ def _with_malformed(rows: Iterator[tuple[Row, int]], write: Callable[[Row], str]
 
 
 def _malformed(dataset: DemoDataset, purpose: str, num: int) -> list[int]:
-    """For each of ``num`` rows 0 (mostly), or which malformed line stands before it."""
+    """For each of ``num`` rows 0 (mostly), or the number of the malformed line before it."""
     draw = generator(dataset.seed, "demo", "malformed", purpose)
     broken = draw.random(num) < min(MALFORMED_PART * dataset.quirk_share, MAX_MALFORMED_SHARE)
     return np.where(broken, draw.integers(1, 5, size=num), 0).tolist()
@@ -154,7 +153,7 @@ def review_lines(dataset: DemoDataset, shop: World) -> Iterator[str]:
 
 
 def _review_rows(dataset: DemoDataset, shop: World) -> Iterator[tuple[Row, int]]:
-    """Each review, and whether a malformed line stands before it."""
+    """Each review, and the number of the malformed line before it."""
     num = len(shop.user)
     order = np.lexsort((shop.user, shop.day, np.argsort(np.argsort(shop.asins))[shop.item]))
     malformed = _malformed(dataset, "reviews", num)
@@ -273,7 +272,7 @@ def metadata_lines(dataset: DemoDataset, shop: World) -> Iterator[str]:
 
 
 def _metadata_rows(dataset: DemoDataset, shop: World) -> Iterator[tuple[Row, int]]:
-    """Each metadata line, and whether a malformed line stands before it."""
+    """Each metadata line, and the number of the malformed line before it."""
     malformed = _malformed(dataset, "metadata", shop.num_items)
     draw = generator(dataset.seed, "demo", "metadata")
     defective = draw.random(shop.num_items) < dataset.quirk_share
@@ -304,7 +303,7 @@ def _metadata_rows(dataset: DemoDataset, shop: World) -> Iterator[tuple[Row, int
 
 
 def _escaped(words: ItemWords) -> ItemWords:
-    """The texts with HTML entities, as they were scraped."""
+    """The texts with HTML entities, like scraped ones."""
     return ItemWords(
         title=html.escape(words.title),
         brand=html.escape(words.brand),
@@ -316,7 +315,7 @@ def _escaped(words: ItemWords) -> ItemWords:
 
 
 def _metadata_2014(asin: str, words: ItemWords, image: str | None, number: int, defect: str | None) -> Row:
-    """One path in a list of paths; feature lines open the description, since 2014 has no field for them."""
+    """A list with one category path; feature lines start the description, because 2014 has no field for them."""
     gap = "\n\n" if defect == "line_breaks" else " "
     row: Row = {
         "asin": asin,
@@ -386,7 +385,7 @@ def _metadata_2023(asin: str, words: ItemWords, image: str | None, number: int, 
         hi_res = None if defect == "no_hi_res" else image
         images = [{"thumb": image, "large": image, "variant": "MAIN", "hi_res": hi_res}]
     if image is not None and defect == "main_not_first":
-        # The archive has one image per item: a reader that takes the first entry finds nothing, and its coverage shows it.
+        # The archive has one image per item: a reader that uses the first entry finds nothing, which its coverage shows.
         other = image.replace(".jpg", ".PT01.jpg")
         images.insert(0, {"thumb": other, "large": other, "variant": "PT01", "hi_res": other})
     return {
