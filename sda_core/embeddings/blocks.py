@@ -1,4 +1,4 @@
-"""Blocks of items: how a shop is cut, how a block is encoded, and the folder of finished blocks."""
+"""Blocks of items: splitting a shop into blocks, encoding a block, and the folder of finished blocks."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class EmbeddedItems:
 
     Attributes:
         item_ids: ``(I,)`` int32, in the source's order.
-        vectors: ``(I, D)`` float32 by pass; those of images are zero where ``has_image`` is false.
+        vectors: ``(I, D)`` float32 by pass; image vectors are zero where ``has_image`` is false.
         has_image: ``(I,)`` bool, whether an image (real or placeholder) was encoded.
-        info: of the backbone that made them.
+        info: description of the backbone.
     """
 
     item_ids: np.ndarray
@@ -56,17 +56,17 @@ class EmbeddedItems:
 
     @property
     def image_ID(self) -> np.ndarray:
-        """``(I, D)`` of the image passes."""
+        """``(I, D)`` vectors of the image passes."""
         return self.vectors["image"]
 
     @property
     def text_ID(self) -> np.ndarray:
-        """``(I, D)`` of the text passes."""
+        """``(I, D)`` vectors of the text passes."""
         return self.vectors["text"]
 
     @property
     def joint_ID(self) -> np.ndarray:
-        """``(I, D)`` of the joint passes."""
+        """``(I, D)`` vectors of the joint passes."""
         return self.vectors["joint"]
 
 
@@ -75,9 +75,9 @@ class Block:
     """Consecutive items in one kind of pass.
 
     Attributes:
-        name: of the pass.
-        number: counted from the first item, for each kind of pass on its own.
-        rows: those of the items that have something to encode.
+        name: name of the pass.
+        number: number of the block, counted separately for each kind of pass.
+        rows: rows of the items that have an input for this pass.
     """
 
     name: Pass
@@ -87,12 +87,12 @@ class Block:
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """What became of a block.
+    """The result of encoding a block.
 
     Attributes:
         vectors_BD: ``(B, D)`` float32 on the CPU, in the order of the block's rows.
-        num_full: how many of its texts fill ``max_text_tokens``.
-        info: of the backbone that made them.
+        num_full: number of texts that fill ``max_text_tokens``.
+        info: description of the backbone.
     """
 
     vectors_BD: Tensor
@@ -101,7 +101,7 @@ class EncodedBlock:
 
 
 def blocks_of(source: ItemSource, shard_rows: int, passes: Sequence[Pass]) -> list[Block]:
-    """All blocks that are not empty, one kind of pass after the other."""
+    """All non-empty blocks, one kind of pass after the other."""
     found: list[Block] = []
     for name in passes:
         for number, start in enumerate(range(0, len(source), shard_rows)):
@@ -114,14 +114,14 @@ def blocks_of(source: ItemSource, shard_rows: int, passes: Sequence[Pass]) -> li
 
 # ---------------------------------------------------------------------------------------------- on disk
 class BlockFolder:
-    """Finished blocks on disk, each a file of its own that is replaced whole and tied to the inputs.
+    """Finished blocks on disk, one file each, written atomically with a fingerprint of the inputs.
 
     Args:
-        folder: is made where absent, and left to the caller to delete.
-        fingerprint: of everything that the vectors depend on besides ``source`` and ``params``.
+        folder: created if missing; the caller deletes it.
+        fingerprint: hash of everything on which the vectors depend besides ``source`` and ``params``.
         source: the items.
         params: batch and block sizes.
-        passes: which kinds of pass there are.
+        passes: the kinds of pass.
     """
 
     def __init__(self, folder: Path, fingerprint: str, source: ItemSource, params: ExportParams, passes: Sequence[Pass]) -> None:
@@ -137,12 +137,12 @@ class BlockFolder:
         return self._folder / f"{block.name}-{block.number:05d}.safetensors"
 
     def save(self, block: Block, encoded: EncodedBlock) -> None:
-        """Keep a finished block."""
+        """Write a finished block."""
         state = {"num_full": encoded.num_full, "backbone": asdict(encoded.info)}
         save_checkpoint(self._path(block), {"vectors": encoded.vectors_BD}, state, self._keys[block.name])
 
     def read(self, block: Block) -> EncodedBlock | None:
-        """What :meth:`save` kept, or None where the block is not finished (for these inputs)."""
+        """Read a block written by :meth:`save`; None if it is not finished for these inputs."""
         stored = load_checkpoint(self._path(block), self._keys[block.name])
         if stored is None:
             return None
@@ -150,7 +150,7 @@ class BlockFolder:
         return EncodedBlock(tensors["vectors"], state["num_full"], BackboneInfo(**state["backbone"]))
 
     def unfinished(self, blocks: list[Block]) -> np.ndarray:
-        """Which blocks are still to be encoded: ``(number of blocks,)`` bool."""
+        """Mask of the blocks that are not encoded yet: ``(number of blocks,)`` bool."""
         return np.array([not has_checkpoint(self._path(block), self._keys[block.name]) for block in blocks], dtype=bool)
 
     def assemble(self, source: ItemSource, blocks: list[Block], num_resumed: int) -> EmbeddedItems:
@@ -159,7 +159,7 @@ class BlockFolder:
         Args:
             source: the items.
             blocks: all of :func:`blocks_of`.
-            num_resumed: how many were there before; for the log only.
+            num_resumed: number of blocks that existed before; for the log only.
 
         Raises:
             ArtifactError: a block is missing, or damaged.
@@ -196,7 +196,7 @@ class BlockFolder:
 
 
 def _hash_of(source: ItemSource) -> str:
-    """Of the ids, of which items show an image, and of the words."""
+    """Hash of the ids, of the items with an image, and of the texts."""
     digest = hashlib.sha256(source.item_ids.tobytes() + source.shows_image.tobytes() + source.has_image.tobytes())
     for text in [source.image_prompt, source.prompt_hash, *source.texts(np.arange(len(source)))]:
         digest.update(f"{len(text)}\x1f{text}".encode())
@@ -209,10 +209,10 @@ class BlockEncoder:
     """A model, ready to encode blocks.
 
     Attributes:
-        backbone: makes inputs and pools.
+        backbone: makes inputs and pools hidden states.
         model: ``backbone.model``, or the PEFT model around it.
-        params: the batch size.
-        device: where the model is.
+        params: section with the batch size.
+        device: device of the model.
     """
 
     backbone: Backbone
@@ -221,7 +221,7 @@ class BlockEncoder:
     device: torch.device
 
     def prepare(self) -> None:
-        """Put the model into evaluation mode, and compile the layers of its language model where the params ask for it.
+        """Set the model to evaluation mode, and compile the layers of its language model if the params enable it.
 
         Raises:
             ConfigError: there is no compiler, the CPU has no vector instructions, or there is no layer to compile.
@@ -230,17 +230,17 @@ class BlockEncoder:
         if self.params.compile:
             if self.device.type == "cpu":
                 _require_cpu_compiler()
-            # what prepare_torch chose, told to the compiler as well
+            # pass the choice of prepare_torch to the compiler as well
             warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
             torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled(), warn_only=warn_only)
             _compile_layers(self.model, self.backbone.adapter_pattern("language"))
 
     def check(self, passes: Sequence[Pass]) -> None:
-        """Make sure that the model can make these passes.
+        """Check that the model supports these passes.
 
         Raises:
-            ConfigError: a joint pass is asked of a backbone with a tower for each modality, or of an adapter that changes the
-                vision tower by the modality: the tower's layers see no tokens of the sequence.
+            ConfigError: a joint pass with a backbone that has a tower for each modality, or with an adapter that changes the
+                vision tower by the modality (the tower's layers do not see the tokens of the sequence).
         """
         if "joint" not in passes:
             return
@@ -257,11 +257,11 @@ class BlockEncoder:
             raise ConfigError(where, problem, "use an adapter with targets: language, or with gate: uniform")
 
     def around(self, name: Pass, modality_context: ModalityContext) -> AbstractContextManager[object]:
-        """What to enter around all passes of one kind.
+        """The context for all passes of one kind.
 
-        In a joint pass an adapter whose gate treats all modalities alike is one weight, which can be merged as usual.  One
-        whose gate depends on the modality is a weight for each, and one sequence needs both: it stays unmerged, and
-        :meth:`encode` gives it the modality of each token.
+        In a joint pass an adapter whose gate does not depend on the modality has one weight and can be merged as usual.  An
+        adapter whose gate depends on the modality has a weight for each, and a sequence needs both: it stays unmerged, and
+        :meth:`encode` sets the modality of each token.
         """
         if name != "joint":
             return modality_context(name)
@@ -270,11 +270,11 @@ class BlockEncoder:
     def encode(self, source: ItemSource, name: Pass, rows: np.ndarray) -> EncodedBlock:
         """Vectors of some rows, in their order.
 
-        A joint pass shows an item's own image and text; an item without an image has a sequence of text alone, whatever
-        ``items.missing_image`` says.
+        A joint pass uses an item's own image and text; an item without an image has a sequence with text only, regardless of
+        ``items.missing_image``.
 
-        Batches hold sequences of alike length.  Reading, decoding and tokenising the next two runs in a thread
-        while the model is busy with this one.
+        Batches contain sequences of similar length.  A thread reads, decodes and tokenises the next two batches while the
+        model runs.
 
         Raises:
             ArtifactError: an image cannot be decoded.
@@ -320,14 +320,14 @@ class BlockEncoder:
         return self.backbone.joint_inputs(images, source.texts(rows), source.image_prompt)
 
     def _around_batch(self, name: Pass, inputs: dict[str, Tensor]) -> AbstractContextManager[object]:
-        """The modality of each token, where an adapter asks for it."""
+        """The context that sets the modality of each token, if the adapter needs it."""
         if name != "joint" or not depends_on_modality(self.model):
             return nullcontext()
         assert isinstance(self.backbone, JointEncoder)
         return modality(self.model, self.backbone.token_modalities(inputs))
 
     def _num_full(self, name: Pass, inputs: dict[str, Tensor]) -> int:
-        """How many texts of a batch fill ``max_text_tokens``, which counts no image tokens."""
+        """Number of texts of a batch that fill ``max_text_tokens``, which does not count image tokens."""
         if name == "image":
             return 0
         counted_BL = inputs["attention_mask"]
@@ -338,10 +338,10 @@ class BlockEncoder:
 
 
 def _batches(name: Pass, source: ItemSource, rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Places of the rows, in batches whose sequences have about the same number of tokens; ties by place.
+    """Indices of the rows, in batches whose sequences have similar numbers of tokens; ties by index.
 
-    Bytes stand for a text's tokens.  Images are brought to about one number of pixels by the backbone, and where there is no
-    text they keep their place.  In a joint pass no batch mixes items that have an image with others.
+    The number of bytes approximates a text's tokens.  The backbone resizes images to about the same number of pixels, so
+    they keep their order if there is no text.  In a joint pass no batch mixes items with and without an image.
     """
     if name == "image":
         groups = [np.arange(len(rows))]
@@ -353,20 +353,20 @@ def _batches(name: Pass, source: ItemSource, rows: np.ndarray, batch_size: int) 
 
 
 def _require_cpu_compiler() -> None:
-    """Raise where torch's compiler cannot work on the CPU, before it fails with pages of C++."""
+    """Raise if torch's compiler cannot work on the CPU, before it fails with pages of C++ errors."""
     where = "params.yaml: export_embeddings.compile"
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ConfigError(where, "needs a C++ compiler on the CPU", "use false")
-    # Without AVX2, torch writes C++ for this architecture that does not compile.
+    # Without AVX2, torch generates C++ that does not compile.
     if platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         raise ConfigError(where, "needs a CPU with AVX2 or newer vector instructions", "use false")
 
 
 def _compile_layers(model: nn.Module, adapter_pattern: str) -> None:
-    """Compile the layers of the language model where they stand, for any batch and length.
+    """Compile the layers of the language model in place, for any batch size and length.
 
-    One layer at a time: they share their code, so the compiler works once, in seconds, whatever the depth.  The vision
-    tower stays as it is, since the number of its windows decides what it runs.
+    Layers are compiled one by one: they share their code, so the compiler runs once, in seconds, for any depth.  The vision
+    tower is not compiled, because its computation depends on the number of windows.
     """
     adapted = re.compile(rf"(?:.*\.)?{adapter_pattern}")
     num_compiled = 0

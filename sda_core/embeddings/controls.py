@@ -1,15 +1,15 @@
-"""Control vectors: what a variant's vectors have to beat before they can be said to mean something.
+"""Control vectors, which the vectors of a variant must beat to show that they are meaningful.
 
 ===============  =======================================================================================================
-``random``       directions drawn uniformly: what a recommender gains by frozen vectors of any kind
-``shuffled``     the right vectors on the wrong items: their distribution, but not their meaning
-``image_only``   principal components of the image vectors alone
-``text_only``    principal components of the text vectors alone
+``random``       uniformly distributed directions: the gain of a recommender by arbitrary frozen vectors
+``shuffled``     the variant's vectors assigned to other items: the same distribution without the meaning
+``image_only``   principal components of the image vectors
+``text_only``    principal components of the text vectors
 ``oracle``       the true attributes of the built-in shop's items, and parts of them: :mod:`sda_core.embeddings.oracle`
 ===============  =======================================================================================================
 
-All but the last are made of one variant's table, and have its width.  ``image_only`` and ``text_only`` are fused as
-``late_concat_pca`` does it, so that they differ from that variant by the modality that is missing, and not by their width.
+All except the last are computed from one variant's table and have its width.  ``image_only`` and ``text_only`` are fused as in
+``late_concat_pca``, so that they differ from that variant by the missing modality, and not by their width.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
 
 Derived = Literal["random", "shuffled", "image_only", "text_only"]
-"""The controls that are made of another variant's vectors."""
+"""The controls that are computed from another variant's vectors."""
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Item vectors, row r belongs to item id r + 1.
+    """Item vectors; row r belongs to item id r + 1.
 
     Attributes:
         image_ID: ``(I, D)`` float32.
         text_ID: ``(I, D)`` float32.
         fused_IF: ``(I, F)`` float32.
-        has_image: ``(I,)`` bool, where a row of ``image_ID`` counts.
+        has_image: ``(I,)`` bool, whether a row of ``image_ID`` is valid.
     """
 
     image_ID: np.ndarray
@@ -53,7 +53,7 @@ class Vectors:
 
 
 def read_table(path: Path) -> Vectors:
-    """All vectors of an embeddings file; an item without an image has the mean of the others.
+    """All vectors of an embeddings file; an item without an image gets the mean image vector.
 
     Raises:
         ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.
@@ -65,7 +65,7 @@ def read_table(path: Path) -> Vectors:
 
 
 def kind_of(variant: str) -> Control:
-    """The control that a variant is named after.
+    """The control with the name of a variant.
 
     Raises:
         ConfigError: there is no such control.
@@ -77,17 +77,17 @@ def kind_of(variant: str) -> Control:
 
 
 def make(kind: Control, workspace: Workspace, params: ExportParams, seed: int) -> tuple[Vectors, dict[str, str]]:
-    """Vectors of a control, row r belongs to item id r + 1, and what their file says about itself.
+    """Vectors of a control (row r belongs to item id r + 1), and the metadata for their file.
 
     Args:
-        kind: which, see the module's docstring.
-        workspace: with the vectors of ``zero_shot``, and ``data/truth.parquet`` for the oracles.
-        params: of the export of ``zero_shot``.
-        seed: of the draws.
+        kind: the control, see the module's docstring.
+        workspace: paths of the vectors of ``zero_shot``, and of ``data/truth.parquet`` for the oracles.
+        params: section of the export of ``zero_shot``.
+        seed: seed of the draws.
 
     Raises:
         ArtifactError: an input is missing or damaged.
-        DataError: an oracle of another dataset than the built-in shop.
+        DataError: an oracle for a dataset other than the built-in shop.
     """
     path = workspace.embeddings("zero_shot")
     described = {"control": kind, "control_seed": str(seed)}
@@ -101,26 +101,26 @@ def make(kind: Control, workspace: Workspace, params: ExportParams, seed: int) -
 
 
 def oracle(kind: Oracle, workspace: Workspace, raw_item_ids: Sequence[str], seed: int) -> Vectors:
-    """:func:`~sda_core.embeddings.oracle.oracle_vectors` of a workspace's items, given in the order of their ids."""
+    """:func:`~sda_core.embeddings.oracle.oracle_vectors` of a workspace's items, in the order of their ids."""
     image_IW, text_IW, fused_IW = oracle_vectors(kind, TRUTH.read(workspace.truth), raw_item_ids, seed)
     return Vectors(image_IW, text_IW, fused_IW, np.ones(len(raw_item_ids), dtype=np.bool_))
 
 
 def control(kind: Derived, vectors: Vectors, fit_ids: np.ndarray, params: ExportParams, seed: int) -> Vectors:
-    """Control vectors of the given ones.
+    """Compute control vectors from given vectors.
 
     Args:
-        kind: which, see the module's docstring.
-        vectors: of the variant that is controlled.
+        kind: the control, see the module's docstring.
+        vectors: vectors of the controlled variant.
         fit_ids: item ids seen in training; principal components are fitted on them.
-        params: of that variant's export; its ``normalize`` is kept.
-        seed: of the draws.
+        params: section of that variant's export; its ``normalize`` is used.
+        seed: seed of the draws.
 
     Returns:
-        All three matrices: of ``image_only`` and ``text_only`` the other modality's is zero.
+        All three matrices; for ``image_only`` and ``text_only`` the other modality's is zero.
 
     Raises:
-        DataError: there is nothing to fit on.
+        DataError: there is no item to fit on.
     """
     random = generator(seed, "control vectors", kind)
     match kind:
@@ -132,7 +132,7 @@ def control(kind: Derived, vectors: Vectors, fit_ids: np.ndarray, params: Export
         case "shuffled":
             circle = random.permutation(len(vectors.fused_IF))
             source = np.empty_like(circle)
-            source[circle] = np.roll(circle, 1)  # each item takes from the one before it on a random circle: never from itself
+            source[circle] = np.roll(circle, 1)  # each item gets the vector of its predecessor on a random cycle, never its own
             return Vectors(vectors.image_ID[source], vectors.text_ID[source], vectors.fused_IF[source], vectors.has_image[source])
         case "image_only" | "text_only":
             kept = kind.removesuffix("_only")

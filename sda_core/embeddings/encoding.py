@@ -1,4 +1,4 @@
-"""One export: every block encoded by somebody, and all vectors put together."""
+"""The export of item vectors: encode all blocks, and assemble the vectors."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def embed(
     team: Processes,
     passes: Sequence[Pass] = MODALITIES,
 ) -> EmbeddedItems | None:
-    """Encode every item with the engine that the params name.
+    """Encode every item with the engine of the params.
 
     Args:
-        backbone_params: of the backbone.
-        adapter: folder of the adapter; None for the backbone as it is.
+        backbone_params: section of the backbone.
+        adapter: folder of the adapter; None for the backbone alone.
         source: the items.
         params: engine, batch and block sizes, whether to merge and to compile.
         resume: as in :func:`embed_items`.
         fingerprint: as in :func:`embed_items`.
-        device: for the engine ``local``; the workers of a cluster choose their own.
+        device: device for the engine ``local``; the workers of a cluster choose their own.
         team: the processes of this launch.
         passes: as in :func:`embed_items`.
 
@@ -50,7 +50,7 @@ def embed(
         The vectors; None in a process that is not the main one.
 
     Raises:
-        ConfigError: as :func:`embed_items`; Ray is not installed, or is asked for in several processes.
+        ConfigError: as :func:`embed_items`; or Ray is not installed, or is used with several processes.
         ArtifactError, DataError, SDAError: as :func:`embed_items`.
     """
     match params.engine:
@@ -81,21 +81,22 @@ def embed_items(
     team: Processes = ALONE,
     passes: Sequence[Pass] = MODALITIES,
 ) -> EmbeddedItems | None:
-    """Encode every item here, one kind of pass after the other; of N processes each takes every N-th block.
+    """Encode every item in this launch, one kind of pass after the other; of N processes each encodes every N-th block.
 
     Args:
-        backbone: makes inputs and pools.
-        model: ``backbone.model``, or the PEFT model around it; put into evaluation mode.
+        backbone: makes inputs and pools hidden states.
+        model: ``backbone.model``, or the PEFT model around it; set to evaluation mode.
         source: the items.
         params: batch and block sizes; whether to compile.
-        resume: folder of finished blocks, one for all processes; made where absent, and left to the caller to delete.
-        fingerprint: of everything the vectors depend on besides these arguments (weights, adapter, prompts, images).
-        device: where the model is.
-        modality_context: what to enter around the passes of ``"image"`` and of ``"text"``, e.g. the adapter's modality;
-            entered once a modality, and only where there is something left to encode.  For joint passes see
+        resume: folder of finished blocks, shared by all processes; created if missing; the caller deletes it.
+        fingerprint: hash of everything on which the vectors depend besides these arguments (weights, adapter, prompts,
+            images).
+        device: device of the model.
+        modality_context: makes the context for the passes of ``"image"`` and ``"text"``, e.g. the adapter's modality;
+            entered once per modality, and only if blocks are missing.  For joint passes see
             :meth:`~sda_core.embeddings.blocks.BlockEncoder.around`.
         team: the processes that share the work.
-        passes: the kinds of pass: a modality each, or ``joint`` for image and text in one sequence.
+        passes: the kinds of pass: modalities, or ``joint`` for image and text in one sequence.
 
     Returns:
         The vectors; None in a process that is not the main one.
@@ -103,8 +104,8 @@ def embed_items(
     Raises:
         ArtifactError: an image cannot be decoded.
         DataError: a vector is not finite.
-        ConfigError: a batch does not fit into the device's memory, or the model cannot make a joint pass.
-        SDAError: another process is gone.
+        ConfigError: a batch does not fit into the device's memory, or the model does not support a joint pass.
+        SDAError: another process has ended.
     """
     encoder = BlockEncoder(backbone, model, params, device)
     encoder.check(passes)

@@ -1,7 +1,7 @@
-"""One vector per item from its two, or from that of a joint pass.
+"""Fuse the image and text vectors of each item, or the vectors of a joint pass, into one vector per item.
 
 The principal components of ``late_concat_pca`` are computed exactly and in float64, from a covariance that is summed in
-chunks: a shop of 57,000 items and 7,168 columns is never held a third time.
+chunks, so that the matrix (57,000 items with 7,168 columns, for example) is not copied a third time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK_ROWS = 4096
 
 
 def seen_items(workspace: Workspace) -> np.ndarray:
-    """Item ids of the training interactions, as often as they occur: what :func:`fuse` may fit on."""
+    """Item ids of the training interactions, with repetitions: the items that :func:`fuse` may fit on."""
     return INTERACTIONS.read(workspace.interactions).filter(pl.col("split") == "train")["item_id"].to_numpy()
 
 
@@ -36,33 +36,34 @@ def fuse(
     params: ExportParams,
     base: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """One vector per item from its two, or from that of a joint pass.
+    """Fuse image and text vectors into one vector per item.
 
-    With ``params.normalize`` each half is brought to unit length first, and the result last.  A row without an image
-    takes the mean image vector of the fitted items that have one (of all that have one, where none is fitted): the
-    point that says nothing about the item.
+    With ``params.normalize`` each half is first scaled to unit length, and the result at the end.  A row without an image
+    gets the mean image vector of the fitted items that have one (or of all items that have one, if no fitted item does),
+    which carries no information about the item.
 
     ===================  ====================================================================================
     ``late_concat_pca``  principal components of ``[image, text]``, fitted on ``fit_ids`` only, centred, not
-                         whitened; ``min(fused_dim, 2 D, number of fitted items)`` of them; of each, the loading of
-                         largest size is positive
+                         whitened; ``min(fused_dim, 2 D, number of fitted items)`` components; the largest loading
+                         of each component in absolute value is positive
     ``concat``           ``[image, text]``, 2 D wide
     ``mean``             ``(image + text) / 2``
     ``image``, ``text``  one of the two
     ===================  ====================================================================================
 
-    Where both modalities are fused, each is multiplied by its weight.  ``params.balance: equal_energy`` scales them before, so
-    that the mean squared distance of the fitted rows from their mean is the same in both.  ``params.axis_scaling: even``
-    divides each principal component by ``sqrt(v + mean v)``, with ``v`` its variance over the fitted items: components of large
-    variance come closer to the others, and those of small variance are not blown up as whitening does.
+    If both modalities are fused, each is multiplied by its weight.  Before that, ``params.balance: equal_energy`` scales
+    them so that the mean squared distance of the fitted rows from their mean is the same for both.
+    ``params.axis_scaling: even`` divides each principal component by ``sqrt(v + mean v)``, with ``v`` its variance over the
+    fitted items: it brings components of large variance closer to the others, and does not inflate components of small
+    variance as whitening does.
 
-    ``base`` adds the image and text vectors of the backbone without its adapter, treated alike:
+    ``base`` adds the image and text vectors of the backbone without its adapter, with the same treatment:
     ``[image, text, base image, base text]``.
 
     Args:
         image_ID: ``(I, D)`` float32, row r belongs to item id r + 1.
         text_ID: ``(I, D)`` float32.
-        has_image: ``(I,)`` bool, where a row of ``image_ID`` counts.
+        has_image: ``(I,)`` bool, whether a row of ``image_ID`` is valid.
         fit_ids: item ids seen in training.
         params: fusion, ``fused_dim``, ``normalize``, weights and scaling.
         base: image and text vectors of the same items by the backbone alone; for ``concat`` and ``late_concat_pca``.
@@ -71,8 +72,8 @@ def fuse(
         ``(I, F)`` float32.
 
     Raises:
-        DataError: nothing to fit on, an id out of range, images alone are asked for and there are none, or the mean of two
-            different widths is.
+        DataError: no item to fit on, an id out of range, fusion ``image`` without any image, or fusion ``mean`` of different
+            widths.
     """
     fit_rows = _fit_rows(fit_ids, len(image_ID))
     match params.fusion:
@@ -83,7 +84,7 @@ def fuse(
             fused_IF = _with_base(image_ID, text_ID, base, has_image, fit_rows, params)
         case "mean":
             width = image_ID.shape[1]
-            if width != text_ID.shape[1]:  # of vectors made elsewhere
+            if width != text_ID.shape[1]:  # imported vectors
                 raise DataError(
                     "params.yaml: export_embeddings.fusion",
                     f"is 'mean', but the vectors of images are {width} wide and those of texts {text_ID.shape[1]}",
@@ -106,11 +107,12 @@ def fuse(
 
 
 def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) -> np.ndarray:
-    """One vector per item from that of its joint pass, treated as the two of :func:`fuse` are.
+    """Process the vectors of a joint pass in the same way as :func:`fuse` processes pairs of vectors.
 
-    With ``late_concat_pca`` these are the principal components, so that a vector's origin, width and ``axis_scaling`` are those
-    of the other variants; every other ``fusion`` leaves the vectors as they are.  With ``params.normalize`` they are brought to
-    unit length first, and the result last.  Weights, ``balance`` and ``with_base`` are about two vectors and do nothing here.
+    With ``late_concat_pca`` the result consists of the principal components, so that origin, width and ``axis_scaling`` are
+    those of the other variants; any other ``fusion`` does not change the vectors.  With ``params.normalize`` they are first
+    scaled to unit length, and the result at the end.  Weights, ``balance`` and ``with_base`` apply to pairs of vectors and
+    have no effect here.
 
     Args:
         joint_ID: ``(I, D)`` float32, row r belongs to item id r + 1.
@@ -121,7 +123,7 @@ def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) 
         ``(I, F)`` float32.
 
     Raises:
-        DataError: nothing to fit on, or an id out of range.
+        DataError: no item to fit on, or an id out of range.
     """
     fit_rows = _fit_rows(fit_ids, len(joint_ID))
     fused_IF = joint_ID.astype(np.float32)
@@ -135,7 +137,7 @@ def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) 
 
 
 def _fit_rows(fit_ids: np.ndarray, num_items: int) -> np.ndarray:
-    """Rows of the items seen in training, each once."""
+    """Rows of the items seen in training, without repetitions."""
     fit_rows = np.unique(np.asarray(fit_ids, dtype=np.int64)) - 1
     if len(fit_rows) and (fit_rows[0] < 0 or fit_rows[-1] >= num_items):
         raise DataError(
@@ -152,7 +154,7 @@ def _with_base(
     fit_rows: np.ndarray,
     params: ExportParams,
 ) -> np.ndarray:
-    """``[image, text]``, and the same of the base behind it where there is one."""
+    """``[image, text]``, followed by those of the base if given."""
     joined_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
     return joined_IF if base is None else np.concatenate([joined_IF, _joined(*base, has_image, fit_rows, params)], axis=1)
 
@@ -160,7 +162,7 @@ def _with_base(
 def _joined(
     image_ID: np.ndarray, text_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams
 ) -> np.ndarray:
-    """``[image, text]``, ``(I, 2 D)`` float32: the one further copy that a fusion makes."""
+    """``[image, text]``, ``(I, 2 D)`` float32: the only additional copy that a fusion makes."""
     joined_IF = np.concatenate([image_ID, text_ID], axis=1, dtype=np.float32)
     width = image_ID.shape[1]
     _prepare_images(joined_IF[:, :width], has_image, fit_rows, params)
@@ -179,7 +181,7 @@ def _joined(
 
 
 def _energy(vectors_ID: np.ndarray) -> float:
-    """Mean squared distance of some rows from their mean; 0 where there are none."""
+    """Mean squared distance of some rows from their mean; 0 without rows."""
     if not len(vectors_ID):
         return 0.0
     centred = vectors_ID - vectors_ID.mean(0, dtype=np.float64)
@@ -187,7 +189,7 @@ def _energy(vectors_ID: np.ndarray) -> float:
 
 
 def _prepare_images(image_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams) -> None:
-    """In place: unit length if asked, and the mean vector in the rows that have no image."""
+    """In place: scale rows to unit length if requested, and write the mean vector to rows without an image."""
     if params.normalize:
         unit_rows(image_ID, out=image_ID)
     if has_image.all():
@@ -199,13 +201,13 @@ def _prepare_images(image_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.nd
 
 
 def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_components: int, *, even: bool) -> np.ndarray:
-    """Centred projections on the principal axes of the fitted rows, ``(I, K)`` float32; scaled where ``even``.
+    """Centred projections on the principal axes of the fitted rows, ``(I, K)`` float32; scaled if ``even``.
 
-    The axes come from the covariance where there are at least as many rows as columns, else from the singular value
-    decomposition of the rows: both exact.
+    The axes are computed from the covariance if there are at least as many rows as columns, else from the singular value
+    decomposition of the rows; both are exact.
 
-    Not scikit-learn's ``PCA(svd_solver="covariance_eigh")``: it agrees to 1e-9, signs included, but not to the bit, so trained
-    recommenders would differ, and it needs the whole matrix in float64, which doubles the memory of a large shop.
+    scikit-learn's ``PCA(svd_solver="covariance_eigh")`` is not used: it agrees within 1e-9, signs included, but not bit for
+    bit, so trained recommenders would differ, and it needs the whole matrix in float64, which doubles the memory.
     """
     width = vectors_IF.shape[1]
     if not len(fit_rows):

@@ -1,22 +1,22 @@
-"""Perfect knowledge: the true attributes of the built-in shop's items as item vectors.
+"""Oracle vectors: the true attributes of the built-in shop's items as item vectors.
 
 ==================  ==========================================================================================
 ``oracle``          all attributes
-``oracle_shared``   those that the image and the text show
-``oracle_image``    those that only the image shows
-``oracle_text``     those that only the text shows
-``oracle_named``    those that an item's text names, as far as it names them; the others are zero
+``oracle_shared``   attributes that both image and text show
+``oracle_image``    attributes that only the image shows
+``oracle_text``     attributes that only the text shows
+``oracle_named``    attributes that the item's text names; the others are zero
 ==================  ==========================================================================================
 
 A vector is a one-hot block for each attribute, then an item-specific random part, so that items of equal attributes differ:
 
     v_i = [onehot_1 .. onehot_K, NOISE_LENGTH sqrt(K) u_i] / length,    u_i a random direction of NOISE_WIDTH dimensions
 
-K is the number of attributes of the kind.  All kinds have one layout: a block that a kind does not know is zero.  So kinds differ
-by what they know, and not by their width.
+K is the number of attributes of the kind.  All kinds have the same layout, with zeros in the blocks of attributes that a kind
+lacks.  So kinds differ by their attributes, and not by their width.
 
-These vectors are an upper limit for what item vectors can bring in a recommender.  A recommender in which ``oracle`` is not
-better than ``id`` says nothing about item vectors.
+These vectors are an upper bound for the gain by item vectors in a recommender.  If ``oracle`` is not better than ``id`` in a
+recommender, that recommender cannot show differences between item vectors.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from sda_core.params import Oracle
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
 
-NOISE_WIDTH = 194  # with the 62 values of the attributes as wide as `export_embeddings.fused_dim`
-NOISE_LENGTH = 0.5  # of the item-specific part, in units of the attributes' part
+NOISE_WIDTH = 194  # plus the 62 values of the attributes: the width `export_embeddings.fused_dim`
+NOISE_LENGTH = 0.5  # length of the item-specific part relative to the attributes' part
 
 _SHOWN_BY: dict[Oracle, frozenset[str]] = {
     "oracle": frozenset({"both", "image", "text"}),
@@ -54,14 +54,14 @@ def oracle_vectors(
     """Vectors of the true attributes, see the module's docstring.
 
     Args:
-        kind: which attributes.
+        kind: the kind of oracle.
         truth: table ``TRUTH``.
-        raw_item_ids: I source ids; row r of the results is the r-th of them.
-        seed: of the item-specific part.
+        raw_item_ids: I source ids; row r of the results belongs to the r-th of them.
+        seed: seed of the item-specific part.
 
     Returns:
-        ``(I, W)`` float32 each, rows of length 1: what the image shows, what the text shows, and both together.  A matrix is zero
-        where its modality shows none of the kind's attributes.
+        ``(I, W)`` float32 each, rows of length 1: attributes shown by the image, by the text, and by both together.  A matrix
+        is zero if its modality shows none of the kind's attributes.
 
     Raises:
         DataError: the table is empty, because the dataset is not the built-in shop.
@@ -84,7 +84,7 @@ def oracle_vectors(
 
 
 def _vectors(kind: Oracle, cells: pl.DataFrame, num_items: int, num_columns: int, modality: str, seed: int) -> np.ndarray:
-    """``(I, W)`` of one modality; ``cells`` has a row and a column for each item and attribute."""
+    """``(I, W)`` vectors of one modality; ``cells`` has a row for each item and a column for each attribute."""
     vectors_IW = np.zeros((num_items, num_columns + NOISE_WIDTH))
     known = cells.filter(pl.col("shown_by").is_in(_SHOWN_BY[kind] & _SEEN_IN[modality]))
     num_attributes = known["attribute"].n_unique()
@@ -93,6 +93,6 @@ def _vectors(kind: Oracle, cells: pl.DataFrame, num_items: int, num_columns: int
     if kind == "oracle_named":
         known = known.filter("is_named")
     vectors_IW[known["row"], known["column"]] = 1.0
-    part_IN = generator(seed, "oracle", modality).normal(size=(num_items, NOISE_WIDTH))  # of all kinds the same
+    part_IN = generator(seed, "oracle", modality).normal(size=(num_items, NOISE_WIDTH))  # the same for all kinds
     vectors_IW[:, num_columns:] = NOISE_LENGTH * np.sqrt(num_attributes) * unit_rows(part_IN)
     return unit_rows(vectors_IW).astype(np.float32)

@@ -1,12 +1,12 @@
-"""The export as a Ray Data batch-inference job, over the machines of a Ray cluster.
+"""Export item vectors with a Ray Data batch-inference job on a Ray cluster.
 
-The driver sends blocks of prompts and encoded images through Ray's object store, so the machines need no shared disk;
-what does not fit into its memory Ray spills.  Every worker is an actor that loads backbone and adapter once.  Ray
-schedules, holds back what nobody can take yet, and gives the block of a lost worker to another.  The driver alone writes:
-each result becomes a finished block in the resume folder, so that a lost driver, too, costs only what was under way.
+The driver sends blocks of prompts and encoded images through Ray's object store, so the machines need no shared disk; Ray
+spills objects that do not fit into memory.  Every worker is an actor that loads backbone and adapter once.  Ray schedules,
+applies back-pressure, and reassigns the block of a lost worker.  Only the driver writes: each result becomes a finished block
+in the resume folder, so a restarted driver repeats only the blocks in progress.
 
-On every machine this package has to be installed in the same version, and the backbone has to be reachable: built in, in
-the hub's cache or fetched from it, or a folder of the same path.  The adapter travels with the job.
+Every machine needs the same version of this package and access to the backbone: built in, in the hub's cache, downloadable, or
+in a folder with the same path.  The adapter is sent with the job.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ def embed_with_ray(
     device_type: str,
     passes: Sequence[Pass],
 ) -> EmbeddedItems:
-    """Encode every item on a Ray cluster: the one that ``RAY_ADDRESS`` names, else one on this machine, for this job.
+    """Encode every item on a Ray cluster: the one at ``RAY_ADDRESS``, else a temporary one on this machine.
 
     Args:
-        backbone_params: of the backbone.
-        adapter: folder of the adapter; None for the backbone as it is.
+        backbone_params: section of the backbone.
+        adapter: folder of the adapter; None for the backbone alone.
         source: the items.
         params: number of workers, batch and block sizes, whether to merge and to compile.
         resume: folder of finished blocks, on the driver's disk.
-        fingerprint: of everything the vectors depend on besides these arguments.
-        device_type: ``cuda`` gives every worker a GPU, ``cpu`` a core.
+        fingerprint: hash of everything on which the vectors depend besides these arguments.
+        device_type: ``cuda`` assigns a GPU to every worker, ``cpu`` a core.
         passes: the kinds of pass.
 
     Returns:
-        The vectors, equal to those of one process to float tolerance.
+        The vectors, equal to those of one process within float tolerance.
 
     Raises:
         ConfigError: Ray is not installed or not reachable, or a batch does not fit into a worker's memory.
-        ArtifactError, DataError: as a worker found it.
-        SDAError: Ray gave up.
+        ArtifactError, DataError: errors of a worker.
+        SDAError: the Ray job failed.
     """
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -117,14 +117,14 @@ def embed_with_ray(
 
 @contextmanager
 def _cluster(num_workers: int) -> Generator[None]:
-    """A connection to the cluster; a cluster of this job's own ends with it, and one that was connected before stays."""
+    """Context with a connection to the cluster; a temporary cluster ends with it, an existing connection is kept."""
     import ray  # pyright: ignore[reportMissingImports]
 
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    # a cluster of its own: one core a worker, and no dashboard, which would be a server of its own
+    # temporary cluster: one core per worker, and no dashboard, which would be another server
     own: dict[str, Any] = {} if address else {"num_cpus": num_workers, "include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="error", **own)
@@ -132,7 +132,7 @@ def _cluster(num_workers: int) -> Generator[None]:
         first_line = str(error).strip().split("\n", 1)[0]
         raise ConfigError("RAY_ADDRESS", f"no Ray cluster answers at this address (got {address!r}: {first_line})") from None
     try:
-        # its own bars and its plan are for people who look into Ray; our progress bar and log say the rest
+        # Ray's progress bars and plan are for Ray developers; our progress bar and log suffice
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
         yield
@@ -142,11 +142,11 @@ def _cluster(num_workers: int) -> Generator[None]:
 
 # ------------------------------------------------------------------------------------------ what travels
 def _packed(source: ItemSource, block: Block) -> pa.Table:
-    """A block as one row: ids, and the texts or the encoded images (null where a placeholder is to be shown)."""
+    """A block as one row: ids, and the texts or the encoded images (null for a placeholder)."""
     ids = source.item_ids[block.rows]
     images = [source.store.get(int(item_id)) for item_id in ids] if block.name != "text" else []
     for item_id, expected, image in zip(ids, source.has_image[block.rows], images, strict=False):
-        if expected and image is None:  # a worker could not tell it from an item that has none
+        if expected and image is None:  # a worker could not distinguish it from an item without an image
             problem, advice = "is marked ok, but is not there", "run `dvc repro` to fetch the images again"
             raise ArtifactError(f"image of item {item_id}", problem, advice)
     texts = source.texts(block.rows) if block.name != "image" else []
@@ -162,14 +162,14 @@ def _packed(source: ItemSource, block: Block) -> pa.Table:
 
 
 def _files_of(adapter: Path | None) -> dict[str, bytes] | None:
-    """An adapter's two files, small enough to travel."""
+    """The contents of an adapter's two files, small enough to send."""
     if adapter is None:
         return None
     return {path.name: path.read_bytes() for path in sorted(adapter.glob("adapter_*")) if path.is_file()}
 
 
 class _SentImages:
-    """The images of one block, where they arrived."""
+    """The images of one block, on the worker."""
 
     def __init__(self, images: dict[int, bytes | None]) -> None:
         self._images = images
@@ -184,9 +184,9 @@ class _SentImages:
 
 
 class _Worker:
-    """An actor of the job: loads the model once, then encodes a block a call.
+    """An actor of the job: loads the model once, then encodes a block per call.
 
-    A user's mistake must not look like a lost worker, which Ray would try again for ever: it travels back as a row.
+    A user's mistake is returned as a row, because Ray would treat an exception as a lost worker and retry forever.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class _Worker:
             self._error = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One packed block to its vectors."""
+        """Encode a packed block."""
         (row,) = batch.to_pylist()
         error, vectors, num_full, info = self._error, b"", 0, "{}"
         if error is None:
@@ -246,7 +246,7 @@ class _Worker:
         texts = row["texts"] or [""] * len(ids)
         images: dict[int, bytes | None] = dict(zip(ids.tolist(), row["images"] or [None] * len(ids), strict=True))
         block = ItemSource(ids, texts, self._image_prompt, "", _SentImages(images), "placeholder")
-        if name != self._entered:  # the driver sends all images first, so merging happens about twice in a worker's life
+        if name != self._entered:  # the driver sends all images first, so a worker merges about twice
             self._around.close()
             self._entered = None
             self._around.enter_context(self._encoder.around(name, self._context))
@@ -255,7 +255,7 @@ class _Worker:
 
 
 def _raise_as_found(described: str) -> None:
-    """Raise the error that a worker sent, as what it was there."""
+    """Raise the error that a worker sent, with its original type."""
     if described:
         kind, where, problem, advice = json.loads(described)
         raise getattr(errors, kind)(where, problem, advice)

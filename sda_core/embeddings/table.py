@@ -31,13 +31,13 @@ def embedding_metadata(
     *,
     joint: bool = False,
 ) -> dict[str, str]:
-    """What a file of vectors says about itself: backbone (name, revision, dtype, pooling, ...), adapter, prompts, fusion.
+    """The metadata of a file of vectors: backbone (name, revision, dtype, pooling, ...), adapter, prompts, fusion.
 
     Args:
-        info: of the backbone.
-        params: of the export.
-        prompt_hash: of the item source.
-        adapter_hash: of the adapter's files; ``""`` where there is none.
+        info: description of the backbone.
+        params: section of the export.
+        prompt_hash: hash of the prompts of the item source.
+        adapter_hash: hash of the adapter's files; ``""`` without an adapter.
         dim: width of a modality's vectors, or of the joint ones.
         fused_dim: width of the fused vectors.
         joint: whether image and text went through the backbone in one sequence.
@@ -56,7 +56,7 @@ def embedding_metadata(
 
 
 def _unlike_the_plain_fusion(params: ExportParams, joint: bool) -> dict[str, str]:
-    """The settings of the fusion that are not neutral, without those that a joint pass has no use for."""
+    """The fusion settings that differ from the neutral ones, without those that a joint pass does not use."""
     neutral: dict[str, object] = {"axis_scaling": "none"}
     if not joint:
         neutral |= {"image_weight": 1.0, "text_weight": 1.0, "balance": "none", "with_base": False}
@@ -64,12 +64,12 @@ def _unlike_the_plain_fusion(params: ExportParams, joint: bool) -> dict[str, str
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What :func:`write_embeddings` was told of a file."""
+    """The metadata given to :func:`write_embeddings`."""
     return {key.decode(): value.decode() for key, value in (pq.read_schema(path).metadata or {}).items()}
 
 
 def read_modalities(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image and text vectors of a file, ``(I, D)`` each in the order of the item ids; zeros where an item has none.
+    """Image and text vectors of a file, ``(I, D)`` each, in the order of the item ids; zeros for missing vectors.
 
     Raises:
         ArtifactError: the file is missing or damaged, or lacks one of the two columns.
@@ -101,8 +101,8 @@ def write_embeddings(
     """Write ``item_id, raw_item_id, image_embedding, text_embedding, embedding`` as parquet.
 
     The matrices become ``fixed_size_list<float32>`` columns; ``image_embedding`` is null where ``has_image`` is false, and
-    ``text_embedding`` where ``has_text`` is (None: nowhere).  Vectors made elsewhere may lack one or both of these columns.
-    ``metadata`` goes into the Arrow schema, keys sorted.  Equal arguments give equal bytes (and the same pyarrow version).
+    ``text_embedding`` where ``has_text`` is false (None: never).  Imported vectors may lack one or both of these columns.
+    ``metadata`` is written to the Arrow schema, keys sorted.  Equal arguments and pyarrow versions give equal bytes.
     """
     columns = {
         "item_id": pa.array(np.asarray(item_ids, dtype=np.int32)),
@@ -117,7 +117,7 @@ def write_embeddings(
 
 
 def write_ids_only(path: Path, item_ids: np.ndarray, raw_item_ids: list[str], metadata: Mapping[str, str]) -> None:
-    """Write a table of ids without vectors, for the variant that learns its item vectors from interactions alone."""
+    """Write a table of ids without vectors, for the variant whose item vectors are learned from interactions only."""
     columns = {"item_id": pa.array(np.asarray(item_ids, dtype=np.int32)), "raw_item_id": pa.array(raw_item_ids, pa.string())}
     _write(path, pa.table(columns), metadata)
 
