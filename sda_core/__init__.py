@@ -14,8 +14,8 @@ W     width of a modality embedding
 
 Ids are contiguous ``int32`` from 1; 0 is padding.  Tables are joined by ``item_id``, never by position.
 
-Importing this package makes PEFT know MoDA, so that ``PeftModel.from_pretrained`` loads its adapters; it is free of
-torch nevertheless, because the method is brought in only where PEFT is imported too (before or after).
+Importing this package registers MoDA with PEFT, so that ``PeftModel.from_pretrained`` loads its adapters.  The import does
+not load torch: MoDA is imported only if PEFT is imported too, before or after this package.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +24,7 @@ from sda_core import _peft_hook
 
 try:
     __version__ = version("sda-rec")
-except PackageNotFoundError:  # running from a source tree that was never installed
+except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0+uninstalled"
 
 _peft_hook.install()

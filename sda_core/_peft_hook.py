@@ -1,7 +1,7 @@
-"""Makes PEFT know MoDA as soon as both PEFT and this package are imported, in either order.
+"""Register MoDA with PEFT as soon as both PEFT and this package are imported, in either order.
 
-PEFT 0.21 has no entry points for methods of others, and ``import sda_core`` has to stay free of torch, so it cannot import
-PEFT.  Where that is imported already, the method is registered at once; else right after the first ``import peft``.
+PEFT 0.21 has no entry points for third-party methods, and ``import sda_core`` must not load torch, so it cannot import PEFT.
+If PEFT is imported already, MoDA is registered at once; otherwise right after the first ``import peft``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 
 
 class _PeftFinder:
-    """Lets the other finders find ``peft``, and has their loader register MoDA behind it."""
+    """Finder that delegates the search for ``peft`` to the other finders and makes their loader register MoDA afterwards."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "peft":
@@ -30,12 +30,12 @@ class _PeftFinder:
                     sys.meta_path.remove(self)
                 install()
 
-            spec.loader.exec_module = run_and_register  # of this one loader; a mere search for PEFT uses another
+            spec.loader.exec_module = run_and_register  # on this loader object only; a search without an import gets another one
         return spec
 
 
 def install() -> None:
-    """Register MoDA now, or when PEFT is imported; calling it again does nothing more."""
+    """Register MoDA now, or when PEFT is imported; further calls have no effect."""
     if "peft" in sys.modules:
         importlib.import_module("sda_core.adapters")  # by name: the kernel depends on no higher package
     elif not any(isinstance(finder, _PeftFinder) for finder in sys.meta_path):

@@ -1,12 +1,12 @@
-"""The one file that knows every path and every table schema.
+"""All paths and table schemas of a project, and atomic writing.
 
 * :class:`Workspace` is a frozen dataclass of paths below one root.
-* :class:`Table` is a schema: ``read`` checks presence and columns, ``write`` writes beside and renames, so that a
-  reader never sees half a file.
+* :class:`Table` is a schema: ``read`` checks presence and columns, ``write`` writes a temporary file and renames it, so
+  that a reader never sees an incomplete file.
 * :func:`replace_directory` does the same for a whole directory.
-* :func:`storage` turns a full disk, a read-only folder or a missing permission into one line.
+* :func:`storage` turns a full disk, a read-only folder or a missing permission into an error of one line.
 
-Parquet, safetensors and JSON; nothing here is pickled.
+The formats are Parquet, safetensors and JSON; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------------------- paths
 MANIFEST_NAME = "manifest.json"
-"""Of the list of raw files in their folder."""
+"""Name of the list of raw files in their folder."""
 
 FILE_NAME_PATTERN = r"^[^/\\:\x00-\x1f\x7f.][^/\\:\x00-\x1f\x7f]*$"
-"""A name that stays in its folder (on Windows too, hence no colon) and is not hidden."""
+"""A name that cannot leave its folder (also on Windows, hence no colon) and is not hidden."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Workspace:
 
     @property
     def truth(self) -> Path:
-        """Table :data:`TRUTH`; no other stage than ``control_embeddings`` depends on it."""
+        """Table :data:`TRUTH`; only the stage ``control_embeddings`` depends on it."""
         return self.root / "data" / "truth.parquet"
 
     @property
@@ -109,7 +109,7 @@ class Workspace:
         return self.root / "indexes" / variant
 
     def recommender(self, variant: str, recommender: str) -> Path:
-        """Folder of a recommender: a folder for each seed, and ``history.tsv``, their mean by epoch."""
+        """Folder of a recommender: a folder for each seed, and ``history.tsv``, the mean over seeds by epoch."""
         return self.root / "models" / variant / recommender
 
     def model(self, variant: str, recommender: str, seed: int) -> Path:
@@ -117,7 +117,7 @@ class Workspace:
         return self.recommender(variant, recommender) / str(seed)
 
     def positions(self, variant: str, recommender: str) -> Path:
-        """Table :data:`SEED_POSITIONS`: where each test user's target came, for every seed."""
+        """Table :data:`SEED_POSITIONS`: the position of each test user's target, for every seed."""
         return self.root / "evaluation" / variant / f"{recommender}.parquet"
 
     def metrics(self, variant: str, recommender: str) -> Path:
@@ -126,7 +126,7 @@ class Workspace:
 
     @property
     def comparisons(self) -> Path:
-        """What the trained variants gain, with intervals: flat JSON for ``dvc metrics diff``, written by the report stage."""
+        """Gains of the trained variants, with intervals: flat JSON for ``dvc metrics diff``, written by the report stage."""
         return self.root / "comparisons.json"
 
     @property
@@ -142,22 +142,22 @@ class Workspace:
     # beside the pipeline: ignored by Git and DVC ----------------------------------------------------------
     @property
     def costs(self) -> Path:
-        """What the stages cost, a JSON line a run; see :mod:`sda_core.costs`."""
+        """Costs of the stages, one JSON line per run; see :mod:`sda_core.costs`."""
         return self.root / "costs" / "stages.jsonl"
 
     @property
     def costs_page(self) -> Path:
-        """The page once more, with what the run cost."""
+        """The page of the report with the costs of the run."""
         return self.costs.parent / "report.html"
 
     @property
     def experiments(self) -> Path:
-        """What the scripts in ``experiments/`` leave: tables and plots."""
+        """Tables and plots of the scripts in ``experiments/``."""
         return self.root / "experiments"
 
     @property
     def experiments_page(self) -> Path:
-        """The page once more, with the tables and plots of the experiments."""
+        """The page of the report with the tables and plots of the experiments."""
         return self.experiments / "results" / "report.html"
 
     def resume(self, stage: str, *parts: str) -> Path:
@@ -170,7 +170,7 @@ class Workspace:
 class Table:
     """A parquet table's name and columns.
 
-    Extra columns are allowed only where ``open`` is true (item vectors differ in width and number).
+    Extra columns are allowed only if ``open`` is true (item vectors differ in width and number).
     """
 
     name: str
@@ -217,21 +217,21 @@ class Table:
         return self.scan(path).collect()
 
     def count(self, path: Path) -> int:
-        """The number of rows, which stands in the file's footer; raises as :meth:`scan`."""
+        """The number of rows, read from the file's footer; raises as :meth:`scan`."""
         return int(self.scan(path).select(pl.len()).collect().item())
 
     def metadata(self, path: Path) -> dict[str, str]:
-        """What :meth:`write` was told besides the rows; raises as :meth:`scan`."""
+        """The metadata given to :meth:`write`; raises as :meth:`scan`."""
         self.scan(path)
         return {key: value for key, value in pl.read_parquet_metadata(path).items() if key != "ARROW:schema"}
 
     def write(self, frame: pl.DataFrame, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write a checked table; the bytes depend on nothing but the arguments (and the polars version).
+        """Write a checked table; the bytes depend only on the arguments and the polars version.
 
         Args:
             frame: the rows.
-            path: of the file.
-            metadata: names with texts that go into the file's footer.
+            path: path of the file.
+            metadata: names and texts for the file's footer.
 
         Raises:
             ArtifactError: the frame has another schema.
@@ -248,7 +248,7 @@ TRUTH = Table(
         "raw_item_id": pl.String,
         "attribute": pl.String,
         "value": pl.String,
-        "shown_by": pl.String,  # both, image or text: which modality can show the attribute
+        "shown_by": pl.String,  # both, image or text: the modalities that can show the attribute
         "is_named": pl.Boolean,  # whether this item's text names it
     },
 )
@@ -270,7 +270,7 @@ ITEMS = Table(
     {
         "item_id": pl.Int32,
         "raw_item_id": pl.String,
-        "title": pl.String,  # cleaned text; "" where there is none
+        "title": pl.String,  # cleaned text; "" if missing
         "brand": pl.String,
         "price": pl.String,
         "categories": pl.List(pl.String),  # the first path only
@@ -297,19 +297,19 @@ IMAGES = Table(
 )
 
 EMBEDDINGS = Table("embeddings", {"item_id": pl.Int32, "raw_item_id": pl.String}, open=True)
-"""Besides: ``image_embedding``, ``text_embedding``, ``embedding`` (fused), each ``fixed_size_list<float32>``.
+"""Further columns: ``image_embedding``, ``text_embedding``, ``embedding`` (fused), each ``fixed_size_list<float32>``.
 
-A joint pass has ``embedding`` alone, and so may vectors that were made elsewhere; the variant ``id`` has none of them.
+A joint pass has only ``embedding``, and imported vectors may have only this one; the variant ``id`` has none of them.
 """
 
 NEGATIVES = Table(
     "negatives",
     {
         "user_id": pl.Int32,  # those with a test target, ascending
-        "candidates": pl.Array(pl.Int32, 100),  # distinct item ids, ascending, then zeros where the catalogue was too small
+        "candidates": pl.Array(pl.Int32, 100),  # distinct item ids, ascending, padded with zeros if the catalogue is too small
     },
 )
-"""Its metadata say protocol, seed and the SHA-256 of the candidates."""
+"""The metadata hold the protocol, the seed and the SHA-256 of the candidates."""
 
 POSITIONS = Table(
     "positions",
@@ -317,21 +317,21 @@ POSITIONS = Table(
         "user_id": pl.Int32,
         "target_item_id": pl.Int32,
         "position": pl.Float64,  # 1 = first place, under the tie policy; halves occur under `mean`
-        "candidates": pl.Int32,  # items that were placed, the target included
+        "candidates": pl.Int32,  # number of ranked items, the target included
         "num_better": pl.Int32,  # candidates that score strictly higher than the target
         "num_tied": pl.Int32,  # other candidates that score the same
     },
 )
-"""Of one trained recommender."""
+"""Positions of one trained recommender."""
 
 SEED_POSITIONS = Table("positions", {"seed": pl.Int32, **POSITIONS.columns})
-"""Of every seed of a recommender, sorted by seed in the order of the params, then user; a recommender without a seed has 0."""
+"""Positions for every seed of a recommender, sorted by seed (in the order of the params), then user; 0 without a seed."""
 
 
 # ------------------------------------------------------------------------------------------ writing whole
 @contextmanager
 def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
-    """Say in one line what keeps ``path`` from being written (or read), whichever library found it; other errors pass.
+    """Context that turns errors of the file system at ``path``, from any library, into one line; other errors pass.
 
     Raises:
         StorageError: the disk is full or read-only, a permission is missing, or a folder stands where a file should be.
@@ -347,7 +347,7 @@ def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
 
 
 def _concerned(error: Exception, path: Path, verb: str) -> tuple[str, str]:
-    """Which path an error is about: a folder above ``path``, another file that was read meanwhile, or ``path`` itself."""
+    """The path that an error concerns: a folder above ``path``, another file that was being read, or ``path`` itself."""
     named = failed_path(error)
     if named is None:
         return str(path), verb
@@ -359,10 +359,10 @@ def _concerned(error: Exception, path: Path, verb: str) -> tuple[str, str]:
 
 @contextmanager
 def replace_file(path: Path) -> Generator[Path, None, None]:
-    """Give a temporary path beside ``path`` and rename it into place when the block ends well.
+    """Context that yields a temporary path beside ``path`` and renames it to ``path`` if the block succeeds.
 
     Raises:
-        StorageError: the file cannot be written; what was at ``path`` before stays as it is.
+        StorageError: the file cannot be written; an existing file at ``path`` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage(path):
@@ -370,24 +370,24 @@ def replace_file(path: Path) -> Generator[Path, None, None]:
         _remove_abandoned(path)
         try:
             yield temporary
-            with temporary.open("r+b") as handle:  # Windows syncs only what is open for writing
+            with temporary.open("r+b") as handle:  # Windows syncs only files that are open for writing
                 os.fsync(handle.fileno())
             temporary.replace(path)
         finally:
-            with suppress(OSError):  # it would hide why the block failed
+            with suppress(OSError):  # this error would hide the one of the block
                 temporary.unlink(missing_ok=True)
 
 
 def write_parquet(
     frame: pl.DataFrame, path: Path, *, row_group_size: int | None = None, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write any table, checked by no schema; the file appears whole or not at all.
+    """Write any table atomically, without a check against a schema.
 
     Args:
         frame: the rows.
-        path: of the file.
-        row_group_size: rows of one row group; None: polars decides.
-        metadata: names with texts that go into the file's footer.
+        path: path of the file.
+        row_group_size: rows per row group; None: polars decides.
+        metadata: names and texts for the file's footer.
 
     Raises:
         StorageError: the file cannot be written.
@@ -402,25 +402,25 @@ def write_parquet(
         except pl.exceptions.ComputeError as error:
             if storage_errno(error) is not None:
                 raise
-            # Where a page's header or the footer does not fit on the disk, polars says "transport error" alone.
-            # Python's own writing of the same bytes tells the reason.
+            # If a page header or the footer does not fit on the disk, polars reports only "transport error".
+            # Writing the same bytes with Python gives the reason.
             whole = io.BytesIO()
             write(whole)
             temporary.write_bytes(whole.getvalue())
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of ``path`` that killed processes left; one of a process that lives stays."""
+    """Remove temporary files of ``path`` from killed processes; those of running processes are kept."""
     begin, end = f".{path.name}.", ".tmp"
     for left in path.parent.iterdir():
         number = left.name.removeprefix(begin).removesuffix(end)
         if left.name == f"{begin}{number}{end}" and number.isdigit() and not _lives(int(number)):
-            with suppress(OSError):  # it is only tidied up
+            with suppress(OSError):  # cleaning up is optional
                 left.unlink()
 
 
 def _lives(process: int) -> bool:
-    """Whether a process of this number runs here; on Windows, where asking would end it, always true."""
+    """Whether a process with this id runs here; always true on Windows, where the check would end the process."""
     if os.name == "nt":
         return True
     try:
@@ -434,10 +434,10 @@ def _lives(process: int) -> bool:
 
 @contextmanager
 def replace_directory(path: Path) -> Generator[Path, None, None]:
-    """Give a temporary folder beside ``path`` and rename it into place, in the old one's stead, when the block ends well.
+    """Context that yields a temporary folder beside ``path``; it replaces the folder at ``path`` if the block succeeds.
 
     Raises:
-        StorageError: a file of the folder cannot be written; what was at ``path`` before stays as it is.
+        StorageError: a file of the folder cannot be written; an existing folder at ``path`` is unchanged.
     """
     with storage(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -456,7 +456,7 @@ def replace_directory(path: Path) -> Generator[Path, None, None]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Rename a folder into place; the old one makes way by a rename too, so that neither is ever there in part."""
+    """Replace a folder by another one, by renames only, so that neither is ever visible in part."""
     if not (path.is_dir() or path.is_symlink()):
         new.replace(path)
         return
@@ -474,18 +474,18 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole."""
+    """Write UTF-8 text atomically."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON whole, with stable formatting; a number that is not finite is an error, not ``NaN``."""
+    """Write JSON atomically, with stable formatting; a number that is not finite is an error, not ``NaN``."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def tsv(records: Sequence[DataclassInstance]) -> str:
-    """Records of one dataclass as a table that ``dvc plots`` reads: a header, tabs, empty for None; no text without a record."""
+    """Format records of one dataclass as a table for ``dvc plots``: a header, tabs, empty for None; "" without records."""
     rows = [asdict(record) for record in records]
     lines = ["\t".join(rows[0])] if rows else []
     lines += ["\t".join("" if value is None else str(value) for value in row.values()) for row in rows]
@@ -493,7 +493,7 @@ def tsv(records: Sequence[DataclassInstance]) -> str:
 
 
 def write_tsv(path: Path, records: Sequence[DataclassInstance]) -> None:
-    """Write records as :func:`tsv` gives them."""
+    """Write records in the format of :func:`tsv`."""
     write_text(path, tsv(records))
 
 
@@ -501,7 +501,7 @@ def read_json(path: Path, name: str) -> Any:
     """Read a JSON file of the pipeline.
 
     Raises:
-        ArtifactError: missing or not JSON.
+        ArtifactError: the file is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))

@@ -1,4 +1,4 @@
-"""The checkpoint of an unfinished training: one safetensors file, replaced as a whole, with a fingerprint of its inputs."""
+"""Checkpoints of unfinished training: one safetensors file, replaced atomically, with a fingerprint of its inputs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _log = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
-    """An optimizer of torch, or one that keeps its state in the same way."""
+    """Interface of torch's optimizers, and of others with the same state."""
 
     def state_dict(self) -> dict[str, Any]:
-        """``state``: the tensors of each parameter, by its number."""
+        """The state; key ``state`` holds the tensors of each parameter by its number."""
         ...
 
     def load_state_dict(self, given: dict[str, Any], /) -> None:
-        """Take what :meth:`state_dict` gave."""
+        """Restore a state returned by :meth:`state_dict`."""
         ...
 
 
@@ -34,10 +34,10 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     """Write a checkpoint atomically.
 
     Args:
-        path: the file; its folder is made.
-        tensors: any named tensors (weights, optimizer moments); stored on the CPU, contiguous.
+        path: path of the file; its folder is created.
+        tensors: named tensors (weights, optimizer moments); stored on the CPU, contiguous.
         state: plain JSON values (step, epoch, best score, curve so far).
-        fingerprint: of every input of the run (``sda_core.fingerprint.fingerprint``).
+        fingerprint: hash of every input of the run (``sda_core.fingerprint.fingerprint``).
     """
     plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
     with replace_file(path) as temporary:
@@ -45,15 +45,15 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
 
 
 def load_checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read a checkpoint, or None where there is none of these inputs.
+    """Read a checkpoint, or return None if there is none with this fingerprint.
 
-    A damaged checkpoint, or one of other inputs, is ignored with a log line; training restarts.
+    A damaged checkpoint, or one with another fingerprint, is ignored with a log line; training restarts.
     """
     return _read(path, fingerprint, with_tensors=True)
 
 
 def has_checkpoint(path: Path, fingerprint: str) -> bool:
-    """Whether :func:`load_checkpoint` would find one, judged by the file's header and size, without its tensors."""
+    """Whether :func:`load_checkpoint` would return one, judged by the file's header and size, without reading tensors."""
     return _read(path, fingerprint, with_tensors=False) is not None
 
 

@@ -1,9 +1,9 @@
-"""What the stages of a run cost: seconds, processor time, memory.
+"""Costs of the stages of a run: seconds, processor time, memory.
 
-Such numbers differ from run to run, so they stand in no output of the pipeline: equal runs have equal outputs.  Every stage that
-ends well adds one JSON line to a file that Git and DVC ignore (``Workspace.costs``), and may fail to: a cost that cannot be
-written is told and forgotten.  Stages may run side by side, so a line is appended in one write; who fills the file moves it to
-``*.old.jsonl``, in the older one's place, so there are never more than two of about ``512 KiB``.
+Costs differ from run to run, so they are not part of any output of the pipeline: equal runs have equal outputs.  Every
+successful stage appends one JSON line to a file that Git and DVC ignore (``Workspace.costs``).  If that fails, a warning is
+logged and the stage still succeeds.  Stages may run in parallel, so a line is appended in one write.  The process that fills
+the file renames it to ``*.old.jsonl``, replacing the older one, so there are at most two files of about ``512 KiB``.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from sda_core.errors import ArtifactError
 _log = logging.getLogger(__name__)
 
 _MAX_BYTES = 512 << 10
-_MAX_COUNTS, _MAX_CHARS = 40, 200  # of a line: it is written at once
+_MAX_COUNTS, _MAX_CHARS = 40, 200  # limits of a line, which is appended in one write
 _MIB = 1 << 20
 
 STAGES = (
     "download", "filter", "fetch_images", "train_adapter", "export_embeddings", "control_embeddings", "import_embeddings",
     "build_index", "train_recommender", "draw_negatives", "evaluate", "report",
 )  # fmt: skip
-"""In the order in which they run."""
+"""The stages in the order in which they run."""
 
 _UNITS = {
     "rows_read": "rows", "num_users": "users", "items": "items", "num_items": "items",
     "steps of this run": "steps", "steps": "steps", "epochs": "epochs",
 }  # fmt: skip
-"""What a count is a number of; the first one that a stage has says how fast it was."""
+"""The unit of each count; the speed of a stage is computed from its first count in this order."""
 
 
 # -------------------------------------------------------------------------------------------------- measuring
 @dataclass(frozen=True)
 class Beginning:
-    """When something began: by the calendar, by a clock that only goes forward, and by the processor time used before."""
+    """A starting point: wall-clock date, monotonic clock, and the processor time used before."""
 
     started: datetime
     clock: float
@@ -56,39 +56,39 @@ class Beginning:
 
 
 def beginning_now() -> Beginning:
-    """The beginning of something that begins now."""
+    """A starting point at the current time."""
     return Beginning(datetime.now(UTC), time.perf_counter(), _cpu_seconds())
 
 
 def beginning_at(clock: float) -> Beginning:
-    """The beginning of this process, whose imports count as well.
+    """The start of this process, so that imports are included.
 
     Args:
-        clock: ``time.perf_counter()`` as early as it could be read.
+        clock: ``time.perf_counter()``, read as early as possible.
     """
     return Beginning(datetime.now(UTC) - timedelta(seconds=time.perf_counter() - clock), clock, 0.0)
 
 
 class Run(BaseModel):
-    """What one run of a stage cost.
+    """The cost of one run of a stage.
 
     Attributes:
-        stage: as in ``STAGES``.
-        variant: which item vectors, where the stage has a variant.
-        recommender: which one, where a single one was trained.
-        started: in UTC.
-        seconds: on the wall.
-        cpu_seconds: of the processor, by the process and the ended ones that it started.
-        peak_mib: most memory of the process at a time, None where the system does not say.
-        child_peak_mib: the same of the largest process that it started, None where there was none.
-        gpu_peak_mib: most memory that torch held on the GPU, None without a GPU.
-        counts: what the stage says at its end.
-        cores: that the process may use.
-        threads: of torch, None where it was not needed.
-        processes: of the launch; seconds and memory are those of the first one.
-        cpu: its name.
-        gpu: its name, None where none was used.
-        version: of sda.
+        stage: name as in ``STAGES``.
+        variant: the variant, if the stage has one.
+        recommender: the recommender, if a single one was trained.
+        started: start time in UTC.
+        seconds: wall-clock time.
+        cpu_seconds: processor time of the process and its finished child processes.
+        peak_mib: peak memory of the process; None if the system does not report it.
+        child_peak_mib: peak memory of the largest child process; None without one.
+        gpu_peak_mib: peak memory allocated by torch on the GPU; None without a GPU.
+        counts: the counts that the stage reports at its end.
+        cores: number of cores available to the process.
+        threads: number of torch's threads; None if torch was not imported.
+        processes: number of processes of the launch; seconds and memory are those of the first one.
+        cpu: name of the processor.
+        gpu: name of the GPU; None if none was used.
+        version: version of sda.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
@@ -112,12 +112,12 @@ class Run(BaseModel):
 
     @property
     def whose(self) -> str:
-        """Variant, and recommender where it was a single one; empty for a stage that is there once."""
+        """Variant, and recommender if it was a single one; empty for a stage that runs once."""
         return "/".join(name for name in (self.variant, self.recommender) if name is not None)
 
     @property
     def ended(self) -> datetime:
-        """When it was done."""
+        """The end of the run."""
         return self.started + timedelta(seconds=self.seconds)
 
     @property
@@ -128,7 +128,7 @@ class Run(BaseModel):
 
     @property
     def speed(self) -> tuple[float, str] | None:
-        """How many of what a second; None where no count says so."""
+        """Units per second with the name of the unit; None without a suitable count."""
         for name, unit in _UNITS.items():
             value = self.counts.get(name)
             if isinstance(value, int | float):
@@ -137,18 +137,18 @@ class Run(BaseModel):
 
     @property
     def machine(self) -> str:
-        """What it ran on, in a few words."""
+        """A short description of the machine."""
         parts = [self.cpu, f"{self.cores} {'core' if self.cores == 1 else 'cores'}"]
         return ", ".join(parts if self.gpu is None else [*parts, self.gpu])
 
 
 def measure(begin: Beginning, stage: str, counts: Mapping[str, object]) -> Run:
-    """The cost from a beginning up to now.
+    """The cost from a starting point until now.
 
     Args:
-        begin: of the stage.
+        begin: starting point of the stage.
         stage: its name, with dashes or underscores.
-        counts: what it says at its end; ``variant`` and ``recommender`` in it say whose it is.
+        counts: the counts reported at its end, including ``variant`` and ``recommender`` if it has them.
     """
     variant, recommender = (counts.get(name) for name in ("variant", "recommender"))
     gpu, gpu_peak_mib, threads = _torch()
@@ -173,7 +173,7 @@ def measure(begin: Beginning, stage: str, counts: Mapping[str, object]) -> Run:
 
 
 def _plain(text: str) -> str:
-    """Short, and without the lone surrogates of a strange path."""
+    """Shorten a text and remove lone surrogates, which unusual paths contain."""
     return text[:_MAX_CHARS].encode("utf-8", "replace").decode("utf-8")
 
 
@@ -186,10 +186,10 @@ def _count(value: object) -> int | float | str:
 
 
 def _cpu_seconds() -> float:
-    return sum(os.times()[:4])  # its own and its children's, user and system
+    return sum(os.times()[:4])  # own and children's, user and system
 
 
-# psutil would replace none of this: it knows no peak memory on Linux, no children's peak, and no processor's name.
+# psutil cannot replace this: it has no peak memory on Linux, no peak of child processes, and no name of the processor.
 def _own_peak_mib() -> float | None:
     """Peak memory of this process; on Linux ``getrusage`` also counts the parent's memory at the fork, ``VmHWM`` does not."""
     try:
@@ -225,7 +225,7 @@ def _cpu_name() -> str:
 
 
 def _torch() -> tuple[str | None, float | None, int | None]:
-    """Name of the GPU that was used, its peak memory, and torch's threads; nothing is imported for it."""
+    """Name of the used GPU, its peak memory, and torch's threads; torch is not imported for it."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None, None, None
@@ -237,11 +237,11 @@ def _torch() -> tuple[str | None, float | None, int | None]:
 
 # ---------------------------------------------------------------------------------------------------- keeping
 def keep(run: Run, path: Path) -> None:
-    """Add a run to the file; what goes wrong is told and changes nothing else.
+    """Append a run to the file; a failure is only logged.
 
     Args:
-        run: to be added.
-        path: of the file; its folder is made, the folder's folder is not.
+        run: the run.
+        path: path of the file; its folder is created, but not the folder's parent.
     """
     line = run.model_dump_json().encode() + b"\n"
     try:
@@ -249,12 +249,12 @@ def keep(run: Run, path: Path) -> None:
         with path.open("ab+", buffering=0) as handle:
             if handle.seek(0, os.SEEK_END):
                 handle.seek(-1, os.SEEK_END)
-                if handle.read(1) != b"\n":  # what a full disk or a killed process left
+                if handle.read(1) != b"\n":  # an incomplete line of a full disk or a killed process
                     line = b"\n" + line
             if handle.write(line) != len(line):
                 raise OSError("the disk is full")
             end = handle.tell()
-        if end // _MAX_BYTES != (end - len(line)) // _MAX_BYTES:  # of all writers just one steps over it
+        if end // _MAX_BYTES != (end - len(line)) // _MAX_BYTES:  # exactly one writer crosses the limit
             path.replace(_older(path))
     except OSError as error:
         _log.warning("%s: the cost of %s was not recorded (%s)", path, run.stage, error)
@@ -265,10 +265,10 @@ def _older(path: Path) -> Path:
 
 
 def read(path: Path) -> list[Run]:
-    """All runs that are kept, oldest first; a line that is none is left out with a warning.
+    """All recorded runs, oldest first; an invalid line is skipped with a warning.
 
     Raises:
-        ArtifactError: the file is there and cannot be opened.
+        ArtifactError: the file exists but cannot be opened.
     """
     found: list[Run] = []
     for file in (_older(path), path):
@@ -293,7 +293,7 @@ def read(path: Path) -> list[Run]:
 # ---------------------------------------------------------------------------------------------------- showing
 @dataclass(frozen=True)
 class Latest:
-    """The last run of a stage; ``is_part`` where it ran inside another one, whose cost has it already."""
+    """The last run of a stage; ``is_part`` if it ran inside another one, whose cost includes it."""
 
     run: Run
     is_part: bool
@@ -303,9 +303,9 @@ def latest(runs: Sequence[Run], variants: Sequence[str], recommenders: Sequence[
     """The last run of every stage, variant and recommender, in the order of the pipeline.
 
     Args:
-        runs: oldest first.
-        variants: others are left out.
-        recommenders: others are left out.
+        runs: the runs, oldest first.
+        variants: variants to include.
+        recommenders: recommenders to include.
     """
     last = {(run.stage, run.variant, run.recommender): run for run in sorted(runs, key=lambda run: run.started)}
     places = [{name: place for place, name in enumerate((None, *names))} for names in (variants, recommenders)]
@@ -318,7 +318,7 @@ def read_latest(path: Path, variants: Sequence[str], recommenders: Sequence[str]
     """:func:`latest` of a file.
 
     Raises:
-        ArtifactError: it knows of none, or cannot be read.
+        ArtifactError: the file has no run, or cannot be read.
     """
     rows = latest(read(path), variants, recommenders)
     if not rows:
@@ -337,7 +337,7 @@ def _is_part(run: Run, runs: Iterable[Run]) -> bool:
 
 @dataclass(frozen=True)
 class Total:
-    """Of all stages, parts counted once: seconds add up, and of the memory it is the most that one process had."""
+    """Total of all stages, parts counted once: the sum of the seconds, and the maximum of the memory of one process."""
 
     seconds: float
     cpu_seconds: float
@@ -346,7 +346,7 @@ class Total:
 
 
 def total(rows: Sequence[Latest]) -> Total:
-    """The sums of :func:`latest`."""
+    """The total of the runs returned by :func:`latest`."""
     whole = [row.run for row in rows if not row.is_part]
     return Total(
         seconds=sum(run.seconds for run in whole),
@@ -357,7 +357,7 @@ def total(rows: Sequence[Latest]) -> Total:
 
 
 def table(rows: Sequence[Latest]) -> Iterator[str]:
-    """The lines of ``sda costs``; what ran inside another run is indented, and is not added up."""
+    """The lines of ``sda costs``; a run inside another run is indented and not added to the total."""
     yield f"{'stage':<20} {'variant':<12} {'ended (UTC)':<16} {'seconds':>9} {'CPU s':>9} {'peak MiB':>9}  speed"
     for row in rows:
         run = row.run
@@ -375,7 +375,7 @@ def _or_nothing(mib: float | None) -> str:
 
 
 def as_json(rows: Sequence[Latest]) -> str:
-    """All that is known of the runs, and their total."""
+    """All fields of the runs, and their total."""
     runs = [
         row.run.model_dump(mode="json")
         | {"is_part": row.is_part}

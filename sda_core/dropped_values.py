@@ -1,4 +1,4 @@
-"""Why values of the metadata are dropped, and how many were."""
+"""Reasons for dropping metadata values, and counts by reason."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ REASONS: Mapping[str, Mapping[str, str]] = {
     "description": TEXT_REASONS,
     "image_references": IMAGE_REASONS,
 }
-"""By field, why a value is dropped: a short name and what it means."""
+"""Reasons for dropping a value, by field: short name and meaning."""
 
 
 @dataclass
 class ValueCount:
-    """How many values were used, by field, and dropped, by field and reason."""
+    """Counts of used values by field, and of dropped values by field and reason."""
 
     used: Counter[str] = field(default_factory=Counter[str])
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
 
     def num_dropped(self, name: str) -> int:
-        """Dropped values of a field."""
+        """The number of dropped values of a field."""
         return sum(count for (of, _), count in self.dropped.items() if of == name)
 
     def statistics(self) -> dict[str, int]:
-        """Flat counts, the same names for every file: ``values_used_*``, ``values_dropped_*``, and the latter by reason."""
+        """Flat counts with the same names for every file: ``values_used_*``, ``values_dropped_*``, the latter also by reason."""
         counts: dict[str, int] = {}
         for name, reasons in REASONS.items():
             counts[f"values_used_{name}"] = self.used[name]

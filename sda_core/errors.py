@@ -1,17 +1,17 @@
-"""Everything SDA raises on purpose.
+"""The exceptions of SDA.
 
 ::
 
     SDAError
     ├── ConfigError     params.yaml, a preset or a command-line option is wrong
     ├── ArtifactError   a file of the pipeline is missing, damaged or of another schema
-    ├── DownloadError   a source cannot be reached, or what came back is not the data
-    ├── DataError       the data was read, but cannot be used as asked
+    ├── DownloadError   a source cannot be reached, or its response is not the expected data
+    ├── DataError       the data was read, but cannot be used with these settings
     ├── StorageError    a file cannot be written or read: disk full, read-only, no permission
     └── TrainingError   a training run cannot continue (non-finite loss, nothing to adapt, ...)
 
-A message is one line: where, got, expected, what to do.  The stages print it and exit with 1; every other
-exception is a bug and keeps its traceback.
+A message is one line: where, found, expected, what to do.  The stages print it and exit with 1; every other exception is a
+bug and keeps its traceback.
 """
 
 import errno
@@ -21,15 +21,15 @@ from typing import cast
 
 
 class SDAError(Exception):
-    """Base of all errors that a user can mend.
+    """Base class of all errors that a user can fix.
 
     Args:
         where: the file, parameter or stage concerned, e.g. ``"params.yaml: filter.min_user_interactions"``.
         problem: what was found and what was expected.
-        advice: what to do about it; optional where the problem says it.
+        advice: what to do about it; optional if the problem implies it.
 
     Attributes:
-        known_to_all: every process of the launch raises this error, so it is enough that process 0 says it.
+        known_to_all: whether every process of the launch raises this error, so that only process 0 needs to report it.
     """
 
     known_to_all = False
@@ -53,15 +53,15 @@ class ConfigError(SDAError):
 
 
 class ArtifactError(SDAError):
-    """A file of the pipeline is missing, damaged or has another schema than its reader expects."""
+    """A file of the pipeline is missing or damaged, or has an unexpected schema."""
 
 
 class DownloadError(SDAError):
-    """A source cannot be reached, or what came back is not the data it should be."""
+    """A source cannot be reached, or its response is not the expected data."""
 
 
 class DataError(SDAError):
-    """The data was read, but it cannot be used as asked (empty after filtering, too many bad lines)."""
+    """The data was read, but cannot be used with these settings (empty after filtering, too many bad lines)."""
 
 
 class TrainingError(SDAError):
@@ -92,20 +92,20 @@ _ADVICE = {
     errno.EMFILE: "raise the limit on open files (`ulimit -n`), and run the same command again",
     errno.ENFILE: "raise the limit on open files, and run the same command again",
 }
-"""What to do by error number.  A missing file is not among them: who reads it knows which command makes it."""
+"""Remedies by error number.  A missing file is not included, because its reader knows which command makes it."""
 _ONLY_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 _RUST = re.compile(r"\(os error (\d+)\)")  # polars, safetensors
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy
-_LIBRARY_TEXTS = {  # what FAISS and torch quote in a RuntimeError
+_LIBRARY_TEXTS = {  # texts that FAISS and torch quote in a RuntimeError
     os.strerror(number): number for number in (*sorted(_ONLY_WRITING), errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR)
 }
 
 
 def storage_errno(error: BaseException) -> int | None:
-    """The number of the failed system call behind an exception; None where it is no failure of storage.
+    """The error number of the failed system call behind an exception; None if it is not a storage failure.
 
-    Libraries written in Rust and C++ keep the number in their message only: polars raises ``OSError`` without ``errno`` or
+    Libraries written in Rust and C++ give the number only in the message: polars raises ``OSError`` without ``errno`` or
     ``ComputeError``, safetensors ``SafetensorError``, FAISS and torch ``RuntimeError``.
     """
     if isinstance(error, OSError) and error.errno is not None:
@@ -123,9 +123,9 @@ def storage_errno(error: BaseException) -> int | None:
 
 
 def failed_path(error: BaseException) -> str | None:
-    """The path that a failed system call names; None where it names none.
+    """The path in the error of a failed system call; None if it has none.
 
-    Of a copy it is the one that could not be written: Python names the source first.
+    For a copy that could not be written it is the destination, although Python names the source first.
     """
     if not isinstance(error, OSError):
         return None
@@ -135,12 +135,12 @@ def failed_path(error: BaseException) -> str | None:
 
 
 def storage_error(error: BaseException, where: str, verb: str = "written") -> StorageError | None:
-    """The one line for a failure of storage; None where an exception is none.
+    """Convert an exception to an error of one line; None if it is not a storage failure.
 
     Args:
-        error: what was raised.
+        error: the exception.
         where: the path that could not be used.
-        verb: ``written``, ``read``, or what else could not be done.
+        verb: ``written``, ``read``, or another participle for the failed operation.
     """
     number = storage_errno(error)
     if number is None:

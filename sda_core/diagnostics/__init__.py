@@ -1,4 +1,4 @@
-"""What a trained adapter does inside: measured on a model and a batch, without changing either."""
+"""Diagnostics of a trained adapter, measured on a model and a batch without changing either."""
 
 from __future__ import annotations
 

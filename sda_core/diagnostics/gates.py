@@ -1,4 +1,4 @@
-"""Where a modality's share of an adapter goes: the gate's mass by layer, modality and expert."""
+"""Gate values of an adapter by layer, modality and expert."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sda_core.errors import TrainingError
 
 @dataclass(frozen=True)
 class GateMass:
-    """One modality in one layer.
+    """The gate of one modality in one layer.
 
     Attributes:
-        layer: the adapted module's name.
-        modality: its name.
-        mass: how much each expert counts, E numbers (sum 1; with ``onehot``, 1 for each expert of the modality).
-        num_effective: exponent of the mass's entropy: 1 = one expert does it all, E = all count alike.
+        layer: name of the adapted module.
+        modality: name of the modality.
+        mass: weight of each expert, E values (sum 1; with ``onehot``, 1 for each expert of the modality).
+        num_effective: effective number of experts, the exponential of the entropy: 1 = one expert, E = equal weights.
     """
 
     layer: str

@@ -1,10 +1,10 @@
-"""Do the modalities pull an adapter in different directions?  Cosines between the gradients of their passes.
+"""Gradient conflict between the modalities: cosines between the gradients of their passes.
 
-The loss is one number, but it reaches the shared weights by as many ways as there are modalities: through the vectors of
-the image pass, of the text pass, and so on.  Here each way is walked alone: the loss is taken on detached vectors, and
-each pass is run backward with its own vectors' gradient (so does training, which adds them up; the public code of SDA,
-arXiv 2512.06883, measures the image's way as the loss against detached texts, which is the same).  A cosine below 0 says
-that a step for one modality undoes some of a step for the other.
+The gradient of the loss reaches the shared weights through the vectors of each modality's pass.  Here each pass is measured
+separately: the loss is computed on detached vectors, and each pass runs backward with the gradient of its own vectors.
+Training does the same and sums the results.  The public code of SDA (arXiv 2512.06883) computes the image part as the loss
+against detached texts, which is equal.  A negative cosine means that a step for one modality partly undoes a step for the
+other.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ MATRICES = ("A", "B")
 
 @dataclass(frozen=True)
 class GradientProducts:
-    """Inner products between the modalities' gradients, which add up over layers and matrices.
+    """Inner products between the modalities' gradients, which can be summed over layers and matrices.
 
-    What counts are the low-rank matrices A and B of every adapted layer, all experts of them: the weights that LoRA and
-    MoDA both have and that all modalities share.  The gate's own parameters do not count: LoRA has none, and a modality's
-    row of the embedding gets a gradient from that modality alone, so its cosines would be 0 by construction.
+    They cover the low-rank matrices A and B (all experts) of every adapted layer: the weights that both LoRA and MoDA have and
+    that all modalities share.  The parameters of the gate are excluded: LoRA has none, and a modality's row of the embedding
+    has a gradient from that modality only, so its cosines would be 0 by construction.
 
     Attributes:
         modalities: M names.
         layers: names of the adapted modules, in the model's order.
         products: ``(layers, 2, M, M)`` float64, ``<g_m, g_n>`` of A and of B in each layer.
-        both: ``(layers, M, M)`` int64, how many coordinates of A and B neither gradient leaves at 0.
+        both: ``(layers, M, M)`` int64, the number of coordinates of A and B that are non-zero in both gradients.
     """
 
     modalities: tuple[str, ...]
@@ -45,11 +45,11 @@ class GradientProducts:
     both: Tensor
 
     def cosine(self, layers: str = ".*", matrices: str = "AB") -> Tensor:
-        """Cosines of the gradients of some weights, taken as one long vector: ``(M, M)`` float64.
+        """Cosines of the gradients of some weights, concatenated to one vector: ``(M, M)`` float64.
 
-        Not a number where a modality's gradient is 0 (in A while B is 0, as in a new adapter; in a layer that the
-        modality does not pass).  Exactly 0 where the two share no coordinate, as with ``gate: onehot``, whose modalities
-        own different experts; :meth:`overlap` tells that from gradients that are orthogonal.
+        NaN if a modality's gradient is 0 (in A while B is 0, as in a new adapter; in a layer without a pass of the
+        modality).  Exactly 0 if the two share no coordinate, as with ``gate: onehot``, whose modalities own different
+        experts; :meth:`overlap` distinguishes this from orthogonal gradients.
 
         Args:
             layers: regular expression that must match a layer's full name.
@@ -67,14 +67,14 @@ class GradientProducts:
         return dict(zip(self.layers, _cosine(self.products.sum(dim=1))[:, m, n].tolist(), strict=True))
 
     def norms(self, layers: str = ".*") -> dict[str, float]:
-        """Length of each modality's gradient; raises as :meth:`cosine`."""
+        """Norm of each modality's gradient; raises as :meth:`cosine`."""
         total_MM = self.products[self._rows(layers)].sum(dim=(0, 1))
         return dict(zip(self.modalities, total_MM.diagonal().sqrt().tolist(), strict=True))
 
     def overlap(self, layers: str = ".*") -> Tensor:
-        """Of the coordinates that the sparser of two gradients moves, the share that the other moves too: ``(M, M)``.
+        """Share of the non-zero coordinates of the sparser gradient that are also non-zero in the other one: ``(M, M)``.
 
-        1 for plain LoRA, 0 for disjoint experts, not a number where a gradient is 0; raises as :meth:`cosine`.
+        1 for plain LoRA, 0 for disjoint experts, NaN if a gradient is 0; raises as :meth:`cosine`.
         """
         both_MM = self.both[self._rows(layers)].sum(dim=0).double()
         return both_MM / torch.minimum(both_MM.diagonal()[:, None], both_MM.diagonal()[None, :])
@@ -87,7 +87,7 @@ class GradientProducts:
 
 
 def _cosine(products: Tensor) -> Tensor:
-    """``(..., M, M)`` inner products to cosines, within [-1, 1]; 0 / 0 is not a number."""
+    """Convert ``(..., M, M)`` inner products to cosines, within [-1, 1]; 0 / 0 is NaN."""
     norms = products.diagonal(dim1=-2, dim2=-1).sqrt()
     return (products / norms.unsqueeze(-1) / norms.unsqueeze(-2)).clamp(-1, 1)
 
@@ -100,16 +100,16 @@ def gradient_products(
 ) -> GradientProducts:
     """Measure the gradient of every modality's pass on one batch.
 
-    The model is measured in evaluation mode (no dropout), and is left as it was: modes, gradients, what is trainable.
-    An adapter that was loaded frozen can be measured too.  Passes run twice, first without a graph, so that no two
-    graphs are in memory at once.
+    The model is measured in evaluation mode (no dropout) and restored afterwards: modes, gradients, trainable parameters.
+    A frozen adapter can be measured too.  Passes run twice, first without a graph, so that only one graph is in memory at
+    a time.
 
     Args:
-        model: with MoDA layers, unmerged.
-        passes: by modality, a function that runs the batch through ``model`` and gives vectors ``(B, D)``; row ``i`` is
+        model: a model with MoDA layers, unmerged.
+        passes: by modality, a function that runs the batch through ``model`` and returns vectors ``(B, D)``; row ``i`` is
             the same item in each.  It is called inside ``modality(model, name)``.
-        criterion: the loss of vectors by modality.
-        adapter_name: which adapter.
+        criterion: computes the loss from vectors by modality.
+        adapter_name: name of the adapter.
 
     Raises:
         TrainingError: no such adapter, a merged one, an unknown modality, fewer than two passes, or a loss or gradient that
@@ -158,7 +158,7 @@ def gradient_products(
 
 @contextmanager
 def _measured(model: nn.Module, weights: list[Tensor]) -> Generator[None]:
-    """Evaluation mode and trainable weights, no gradients; all of it is put back."""
+    """Context with evaluation mode, trainable weights and no gradients; the previous state is restored."""
     parameters = list(model.parameters())
     modes = [(module, module.training) for module in model.modules()]
     state = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
