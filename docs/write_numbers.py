@@ -89,7 +89,7 @@ def control_row(root: Path) -> str:
     if not found:
         return ""
     answer = f"NDCG@10 of the true attributes (`oracle`) against `id`: {'; '.join(found)}"
-    return f"| Could that shop show a gain? | {answer} | [its controls](docs/shop.md#the-two-controls) |\n"
+    return f"| Could that shop show a gain? | {answer} | [its controls](docs/results.md#the-controls) |\n"
 
 
 def results_block(root: Path) -> str:

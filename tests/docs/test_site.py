@@ -19,7 +19,7 @@ pytest.importorskip("material", reason="the extra docs is not installed")
 pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
 
 
-PAGES = ["index.html", "results.html", "settings.html", "api/losses.html"]
+PAGES = ["index.html", "results.html", "archive/effect.html", "settings.html", "api/losses.html"]
 THEME = ("aria-hidden-focus", "color-contrast", "landmark-unique", "scrollable-region-focusable")
 """What axe-core finds in Material's own parts: hidden switches, colours and buttons of code blocks."""
 
