@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([
-    *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/archive/*.md"), ROOT / "bench" / "README.md", ROOT / "pretraining" / "README.md",
+    *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/archive/*.md"),
+    ROOT / "bench" / "README.md", ROOT / "pretraining" / "README.md",
     ROOT / "sda_core" / "backbones" / "nano" / "MODEL_CARD.md",
 ])  # fmt: skip
 
