@@ -1,16 +1,16 @@
-"""Which items are head, tail and cold.
+"""Head, tail and cold items.
 
 ============  ==================================================================================================
-train_lt_k    tail: fewer than ``max_count`` interactions in the *training* split (the default: nothing leaks)
+train_lt_k    tail: fewer than ``max_count`` interactions in the *training* split (the default: no leakage)
 pareto        tail: the least popular ``share`` of the catalogue by training counts
 paper         tail: fewer than ``max_count`` interactions over *all* splits, as in the public code of LLM-ESR, LLMEmb
-              and SDA (``*_rest`` rows of a split by time are among them).  A true 5-core has no such item when
-              ``max_count`` is 4: the group is empty, no number exists
+              and SDA (including ``*_rest`` rows of a split by time).  A true 5-core has no such item if
+              ``max_count`` is 4: the group is empty and has no metrics
 ============  ==================================================================================================
 
-Head is what is not tail.  Cold is a training count of 0, whatever the definition of tail; cold items are tail, too.
-Under ``pareto``, items of one count are never torn apart (their order would be arbitrary): of the cuts between counts
-the one nearest to ``share`` is taken, the smaller one when two are equally near.
+Head items are those that are not tail.  Cold items have a training count of 0 under every definition of tail; they are tail,
+too.  Under ``pareto``, items with equal counts stay together (their order would be arbitrary): the cut between counts nearest
+to ``share`` is used, the smaller one if two are equally near.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _counts(item_ids: pl.Series, num_items: int) -> npt.NDArray[np.int64]:
 
 
 def training_counts(interactions: pl.DataFrame, num_items: int) -> npt.NDArray[np.int64]:
-    """Interactions an item has in the training split, shape (I + 1,); index 0 is padding."""
+    """Number of training interactions of each item, shape (I + 1,); index 0 is padding."""
     return _counts(interactions.filter(pl.col("split") == "train")["item_id"], num_items)
 
 
@@ -51,11 +51,11 @@ def catalogue_size(interactions: pl.DataFrame, num_items: int | None = None) -> 
 
     Args:
         interactions: the whole table, all splits.
-        num_items: rows of the items table.  None takes the largest id with an interaction, which is too small where the last
-            items of the catalogue have none.
+        num_items: number of rows of the items table.  None: the largest id with an interaction, which is too small if the
+            last items of the catalogue have none.
 
     Raises:
-        DataError: there are no interactions, or one is with an item beyond the catalogue.
+        DataError: there are no interactions, or one has an item beyond the catalogue.
     """
     if interactions.is_empty():
         raise DataError("interactions", "there are none", "loosen the thresholds of the filter section")
@@ -68,15 +68,15 @@ def catalogue_size(interactions: pl.DataFrame, num_items: int | None = None) -> 
 
 
 def _pareto(counts: npt.NDArray[np.int64], share: float) -> Mask:
-    """The items up to the cut between counts that lies nearest to ``share`` of the catalogue; ``counts`` is (I,)."""
+    """Mask of the items below the cut between counts that is nearest to ``share`` of the catalogue; ``counts`` is (I,)."""
     values, sizes = np.unique(counts, return_counts=True)
     cuts = np.concatenate([[0], np.cumsum(sizes)]) / len(counts)  # share of items in the tail, if cut before value j
-    number = int(np.argmin(np.abs(cuts - share)))  # argmin takes the first, so the smaller cut of two equally near
+    number = int(np.argmin(np.abs(cuts - share)))  # argmin returns the first, so the smaller of two equally near cuts
     return counts < values[number] if number < len(values) else np.ones(len(counts), dtype=np.bool_)
 
 
 def item_groups(interactions: pl.DataFrame, params: TailParams, num_items: int | None = None) -> ItemGroups:
-    """Head, tail and cold items of a data set.
+    """Head, tail and cold items of a dataset.
 
     Args:
         interactions: the whole table, all splits.

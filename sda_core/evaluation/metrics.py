@@ -1,15 +1,14 @@
-"""Hit, NDCG and MRR of one target per user, computed from stored positions alone.
+"""Hit, NDCG and MRR of one target per user, computed from stored positions.
 
-* A position is 1 for the first place.  It is all that a metric sees, so numbers can be computed again without a model.
-* **Ties.**  A target that shares its score with ``t`` others behind ``b`` better ones takes one of the places
-  ``b + 1 .. b + t + 1``: the last one (``pessimistic``), the first one (``optimistic``) or the one in the middle,
+* The first position is 1.  Metrics depend on positions only, so they can be recomputed without a model.
+* **Ties.**  A target that shares its score with ``t`` others after ``b`` better ones has one of the positions
+  ``b + 1 .. b + t + 1``: the last one (``pessimistic``), the first one (``optimistic``) or the middle,
   ``b + 1 + t / 2`` (``mean``: the expectation over random orders of the tied items).
-* **Halves.**  Under ``mean`` the metric is that *of the expected position*, not the expectation of the metric: one
-  number per user can then be stored, and it is the recipe behind the published popularity baselines (S3-Rec, Zhou et
-  al. 2020: zero-based place = items above + half the ties, a hit below k).  Hence ``hit@k`` is ``position < k + 1``:
-  for whole places the usual ``position <= k``; the place between 10 and 11 still counts at k = 10.  The gain is convex
-  in the position, so NDCG and MRR of the expected position never exceed the expectation over the tied orders
-  (McSherry & Najork 2008 give that one).
+* **Half positions.**  Under ``mean`` the metric is that *of the expected position*, not the expectation of the metric: one
+  number per user can be stored, and the published popularity baselines use it (S3-Rec, Zhou et al. 2020: zero-based
+  position = items above + half the ties, a hit below k).  So ``hit@k`` is ``position < k + 1``: for whole positions the
+  usual ``position <= k``; position 10.5 still counts at k = 10.  The gain is convex in the position, so NDCG and MRR of the
+  expected position never exceed the expectation over the tied orders (which McSherry & Najork 2008 compute).
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ def positions_under(num_better: npt.ArrayLike, num_tied: npt.ArrayLike, ties: Ti
     Args:
         num_better: (U,) candidates that score strictly higher than the target.
         num_tied: (U,) other candidates that score the same, the target itself not counted.
-        ties: ``pessimistic`` (behind all tied ones), ``mean`` (in their middle), ``optimistic`` (before them).
+        ties: ``pessimistic`` (after all tied ones), ``mean`` (in their middle), ``optimistic`` (before them).
 
     Returns:
-        (U,) float64, 1 = first place; halves occur under ``mean`` only.
+        (U,) float64, 1 = first position; half positions occur under ``mean`` only.
 
     Raises:
         DataError: a count is negative, or the two differ in length.
@@ -70,12 +69,12 @@ def _checked(positions: npt.ArrayLike, k: int | None) -> Floats:
 
 
 def hits(positions: npt.ArrayLike, k: int) -> Floats:
-    """Per user: 1 where the target is among the first ``k``, else 0; shape (U,).  Halves: see the module."""
+    """Per user: 1 if the target is among the first ``k``, else 0; shape (U,).  Half positions: see the module."""
     return (_checked(positions, k) < k + 1).astype(np.float64)
 
 
 def gains(positions: npt.ArrayLike, k: int) -> Floats:
-    """Per user: ``1 / log2(position + 1)`` among the first ``k``, else 0; shape (U,).
+    """Per user: ``1 / log2(position + 1)`` if the target is among the first ``k``, else 0; shape (U,).
 
     NDCG of a single relevant item (Järvelin & Kekäläinen 2002): the ideal order has it first, so the ideal gain is 1.
     """
@@ -84,7 +83,7 @@ def gains(positions: npt.ArrayLike, k: int) -> Floats:
 
 
 def reciprocals(positions: npt.ArrayLike, k: int | None = None) -> Floats:
-    """Per user: ``1 / position`` (among the first ``k``, else 0, where ``k`` is given); shape (U,)."""
+    """Per user: ``1 / position``; with ``k``, 0 if the target is not among the first ``k``; shape (U,)."""
     array = _checked(positions, k)
     return 1.0 / array if k is None else np.where(array < k + 1, 1.0 / array, 0.0)
 
@@ -110,20 +109,20 @@ def hit(positions: npt.ArrayLike, k: int) -> float:
     """Hit@k, the share of users whose target is among the first ``k`` (= recall@k with one target).
 
     Args:
-        positions: (U,) positions of the targets, 1 = first place; halves allowed (see the module).
+        positions: (U,) positions of the targets, 1 = first position; half positions allowed (see the module).
         k: cut-off, at least 1.
 
     Raises:
-        DataError: there are no positions, or one is under 1 or NaN.
-        ConfigError: ``k`` is under 1.
+        DataError: there are no positions, or one is less than 1 or NaN.
+        ConfigError: ``k`` is less than 1.
     """
     return _mean(hits(positions, k))
 
 
 def ndcg(positions: npt.ArrayLike, k: int) -> float:
-    """NDCG@k with one relevant item: the mean of ``1 / log2(position + 1)`` cut off at ``k``.
+    """NDCG@k with one relevant item: the mean of ``1 / log2(position + 1)``, cut off at ``k``.
 
-    Args and raises: as :func:`hit`.
+    Arguments and errors as for :func:`hit`.
     """
     return _mean(gains(positions, k))
 
@@ -131,6 +130,6 @@ def ndcg(positions: npt.ArrayLike, k: int) -> float:
 def mrr(positions: npt.ArrayLike, k: int | None = None) -> float:
     """Mean reciprocal position, over the whole list or cut off at ``k``.
 
-    Args and raises: as :func:`hit`.
+    Arguments and errors as for :func:`hit`.
     """
     return _mean(reciprocals(positions, k))

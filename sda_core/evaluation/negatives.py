@@ -1,8 +1,8 @@
-"""The negatives of the sampled protocols on disk: drawn once for all variants, hashed, checked on use.
+"""Store the negatives of the sampled protocols: drawn once for all variants, hashed, checked on use.
 
-One table a protocol, :data:`sda_core.artifacts.NEGATIVES`, whose metadata say protocol, seed and the SHA-256 of the negatives
-(:func:`sda_core.evaluation.candidates_hash`).  Positions and metrics that were counted among them carry the same hash, so that
-numbers of other negatives are not taken for comparable ones.  Under ``fullrank`` the table is empty, and nobody reads it.
+There is one table per protocol, :data:`sda_core.artifacts.NEGATIVES`, whose metadata hold protocol, seed and the SHA-256 of
+the negatives (:func:`sda_core.evaluation.candidates_hash`).  Positions and metrics computed with them store the same hash, so
+that results with other negatives are not compared.  Under ``fullrank`` the table is empty and not read.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _ADVICE = "run `dvc repro` to draw them again, or bring params.yaml back"
 
 @dataclass(frozen=True)
 class Negatives:
-    """What the targets of all variants are placed among."""
+    """The items among which the targets of all variants are ranked."""
 
-    table_UN: Ids | None  # rows of evaluated_users; None: every item that a user has not seen
+    table_UN: Ids | None  # rows as in evaluated_users; None: every item that a user has not seen
     sha256: str | None
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What positions and metrics say of them: their hash; nothing where there are none."""
+        """The metadata for positions and metrics: the hash; empty without negatives."""
         return {} if self.sha256 is None else {HASH: self.sha256}
 
 
@@ -45,7 +45,7 @@ def write_negatives(path: Path, interactions: pl.DataFrame, params: EvaluatePara
     """Draw the negatives of a protocol and write them; equal arguments give equal bytes.
 
     Args:
-        path: see ``Workspace.negatives``.
+        path: path of the file; see ``Workspace.negatives``.
         interactions: the whole table, all splits.
         params: protocol and seed.
         num_items: I.
@@ -64,11 +64,11 @@ def write_negatives(path: Path, interactions: pl.DataFrame, params: EvaluatePara
 
 
 def read_negatives(path: Path, interactions: pl.DataFrame, params: EvaluateParams) -> Negatives:
-    """The stored negatives of a protocol; under ``fullrank`` none, and no file is needed.
+    """Read the stored negatives of a protocol; under ``fullrank`` there are none, and no file is needed.
 
     Raises:
-        ArtifactError: the file is missing or damaged, was drawn for another protocol, seed or other users, or its rows are
-            no longer those that were hashed.
+        ArtifactError: the file is missing or damaged, was drawn for another protocol, seed or other users, or its rows do
+            not match their hash.
     """
     if params.protocol == "fullrank":
         return Negatives(None, None)
@@ -86,16 +86,16 @@ def read_negatives(path: Path, interactions: pl.DataFrame, params: EvaluateParam
 
 
 def negatives_of(path: Path) -> dict[str, str]:
-    """What a file of positions says of the negatives they were counted among, as :attr:`Negatives.metadata`."""
+    """The hash of the negatives in the metadata of a positions file, as :attr:`Negatives.metadata`."""
     metadata = SEED_POSITIONS.metadata(path)
     return {HASH: metadata[HASH]} if HASH in metadata else {}
 
 
 def check_same_negatives(paths: Iterable[Path]) -> None:
-    """See that files of positions were counted among the same negatives, as far as they tell.
+    """Check that positions files were computed with the same negatives, as far as they have a hash.
 
     Raises:
-        ArtifactError: two name different ones.
+        ArtifactError: two files have different hashes.
     """
     first: tuple[Path, str] | None = None
     for path in paths:

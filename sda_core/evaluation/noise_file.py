@@ -1,4 +1,4 @@
-"""The noise of whole runs, adapters included, that an experiment measured: of which settings and targets, in a small file."""
+"""The measured noise of whole runs, adapters included, in a small file with the settings and targets it holds for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HASH = r"^[0-9a-f]{16}$"
 
 # ------------------------------------------------------------------------------------------------- which settings
 def at(params: Tree, path: str) -> Any:
-    """What stands under a dotted name; None where nothing does."""
+    """The value under a dotted name; None if there is none."""
     found: Any = params
     for name in path.split("."):
         found = cast("Tree", found).get(name) if isinstance(found, Mapping) else None
@@ -45,27 +45,27 @@ def _without(section: Any, *names: str) -> Any:
 
 
 def has_adapter(params: Tree, variant: str) -> bool:
-    """Whether an adapter is trained for a variant: its own, or the one that a joint variant names."""
+    """Whether an adapter is trained for a variant: its own, or the one that a joint variant uses."""
     return at(params, f"train_adapter.variants.{at(params, f'joint_embeddings.variants.{variant}.of') or variant}") is not None
 
 
 def has_seed(params: Tree, recommender: str) -> bool:
-    """Whether a recommender's training draws random numbers; what is not known does."""
+    """Whether a recommender's training draws random numbers; true for unknown recommenders."""
     return at(params, f"train_recommender.{recommender}.kind") != "pop"
 
 
 def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
-    """The settings that a variant's result in a recommender follows from, but for the seeds of its trainings.
+    """The settings on which a variant's result in a recommender depends, except the training seeds.
 
-    Where raw files lie, how they are fetched, and what sets speed or memory alone are not among them.
+    Locations of raw files, settings of the download, and settings that only affect speed or memory are excluded.
 
     Args:
-        params: the content of a ``params.yaml``, not checked: another version may know other settings.
-        variant: its item vectors.
-        recommender: what was trained on them.
+        params: the content of a ``params.yaml``, not validated, because another version may have other settings.
+        variant: the variant.
+        recommender: the recommender trained on its vectors.
 
     Returns:
-        By dotted name; what the params lack is None.
+        The settings by dotted name; None for missing ones.
     """
     drawn = () if at(params, "evaluate.protocol") == "fullrank" else ("negatives_seed",)
     found = {
@@ -104,7 +104,7 @@ def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
 
 
 def settings_hashes(params: Tree, variant: str, recommender: str) -> dict[str, str]:
-    """:func:`sections`, each as 16 hex digits of the SHA-256 of its JSON."""
+    """Hashes of :func:`sections`: 16 hex digits of the SHA-256 of the JSON of each."""
     return {name: _digest(content) for name, content in sections(params, variant, recommender).items()}
 
 
@@ -113,7 +113,7 @@ def _digest(content: Any) -> str:
 
 
 def targets_hash(positions: pl.DataFrame) -> str:
-    """16 hex digits that tell which users, targets and numbers of candidates a SEED_POSITIONS table has."""
+    """A hash of the users, targets and numbers of candidates in a SEED_POSITIONS table, 16 hex digits."""
     placed = stack(positions)
     table = np.stack([column.astype(np.int64) for column in (placed.user_U, placed.target_U, placed.candidates_U)], axis=1)
     return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()[:16]
@@ -125,10 +125,10 @@ class SeedNoise:
     """Metrics of several runs that differ only in their seeds.
 
     Attributes:
-        seeds: of the adapters, a run each.
-        settings: section to hash, of :func:`settings_hashes`, over all variants and recommenders.
+        seeds: seeds of the adapters, one run each.
+        settings: hash of each section by :func:`settings_hashes`, over all variants and recommenders.
         targets: see :func:`targets_hash`.
-        values: by ``variant/recommender/metric``, a number for each seed.
+        values: by ``variant/recommender/metric``, one value per seed.
     """
 
     seeds: tuple[int, ...]
@@ -137,12 +137,12 @@ class SeedNoise:
     values: Mapping[str, tuple[float, ...]]
 
     def spread(self, variant: str, recommender: str, metric: str) -> Spread | None:
-        """The spread of a metric, e.g. ``tail_ndcg@10``; None where it was not measured."""
+        """The spread of a metric, e.g. ``tail_ndcg@10``; None if it was not measured."""
         found = self.values.get(f"{variant}/{recommender}/{metric}")
         return None if found is None else spread_of_runs(found)
 
     def unlike(self, params: Tree, variant: str, recommender: str) -> list[str]:
-        """The sections of params in which a run differs from the measured ones; empty: the noise fits the run."""
+        """The sections of params in which a run differs from the measured runs; if empty, the noise applies to the run."""
         hashes = settings_hashes(params, variant, recommender)
         return [name for name, digest in hashes.items() if self.settings.get(name) != digest]
 
@@ -156,7 +156,7 @@ def metric_values(
         positions: SEED_POSITIONS table.
         interactions: the whole table, all splits.
         tail: the definition of tail.
-        cutoffs: of the metrics.
+        cutoffs: cut-offs of the metrics.
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
     """
     placed = stack(positions)
@@ -179,15 +179,15 @@ def gather(
     cutoffs: Collection[int],
     num_items: int | None = None,
 ) -> SeedNoise:
-    """The metrics of several runs.
+    """Collect the metrics of several runs.
 
     Args:
         runs: by seed, the SEED_POSITIONS tables by (variant, recommender).
-        settings: of the runs, see :class:`SeedNoise`.
+        settings: settings of the runs, see :class:`SeedNoise`.
         interactions, tail, cutoffs, num_items: see :func:`metric_values`.
 
     Raises:
-        DataError: the runs have not the same targets, or not the same variants and recommenders.
+        DataError: the runs differ in their targets, variants or recommenders.
     """
     values: dict[str, list[float]] = {}
     hashes: set[str] = set()
@@ -207,7 +207,7 @@ def gather(
 
 
 def write(noise: SeedNoise, path: Path) -> None:
-    """Write the file: JSON with a line for each setting and metric, so that Git shows what changed."""
+    """Write the file: JSON with one line per setting and metric, so that Git shows changes."""
     write_text(path, "\n".join(_lines(noise)) + "\n")
 
 
@@ -226,10 +226,10 @@ def _lines(noise: SeedNoise) -> Iterator[str]:
 
 
 def read(path: Path) -> SeedNoise:
-    """Read what :func:`write` wrote.
+    """Read a file written by :func:`write`.
 
     Raises:
-        ArtifactError: missing, or not such a file.
+        ArtifactError: the file is missing or has another format.
     """
     if not path.is_file():
         raise ArtifactError(str(path), "does not exist", f"run `{COMMAND}` to measure it")

@@ -1,17 +1,16 @@
-"""Against which items a user's target is placed.
+"""Protocols of evaluation: the items among which a user's target is ranked.
 
 ============  ==================================================================================================
-fullrank      every item but those of the user's history (the default; the one that orders models rightly,
+fullrank      every item except those of the user's history (the default; it orders models correctly,
               Krichene & Rendle 2020)
-uni100        100 distinct items the user never interacted with, uniform over the catalogue
+uni100        100 distinct items that the user never interacted with, uniform over the catalogue
 pop100        the same, drawn one after another in proportion to training popularity
 ============  ==================================================================================================
 
-Sampled candidates are drawn once per data set, from the interactions, the catalogue and ``negatives_seed`` alone: they do
-not depend on the model, on the order of rows, or on what was drawn for other users.  They are stored
-(:mod:`sda_core.evaluation.negatives`), so every variant meets the same ones (compare :func:`candidates_hash`).  Items of
-*all* of the user's rows are left out, whatever their split, so that neither a validation item nor one that the user took
-after the target is a negative.
+Sampled candidates are drawn once per dataset and depend only on the interactions, the catalogue and ``negatives_seed``: not on
+the model, the order of rows, or the draws for other users.  They are stored (:mod:`sda_core.evaluation.negatives`), so all
+variants use the same ones (compare :func:`candidates_hash`).  Items of *all* of the user's rows in any split are excluded, so
+that neither a validation item nor a later item of the user is a negative.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ NUM_NEGATIVES = 100
 
 
 def evaluated_users(interactions: pl.DataFrame) -> Ids:
-    """Ids of the users that have a test target, ascending; the rows of :func:`candidates` belong to them in this order."""
+    """Ids of the users with a test target, ascending: the order of the rows of :func:`candidates`."""
     return interactions.filter(pl.col("split") == "test")["user_id"].unique().sort().to_numpy().astype(np.int32)
 
 
 def _draw(urn: Ids, own: Ids, num: int, random: np.random.Generator) -> Ids:
-    """Up to ``num`` distinct items of ``urn`` without those of ``own``, ascending.
+    """Draw up to ``num`` distinct items of ``urn`` that are not in ``own``; ascending.
 
-    Drawing from the urn with replacement and keeping each item's first appearance is successive sampling without
-    replacement in proportion to the item's multiplicity.  If that takes too long, it continues from where it is with
-    exponential keys (Efraimidis & Spirakis 2006), which continue the same distribution.
+    Drawing from the urn with replacement and keeping the first occurrence of each item is successive sampling without
+    replacement in proportion to the item's multiplicity.  If that takes too long, the draw continues with exponential keys
+    (Efraimidis & Spirakis 2006), which have the same distribution.
     """
     taken: list[int] = []
     barred = {int(item) for item in own}
@@ -64,7 +63,7 @@ def _draw(urn: Ids, own: Ids, num: int, random: np.random.Generator) -> Ids:
 
 
 def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int, num_items: int | None = None) -> Ids | None:
-    """The negatives that each test user's target is placed among.
+    """The negatives among which each test user's target is ranked.
 
     Args:
         protocol: see the module.
@@ -73,12 +72,12 @@ def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int, num_it
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Returns:
-        None for ``fullrank`` (all items).  Else (U, 100) int32: row i holds the distinct item ids of user
-        ``evaluated_users(interactions)[i]``, ascending, the target not among them.  Where a user has fewer than 100
-        items to draw from, the row has as many as there are and ends in zeros (padding); that is logged.
+        None for ``fullrank`` (all items).  Else (U, 100) int32: row i holds distinct item ids for user
+        ``evaluated_users(interactions)[i]``, ascending, without the target.  If a user has fewer than 100 items to draw
+        from, the row has all of them and is padded with zeros; this is logged.
 
     Raises:
-        DataError: there are no interactions, or one is with an item beyond the catalogue.
+        DataError: there are no interactions, or one has an item beyond the catalogue.
     """
     num_items = catalogue_size(interactions, num_items)
     match protocol:
@@ -88,7 +87,7 @@ def candidates(protocol: Protocol, interactions: pl.DataFrame, seed: int, num_it
             urn = np.arange(1, num_items + 1, dtype=np.int32)
         case "pop100":
             train = interactions.filter(pl.col("split") == "train")
-            urn = np.sort(train["item_id"].to_numpy()).astype(np.int32)  # one ball an interaction; sorted: row order is nothing
+            urn = np.sort(train["item_id"].to_numpy()).astype(np.int32)  # one ball per interaction; sorted: any order of rows
         case _:
             assert_never(protocol)
     users = evaluated_users(interactions)

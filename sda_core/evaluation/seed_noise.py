@@ -1,30 +1,29 @@
-"""Whether two runs lie further apart than two runs that differ only in their seeds.
+"""Seed noise: test whether two runs differ more than two runs that differ only in their seeds.
 
-An interval takes the runs' seeds as they are paired.  Whether a run was reproduced is another question: on a machine that
-rounds differently a training draws the same numbers and gives another model, as another seed would.  The spread between seeds
-says how far apart two such runs may lie.
+A paired interval compares runs with given seeds.  Reproduction is another question: on a machine that rounds differently, the
+same random numbers give another model, as another seed would.  The spread between seeds bounds the difference of two such
+runs.
 
 **The rule.**  Each of two runs has ``S`` seeds.  Let ``s`` be the standard deviation of a metric over seeds, pooled over both
 runs (``2 (S - 1)`` degrees of freedom).  If the runs differ only in their seeds, the difference ``d`` of their means fulfils
 
     ``|d| <= t_{0.975, 2 (S - 1)} * s * sqrt(2 / S)``
 
-in 95 of 100 cases: Student's test for two samples (for seeds as a source of variance Bouthillier et al. 2021, *Accounting for
-Variance in Machine Learning Benchmarks*).  It takes the metric as normal over seeds.
+in 95 of 100 cases: Student's test for two samples (for seeds as a source of variance see Bouthillier et al. 2021, *Accounting
+for Variance in Machine Learning Benchmarks*).  It assumes that the metric is normal over seeds.
 
-**Adapters.**  The seeds of a run's recommenders share its adapter.  A machine that trains another adapter changes more.  Where
-``n`` further runs with adapters of their own were measured (``python -m experiments seed_noise``), ``s`` is the standard
+**Adapters.**  The seeds of a run's recommenders share its adapter.  A machine that trains another adapter changes more.  If
+``n`` further runs with separate adapters were measured (``python -m experiments seed_noise``), ``s`` is the standard
 deviation over them, each a mean over its recommenders' seeds, with ``n - 1`` degrees of freedom; two single runs then differ
 by at most ``t_{0.975, n - 1} * s * sqrt(2)`` (Hahn & Meeker 1991, *Statistical Intervals*, ch. 4).  The ``n`` runs must not
 include the two.
 
-**One user.**  Few seeds can agree by luck, above all on a small tail, where a metric is a count of few hits.  So ``s`` is never
-taken below ``1 / U``, what one of ``U`` users can change.  A recommender without a seed has no noise: any difference is too
-large.
+**One user.**  Few seeds can agree by chance, especially on a small tail, where a metric counts few hits.  So ``s`` is at least
+``1 / U``, the change by one of ``U`` users.  A recommender without a seed has no noise: any difference is too large.
 
-**Many rows.**  Of ``m`` rows ``0.05 m`` lie outside by chance.  The verdict on two whole runs therefore takes p-values adjusted
-by Benjamini & Hochberg (1995): where no row differs, some row is called different in at most 5 of 100 cases (Simes 1986), for
-rows that are independent or depend on one another positively, as Hit and NDCG of one model do.
+**Many rows.**  Of ``m`` rows ``0.05 m`` are outside by chance.  Therefore the verdict on two whole runs uses p-values adjusted
+by Benjamini & Hochberg (1995): if no row differs, at most 5 of 100 comparisons report a difference (Simes 1986), for rows that
+are independent or positively dependent, like Hit and NDCG of one model.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ from sda_core.errors import DataError
 from sda_core.evaluation.significance import Change, benjamini_hochberg
 
 LEVEL = 0.95
-_EQUAL = 1e-12  # metrics that are equal on paper may differ in the last bits
+_EQUAL = 1e-12  # equal metrics may differ in the last bits
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How far a metric of one run spreads over repetitions.
+    """The spread of a metric over repetitions of a run.
 
     Attributes:
         sd: ``s``, the standard deviation over repetitions.
-        degrees: of freedom of ``s``.
-        num_runs: how many repetitions each of the two results is a mean over.
+        degrees: degrees of freedom of ``s``.
+        num_runs: number of repetitions over which each of the two results is a mean.
     """
 
     sd: float
@@ -62,13 +61,13 @@ class Spread:
         return max(self.sd, 1 / num_users) * math.sqrt(2 / self.num_runs)
 
     def band(self, num_users: int) -> float:
-        """The largest difference that the repetitions explain, ``t_{0.975, degrees} * scale``."""
+        """The largest difference within the noise, ``t_{0.975, degrees} * scale``."""
         from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
         return float(stdtrit(self.degrees, (1 + LEVEL) / 2)) * self.scale(num_users)
 
     def p_value(self, difference: float, num_users: int) -> float:
-        """How often repetitions alone make a difference at least as large."""
+        """The probability that repetitions alone give a difference at least as large."""
         from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs]
 
         return 2 * float(stdtr(self.degrees, -abs(difference) / self.scale(num_users)))
@@ -83,7 +82,7 @@ class Spread:
 
 
 def spread_of_runs(values: Sequence[float]) -> Spread:
-    """The spread of whole runs, by one number for each.
+    """The spread of whole runs, from one value per run.
 
     Raises:
         DataError: fewer than two values, or one that is not finite.
@@ -96,7 +95,7 @@ def spread_of_runs(values: Sequence[float]) -> Spread:
 
 
 def spread_of_seeds(change: Change) -> Spread | None:
-    """The spread between the seeds of the two runs themselves; None where each has one seed, or where it is not known."""
+    """The spread between the seeds of the two runs; None if each has one seed, or if the spread is not known."""
     if change.num_seeds < 2 or change.seed_sd is None or change.baseline_seed_sd is None:
         return None
     pooled = math.sqrt((change.seed_sd**2 + change.baseline_seed_sd**2) / 2)
@@ -105,13 +104,13 @@ def spread_of_seeds(change: Change) -> Spread | None:
 
 @dataclass(frozen=True)
 class Judged:
-    """One row of a comparison of two runs, held against the seeds' noise.
+    """One row of a comparison of two runs, compared with the seed noise.
 
     Attributes:
         change: the row.
-        band: the largest difference that the seeds explain; None where no noise was measured.
-        p_value: how often seeds alone make such a difference; None where no noise was measured.
-        p_adjusted: the same for all rows together, see the module.
+        band: the largest difference within the noise; None if no noise was measured.
+        p_value: the probability of such a difference by seeds alone; None if no noise was measured.
+        p_adjusted: the p-value adjusted for all rows, see the module.
     """
 
     change: Change
@@ -126,7 +125,7 @@ class Judged:
 
     @property
     def is_within(self) -> bool | None:
-        """Whether the row by itself is within the noise; None where no noise was measured and the values differ."""
+        """Whether the single row is within the noise; None if no noise was measured and the values differ."""
         if self.is_equal:
             return True
         return None if self.band is None else abs(self.change.difference) <= self.band
@@ -134,43 +133,43 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The rows, and what follows for the two runs as wholes."""
+    """The rows, and the conclusion for the two runs."""
 
     rows: tuple[Judged, ...]
 
     @property
     def measured(self) -> tuple[Judged, ...]:
-        """Rows with a measured noise above 0: those that chance can push out."""
+        """Rows with a measured noise above 0, which can be outside by chance."""
         return tuple(row for row in self.rows if row.band)
 
     @property
     def outside(self) -> tuple[Judged, ...]:
-        """Measured rows that are larger than the noise, each by itself."""
+        """Measured rows that exceed the noise, each tested separately."""
         return tuple(row for row in self.measured if row.is_within is False)
 
     @property
     def different(self) -> tuple[Judged, ...]:
-        """Rows that are too large also in view of the number of rows."""
+        """Rows that differ after adjustment for the number of rows."""
         return tuple(row for row in self.rows if row.p_adjusted is not None and row.p_adjusted < 1 - LEVEL)
 
     @property
     def unknown(self) -> tuple[Judged, ...]:
-        """Rows that differ, and for which no noise was measured."""
+        """Rows that differ and have no measured noise."""
         return tuple(row for row in self.rows if row.is_within is None)
 
     @property
     def outcome(self) -> Literal["same", "different", "unknown"]:
-        """``unknown`` where nothing is too large and some row was not measured."""
+        """The verdict; ``unknown`` if no row is too large and some row was not measured."""
         return "different" if self.different else "unknown" if self.unknown else "same"
 
 
 def judge(changes: Sequence[Change], spreads: Sequence[Spread | None], seedless: Collection[str] = ()) -> Judgement:
-    """Hold the rows of a comparison of two runs against the seeds' noise.
+    """Compare the rows of a comparison of two runs with the seed noise.
 
     Args:
-        changes: of :func:`sda_core.evaluation.compare_runs`.
-        spreads: of each row, None where none was measured.
-        seedless: recommenders whose results depend on no seed.
+        changes: the result of :func:`sda_core.evaluation.compare_runs`.
+        spreads: the spread of each row, None if it was not measured.
+        seedless: recommenders whose results do not depend on a seed.
     """
     p_values: list[float | None] = []
     for change, spread in zip(changes, spreads, strict=True):

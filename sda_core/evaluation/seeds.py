@@ -19,7 +19,7 @@ _AGAIN = "run `dvc repro` to evaluate again"
 
 @dataclass(frozen=True)
 class Stacked:
-    """The positions of one recommender by seed and user; users ascend, seeds are in the order of the table."""
+    """The positions of one recommender by seed and user; users are ascending, seeds in the order of the table."""
 
     seeds: tuple[int, ...]
     user_U: Ids
@@ -32,22 +32,22 @@ class Stacked:
 
         Args:
             metric: ``hit`` or ``ndcg``.
-            cutoff: of the metric.
-            items: ``(I + 1,)`` mask; only users whose target is in it are taken.  None for all users.
+            cutoff: cut-off of the metric.
+            items: ``(I + 1,)`` mask; only users with a target in it are used.  None for all users.
         """
         position_SU = self.position_SU if items is None else self.position_SU[:, items[self.target_U]]
         return per_user(metric, position_SU.ravel(), cutoff).reshape(position_SU.shape)
 
 
 def stack(positions: pl.DataFrame, name: str = "positions") -> Stacked:
-    """Put the seeds of a table side by side.
+    """Arrange the positions of a table by seed and user.
 
     Args:
-        positions: table SEED_POSITIONS, in any order of users; or POSITIONS, which is one seed (0).
-        name: of the table, for messages.
+        positions: table SEED_POSITIONS, in any order of users; or POSITIONS, which has one seed (0).
+        name: name of the table, for messages.
 
     Raises:
-        DataError: a user occurs twice under a seed, or the seeds do not have the same users, targets and candidates.
+        DataError: a user occurs twice under a seed, or the seeds differ in users, targets or candidates.
     """
     seeds = positions["seed"].unique(maintain_order=True).to_list() if "seed" in positions.columns else [0]
     frames = positions.partition_by("seed", maintain_order=True) if "seed" in positions.columns else [positions]
@@ -68,5 +68,5 @@ def stack(positions: pl.DataFrame, name: str = "positions") -> Stacked:
 
 
 def seed_sd(value_SU: Floats) -> float | None:
-    """Standard deviation of the seeds' means, with ``S - 1`` in the denominator; None of one seed."""
+    """Standard deviation of the seeds' means, with ``S - 1`` in the denominator; None for one seed."""
     return float(np.std(value_SU.mean(axis=1), ddof=1)) if len(value_SU) > 1 else None

@@ -1,26 +1,26 @@
-"""How sure a number is, and whether two variants really differ: intervals over users *and* training seeds.
+"""Confidence intervals and tests for metrics and differences of variants, over users *and* training seeds.
 
-A metric is a mean over U users and S seeds, ``x_SU``.  Two things would differ in a repetition: the users and the seeds.
+A metric is a mean over U users and S seeds, ``x_SU``.  A repetition would have other users and other seeds.
 
 * **Users are resampled** (Sakai 2006): the bootstrap draws U users with replacement, the same ones for every seed.
-* **Three seeds cannot be resampled.**  Drawing 3 of 3 with replacement has ten outcomes, its standard deviation is short by
-  ``sqrt((S - 1) / S)``, 18 %, and its tails are those of no distribution.  So the seeds' part is drawn from a model instead:
-  the means of the seeds are taken as normal, and Student's t with ``S - 1`` degrees of freedom says how far the mean of S
-  such numbers lies from the truth when its spread was estimated from the same S.
-* **Together**: ``users' draw + a / sqrt(S) * t(S - 1)``, where ``a`` is the standard deviation of the seeds' means without
-  what chance by user and seed gives them, see :func:`own_seed_sd` (the users' draw contains that already).  The 95 % interval
+* **Three seeds cannot be resampled.**  Drawing 3 of 3 with replacement has ten outcomes, its standard deviation is too small
+  by ``sqrt((S - 1) / S)``, 18 %, and its tails are meaningless.  So the seeds' part is drawn from a model instead: the means
+  of the seeds are assumed to be normal, so the error of the mean of S seeds, with a spread estimated from the same S, follows
+  Student's t with ``S - 1`` degrees of freedom.
+* **Combination**: ``users' draw + a / sqrt(S) * t(S - 1)``, where ``a`` is the standard deviation of the seeds' means without
+  the part due to chance by user and seed (:func:`own_seed_sd`), which the users' draw already contains.  The 95 % interval
   has the 2.5 and 97.5 % quantiles of these sums.
-* **Paired**: a difference of two variants is taken user by user and seed by seed (the first with the first) before
-  anything is drawn.
+* **Pairing**: the difference of two variants is computed user by user and seed by seed (the first with the first) before
+  the draws.
 * ``p`` is the smallest level at which the interval excludes zero, from the same draws, so interval and p-value agree.
-* One seed has no spread: the interval is over users alone.
+* With one seed the interval is over users only.
 
-What it covers: other users like these, and other seeds of the recommenders.  What it cannot cover: other seeds of the
-adapters and of the shop, and seeds whose results are far from normal (three cannot show that).  With three seeds the interval
-is wide where seeds matter, t(2) is 4.3 standard errors on each side; five seeds need 2.8.
+The interval covers other users from the same population and other seeds of the recommenders.  It does not cover other seeds
+of the adapters or the shop, or results that are far from normal over seeds (three seeds cannot show that).  With three seeds
+the interval is wide if seeds matter: t(2) is 4.3 standard errors on each side; for five seeds it is 2.8.
 
-A metric with a cut-off takes few distinct values.  Resampling U users is then a multinomial draw over the distinct values:
-the same distribution, exactly, at a cost that does not grow with U.
+A metric with a cut-off has few distinct values.  Resampling U users is then a multinomial draw over the distinct values: exactly
+the same distribution, at a cost that does not grow with U.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from sda_core.seed import generator
 
 Group = Literal["all", "tail"]
 
-_TAILS = (0.025, 0.975)  # of a 95 % interval
+_TAILS = (0.025, 0.975)  # quantiles of a 95 % interval
 _CHUNK_NUMBERS = 4_000_000  # drawn at a time, to bound the memory
 
 
@@ -56,9 +56,9 @@ def bootstrap_means(values: Floats, num_samples: int, random: np.random.Generato
     """Means of ``num_samples`` resamples (with replacement, of the same size) of ``values``.
 
     Args:
-        values: (U,) one number per user; their order is of no consequence.
+        values: (U,) one value per user, in any order.
         num_samples: number of resamples.
-        random: where the draws come from.
+        random: random generator.
 
     Returns:
         (num_samples,) float64.
@@ -74,21 +74,21 @@ def bootstrap_means(values: Floats, num_samples: int, random: np.random.Generato
     for begin in range(0, num_samples, rows):
         size = min(rows, num_samples - begin)
         drawn = random.multinomial(len(values), counts / len(values), size=size)
-        # einsum and not @: BLAS sums in an order that depends on its threads, and the last bits with it
+        # einsum and not @: in BLAS the order of summation, and so the last bits, depend on the number of threads
         means[begin : begin + size] = np.einsum("sv,v->s", drawn.astype(np.float64), distinct)
     return means / len(values)
 
 
 def own_seed_sd(value_SU: Floats) -> float:
-    """Standard deviation of what a seed moves for all users alike.
+    """Standard deviation of the effect of a seed that is common to all users.
 
-    With ``x_su = m + a_s + b_u + e_su`` the seeds' means spread by ``var(a) + var(e) / U``.  ``var(e)`` is the residual mean
-    square of the two-way layout (Scheffe 1959, ch. 4), known well from ``(S - 1) (U - 1)`` degrees of freedom, so it is taken
-    off: ``var(a) = max(0, s^2 - var(e) / U)``.  A draw of users contains ``b`` and ``e``: their means over the seeds vary by
-    ``var(b) + var(e) / S``.
+    With ``x_su = m + a_s + b_u + e_su`` the seeds' means have the variance ``var(a) + var(e) / U``.  ``var(e)`` is the
+    residual mean square of the two-way layout (Scheffe 1959, ch. 4), estimated well from ``(S - 1) (U - 1)`` degrees of
+    freedom, so it is subtracted: ``var(a) = max(0, s^2 - var(e) / U)``.  A draw of users contains ``b`` and ``e``: their
+    means over the seeds have the variance ``var(b) + var(e) / S``.
 
     Returns:
-        0 with one seed, or where the seeds' means spread by no more than chance by user and seed.
+        0 with one seed, or if the spread of the seeds' means is explained by chance by user and seed.
     """
     num_seeds, num_users = value_SU.shape
     if num_seeds < 2 or num_users < 2:
@@ -100,12 +100,12 @@ def own_seed_sd(value_SU: Floats) -> float:
 
 
 def drawn_means(value_SU: Floats, num_samples: int, random: np.random.Generator) -> Floats:
-    """What the mean over users and seeds could have been; see the module.
+    """Draws of the mean over users and seeds; see the module.
 
     Args:
-        value_SU: ``(S, U)`` a number, or a paired difference, by seed and user.
+        value_SU: ``(S, U)`` values, or paired differences, by seed and user.
         num_samples: number of draws.
-        random: where they come from.
+        random: random generator.
 
     Returns:
         ``(num_samples,)`` float64.
@@ -120,12 +120,12 @@ def drawn_means(value_SU: Floats, num_samples: int, random: np.random.Generator)
     spread = own_seed_sd(value_SU)
     if not spread:
         return user_means
-    levels = (np.arange(num_samples) + 0.5) / num_samples  # every quantile once, in random order: less noise in the tails
+    levels = (np.arange(num_samples) + 0.5) / num_samples  # each quantile once, in random order: less noise in the tails
     return user_means + spread / math.sqrt(num_seeds) * stdtrit(num_seeds - 1, random.permutation(levels))
 
 
 def _seed_margin(value_SU: Floats) -> float | None:
-    """Half the width of the interval that the seeds alone make; None of one seed."""
+    """Half the width of the interval due to the seeds alone; None for one seed."""
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
     num_seeds = len(value_SU)
@@ -136,13 +136,13 @@ def interval(value_SU: Floats, num_samples: int, random: np.random.Generator) ->
     """95 % interval of the mean over users and seeds; see the module.
 
     Args:
-        value_SU: ``(S, U)``, or ``(U,)`` of one seed.
+        value_SU: ``(S, U)``, or ``(U,)`` for one seed.
         num_samples: number of draws.
-        random: where they come from.
+        random: random generator.
 
     Raises:
         DataError: there are no values.
-        ConfigError: ``num_samples`` is under 1.
+        ConfigError: ``num_samples`` is less than 1.
     """
     if num_samples < 1:
         raise ConfigError("evaluate.bootstrap_samples", f"an interval needs at least 1 (got {num_samples})")
@@ -159,10 +159,10 @@ def _interval_and_p_value(value_SU: Floats, num_samples: int, random: np.random.
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for testing several hypotheses at once (Holm 1979): no more than 5 % chance of any false alarm.
+    """P-values adjusted for several hypotheses (Holm 1979): the probability of any false alarm is at most 5 %.
 
     Returns:
-        In the order given: ``max over j <= i of min(1, (n - j) p_(j))`` for the i-th smallest, j from 0.
+        In the given order: ``max over j <= i of min(1, (n - j) p_(j))`` for the i-th smallest, j from 0.
     """
     adjusted = [0.0] * len(p_values)
     highest = 0.0
@@ -173,13 +173,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted so that at most 5 % of those under 0.05 are false alarms, on average (Benjamini & Hochberg 1995).
+    """P-values adjusted so that on average at most 5 % of those below 0.05 are false alarms (Benjamini & Hochberg 1995).
 
-    Where no hypothesis is false this is Simes' test (1986): any false alarm has at most 5 % chance, for p-values that are
-    independent or positively dependent.
+    If all null hypotheses are true this is Simes' test (1986): the probability of any false alarm is at most 5 %, for p-values
+    that are independent or positively dependent.
 
     Returns:
-        In the order given: ``min over j >= i of min(1, n p_(j) / j)`` for the i-th smallest, j from 1.
+        In the given order: ``min over j >= i of min(1, n p_(j) / j)`` for the i-th smallest, j from 1.
     """
     adjusted = [0.0] * len(p_values)
     least = 1.0
@@ -194,10 +194,9 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 class Difference:
     """A paired difference between two evaluations of the same users, mean over seeds and users.
 
-    ``relative`` is None where the baseline scores 0; ``low``, ``high`` (95 % interval of ``difference``) and
-    ``p_value`` are None where no samples were asked for; ``seed_margin`` is half the width that the interval would have if
-    users made none of it, None with one seed; ``seed_sd`` and ``baseline_seed_sd`` (standard deviations of the two
-    values over seeds) are None with one seed.
+    ``relative`` is None if the baseline's metric is 0; ``low``, ``high`` (95 % interval of ``difference``) and ``p_value`` are
+    None if no samples were requested; ``seed_margin`` is half the width of the interval due to the seeds alone, None with one
+    seed; ``seed_sd`` and ``baseline_seed_sd`` (standard deviations of the two values over seeds) are None with one seed.
     """
 
     num_users: int
@@ -245,16 +244,16 @@ def compare(
     """Paired difference of a metric between two evaluations, joined by user and by the seeds' order.
 
     Args:
-        positions: SEED_POSITIONS table of the variant, or what :func:`stack` makes of it.
-        baseline: the same of what it is compared with.
+        positions: SEED_POSITIONS table of the variant, or the result of :func:`stack`.
+        baseline: the same for the baseline.
         metric: ``hit`` or ``ndcg``.
-        cutoff: of the metric.
-        num_samples: draws for the interval and the p-value; 0 for neither.
-        seed: of the draws.
-        items: (I + 1,) mask; only users whose target is in it are compared.  None for all users.
+        cutoff: cut-off of the metric.
+        num_samples: number of draws for the interval and the p-value; 0 for neither.
+        seed: seed of the draws.
+        items: (I + 1,) mask; only users with a target in it are compared.  None for all users.
 
     Returns:
-        None where no user is left.
+        The difference; None if there is no user.
 
     Raises:
         DataError: users, targets, numbers of candidates or of seeds differ, or a user occurs twice.
@@ -291,7 +290,7 @@ def compare(
 class Comparison(Difference):
     """One line of the comparison table: a variant against a baseline under one recommender.
 
-    ``p_adjusted`` is Holm's, over all pairs of variant and baseline of the same recommender, group and metric.
+    ``p_adjusted`` is adjusted by :func:`holm` over all pairs of variant and baseline of the same recommender, group and metric.
     """
 
     recommender: str
@@ -303,7 +302,7 @@ class Comparison(Difference):
     p_adjusted: float | None
 
     def flat(self) -> dict[str, float]:
-        """Scalars under stable names, e.g. ``sasrec/sda_vs_zero_shot/tail_ndcg@10_difference``; what is None is left out."""
+        """Scalars with stable names, e.g. ``sasrec/sda_vs_zero_shot/tail_ndcg@10_difference``; without None values."""
         prefix = "" if self.group == "all" else f"{self.group}_"
         name = f"{self.recommender}/{self.variant}_vs_{self.baseline}/{prefix}{self.metric}@{self.cutoff}"
         values = {
@@ -323,11 +322,11 @@ def flat_comparisons(comparisons: Sequence[Comparison]) -> dict[str, float]:
 
 
 def flat_gains(comparisons: Sequence[Comparison], variants: Sequence[str], baselines: Sequence[str]) -> dict[str, float]:
-    """What variants gain in NDCG over all users, under names that ``dvc metrics diff`` and ``dvc exp show`` print well.
+    """Gains of variants in NDCG over all users, with names that ``dvc metrics diff`` and ``dvc exp show`` print well.
 
     For each variant and baseline ``sasrec/sda_vs_id/ndcg@10_gain`` (the difference), ``..._low`` and ``..._high`` (its 95 %
-    interval) and ``..._clear`` (1 where the interval excludes zero, else 0).  Where every user's NDCG is the same under
-    both, there is nothing to tell (a recommender that looks at no vectors) and the pair is left out.
+    interval) and ``..._clear`` (1 if the interval excludes zero, else 0).  Pairs with equal NDCG for every user are skipped
+    (the recommender does not use vectors).
     """
     flat: dict[str, float] = {}
     for row in comparisons:
@@ -354,11 +353,11 @@ def compare_variants(
 
     Args:
         positions: SEED_POSITIONS tables by (variant, recommender); the order is kept.
-        baselines: variants to compare with, e.g. ``zero_shot`` and ``id``; one that is not among ``positions`` is left
-            out, and no variant is compared with itself.  Two baselines are compared once: the later against the earlier.
-        interactions: the whole table, all splits; says which items are tail.
+        baselines: variants to compare with, e.g. ``zero_shot`` and ``id``; one that is not in ``positions`` is skipped, and
+            no variant is compared with itself.  Two baselines are compared once: the later against the earlier.
+        interactions: the whole table, all splits; determines the tail items.
         params: number of samples, seed, definition of tail.
-        cutoff: of the metrics.
+        cutoff: cut-off of the metrics.
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Raises:
@@ -406,11 +405,11 @@ def compare_variants(
 
 @dataclass(frozen=True, kw_only=True)
 class Change(Difference):
-    """One line of a comparison of two runs: the same variant and recommender, before (``baseline_value``) and now."""
+    """One line of a comparison of two runs: the same variant and recommender in the old (``baseline_value``) and new run."""
 
     variant: str
     recommender: str
-    name: str  # of the metric, e.g. tail_ndcg@10
+    name: str  # name of the metric, e.g. tail_ndcg@10
 
     @property
     def is_clear(self) -> bool:
@@ -419,7 +418,7 @@ class Change(Difference):
 
 
 def excludes_zero(low: float | None, high: float | None) -> bool:
-    """Whether an interval lies on one side of zero; False where there is none."""
+    """Whether an interval is on one side of zero; False without an interval."""
     return low is not None and high is not None and (low > 0.0 or high < 0.0)
 
 
@@ -431,14 +430,14 @@ def compare_runs(
     cutoff: int,
     num_items: int | None = None,
 ) -> list[Change]:
-    """What changed from one run to another, for every variant and recommender that both have, in the order of ``new``.
+    """The changes between two runs, for every variant and recommender that both have, in the order of ``new``.
 
     Args:
         old: SEED_POSITIONS tables by (variant, recommender).
-        new: the same, of the other run.
-        interactions: the whole table, all splits; says which items are tail.  None: no tail numbers.
+        new: the same for the other run.
+        interactions: the whole table, all splits; determines the tail items.  None: no metrics of the tail.
         params: number of samples, seed, definition of tail.
-        cutoff: of the metrics.
+        cutoff: cut-off of the metrics.
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
     Raises:
@@ -460,15 +459,15 @@ def compare_runs(
 def compare_metrics(
     old: Mapping[tuple[str, str], Mapping[str, float]], new: Mapping[tuple[str, str], Mapping[str, float]], cutoff: int
 ) -> list[Change]:
-    """As :func:`compare_runs`, from the flat numbers of ``metrics/``, where positions are not at hand: no intervals.
+    """As :func:`compare_runs`, but from the numbers in ``metrics/``, without positions and so without intervals.
 
     Args:
         old: metrics by (variant, recommender).
-        new: the same, of the other run.
-        cutoff: of the metrics.
+        new: the same for the other run.
+        cutoff: cut-off of the metrics.
 
     Raises:
-        DataError: other numbers of users, or a metric is missing.
+        DataError: the numbers of users differ, or a metric is missing.
     """
     rows: list[Change] = []
     for key in (key for key in new if key in old):

@@ -1,4 +1,4 @@
-"""From counts to positions to the flat numbers of ``metrics/<variant>/<recommender>.json``."""
+"""Convert counts to positions, and positions to the flat metrics of ``metrics/<variant>/<recommender>.json``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _METRICS: tuple[Metric, ...] = ("hit", "ndcg")
 
 
 def score_positions(placed: pl.DataFrame, ties: Ties) -> pl.DataFrame:
-    """Turn counts into the POSITIONS table.
+    """Convert counts to the POSITIONS table.
 
     Args:
         placed: columns ``user_id, target_item_id, num_better, num_tied, candidates``; any order of rows.
@@ -28,7 +28,7 @@ def score_positions(placed: pl.DataFrame, ties: Ties) -> pl.DataFrame:
         POSITIONS table, sorted by user.
 
     Raises:
-        DataError: a column is missing, a user occurs twice, or more items were placed than there were candidates.
+        DataError: a column is missing, a user occurs twice, or more items were ranked than there were candidates.
     """
     missing = [column for column in _PLACED if column not in placed.columns]
     if missing:
@@ -58,14 +58,14 @@ def summarise(
     """The flat metrics of one evaluation, each the mean over seeds.
 
     For all users, and for those whose target is a tail, head or cold item (prefixes ``tail_``, ``head_``, ``cold_``):
-    ``hit@k`` and ``ndcg@k`` for every cut-off, ``mrr``, ``num_users``.  For all users and for tail also, of each ``hit@k`` and
-    ``ndcg@k``, the 95 % interval over users and seeds, ``hit@k_low`` and ``hit@k_high`` (absent where ``bootstrap_samples`` is
+    ``hit@k`` and ``ndcg@k`` for every cut-off, ``mrr``, ``num_users``.  For all users and for tail also, for each ``hit@k`` and
+    ``ndcg@k``, the 95 % interval over users and seeds, ``hit@k_low`` and ``hit@k_high`` (absent if ``bootstrap_samples`` is
     0), and the standard deviation over seeds, ``hit@k_seed_sd`` (absent with one seed); and ``tail_num_items``,
-    ``cold_num_items``.  ``num_seeds`` for all.  An empty group has its ``num_users: 0`` and no other number.
+    ``cold_num_items``.  ``num_seeds`` for all.  An empty group has ``num_users: 0`` and no other metric.
 
     Args:
-        positions: SEED_POSITIONS table, or POSITIONS of one seed.
-        interactions: the whole table, all splits; says which items are tail, head and cold.
+        positions: SEED_POSITIONS table, or POSITIONS for one seed.
+        interactions: the whole table, all splits; determines the tail, head and cold items.
         params: cut-offs, definition of tail, number and seed of the draws.
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
 
