@@ -1,11 +1,11 @@
-"""To and from the formats of others.
+"""Import and export in the formats of other libraries.
 
-* :mod:`~sda_core.exchange.vectors` reads item vectors that were made elsewhere, joined by the shop's own ids.
+* :mod:`~sda_core.exchange.vectors` reads item vectors from a file, joined by the shop's ids.
 * :mod:`~sda_core.exchange.export` writes a shop (interactions with our split, items, one variant's vectors) for MMRec,
-  RecBole or Hugging Face ``datasets``; each format has a module of its own, which says what its reader expects.
+  RecBole or Hugging Face ``datasets``; each format has its own module, which documents the requirements of its reader.
 
-No format is written or read with pickle.  Nothing here needs torch, or the libraries that the files are for.  Importing the
-package imports none of its modules, because the command line wants the names of the formats at once.
+No format uses pickle.  Nothing here needs torch or the target libraries.  Importing the package imports none of its modules,
+so that the command line can list the names of the formats quickly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import StrEnum
 
 
 class Format(StrEnum):
-    """The formats that are written."""
+    """The export formats."""
 
     MMREC = "mmrec"
     RECBOLE = "recbole"

@@ -1,4 +1,4 @@
-"""An export as a whole: its folder is written whole, and only over an older export."""
+"""Write an export: the folder is written atomically, and replaces only an older export."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def export(shop: Shop, target: Format, folder: Path) -> dict[str, Any]:
-    """Write a shop in another library's format, and say in ``sda_export.json`` what it is.
+    """Write a shop in another library's format, with a description in ``sda_export.json``.
 
     Args:
-        shop: what to write.
+        shop: the shop to write.
         target: the format.
-        folder: where; its name becomes the data set's.  An older export there is replaced.
+        folder: the target folder; its name becomes the dataset's.  An older export there is replaced.
 
     Returns:
-        What was written: flat counts and texts.
+        A description of the export: flat counts and texts.
 
     Raises:
-        ConfigError: the folder's name cannot be a data set's, or it holds what is no export.
+        ConfigError: the folder's name is not a valid name of a dataset, or the folder is not an export.
         DataError: the shop cannot be written in this format.
     """
     name = folder.resolve().name

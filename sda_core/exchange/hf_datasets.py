@@ -1,7 +1,7 @@
-"""For Hugging Face ``datasets``: a folder of parquet files that ``load_dataset(FOLDER, CONFIG)`` reads, or the hub.
+"""Export for Hugging Face ``datasets``: a folder of parquet files for ``load_dataset(FOLDER, CONFIG)`` or for the hub.
 
-``README.md`` is the data set's card; its YAML header names the configurations ``interactions`` (the default; its splits are
-ours), ``items`` and ``embeddings``.  An item without a vector has null there.
+``README.md`` is the dataset's card; its YAML header lists the configurations ``interactions`` (the default, with our splits),
+``items`` and ``embeddings``.  Missing vectors are null.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def write_datasets(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
     write_parquet(shop.items, folder / "items.parquet")
     if shop.vectors:
         with replace_file(folder / "embeddings.parquet") as temporary:
-            shutil.copyfile(shop.vectors_file, temporary)  # as it is: with nulls, and with what it says about itself
+            shutil.copyfile(shop.vectors_file, temporary)  # unchanged, with nulls and metadata
     write_text(folder / "README.md", _card(shop, name, list(splits.values())))
     return shop.counts() | {
         f"{theirs}_rows": count for theirs, count in zip(splits.values(), shop.split_counts().values(), strict=True)

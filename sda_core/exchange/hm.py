@@ -1,17 +1,17 @@
-"""The files of Kaggle's competition "H&M Personalized Fashion Recommendations" as a shop in the 2023 format.
+"""Convert the files of Kaggle's competition "H&M Personalized Fashion Recommendations" to a shop in the 2023 format.
 
 ============================  ==================================================================================
 ``articles.csv``              an article is a garment in one colour: names, groups, colour, description
 ``transactions_train.csv``    day, customer, article, price, channel; the shop records days, not times
-``images/0xx/0xxxxxxxxx.jpg`` one photo an article, in a folder of the first three digits; a few articles have none
+``images/0xx/0xxxxxxxxx.jpg`` one photo per article, in a folder of the first three digits; a few articles have none
 ============================  ==================================================================================
 
-An interaction is written once a day, customer and item, with the day at 0:00 UTC, so equal times stay visible to the filter.
-An item has name, groups, colours and description in the fields that a prompt shows.  With ``products`` the colours of a garment
-are one item (the first seven digits of the id), described by the colour that is bought most and shown by its photo, or by that of
-the next colour that has one.
+An interaction is written once per day, customer and item, with the day at 0:00 UTC, so the filter can detect equal times.
+An item has name, groups, colours and description in the fields of the prompt.  With ``products`` the colours of a garment
+are one item (the first seven digits of the id), with the description of the most bought colour, and with its photo or that
+of the next colour that has one.
 
-Ids are ten digits with a leading 0, which tools that read them as numbers drop; shorter ones are filled up again.
+Ids are ten digits with a leading 0, which tools that read them as numbers drop; shorter ids are padded with zeros.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ DETAILS = ("department_name", "index_name", "perceived_colour_master_name", "per
 _OF_ARTICLES = ("article_id", "prod_name", *CATEGORIES, *FEATURES, "detail_desc", *DETAILS)
 _OF_TRANSACTIONS = ("t_dat", "customer_id", "article_id")
 _ID_LENGTH, _PRODUCT_LENGTH = 10, 7
-_ROWS = 500_000  # written at a time
+_ROWS = 500_000  # rows written at a time
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of the competition's rows is taken.
+    """The selected part of the competition's rows.
 
     Attributes:
-        from_date: the first day; None for the first there is.
-        to_date: the last day; None for the last there is.
-        customer_share: of the customers who bought something on these days, 0 to 1, drawn at random.
-        seed: of the draw.
-        products: the colours of a garment are one item.
+        from_date: the first day; None for the first day of the data.
+        to_date: the last day; None for the last day of the data.
+        customer_share: share of the customers who bought something on these days, 0 to 1, drawn at random.
+        seed: seed of the draw.
+        products: whether the colours of a garment are one item.
     """
 
     from_date: datetime.date | None = None
@@ -66,19 +66,19 @@ class Selection:
 def import_hm(source: Path, folder: Path, selection: Selection) -> dict[str, int]:
     """Write ``interactions.jsonl.gz``, ``items.jsonl.gz`` and ``images/`` of a part of the competition's rows.
 
-    Photos are hard links where the file system has them, else copies.
+    Photos are hard links if the file system supports them, else copies.
 
     Args:
         source: the competition's folder, unpacked.
-        folder: where; an older import there is replaced.
-        selection: which part.
+        folder: the target folder; an older import there is replaced.
+        selection: the part to import.
 
     Returns:
-        What was written: interactions, customers, items and images, and the rows whose article is not in ``articles.csv``.
+        Counts of interactions, customers, items and images, and of rows whose article is not in ``articles.csv``.
 
     Raises:
         ConfigError: a file is missing or is not the competition's, the selection is impossible, or the target is in use.
-        DataError: a value cannot be read, or nothing is left.
+        DataError: a value cannot be read, or no row is left.
     """
     _check(folder, selection)
     articles = _articles(source / ARTICLES)
@@ -120,7 +120,7 @@ def _check(folder: Path, selection: Selection) -> None:
 
 # ------------------------------------------------------------------------------------------------- reading
 def _scan(path: Path, columns: Sequence[str]) -> pl.LazyFrame:
-    """Columns of a CSV file, as texts."""
+    """Columns of a CSV file as texts."""
     if not path.is_file():
         advice = "name the folder into which the competition's archive was unpacked"
         raise ConfigError(str(path), "no such file", advice)
@@ -148,7 +148,7 @@ def _damaged(path: Path, error: pl.exceptions.PolarsError) -> DataError:
 
 
 def _articles(path: Path) -> pl.DataFrame:
-    """One row for each article."""
+    """One row per article."""
     frame = _collect(path, _scan(path, _OF_ARTICLES).with_columns(pl.col("article_id").str.zfill(_ID_LENGTH)))
     _check_ids(path, frame)
     twice = frame.filter(pl.col("article_id").is_duplicated())
@@ -192,7 +192,7 @@ def _check_ids(path: Path, frame: pl.DataFrame) -> None:
 
 
 def _photos(folder: Path, rows: pl.DataFrame) -> pl.DataFrame:
-    """Articles by item: those with a photo first, then those bought most.
+    """Articles by item, sorted: those with a photo first, then the most bought.
 
     Raises:
         ConfigError: there is no folder of photos.

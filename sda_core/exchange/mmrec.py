@@ -1,9 +1,9 @@
-"""For MMRec (github.com/enoche/MMRec): the folder ``data/<name>/`` that its ``RecDataset`` reads.
+"""Export for MMRec (github.com/enoche/MMRec): the folder ``data/<name>/`` that its ``RecDataset`` reads.
 
 =======================  =====================================================================================
 ``<name>.inter``         tab-separated ``userID itemID rating timestamp x_label``; ids from 0; ``x_label`` 0 is
-                         training, 1 validation, 2 test; MMRec takes no other into a split, and 3 are our further rows
-                         of the held-out periods
+                         training, 1 validation, 2 test; 3 marks our further rows of the held-out periods, which
+                         MMRec ignores
 ``image_feat.npy``       ``(I, D)`` float32, row = itemID
 ``text_feat.npy``        likewise
 ``i_id_mapping.csv``     tab-separated ``asin itemID``; ``u_id_mapping.csv``: ``user_id userID``; to get ids such as ``007``
@@ -11,9 +11,9 @@
 ``<name>.yaml``          goes to ``src/configs/dataset/``
 =======================  =====================================================================================
 
-MMRec counts users and items by the largest id in ``.inter``, and its models want as many rows of features: every item of
-a shop has an interaction, of whatever split, so the two agree.  It has no notion of an item without an image: such a row
-holds the mean of the others, as its own preprocessing does it.
+MMRec counts users and items by the largest id in ``.inter``, and its models need as many rows of features: every item of
+a shop has an interaction in some split, so the two agree.  MMRec does not support items without an image: such a row is the
+mean of the others, as in its own preprocessing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_mmrec(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
     _write_tsv(item_ids, folder / "i_id_mapping.csv")
     _write_tsv(user_ids, folder / "u_id_mapping.csv")
     features = {column: file for column, file in _FEATURES.items() if column in shop.vectors}
-    if not features and shop.vectors:  # one vector per item, of no modality; MMRec takes it as either
+    if not features and shop.vectors:  # one vector per item without a modality; MMRec accepts it as either
         features = {"embedding": "item_feat.npy"}
     for column, file in features.items():
         with replace_file(folder / file) as temporary, temporary.open("wb") as handle:
@@ -64,7 +64,7 @@ def write_mmrec(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _write_tsv(frame: pl.DataFrame, path: Path) -> None:
-    """Tab-separated, quoted where needed: what ``pandas.read_csv(sep="\\t")`` reads back."""
+    """Write tab-separated values, quoted if needed, for ``pandas.read_csv(sep="\\t")``."""
     with replace_file(path) as temporary:
         frame.write_csv(temporary, separator="\t", quote_style="necessary")
 

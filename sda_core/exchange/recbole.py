@@ -1,18 +1,18 @@
-"""For RecBole (recbole.io): a folder of its atomic files.
+"""Export for RecBole (recbole.io): a folder of its atomic files.
 
 ==================================  ========================================================================
 ``<name>.inter``                    all interactions, the split as a last column
 ``<name>.train.inter`` and so on    the split, for general models: ``benchmark_filename: [train, valid, test]``
-``<name>.seq_train.inter``, ...     the same for sequential models, which want ``item_id_list`` ready in such
-                                    files: one row a target, with the items that came before
+``<name>.seq_train.inter``, ...     the same for sequential models, which need ``item_id_list`` in such files:
+                                    one row per target, with the items before it
 ``<name>.item``                     title, brand, categories
 ``<name>.itememb``                  ``iid`` and vectors as ``float_seq``
 ``<name>.yaml``                     for general models; ``<name>_sequential.yaml`` for the others
 ==================================  ========================================================================
 
-Ids are the shop's own.  RecBole splits sequences at spaces, reads its files with ``pandas`` and takes what that takes for a
-missing value (``NA``, ``null``, ...) as one; so white space, quotation marks, ``%`` and such whole ids are percent-encoded
-(``urllib.parse.unquote`` brings them back).
+Ids are those of the shop.  RecBole splits sequences at spaces and reads its files with ``pandas``, which treats some ids
+(``NA``, ``null``, ...) as missing values.  So white space, quotation marks, ``%`` and such ids are percent-encoded
+(``urllib.parse.unquote`` decodes them).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sda_core.artifacts import replace_file, write_text
 from sda_core.errors import DataError
 from sda_core.exchange.shop import Shop
 
-MAX_ITEM_LIST_LENGTH = 50  # RecBole's default; a history in a seq_ file holds so many of the latest items
+MAX_ITEM_LIST_LENGTH = 50  # RecBole's default; number of latest items of a history in a seq_ file
 
-# What pandas reads as a missing value, and RecBole's padding.
+# Values that pandas reads as missing, and RecBole's padding.
 _NOT_TEXT = frozenset(
     [
         *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL"),
@@ -44,7 +44,7 @@ _VECTORS = {"image_embedding": "image_emb", "text_embedding": "text_emb", "embed
 
 
 def token(raw: str) -> str:
-    """An id as RecBole's files hold it; ``urllib.parse.unquote`` is the way back.
+    """Encode an id for RecBole's files; ``urllib.parse.unquote`` decodes it.
 
     Raises:
         DataError: the id is empty.
@@ -64,7 +64,7 @@ def write_recbole(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
     """Write the folder; see the module's docstring.
 
     Raises:
-        DataError: an id that cannot be written.
+        DataError: an id cannot be written.
     """
     items = shop.items.with_columns(token=_tokens(shop.items["raw_item_id"]))
     users = shop.users.with_columns(token=_tokens(shop.users["raw_user_id"]))
@@ -95,13 +95,13 @@ def write_recbole(shop: Shop, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
-    """Tab-separated, quoted where needed: what ``pandas.read_csv(delimiter="\\t")`` reads back."""
+    """Write tab-separated values, quoted if needed, for ``pandas.read_csv(delimiter="\\t")``."""
     with replace_file(path) as temporary:
         frame.write_csv(temporary, separator="\t", quote_style="necessary")
 
 
 def _sequences(rows: pl.DataFrame, split: str) -> pl.DataFrame:
-    """One row a target of a split, with what its user had before; a target without a history is left out."""
+    """One row per target of a split, with the user's previous items; targets without a history are skipped."""
     known = rows.filter(pl.col("split").is_in([*_HISTORY[split], split]))
     users, items = known["user_id"].to_numpy(), known["item"].to_list()
     first = np.searchsorted(users, users)  # row of each user's oldest interaction: the rows are sorted by user
@@ -116,7 +116,7 @@ def _sequences(rows: pl.DataFrame, split: str) -> pl.DataFrame:
 
 
 def _items(items: pl.DataFrame) -> pl.DataFrame:
-    """Texts without line breaks and tabs; a category is one token, with underscores for its spaces."""
+    """Items with texts without line breaks and tabs; a category is one token, with underscores for spaces."""
 
     def plain(column: str, space: str = " ") -> pl.Expr:
         return pl.col(column).str.replace_all(r"\s+", space)
@@ -131,7 +131,7 @@ def _items(items: pl.DataFrame) -> pl.DataFrame:
 
 
 def _embeddings(shop: Shop, tokens: pl.Series, vectors: dict[str, str]) -> pl.DataFrame:
-    """Shortest decimal numbers that give the same float32 back."""
+    """Vectors as the shortest decimal numbers that round-trip to the same float32."""
     made = {"iid:token": tokens}
     for column, header in vectors.items():
         matrix = shop.vectors[column]

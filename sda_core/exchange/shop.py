@@ -1,4 +1,4 @@
-"""``Shop``: the tables of a finished run and one variant's item vectors, which every export format is written from."""
+"""``Shop``: the tables of a finished run and one variant's item vectors, the source of every export format."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Shop:
     interactions: pl.DataFrame  # table INTERACTIONS
     items: pl.DataFrame  # table ITEMS, by item id
     users: pl.DataFrame  # table USERS, by user id
-    vectors: Mapping[str, np.ndarray]  # by column: (I, D) float32, row r of item id r + 1; nothing for a variant of ids
-    has_vector: Mapping[str, np.ndarray]  # by column: (I,) bool; the other rows hold the mean of these
+    vectors: Mapping[str, np.ndarray]  # by column: (I, D) float32, row r for item id r + 1; empty for the variant with ids only
+    has_vector: Mapping[str, np.ndarray]  # by column: (I,) bool; the other rows are the mean of these
     vectors_file: Path  # table EMBEDDINGS
 
     @staticmethod
     def read(workspace: Workspace, variant: str) -> Shop:
-        """The tables of a finished run.
+        """Read the tables of a finished run.
 
         Raises:
-            ArtifactError: a file is missing or damaged, or the vectors are of other items than the table.
+            ArtifactError: a file is missing or damaged, or the vectors are for other items than the table.
         """
         items = ITEMS.read(workspace.items).sort("item_id")
         path = workspace.embeddings(variant)
@@ -56,12 +56,12 @@ class Shop:
         )
 
     def split_counts(self) -> dict[str, int]:
-        """Interactions by split, in the order of :data:`SPLITS`; a split without any is left out."""
+        """Number of interactions by split, in the order of :data:`SPLITS`, without empty splits."""
         counts = dict(self.interactions.group_by("split").len().iter_rows())
         return {split: counts[split] for split in SPLITS if split in counts}
 
     def counts(self) -> dict[str, int]:
-        """What there is, for the closing line and the description of an export."""
+        """Counts for the closing line and the description of an export."""
         counts = {"users": len(self.users), "items": len(self.items), "interactions": len(self.interactions)}
         missing = {f"items_without_{name}": int((~has).sum()) for name, has in self.has_vector.items()}
         return counts | {name: number for name, number in missing.items() if number}

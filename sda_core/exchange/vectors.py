@@ -1,17 +1,17 @@
-"""Item vectors that were made elsewhere: read, checked, and joined to the shop's items by their own ids.
+"""Import item vectors: read and check them, and join them to the shop's items by id.
 
-Two forms are read:
+Two forms are supported:
 
 * **a parquet file** with one column of ids (strings, or whole numbers) and at least one column of vectors (lists of numbers,
-  of fixed or of one common size);
-* **a folder** of ``.npy`` matrices and a list that says which item each row is: ``ids.txt`` with one id a line, or MMRec's
-  ``i_id_mapping.csv``.  A matrix is called as the column would be (``embedding.npy``), or as MMRec calls it
-  (``image_feat.npy``, ``text_feat.npy``).
+  of fixed or equal size);
+* **a folder** of ``.npy`` matrices and a list of the items of the rows: ``ids.txt`` with one id per line, or MMRec's
+  ``i_id_mapping.csv``.  A matrix has the name of the column (``embedding.npy``), or MMRec's name (``image_feat.npy``,
+  ``text_feat.npy``).
 
-The names of the columns stand in the params.  What is checked, each with one line that names an item: an id twice, a row
-without an id, vectors of different widths, values that are not finite.  Rows of other items are left out and counted: the
-file may describe a whole catalogue of which the filter kept a part.  **A row of zeros is no vector**: many tools write it
-for an item that they had nothing for, and it has no direction.
+The params give the names of the columns.  Errors are reported in one line with an item: duplicate ids, rows without an id,
+vectors of different widths, values that are not finite.  Rows of other items are skipped and counted, because the file may
+cover a whole catalogue of which the filter kept a part.  **A row of zeros counts as a missing vector**: many tools write it
+for items without input, and it has no direction.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sda_core.errors import ArtifactError, DataError
 from sda_core.params import ImportEmbeddingsParams
 from sda_core.unit_rows import unit_rows
 
-_ROWS = 8192  # that are looked at at a time
+_ROWS = 8192  # rows checked at a time
 _IDS, _MMREC_IDS = "ids.txt", "i_id_mapping.csv"
 _MMREC_NAMES = {"image_embedding": "image_feat", "text_embedding": "text_feat"}
 
@@ -38,16 +38,16 @@ _MMREC_NAMES = {"image_embedding": "image_feat", "text_embedding": "text_feat"}
 class ForeignVectors:
     """Vectors by item: row r of every matrix belongs to item id r + 1."""
 
-    image: np.ndarray | None  # (I, D) float32, as it came; None where there was no such column
-    text: np.ndarray | None  # (I, D) float32; its own width
-    embedding: np.ndarray | None  # (I, D) float32, complete; None where there are both images and texts to be fused
-    has_image: np.ndarray  # (I,) bool, where a row of `image` counts
+    image: np.ndarray | None  # (I, D) float32, unchanged; None without such a column
+    text: np.ndarray | None  # (I, D) float32; the width may differ
+    embedding: np.ndarray | None  # (I, D) float32, complete; None if images and texts are still to be fused
+    has_image: np.ndarray  # (I,) bool, whether a row of `image` is valid
     has_text: np.ndarray
-    num_missing: int  # items without a vector of their own: they have the mean of the others
+    num_missing: int  # items without a vector, which get the mean of the others
     num_other: int  # rows of items that are not in the shop
 
     def metadata(self, source: str, fusion: str, normalized: bool, embedding_dim: int) -> dict[str, str]:
-        """What the file of an imported variant says about itself."""
+        """The metadata for the file of an imported variant."""
         return {
             "imported_from": source,
             "imported_missing_items": str(self.num_missing),
@@ -71,14 +71,14 @@ class _Column:
         return DataError(str(self.where), f"{self.name!r} {text}", advice)
 
     def place(self, vectors_nD: np.ndarray, places_n: np.ndarray, raw_item_ids: Sequence[str]) -> None:
-        """Take rows in; ``places_n`` are rows of the result.
+        """Store rows; ``places_n`` are their indices in the result.
 
         Raises:
-            DataError: another width than before, or values that are not finite.
+            DataError: the width differs from previous rows, or values are not finite.
         """
         if not len(places_n):
             return
-        with np.errstate(over="ignore"):  # what float32 cannot hold is not finite
+        with np.errstate(over="ignore"):  # overflow in float32 gives infinity, which is rejected
             vectors_nD = np.asarray(vectors_nD, dtype=np.float32)
         finite_n = np.isfinite(vectors_nD).all(axis=1)
         if not finite_n.all():
@@ -93,14 +93,14 @@ class _Column:
         self.known[places_n] = vectors_nD.any(axis=1)
 
     def filled(self) -> np.ndarray:
-        """The matrix, with the mean of the known rows in the others."""
+        """The matrix, with missing rows replaced by the mean of the others."""
         assert self.matrix_ID is not None
         self.matrix_ID[~self.known] = self.matrix_ID[self.known].mean(axis=0, dtype=np.float64)
         return self.matrix_ID
 
 
 class _Join:
-    """Which row of the result an id has; refuses an id that occurs twice."""
+    """Maps ids to rows of the result; rejects duplicate ids."""
 
     def __init__(self, where: Path, raw_item_ids: Sequence[str]) -> None:
         self.where = where
@@ -112,10 +112,10 @@ class _Join:
         self.example = ""
 
     def places(self, ids: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Of the rows that are items of the shop: their numbers among ``ids``, and their places in the result.
+        """For the rows that are items of the shop: their indices in ``ids`` and in the result.
 
         Raises:
-            DataError: a row without an id, or an item for the second time.
+            DataError: a row has no id, or an id occurs twice.
         """
         rows, places = [], []
         for row, raw in enumerate(ids):
@@ -136,21 +136,21 @@ class _Join:
 
 
 def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddingsParams, normalize: bool) -> ForeignVectors:
-    """Read item vectors that were made elsewhere.
+    """Read item vectors from a file or folder.
 
     Args:
-        path: a parquet file, or a folder; see the module's docstring.
-        raw_item_ids: the shop's ids of its items, row r of item id r + 1.
-        params: the names of the columns, and how many items may be without a vector.
-        normalize: bring ``embedding`` to unit length, as ``export_embeddings.normalize`` does for vectors made here.
+        path: a parquet file or a folder; see the module's docstring.
+        raw_item_ids: the shop's ids of its items, row r for item id r + 1.
+        params: the names of the columns, and the maximum number of items without a vector.
+        normalize: whether to scale ``embedding`` to unit length, as ``export_embeddings.normalize`` does for other vectors.
 
     Returns:
-        The vectors.  A single kind of vector is the ``embedding`` too; with images and texts alone, the two are yet to be
-        fused.
+        The vectors.  A single kind of vector is also the ``embedding``; if there are only images and texts, the caller must
+        fuse them.
 
     Raises:
         ArtifactError: there is no such file, or it cannot be read.
-        DataError: its contents do not fit; the message names the item.
+        DataError: the contents do not fit; the message names the item.
     """
     join = _Join(path, raw_item_ids)
     names = {
@@ -232,7 +232,7 @@ def _read_parquet(path: Path, join: _Join, names: Mapping[str, str], item_column
 
 
 def _texts(path: Path, name: str, column: pa.Array) -> list[str | None]:
-    """Ids as texts; whole numbers are written out."""
+    """Ids as texts; whole numbers become their digits."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary_decode()
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
@@ -242,8 +242,8 @@ def _texts(path: Path, name: str, column: pa.Array) -> list[str | None]:
 
 
 def _matrix(column: _Column, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that are there as a matrix, and which these are."""
-    if isinstance(array, pa.ExtensionArray):  # a tensor of fixed shape is a list underneath
+    """The non-null rows as a matrix, and their indices."""
+    if isinstance(array, pa.ExtensionArray):  # a fixed-shape tensor is stored as a list
         array = array.storage
     kind = array.type
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -280,7 +280,7 @@ def _read_folder(path: Path, join: _Join, names: Mapping[str, str]) -> dict[str,
 
 
 def _load(file: Path, num_ids: int) -> np.ndarray:
-    """A matrix, looked at where it lies."""
+    """A memory-mapped matrix."""
     try:
         matrix = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -293,7 +293,7 @@ def _load(file: Path, num_ids: int) -> np.ndarray:
 
 
 def _ids(folder: Path) -> list[str]:
-    """Which item each row is."""
+    """The item id of each row."""
     plain, mapping = folder / _IDS, folder / _MMREC_IDS
     try:
         if plain.is_file():
@@ -310,7 +310,7 @@ def _ids(folder: Path) -> list[str]:
 
 
 def _mapped(mapping: Path) -> Iterator[str]:
-    """The ids of MMRec's table in the order of its numbers, which run from 0."""
+    """The ids in MMRec's table in the order of its numbers, which start at 0."""
     table = pl.read_csv(mapping, separator="\t", infer_schema=False)
     if table.width != 2 or "itemID" not in table.columns:
         raise DataError(str(mapping), f"should have two columns, one of them itemID (got {', '.join(table.columns)})")
