@@ -1,4 +1,4 @@
-"""A finished run, opened once and asked many times."""
+"""Read-only access to a finished run: items, images, vectors and recommenders."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from sda_core.image_store import ImageStore
 from sda_core.item_vectors import read_vectors
 from sda_core.params import Params, load_params
 
-if TYPE_CHECKING:  # torch, which a look at items does not need
+if TYPE_CHECKING:  # imports torch, which listing items does not need
     from sda_core.explore.text_encoder import TextEncoder
 
 Vectors = Literal["fused", "text", "image"]
-"""Which of an item's vectors: the one that recommenders get, or that of one modality."""
+"""The kind of an item's vector: fused, as for recommenders, or of one modality."""
 
 VECTORS: tuple[Vectors, ...] = get_args(Vectors)
 _COLUMNS = {"fused": "embedding", "text": "text_embedding", "image": "image_embedding"}
@@ -34,7 +34,7 @@ Found = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class ShownItem:
-    """What is shown of an item."""
+    """The displayed fields of an item."""
 
     item_id: int
     raw_item_id: str
@@ -49,7 +49,7 @@ class ShownItem:
 
 
 class FinishedRun:
-    """The items, images, vectors and recommenders of a project folder; each is read when it is first needed.
+    """The items, images, vectors and recommenders of a project folder, each read on first use.
 
     Args:
         root: the project folder.
@@ -66,18 +66,18 @@ class FinishedRun:
         self.items = {row[0]: ShownItem(*row) for row in columns.iter_rows()}
         self._vectors: dict[tuple[str, Vectors], np.ndarray] = {}
         self._encoders: dict[str, TextEncoder] = {}
-        self._one_pass = threading.Lock()  # a merged adapter changes the weights during a pass; a page has several visitors
+        self._one_pass = threading.Lock()  # a merged adapter changes the weights during a pass; several users share them
 
     @cached_property
     def _images(self) -> ImageStore:
         return ImageStore(self.workspace.images)
 
     def image(self, item_id: int) -> bytes | None:
-        """An item's encoded image; None where it has none."""
+        """An item's encoded image; None if it has none."""
         return self._images.get(item_id)
 
     def variants(self) -> list[str]:
-        """The variants of ``params.yaml`` that have vectors on disk, in their order.
+        """The variants of ``params.yaml`` that have vectors on disk, in the order of the params.
 
         Raises:
             ArtifactError: there is none.
@@ -89,7 +89,7 @@ class FinishedRun:
         return found
 
     def vectors(self, variant: str, which: Vectors) -> np.ndarray:
-        """``(I + 1, D)``, row r is item r; zero where an item has no such vector.
+        """``(I + 1, D)``, row r for item r; zero for an item without such a vector.
 
         Raises:
             ArtifactError: the file is missing or damaged, or has no such vectors.
@@ -104,22 +104,22 @@ class FinishedRun:
         if vectors is None:
             raise ArtifactError(str(path), "has no item vectors", "name another variant")
         absent = EMBEDDINGS.scan(path).filter(pl.col(column).is_null()).select("item_id").collect()
-        vectors[absent["item_id"].to_numpy()] = 0  # not the mean: an item without an image is near none
+        vectors[absent["item_id"].to_numpy()] = 0  # zero and not the mean: an item without an image is not near any item
         return vectors
 
     def near_item(self, item_id: int, variant: str, which: Vectors, k: int) -> Found:
-        """The items nearest to an item, itself left out; none where the item has no such vector."""
+        """The items nearest to an item, without the item itself; empty if the item has no such vector."""
         vectors = self.vectors(variant, which)
         return nearest(vectors, vectors[item_id], k, item_id) if vectors[item_id].any() else []
 
     def near_text(self, text: str, variant: str, which: Vectors, k: int) -> Found:
         """The items nearest to a text.
 
-        A text is embedded as a title is.  The fused vectors are components of both modalities, in which a text alone has no
-        place, so it is compared with the items' texts or images.
+        The text is embedded like a title.  It is compared with the items' text or image vectors, because the fused vectors are
+        components of both modalities.
 
         Raises:
-            ConfigError: the text is empty; ``which`` is ``fused``; no model of this project made the variant.
+            ConfigError: the text is empty; ``which`` is ``fused``; or the variant was not made by a model of this project.
             ArtifactError: the vectors are missing or outdated.
         """
         if which == "fused":
@@ -130,7 +130,7 @@ class FinishedRun:
         return nearest(vectors, query_D, k)
 
     def encoder(self, variant: str) -> TextEncoder:
-        """The model behind a variant, loaded at its first question; raises as :class:`~.text_encoder.TextEncoder`."""
+        """The model of a variant, loaded on first use; raises as :class:`~.text_encoder.TextEncoder`."""
         if variant not in self._encoders:
             from sda_core.explore.text_encoder import TextEncoder
 
@@ -138,7 +138,7 @@ class FinishedRun:
         return self._encoders[variant]
 
     def recommenders(self, variant: str) -> list[str]:
-        """The trained recommenders of a variant that score a history alone, in the order of ``params.yaml``."""
+        """The trained recommenders of a variant that score a history without a user, in the order of ``params.yaml``."""
         from sda_core.traits import scores_histories
 
         named = [name for name in self.params.recommenders if scores_histories(self.params.train_recommender.of(name))]
@@ -150,13 +150,13 @@ class FinishedRun:
 
 
 def recommend(workspace: Workspace, history: Sequence[int], variant: str, recommender: str, k: int) -> Found:
-    """What a recommender would show next to somebody with a history, oldest item first; items of the history are left out.
+    """Recommendations for a history (oldest item first), without items of the history.
 
-    Of several seeds the first is asked.
+    The recommender of the first seed is used.
 
     Raises:
-        ConfigError: the recommender cannot score a history alone.
-        ArtifactError: it is missing, or was trained on other vectors.
+        ConfigError: the recommender cannot score a history without a user.
+        ArtifactError: the recommender is missing, or was trained on other vectors.
     """
     from sda_core import ranking, recommenders
     from sda_core.traits import scores_histories

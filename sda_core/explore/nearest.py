@@ -11,10 +11,10 @@ def nearest(vectors_ID: np.ndarray, query_D: np.ndarray, k: int, leave_out: int 
     """The items whose vectors have the largest cosine with a query.
 
     Args:
-        vectors_ID: ``(I + 1, D)``, row r is item r; row 0 is padding.  An item whose vector is zero has none and is left out.
+        vectors_ID: ``(I + 1, D)``, row r for item r; row 0 is padding.  Items with a zero vector are skipped.
         query_D: ``(D,)``, not zero.
-        k: how many at most.
-        leave_out: an item that is not shown, usually the query's own.
+        k: maximum number of items.
+        leave_out: an item to exclude, usually that of the query.
 
     Returns:
         Item ids and cosines, largest first; equal cosines by id.

@@ -1,4 +1,4 @@
-"""The page of ``sda explore``, a Streamlit script: what is asked on the left, the answers of each variant side by side."""
+"""The page of ``sda explore``, a Streamlit script: the query on the left, the results of each variant side by side."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sda_core.errors import SDAError
 from sda_core.explore.finished_run import VECTORS, FinishedRun, Found, Vectors
 
 ASKS = ("Type a text", "Pick an item", "Build a history")
-_MAX_LISTED = 200  # items in a drop-down; the field above it narrows a larger shop down
+_MAX_LISTED = 200  # items in a drop-down; the field above filters a larger shop
 _IMAGE_WIDTH = 72  # pixels
 _BESIDE = (1, 4)  # widths of image and text
 
 
 @st.cache_resource(show_spinner="Opening the run")
 def opened(root: str) -> FinishedRun:
-    """The run, shared by all visits."""
+    """The run, shared by all users of the page."""
     return FinishedRun(Path(root))
 
 
@@ -47,7 +47,7 @@ def main(root: str) -> None:
 
 
 def _base_and_adapted(run: FinishedRun, variants: list[str]) -> list[str]:
-    """The backbone as it is and the last adapted variant, where there are both."""
+    """The variant without adapter and the last adapted variant, if both exist."""
     adapted = [name for name in variants if name in run.params.train_adapter.variants]
     found = [name for name in variants if name == "zero_shot"] + adapted[-1:]
     return found or variants[:2]
@@ -83,7 +83,7 @@ def _history(run: FinishedRun, variants: list[str], k: int) -> None:
     recommender = st.selectbox("Recommender", names, index=start, key="recommender")
     history: list[int] = st.multiselect(
         "History, oldest first",
-        [*dict.fromkeys([*st.session_state.get("history", []), *_listed(run)])],  # a chosen item stays when the list narrows
+        [*dict.fromkeys([*st.session_state.get("history", []), *_listed(run)])],  # keep a chosen item when the list is filtered
         format_func=lambda number: run.items[number].label,
         key="history",
     )
@@ -98,7 +98,7 @@ def _history(run: FinishedRun, variants: list[str], k: int) -> None:
 
 
 def _listed(run: FinishedRun) -> list[int]:
-    """The items of the drop-down: those whose title or id has the typed text, the first few hundred."""
+    """The items of the drop-down: the first few hundred whose title or id contains the typed text."""
     wanted = st.text_input("Find an item by title or id", key="find").casefold()
     found = [number for number, item in run.items.items() if wanted in item.label.casefold()]
     if len(found) > _MAX_LISTED:
@@ -141,12 +141,12 @@ def _card(run: FinishedRun, item_id: int, note: str) -> None:
         with image:
             _image(run, item_id)
         with text:
-            st.text(item.title or "(no title)")  # as it is: a title is not Markdown
+            st.text(item.title or "(no title)")  # plain text: a title is not Markdown
             st.text(" · ".join(part for part in (note, item.raw_item_id, item.brand, item.price) if part))
 
 
 def _image(run: FinishedRun, item_id: int, alt: str = "") -> None:
-    """An item's image; ``alt`` stays empty where the title stands beside it."""
+    """Show an item's image; ``alt`` is empty if the title is next to it."""
     image = run.image(item_id)
     if image is None:
         st.text("no image")

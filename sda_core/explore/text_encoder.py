@@ -1,4 +1,4 @@
-"""A text typed by hand as a vector, by the model that made a variant's item vectors."""
+"""Embed a typed text with the model that made a variant's item vectors."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class TextEncoder:
     """The backbone of a run with one variant's adapter, ready to embed texts.
 
     Args:
-        workspace: of the run.
-        params: of the run; backbone, prompts, and whether the adapter is merged.
-        variant: whose vectors a text will be compared with.
+        workspace: paths of the run.
+        params: params of the run; backbone, prompts, and whether the adapter is merged.
+        variant: the variant with whose vectors the text will be compared.
 
     Raises:
-        ConfigError: the variant's vectors were not made by a model of this project, or the adapter is gone.
-        ArtifactError: the vectors are missing, or were made with another backbone, adapter or prompt than the present ones.
+        ConfigError: the variant's vectors were not made by a model of this project, or the adapter is missing.
+        ArtifactError: the vectors are missing, or were made with another backbone, adapter or prompt than the current ones.
     """
 
     def __init__(self, workspace: Workspace, params: Params, variant: str) -> None:
@@ -57,7 +57,7 @@ class TextEncoder:
         self._model.eval()
 
     def encode(self, text: str) -> np.ndarray:
-        """The vector of a text that stands where an item's title stands in the prompt: ``(D,)`` float32, not normalised.
+        """The vector of a text used as an item's title in the prompt: ``(D,)`` float32, not normalised.
 
         Raises:
             ConfigError: the text is empty.
