@@ -1,4 +1,4 @@
-"""Bytes from elsewhere: raw files and images from addresses, folders and archives, checked before anything relies on them.
+"""Fetch and check raw files and images from addresses, folders and archives.
 
-Nothing here imports torch, and nothing here reads what a raw file says: that is :mod:`sda_core.data`.
+Nothing here imports torch or parses the contents of raw files, which is done in :mod:`sda_core.data`.
 """

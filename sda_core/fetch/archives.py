@@ -1,19 +1,18 @@
-"""Images in a zip or tar file: the wanted entries are found in one pass and read one at a time; nothing is unpacked to disk.
+"""Read images from a zip or tar file: one pass finds the requested entries, which are read one by one, not unpacked to disk.
 
-* ``zipfile`` and ``tarfile`` read the archive.  Archives are strangers' files, so what is read of their directories and
-  headers is bounded (:class:`_Bounded`), and ``tarfile`` is not left to keep every member or to end at a damaged header.
-  The directory of a zip file with a million entries takes about 0.5 GiB of memory, once.
+* ``zipfile`` and ``tarfile`` read the archive.  Archives are untrusted, so the bytes read from their directories and headers
+  are bounded (:class:`_Bounded`), and ``tarfile`` is prevented from keeping every member and from stopping at a damaged
+  header.  The directory of a zip file with a million entries takes about 0.5 GiB of memory, once.
 * An entry is found by its path, or by its base name ``<raw_item_id>.jpg`` (any suffix of ``image_formats``) in any folder:
-  formats that are decoded before others, then the exact id before other spellings, then the order of paths.
-  Where a path occurs twice, the later entry counts, as it does on unpacking.
-* A path may lack the folders that all files of the archive lie in (as when ``shop/images/a.jpg`` is packed for
-  ``images/a.jpg``), and may differ in case, accents and percent-encoding, where no entry has it exactly.
-* Backslashes separate folders as ``/`` does.  Names that are not marked as UTF-8 are read as UTF-8, and where they are not that,
-  in the code pages that Windows packs with: the first one in which something is wanted counts.
-* Entries with absolute or climbing paths, links and devices are passed over, as are files of the system (``__MACOSX``).
-  What is passed over is counted by reason.
-* Read are stored and deflated entries of zip files, and uncompressed tar files: other packings have no bound on what a
-  few bytes unpack to, or no way to reach one entry.
+  decodable formats before others, then the exact id before other spellings, then the order of paths.
+  If a path occurs twice, the later entry is used, as in unpacking.
+* A path may lack the folders that all files of the archive share (``shop/images/a.jpg`` is found as ``images/a.jpg``).  If
+  no entry matches exactly, a path may differ in case, accents and percent-encoding.
+* Backslashes separate folders like ``/``.  Names without the UTF-8 flag are read as UTF-8 if possible, else in the code pages
+  used by Windows; the first one that gives a requested name is used.
+* Entries with absolute paths or ``..``, links, devices and system files (``__MACOSX``) are skipped and counted by reason.
+* Stored and deflated entries of zip files and uncompressed tar files are supported: other compressions have no bound on the
+  decompressed size, or no random access.
 """
 
 from __future__ import annotations
@@ -52,22 +51,22 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _ADVICE = "give a whole zip or uncompressed tar file (dataset.image_archive), or delete it and run `dvc repro download`"
 
 Reason = Literal["unsafe_path", "no_file", "no_image", "no_item"]
-"""Why an entry is passed over: its path is absolute or climbs, it is a link or a device, its name is not that of an image,
-or it is no item's."""
+"""Reasons for skipping an entry: its path is absolute or has ``..``, it is a link or a device, its name is not that of an
+image, or it matches no item."""
 
 _CODE_PAGES = (
     *("cp437", "cp850", "cp1252", "cp866", "cp1251", "cp932", "gbk", "big5", "cp949", "cp852", "cp1250", "cp857", "cp1254"),
     *("cp737", "cp1253", "cp862", "cp1255", "cp720", "cp1256", "cp775", "cp1257", "cp1258", "cp874", "mac_roman"),
 )
-"""Of names in zip files without the mark of UTF-8: the one of the standard first, then those of Windows and of old Macs."""
+"""Encodings of names in zip files without the UTF-8 flag: that of the standard first, then those of Windows and old Macs."""
 
-_MAX_DIRECTORY_BYTES = 128 << 20  # of a zip file; 2.9 million entries at most, which take 1.1 GiB
+_MAX_DIRECTORY_BYTES = 128 << 20  # of a zip file; at most 2.9 million entries, which take 1.1 GiB
 _MAX_HEADER_BYTES = 1 << 20  # of one entry of a tar file, with its extended headers
 _BLOCK_BYTES = 512
-_ZIP_MARKS = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty one's
+_ZIP_MARKS = (b"PK\x03\x04", b"PK\x05\x06")  # the second is that of an empty archive
 _TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
-_ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly, with masked headers
+_ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly encrypted, masked headers
 _UTF8 = 0x800
 _UNICODE_PATH = 0x7075  # Info-ZIP's extra field
 _PACKINGS = {0: "stored", 8: "deflated", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
@@ -76,26 +75,26 @@ _DAMAGE = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, ValueError, OverflowError, NotImplementedError, EOFError,
     RecursionError,
 )  # fmt: skip
-"""What ``zipfile`` and ``tarfile`` raise on damaged input."""
+"""Exceptions of ``zipfile`` and ``tarfile`` on damaged input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one entry lies, and what the archive states of it."""
+    """Location and properties of an entry according to the archive."""
 
     info: zipfile.ZipInfo | None = field(compare=False, repr=False)  # of a zip file
     offset: int  # of the header in a zip file, of the contents in a tar file
     num_bytes: int
-    packing: str  # how it is packed, for people; only stored and deflated entries are unpacked
+    packing: str  # compression method, for messages; only stored and deflated entries are read
     crc: int | None  # CRC-32 of the contents; tar files have none
 
 
 class UnusableError(Exception):
-    """The archive cannot be read, or holds nothing; the text says why."""
+    """The archive cannot be read or is empty; the text gives the reason."""
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which no more than ``left`` bytes are read: a stranger's header may state any length."""
+    """A file of which at most ``left`` bytes can be read, because an untrusted header may state any length."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -112,7 +111,7 @@ class _Bounded(io.BufferedReader):
 
 
 def plain_path(reference: str) -> PurePosixPath | None:
-    """A relative path that stays where it begins, or None."""
+    """A relative path without ``..``, or None."""
     path = PurePosixPath(reference)
     if not _PLAIN_PATH.fullmatch(reference) or path.is_absolute() or ".." in path.parts or not path.parts:
         return None
@@ -120,19 +119,19 @@ def plain_path(reference: str) -> PurePosixPath | None:
 
 
 def archive_kind(head: bytes) -> Literal["zip", "tar"] | None:
-    """What kind of archive a file is, by its first bytes."""
+    """The kind of an archive, by its first bytes."""
     if head.startswith(_ZIP_MARKS):
         return "zip"
     return "tar" if head[_TAR_MARK_AT:].startswith(_TAR_MARK) else None
 
 
 def check_archive(path: Path) -> None:
-    """Follow an archive's directory, or its headers, to the end; a damaged image is found by whoever reads it.
+    """Check an archive's directory or headers to the end; damaged images are only detected when they are read.
 
     Raises:
-        UnusableError: as :class:`ImageArchive` would refuse it; or a zip file's entries do not lie between its begin and
-            its directory, as where the directory is that of an archive inside a truncated one; or there is no file in it.
-        OSError: it cannot be opened.
+        UnusableError: :class:`ImageArchive` would reject it; or a zip file's entries are not between its begin and its
+            directory (for example, the directory is that of an archive inside a truncated one); or it has no file.
+        OSError: the file cannot be opened.
     """
     with _Bounded(path) as stream:
         archive = _open(stream)
@@ -149,15 +148,15 @@ def check_archive(path: Path) -> None:
 
 
 class ImageArchive:
-    """The wanted entries of a zip or tar file.
+    """The requested entries of a zip or tar file.
 
     Args:
-        path: the archive.
-        paths: entries wanted by their path (relative, plain, with ``/``).
-        item_ids: entries wanted by their base name.
+        path: path of the archive.
+        paths: entries requested by path (relative, plain, with ``/``).
+        item_ids: entries requested by base name.
 
     Raises:
-        ArtifactError: it cannot be read: neither zip nor tar, compressed tar, truncated, or damaged.
+        ArtifactError: the file cannot be read: neither zip nor tar, compressed tar, truncated, or damaged.
     """
 
     def __init__(self, path: Path, paths: Collection[str], item_ids: Collection[str]) -> None:
@@ -167,7 +166,7 @@ class ImageArchive:
             ItemNames(item_ids), lambda distance, suffix: (SUFFIX_ORDER[suffix.lower()] >= len(SUFFIXES), distance > 0)
         )
         self._entries: dict[str, Entry] = {}
-        self._top: str | None = None  # the folder in which all images lie
+        self._top: str | None = None  # the folder that contains all images
         self._lock = threading.Lock()
         self.num_files = 0
         self.passed_over: Counter[Reason] = Counter()
@@ -182,7 +181,7 @@ class ImageArchive:
         except (UnusableError, OSError) as error:
             raise ArtifactError(str(path), f"is not a readable image archive ({error})", _ADVICE) from None
         self._files.warn_of_several(path, "path")
-        # wanted paths by their folded form, with all folders or without some that all images lie in, most folders first
+        # requested paths by folded form, with all folders or without leading folders shared by all images, most folders first
         self._by_path: dict[str, dict[str, str]] = {}
         ends = sorted((place, name, end) for name in self._entries for place, end in enumerate(_ends(name, self._top)))
         for _, name, end in ends:
@@ -190,7 +189,7 @@ class ImageArchive:
                 self._by_path.setdefault(folded(end), {}).setdefault(end, name)
 
     def _add(self, names: tuple[str, ...], is_file: bool, entry: Entry) -> None:
-        """Keep an entry if it is wanted under one of the readings of its name; else count it."""
+        """Keep an entry if it is requested under one of the readings of its name; else count it."""
         self.num_files += is_file
         paths = [path for path in map(_relative, names) if path is not None]
         images = [path for path in paths if split_name(path) is not None and not is_system_file(path)] if is_file else []
@@ -209,29 +208,29 @@ class ImageArchive:
             examples.append(names[0][:200])
 
     def _narrowed(self, path: str) -> str:
-        """The folder in which all images lie, this one too; "" where there is none."""
+        """The folder that contains all images including this one; "" if there is none."""
         folder = path.rpartition("/")[0]
         return folder if self._top in (None, folder) else posixpath.commonpath((self._top, folder))
 
     def at(self, path: PurePosixPath) -> Entry | None:
-        """The entry at a wanted path."""
+        """The entry at a requested path."""
         end = spelled_like(path.as_posix(), lambda spelling: list(self._by_path.get(folded(spelling), ())))
         return None if end is None else self._entries[self._by_path[folded(end)][end]]
 
     def of(self, item_id: str) -> Entry | None:
-        """The entry that is named after a wanted item."""
+        """The entry named after a requested item."""
         path = self._files.of(item_id)
         return None if path is None else self._entries[path]
 
     def read(self, entry: Entry, limit: int) -> bytes | Literal["too_large", "corrupt", "unsupported"]:
-        """The contents of an entry, checked, or the status that says why there are none.
+        """The checked contents of an entry, or the status that explains why they cannot be read.
 
         Args:
-            entry: of this archive.
-            limit: bound on the contents in bytes; never more than about this is held.
+            entry: an entry of this archive.
+            limit: maximum size of the contents in bytes; memory use is about this.
 
         Raises:
-            OSError: the archive itself cannot be read any more.
+            OSError: the archive can no longer be read.
         """
         if entry.num_bytes > limit:
             return "too_large"
@@ -240,31 +239,31 @@ class ImageArchive:
         archive = self._archive
         try:
             if entry.info is None or not isinstance(archive, zipfile.ZipFile):
-                with self.path.open("rb") as stream:  # one each, so that threads do not move each other's place
+                with self.path.open("rb") as stream:  # one stream per call, so that threads do not share a position
                     stream.seek(entry.offset)
                     data = stream.read(entry.num_bytes)
             elif not _lies_inside(entry.info, archive):
                 return "corrupt"
             else:
                 with self._lock, archive.open(entry.info) as stream:
-                    data = stream.read(entry.num_bytes + 1)  # one byte more, so that the checksum is compared
+                    data = stream.read(entry.num_bytes + 1)  # one more byte triggers the comparison of the checksum
         except _DAMAGE:
             return "corrupt"
         return data if len(data) == entry.num_bytes else "corrupt"
 
 
 _Kind = Literal["file", "folder", "other"]
-"""What an entry is; the last are links and devices, which are counted and never read."""
+"""The kind of an entry; the last are links and devices, which are counted but never read."""
 
 
 def _ends(path: str, top: str | None) -> list[str]:
-    """The path, and the path without the first folders that all images have in common, one by one."""
+    """The path, and the path without one or more of the leading folders shared by all images."""
     num_folders = top.count("/") + 1 if top else 0
     return [path.split("/", number)[-1] for number in range(num_folders + 1)]
 
 
 def _relative(name: str) -> str | None:
-    """The path of an entry with ``/``, without ``.`` parts; None where it is absolute or climbs."""
+    """The path of an entry with ``/``, without ``.`` parts; None if it is absolute or has ``..``."""
     path = plain_path(name.replace("\\", "/"))
     return None if path is None else path.as_posix()
 
@@ -274,7 +273,7 @@ def _kind(name: str) -> _Kind:
 
 
 def _readings(name: bytes) -> tuple[str, ...]:
-    """What a name may say, the likeliest first."""
+    """The possible readings of a name, the most likely first."""
     if name.isascii():
         return (name.decode("ascii"),)
     readings = dict[str, None]()
@@ -283,7 +282,7 @@ def _readings(name: bytes) -> tuple[str, ...]:
             readings[name.decode(code_page)] = None
         except UnicodeDecodeError:
             continue
-    return tuple(readings)  # never empty: cp437 has a character for each byte
+    return tuple(readings)  # never empty: cp437 decodes every byte
 
 
 def _open(stream: _Bounded) -> zipfile.ZipFile | tarfile.TarFile:
@@ -301,7 +300,7 @@ def _open(stream: _Bounded) -> zipfile.ZipFile | tarfile.TarFile:
 
 
 def _scan(archive: zipfile.ZipFile | tarfile.TarFile, stream: _Bounded) -> Iterator[tuple[tuple[str, ...], _Kind, Entry]]:
-    """All entries in the archive's own order: the readings of a name, what it is, and where."""
+    """All entries in the archive's order: readings of the name, kind, and location."""
     try:
         yield from _scan_zip(archive, stream) if isinstance(archive, zipfile.ZipFile) else _scan_tar(archive, stream)
     except _DAMAGE as error:
@@ -309,14 +308,14 @@ def _scan(archive: zipfile.ZipFile | tarfile.TarFile, stream: _Bounded) -> Itera
 
 
 def _scan_zip(archive: zipfile.ZipFile, stream: _Bounded) -> Iterator[tuple[tuple[str, ...], _Kind, Entry]]:
-    stream.left = sys.maxsize  # the directory has been read; of an entry no more is read than it may have
+    stream.left = sys.maxsize  # the directory has been read; entries have their own limit
     entries = archive.filelist.copy()
-    archive.filelist.clear()  # only the wanted ones stay in memory
+    archive.filelist.clear()  # keep only the requested ones in memory
     archive.NameToInfo.clear()
     for info in entries:
         names = (info.orig_filename,)
         if not info.flag_bits & _UTF8 and not names[0].isascii():
-            name = names[0].encode("cp437")  # as which zipfile reads what is not marked
+            name = names[0].encode("cp437")  # zipfile decodes names without the flag as cp437
             names = _readings(_unicode_path(info.extra, name) or name)
         packing = _PACKINGS.get(info.compress_type, f"method {info.compress_type}")
         packing = "encrypted" if info.flag_bits & _ENCRYPTED else packing
@@ -328,7 +327,7 @@ def _lies_inside(info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> bool:
 
 
 def _unicode_path(extra: bytes, name: bytes) -> bytes | None:
-    """The name in UTF-8 from Info-ZIP's extra field (APPNOTE 4.6.9), where it was made of this very name."""
+    """The name in UTF-8 from Info-ZIP's extra field (APPNOTE 4.6.9), if its checksum matches this name."""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == _UNICODE_PATH and extra[4:9] == struct.pack("<BL", 1, zlib.crc32(name)):
@@ -339,7 +338,7 @@ def _unicode_path(extra: bytes, name: bytes) -> bytes | None:
 
 def _scan_tar(archive: tarfile.TarFile, stream: _Bounded) -> Iterator[tuple[tuple[str, ...], _Kind, Entry]]:
     while (member := archive.next()) is not None:
-        vars(archive)["members"].clear()  # else each stays in memory
+        vars(archive)["members"].clear()  # else all members stay in memory
         if member.size < 0 or archive.offset <= member.offset:
             raise UnusableError(f"its tar header at byte {member.offset} has a size that is not a number")
         if not member.isdir() and member.type in tarfile.SUPPORTED_TYPES:
@@ -352,5 +351,5 @@ def _scan_tar(archive: tarfile.TarFile, stream: _Bounded) -> Iterator[tuple[tupl
     end = stream.read(_BLOCK_BYTES)
     if len(end) < _BLOCK_BYTES:
         raise UnusableError("it is truncated: its end is cut off")
-    if any(end):  # tarfile takes a damaged header for the end
+    if any(end):  # tarfile treats a damaged header as the end
         raise UnusableError(f"its tar header at byte {archive.offset} is damaged")

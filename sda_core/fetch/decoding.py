@@ -1,16 +1,16 @@
-"""One image: from bytes that a stranger made to a small RGB file of our own.
+"""Convert the bytes of an untrusted image to a small RGB file.
 
-* The formats of ``image_formats.FORMATS`` are tried; no decoder that runs other programs.
-* A file of another format (HEIC, SVG), or of no image format (an HTML page), is ``unsupported``, with its name; a damaged
-  one is ``corrupt``.
-* The number of pixels is taken from the header and compared before anything is decoded.
-* A image counts as good only when all of it could be decoded; the first frame of an animation is taken.
-* Colour profiles are ignored (sRGB is assumed); transparency is laid on white; EXIF orientation is applied.  Nothing but
-  the pixels is stored: no comments, profiles or positions.
-* Of channels of 16 bits the upper eight are taken.  Integers of 32 bits and floating-point numbers do not state what is white:
-  it is the smallest of 1 (floating-point only), 255, 65,535 and the largest integer that no pixel exceeds.
-* Losslessly coded images that need no reduction are stored as PNG, everything else as JPEG of quality 90 with full
-  colour resolution.
+* The formats in ``image_formats.FORMATS`` are tried, without decoders that run other programs.
+* A file of another image format (HEIC, SVG), or of another kind (an HTML page), is ``unsupported``, with the name of the
+  format; a damaged one is ``corrupt``.
+* The number of pixels is read from the header and checked before anything is decoded.
+* An image is valid only if it can be decoded completely; the first frame of an animation is used.
+* Colour profiles are ignored (sRGB is assumed); transparency is blended with white; EXIF orientation is applied.  Only
+  pixels are stored: no comments, profiles or locations.
+* For 16-bit channels the upper eight bits are used.  32-bit integers and floating-point values have no defined white: it is
+  the smallest of 1 (floating-point only), 255, 65,535 and the largest integer that no pixel exceeds.
+* Losslessly compressed images that are not reduced are stored as PNG, all others as JPEG of quality 90 with full colour
+  resolution.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from sda_core.fetch.image_formats import FORMATS, recognized
 
 _LOSSY = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
 _JPEG_QUALITY = 90
-_LARGE_PIXELS = 1 << 22  # beyond it one at a time is decoded, whatever the number of threads
+_LARGE_PIXELS = 1 << 22  # larger images are decoded one at a time, for any number of threads
 _ORIENTATION_TAG = 0x0112
-_MAX_EXIF_CHARS = 65_542  # as many as one segment of a JPEG file holds
+_MAX_EXIF_CHARS = 65_542  # capacity of one segment of a JPEG file
 _EXIF_SEGMENT = re.compile(rb"(\xff\xe1..)Exif\0\0", re.DOTALL)
 _JPEG_MARK = b"\xff\xd8\xff"
-_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")  # its marker, length and number of components
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")  # marker, length and number of components of a scan
 _MAX_SCANS = 200  # of a progressive JPEG; encoders write about ten
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError, AssertionError,
     AttributeError, struct.error, zlib.error, ImageCms.PyCMSError,
 )  # fmt: skip
-"""What Pillow's decoders raise on damaged input."""
+"""Exceptions of Pillow's decoders on damaged input."""
 
-_ROWS_AT_ONCE = 1 << 20  # pixels of grey that are scaled at once
+_ROWS_AT_ONCE = 1 << 20  # grey pixels scaled at once
 _TIFF_BITS, _TIFF_WHITE_IS_ZERO, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
-_GREY_KEY_SCALE = {"L;2": 85, "L;4": 17}  # a PNG file states its transparent grey before the levels are spread to 0..255
+_GREY_KEY_SCALE = {"L;2": 85, "L;4": 17}  # a PNG file gives its transparent grey before levels are scaled to 0..255
 
 _filters = threading.Lock()
 _large = threading.Lock()
@@ -58,7 +58,7 @@ _large = threading.Lock()
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keep Pillow's remarks on strange headers off the terminal; warning filters are the process's, hence the lock."""
+    """Suppress Pillow's warnings about unusual headers; warning filters are global to the process, hence the lock."""
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -66,28 +66,28 @@ def _quiet() -> Generator[None]:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """What became of one image; the rest is None unless ``status`` is ``ok``."""
+    """The result of preparing an image; the fields are None unless ``status`` is ``ok``."""
 
     status: str
     image: bytes | None = None
     width: int | None = None
     height: int | None = None
-    reason: str | None = None  # of unsupported: the name of the format
+    reason: str | None = None  # for unsupported: the name of the format
 
 
 def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> PreparedImage:
-    """Decode, check, reduce and encode again.
+    """Decode, check, reduce and re-encode an image.
 
     Args:
-        data: an encoded image, or anything else.
-        max_pixels: bound on width x height as the header states them (Pillow's own bound of about 179 million holds besides).
-        stored_pixels: larger images are reduced to at most so many, width x height, in their own proportions.
+        data: an encoded image, or any other bytes.
+        max_pixels: maximum of width x height according to the header (in addition to Pillow's bound of about 179 million).
+        stored_pixels: larger images are reduced to at most this width x height, with unchanged aspect ratio.
 
     Returns:
         ``ok`` with the encoded RGB image, ``corrupt``, ``too_large``, or ``unsupported`` with the format's name.
     """
     if data.startswith(_JPEG_MARK):
-        if len(_SCAN.findall(data)) > _MAX_SCANS:  # each may cost a pass over all pixels for a dozen bytes
+        if len(_SCAN.findall(data)) > _MAX_SCANS:  # a scan of a dozen bytes may cost a pass over all pixels
             return PreparedImage("corrupt")
         data = _with_one_exif_segment(data)
     try:
@@ -98,7 +98,7 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> PreparedImage:
                 return PreparedImage("too_large")
             size = stored_size(image.width, image.height, stored_pixels)
             lossless = image.format not in _LOSSY and size == image.size
-            image.draft(None, (2 * size[0], 2 * size[1]))  # JPEG only: decode at a half, quarter or eighth where that suffices
+            image.draft(None, (2 * size[0], 2 * size[1]))  # JPEG only: decode at a half, quarter or eighth if that suffices
             key_is_wide = _prepare_key(image)
             with _quiet():
                 image.load()
@@ -113,11 +113,11 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> PreparedImage:
         return PreparedImage("corrupt") if name is None else PreparedImage("unsupported", reason=name)
     except _UnsupportedError as error:
         return PreparedImage("unsupported", reason=str(error))
-    except NotImplementedError:  # Pillow's word for texture formats that it knows and does not decode
+    except NotImplementedError:  # raised by Pillow for texture formats that it does not decode
         return PreparedImage("unsupported", reason="DDS variant" if data.startswith(b"DDS ") else "texture variant")
     except _DAMAGE:
         return PreparedImage("corrupt")
-    rgb.info = {}  # Pillow would write the comment and the profile of the source
+    rgb.info = {}  # else Pillow writes the comment and the profile of the source
     rgb.getexif()[_ORIENTATION_TAG] = orientation
     rgb = ImageOps.exif_transpose(rgb)
     stream = io.BytesIO()
@@ -129,9 +129,9 @@ def prepare(data: bytes, max_pixels: int, stored_pixels: int) -> PreparedImage:
 
 
 def stored_size(width: int, height: int, stored_pixels: int) -> tuple[int, int]:
-    """Width and height at which an image is stored: its own, or reduced to an area of at most ``stored_pixels``.
+    """Width and height at which an image is stored: unchanged, or reduced to an area of at most ``stored_pixels``.
 
-    Both sides are multiplied by ``sqrt(stored_pixels / (width * height))`` and rounded down, but to no less than 1.
+    Both sides are multiplied by ``sqrt(stored_pixels / (width * height))`` and rounded down, but to at least 1.
     """
     if width * height <= stored_pixels:
         return width, height
@@ -142,10 +142,10 @@ def stored_size(width: int, height: int, stored_pixels: int) -> tuple[int, int]:
 
 
 def _with_one_exif_segment(data: bytes) -> bytes:
-    """The JPEG file with all but its first EXIF segment renamed.
+    """The JPEG file with all EXIF segments except the first renamed.
 
-    Pillow joins them, and before version 13 its reading of the joined block takes as many bytes as its tags state
-    together: a few MB could ask for terabytes.
+    Pillow joins the segments, and versions before 13 allocate as many bytes as the tags of the joined block state in total:
+    a few MB could request terabytes.
     """
     first = _EXIF_SEGMENT.search(data)
     if first is None or _EXIF_SEGMENT.search(data, first.end()) is None:
@@ -154,11 +154,11 @@ def _with_one_exif_segment(data: bytes) -> bytes:
 
 
 class _UnsupportedError(Exception):
-    """The image is whole, but nothing here can show it; the text names its format."""
+    """The image is complete but cannot be decoded here; the text names its format."""
 
 
 def _tiff_variant(data: bytes) -> str | None:
-    """What to call a TIFF file whose kind of pixels Pillow has no mode for, such as five channels."""
+    """The name of a TIFF variant for which Pillow has no mode, such as five channels."""
     if "TIFF" not in FORMATS or not data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return None
     with _filters, warnings.catch_warnings(record=True) as remarks:
@@ -171,13 +171,13 @@ def _tiff_variant(data: bytes) -> str | None:
             return None
         else:
             return None
-    # Pillow leaves out the tags that a truncated file lacks, and the rest may describe pixels that it does not know.
+    # Pillow omits the tags that a truncated file lacks, and the others may describe pixels that it does not support.
     is_damaged = any(re.search("corrupt|truncated", str(remark.message), re.IGNORECASE) for remark in remarks)
     return "TIFF variant" if is_unknown and not is_damaged else None
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Pixels of one tile of a TIFF file, which is decoded as a whole even where the image is smaller."""
+    """Number of pixels of a tile of a TIFF file, which is decoded as a whole even if the image is smaller."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 0
     sides = [image.tag_v2.get(tag, 0) for tag in (_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT)]
@@ -185,10 +185,10 @@ def _tile_pixels(image: Image.Image) -> int:
 
 
 def _prepare_key(image: Image.Image) -> bool:
-    """Bring the transparent colour of a PNG file to the levels that Pillow decodes to.
+    """Convert the transparent colour of a PNG file to the levels of Pillow's decoded image.
 
     Returns:
-        Whether the colour has 16 bits a channel, of which Pillow would decode (and compare) only the upper eight.
+        Whether the colour has 16 bits per channel, of which Pillow would decode (and compare) only the upper eight.
     """
     key = image.info.get("transparency")
     if image.format != "PNG" or not isinstance(image, ImageFile.ImageFile) or not image.tile:
@@ -197,7 +197,7 @@ def _prepare_key(image: Image.Image) -> bool:
     if isinstance(key, int) and raw_mode in _GREY_KEY_SCALE:
         image.info["transparency"] = key * _GREY_KEY_SCALE[raw_mode] & 255
     elif isinstance(key, int) and raw_mode == "L":
-        image.info["transparency"] = key & 255  # two bytes are stated, of which the lower one counts
+        image.info["transparency"] = key & 255  # two bytes are given, of which the lower one is used
     elif isinstance(key, tuple) and raw_mode == "RGB":
         levels: tuple[int, ...] = image.info["transparency"]
         image.info["transparency"] = tuple(level & 255 for level in levels)
@@ -205,7 +205,7 @@ def _prepare_key(image: Image.Image) -> bool:
 
 
 def _without_key(image: Image.Image, data: bytes) -> Image.Image:
-    """A decoded PNG image of 16 bits a channel, white where all 48 bits are those of its transparent colour."""
+    """A decoded PNG image with 16 bits per channel, white where all 48 bits equal its transparent colour."""
     key: tuple[int, ...] = image.info["transparency"]
     lower = Image.open(io.BytesIO(data), formats=("PNG",))
     with lower:
@@ -222,7 +222,7 @@ def _without_key(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel, without transparency; the image itself where it is so already."""
+    """Convert to eight bits per channel without transparency; returns the image itself if it already is."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -242,13 +242,13 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _from_lab(image: Image.Image) -> Image.Image:
     if not features.check("littlecms2"):
         raise _UnsupportedError(f"{image.format} in CIELAB")
-    cms: Any = ImageCms  # it states no types for profiles
+    cms: Any = ImageCms  # it has no type annotations for profiles
     rgb: Image.Image = cms.profileToProfile(image, cms.createProfile("LAB"), cms.createProfile("sRGB"), outputMode="RGB")
     return rgb
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """An image of one channel of 12, 16 or 32 bits, or of floating-point numbers, as mode ``L``."""
+    """Convert an image with one channel of 12, 16 or 32 bits, or of floating-point values, to mode ``L``."""
     tags: Mapping[int, Any] = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     values = np.asarray(image)
     if values.dtype == np.int32 and tags and tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1:  # unsigned
@@ -273,10 +273,10 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _white(image: Image.Image, values: np.ndarray, tags: Mapping[int, Any]) -> int | float:
-    """The value that stands for white."""
+    """The value of white."""
     if image.mode.startswith("I;16"):
         return 4_095 if tags.get(_TIFF_BITS) == (12,) else 65_535
-    if image.format == "PPM" and image.mode == "I":  # Pillow spreads its levels to 0..65,535
+    if image.format == "PPM" and image.mode == "I":  # Pillow scales its levels to 0..65,535
         return 65_535
     finite = values if values.dtype.kind != "f" else values[np.isfinite(values)]
     largest = finite.max(initial=0)
@@ -284,7 +284,7 @@ def _white(image: Image.Image, values: np.ndarray, tags: Mapping[int, Any]) -> i
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, or 1 (upright); damaged EXIF says nothing about the image itself."""
+    """The EXIF orientation, or 1 (upright); damaged EXIF data does not make the image invalid."""
     if len(image.info.get("exif", b"")) + len(image.info.get("Raw profile type exif", "")) > _MAX_EXIF_CHARS:
         return 1
     try:

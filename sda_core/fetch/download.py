@@ -1,10 +1,10 @@
-"""Raw files: fetched from the first source that gives them, and listed in a manifest.
+"""Download raw files, each from the first source that works, and list them in a manifest.
 
 * ``manifest.json`` is written last, so its existence means that the download is finished.  It holds no times.
-* ``<name>.entry.json`` marks a file that is whole while others are still to come, so that a killed run does not fetch it
-  again; it is written before its file is put in place, and believed only where size and sha256 agree.
-* A file of the manifest is fetched again only where its contents, its expected hash or its list of sources changed, or
-  where the local file that it was copied from did, or where a local file earlier in the list is there now.
+* ``<name>.entry.json`` marks a finished file while others are missing, so that an interrupted run does not fetch it again.
+  It is written before its file is moved into place, and is valid only if size and sha256 match.
+* A file of the manifest is fetched again only if its contents, its expected hash or its list of sources changed, if the
+  local file that it was copied from changed, or if a local file earlier in the list now exists.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _File:
-    """One file to get, and where from."""
+    """One file to fetch, with its sources."""
 
     role: Role
     sources: tuple[str, ...]
@@ -51,17 +51,17 @@ class _File:
 
     @property
     def setting(self) -> str:
-        """Its sources' place in params.yaml."""
+        """The name of the setting with its sources in params.yaml."""
         return "dataset.image_archive" if self.role == "images" else f"dataset.{self.role}"
 
     def wanted(self, source: str, raw: Path) -> Wanted:
-        """The file as this source would give it; its target is ``raw`` itself where the source has no base name."""
+        """The file as given by this source; its target is ``raw`` itself if the source has no base name."""
         return Wanted(raw / base_name(source), self.role, self.sha256)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What :func:`verify` found about one file of the folder: one line to show."""
+    """The result of :func:`verify` for one file of the folder, as one line."""
 
     line: str
     ok: bool
@@ -69,23 +69,22 @@ class Verdict:
 
 # ------------------------------------------------------------------------------------------------- public
 def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: Path, root: Path) -> dict[str, Any]:
-    """Bring the raw files of a dataset into ``raw``.
+    """Download the raw files of a dataset to ``raw``.
 
-    Afterwards ``raw`` holds the reviews file, the metadata file, an archive of images where the dataset names one
-    (for the built-in shop ``images.zip``), and the manifest; nothing else.  What is there already and whole is kept,
-    what is unfinished is resumed.
+    Afterwards ``raw`` holds exactly the reviews file, the metadata file, an archive of images if the dataset has one
+    (``images.zip`` for the built-in shop), and the manifest.  Complete files are kept, and partial downloads are resumed.
 
     Args:
-        dataset: where the files come from; each list of sources is tried in turn.
-        params: timeouts, retries, bounds.
+        dataset: section with the sources; each list of sources is tried in turn.
+        params: timeouts, retries, limits.
         raw: the folder of raw files; kept between runs.
-        root: the project folder, to which plain paths and ``local_folder`` are relative.
+        root: the project folder; plain paths and ``local_folder`` are relative to it.
 
     Returns:
         The manifest: ``{"files": [{"role", "name", "source", "bytes", "sha256", "etag"}, ...]}``.
 
     Raises:
-        DownloadError: no source gave a file (each is named with its reason), or another run is writing to ``raw``.
+        DownloadError: all sources of a file failed (the message lists the reasons), or another run is writing to ``raw``.
         StorageError: ``raw`` cannot be written.
     """
     with locked_folder(raw):
@@ -100,19 +99,19 @@ def download(dataset: AmazonDataset | DemoDataset, params: DownloadParams, raw: 
 
 
 def counts_of(manifest: dict[str, Any]) -> dict[str, object]:
-    """Name and size of each raw file by its role, for the last line of the stage."""
+    """Name and size of each raw file by role, for the closing line of the stage."""
     return {entry["role"]: f"{entry['name']} {entry['bytes']} bytes" for entry in manifest["files"]}
 
 
 def verify(raw: Path, root: Path | None = None) -> list[Verdict]:
-    """Compare a folder of raw files with its manifest, and see that every file unpacks; nothing is changed.
+    """Compare a folder of raw files with its manifest, and check that every file can be decompressed; changes nothing.
 
     Args:
         raw: the folder of raw files.
-        root: the project folder; with it, the local files that raw files were copied from are compared with them, too.
+        root: the project folder; if given, raw files are also compared with the local files from which they were copied.
 
     Returns:
-        One verdict a file of the manifest, in its order, then one for each thing that it does not name.
+        One verdict per file of the manifest, in its order, then one for each file that is not in the manifest.
 
     Raises:
         ArtifactError: the manifest is missing or damaged.
@@ -144,11 +143,11 @@ def _verdict(raw: Path, entry: RawFile, root: Path | None) -> Verdict:
 
 
 def changed_source(entry: RawFile, root: Path) -> str | None:
-    """How the local file that a raw file was copied from differs from the copy, and what to do; None where it does not.
+    """The difference between a raw file and the local file from which it was copied, and the remedy; None if equal.
 
-    A source whose folder is not there either is another machine's: nothing can be said about it.
+    If the folder of the source does not exist either, the source is on another machine and cannot be compared.
     """
-    if is_web(entry.source) or base_name(entry.source) != entry.name:  # the built-in shop's source is no path
+    if is_web(entry.source) or base_name(entry.source) != entry.name:  # the source of the built-in shop is not a path
         return None
     try:
         path = local_path(entry.source, root)
@@ -164,7 +163,7 @@ def changed_source(entry: RawFile, root: Path) -> str | None:
 
 
 def changed_sources(raw: Path, root: Path) -> list[str]:
-    """A line for every raw file whose local source differs from it now (:func:`changed_source`).
+    """One line for every raw file that differs from its local source (:func:`changed_source`).
 
     Raises:
         ArtifactError: the manifest is missing or damaged.
@@ -175,7 +174,7 @@ def changed_sources(raw: Path, root: Path) -> list[str]:
 
 # ----------------------------------------------------------------------------------------------- manifest
 def _known_entries(raw: Path) -> list[RawFile]:
-    """Files that an earlier run finished, whether or not it lived to write the manifest."""
+    """Files that an earlier run finished, even if it was interrupted before writing the manifest."""
     entries: list[RawFile] = []
     if manifest_path(raw).exists():
         try:
@@ -193,12 +192,12 @@ def _known_entries(raw: Path) -> list[RawFile]:
 
 
 def _mark(entry: RawFile, raw: Path) -> None:
-    """Note that a file is whole; a later run believes it where size and sha256 agree."""
+    """Mark a file as complete; a later run accepts it if size and sha256 match."""
     write_json(raw / f"{entry.name}.entry.json", entry.model_dump(mode="json"))
 
 
 def _finish(files: list[RawFile], raw: Path) -> dict[str, Any]:
-    """Remove what does not belong here, then write the manifest."""
+    """Remove all other files, then write the manifest."""
     manifest: dict[str, Any] = {"files": [file.model_dump(mode="json") for file in files]}
     entries = {f"{file.name}.entry.json" for file in files}
     keep = {file.name for file in files} | entries | {manifest_path(raw).name}
@@ -213,7 +212,7 @@ def _finish(files: list[RawFile], raw: Path) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------- shop
 def _simulate(dataset: DemoDataset, raw: Path) -> list[RawFile]:
-    """Write the built-in shop again; it takes seconds, and its maker may have changed."""
+    """Write the built-in shop, always again: it takes seconds, and its code may have changed."""
     from sda_core.data.demo import file_names, write_shop
 
     folder = raw / ".shop.part"
@@ -248,20 +247,20 @@ async def _fetch_all(dataset: AmazonDataset, params: DownloadParams, raw: Path, 
     _check_folders(dataset, raw, root)
     known = _known_entries(raw)
     kept = {file.role: entry for file in wanted if (entry := _whole(file, known, raw, root)) is not None}
-    for entry in kept.values():  # so that they are still known when the manifest is gone and this run is killed
+    for entry in kept.values():  # keep their marks, because the manifest is removed before this run has finished
         _mark(entry, raw)
     missing = [file for file in wanted if file.role not in kept]
     if missing:
         _check_local_folder(dataset, root)
         remove(manifest_path(raw))
     web = any(is_web(source) for file in missing for source in file.sources)
-    # without an address nothing of the network's settings matters
+    # without a web address the network settings are not used
     async with new_client(params.timeout_seconds, num_connections=2) if web else nullcontext() as client:
         return [kept.get(file.role) or await _fetch_first(client, file, params, raw, root) for file in wanted]
 
 
 def _check_apart(wanted: Sequence[_File]) -> None:
-    """Refuse files of the same name: all lie in one folder, whose file system may ignore upper and lower case."""
+    """Reject files with equal names, because all are in one folder and its file system may ignore case."""
     for first, second in combinations(wanted, 2):
         names = {base_name(source).casefold(): base_name(source) for source in first.sources}
         clash = sorted(names.keys() & {base_name(source).casefold() for source in second.sources} - {""})
@@ -275,7 +274,7 @@ def _check_apart(wanted: Sequence[_File]) -> None:
 
 
 def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
-    """Refuse folders of the user that lie where everything that is not in the manifest is removed."""
+    """Reject folders of the user inside the raw folder, where files outside of the manifest are removed."""
     for name, folder in (("local_folder", dataset.local_folder), ("image_folder", dataset.image_folder)):
         if folder is None:
             continue
@@ -289,7 +288,7 @@ def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
 
 
 def _check_local_folder(dataset: AmazonDataset, root: Path) -> None:
-    """Refuse a missing folder, instead of each file that has to be copied from it."""
+    """Reject a missing folder with one error, instead of one for each of its files."""
     folder = dataset.local_folder
     if folder is None or (path := local_path(folder, root)).is_dir():
         return
@@ -298,7 +297,7 @@ def _check_local_folder(dataset: AmazonDataset, root: Path) -> None:
 
 
 def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawFile | None:
-    """The entry of a file that is there already and need not be fetched."""
+    """The entry of an existing file that need not be fetched, or None."""
     sources = {without_credentials(source): source for source in file.sources}
     for entry in known:
         if entry.role != file.role or entry.source not in sources or entry.name != base_name(sources[entry.source]):
@@ -309,7 +308,7 @@ def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawF
         if _is_content(wanted.target, entry):
             _log.info("%s is whole, kept", wanted.target)
             return entry
-        if not wanted.part.is_symlink() and _is_content(wanted.part, entry):  # killed between the check and the rename
+        if not wanted.part.is_symlink() and _is_content(wanted.part, entry):  # interrupted between check and rename
             _put_in_place(wanted)
             _log.info("%s was whole, put in place", wanted.target)
             return entry
@@ -317,7 +316,7 @@ def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawF
 
 
 def _is_content(path: Path, entry: RawFile) -> bool:
-    """Whether a file is the one that an entry describes."""
+    """Whether a file has the size and hash in its entry."""
     return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
 
 
@@ -329,10 +328,10 @@ def _put_in_place(wanted: Wanted) -> None:
 
 
 def _outdated(entry: RawFile, source: str, file: _File, raw: Path, root: Path) -> bool:
-    """Whether a copy is no longer what the sources give: the first local file that can be used has another content.
+    """Whether a copy is outdated: the first usable local file has other contents.
 
-    Sources before the copy's own count.  Where that one is gone the others count, too; where its whole folder is gone, as
-    on another machine, the copy is kept if no other local file can be used.
+    The sources before that of the copy are checked.  If that source no longer exists, the others are checked, too; if its
+    whole folder does not exist, as on another machine, the copy is kept unless another local file can be used.
     """
     gone = not is_web(source) and _existing_file(source, root) is None
     for tried in file.sources if gone else file.sources[: file.sources.index(source) + 1]:
@@ -348,7 +347,7 @@ def _outdated(entry: RawFile, source: str, file: _File, raw: Path, root: Path) -
 
 
 def _existing_file(source: str, root: Path) -> Path | None:
-    """The file that a source names on this machine, if it is there."""
+    """The local file of a source if it exists, else None."""
     try:
         path = local_path(source, root)
         return path if not is_web(source) and path.is_file() else None
@@ -365,9 +364,9 @@ def _can_be_used(path: Path, wanted: Wanted) -> bool:
 
 
 async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: DownloadParams, raw: Path, root: Path) -> RawFile:
-    """Try the sources of one file in turn; there is a client where one of them is an address."""
+    """Try the sources of one file in turn; ``client`` is given if one of them is a web address."""
     problems: list[str] = []
-    refused: str | None = None  # the first local file that is there
+    refused: str | None = None  # the first existing local file
     for source in file.sources:
         wanted = file.wanted(source, raw)
         try:

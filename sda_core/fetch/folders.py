@@ -1,7 +1,7 @@
-"""Folders that are kept between runs: one run at a time, and one clear line where they cannot be written.
+"""Lock folders that are kept between runs, and report in one line if they cannot be written.
 
-The lock is the operating system's, on a file beside the folder: a killed process loses it at once, so there is no
-stale lock to detect.
+The lock is one of the operating system, on a file next to the folder: it is released when a process is killed, so there are
+no stale locks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sda_core.errors import DownloadError, failed_path, storage_error
 
 _log = logging.getLogger(__name__)
 
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # of some network file systems
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # on some network file systems
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, if it is there."""
+    """Remove a file, a link or a whole folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -32,11 +32,11 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked_folder(folder: Path) -> Generator[None]:
-    """Make ``folder`` where it is missing, and hold it for this process until the block ends.
+    """Context that creates ``folder`` if needed and locks it for this process.
 
     Raises:
-        DownloadError: another process holds it.
-        StorageError: something cannot be written.
+        DownloadError: another process has locked it.
+        StorageError: a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,10 +50,10 @@ def locked_folder(folder: Path) -> Generator[None]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Generator[None]:
-    """Hold ``folder`` for this process until the block ends.
+    """Context that locks ``folder`` for this process.
 
     Raises:
-        DownloadError: another process holds it.
+        DownloadError: another process has locked it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock.tmp")
@@ -70,5 +70,5 @@ def folder_lock(folder: Path) -> Generator[None]:
         yield
     finally:
         with suppress(PermissionError):  # on Windows the file is open
-            path.unlink(missing_ok=True)  # while it is held, so that nobody else's goes
+            path.unlink(missing_ok=True)  # while the lock is held, so that it is not another process's file
         lock.release()

@@ -1,13 +1,13 @@
-"""What the downloader and the image fetcher share about HTTP: the client, when to try again, and how long to wait.
+"""HTTP for the downloader and the image fetcher: the client, conditions for retries, and waiting times.
 
-* Asynchronous throughout, because only a deadline around the whole exchange stops a server that drips its headers.
-* Proxies come from the environment, as httpx reads them.
-* Certificate authorities come from the first of ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` (both are used where both are
-  set), ``REQUESTS_CA_BUNDLE`` and ``CURL_CA_BUNDLE`` that is set, or else from the certifi package.
-  truststore would trust the system's, which a slim container lacks; httpx alone does not know the last two.
+* All functions are asynchronous, because only a deadline for the whole exchange stops a server that sends headers slowly.
+* Proxies are read from the environment by httpx.
+* Certificate authorities are taken from the first of these that is set: ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` (both are used
+  if both are set), ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``; else from the certifi package.  truststore would use the
+  system's, which a slim container lacks; httpx alone does not support the last two variables.
 * Redirects are followed, to http and https only.
-* Retries are counted by the callers.  tenacity and httpx-retries repeat one request; here a whole host waits or is given
-  up, a body is resumed, and progress gives back all retries, so they would replace the four lines of :func:`backoff`.
+* Callers count retries.  tenacity and httpx-retries repeat one request; here a whole host waits or is given up, a body is
+  resumed, and progress resets the number of retries, so they would only replace the four lines of :func:`backoff`.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from sda_core.seed import derive
 T = TypeVar("T")
 
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that may be another one a moment later (RFC 9110 section 15, RFC 6585, RFC 8470)."""
+"""Transient status codes (RFC 9110 section 15, RFC 6585, RFC 8470)."""
 
 MAX_BACKOFF_SECONDS = 60.0
 MAX_RETRY_AFTER_SECONDS = 120.0
 _MAX_REDIRECTS = 8
 _MAX_PORT = 65_535
 _PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
-_UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})  # X509_V_ERR_*: self-signed, or no known issuer
+_UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})  # X509_V_ERR_*: self-signed, or unknown issuer
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also from a notebook, whose thread already has a running loop."""
+    """Run a coroutine to its end, also in a notebook, whose thread already has a running loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -58,7 +58,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 # ------------------------------------------------------------------------------------------------- client
 def _authorities() -> tuple[str, str, str]:
-    """Which variables say whom to trust, and the file and the folder they name; "" where there is none."""
+    """The names of the variables with certificate authorities, and the file and folder in them; "" for a missing one."""
     file, folder = os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", "")
     if file or folder:
         return " and ".join(name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)), file, folder
@@ -70,7 +70,7 @@ def _authorities() -> tuple[str, str, str]:
 
 @functools.cache
 def _tls(variables: str, file: str, folder: str) -> ssl.SSLContext:
-    """One for the process: reading the certificates takes longer than fetching an image."""
+    """The TLS context, one per process, because reading the certificates takes longer than fetching an image."""
     if not variables:
         return httpx.create_ssl_context(trust_env=False)
     try:
@@ -84,7 +84,7 @@ def _tls(variables: str, file: str, folder: str) -> ssl.SSLContext:
 
 
 def new_client(timeout_seconds: float, num_connections: int) -> httpx.AsyncClient:
-    """A client that asks for bodies as they are stored, so that lengths, ranges and hashes speak of the file itself.
+    """A client that requests bodies without compression, so that lengths, ranges and hashes are those of the file.
 
     Raises:
         DownloadError: the environment's proxies or certificate authorities cannot be used.
@@ -93,14 +93,14 @@ def new_client(timeout_seconds: float, num_connections: int) -> httpx.AsyncClien
     try:
         return httpx.AsyncClient(
             verify=verify,
-            # waiting for one of our own connections is no fault of the server
+            # waiting for a free connection of our own pool is not a failure of the server
             timeout=httpx.Timeout(timeout_seconds, pool=None),
             limits=httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections),
             follow_redirects=True,
             max_redirects=_MAX_REDIRECTS,
             headers={"User-Agent": f"sda/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
         )
-    except (httpx.InvalidURL, ValueError):  # without their text, which can hold a piece of a password
+    except (httpx.InvalidURL, ValueError):  # without their text, which may contain part of a password
         problem, advice = "one of them is not a usable address", "a proxy is given as http://host:port"
     except ImportError:
         problem, advice = "a SOCKS proxy needs the package socksio", "run `pip install 'httpx[socks]'`, or use an HTTP proxy"
@@ -109,12 +109,12 @@ def new_client(timeout_seconds: float, num_connections: int) -> httpx.AsyncClien
 
 
 async def open_stream(client: httpx.AsyncClient, url: str, headers: dict[str, str] | None = None) -> httpx.Response:
-    """GET an address; the body is still to be read, and to be closed, by the caller.
+    """GET an address; the caller reads and closes the body.
 
-    Redirects are followed here, because httpx reads the body of each into memory, however long it is.
+    Redirects are followed here, because httpx reads the body of each into memory, regardless of its length.
 
     Raises:
-        httpx.InvalidURL: the address, or one that it leads to, cannot be asked.
+        httpx.InvalidURL: the address, or one that it redirects to, is invalid.
         httpx.HTTPError: as ``client.send``.
     """
     try:
@@ -134,13 +134,13 @@ async def open_stream(client: httpx.AsyncClient, url: str, headers: dict[str, st
 
 @dataclass(eq=False)
 class AttemptError(Exception):
-    """A request failed, or what it brought cannot be used.
+    """A request failed, or its response cannot be used.
 
     Attributes:
-        problem: what happened.
-        kind: an address or a certificate fails in the same way in every attempt; the others may not.
-        code: the status of the answer, if there was one.
-        wait_seconds: how long to wait before the next attempt, where something else than :func:`backoff` says so.
+        problem: description of the failure.
+        kind: kind of the failure; an address or a certificate fails in every attempt, the others may be transient.
+        code: the status code of the response, if there was one.
+        wait_seconds: waiting time before the next attempt, if it is not that of :func:`backoff`.
     """
 
     problem: str
@@ -153,7 +153,7 @@ class AttemptError(Exception):
 
     @property
     def is_final(self) -> bool:
-        """Whether another attempt is of no use."""
+        """Whether another attempt would fail, too."""
         return self.kind in ("address", "certificate")
 
 
@@ -164,14 +164,14 @@ async def exchange(
     """GET an address; the block reads the body.
 
     Args:
-        client: as :func:`new_client` makes it.
+        client: a client made by :func:`new_client`.
         url: the address.
-        timeout_seconds: bound on the time until the answer begins, or until the block ends.
-        headers: of the request.
-        whole: whether the bound holds for the block, too.
+        timeout_seconds: maximum time until the response begins, or until the block ends.
+        headers: headers of the request.
+        whole: whether the timeout includes the block.
 
     Raises:
-        AttemptError: the request or the block failed, or the answer is one of :data:`RETRIED_STATUSES`.
+        AttemptError: the request or the block failed, or the status is in :data:`RETRIED_STATUSES`.
     """
     try:
         async with (
@@ -187,13 +187,13 @@ async def exchange(
         raise AttemptError(reason(error), "address") from None
     except (httpx.TimeoutException, TimeoutError):
         raise AttemptError(f"no answer for {timeout_seconds:g} s", "timeout") from None
-    except (httpx.TransportError, ssl.SSLError) as error:  # the latter where a stream is garbled midway
+    except (httpx.TransportError, ssl.SSLError) as error:  # the latter if a stream is corrupted
         untrusted = certificate_problem(error)
         raise AttemptError(untrusted or reason(error), "certificate" if untrusted else "other") from None
 
 
 def certificate_problem(error: BaseException) -> str | None:
-    """Why a server's certificate was not accepted, and what to do; None where that was not the failure."""
+    """The reason why a server's certificate was rejected, and the remedy; None for another failure."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
         cause = cause.__cause__ or cause.__context__
@@ -209,10 +209,10 @@ def certificate_problem(error: BaseException) -> str | None:
 
 # ------------------------------------------------------------------------------------------------ waiting
 def backoff(attempt: int, base_seconds: float, url: str, asked_seconds: float | None = None) -> float:
-    """Seconds to wait before attempt number ``attempt + 1``: as asked by the server, else exponential with jitter.
+    """Seconds to wait before attempt number ``attempt + 1``: as requested by the server, else exponential with jitter.
 
     ``base_seconds * 2**attempt``, at most :data:`MAX_BACKOFF_SECONDS`, times a factor in [0.5, 1] that differs between
-    addresses and processes, so that many of them do not come back in step.
+    addresses and processes, so that they do not retry at the same time.
     """
     if asked_seconds is not None:
         return asked_seconds
@@ -221,7 +221,7 @@ def backoff(attempt: int, base_seconds: float, url: str, asked_seconds: float | 
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Seconds a ``Retry-After`` header asks for (RFC 9110 section 10.2.3), bounded; None where it is absent or no sense."""
+    """Seconds requested by a ``Retry-After`` header (RFC 9110 section 10.2.3), bounded; None if missing or invalid."""
     text = response.headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:9]), MAX_RETRY_AFTER_SECONDS)
@@ -234,7 +234,7 @@ def retry_after(response: httpx.Response) -> float | None:
 
 
 def content_length(response: httpx.Response) -> int | None:
-    """Bytes of the body as announced; None where nothing (or no sense) is, or where chunks count instead."""
+    """The announced number of bytes of the body; None if missing, invalid, or if the body is chunked."""
     text = response.headers.get("content-length", "")
     if "transfer-encoding" in response.headers or not (text.isascii() and text.isdigit() and len(text) <= 18):
         return None
@@ -242,11 +242,11 @@ def content_length(response: httpx.Response) -> int | None:
 
 
 def status_line(response: httpx.Response) -> str:
-    """The status of an answer, for messages."""
+    """The status of a response, for messages."""
     return f"HTTP {response.status_code} {response.reason_phrase[:80]}".rstrip()
 
 
 def reason(error: BaseException) -> str:
-    """A transport error in a few words; some have no text of their own."""
+    """A short description of a transport error, also of one without text."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,8 +1,8 @@
-"""Image formats: which ones are decoded, which file names they have, and what a file is that is not decoded.
+"""Image formats: the decoded ones, their file name extensions, and the detection of others.
 
-* The list comes from Pillow: each format that this Pillow opens, has a registered file name extension, and is not in
-  :data:`NOT_DECODED`, which gives the reason.  So AVIF is decoded where Pillow was built with it.
-* :func:`recognized` tells a file of another kind (HEIC, SVG, an HTML page) from a damaged image by its first bytes.
+* The decoded formats are those that Pillow opens, that have a registered file name extension, and that are not in
+  :data:`NOT_DECODED`, which gives the reason.  So AVIF is decoded if Pillow was built with it.
+* :func:`recognized` distinguishes a file of another kind (HEIC, SVG, an HTML page) from a damaged image by its first bytes.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ NOT_DECODED = {
     "MPEG": _NO_DECODER,
     "WMF": _RUNS_A_PROGRAM,
 }
-"""Formats that Pillow opens and this project does not, with the reason."""
+"""Formats that Pillow opens but this project does not, with the reason."""
 
 _FIRST = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_LAST = ("TGA",)  # has no signature: any other format must have had its chance
+_LAST = ("TGA",)  # has no signature, so all other formats are tried first
 _CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 _PREFERRED_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _OTHER_SUFFIXES = (
     ".ai", ".arw", ".bpg", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".jxr", ".nef", ".orf",
     ".pdf", ".raf", ".rw2", ".svg", ".svgz", ".wdp", ".xcf",
 )  # fmt: skip
-_MIN_PILLOW_FOR_TIFF = 13  # earlier ones read as many bytes as the tags of a TIFF file state together
+_MIN_PILLOW_FOR_TIFF = 13  # earlier versions read as many bytes as the tags of a TIFF file state in total
 
 
 def _decoded() -> tuple[str, ...]:
@@ -57,11 +57,11 @@ def _decoded() -> tuple[str, ...]:
 
 
 FORMATS = _decoded()
-"""Names of the formats that are decoded, as Pillow writes them, in the order in which they are tried."""
+"""Pillow's names of the decoded formats, in the order in which they are tried."""
 
 
 def _suffixes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    decoded = {*FORMATS, "MPO"}  # Pillow opens MPO as JPEG and registers it as a format of its own
+    decoded = {*FORMATS, "MPO"}  # Pillow opens MPO as JPEG but registers it as a separate format
     extensions = Image.registered_extensions()
     good = {suffix for suffix, name in extensions.items() if name in decoded}
     other = {suffix for suffix, name in extensions.items() if name in Image.OPEN} | set(_OTHER_SUFFIXES)
@@ -70,10 +70,10 @@ def _suffixes() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 SUFFIXES, OTHER_SUFFIXES = _suffixes()
-"""File name extensions in lower case, best first: of formats that are decoded, and of images that are not."""
+"""File name extensions in lower case, best first: those of decoded formats, then those of other images."""
 
 SUFFIX_ORDER = {suffix: place for place, suffix in enumerate(SUFFIXES + OTHER_SUFFIXES)}
-"""Every extension of an image, with its place in the order of preference."""
+"""Every extension of an image, with its rank in the order of preference."""
 
 
 _SIGNATURES = {
@@ -115,7 +115,7 @@ _SIGNATURES = {
     "Git LFS pointer": rb"version https://git-lfs\.github\.com/",
     "git-annex pointer": rb"/annex/objects/",
 }
-"""How files begin, as regular expressions, by the name of their format; some of them not every Pillow decodes."""
+"""Signatures as regular expressions, by the name of the format; some formats are decoded by some builds of Pillow."""
 
 _HEADS = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in _SIGNATURES.items()]
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
@@ -127,25 +127,25 @@ _LEADING = re.compile(r"(?:\s|\ufeff|<\?.*?\?>|<!--.*?-->|<!doctype\s+svg[^\[>]*
 
 
 def recognized(data: bytes) -> str | None:
-    """What a file is that is none of :data:`FORMATS`, or None where its first bytes say nothing.
+    """Recognize a file that has none of the :data:`FORMATS`, by its first bytes.
 
     Args:
         data: the whole file.
 
     Returns:
-        The name of a format as people write it ("HEIC", "SVG", "HTML page"), for messages and counts.
+        The common name of the format ("HEIC", "SVG", "HTML page"), for messages and counts; None if it is not recognized.
     """
     if data[4:8] == b"ftyp":
         name = _iso_media(data)
     else:
         name = next((name for name, head in _HEADS if head.match(data)), None) or _text(data)
-    return None if name in FORMATS else name  # of a format that is decoded, the file must be damaged
+    return None if name in FORMATS else name  # a file of a decoded format must be damaged
 
 
 def _iso_media(data: bytes) -> str | None:
-    """By the brands of the first box (ISO/IEC 14496-12), the major one first; None where the file ends before it."""
+    """The format by the brands of the first box (ISO/IEC 14496-12), the major one first; None if the file is too short."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 256)
-    if len(data) < 12:  # not even the first brand is there
+    if len(data) < 12:  # too short for the first brand
         return None
     brands = [data[8:12], *(data[start : start + 4] for start in range(16, end - 3, 4))]
     for names, known in (("HEIC", _HEIC_BRANDS), ("AVIF", _AVIF_BRANDS), ("CR3", {b"crx "}), ("HEIF", _HEIF_BRANDS)):

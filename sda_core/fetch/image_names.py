@@ -1,14 +1,13 @@
-"""Names of image files, in folders and in archives, as the systems of different makers write them.
+"""Match names of image files, in folders and archives, with items and references.
 
-* A file is an item's image when its name without the extension is the item's id.  Ids are compared exactly, also in upper
-  and lower case; the extension may be in any case.
-* macOS writes accents as characters of their own (NFD), others as one character (NFC): both count.
-* A file is the image of one item: where its name is an id as it stands, no other spelling of it counts.
-* An id that cannot be a file name (``a/b``) is written percent-encoded (``a%2Fb.jpg``); any name may be.
-* Several files of one item: the exact id before other spellings, then the order of ``image_formats.SUFFIXES``, then an
+* A file is an item's image if its name without the extension is the item's id.  Ids are case-sensitive, extensions are not.
+* macOS writes accents as separate characters (NFD), other systems as one character (NFC): both match.
+* A file is the image of one item: if its name is exactly an id, other readings of the name do not count.
+* An id that cannot be a file name (``a/b``) is percent-encoded (``a%2Fb.jpg``); any name may be percent-encoded.
+* If an item has several files, the exact id precedes other spellings, then the order of ``image_formats.SUFFIXES``, then an
   extension in lower case, then the name.
-* What an operating system puts in a folder for itself (``._x.jpg``, ``__MACOSX``, ``.DS_Store``, ``Thumbs.db``) is no image.
-* A reference is looked up exactly first, then in other cases, in the other form of accents and percent-decoded.
+* System files (``._x.jpg``, ``__MACOSX``, ``.DS_Store``, ``Thumbs.db``) are not images.
+* A reference is matched exactly first, then ignoring case, the form of accents and percent-encoding.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ NUM_EXAMPLES = 3
 
 
 def composed(text: str) -> str:
-    """The text with accents as parts of their characters (Unicode NFC)."""
+    """The text with composed accents (Unicode NFC)."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def folded(text: str) -> str:
-    """The text in one form for all cases and all forms of accents."""
+    """The text in a form that ignores case and the form of accents."""
     return text.lower() if text.isascii() else composed(composed(text).casefold())
 
 
 def decoded(text: str) -> str | None:
-    """The text without percent-encoding, or None where there is none, or a wrong one."""
+    """The percent-decoded text; None if it is not, or not correctly, encoded."""
     if "%" not in text:
         return None
     try:
@@ -55,23 +54,23 @@ def decoded(text: str) -> str | None:
 
 
 def is_system_file(path: str) -> bool:
-    """Whether an operating system made this file for itself; ``path`` has ``/`` between its parts."""
+    """Whether a file was created by the operating system; ``path`` has ``/`` between its parts."""
     name = path.rpartition("/")[2]
     return name.startswith("._") or name.lower() in _SYSTEM_FILES or "__MACOSX" in path.split("/")[:-1]
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """A file name without its extension, and the extension, or None where it is no image's."""
+    """A file name without its extension, and the extension; None if it is not that of an image."""
     stem, dot, suffix = name.rpartition(".")
     return (stem, f".{suffix}") if dot and stem and f".{suffix}".lower() in SUFFIX_ORDER else None
 
 
 def spelled_like(reference: str, alike: Callable[[str], Sequence[str]]) -> str | None:
-    """The name that a reference means; a spelling with percent-encoding counts as it stands first, then decoded.
+    """The name that matches a reference; percent-encoding is tried literally first, then decoded.
 
     Args:
         reference: a name or a path.
-        alike: the names that equal a spelling when both are folded, best first.
+        alike: returns the names that equal a spelling after folding, best first.
     """
     for spelling in filter(None, (reference, decoded(reference))):
         names = alike(spelling)
@@ -81,15 +80,15 @@ def spelled_like(reference: str, alike: Callable[[str], Sequence[str]]) -> str |
 
 
 class ItemNames:
-    """Ids of items, to be found by the names of files."""
+    """Finds ids of items by the names of files."""
 
     def __init__(self, item_ids: Collection[str]) -> None:
         self._exact = frozenset(item_ids)
-        # where two ids differ in the form of their accents only, the smaller one is taken for a name that is neither
+        # if two ids differ only in the form of accents, a name that equals neither matches the smaller one
         self._composed = {composed(item_id): item_id for item_id in sorted(item_ids, reverse=True) if not item_id.isascii()}
 
     def of(self, stem: str) -> tuple[str, int] | None:
-        """The item of a name without its extension, and how far the spelling is from the id (0 is exact)."""
+        """The item of a name without extension, and the distance of the spelling from the id (0 is exact)."""
         plain = decoded(stem)
         for spelling in (stem, composed(stem), *(() if plain is None else (composed(plain),))):
             item_id = spelling if spelling in self._exact else self._composed.get(spelling)
@@ -102,9 +101,9 @@ class ItemFiles:
     """The best file of each item, among files that are named after items.
 
     Args:
-        items: whose files are wanted.
-        order: sorts the files of one item by the distance of the name from the id (0 is exact) and the extension, best
-            first; files that are equal in both are sorted by their paths.
+        items: the items whose files are requested.
+        order: sort key of an item's files from the distance of the name to the id (0 is exact) and the extension, best
+            first; ties are sorted by path.
     """
 
     def __init__(self, items: ItemNames, order: Callable[[int, str], tuple[Any, ...]]) -> None:
@@ -114,7 +113,7 @@ class ItemFiles:
         self._several: set[str] = set()
 
     def add(self, path: str) -> bool:
-        """Take in a file if it is an item's, and say whether it is."""
+        """Add a file if it matches an item; returns whether it does."""
         parts = None if is_system_file(path) else split_name(path.rpartition("/")[2])
         owner = None if parts is None else self._items.of(parts[0])
         if parts is None or owner is None:
@@ -132,7 +131,7 @@ class ItemFiles:
         return self._best[item_id][-1] if item_id in self._best else None
 
     def warn_of_several(self, where: Path, which: str) -> None:
-        """Log which file counts where an item has several."""
+        """Log the chosen file for items with several files."""
         if self._several:
             example = min(self._several)
             _log.warning(
@@ -142,7 +141,7 @@ class ItemFiles:
 
 
 class Directory:
-    """What is in one directory, listed once."""
+    """The entries of a directory, listed once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -151,7 +150,7 @@ class Directory:
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    with suppress(OSError):  # a link that leads to itself
+                    with suppress(OSError):  # a link to itself
                         if entry.is_file():
                             self.files.add(entry.name)
                         elif entry.is_dir():
@@ -163,7 +162,7 @@ class Directory:
 
     @cached_property
     def _folded(self) -> dict[str, str]:
-        """Names by their folded form; several are joined with "/", which stands in no name and takes less than a list."""
+        """Names by folded form; several are joined with "/", which no name contains, because that needs less than a list."""
         names: dict[str, str] = {}
         for name in itertools.chain(self.files, self.directories):
             key = folded(name)
@@ -171,10 +170,10 @@ class Directory:
         return names
 
     def named(self, name: str, among: Collection[str]) -> str | None:
-        """The name of an entry that is spelled like this one."""
+        """The name of an entry with this spelling."""
 
         def alike(spelling: str) -> list[str]:
-            if spelling in among:  # then the other names need not be folded
+            if spelling in among:  # no need to fold the other names
                 return [spelling]
             return sorted(known for known in self._folded.get(folded(spelling), "").split("/") if known in among)
 
@@ -182,12 +181,12 @@ class Directory:
 
 
 class ImageFolder:
-    """A folder of images, in which files are found by an item's id or by a relative path; each directory is listed once.
+    """A folder of images, which finds files by an item's id or by a relative path; each directory is listed once.
 
     Args:
-        root: the folder that relative paths are relative to.
+        root: base folder of relative paths.
         named: the directory below it whose files are named after items; ``""`` is the folder itself.
-        items: all ids, so that a file counts for one item only: for ``a%2Fb``, if there is such an id, and not for ``a/b``.
+        items: all ids, so that a file matches only one item: ``a%2Fb`` if there is such an id, and then not ``a/b``.
     """
 
     def __init__(self, root: Path, named: str, items: ItemNames) -> None:
@@ -202,12 +201,12 @@ class ImageFolder:
         self._used = {name for name in self.directory.files if self._files.add(name)}
 
     def of(self, item_id: str) -> Path | None:
-        """The file that is named after an item."""
+        """The file named after an item."""
         name = self._files.of(item_id)
         return None if name is None else self.directory.path / name
 
     def at(self, path: PurePosixPath) -> Path | None:
-        """The file at a relative path; the path may begin with the folder's own name."""
+        """The file at a relative path; the path may begin with the name of the folder."""
         found = self._below(path.parts)
         if found is None and len(path.parts) > 1 and folded(path.parts[0]) == folded(self.root.name):
             found = self._below(path.parts[1:])
@@ -230,7 +229,7 @@ class ImageFolder:
         return place / name
 
     def unused(self) -> tuple[list[str], list[str]]:
-        """Names of images that are no item's, and of files that are no images; each sorted.  Logs which items have several."""
+        """Names of images without an item, and of files that are not images; each sorted.  Logs items with several files."""
         self._files.warn_of_several(self.directory.path, "in the order of docs/data.md")
         images, others = list[str](), list[str]()
         for name in sorted(self.directory.files - self._used):

@@ -1,6 +1,6 @@
-"""Where an item's image may lie: folders, an archive, an address; and what identifies it there.
+"""Possible sources of an item's image (folders, an archive, an address), and the key that identifies its contents.
 
-References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
+References are untrusted: paths that are absolute, have ``..`` or are not plain are not followed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REASONS: dict[Reason, str] = {
     "no_file": "are links or devices and are skipped; pack the files themselves (tar --dereference --hard-dereference)",
 }
 
-_FORMAT = "pictures 3"  # part of every key: with another value all images are made again, hence the old word
+_FORMAT = "pictures 3"  # part of every key; changing it would fetch all images again, hence the old word
 _MAX_REFERENCES = 16
 
 
@@ -49,7 +49,7 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class Nothing:
-    """A reference that leads nowhere, and the status that says so."""
+    """A reference without a source, with the status that explains it."""
 
     status: str
 
@@ -59,14 +59,14 @@ Source = Address | LocalFile | Entry | Nothing
 
 @dataclass(frozen=True)
 class Item:
-    """What the metadata say about one item's image."""
+    """The metadata about one item's image."""
 
     item_id: int
     raw_item_id: str
     references: tuple[str, ...]
 
     def relative_paths(self) -> list[str]:
-        """The references that are plain relative paths."""
+        """The references that are plain, relative paths."""
         paths = (_relative_path(reference) for reference in self.references[:_MAX_REFERENCES])
         return [path.as_posix() for path in paths if path is not None]
 
@@ -80,10 +80,10 @@ def _is_address(reference: str) -> bool:
 
 
 def open_archive(path: Path, items: Collection[Item]) -> ImageArchive:
-    """The image archive, with what these items want of it.
+    """Open the image archive for the entries of these items.
 
     Raises:
-        ArtifactError: it is no readable archive.
+        ArtifactError: the file is not a readable archive.
     """
     paths = {wanted for item in items for wanted in item.relative_paths()}
     return ImageArchive(path, paths, {item.raw_item_id for item in items})
@@ -91,9 +91,9 @@ def open_archive(path: Path, items: Collection[Item]) -> ImageArchive:
 
 @dataclass
 class Finder:
-    """Knows where images may lie, and what identifies them; folders are listed when it is made.
+    """Finds the sources of images and their keys; folders are listed on construction.
 
-    ``items`` are the ids of all items, since a file in a folder counts for one item only.
+    ``items`` are the ids of all items, because a file in a folder matches only one item.
     """
 
     local_folder: Path | None
@@ -108,7 +108,7 @@ class Finder:
         self._folders = [ImageFolder(root, named, self.items) for root, named in places if root is not None]
 
     def sources(self, item: Item) -> list[Source]:
-        """Where to look for an item's image, best first; empty where nothing is said about it."""
+        """The sources of an item's image, best first; empty if there are none."""
         references = [reference.strip() for reference in item.references[:_MAX_REFERENCES]]
         found: list[Source] = []
         named = (folder.of(item.raw_item_id) for folder in self._folders)
@@ -140,7 +140,7 @@ class Finder:
             return Nothing("missing_url")
 
     def key(self, item: Item, sources: Sequence[Source]) -> str:
-        """Hash of all that an item's image depends on."""
+        """Hash of everything on which an item's image depends."""
         parts = [
             _FORMAT,
             item.raw_item_id,
@@ -171,10 +171,10 @@ class Finder:
                 assert_never(source)
 
     def passed_over(self) -> dict[str, int]:
-        """Count the files that no item uses, by reason, and log the first ones; to be asked after all items.
+        """Count the unused files by reason, and log the first ones; call this after all items were processed.
 
         Returns:
-            ``num_folder_<reason>`` where there is a folder, ``num_archive_<reason>`` where there is an archive.
+            ``num_folder_<reason>`` if there is a folder, ``num_archive_<reason>`` if there is an archive.
         """
         counts: dict[str, int] = {}
         for folder in self._folders:
@@ -191,7 +191,7 @@ class Finder:
         return counts
 
     def read(self, source: LocalFile | Entry) -> bytes | str:
-        """The bytes of a local image, or the status that says why there are none."""
+        """The bytes of a local image, or the status that explains why it cannot be read."""
         limit = self.params.max_bytes
         try:
             if isinstance(source, Entry):

@@ -1,18 +1,16 @@
-"""Images of the kept items: found, fetched politely, checked, and stored in shards.
+"""Find or fetch the images of the kept items, check them, and store them in shards.
 
-* Where an image comes from, in this order: ``<local_folder>/images/<raw_item_id>.jpg`` (or another extension of
-  ``image_formats``, see ``image_names``); ``<image_folder>/<raw_item_id>.jpg``; the item's relative references, inside
-  ``local_folder``, ``image_folder`` or the archive of images (the file of the manifest with the role ``images``); the
-  archive's entry that is named after the item; the item's addresses.  With a local folder nothing is fetched over the
-  network.
-* References are strangers' text: a path that is absolute, climbs (``..``) or is not plain is not followed.
-* When several references fail, the item gets the status that leaves most hope (``image_store.IMAGE_STATUSES``).
-* ``429`` and ``503`` make the whole host wait, not one image; a host that fails fifty times in a row is left alone for
-  the rest of the run, and its images keep that status.
-* Every row carries a key of what its image was made from (id, references, contents of local files, bounds).  A later
-  run keeps each row whose key it needs again, wherever it stands, so that another filter does not fetch again what is
-  there; rows of a status that is tried again (``IMAGE_STATUSES``) are fetched again, as are unsupported ones whose format
-  is decoded now.
+* Sources in order: ``<local_folder>/images/<raw_item_id>.jpg`` (or another extension of ``image_formats``, see
+  ``image_names``); ``<image_folder>/<raw_item_id>.jpg``; the item's relative references, inside ``local_folder``,
+  ``image_folder`` or the archive of images (the file of the manifest with the role ``images``); the archive's entry named
+  after the item; the item's addresses.  With a local folder, the network is not used.
+* References are untrusted: paths that are absolute, have ``..`` or are not plain are not followed.
+* If several references fail, the item gets the most promising status (``hope`` in ``image_store.IMAGE_STATUSES``).
+* ``429`` and ``503`` pause the whole host, not one image; a host that fails fifty times in a row is not used for the rest
+  of the run, and its images keep that status.
+* Every row has a key of the inputs of its image (id, references, contents of local files, limits).  A later run reuses
+  each row whose key it needs, in any position, so that another filter does not fetch images again.  Rows with a transient
+  status (``is_tried_again`` in ``IMAGE_STATUSES``) are fetched again, as are unsupported ones whose format can now be decoded.
 """
 
 from __future__ import annotations
@@ -65,17 +63,17 @@ _ADVICE = {
     "archive entry": "pack the archive again with Deflate and without a password",
     "": "the files are not damaged, but this format is not read: convert them to JPEG or PNG",
 }
-"""What to do about unsupported images, by the beginning of the format's name."""
+"""Remedies for unsupported images, by the prefix of the format's name."""
 _GONE = frozenset({404, 410})
 _HOST_WAITS = frozenset({429, 503})
 _MAX_HOST_FAILURES = 50
-_MAX_DECODERS = 4  # each may hold a few copies of 4 million pixels, and one of them of max_pixels
+_MAX_DECODERS = 4  # each may hold a few copies of 4 million pixels, and one of them of max_pixels pixels
 _BLOCKS_AT_ONCE = 2  # so that one slow image at the end of a block does not idle the others
 
 
 # ------------------------------------------------------------------------------------------------ network
 class _Host:
-    """What is known of one host: how many requests it has now, until when it wants to wait, whether it is up."""
+    """The state of a host: current number of requests, time until which to wait, whether it is reachable."""
 
     def __init__(self, name: str, max_requests: int) -> None:
         self.name = name
@@ -105,7 +103,7 @@ class _Host:
 
 
 class _Fetcher:
-    """Turns sources into images; at most ``num_workers`` at a time, ``max_per_host`` of them from one host."""
+    """Reads or fetches images from sources; at most ``num_workers`` at a time, ``max_per_host`` of them from one host."""
 
     def __init__(
         self, finder: Finder, params: FetchImagesParams, client: httpx.AsyncClient, decoders: ThreadPoolExecutor
@@ -118,7 +116,7 @@ class _Fetcher:
         self._hosts: dict[str, _Host] = {}
 
     async def image(self, sources: Sequence[Source]) -> PreparedImage:
-        """The first good image, or the most hopeful status."""
+        """The first valid image, or the most promising status."""
         failed: list[PreparedImage] = []
         for source in sources:
             image = await self._one(source)
@@ -147,7 +145,7 @@ class _Fetcher:
         return PreparedImage(data)
 
     async def _fetch(self, url: str) -> PreparedImage:
-        """Ask for one address until there is an answer that will stay, or the retries are used up."""
+        """Request one address until the result is final or the retries are exhausted."""
         name = httpx.URL(url).host
         host = self._hosts.setdefault(name, _Host(name, self._params.max_per_host))
         status = "http_error"
@@ -175,14 +173,14 @@ class _Fetcher:
                 host.num_failures = 0
                 if isinstance(answer, str):
                     return PreparedImage(answer)
-                # the host may serve another while this one is decoded
+                # release the host for another request while this image is decoded
                 image = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, answer)
-                # a transparent or white dot is what shops send for images that they no longer have
+                # shops send a transparent or white dot for images that no longer exist
                 return PreparedImage("http_404") if (image.width, image.height) == (1, 1) else image
         return PreparedImage(status)
 
     async def _request(self, url: str) -> bytes | str:
-        """One request: the body, or a status that will stay; an :class:`AttemptError` where another request may bring more."""
+        """One request: returns the body or a final status; raises :class:`AttemptError` if another request may succeed."""
         limit = self._params.max_bytes
         async with exchange(self._client, url, self._params.timeout_seconds) as response:
             if response.status_code != 200:
@@ -200,18 +198,18 @@ class _Fetcher:
 
 # ------------------------------------------------------------------------------------------- earlier runs
 def _is_tried_again(status: str, reason: str | None) -> bool:
-    return status in _TRIED_AGAIN or (status == "unsupported" and reason in FORMATS)  # another Pillow decodes it
+    return status in _TRIED_AGAIN or (status == "unsupported" and reason in FORMATS)  # this Pillow decodes it
 
 
 class _EarlierShards:
-    """Rows of earlier runs, of which those that are still right are kept.
+    """Rows of earlier runs, of which the valid ones are reused.
 
-    All shards are renamed first, since any block may need rows of any shard, and one that is right as a whole is put back; a
-    killed run leaves them to the next.
+    All shards are renamed first, because any block may need rows of any shard; a shard that is valid as a whole is renamed
+    back.  After an interrupted run, the next one uses the renamed shards.
     """
 
     def __init__(self, folder: Path) -> None:
-        coverage_path(folder).unlink(missing_ok=True)  # from now on the folder is not whole
+        coverage_path(folder).unlink(missing_ok=True)  # from now on the folder is incomplete
         self._folder = folder
         self._indexes: dict[Path, ShardIndex] = {}
         self._rows: dict[str, tuple[Path, int]] = {}
@@ -233,7 +231,7 @@ class _EarlierShards:
         return self._folder / f".old-{digest}.parquet"
 
     def put_back(self, path: Path, items: Sequence[Item], keys: Sequence[str]) -> bool:
-        """Make a shard of one that is right as it is, if there is one."""
+        """Rename an earlier shard back if it is valid as a whole; returns whether there is one."""
         renamed = self._renamed(keys)
         index = self._indexes.get(renamed)
         if index is None or index.item_ids != tuple(item.item_id for item in items):
@@ -244,7 +242,7 @@ class _EarlierShards:
         return is_right
 
     def take(self, keys: Sequence[str]) -> dict[str, PreparedImage]:
-        """Images of the rows with these keys, as far as there are any; one shard in memory at a time."""
+        """Images of earlier rows with these keys; holds one shard in memory at a time."""
         places = [(*self._rows[key], key) for key in keys if key in self._rows]
         taken: dict[str, PreparedImage] = {}
         for path, of_shard in groupby(sorted(places), key=itemgetter(0)):
@@ -262,22 +260,22 @@ class _EarlierShards:
 def fetch_images(
     items: pl.DataFrame, raw: Path, local_folder: Path | None, image_folder: Path | None, params: FetchImagesParams, out: Path
 ) -> dict[str, int | float]:
-    """Bring the images of all items into ``out``, in shards of ``shard_rows`` items in ``item_id`` order.
+    """Write the images of all items to ``out``, in shards of ``shard_rows`` items in ``item_id`` order.
 
-    ``out`` is kept between runs; shards and rows that are still right are kept, everything else in it is removed.  The
-    result depends neither on the number of workers nor on interruptions.
+    ``out`` is kept between runs: valid shards and rows are reused, everything else in it is removed.  The result depends
+    neither on the number of workers nor on interruptions.
 
     Args:
         items: table ``ITEMS``.
-        raw: folder of raw files with its manifest; an archive of images that the manifest names is used.
-        local_folder: folder that relative references are relative to; with it, nothing is fetched over the network.
-        image_folder: another folder of images; what is not there is fetched.
-        params: bounds, retries, politeness.
+        raw: folder of raw files with its manifest; an archive of images in the manifest is used.
+        local_folder: base folder of relative references; with it, the network is not used.
+        image_folder: another folder of images; missing ones are fetched.
+        params: limits, retries, rates.
         out: folder of the shards and of ``coverage.json``, which is written last.
 
     Returns:
         Coverage: ``num_items``, ``num_ok``, ``share_ok``, and ``num_<status>`` for every other status;
-        ``num_unsupported_<format>`` for each format there was; files that no item uses as ``Finder.passed_over`` counts them.
+        ``num_unsupported_<format>`` for each format found; counts of unused files by ``Finder.passed_over``.
 
     Raises:
         ArtifactError: ``items`` has another schema, or the manifest or the archive cannot be read.
@@ -300,15 +298,15 @@ def fetch_images(
 def changed_images(
     items: pl.DataFrame, raw: Path, local_folder: Path | None, image_folder: Path | None, params: FetchImagesParams, out: Path
 ) -> list[str]:
-    """Items whose image :func:`fetch_images` would read again now, since its local file changed, came or went.
+    """Items whose image :func:`fetch_images` would read again, because its local file was changed, added or removed.
 
-    Nothing is changed and nothing is fetched.
+    Nothing is changed or fetched.
 
     Args:
-        items: as in :func:`fetch_images`, and so are the other arguments.
+        items: as in :func:`fetch_images`, like the other arguments.
 
     Returns:
-        The items' ids in the source, in the order of ``item_id``.
+        The raw ids of the items, in the order of ``item_id``.
 
     Raises:
         ArtifactError, DownloadError: as :func:`fetch_images`; a shard cannot be read.
@@ -343,7 +341,7 @@ def _open(
 
 
 def _refuse_links(table: Sequence[Item], finder: Finder) -> None:
-    """Refuse images behind a link to a folder inside a folder: DVC does not look there, so it would not see them change."""
+    """Reject images behind a linked folder inside a folder, because DVC does not follow it and would miss changes."""
     folders = [folder for folder in (finder.local_folder, finder.image_folder) if folder is not None]
     watched = {*folders, *(folder / "images" for folder in folders[:1] if finder.local_folder is not None)}
     links = {link for folder in watched for link in linked_folders(folder)} - watched
@@ -361,7 +359,7 @@ def _refuse_links(table: Sequence[Item], finder: Finder) -> None:
 
 
 def linked_folders(folder: Path) -> list[Path]:
-    """Links to folders below a folder; DVC looks behind none of them when it hashes the folder."""
+    """Links to folders below a folder, which DVC does not follow when it hashes the folder."""
     found: list[Path] = []
     for here, folders, _ in os.walk(folder):
         found += [path for name in folders if (path := Path(here, name)).is_symlink()]
@@ -369,14 +367,14 @@ def linked_folders(folder: Path) -> list[Path]:
 
 
 def to_try_again(coverage: Mapping[str, int | float]) -> dict[str, str]:
-    """What to report of images that failed for a time: how many, and what to do; empty where there are none."""
+    """A message about images with a transient failure: their number and the remedy; empty if there are none."""
     num_failed = sum(coverage[f"num_{status}"] for status in _TRIED_AGAIN)
     advice = "`dvc repro --single-item --force fetch_images` tries them again, and only them"
     return {"failed for a time": f"{num_failed} ({advice})"} if num_failed else {}
 
 
 def _coverage(shards: Sequence[Path]) -> dict[str, int | float]:
-    """Counts by status, and of unsupported images by format; logs a line for each unsupported format."""
+    """Counts by status, and of unsupported images by format; logs one line per unsupported format."""
     columns = ("raw_item_id", "status", "reason")
     empty = pl.DataFrame(schema={name: IMAGES.columns[name] for name in columns})
     rows = pl.concat([empty, *(IMAGES.scan(path).select(columns).collect() for path in shards)])
@@ -418,7 +416,7 @@ async def _fetch_all(
 async def _block(
     items: Sequence[Item], path: Path, finder: Finder, fetcher: _Fetcher, earlier: _EarlierShards, bar: Progress
 ) -> None:
-    """Make one shard, unless it is right as it is."""
+    """Write one shard, unless an earlier one is valid."""
 
     def look() -> tuple[list[list[Source]], list[str]]:
         sources = [finder.sources(item) for item in items]

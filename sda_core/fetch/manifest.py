@@ -1,6 +1,6 @@
-"""The list of raw files: what the download stage found, and what later stages may rely on.
+"""The manifest: the list of raw files, written by the download stage and checked by later stages.
 
-Apart from the downloader, so that a change of the network code makes no later stage stale.
+It is separate from the downloader, so that a change of the network code does not make later stages stale.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RawFile(_Record):
 
 
 class _Manifest(_Record):
-    """The whole file."""
+    """Schema of the file."""
 
     files: tuple[RawFile, ...]
 
@@ -49,10 +49,10 @@ class _Manifest(_Record):
 
 
 def manifest_file(raw: Path, role: Role) -> Path:
-    """The raw file of one role, present and of the recorded size (:func:`check` compares the contents as well).
+    """The raw file with a role, checked for presence and size (:func:`check` also compares the contents).
 
     Raises:
-        ArtifactError: there is no manifest, no such role, or the file is missing or of another size.
+        ArtifactError: there is no manifest or no such role, or the file is missing or has another size.
     """
     for entry in read_manifest(raw):
         if entry.role == role:
@@ -71,10 +71,10 @@ def check(raw: Path) -> None:
 
 
 def check_file(raw: Path, entry: RawFile, contents: bool = True) -> Path:
-    """Compare one raw file with its entry: presence, size, and sha256 with ``contents``; gives its path.
+    """Compare one raw file with its entry: presence, size, and with ``contents`` sha256; returns its path.
 
     Raises:
-        ArtifactError: it differs.
+        ArtifactError: the file differs.
     """
     path = raw / entry.name
     if not path.is_file():
@@ -93,14 +93,14 @@ def manifest_path(raw: Path) -> Path:
 
 
 def read_manifest(raw: Path) -> list[RawFile]:
-    """All entries.
+    """Read all entries.
 
     Raises:
         ArtifactError: the manifest is missing or damaged.
     """
     path = manifest_path(raw)
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # opening a pipe would block
             raise ArtifactError(str(path), "is not a manifest (not a regular file)", _AGAIN)
         return list(_Manifest.model_validate_json(path.read_bytes()).files)
     except FileNotFoundError:

@@ -1,13 +1,12 @@
-"""One raw file from one source: into ``<name>.part``, checked; putting it in place is the caller's.
+"""Fetch one raw file from one source to ``<name>.part`` and check it; the caller moves it into place.
 
-* ``<name>.part.json`` beside it holds the validator (etag or date) of what is being fetched, so that a killed run goes
-  on with ``Range`` and ``If-Range`` (RFC 9110 sections 13.1.5 and 14.2); without a validator, or with another one, it
-  starts over.
+* ``<name>.part.json`` beside it holds the validator (etag or date), so that an interrupted download resumes with ``Range``
+  and ``If-Range`` (RFC 9110 sections 13.1.5 and 14.2); without a validator, or with another one, it restarts.
 * Bodies are stored as sent (``Accept-Encoding: identity``).  Before a file is accepted, a gzip file is read to its end,
-  and the directory of a zip file or the chain of a tar file's headers is followed; images are looked at one by one later.
-* The number of retries counts attempts without progress, so that a long file survives many short connections.
-* Waits are bounded on both sides: no answer, or less than 1 KiB/s over ``timeout_seconds``, is a stall, and no body may
-  be longer than ``max_file_bytes``.
+  and the directory of a zip file or all headers of a tar file are checked; images are checked one by one later.
+* Retries count attempts without progress, so a long file may need many short connections.
+* Time and size are bounded: no response, or less than 1 KiB/s over ``timeout_seconds``, is a stall, and a body may not be
+  longer than ``max_file_bytes``.
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ _log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 _MIN_BYTES_PER_SECOND = 1024
-_PROGRESS_BYTES = 1 << 20  # an attempt that brings this much new data gives back all retries
+_PROGRESS_BYTES = 1 << 20  # an attempt with this much new data resets the number of retries
 _DISK_RESERVE_BYTES = 64 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
-_MAX_EXPANSION = 300  # JSON lines shrink to a fifth or so; deflate's limit is 1032
+_MAX_EXPANSION = 300  # JSON lines compress to about a fifth; the limit of deflate is 1032
 _EXPANSION_FREE_BYTES = 1 << 30
 
 
 class RejectedError(Exception):
-    """This source will not do; the text says why."""
+    """The source cannot be used; the text gives the reason."""
 
 
 def _usable(value: object) -> str | None:
-    """A validator, or None where it could not be sent back in a header."""
+    """A validator, or None if it cannot be sent in a header."""
     return value if isinstance(value, str) and re.fullmatch(r"[\x20-\x7e]{1,1000}", value) else None
 
 
@@ -64,7 +63,7 @@ _Validator = Annotated[str | None, BeforeValidator(_usable)]
 
 
 class _Version(BaseModel):
-    """What a ``.part`` file is a piece of."""
+    """The version of the file to which a ``.part`` file belongs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -74,23 +73,23 @@ class _Version(BaseModel):
 
     @classmethod
     def of(cls, response: httpx.Response, source: str) -> _Version:
-        """What an answer says of itself."""
+        """The version in a response."""
         return cls(source=source, etag=response.headers.get("etag"), last_modified=response.headers.get("last-modified"))
 
     @property
     def validator(self) -> str | None:
-        """For ``If-Range``, which takes no weak etag."""
+        """The validator for ``If-Range``, which does not allow weak etags."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
 
     def matches(self, response: httpx.Response) -> bool:
-        """Whether an answer may be of this version: a strong etag decides, else all that both sides say."""
+        """Whether a response may have this version: a strong etag decides, else all fields that both have."""
         own = {"etag": self.etag} if self.validator == self.etag else {"etag": self.etag, "last-modified": self.last_modified}
         return all(value is None or response.headers.get(name, value) == value for name, value in own.items())
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One file to get: where it goes, and what it must be."""
+    """One file to fetch: its target and its expected properties."""
 
     target: Path
     role: Role
@@ -98,21 +97,22 @@ class Wanted:
 
     @property
     def part(self) -> Path:
-        """Where it is gathered before it is whole."""
+        """Path of the partial file."""
         return self.target.with_name(f"{self.target.name}.part")
 
 
 def without_credentials(source: str) -> str:
-    """A source without the user name and password that an address may carry."""
+    """A source without user name and password."""
     return re.sub(r"(?<=://)[^/?#]*@", "", source)
 
 
 # ------------------------------------------------------------------------------------------------- checks
 def _check_kind(head: bytes, wanted: Wanted, is_html: bool = False) -> None:
-    """Refuse what cannot become the file, from its first :data:`HEAD_BYTES` bytes, or all that there are.
+    """Reject a file of a wrong kind, by its first :data:`HEAD_BYTES` bytes.
 
     Raises:
-        RejectedError: an HTML page or other markup, no gzip under a name that ends in ``.gz``, or no archive of images.
+        RejectedError: an HTML page or other markup, a name that ends in ``.gz`` without gzip contents, or images that are
+            not in an archive.
     """
     found, advice = wrong_kind(head), ""
     if wanted.role == "images":
@@ -122,7 +122,7 @@ def _check_kind(head: bytes, wanted: Wanted, is_html: bool = False) -> None:
         kind, is_wrong = "gzip file", not head.startswith(_GZIP_MAGIC)
     else:
         kind = "file of JSON lines"
-        # no edition's lines begin with a tag; gzip under any name is read as such
+        # lines never begin with a tag in any edition; gzip is detected under any name
         is_wrong = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or binary_kind(head) is not None
     begin = repr(head[:32].decode("utf-8", "replace"))
     if is_wrong and (is_html or _HTML.match(head)):
@@ -137,11 +137,11 @@ def _check_kind(head: bytes, wanted: Wanted, is_html: bool = False) -> None:
 
 
 def check_contents(path: Path, wanted: Wanted) -> None:
-    """Refuse a file that is of the wrong kind or does not unpack.
+    """Reject a file of the wrong kind, or one that cannot be decompressed.
 
     Args:
-        path: the file, which need not be in its place yet.
-        wanted: its name and role say what it must be.
+        path: the file, which need not be in its final place yet.
+        wanted: name and role, which determine the expected kind.
 
     Raises:
         RejectedError: with the reason.
@@ -173,7 +173,7 @@ def _check_gzip(path: Path) -> None:
 
 
 def _check_whole(wanted: Wanted) -> str:
-    """Refuse a ``.part`` file that is empty, damaged or not the expected one; give its sha256."""
+    """Reject a ``.part`` file that is empty, damaged or not the expected one; return its sha256."""
     if wanted.part.stat().st_size == 0:
         raise RejectedError("is empty")
     digest = sha256_file(wanted.part)
@@ -184,7 +184,7 @@ def _check_whole(wanted: Wanted) -> str:
 
 
 def _check_room(folder: Path, total: int, present: int, params: DownloadParams) -> None:
-    """Refuse a size that is not allowed, or has no room; ``present`` bytes of it are on the disk already."""
+    """Reject a size above the limit or the free space; ``present`` bytes of it are already on the disk."""
     if total > params.max_file_bytes:
         raise RejectedError(f"has {total} bytes, more than download.max_file_bytes ({params.max_file_bytes})")
     free = shutil.disk_usage(folder).free
@@ -195,7 +195,7 @@ def _check_room(folder: Path, total: int, present: int, params: DownloadParams) 
 async def _store(
     chunks: AsyncGenerator[bytes], wanted: Wanted, verb: str, start: int, total: int | None, max_bytes: int, is_html: bool = False
 ) -> int:
-    """Append bytes to the ``.part`` file, and give its size; refuse a wrong kind or length as soon as it shows."""
+    """Append bytes to the ``.part`` file and return its size; reject a wrong kind or length as early as possible."""
     size, head = start, bytearray()
     with (
         wanted.part.open("ab") as writer,
@@ -212,7 +212,7 @@ async def _store(
                     if len(head) == HEAD_BYTES:
                         _check_kind(bytes(head), wanted, is_html)
                 writer.write(chunk)
-                writer.flush()  # so that a killed run loses nothing that came
+                writer.flush()  # so that an interruption loses no received data
                 bar.update(len(chunk))
         os.fsync(writer.fileno())
     if 0 < len(head) < HEAD_BYTES and total in (None, size):
@@ -222,7 +222,7 @@ async def _store(
 
 # -------------------------------------------------------------------------------------------------- local
 async def copy_file(source: Path, wanted: Wanted, params: DownloadParams) -> str:
-    """Copy a local file to the ``.part`` of what is wanted, checked; gives its sha256.
+    """Copy a local file to the ``.part`` file and check it; returns its sha256.
 
     Raises:
         RejectedError: there is no such file, it cannot be read, or it is not the expected one.
@@ -272,18 +272,18 @@ def _part_record(part: Path) -> Path:
 
 
 def discard_part(part: Path) -> None:
-    """Remove an unfinished file and the record of what it is a piece of."""
+    """Remove a partial file and its validator."""
     remove(part)
     remove(_part_record(part))
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file of our own; a link is none, since what it leads to may lie anywhere."""
+    """Size of a partial file; 0 for a link, because its target may be anywhere."""
     return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
 
 
 def _resumable(part: Path, source: str) -> tuple[int, _Version | None]:
-    """How many bytes of this source are there already, and of which version; ``(0, None)`` where one cannot tell."""
+    """The number of bytes already fetched from this source, and their version; ``(0, None)`` if unknown."""
     num_bytes, path = _size(part), _part_record(part)
     try:
         record = _Version.model_validate_json(path.read_bytes()) if num_bytes and _size(path) else None
@@ -293,10 +293,10 @@ def _resumable(part: Path, source: str) -> tuple[int, _Version | None]:
 
 
 async def fetch_file(client: httpx.AsyncClient, source: str, wanted: Wanted, params: DownloadParams) -> tuple[str, str | None]:
-    """Fetch one address to the ``.part`` of what is wanted, checked; gives its sha256 and etag.
+    """Fetch one address to the ``.part`` file and check it; returns its sha256 and etag.
 
     Raises:
-        RejectedError: what the address gives is not the file, or it gave nothing in all attempts.
+        RejectedError: the response is not the expected file, or all attempts failed.
     """
     part = wanted.part
     highest, _ = _resumable(part, without_credentials(source))
@@ -320,7 +320,7 @@ async def fetch_file(client: httpx.AsyncClient, source: str, wanted: Wanted, par
 
 
 async def _attempt(client: httpx.AsyncClient, source: str, wanted: Wanted, params: DownloadParams) -> tuple[str, str | None]:
-    """One request: continue the ``.part`` file, or start over."""
+    """One request, which continues the ``.part`` file or restarts it."""
     part = wanted.part
     offset, record = _resumable(part, without_credentials(source))
     headers = {"Range": f"bytes={offset}-", "If-Range": record.validator or ""} if record else {}
@@ -350,14 +350,14 @@ async def _attempt(client: httpx.AsyncClient, source: str, wanted: Wanted, param
         digest = _check_whole(wanted)
     except RejectedError as problem:
         discard_part(part)
-        if start > 0 or total is None:  # the old piece may be bad, or the end came early without our noticing
+        if start > 0 or total is None:  # the old part may be damaged, or the body ended early without notice
             raise AttemptError(str(problem)) from None
         raise
     return digest, record.etag
 
 
 async def _body(response: httpx.Response, timeout_seconds: float) -> AsyncGenerator[bytes]:
-    """The body as it comes; one that comes too slowly is an :class:`AttemptError`."""
+    """The chunks of the body; raises :class:`AttemptError` if it is too slow."""
     window_began, window_bytes = time.monotonic(), 0
     async for chunk in response.aiter_raw():
         yield chunk
@@ -370,11 +370,11 @@ async def _body(response: httpx.Response, timeout_seconds: float) -> AsyncGenera
 
 
 def _where(response: httpx.Response, offset: int, record: _Version | None, part: Path) -> tuple[int, int | None]:
-    """At which byte the body begins, and how many bytes the whole file has (None: unknown).
+    """The byte at which the body begins, and the size of the whole file (None: unknown).
 
     Raises:
-        RejectedError: the answer is an error that stays.
-        AttemptError: a range that does not fit what is there.
+        RejectedError: the response is a permanent error.
+        AttemptError: the range does not fit the partial file.
     """
     status = response.status_code
     if status == 200:
@@ -387,7 +387,7 @@ def _where(response: httpx.Response, offset: int, record: _Version | None, part:
     same_version = record.matches(response)
     if same_version and status == 206 and begin == offset and (total is None or total > offset):
         return offset, total
-    if same_version and status == 416 and total == offset:  # the killed run had all of it
+    if same_version and status == 416 and total == offset:  # the interrupted run had fetched all of it
         return offset, total
     discard_part(part)
     raise AttemptError(f"the server cannot continue from byte {offset}, starting over", wait_seconds=0.0)
