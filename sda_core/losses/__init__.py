@@ -1,4 +1,4 @@
-"""Losses on embeddings of several modalities: tensors in, a scalar out; none of them owns a model."""
+"""Losses on embeddings of several modalities: functions of tensors that return a scalar, independent of models."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ _MIN_LOG_TEMPERATURE = math.log(0.01)  # CLIP's bound on a learned temperature (
 
 
 class AlignmentLoss(nn.Module):
-    """The loss that a params section describes, with its temperature.
+    """The loss of a params section, with its temperature.
 
-    A learned temperature is held as its logarithm and kept at or above 0.01 (or the start, where that is lower); for
-    ``variant: reference`` it is held as it is, as in the public code.
+    A learned temperature is stored as its logarithm and kept at or above 0.01 (or the start value, if that is lower); for
+    ``variant: reference`` it is stored directly, as in the public code.
 
-    Vectors are centred (``center``) before anything else is done with them, those of the teacher too.  With ``keep_base`` above
-    0 its multiple of :func:`~sda_core.losses.keep.keep_structure` is added, at the teacher's temperature.
+    All vectors, including those of the teacher, are first centred (``center``).  With ``keep_base`` above 0,
+    ``keep_base`` times :func:`~sda_core.losses.keep.keep_structure` is added, at the teacher's temperature.
 
     Args:
-        params: the loss's section.
+        params: section of the loss.
 
     Attributes:
-        needs_base: whether the backbone's own vectors have to be given, because the teacher looks at them
-            (``teacher_source: base``) or their structure is kept (``keep_base``).
-        found_temperature: of the teacher, where ``teacher_targets`` asks for one; None before :meth:`calibrate`.
+        needs_base: whether the vectors of the backbone without adapter must be given, for the teacher
+            (``teacher_source: base``) or to keep their structure (``keep_base``).
+        found_temperature: calibrated temperature of the teacher, for ``teacher_targets``; None before :meth:`calibrate`.
 
     Raises:
-        ConfigError: the section contradicts itself; see :func:`sda_core.params.loss_problems`.
+        ConfigError: settings of the section contradict each other; see :func:`sda_core.params.loss_problems`.
     """
 
     def __init__(self, params: LossParams) -> None:
@@ -71,7 +71,7 @@ class AlignmentLoss(nn.Module):
 
     @property
     def temperature(self) -> float | Tensor:
-        """The temperature in use: a number, or a differentiable scalar where it is learned."""
+        """The current temperature: a number, or a differentiable scalar if it is learned."""
         if self._raw is None:
             return self.params.temperature
         return self._raw if self.params.variant == "reference" else self._raw.exp()
@@ -79,21 +79,21 @@ class AlignmentLoss(nn.Module):
     def forward(
         self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None, base: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """The loss of a batch; row ``i`` of one belongs to row ``i`` of the other.
+        """The loss of a batch; row ``i`` of images and texts is the same item.
 
         Args:
-            image_BD: ``(B, D)``.
-            text_BD: ``(B, D)``.
-            groups_B: ``(B,)`` integers, equal for rows that show the same thing; see ``false_negatives`` of :func:`cmsa`.
-            base: image and text vectors ``(B, D')`` of the same items by the backbone without its adapter, which teach where
-                ``needs_base`` is true, and are not looked at elsewhere.
+            image_BD: ``(B, D)`` image vectors.
+            text_BD: ``(B, D)`` text vectors.
+            groups_B: ``(B,)`` integers, equal for rows with equal content; see ``false_negatives`` of :func:`cmsa`.
+            base: image and text vectors ``(B, D')`` of the same items by the backbone without its adapter; used only if
+                ``needs_base`` is true.
 
         Raises:
-            TrainingError: the section's ``false_negatives`` needs groups, and there are none, or not one integer per row; or
-                ``needs_base``, and ``base`` is None.
+            TrainingError: ``false_negatives`` needs groups, but there are none, or not one integer per row; or ``needs_base``
+                is true and ``base`` is None.
         """
         self._check_base(base)
-        own = self._own_teacher_temperature()  # before the running means learn from this batch, since it may be missing
+        own = self._own_teacher_temperature()  # before the running means are updated, because it may raise
         pair, base = self._centred((image_BD, text_BD), base, update=True)
         value = self._alignment(pair, groups_B, base if self._base_teaches else None, own)
         if base is None or self.params.keep_base == 0:
@@ -108,13 +108,13 @@ class AlignmentLoss(nn.Module):
         """The temperature of the teacher.
 
         Raises:
-            TrainingError: ``teacher_targets`` asks for one that was not looked for yet.
+            TrainingError: ``teacher_targets`` is set and :meth:`calibrate` was not called yet.
         """
         own = self._own_teacher_temperature()
         return self.temperature if own is None else own
 
     def _own_teacher_temperature(self) -> float | None:
-        """The teacher's temperature, given or found; None where it is the student's."""
+        """The teacher's temperature, set or calibrated; None if it is the student's."""
         if self.params.teacher_targets is None:
             return self.params.teacher_temperature
         if self.found_temperature is None:
@@ -123,11 +123,11 @@ class AlignmentLoss(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> None:
-        """Find the teacher's temperature, where ``teacher_targets`` asks for it.
+        """Calibrate the teacher's temperature if ``teacher_targets`` is set.
 
-        It is the one at which the teacher has that many effective targets over all rows of some batches of the backbone's own
-        vectors: the exponent of the mean entropy (:func:`~sda_core.losses.geometry.temperature_for`).  Running means are left
-        as they were; with ``center: running`` the mean of all these vectors stands in for them.
+        At this temperature the teacher has that number of effective targets (the exponential of the mean entropy) over all
+        rows of some batches of vectors by the backbone alone (:func:`~sda_core.losses.geometry.temperature_for`).  Running
+        means are not changed; with ``center: running`` the mean of all these vectors is used instead.
 
         Args:
             batches: image vectors ``(B, D)``, text vectors ``(B, D)`` and groups ``(B,)`` or None, of the training's batch size.
@@ -148,7 +148,7 @@ class AlignmentLoss(nn.Module):
         self.found_temperature = temperature_for(wanted, num_targets, len(batches[0][0]))
 
     def _for_a_look(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """Some batches, centred as the loss would, with one mean of all of them where it would use a running one."""
+        """Some batches, centred as in the loss, but with the mean of all of them instead of a running mean."""
         if self.params.center != "running":
             return [self._centred(pair, None, update=False)[0] for pair in pairs]
         wide = [(image_BD.float(), text_BD.float()) for image_BD, text_BD in pairs]
@@ -156,7 +156,7 @@ class AlignmentLoss(nn.Module):
         return [(image_BD - means[0], text_BD - means[1]) for image_BD, text_BD in wide]
 
     def _centred(self, pair: Pair, base: Pair | None, *, update: bool) -> tuple[Pair, Pair | None]:
-        """The vectors and those of the base without their means."""
+        """The centred vectors, and the centred vectors of the base."""
         vectors = _by_name(pair)
         if base is not None and self.needs_base:
             vectors |= {f"base {name}": x_BD for name, x_BD in _by_name(base).items()}
@@ -167,10 +167,10 @@ class AlignmentLoss(nn.Module):
     def _alignment(
         self, pair: Pair, groups_B: Tensor | None, taught_by: Pair | None, teacher_temperature: float | None
     ) -> Tensor:
-        """The loss across the modalities of centred vectors."""
+        """The alignment loss of centred vectors."""
         params = self.params
         if self._raw is not None and params.variant == "paper":
-            with torch.no_grad():  # on the parameter, so that it can come back from the bound
+            with torch.no_grad():  # clamp the parameter, so that it can leave the bound again
                 self._raw.clamp_(min=min(_MIN_LOG_TEMPERATURE, math.log(params.temperature)))
         if params.variant == "reference":
             return cmsa_reference(*pair, self.temperature)
@@ -197,16 +197,16 @@ class AlignmentLoss(nn.Module):
     def diagnostics(
         self, image_BD: Tensor, text_BD: Tensor, groups_B: Tensor | None = None, base: tuple[Tensor, Tensor] | None = None
     ) -> dict[str, float]:
-        """What the loss sees in a batch, as plain numbers: the names and meanings are those of :func:`measures`.
+        """Diagnostics of a batch as plain numbers, with the names and meanings of :func:`measures`.
 
-        With ``teacher: none`` the targets are hard: entropy 0, one target per row (``false_negatives: share`` has more).
+        With ``teacher: none`` the targets are hard: entropy 0, one target per row (more with ``false_negatives: share``).
 
         Args:
-            image_BD: ``(B, D)``.
-            text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
-            groups_B: as :meth:`forward` takes it; besides, rows of one group are no rivals in ``retrieval``.
-            base: as :meth:`forward` takes it.  Where it teaches, entropy, targets and agreement are those of its structures,
-                the rest is about the trained vectors.
+            image_BD: ``(B, D)`` image vectors.
+            text_BD: ``(B, D)`` text vectors, in the order of the images.
+            groups_B: as in :meth:`forward`; rows of one group are not counted as errors of each other in ``retrieval``.
+            base: as in :meth:`forward`.  If it is the teacher, entropy, targets and agreement are those of its structures;
+                the others are those of the trained vectors.
 
         Raises:
             TrainingError: as :meth:`forward`.
@@ -222,7 +222,7 @@ class AlignmentLoss(nn.Module):
     def _log_teacher(
         self, teaching: Pair, groups_B: Tensor | None, sharpness: float | Tensor
     ) -> tuple[Tensor, dict[str, Tensor], Twins]:
-        """``log P`` of centred vectors, the two structures that it is made of, and the policy about rows of one content."""
+        """``log P`` of centred vectors, its two structures, and the policy for rows with equal content."""
         params = self.params
         v_BD, t_BD = prepare(_by_name(teaching), params.normalize).values()
         twins = find_twins(groups_B, params.false_negatives, v_BD)
@@ -237,5 +237,5 @@ def _by_name(pair: Pair) -> dict[str, Tensor]:
 
 
 def build(params: LossParams) -> AlignmentLoss:
-    """The loss that a params section describes; see :class:`AlignmentLoss`."""
+    """The loss of a params section; see :class:`AlignmentLoss`."""
     return AlignmentLoss(params)

@@ -1,4 +1,4 @@
-"""CMSA, cross-modal structural alignment: the structure inside each modality teaches the one across."""
+"""CMSA, cross-modal structural alignment: similarities within the modalities are the soft targets across them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TeacherScope = Literal["all", "pair"]
 
 REFERENCE_DIM = 768
 _OF_ALL = ("mean", "agreement")
-"""Teachers that look at the structures of all modalities; any other is the name of one."""
+"""Teachers that use the structures of all modalities; any other teacher is the name of a modality."""
 
 
 def cmsa(
@@ -43,32 +43,32 @@ def cmsa(
         P = softmax( (V V^T + T T^T) / (2 teacher_temperature) )
         L = 1/2 [ KL(P || softmax(V T^T / temperature)) + KL(P || softmax(T V^T / temperature)) ]
 
-    Relations: as ``teacher_temperature`` goes to 0, ``P`` becomes the identity (rows of one batch differing) and the
-    loss :func:`~sda_core.losses.infonce`.  :func:`cmsa_many` takes more modalities.
+    Relations: as ``teacher_temperature`` goes to 0, ``P`` becomes the identity (if all rows differ) and the loss becomes
+    :func:`~sda_core.losses.infonce`.  :func:`cmsa_many` supports more modalities.
 
     Args:
-        image_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of ``text_BD``.
-        text_BD: ``(B, D)``.
-        temperature: of the student, divides the similarities.
-        teacher: ``"mean"``, as above; ``"image"``, ``V V^T`` alone; ``"text"``, ``T T^T`` alone; ``"agreement"``, the
-            mean, but row ``i`` weighs ``w_i = 1 - JS(P_V,i, P_T,i) / log 2``, with JS the Jensen-Shannon divergence
-            between the image's and the text's own rows: 1 where the modalities see the same neighbours, 0 where they
-            share none.  Weights are normalised to sum 1 and carry no gradient.
-        teacher_temperature: of the teacher; None for the same as ``temperature``.
-        detach_teacher: no gradient through ``P``.  Without it the entropy of ``P`` is part of what is minimised.
+        image_BD: ``(B, D)`` image vectors.
+        text_BD: ``(B, D)`` text vectors, in the order of the images.
+        temperature: temperature of the student; divides the similarities.
+        teacher: ``"mean"``, as above; ``"image"``, only ``V V^T``; ``"text"``, only ``T T^T``; ``"agreement"``, the mean,
+            with row ``i`` weighted by ``w_i = 1 - JS(P_V,i, P_T,i) / log 2``, with JS the Jensen-Shannon divergence
+            between the rows of the image structure and the text structure: 1 if the modalities have the same neighbours, 0
+            if they share none.  Weights are normalised to sum 1 and have no gradient.
+        teacher_temperature: temperature of the teacher; None: ``temperature``.
+        detach_teacher: no gradient through ``P``.  Without it, the entropy of ``P`` is minimised as well.
         normalize: scale the rows to unit length first.
-        groups_B: ``(B,)`` integers, equal for rows that show the same thing; unused where ``false_negatives`` is ``keep``.
-        false_negatives: ``keep``, as above; ``mask``, for each row the *other* rows of its group leave every softmax, the
-            teacher's and the student's; ``share``, what ``P`` gives to a group is spread evenly over its members, in the
-            rows that the weights of ``agreement`` compare too.  With all groups different the three are one.
-        taught_by: images and texts, ``(B, D')`` each, in whose place ``V`` and ``T`` stand in ``P``; None for the vectors
-            themselves, as in the paper.  Vectors that are not trained make a teacher that stays as it is.
+        groups_B: ``(B,)`` integers, equal for rows with equal content; unused if ``false_negatives`` is ``keep``.
+        false_negatives: ``keep``, as above; ``mask``, the *other* rows of a row's group are excluded from every softmax of
+            teacher and student; ``share``, the mass of ``P`` on a group is spread evenly over its members, also in the rows
+            that the weights of ``agreement`` compare.  Without equal groups all three are the same.
+        taught_by: image and text vectors, ``(B, D')`` each, which replace ``V`` and ``T`` in ``P``; None: the vectors
+            themselves, as in the paper.  Vectors that are not trained give a constant teacher.
 
     Returns:
-        Scalar in nats, at least 0; in float32 at least, whatever the inputs are.
+        Scalar in nats, at least 0; at least float32 for any inputs.
 
     Raises:
-        TrainingError: ``false_negatives`` needs groups, and there are none, or not one integer a row.
+        TrainingError: ``false_negatives`` needs groups, but there are none, or not one integer per row.
     """
     return cmsa_many(
         {"image": image_BD, "text": text_BD},
@@ -96,7 +96,7 @@ def cmsa_many(
     false_negatives: FalseNegatives = "keep",
     taught_by: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """:func:`cmsa` of any number M of modalities: the mean over all unordered pairs of them.
+    """:func:`cmsa` for any number M of modalities: the mean over all unordered pairs.
 
     With ``X_m`` the unit vectors of modality ``m``::
 
@@ -104,27 +104,27 @@ def cmsa_many(
         L_ab = 1/2 [ KL(P || softmax(X_a X_b^T / temperature)) + KL(P || softmax(X_b X_a^T / temperature)) ]
         L    = mean of L_ab over the pairs a < b
 
-    The paper has two modalities and leaves the teacher of a pair open.  One teacher of all modalities is the default:
-    the third view then has a say in how the first two are aligned, and every pair is pulled towards one structure.
+    The paper has two modalities and does not define the teacher of a pair among more.  By default all modalities form one
+    teacher, so that a third view influences the alignment of the first two, and all pairs have the same targets.
 
     Args:
         vectors: ``(B, D)`` by modality, at least two; row ``i`` of each is the same item.
-        temperature: see :func:`cmsa`, as for what is not named here.
+        temperature: see :func:`cmsa`.
         teacher: ``"mean"``, ``"agreement"`` (``w_i = 1 - JS / log M`` over the M rows) or the name of the modality that
-            teaches every pair.
-        teacher_temperature: the same.
-        detach_teacher: the same.
-        normalize: the same.
-        teacher_scope: whose structures ``"mean"`` and ``"agreement"`` look at: ``"all"`` modalities, or the ``"pair"``.
-        groups_B: the same.
-        false_negatives: the same.
-        taught_by: the same, by modality.
+            is the teacher of every pair.
+        teacher_temperature: see :func:`cmsa`.
+        detach_teacher: see :func:`cmsa`.
+        normalize: see :func:`cmsa`.
+        teacher_scope: the structures used by ``"mean"`` and ``"agreement"``: those of ``"all"`` modalities, or of the ``"pair"``.
+        groups_B: see :func:`cmsa`.
+        false_negatives: see :func:`cmsa`.
+        taught_by: see :func:`cmsa`; by modality.
 
     Returns:
-        Scalar in nats; with two modalities that of :func:`cmsa`, to the bit.
+        Scalar in nats; with two modalities bit-equal to :func:`cmsa`.
 
     Raises:
-        TrainingError: as :func:`cmsa`; fewer than two modalities, or a teacher that is none of them.
+        TrainingError: as :func:`cmsa`; or fewer than two modalities, or a teacher that is not one of them.
     """
     prepared = prepare(vectors, normalize)
     teaching = prepared if taught_by is None else prepare(taught_by, normalize)
@@ -132,7 +132,7 @@ def cmsa_many(
     if teacher not in (*_OF_ALL, *prepared):
         raise _unknown(teacher, [*_OF_ALL, *prepared])
     twins = find_twins(groups_B, false_negatives, next(iter(prepared.values())))
-    # a learned temperature sharpens the teacher, but learns nothing from it
+    # a learned temperature sharpens the teacher, but gets no gradient from it
     sharpness = temperature if teacher_temperature is None else teacher_temperature
     sharpness = sharpness.detach() if isinstance(sharpness, Tensor) else sharpness
     own = {name: x_BD @ x_BD.T for name, x_BD in teaching.items()}
@@ -162,11 +162,11 @@ def log_teacher(
     """The teacher's targets, ``log P``, of the formula in :func:`cmsa`.
 
     Args:
-        structures: ``(B, B)`` similarities inside each modality, ``X_m X_m^T``.
-        teacher: ``"mean"`` and ``"agreement"``, the mean of all structures; the name of a modality, its structure alone;
-            ``"none"``, certain of the own row, which makes CMSA InfoNCE.
+        structures: ``(B, B)`` similarities within each modality, ``X_m X_m^T``.
+        teacher: ``"mean"`` and ``"agreement"``, the mean of all structures; the name of a modality, only its structure;
+            ``"none"``, hard targets, which make CMSA InfoNCE.
         teacher_temperature: divides the structure.
-        twins: rows of one content, see :func:`~sda_core.losses.twins.find_twins`.
+        twins: policy for rows with equal content, see :func:`~sda_core.losses.twins.find_twins`.
 
     Returns:
         ``(B, B)`` log-probabilities, row by row.
@@ -192,12 +192,12 @@ def _unknown(teacher: str, known: Sequence[str]) -> TrainingError:
 
 
 def agreement(structures: Sequence[Tensor], temperature: float | Tensor, twins: Twins = NO_TWINS) -> Tensor:
-    """How far the similarity structures of M modalities agree, row by row: ``1 - JS / log M``, in [0, 1].
+    """Agreement of the similarity structures of M modalities, row by row: ``1 - JS / log M``, in [0, 1].
 
     Args:
-        structures: ``(B, B)`` similarities inside each modality.
-        temperature: of the softmax that makes a row a distribution.
-        twins: rows of one content, see :func:`~sda_core.losses.twins.find_twins`.
+        structures: ``(B, B)`` similarities within each modality.
+        temperature: temperature of the row-wise softmax.
+        twins: policy for rows with equal content, see :func:`~sda_core.losses.twins.find_twins`.
 
     Returns:
         ``(B,)``.
@@ -210,21 +210,21 @@ def agreement(structures: Sequence[Tensor], temperature: float | Tensor, twins: 
 
 
 def cmsa_reference(image_BD: Tensor, text_BD: Tensor, temperature: float | Tensor) -> Tensor:
-    """The loss as the authors' public code computes it, for comparison (github.com/RaoZhongtao/SDA, commit 28637db).
+    """The loss of the authors' public code, for comparison (github.com/RaoZhongtao/SDA, commit 28637db).
 
-    Un-normalised dot products of vectors whose width is first averaged down to 768 (:func:`pool_width`)::
+    It uses unnormalised dot products of vectors that are first averaged to width 768 (:func:`pool_width`)::
 
         logits  = V T^T / temperature
         targets = softmax( (V V^T + T T^T) / 2 * temperature )
         L       = 1/2 [ CE(targets, logits) + CE(targets^T, logits^T) ]
 
     Differences from :func:`cmsa`: the teacher multiplies by the temperature; nothing is detached; the second direction
-    takes the *transposed* targets, whose rows do not sum to 1; cross-entropy, not KL.  The public code learns the
-    temperature, beginning at 3, and ignores the one given on its command line.
+    uses the *transposed* targets, whose rows do not sum to 1; cross-entropy instead of KL.  The public code learns the
+    temperature, starting at 3, and ignores the one on its command line.
 
     Args:
-        image_BD: ``(B, D)``.
-        text_BD: ``(B, D)``.
+        image_BD: ``(B, D)`` image vectors.
+        text_BD: ``(B, D)`` text vectors, in the order of the images.
         temperature: see the formula.
 
     Returns:
@@ -239,10 +239,10 @@ def cmsa_reference(image_BD: Tensor, text_BD: Tensor, temperature: float | Tenso
 
 
 def pool_width(x_BD: Tensor, width: int = REFERENCE_DIM) -> Tensor:
-    """Average neighbouring columns down to ``width``: the narrow groups first, then those that are one column wider.
+    """Average neighbouring columns to ``width`` columns: the narrow groups first, then those with one more column.
 
-    For the 3,584 columns of the 7B model and 768: 256 groups of 4, then 512 groups of 5, which is what the public code
-    spells out.  Vectors that are not wider than ``width`` stay as they are.
+    For the 3,584 columns of the 7B model and width 768: 256 groups of 4, then 512 groups of 5, as hard-coded in the public
+    code.  Vectors that are not wider than ``width`` are not changed.
     """
     D = x_BD.shape[-1]
     if width >= D:

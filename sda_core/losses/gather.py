@@ -1,4 +1,4 @@
-"""The rows of all processes of a launch as one batch, with gradients."""
+"""Gather the rows of all processes of a launch into one batch, with gradients."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 def gather(x_BD: Tensor) -> Tensor:
     """Differentiable all-gather over the default group of ``torch.distributed``; all its processes must call it.
 
-    The gradient is that of the *mean* over the processes of what each makes of the gathered rows.  Where all compute the
-    same loss, as with a contrastive loss of the global batch, that is this loss: a process gets its own rows of the big
-    batch's gradient, and the parameters' gradients are **summed** over the processes afterwards.
+    The gradient is that of the *mean* of the processes' losses of the gathered rows.  If all compute the same loss, as with a
+    contrastive loss of the global batch, this is the gradient of that loss: a process gets its own rows of the gradient of
+    the global batch, and the parameters' gradients must be **summed** over the processes afterwards.
 
     Args:
-        x_BD: ``(B, ...)``; B may differ between the processes, the other sizes and the type may not.
+        x_BD: ``(B, ...)``; B may differ between processes, other sizes and the dtype must be equal.
 
     Returns:
-        ``(sum of all B, ...)``, rows in the order of the process index; the tensor itself where there is no group.
+        ``(sum of all B, ...)``, rows in the order of the process index; the tensor itself without a process group.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x_BD
@@ -29,11 +29,11 @@ def gather(x_BD: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather forward; backward the mean of all processes' gradients, own rows."""
+    """Forward: all-gather.  Backward: the own rows of the mean of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor) -> Tensor:
-        """Blocks of equal length travel, so that every backend can carry them."""
+        """All-gather blocks padded to equal length, which every backend supports."""
         count, index = dist.get_world_size(), dist.get_rank()
         lengths = [torch.zeros(1, dtype=torch.long, device=x_BD.device) for _ in range(count)]
         dist.all_gather(lengths, torch.tensor([len(x_BD)], device=x_BD.device))
@@ -47,7 +47,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # type: ignore[override]
-        """Own rows of the mean gradient."""
+        """The own rows of the mean gradient."""
         grad = grad_outputs[0].contiguous().clone()
         dist.all_reduce(grad)
         return grad[ctx.start : ctx.start + ctx.length] / ctx.count

@@ -1,8 +1,8 @@
-"""The origin of the vectors that a loss compares, and the temperature that gives its teacher a wanted number of targets.
+"""Centering of the vectors in a loss, and calibration of the teacher's temperature for a given number of targets.
 
-The pooled states of a generative model share one large direction: the cosine of two random items is then near 1, every row of a
-softmax over cosines is nearly uniform, and a loss with soft targets has nothing to teach.  Without their mean the same vectors
-have cosines that mean something (Mu & Viswanath 2018, arXiv 1702.01417).
+The pooled states of a generative model share one large direction: the cosine of two random items is near 1, every row of a
+softmax over cosines is nearly uniform, and soft targets are not informative.  Without their mean, the same vectors have
+informative cosines (Mu & Viswanath 2018, arXiv 1702.01417).
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from sda_core.errors import TrainingError
 Center = Literal["none", "batch", "running"]
 
 MOMENTUM = 0.9
-"""How much of the running mean a step keeps, once there were ten steps; before, it is the mean of all batches."""
+"""Momentum of the running mean after ten steps; before, it is the mean of all batches."""
 
-_LOWEST, _HIGHEST = 1e-5, 1e3  # temperatures that the search looks at
+_LOWEST, _HIGHEST = 1e-5, 1e3  # range of the search for a temperature
 _HALVINGS = 60
 
 
 class Centering(nn.Module):
-    """Subtracts a mean from the vectors of each modality, before they are scaled to unit length.
+    """Subtract a mean from the vectors of each modality, before they are scaled to unit length.
 
     ===========  ====================================================================================================
     ``none``     nothing is subtracted, as in the paper
     ``batch``    the mean of the batch; gradients pass through it
-    ``running``  an average of the means of the batches so far; it carries no gradient.  With ``m`` the mean of batch
+    ``running``  a moving average of the means of the batches, without gradient.  With ``m`` the mean of batch
                  ``n = 1, 2, ...``, the average moves by ``(m - average) * max(1 / n, 1 - MOMENTUM)``
     ===========  ====================================================================================================
 
-    ``batch`` is the one to begin with.  A running mean lags behind vectors that move fast, and since no gradient passes through
-    it, a step may move all vectors one way: on images and texts that do not match, they become alike.
+    Start with ``batch``.  A running mean lags behind vectors that move fast, and because it has no gradient, a step may move
+    all vectors in one direction: if images and texts do not match, they collapse.
 
-    The mean is that of the whole batch, so chunks and processes do not change it: they are put together before.
+    The mean is that of the whole batch: chunks and the parts of all processes are concatenated before.
 
     Args:
         center: see above.
 
     Attributes:
-        means: the running means by name, ``(D,)``; they belong to an unfinished run, see :meth:`state` and :meth:`restore`.
+        means: the running means by name, ``(D,)``; part of the state of an unfinished run, see :meth:`state` and
+            :meth:`restore`.
     """
 
     def __init__(self, center: Center) -> None:
@@ -54,12 +55,12 @@ class Centering(nn.Module):
         self._num_batches: dict[str, int] = {}
 
     def forward(self, vectors: Mapping[str, Tensor], *, update: bool) -> dict[str, Tensor]:
-        """The vectors without their means, in float32 at least.
+        """The vectors without their means, at least float32.
 
         Args:
-            vectors: ``(B, D)`` by name; each name has a running mean of its own.
-            update: whether the running means learn from this batch.  They are applied as if they had, so a look at a batch
-                before its step sees what the step sees.
+            vectors: ``(B, D)`` by name; each name has a separate running mean.
+            update: whether to update the running means with this batch.  In both cases the updated means are applied, so
+                that diagnostics before a step use the same vectors as the step.
         """
         wide = {name: x_BD.to(torch.promote_types(x_BD.dtype, torch.float32)) for name, x_BD in vectors.items()}
         match self.center:
@@ -83,34 +84,35 @@ class Centering(nn.Module):
         return mean_D
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The running means and how many batches each has seen."""
+        """The running means and their numbers of batches."""
         return dict(self.means), dict(self._num_batches)
 
     def restore(self, means: Mapping[str, Tensor], num_batches: Mapping[str, int]) -> None:
-        """Put back what :meth:`state` gave."""
+        """Restore a state returned by :meth:`state`."""
         self.means, self._num_batches = dict(means), dict(num_batches)
 
 
 def effective_targets(log_teacher_NB: Tensor) -> float:
-    """The exponent of the mean entropy of rows of ``log P (N, B)``: the effective number of targets, 1 to B."""
+    """The exponential of the mean entropy of rows of ``log P (N, B)``: the effective number of targets, 1 to B."""
     return float(torch.special.entr(log_teacher_NB.double().exp()).sum(dim=-1).mean().exp())
 
 
 def temperature_for(targets: float, num_targets: Callable[[float], float], batch_size: int) -> float:
-    """The temperature at which a teacher has a wanted number of effective targets, by bisection of its logarithm.
+    """The temperature at which a teacher has a given number of effective targets, by bisection of its logarithm.
 
-    The perplexity of t-SNE (van der Maaten & Hinton 2008), with one temperature for all rows: entropy grows with temperature.
+    It is like the perplexity of t-SNE (van der Maaten & Hinton 2008), with one temperature for all rows; the entropy
+    increases with the temperature.
 
     Args:
-        targets: wanted, between 1 and the batch size.
-        num_targets: the number of effective targets at a temperature.
-        batch_size: rows of a batch.
+        targets: requested number, between 1 and the batch size.
+        num_targets: returns the number of effective targets at a temperature.
+        batch_size: number of rows of a batch.
 
     Returns:
-        The temperature, to 1e-6 of itself or better.
+        The temperature, with a relative error of at most 1e-6.
 
     Raises:
-        TrainingError: no temperature from 1e-5 to 1e3 gives that number, as where many rows are equal.
+        TrainingError: no temperature from 1e-5 to 1e3 gives that number, for example if many rows are equal.
     """
     low, high = math.log(_LOWEST), math.log(_HIGHEST)
     fewest, most = num_targets(_LOWEST), num_targets(_HIGHEST)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Chunk = Callable[[], Tensor]
-"""Embeds some rows: ``(b, D)``, the same rows and the same vectors at every call with the same random numbers."""
+"""A function that embeds some rows, ``(b, D)``; calls with the same random numbers return the same vectors."""
 
 
 def cached_backward(
@@ -16,23 +16,23 @@ def cached_backward(
 ) -> Tensor:
     """The backward pass of ``loss(x, y, ...)``, with the graph of one chunk at a time.
 
-    1. Every chunk is embedded without a graph; the state of the random generators is noted before each.
-    2. The loss is taken on all vectors, and its gradient with respect to them is kept.
-    3. Every chunk is embedded again, with the random numbers of its first time (so dropout draws the same), and run
-       backward with its rows of that gradient.
+    1. Every chunk is embedded without a graph; the state of the random generators is saved before each.
+    2. The loss of all vectors is computed, and its gradient with respect to them is stored.
+    3. Every chunk is embedded again with the same random numbers (so dropout is the same), and run backward with its rows of
+       that gradient.
 
-    The sum is the gradient of the loss of the whole batch, exactly, because a vector depends on its own chunk only.  A
-    modality of one chunk keeps its graph and is embedded once.  With :func:`~sda_core.losses.gather` inside ``loss``, and
+    The sum is exactly the gradient of the loss of the whole batch, because a vector depends on its own chunk only.  A modality
+    with a single chunk keeps its graph and is embedded once.  With :func:`~sda_core.losses.gather` inside ``loss``, and
     parameters' gradients summed over the processes, the batch is that of all processes.
 
     Args:
         chunks: for each modality the functions that embed its rows, in order.
-        loss: of one matrix ``(B, D)`` a modality; a scalar.
-        after: called with the number of a modality when its chunks have been run backward.
+        loss: function of one matrix ``(B, D)`` per modality that returns a scalar.
+        after: called with the index of a modality after the backward pass of its chunks.
 
     Returns:
-        The loss, detached.  Gradients are added to the parameters, those of the loss's own included; where the loss is not
-        finite, none is.
+        The loss, detached.  Gradients are added to the parameters, including those of the loss itself; no gradients are added
+        if the loss is not finite.
     """
     vectors: list[list[Tensor]] = []
     states: list[list[list[Tensor]]] = []
@@ -50,7 +50,7 @@ def cached_backward(
     if not bool(torch.isfinite(value.detach())):
         return value.detach()
     value.backward()
-    value = value.detach()  # the loss's graph, quadratic in the batch, is not needed while the chunks' is built
+    value = value.detach()  # frees the loss's graph, quadratic in the batch, before those of the chunks are built
     for modality, (parts, leaf_BD) in enumerate(zip(chunks, leaves, strict=True)):
         start = 0
         for place, part in enumerate(parts):
@@ -70,7 +70,7 @@ def cached_backward(
 
 
 def _devices() -> list[int]:
-    """The GPU whose generator a chunk may draw from."""
+    """The GPUs whose generators a chunk may use."""
     return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
 
 

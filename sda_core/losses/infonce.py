@@ -29,24 +29,23 @@ def infonce(
 
     Also known as: CLIP loss, NT-Xent between two views, multiple-negatives ranking loss in both directions.
 
-    Relations: :func:`~sda_core.losses.cmsa` with a teacher that is certain of the matching pair is this loss, with every
-    ``false_negatives``.
+    Relations: it equals :func:`~sda_core.losses.cmsa` with hard targets, for every ``false_negatives``.
 
     Args:
-        image_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of ``text_BD``.
-        text_BD: ``(B, D)``.
-        temperature: divides the similarities (what others call the logit scale is its inverse).
+        image_BD: ``(B, D)`` image vectors.
+        text_BD: ``(B, D)`` text vectors, in the order of the images.
+        temperature: divides the similarities (the inverse of the logit scale).
         normalize: scale the rows to unit length first; else plain dot products.
-        groups_B: ``(B,)`` integers, equal for rows that show the same thing; unused where ``false_negatives`` is ``keep``.
-        false_negatives: ``keep``, as above; ``mask``, other rows of a row's group leave its denominator; ``share``, the
-            target is ``1 / |group|`` on every row of the group, and its entropy is taken off, so that 0 stays the least
-            value (the divergence from the target; the gradient is that of cross-entropy).
+        groups_B: ``(B,)`` integers, equal for rows with equal content; unused if ``false_negatives`` is ``keep``.
+        false_negatives: ``keep``, as above; ``mask``, other rows of a row's group are excluded from its denominator;
+            ``share``, the target is ``1 / |group|`` on every row of the group, and its entropy is subtracted, so that the
+            minimum is 0 (the divergence from the target; the gradient is that of cross-entropy).
 
     Returns:
-        Scalar in nats, at least 0; in float32 at least, whatever the inputs are.
+        Scalar in nats, at least 0; at least float32 for any inputs.
 
     Raises:
-        TrainingError: ``false_negatives`` needs groups, and there are none, or not one integer per row.
+        TrainingError: ``false_negatives`` needs groups, but there are none, or not one integer per row.
     """
     return infonce_many(
         {"image": image_BD, "text": text_BD}, temperature, normalize, groups_B=groups_B, false_negatives=false_negatives
@@ -61,14 +60,14 @@ def infonce_many(
     groups_B: Tensor | None = None,
     false_negatives: FalseNegatives = "keep",
 ) -> Tensor:
-    """:func:`infonce` of any number of modalities: the mean over all unordered pairs of them.
+    """:func:`infonce` for any number of modalities: the mean over all unordered pairs.
 
     Args:
         vectors: ``(B, D)`` by modality, at least two; row ``i`` of each is the same item.
-        temperature: see :func:`infonce`, as for the rest, errors included.
-        normalize: the same.
-        groups_B: the same.
-        false_negatives: the same.
+        temperature: see :func:`infonce`.
+        normalize: see :func:`infonce`.
+        groups_B: see :func:`infonce`.
+        false_negatives: see :func:`infonce`.
 
     Raises:
         TrainingError: as :func:`infonce`, or fewer than two modalities.
@@ -92,7 +91,7 @@ def _pair(logits_BB: Tensor, twins: Twins) -> Tensor:
 
 
 def prepare(vectors: Mapping[str, Tensor], normalize: bool) -> dict[str, Tensor]:
-    """All inputs in one type, float32 at least (half precision cannot hold ``similarity / temperature``), unit rows if asked.
+    """All inputs in one dtype, at least float32 (half precision is too coarse for similarity / temperature), normalised if set.
 
     Raises:
         TrainingError: fewer than two modalities.

@@ -1,4 +1,4 @@
-"""A penalty on what adaptation changes about the structure inside each modality."""
+"""A penalty on changes of the structure within each modality by adaptation."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def keep_structure(
     normalize: bool = True,
     twins: Twins = NO_TWINS,
 ) -> Tensor:
-    """How far the similarity structure of each modality has moved from the backbone's.
+    """Divergence of each modality's similarity structure from that of the backbone.
 
     With ``X_m`` the unit vectors of modality ``m``, ``X_m'`` those of the backbone without its adapter, and row-wise softmax over
     the *other* rows of the batch (a row's similarity to itself is always 1)::
 
         K = mean over m of KL( softmax(X_m' X_m'^T / temperature) || softmax(X_m X_m^T / temperature) )
 
-    It is CMSA inside one modality, taught by the base: 0 where nothing has moved.  The alignment across modalities strengthens
-    what both show; this keeps what one of them alone knows.
+    It is CMSA within one modality with the base as teacher, and 0 if nothing has changed.  The alignment across modalities
+    strengthens information that both have; this term preserves information that only one of them has.
 
     Args:
         vectors: ``(B, D)`` by modality.
-        base: ``(B, D')`` by modality, of the same items; no gradient goes there.
-        temperature: of both softmaxes.
+        base: ``(B, D')`` by modality, for the same items; without gradient.
+        temperature: temperature of both softmaxes.
         normalize: scale the rows to unit length first.
-        twins: rows of one content, see :func:`~sda_core.losses.twins.find_twins`.
+        twins: policy for rows with equal content, see :func:`~sda_core.losses.twins.find_twins`.
 
     Returns:
         Scalar in nats, at least 0; 0 for a single row.
@@ -44,7 +44,7 @@ def keep_structure(
     like_BD = next(iter(prepared.values()))
     own_BB = torch.eye(len(like_BD), dtype=torch.bool, device=like_BD.device)
     hidden_BB = own_BB if twins.hidden_BB is None else own_BB | twins.hidden_BB
-    counts_B = ~hidden_BB.all(dim=-1)  # a row without others has nothing to keep
+    counts_B = ~hidden_BB.all(dim=-1)  # a row without other rows has no structure
     others = Twins(hidden_BB & counts_B[:, None], None)
     weight_B = counts_B.to(like_BD.dtype) / counts_B.sum().clamp_min(1)
     losses: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What a batch of vectors looks like to a loss: plain numbers for the training curve, no gradient."""
+"""Diagnostics of a batch of vectors for the training curve: plain numbers without gradient."""
 
 from __future__ import annotations
 
@@ -22,28 +22,27 @@ def measures(
     twins: Twins,
     same_BB: Tensor | None = None,
 ) -> dict[str, float]:
-    """Health of a batch, flat names.
+    """Diagnostics of a batch, with flat names.
 
     ==================  ===========================================================================================
-    ``teacher_entropy``  mean over rows of the entropy of the teacher's targets, nats; 0 = certain of the own partner
-    ``teacher_targets``  its exponent: the effective number of targets of a row, 1 to B
-    ``agreement``        mean of ``1 - JS / log 2`` between the rows of the image's and the text's own structure, 0 to 1
+    ``teacher_entropy``  mean over rows of the entropy of the teacher's targets, nats; 0 = hard targets
+    ``teacher_targets``  its exponential: the effective number of targets of a row, 1 to B
+    ``agreement``        mean of ``1 - JS / log 2`` between the rows of the image structure and the text structure, 0 to 1
     ``alignment``        mean squared distance of matching unit vectors, 0 to 4 (Wang & Isola 2020, exponent 2)
     ``uniformity_image``, ``uniformity_text``
-                         ``log mean exp(-2 d^2)`` over the pairs of different rows of unit vectors, -8 to 0; 0 = all alike
-                         (Wang & Isola 2020, t = 2); not a number for a single row
-    ``retrieval``        share of rows to which the own partner is nearer than every other row's, mean of both directions;
-                         a tie counts as a miss
+                         ``log mean exp(-2 d^2)`` over the pairs of different rows of unit vectors, -8 to 0; 0 = all equal
+                         (Wang & Isola 2020, t = 2); NaN for a single row
+    ``retrieval``        retrieval@1 within the batch, mean of both directions; a tie counts as a miss
     ==================  ===========================================================================================
 
     Args:
-        image_BD: ``(B, D)``, any length.
-        text_BD: ``(B, D)``, row ``i`` belongs to row ``i`` of the images.
-        log_teacher_BB: ``log P``, rows.
-        structures: similarities ``(B, B)`` inside each modality, as :func:`sda_core.losses.cmsa.teacher` takes them.
-        teacher_temperature: of the softmax that makes a row of them a distribution.
-        twins: the loss's policy about rows of one content.
-        same_BB: true where two rows show the same thing: none of them is held to be another's rival in ``retrieval``.
+        image_BD: ``(B, D)`` image vectors of any length.
+        text_BD: ``(B, D)`` text vectors, in the order of the images.
+        log_teacher_BB: ``log P``, row by row.
+        structures: similarities ``(B, B)`` within each modality, as in :func:`sda_core.losses.cmsa.log_teacher`.
+        teacher_temperature: temperature of the row-wise softmax of the structures.
+        twins: the loss's policy for rows with equal content.
+        same_BB: true if two rows have equal content; such rows are not counted as errors of each other in ``retrieval``.
     """
     image_BD, text_BD = prepare({"image": image_BD, "text": text_BD}, normalize=True).values()
     B = len(image_BD)

@@ -1,4 +1,4 @@
-"""False negatives in a contrastive batch: rows of the same content, kept, masked, or given equal shares of the target."""
+"""False negatives in a contrastive batch: rows with equal content, kept, masked, or given equal shares of the target."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ FalseNegatives = Literal["keep", "mask", "share"]
 
 @dataclass(frozen=True)
 class Twins:
-    """What is done about rows of one content; made by :func:`find_twins`.
+    """The policy for rows with equal content; made by :func:`find_twins`.
 
     Attributes:
-        hidden_BB: true where the column is another row of the row's group, and leaves every softmax; None: none does.
-        spread_BB: each row's group as a distribution, ``1 / |group|`` on its members; None: targets stay as they are.
+        hidden_BB: true if the column is another row of the row's group and excluded from every softmax; None: no exclusion.
+        spread_BB: each row's group as a distribution, ``1 / |group|`` on its members; None: targets are not changed.
     """
 
     hidden_BB: Tensor | None
     spread_BB: Tensor | None
 
     def log_softmax(self, logits_BB: Tensor) -> Tensor:
-        """Row-wise; minus infinity where a column is hidden."""
+        """Row-wise log-softmax; minus infinity for hidden columns."""
         if self.hidden_BB is not None:
             logits_BB = logits_BB.masked_fill(self.hidden_BB, -torch.inf)
         return torch.log_softmax(logits_BB, dim=-1)
 
     def log_target(self, structure_BB: Tensor) -> Tensor:
-        """A teacher's rows: as :meth:`log_softmax`, and what a group gets is spread evenly over its members."""
+        """A teacher's rows: as :meth:`log_softmax`, with the mass of a group spread evenly over its members."""
         log_BB = self.log_softmax(structure_BB)
         if self.spread_BB is None:
             return log_BB
-        # what is below the smallest number would be log 0; at that weight its logarithm does not matter
+        # underflow would give log 0; with so small a weight the logarithm does not matter
         return (log_BB.exp() @ self.spread_BB).clamp_min(torch.finfo(log_BB.dtype).tiny).log()
 
     def divergence(self, log_p_BB: Tensor, log_q_BB: Tensor) -> Tensor:
-        """``KL(p || q)`` of each row, in nats, from log-probabilities: ``(B,)``."""
+        """``KL(p || q)`` of each row in nats, from log-probabilities: ``(B,)``."""
         ratio_BB = log_p_BB - log_q_BB
         if self.hidden_BB is not None:
             ratio_BB = ratio_BB.masked_fill(self.hidden_BB, 0)  # both are 0 there, and 0 log (0 / 0) counts as 0
@@ -53,16 +53,16 @@ NO_TWINS = Twins(None, None)
 def find_twins(groups_B: Tensor | None, false_negatives: FalseNegatives, like_BD: Tensor) -> Twins:
     """Compare the group numbers of a batch.
 
-    * ``keep``: nothing is done, as in the paper's formula; rows of one group push each other away.
-    * ``mask``: for each row, the *other* rows of its group leave numerator and denominator, of student and teacher.
+    * ``keep``: no change, as in the paper's formula; rows of one group repel each other.
+    * ``mask``: for each row, the *other* rows of its group are excluded from numerator and denominator, of student and teacher.
     * ``share``: the target mass of a group is spread evenly over its members, so that none of them is preferred.
 
-    With all groups different the three are one.
+    Without equal groups all three are the same.
 
     Args:
-        groups_B: ``(B,)`` integers; equal numbers say that the rows are the same item, or cannot be told apart.
+        groups_B: ``(B,)`` integers, equal for rows of the same item or with equal content.
         false_negatives: see above.
-        like_BD: the batch; gives number of rows, type and device.
+        like_BD: the batch, for the number of rows, dtype and device.
 
     Raises:
         TrainingError: groups are needed and missing, or are not one integer per row.
