@@ -1,9 +1,8 @@
-"""Recommenders over interactions and frozen item vectors: popularity, BPR, VBPR, SLMRec,
-SASRec, BERT4Rec.
+"""Recommenders on interactions and frozen item vectors: popularity, BPR, VBPR, SLMRec, SASRec, BERT4Rec.
 
-:func:`build` makes one from its params section, :func:`load` brings back a saved one.  A new recommender is a params class,
-a file and a case in :func:`build`.  Trainings depend on this whole package, so what only places or recommends is in
-:mod:`sda_core.ranking`.
+:func:`build` makes a recommender from its params section, :func:`load` loads a saved one.  A new recommender needs a params
+class, a file and a case in :func:`build`.  Trainings depend on this whole package, so code that only ranks or recommends is
+in :mod:`sda_core.ranking`.
 """
 
 from __future__ import annotations
@@ -59,21 +58,21 @@ __all__ = [
     "training_data",
 ]
 
-ITEM_TABLE = "items.ids.weight"  # of a sequential recommender's weights
+ITEM_TABLE = "items.ids.weight"  # name in a sequential recommender's weights
 ItemVectors = np.ndarray | Mapping[str, np.ndarray]
-"""One matrix ``(I + 1, D)``, row 0 zero; or several, by the modality's name."""
+"""One matrix ``(I + 1, D)``, row 0 zero; or several, by the name of the modality."""
 
 
 def read_item_vectors(path: Path, params: RecommenderParams) -> ItemVectors | None:
-    """What a recommender is to be handed of an embeddings file.
+    """Read the vectors of an embeddings file that a recommender uses.
 
     Args:
-        path: table ``EMBEDDINGS``.
-        params: the recommender's section.
+        path: path of a table ``EMBEDDINGS``.
+        params: section of the recommender.
 
     Returns:
-        The fused vectors; for a recommender that takes modalities apart, those of images and of texts (an item without
-        an image has the mean of the others); None for a table of ids only.
+        The fused vectors; for a recommender with separate modalities, those of images and texts (an item without an image
+        has the mean of the others); None for a table with ids only.
 
     Raises:
         ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.
@@ -86,16 +85,16 @@ def read_item_vectors(path: Path, params: RecommenderParams) -> ItemVectors | No
 
 
 def read_item_table(folder: Path) -> np.ndarray:
-    """The learned item table of a saved sequential recommender that was trained on ids alone.
+    """Read the learned item table of a saved sequential recommender that was trained on ids alone.
 
     Args:
-        folder: where ``Recommender.save`` wrote, for the variant id.
+        folder: folder written by ``Recommender.save`` for the variant id.
 
     Returns:
         ``(I + 1, hidden)`` float32, by item id; row 0 is padding.
 
     Raises:
-        ArtifactError: the file is missing or damaged, or there is no such table in it.
+        ArtifactError: the file is missing or damaged, or has no such table.
     """
     path = folder / WEIGHTS
     weights = load_weights(path)
@@ -110,15 +109,15 @@ def build(
     """An unfitted recommender, with weights drawn from ``seed``.
 
     Args:
-        params: the recommender's section.
+        params: section of the recommender.
         num_users: U, ids 1..U.
         num_items: I, ids 1..I.
-        item_vectors: ``(I + 1, D)`` content vectors, row 0 zero, or None for ids alone.  Modalities stand side by side
-            in one matrix for a recommender that does not take them apart.
-        seed: of all randomness of the training as well.
+        item_vectors: ``(I + 1, D)`` content vectors, row 0 zero, or None for ids alone.  Modalities are concatenated for a
+            recommender that does not separate them.
+        seed: seed of the weights and of all randomness in training.
 
     Raises:
-        ConfigError: settings that do not fit together.
+        ConfigError: contradictory settings.
         DataError: the vectors do not fit the items, or are not finite.
     """
     with torch.random.fork_rng(devices=[]):
@@ -160,7 +159,7 @@ def _build(params: RecommenderParams, num_users: int, num_items: int, item_vecto
 
 
 class _Description(Section):
-    """``model.json``."""
+    """Schema of ``model.json``."""
 
     params: Annotated[RecommenderParams, Field(discriminator="kind")]
     seed: int
@@ -196,12 +195,12 @@ def saved_seed(folder: Path) -> int:
 
 
 def load(folder: Path, item_vectors: ItemVectors | None, device: torch.device) -> Recommender:
-    """A saved recommender, ready to score; its scores are those of the saved one, bit for bit.
+    """Load a saved recommender, ready to score; its scores are bit-equal to those of the saved one.
 
     Args:
-        folder: where ``Recommender.save`` wrote.
-        item_vectors: the very content vectors it was trained with, or None if it had none.
-        device: where to put it.
+        folder: folder written by ``Recommender.save``.
+        item_vectors: the same content vectors as in training, or None if it had none.
+        device: device of the recommender.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the vectors are not those of the training.

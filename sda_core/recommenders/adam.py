@@ -1,7 +1,7 @@
-"""Adam by torch's own fused kernel, without the start of :class:`torch.optim.Optimizer`.
+"""Adam with torch's fused kernel, without the start-up cost of :class:`torch.optim.Optimizer`.
 
-The constructor of every optimizer of torch imports torch's compiler, two seconds of processor time, which is as long as a short
-training takes.  The functional form that this calls does the same steps, to the bit.
+The constructor of torch's optimizers imports torch's compiler, which costs two seconds of processor time, as much as a short
+training.  The functional form used here is bit-equal.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Adam:
     """Adam (Kingma & Ba 2015) with betas .9 and .999, as ``torch.optim.Adam(parameters, lr, weight_decay=..., fused=True)``.
 
     Args:
-        parameters: to train; all are of one device.
-        learning_rate: of every step.
-        weight_decay: times the weights, added to the gradients.
+        parameters: parameters to train, all on one device.
+        learning_rate: learning rate of every step.
+        weight_decay: factor of the weights that are added to the gradients.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> None:
@@ -29,7 +29,7 @@ class Adam:
         self.state: dict[int, dict[str, Tensor]] = {}
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -65,11 +65,11 @@ class Adam:
         return self.state[index]
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments by number of the parameter, as torch's optimizers give them."""
+        """The moments by number of the parameter, in the format of torch's optimizers."""
         return {"state": self.state}
 
     def load_state_dict(self, given: dict[str, Any]) -> None:
-        """Take the moments of :meth:`state_dict`, onto the device of their parameters."""
+        """Restore the moments of :meth:`state_dict` on the device of their parameters."""
         self.state = {
             index: {key: tensor.to(self.parameters[index].device) for key, tensor in entry.items()}
             for index, entry in given["state"].items()

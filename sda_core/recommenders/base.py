@@ -1,6 +1,6 @@
-"""What every recommender can do: fit, score, recommend, save, load.
+"""Base class of all recommenders: fit, score, recommend, save, load.
 
-A recommender never sees a test row, never opens a file of its own accord, and gives padding (item 0) no place.
+A recommender never gets test rows, opens files only in explicit calls, and never recommends padding (item 0).
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ DESCRIPTION = "model.json"
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch of training; holds no wall time, so that equal runs leave equal files."""
+    """One epoch of training, without wall-clock time, so that equal runs write equal files."""
 
     epoch: int  # from 1
     loss: float  # mean over the epoch's steps
-    valid_ndcg_10: float | None  # None where the epoch was not evaluated
+    valid_ndcg_10: float | None  # None if the epoch was not evaluated
     is_best: bool  # whether its weights were the best so far on valid_ndcg_10
 
 
 class Recommender(nn.Module, ABC):
-    """Base of all recommenders.
+    """Base class of all recommenders.
 
     Args:
-        params: the recommender's own section.
-        num_users: U; user ids are 1..U, 0 is a user that was never seen.
+        params: section of the recommender.
+        num_users: U; user ids are 1..U, 0 is an unknown user.
         num_items: I; item ids are 1..I, 0 is padding.
-        item_vectors: frozen content vectors ``(I + 1, D)``, row 0 zero, or None.  They are handed over again by
-            whoever loads a model: ``save`` keeps their hash, not them.
+        item_vectors: frozen content vectors ``(I + 1, D)``, row 0 zero, or None.  ``save`` stores only their hash, so they
+            must be passed again to load a model.
 
     Raises:
         DataError: the vectors do not fit the items, or are not finite.
     """
 
-    seed: int = 0  # of its weights and its training; `sda_core.recommenders.build` sets it
-    history_length: int = 0  # latest items that score() looks at
-    is_causal: bool = False  # whether a position's output depends on no later item
+    seed: int = 0  # seed of weights and training; set by `sda_core.recommenders.build`
+    history_length: int = 0  # number of latest items that score() uses
+    is_causal: bool = False  # whether a position's output is independent of later items
 
     def __init__(self, params: RecommenderParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__()
@@ -72,16 +72,16 @@ class Recommender(nn.Module, ABC):
     # ------------------------------------------------------------------------------------------- contract
     @abstractmethod
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """Train; an interrupted call, made again with the same inputs, ends as if it had not been interrupted.
+        """Train; an interrupted call can be repeated with the same inputs and gives the same result.
 
         Args:
             data: training histories and validation targets.
-            checkpoint: file of the unfinished run; the caller deletes it once the model is saved.
-            fingerprint: of all inputs; a checkpoint of other inputs is ignored.
-            device: where to train; the model stays there.
+            checkpoint: file of the unfinished run; the caller deletes it after saving the model.
+            fingerprint: hash of all inputs; a checkpoint with another one is ignored.
+            device: device for training; the model stays there.
 
         Raises:
-            TrainingError: the loss is not finite, or there is nothing to train on.
+            TrainingError: the loss is not finite, or there is no training data.
         """
 
     @abstractmethod
@@ -92,8 +92,8 @@ class Recommender(nn.Module, ABC):
         """Score all items for each user.
 
         Args:
-            user_ids: ``(B,)`` int64; 0 for a user that was not in training.
-            history_BL: ``(B, L)`` int64, oldest first, padded with 0 on the left; L may be anything, 0 too.
+            user_ids: ``(B,)`` int64; 0 for a user who was not in training.
+            history_BL: ``(B, L)`` int64, oldest first, padded with 0 on the left; any L, including 0.
 
         Returns:
             ``(B, I + 1)`` floats, column ``i`` the score of item ``i``; column 0 is ``-inf``.
@@ -114,10 +114,11 @@ class Recommender(nn.Module, ABC):
         raise NotImplementedError(f"the scores of {self.params.kind} are not inner products")
 
     def item_matrix(self) -> Tensor | None:
-        """The items' side of the scores, where these are inner products: ``score = queries @ item_matrix.T``.
+        """The item factors of scores that are inner products: ``score = queries @ item_matrix.T``.
 
         Returns:
-            ``(I + 1, K)``, by item id, biases as one more column; row 0 means nothing.  None where scores are something else.
+            ``(I + 1, K)`` by item id, with biases as an additional column; row 0 is undefined.  None if scores are not inner
+            products.
         """
         if self.training:
             self.eval()
@@ -125,7 +126,7 @@ class Recommender(nn.Module, ABC):
             return self._item_matrix()
 
     def queries(self, user_ids: Tensor, history_BL: Tensor) -> Tensor:
-        """The users' side of the scores, ``(B, K)``; only where there is an :meth:`item_matrix`.
+        """The user factors of the scores, ``(B, K)``; only if there is an :meth:`item_matrix`.
 
         Args:
             user_ids, history_BL: as in :meth:`score`.
@@ -139,21 +140,21 @@ class Recommender(nn.Module, ABC):
         """The best items that are not in the history.
 
         Args:
-            user_ids, history_BL: as in :meth:`score`; the *whole* history should be given, since all of it is left out.
-            num_recommendations: how many to give; capped at the number of items.
+            user_ids, history_BL: as in :meth:`score`; pass the *whole* history, because its items are excluded.
+            num_recommendations: number of recommendations, at most the number of items.
 
         Returns:
-            item ids ``(B, N)`` and their scores, best first; 0 and ``-inf`` where no unseen item is left.
+            Item ids ``(B, N)`` and their scores, best first, padded with 0 and ``-inf`` if no unseen item is left.
         """
         score_BI = self.score(user_ids, history_BL).scatter(1, history_BL, -torch.inf)
         best = score_BI.topk(min(num_recommendations, self.num_items), dim=1)
         return best.indices.masked_fill(best.values == -torch.inf, 0), best.values
 
     def check_data(self, data: TrainingData) -> None:
-        """Refuse training data of another size, and leaked test items.
+        """Reject training data of another size, and leaked test items.
 
         Raises:
-            TrainingError: either of them.
+            TrainingError: the sizes differ, or there are leaked test items.
         """
         if (data.num_users, data.num_items) != (self.num_users, self.num_items):
             raise TrainingError(
@@ -184,10 +185,10 @@ class Recommender(nn.Module, ABC):
         write_json(folder / DESCRIPTION, description)
 
     def restore(self, folder: Path) -> None:
-        """Put back the weights that :meth:`save` wrote.
+        """Load the weights written by :meth:`save`.
 
         Raises:
-            ArtifactError: they are missing, damaged, or of another model.
+            ArtifactError: the weights are missing, damaged, or of another model.
         """
         path = folder / WEIGHTS
         state = load_weights(path)
@@ -203,10 +204,10 @@ class Recommender(nn.Module, ABC):
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weights file by name.
+    """Read the tensors of a weights file by name.
 
     Raises:
-        ArtifactError: it is missing or damaged.
+        ArtifactError: the file is missing or damaged.
     """
     try:
         return load_file(path)
@@ -215,10 +216,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def side_by_side(item_vectors: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
-    """Vectors of one kind, or of several modalities, as one matrix.
+    """Concatenate the vectors of several modalities to one matrix; a single matrix is returned unchanged.
 
     Raises:
-        DataError: the modalities are not of equally many items.
+        DataError: the modalities have different numbers of items.
     """
     if isinstance(item_vectors, np.ndarray):
         return item_vectors
@@ -230,7 +231,7 @@ def side_by_side(item_vectors: np.ndarray | Mapping[str, np.ndarray]) -> np.ndar
 
 
 def hash_vectors(item_vectors: np.ndarray | Mapping[str, np.ndarray]) -> str:
-    """Hex SHA-256 of shape and float32 bytes; of modalities, as they stand side by side."""
+    """Hex SHA-256 of shape and float32 bytes; modalities are concatenated."""
     item_vectors = side_by_side(item_vectors)
     digest = hashlib.sha256(json.dumps(item_vectors.shape).encode())
     digest.update(np.ascontiguousarray(item_vectors, dtype=np.float32).data)

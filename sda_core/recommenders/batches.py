@@ -1,14 +1,14 @@
-"""From the interactions table to histories, and from histories to training batches.
+"""Convert the interactions table to histories, and histories to training batches.
 
-Choices made here:
+Design:
 
-* Histories are one flat array with offsets (compressed rows), so that a batch is cut out by index arithmetic and
-  never by a Python loop over users.
-* :func:`training_data` takes ``train`` rows and ``valid`` targets and nothing else: ``fit`` cannot see any other row.
-  What came before a test target is its history, the ``valid_rest`` rows of a split by time included.
-* Sequences are batched by length, and a batch holds an equal share of the *targets* rather than of the rows.  Little
-  is computed on padding then, every step costs about the same, and a target weighs the same whichever batch it falls
-  into (equal rows would make a target of a long history count less than one of a short history).
+* Histories are one flat array with offsets (compressed rows), so that a batch is extracted by index arithmetic, without a
+  Python loop over users.
+* :func:`training_data` uses only ``train`` rows and ``valid`` targets, so ``fit`` cannot see any other row.  The history of a
+  test target consists of all rows before it, including the ``valid_rest`` rows of a split by time.
+* Sequences are batched by length, with an equal share of the *targets* per batch rather than of the rows.  So there is little
+  padding, every step costs about the same, and a target has the same weight in any batch (with equal numbers of rows, a
+  target of a long history would count less than one of a short history).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Histories:
         return self.item_ids[self.offsets[user_id] : self.offsets[user_id + 1]]
 
     def last(self, user_ids: np.ndarray, length: int) -> np.ndarray:
-        """The latest ``length`` items of each user, padded with 0 on the left: ``(B, length)`` int32."""
+        """The last ``length`` items of each user, padded with 0 on the left: ``(B, length)`` int32."""
         places = self.offsets[user_ids + 1][:, None] + np.arange(-length, 0)
         is_item = places >= self.offsets[user_ids][:, None]
         if len(self.item_ids) == 0:
@@ -58,35 +58,35 @@ class Histories:
         starts = np.cumsum(counts) - counts
         items = self.item_ids[np.arange(len(rows)) - np.repeat(starts - self.offsets[user_ids], counts)].astype(np.int64)
         base = int(items.max(initial=0)) + 1
-        keys = np.unique(rows * base + items)  # a user may have the same item twice (filter.duplicates: keep)
+        keys = np.unique(rows * base + items)  # a user may have repeated items (filter.duplicates: keep)
         return keys // base, keys % base
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What ``fit`` is handed; no test row is in it."""
+    """The input of ``fit``, without test rows."""
 
     num_users: int
     num_items: int
     train: Histories
     valid_target: np.ndarray  # (U + 1,) int32, 0 = none
     leaked_test_items: np.ndarray | None  # only to reproduce published numbers that count test interactions
-    item_table: np.ndarray | None  # (I + 1, hidden) of the same recommender trained on ids alone, to align to
+    item_table: np.ndarray | None  # (I + 1, hidden) of the same recommender trained on ids, target of the alignment
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Users that have a target, and everything they did before it."""
+    """Users with a target, and their histories before it."""
 
     num_users: int
     num_items: int
-    histories: Histories  # of all users: every row before the target's part
+    histories: Histories  # of all users: every row before the part of the target
     users: np.ndarray  # (number of test users,) int32, ascending
     targets: np.ndarray  # (number of test users,) int32
 
 
 def _histories(interactions: pl.DataFrame, num_users: int) -> Histories:
-    ordered = interactions.sort("user_id", "timestamp", maintain_order=True)  # stable: one time keeps the table's order
+    ordered = interactions.sort("user_id", "timestamp", maintain_order=True)  # stable: equal times keep the table's order
     counts = np.bincount(ordered["user_id"].to_numpy(), minlength=num_users + 1)
     offsets = np.zeros(num_users + 2, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
@@ -126,13 +126,13 @@ def training_data(
 
     Args:
         interactions: table ``INTERACTIONS``, with or without its test rows.
-        num_users, num_items: sizes of the id spaces; None takes the largest id of the table *as given*.  Give them
-            where test rows were dropped before, since some items occur in no other.
-        leaked_test_items: item ids of test interactions, for ``PopParams.counts == "all"`` and nothing else.
-        item_table: see :func:`sda_core.recommenders.read_item_table`; where :func:`sda_core.traits.aligns_to_ids` says so.
+        num_users, num_items: numbers of users and items; None: the largest id in the given table.  Pass them if test rows
+            were dropped before, because some items occur only there.
+        leaked_test_items: item ids of test interactions, only for ``PopParams.counts == "all"``.
+        item_table: see :func:`sda_core.recommenders.read_item_table`; required if :func:`sda_core.traits.aligns_to_ids`.
 
     Raises:
-        DataError: there is no training row, a user has two validation rows, or an id exceeds its space.
+        DataError: there is no training row, a user has two validation rows, or an id is too large.
     """
     num_users = _size(interactions, "user_id", num_users)
     num_items = _size(interactions, "item_id", num_items)
@@ -152,10 +152,10 @@ def training_data(
 
 
 def evaluation_data(interactions: pl.DataFrame, num_users: int | None = None, num_items: int | None = None) -> EvaluationData:
-    """Test users with their targets, and the histories that precede them: ``train``, ``valid`` and ``valid_rest``.
+    """Test users with their targets, and the histories before them: ``train``, ``valid`` and ``valid_rest``.
 
     Raises:
-        DataError: no user has a test row, a user has two, or an id exceeds its space.
+        DataError: no user has a test row, a user has two, or an id is too large.
     """
     num_users = _size(interactions, "user_id", num_users)
     num_items = _size(interactions, "item_id", num_items)
@@ -168,17 +168,17 @@ def evaluation_data(interactions: pl.DataFrame, num_users: int | None = None, nu
 
 
 def validation_view(data: TrainingData) -> EvaluationData:
-    """The validation targets in the shape of an evaluation: histories are the training ones."""
+    """The validation targets as evaluation data; histories are the training ones."""
     users = np.flatnonzero(data.valid_target).astype(np.int32)
     return EvaluationData(data.num_users, data.num_items, data.train, users, data.valid_target[users])
 
 
 def batches_by_length(num_targets: np.ndarray, rows_per_batch: int, random: np.random.Generator) -> list[np.ndarray]:
-    """Cut rows into batches of similar length that hold an equal share of the targets each.
+    """Split rows into batches of similar length, each with an equal share of the targets.
 
     Args:
-        num_targets: ``(rows,)``, at least 1 each.
-        rows_per_batch: rows a batch on average; the number of batches is ``ceil(rows / rows_per_batch)``.
+        num_targets: ``(rows,)`` number of targets per row, at least 1 each.
+        rows_per_batch: mean number of rows per batch; the number of batches is ``ceil(rows / rows_per_batch)``.
         random: shuffles rows of equal length, and the order of the batches.
 
     Returns:

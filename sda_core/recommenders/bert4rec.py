@@ -1,8 +1,8 @@
-"""BERT4Rec: masked items predicted from both sides (Sun et al. 2019).
+"""BERT4Rec: prediction of masked items with bidirectional attention (Sun et al. 2019).
 
-Two kinds of training rows, as in the public code of LLMEmb: items masked at random, or the last item only, which is
-what scoring asks.  The output layer is the paper's eq. 7 without its bias by item, so that a model of content vectors
-alone has no weight that belongs to one item.
+There are two kinds of training rows, as in the public code of LLMEmb: items masked at random, or only the last item masked,
+as in scoring.  The output layer is the paper's eq. 7 without item biases, so that a model with content vectors only has no
+item-specific weight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sda_core.recommenders.sequential import SequentialRecommender
 
 
 class BERT4Rec(SequentialRecommender):
-    """See the module's docstring.  The mask's id is ``I + 1``: it has no row in the item table and no score."""
+    """BERT4Rec, see the module's docstring.  The mask's id is ``I + 1``; it has no row in the item table and no score."""
 
     def __init__(self, params: BERT4RecParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class BERT4Rec(SequentialRecommender):
         nn.init.zeros_(self.output.bias)
 
     def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
-        """Every user once an epoch, masked in one of the two ways."""
+        """Every user once per epoch, masked in one of the two ways."""
         params = self.masked_sequences
         users = np.flatnonzero(data.train.lengths)
         lengths = np.minimum(data.train.lengths[users], params.max_length)
@@ -53,7 +53,7 @@ class BERT4Rec(SequentialRecommender):
             sequence = data.train.last(users[rows], int(lengths[rows].max())).astype(np.int64)
             is_masked = random.random(sequence.shape) < params.mask_probability
             is_masked &= (sequence != 0) & ~masks_last[rows, None]
-            is_masked[:, -1] |= ~is_masked.any(axis=1)  # the other kind of row, and rows where chance masked nothing
+            is_masked[:, -1] |= ~is_masked.any(axis=1)  # the other kind of rows, and rows without a random mask
             target_P = sequence[is_masked]
             yield {
                 "history_BL": torch.from_numpy(np.where(is_masked, self.mask_id, sequence)),
@@ -63,7 +63,7 @@ class BERT4Rec(SequentialRecommender):
             }
 
     def states(self, item_BLD: Tensor, history_BL: Tensor, at_BL: Tensor | None = None) -> Tensor:
-        """As the base does, with the mask's own embedding, and the output layer on top."""
+        """As in the base class, with the mask's embedding, and followed by the output layer."""
         item_BLD = torch.where((history_BL == self.mask_id)[..., None], self.mask_D, item_BLD)
         return self.output_norm(F.gelu(self.output(super().states(item_BLD, history_BL, at_BL))))
 

@@ -2,8 +2,8 @@
 
     x_ui = beta_i + gamma_u . gamma_i
 
-The global offset and the user's bias are left out: they move all of a user's scores alike.  Item vectors are not looked
-at: every variant gives the same numbers.
+The global offset and the user's bias are omitted, because they shift all scores of a user equally.  Item vectors are not
+used: every variant gives the same results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sda_core.recommenders.pairs import factors, forget_unknown_users, pair_batc
 
 
 class BPR(TrainedRecommender):
-    """See the module's docstring.  User 0 (unknown) has zero factors: it gets the items' biases."""
+    """BPR, see the module's docstring.  User 0 (unknown) has zero factors, so its scores are the items' biases."""
 
     def __init__(self, params: BPRParams | VBPRParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__(params, num_users, num_items, item_vectors)
@@ -36,17 +36,17 @@ class BPR(TrainedRecommender):
         self._table: tuple[Tensor, Tensor] | None = None
 
     def train(self, mode: bool = True) -> BPR:
-        """Switch between training and scoring; forgets the item table, which is computed once a scoring phase."""
+        """Switch between training and scoring; clears the item table, which is computed once per scoring phase."""
         self._table = None
         super().train(mode)
         return self
 
     def user_tables(self) -> tuple[nn.Embedding, ...]:
-        """The tables of user factors, side by side."""
+        """The tables of user factors, to be concatenated."""
         return (self.user_factors,)
 
     def items(self, item_ids_n: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Factors ``(n, K)`` and biases ``(n,)`` of items; K is as wide as all of the user's factors."""
+        """Factors ``(n, K)`` and biases ``(n,)`` of items; K is the total width of the user factors."""
         return self.item_factors.weight[item_ids_n], self.item_bias[item_ids_n]
 
     def users(self, user_ids_B: Tensor) -> Tensor:
@@ -54,16 +54,16 @@ class BPR(TrainedRecommender):
         return torch.cat([table(user_ids_B) for table in self.user_tables()], dim=1)
 
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """As the base does; users without a training interaction get factors of zero, so biases alone rank their items."""
+        """As in the base class; users without a training interaction get zero factors, so their ranking is by biases."""
         forget_unknown_users(data, *self.user_tables())
         return super().fit(data, checkpoint=checkpoint, fingerprint=fingerprint, device=device)
 
     def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
-        """Every training interaction once an epoch, each with an item that the user has not in training."""
+        """Every training interaction once per epoch, each with an item that the user does not have in training."""
         return pair_batches(data, self.fit_params.batch_size, random, self.params.kind)
 
     def loss(self, batch: Batch) -> Tensor:
-        """BPR, and the squared lengths of the factors and biases in use as means over the batch."""
+        """BPR, plus the squared lengths of the used factors and biases, averaged over the batch."""
         user_BK = self.users(batch["user_B"])
         ids = torch.cat([batch["positive_B"], batch["negative_B"]])
         factors_nK, bias_n = self.items(ids)
@@ -73,7 +73,7 @@ class BPR(TrainedRecommender):
         return losses.bpr(positive_B, negative_B) + self.penalty(user_BK, ids, factors_nK) / len(user_BK)
 
     def penalty(self, user_BK: Tensor, item_ids_n: Tensor, factors_nK: Tensor) -> Tensor:  # noqa: ARG002 (VBPR's)
-        """Weighted squared lengths, summed over the users, and over the items and all of their factors."""
+        """Weighted squared lengths, summed over users, items and all of their factors."""
         lengths = user_BK.square().sum() + self.item_factors(item_ids_n).square().sum()
         return self.regularization * (lengths + self.item_bias[item_ids_n].square().sum())
 
@@ -89,7 +89,7 @@ class BPR(TrainedRecommender):
 
     def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         user_BK = self.users(user_ids_B)
-        return torch.cat([user_BK, user_BK.new_ones(len(user_BK), 1)], dim=1)  # the last one takes the item's bias
+        return torch.cat([user_BK, user_BK.new_ones(len(user_BK), 1)], dim=1)  # the last one multiplies the item's bias
 
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         factors_IK, bias_I = self._items()

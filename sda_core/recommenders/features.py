@@ -1,22 +1,22 @@
 """Item embeddings: learned by id, projected from frozen content vectors, or both.
 
-Choices made here:
+Design:
 
-* Content vectors may come at any scale and width.  They are centred over the items and divided by *one* number, so
-  that a vector's mean squared length is 1.  The centre goes because vision-language vectors share a large common
-  direction, and an equal shift of all items moves every score of a user alike; one number and not one per dimension,
-  because the geometry between items is the very thing under test, and whitening would blow up a PCA's last axes.
-* The projector is two linear maps with no non-linearity between, as in the paper's public code.  The product of two
-  linear maps is one: the weights are multiplied first, ``(W2 W1) x`` instead of ``W2 (W1 x)``, which costs D times the
-  hidden size an item instead of D times D/2.
-* The inner width is D/2, but never less than the smaller of D and the hidden size: narrow vectors (a PCA to 64) would
-  be squeezed below both ends otherwise.  At the paper's widths the two rules agree.
-* Beside content, an item that nobody bought in training has no learned id: content alone represents it.  A learned id of
-  such an item would only ever be a negative, and no content lifts an item above that.
-* ``id_dropout`` leaves out the learned id of an item for a step, so that content learns to stand for an item on its own
-  (DropoutNet, Volkovs, Yu and Poutanen 2017).  What is left is not scaled up: a new item is scored just like this.
-* Dropout falls on the embeddings themselves, with one mask an item and step: as an input, a target and a negative it is
-  the same item with the same entries missing.  Output weights are most of a model's parameters; without it they overfit.
+* Content vectors may have any scale and width.  They are centred over the items and divided by *one* number, so that the
+  mean squared length is 1.  They are centred because vision-language vectors share a large common direction, and an equal
+  shift of all items shifts all scores of a user equally.  One number is used instead of one per dimension, because the
+  geometry between items is what is evaluated, and whitening would inflate the last axes of a PCA.
+* The projector consists of two linear maps without a non-linearity in between, as in the paper's public code.  The weights
+  are multiplied first, ``(W2 W1) x`` instead of ``W2 (W1 x)``, which costs D times the hidden size per item instead of D
+  times D/2.
+* The inner width is D/2, but at least the smaller of D and the hidden size: narrow vectors (a PCA to 64) would otherwise
+  pass through a bottleneck.  At the paper's widths the two rules agree.
+* With content, an item without a training interaction has no learned id: it is represented by content only.  A learned id
+  of such an item would only be trained as a negative, which content cannot compensate.
+* ``id_dropout`` drops the learned id of an item for a step, so that content alone learns to represent items (DropoutNet,
+  Volkovs, Yu and Poutanen 2017).  The rest is not rescaled, because a new item is scored in the same way.
+* Dropout is applied to the embeddings, with one mask per item and step: as input, target and negative an item has the same
+  entries dropped.  Output weights are most of a model's parameters, and overfit without it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-INITIAL_STD = 0.02  # of an item embedding's entries, learned or projected
+INITIAL_STD = 0.02  # standard deviation of an item embedding's entries, learned or projected
 
 
 def standardise(item_vectors: np.ndarray) -> np.ndarray:
@@ -38,13 +38,13 @@ def standardise(item_vectors: np.ndarray) -> np.ndarray:
         item_vectors: ``(I + 1, D)``, row 0 is padding and stays zero.
 
     Returns:
-        ``(I + 1, D)`` float32; all zero where all items share one vector.
+        ``(I + 1, D)`` float32; all zero if all items have the same vector.
     """
     rows = item_vectors[1:].astype(np.float64)
     rows -= rows.mean(axis=0)
     length = math.sqrt(float(np.einsum("id,id->", rows, rows)) / max(1, len(rows)))
     result = np.zeros(item_vectors.shape, dtype=np.float32)
-    # Rounding alone leaves a length of about 1e-16 times the values when all vectors are the same.
+    # If all vectors are equal, rounding gives a length of about 1e-16 times the values.
     if length > 1e-7 * float(np.abs(item_vectors).max(initial=0.0)):
         result[1:] = rows / length
     return result
@@ -58,7 +58,7 @@ class Projector(nn.Module):
         inner_size = max(in_size // 2, min(in_size, out_size))
         self.inner = nn.Linear(in_size, inner_size)
         self.outer = nn.Linear(inner_size, out_size)
-        # A vector of length 1 keeps its expected length through `inner`, and gets entries of initial_std from `outer`.
+        # `inner` preserves the expected length of a vector of length 1, and `outer` gives entries of initial_std.
         nn.init.normal_(self.inner.weight, std=inner_size**-0.5)
         nn.init.normal_(self.outer.weight, std=initial_std)
         nn.init.zeros_(self.inner.bias)
@@ -72,7 +72,7 @@ class Projector(nn.Module):
 
 
 class ItemEncoder(nn.Module):
-    """Item ids to embeddings; the same embeddings serve as input and, tied, as output weights.
+    """Map item ids to embeddings, which are used as inputs and as tied output weights.
 
     Args:
         num_items: I.
@@ -80,8 +80,8 @@ class ItemEncoder(nn.Module):
         item_vectors: ``(I + 1, D)`` or None.
         representation: ``id`` (a learned table), ``content`` (projected vectors only) or ``id+content`` (their sum);
             without vectors it is always ``id``.
-        dropout: of the embeddings, in training.
-        id_dropout: of ``id+content``: how often an item goes without its learned id for a step, in training.
+        dropout: dropout of the embeddings in training.
+        id_dropout: with ``id+content``: probability that an item's learned id is dropped for a training step.
     """
 
     vectors_ID: Tensor
@@ -113,12 +113,12 @@ class ItemEncoder(nn.Module):
             self.register_buffer("has_id_I1", torch.ones(num_items + 1, 1), persistent=False)
 
     def keep_ids_of(self, item_ids_n: Tensor) -> None:
-        """Let content alone represent all items but these; nothing changes without both content and learned ids.
+        """Represent all items except these by content only; has no effect without both content and learned ids.
 
-        The other rows of the learned table become zero and stay so, hence a saved model needs no list of them.
+        The other rows of the learned table are set to zero and stay zero, so a saved model needs no list of them.
 
         Args:
-            item_ids_n: ids ``(n,)`` of the items that training has seen, in any order, repeated or not.
+            item_ids_n: ids ``(n,)`` of the items seen in training, in any order, with or without repetitions.
         """
         if self.ids is None or self.projector is None:
             return
@@ -128,11 +128,11 @@ class ItemEncoder(nn.Module):
             self.ids.weight.mul_(self.has_id_I1)
 
     def forward(self, item_ids_n: Tensor) -> Tensor:
-        """Embeddings ``(n, hidden)`` of distinct item ids ``(n,)``; the row of padding means nothing and must be masked."""
+        """Embeddings ``(n, hidden)`` of distinct item ids ``(n,)``; the row of padding is undefined and must be masked."""
         return self._embed(item_ids_n)
 
     def projected(self, item_ids_n: Tensor) -> Tensor:
-        """The content's part alone, ``(n, hidden)``, without dropout."""
+        """The content part, ``(n, hidden)``, without dropout."""
         assert self.projector is not None
         return self.projector(self.vectors_ID[item_ids_n])
 
@@ -151,7 +151,7 @@ class ItemEncoder(nn.Module):
         return F.dropout(embedding, self.dropout, self.training)
 
     def _kept_ids(self, item_ids_n: Tensor | None) -> Tensor:
-        """Which items are represented by their learned ids too, ``(n, 1)`` of 0 and 1."""
+        """Mask of the items whose learned ids are used, ``(n, 1)`` of 0 and 1."""
         kept_n1 = self.has_id_I1 if item_ids_n is None else self.has_id_I1[item_ids_n]
         if self.training and self.id_dropout:
             kept_n1 = kept_n1 * (torch.rand_like(kept_n1) >= self.id_dropout)

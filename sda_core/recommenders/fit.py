@@ -1,7 +1,7 @@
-"""The one training loop: seeded epochs, early stopping on validation NDCG@10, resumable at every evaluation.
+"""The training loop of all recommenders: seeded epochs, early stopping on validation NDCG@10, resumable at every evaluation.
 
-Epoch ``e`` draws its batches, negatives, masks and dropout from seeds derived from the epoch's number alone, so a run
-that was killed and made again from its checkpoint takes the very steps that the undisturbed run takes.
+Batches, negatives, masks and dropout of an epoch are drawn from seeds derived from the number of the epoch, so a run that is
+resumed from its checkpoint makes the same steps as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
-USERS_PER_CHUNK = 256  # of a validation; where the catalogue is large, fewer
+USERS_PER_CHUNK = 256  # users scored at once in validation; fewer for a large catalogue
 
 
 class TrainedRecommender(Recommender):
-    """A recommender with weights: gives batches and a loss, and is trained by :func:`train`."""
+    """Base class of recommenders with weights: it defines batches and a loss, and is trained by :func:`train`."""
 
     fit_params: FitParams
 
     @abstractmethod
     def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
-        """The batches of one epoch, as CPU tensors; all randomness from ``random``.
+        """The batches of one epoch as CPU tensors; all randomness comes from ``random``.
 
         Raises:
-            TrainingError: there is nothing to train on.
+            TrainingError: there is no training data.
         """
 
     @abstractmethod
@@ -62,7 +62,7 @@ def _copy_of_weights(model: TrainedRecommender) -> dict[str, Tensor]:
 
 
 def train_epoch(model: TrainedRecommender, data: TrainingData, optimizer: Adam, epoch: int, device: torch.device) -> float:
-    """One pass; the mean loss of its steps."""
+    """Train for one epoch; returns the mean loss of its steps."""
     seed = model.seed
     torch.manual_seed(derive(seed, "dropout", epoch))
     model.train()
@@ -87,15 +87,15 @@ def train(
     fingerprint: str,
     device: torch.device,
 ) -> list[EpochRecord]:
-    """Train with Adam until ``max_epochs``, or until ``patience`` evaluations brought no better NDCG@10.
+    """Train with Adam until ``max_epochs``, or until ``patience`` evaluations did not improve NDCG@10.
 
-    The best weights are put back at the end.  Without any validation target the last weights are the best.
+    The best weights are restored at the end.  Without validation targets the last weights are the best.
 
     Returns:
-        One record an epoch.
+        One record per epoch.
 
     Raises:
-        TrainingError: the loss is not finite, or there is nothing to train on.
+        TrainingError: the loss is not finite, or there is no training data.
     """
     model.to(device)
     optimizer = Adam(model.parameters(), params.learning_rate, params.weight_decay)

@@ -1,4 +1,4 @@
-"""The validation curves of a recommender's seeds: one table for each seed, and their mean."""
+"""The validation curves of a recommender: one table per seed, and their mean."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ VALID = "valid_ndcg@10"
 
 @dataclass(frozen=True)
 class EpochMean:
-    """One epoch, as the mean over seeds; a seed that has stopped counts with its last values."""
+    """One epoch, averaged over seeds; a seed that has stopped counts with its last values."""
 
     epoch: int  # from 1
     loss: float
-    valid_ndcg_10: float | None  # None where no seed was evaluated at this epoch
+    valid_ndcg_10: float | None  # None if no seed was evaluated at this epoch
     num_training: int  # seeds that have not stopped
 
 
 def read_history(folder: Path) -> list[EpochRecord]:
-    """The epochs of one trained recommender; none of one that is not trained in epochs.
+    """Read the epochs of one trained recommender; empty for one that is not trained in epochs.
 
     Args:
         folder: see ``Workspace.model``.
@@ -51,18 +51,18 @@ def read_history(folder: Path) -> list[EpochRecord]:
 
 
 def best_ndcg(records: Sequence[EpochRecord]) -> float | None:
-    """NDCG@10 on the validation targets at the epoch whose weights were kept; None without any validation."""
+    """NDCG@10 on the validation targets at the epoch of the saved weights; None without validation."""
     return max((record.valid_ndcg_10 for record in records if record.valid_ndcg_10 is not None), default=None)
 
 
 def mean_over_seeds(histories: Sequence[Sequence[EpochRecord]]) -> list[EpochMean]:
-    """The mean curve of several seeds, up to the last epoch of the last one.
+    """The mean curve of several seeds, until the last epoch of the longest one.
 
     Args:
-        histories: of each seed, in order of the epochs.
+        histories: epochs of each seed, in order.
     """
     made: list[EpochMean] = []
-    last: list[float | None] = [None] * len(histories)  # validation NDCG of each seed so far
+    last: list[float | None] = [None] * len(histories)  # last validation NDCG of each seed
     for place in range(max(map(len, histories), default=0)):
         losses = [records[min(place, len(records) - 1)].loss for records in histories]
         training = [records[place] for records in histories if place < len(records)]
@@ -78,14 +78,14 @@ def mean_over_seeds(histories: Sequence[Sequence[EpochRecord]]) -> list[EpochMea
 
 
 def validation_metrics(workspace: Workspace, variant: str, name: str, seeds: Sequence[int]) -> dict[str, float]:
-    """NDCG@10 on the validation targets at the kept epoch, mean over seeds; variants are chosen by it.
+    """NDCG@10 on the validation targets at the saved epoch, mean over seeds; it is used to choose variants.
 
     Args:
-        workspace: of the run.
-        variant, name, seeds: of the trained recommenders.
+        workspace: paths of the run.
+        variant, name, seeds: variant, name and seeds of the trained recommenders.
 
     Returns:
-        Nothing where there was no validation (``pop``, or no user has a validation target).
+        Empty without validation (``pop``, or no user has a validation target).
 
     Raises:
         ArtifactError: a validation curve is missing or damaged.

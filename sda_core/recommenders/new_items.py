@@ -1,14 +1,14 @@
-"""How much to raise the scores of new items, those that training never saw, chosen on the validation split.
+"""Choose an offset for the scores of new items (not seen in training) on the validation split.
 
-A model that is trained on purchases learns how popular an item is, and of a new item it knows nothing but content.  So new
-items rank below nearly all others, however well their content fits: on a quarter of Amazon 2014 Beauty none of 835 users whose
-next item is new finds it among ten (docs/results.md).  One number for all new items mends the difference in level:
+A model trained on purchases learns the popularity of items, but has only content for a new item.  So new items rank below
+nearly all others, even if their content fits: on a quarter of Amazon 2014 Beauty none of 835 users whose next item is new
+finds it among ten (docs/results.md).  A single offset for all new items corrects the difference in level:
 
-    score'(u, i) = score(u, i) + c    if training never saw i, else score(u, i)
+    score'(u, i) = score(u, i) + c    if i is not in the training rows, else score(u, i)
 
-The larger c, the more new items are recommended, and the more known ones they displace.  The largest c is taken that costs at
-most a given share of NDCG@10 over all validation users.  Their targets are new about as often as those of the test, so the
-gain of users whose next item is new counts as well as the loss of the others.
+A larger c recommends more new items, which displace known ones.  The chosen c is the largest that costs at most a given share
+of NDCG@10 over all validation users.  Their targets are new about as often as those of the test, so both the gain of users
+whose next item is new and the loss of the others are included.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ STEPS = tuple(step / 4 for step in range(17))
 
 @dataclass(frozen=True)
 class Raise:
-    """What was chosen, and what it does on the validation split.
+    """The chosen offset, and its effect on the validation split.
 
     Attributes:
         offset: c.
-        before: NDCG@10 over all users without it, and over those whose target is new; None where there is none.
-        after: the same with it.
+        before: NDCG@10 without the offset over all users, and over those whose target is new; None if there are none.
+        after: the same with the offset.
     """
 
     offset: float
@@ -38,13 +38,13 @@ class Raise:
 
 
 def choose(ndcg_of: Callable[[float], np.ndarray], is_new_U: np.ndarray, spread: float, cost: float) -> Raise:
-    """The largest of the candidates whose mean NDCG@10 is at most ``cost`` below the best one's.
+    """The largest of the candidates whose mean NDCG@10 is at most ``cost`` below that of the best one.
 
     Args:
-        ndcg_of: NDCG@10 by user ``(U,)`` for a value of c.
+        ndcg_of: returns NDCG@10 by user ``(U,)`` for a value of c.
         is_new_U: ``(U,)`` whether a user's target is new.
         spread: standard deviation of a user's scores over the items, mean over users.
-        cost: share of the best mean that may be given up, 0 to 1.
+        cost: accepted loss as a share of the best mean, 0 to 1.
     """
     candidates: Sequence[float] = [step * spread for step in STEPS]
     found = [ndcg_of(offset) for offset in candidates]

@@ -1,4 +1,4 @@
-"""Training by pairs: an item that a user has against one that the user has not (BPR, VBPR, SLMRec)."""
+"""Pairwise training: an item of a user against an item that the user does not have (BPR, VBPR, SLMRec)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sda_core.errors import TrainingError
 from sda_core.recommenders.batches import TrainingData
 
-INITIAL_STD = 0.1  # of user and item factors
+INITIAL_STD = 0.1  # standard deviation of user and item factors
 
 
 def factors(num_rows: int, size: int) -> nn.Embedding:
@@ -24,7 +24,7 @@ def factors(num_rows: int, size: int) -> nn.Embedding:
 
 
 def forget_unknown_users(data: TrainingData, *tables: nn.Embedding) -> None:
-    """Zero the factors of users without a training interaction: what they were initialised with must not rank their items."""
+    """Zero the factors of users without a training interaction, so that random initial values do not rank their items."""
     unknown = torch.from_numpy(np.flatnonzero(data.train.lengths == 0))
     with torch.no_grad():
         for table in tables:
@@ -32,19 +32,19 @@ def forget_unknown_users(data: TrainingData, *tables: nn.Embedding) -> None:
 
 
 def pair_batches(data: TrainingData, batch_size: int, random: np.random.Generator, kind: str) -> Iterator[dict[str, Tensor]]:
-    """Every training interaction once, each with an item that the user has not in training.
+    """Every training interaction once, each with an item that the user does not have in training.
 
     Args:
         data: training histories.
-        batch_size: B, the last batch may be smaller.
-        random: source of the negatives and of the order.
-        kind: the recommender's name, for the message.
+        batch_size: B; the last batch may be smaller.
+        random: random generator of negatives and order.
+        kind: name of the recommender, for the message.
 
     Yields:
         ``user_B``, ``positive_B`` and ``negative_B``, int64.
 
     Raises:
-        TrainingError: there is no such item for any user.
+        TrainingError: no user has such an item.
     """
     users = np.repeat(np.arange(data.num_users + 1), data.train.lengths)
     items = data.train.item_ids.astype(np.int64)
@@ -62,16 +62,16 @@ def pair_batches(data: TrainingData, batch_size: int, random: np.random.Generato
 def draw_unseen(
     users: np.ndarray, items: np.ndarray, num_items: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each interaction a uniform item that its user has no interaction with.
+    """For each interaction draw a uniform item with which its user has no interaction.
 
     Args:
         users, items: ``(n,)`` int64, the interactions.
         num_items: I.
-        random: source of the draws.
+        random: random generator.
 
     Returns:
-        item ids ``(n,)``, and a mask ``(n,)`` of those that could be drawn: a user with nearly all items may get none
-        in the number of tries.
+        Item ids ``(n,)``, and a mask ``(n,)`` of the successful draws, because a user with nearly all items may get none
+        within the number of tries.
     """
     known = np.unique(users * (num_items + 1) + items)
     drawn = np.zeros(len(users), dtype=np.int64)

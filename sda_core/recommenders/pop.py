@@ -1,4 +1,4 @@
-"""Popularity: the number of interactions an item has, the same for every user."""
+"""Popularity: the number of interactions of each item, the same for every user."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sda_core.recommenders.batches import TrainingData
 
 
 class Pop(Recommender):
-    """Scores are counts, so ties are real; they are float64, which is exact to 2^53.
+    """Popularity.  Scores are counts, so there are true ties; they are float64, which is exact up to 2^53.
 
-    Of validation and test, the targets are counted (with a split by time a period may hold further interactions).
+    In validation and test only targets are counted (with a split by time a period may have further interactions).
     """
 
     counts_I: Tensor
@@ -29,7 +29,7 @@ class Pop(Recommender):
         self.register_buffer("counts_I", torch.zeros(num_items + 1, dtype=torch.int64))
 
     def check_data(self, data: TrainingData) -> None:
-        """As the base does, but counts ``all`` need the leaked test items that everything else refuses."""
+        """As in the base class, but ``counts: all`` requires the leaked test items, which other recommenders reject."""
         if self.counts != "all":
             super().check_data(data)
         elif data.leaked_test_items is None:
@@ -52,7 +52,7 @@ class Pop(Recommender):
                 counts += np.bincount(data.leaked_test_items, minlength=self.num_items + 1)
             case _:
                 assert_never(self.counts)
-        counts[0] = 0  # users without a validation target were counted here
+        counts[0] = 0  # the zeros of users without a validation target
         self.counts_I.copy_(torch.from_numpy(counts))
         self.to(device)
         self.eval()

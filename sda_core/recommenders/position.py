@@ -1,10 +1,10 @@
-"""Where each user's target comes among all items: exact counts, no sampling of ties.
+"""Positions of the users' targets among all items: exact counts, without sampling of ties.
 
-Training needs this for its validation.  What only the evaluation needs (sampled candidates, tables of positions, an index)
-is in :mod:`sda_core.ranking`, so that a change there re-trains nothing.
+Training uses them for validation.  Code that only the evaluation uses (sampled candidates, tables of positions, an index) is
+in :mod:`sda_core.ranking`, so that a change there does not repeat trainings.
 
-The target's score is read from the same matrix as all others: computing it apart (another batch, another kernel)
-gives another rounding, and an item would tie or not with itself by luck.
+The target's score is read from the same matrix as all others: a separate computation (another batch, another kernel) rounds
+differently, so that an item might not tie with itself.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from sda_core.log import progress
 from sda_core.recommenders.base import Recommender
 from sda_core.recommenders.batches import EvaluationData
 
-# 32 MB of float32.  The product of few users with a large catalogue reads the whole catalogue for them: with half of this it
-# takes twice as long at a million items.  The allocator keeps no larger blocks (see runtime.py), and fresh pages cost time, too.
+# 32 MB of float32.  The product of few users with a large catalogue reads the whole catalogue: with half of this size it takes
+# twice as long at a million items.  The allocator does not keep larger blocks (see runtime.py), and fresh pages cost time, too.
 SCORES_PER_CHUNK = 8_000_000
 
 CountAmong = Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor, Tensor]]
-"""Scores ``(B, I + 1)``, targets ``(B,)`` and their rows in ``data.users`` to better, tied and all candidates, ``(B,)`` each."""
+"""Maps scores ``(B, I + 1)``, targets ``(B,)`` and rows in ``data.users`` to better, tied and all candidates, ``(B,)`` each."""
 
 
 def _compare_matrix(score_BI: Tensor, target_score_B1: Tensor) -> tuple[Tensor, Tensor]:
-    """How many items of each row score higher than, and the same as, its target, itself included; column 0 is no item."""
+    """Numbers of items per row with a higher score than the target, and with the same (itself included); without column 0."""
     better_B = (score_BI[:, 1:] > target_score_B1).sum(dim=1, dtype=torch.int32)  # int32 halves the time of the sum
     return better_B, (score_BI[:, 1:] == target_score_B1).sum(dim=1, dtype=torch.int32)
 
 
 def _compare_rows(score_BI: Tensor, target_score_B1: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`_compare_matrix`, on a CPU: NumPy goes through a row while it is in the cache, in a sixth of torch's time."""
+    """As :func:`_compare_matrix`, for the CPU: NumPy processes rows in the cache, in a sixth of torch's time."""
     counts_B2 = np.empty((len(score_BI), 2), dtype=np.int32)
     for row, (score_I, target_score) in enumerate(zip(score_BI.numpy()[:, 1:], target_score_B1.numpy(), strict=True)):
         counts_B2[row] = np.count_nonzero(score_I > target_score), np.count_nonzero(score_I == target_score)
@@ -43,12 +43,12 @@ def _compare_rows(score_BI: Tensor, target_score_B1: Tensor) -> tuple[Tensor, Te
 
 
 def _count_full(score_BI: Tensor, target_B: Tensor, seen_rows: Tensor, seen_items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Better, tied and all candidates where every item that was not seen is one."""
+    """Count better, tied and all candidates, with all unseen items as candidates."""
     B = len(score_BI)
     target_score_B1 = score_BI.gather(1, target_B[:, None])
     better_B, tied_B = (_compare_rows if score_BI.device.type == "cpu" else _compare_matrix)(score_BI, target_score_B1)
     tied_B -= 1  # the target ties with itself
-    # Seen items were counted too: count them once more, few as they are, and take them off.  The target stays.
+    # Seen items were counted, too: count these few again and subtract them, except the target.
     is_other = seen_items != target_B[seen_rows]
     rows, items = seen_rows[is_other], seen_items[is_other]
     score_n, target_score_n = score_BI[rows, items], target_score_B1[rows, 0]
@@ -66,18 +66,18 @@ def count_positions(
     batch_size: int,
     device: torch.device,
 ) -> np.ndarray:
-    """Count the candidates that score higher than, and the same as, each user's target.
+    """Count the candidates with a higher score than each user's target, and those with the same score.
 
     Args:
-        recommender: a fitted one, on ``device``.
+        recommender: a fitted recommender, on ``device``.
         data: users, targets and the histories before them.
-        count_among: None places the target among all items but those of the user's history (a target that is in the
-            history stays); else the function that counts.
-        batch_size: users scored at once, or fewer where that would be more than ``SCORES_PER_CHUNK`` scores.
-        device: where to score.
+        count_among: None: all items except those of the user's history (a target in the history is kept); else the function
+            that counts.
+        batch_size: users scored at once, or fewer if that would be more than ``SCORES_PER_CHUNK`` scores.
+        device: device for scoring.
 
     Returns:
-        ``(number of users, 3)`` int64: better, tied (others that score the same), candidates (the target included).
+        ``(number of users, 3)`` int64: better, tied (others with the same score), candidates (the target included).
 
     Raises:
         TrainingError: a score is NaN.
@@ -85,7 +85,7 @@ def count_positions(
     recommender.eval()
     lengths = np.minimum(data.histories.lengths[data.users], recommender.history_length)
     chunk = max(1, min(batch_size, SCORES_PER_CHUNK // (data.num_items + 1)))
-    order = np.argsort(lengths, kind="stable")  # users of similar history length together: little padding is scored
+    order = np.argsort(lengths, kind="stable")  # group users by length of history to reduce padding
     counts = np.zeros((len(data.users), 3), dtype=np.int64)
     with progress(len(order), "place targets", "users") as bar:
         for start in range(0, len(order), chunk):
@@ -93,7 +93,7 @@ def count_positions(
             users = data.users[rows].astype(np.int64)
             history = data.histories.last(users, int(lengths[rows].max(initial=0)))
             score_BI = recommender.score(torch.from_numpy(users).to(device), torch.from_numpy(history).to(device, torch.int64))
-            if torch.isnan(score_BI.amax(dim=1)).any():  # a maximum carries NaN through, in one pass
+            if torch.isnan(score_BI.amax(dim=1)).any():  # the maximum propagates NaN, in one pass
                 raise TrainingError(
                     "evaluation",
                     f"{recommender.params.kind} gave scores that are NaN",
@@ -113,15 +113,15 @@ def count_positions(
 
 
 def ndcg_at_10(counts: np.ndarray) -> float:
-    """Mean NDCG@10 of one target each, ties against it; the criterion of early stopping.
+    """Mean NDCG@10 with one target per user and pessimistic ties; the criterion of early stopping.
 
     Args:
-        counts: as :func:`count_positions` gives them.
+        counts: the result of :func:`count_positions`.
     """
     return float(ndcg_at_10_by_user(counts).mean())
 
 
 def ndcg_at_10_by_user(counts: np.ndarray) -> np.ndarray:
-    """NDCG@10 ``(U,)`` of one target each, ties against it; see :func:`ndcg_at_10`."""
+    """NDCG@10 by user ``(U,)``, with pessimistic ties; see :func:`ndcg_at_10`."""
     position = 1 + counts[:, 0] + counts[:, 1]
     return np.where(position <= 10, 1.0 / np.log2(1.0 + position), 0.0)

@@ -1,7 +1,7 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley 2018).
 
-Each position of a history predicts the item that follows it.  ``causal: false`` lets a position look at later ones,
-its own answer among them, as the public code of LLMEmb and of the works built on it does.
+Each position of a history predicts the next item.  With ``causal: false`` a position attends to later ones, including its
+own target, as in the public code of LLMEmb and derived works.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sda_core.recommenders.sequential import SequentialRecommender
 
 
 class SASRec(SequentialRecommender):
-    """See the module's docstring; trained on the latest ``max_length`` transitions of each user."""
+    """SASRec, see the module's docstring; trained on the last ``max_length`` transitions of each user."""
 
     def __init__(self, params: SASRecParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__(
@@ -36,7 +36,7 @@ class SASRec(SequentialRecommender):
         self.history_length = params.max_length
 
     def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
-        """Inputs are all items but the last, targets all but the first."""
+        """Batches whose inputs are all items except the last, and whose targets are all except the first."""
         max_length = self.sequence_params.max_length
         users = np.flatnonzero(data.train.lengths >= 2)
         if len(users) == 0:

@@ -1,4 +1,4 @@
-"""What SASRec and BERT4Rec share: tied item embeddings, a transformer, and the losses over its states."""
+"""Base class of SASRec and BERT4Rec: tied item embeddings, a transformer, and losses of its states."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class SequentialRecommender(TrainedRecommender):
-    """Scores are dot products of a history's state with the item embeddings (weights tied with the input).
+    """Base class of sequential recommenders; scores are dot products of a history's state with the tied item embeddings.
 
-    Negatives: ``bce`` draws its own for every target, as SASRec did; ``gbce`` and ``sampled_softmax`` draw
-    ``num_negatives`` for a step and share them among all its targets, which turns N gathers a target into one matrix
-    product.  A drawn item that is the target itself is left out.
+    Negatives: ``bce`` draws separate ones for every target, as SASRec does; ``gbce`` and ``sampled_softmax`` draw
+    ``num_negatives`` per step and share them among all its targets, which replaces N gathers per target by one matrix
+    product.  A drawn item that equals the target is ignored.
 
-    With ``align_weight``, :func:`losses.soft_target_contrast` pulls the projected vectors of a batch's targets towards their
-    rows in the item table of the same recommender trained on ids alone, which ``fit`` is handed and which stays as it is.
+    With ``align_weight``, :func:`losses.soft_target_contrast` aligns the projected vectors of a batch's targets with their
+    rows in the item table of the same recommender trained on ids alone, a constant input of ``fit``.
     """
 
     new_item_offset_I: Tensor | None
@@ -82,7 +82,7 @@ class SequentialRecommender(TrainedRecommender):
         return aligns_to_ids(self.sequence_params) and self.items.projector is not None
 
     def check_data(self, data: TrainingData) -> None:
-        """As the base does, and that there is an item table to align to where one is needed."""
+        """As in the base class, and check that there is an item table for the alignment if one is needed."""
         super().check_data(data)
         if not self.is_aligned:
             return
@@ -96,7 +96,7 @@ class SequentialRecommender(TrainedRecommender):
             )
 
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """As the base does, next to the item table to align to; an item that is not in ``data.train`` gets no learned id.
+        """As in the base class, with the item table of the alignment; an item that is not in ``data.train`` has no learned id.
 
         With ``new_item_cost`` the scores of such items are raised at the end, see :mod:`sda_core.recommenders.new_items`.
         """
@@ -114,7 +114,7 @@ class SequentialRecommender(TrainedRecommender):
         return records
 
     def _raise_new_items(self, offset_I: Tensor, is_new_I: Tensor, data: TrainingData, device: torch.device) -> None:
-        """Fill in how much the score of each item is raised: one number for the new ones, 0 for the others."""
+        """Set the offsets of the scores: one number for new items, 0 for the others."""
         validation = validation_view(data)
         if not is_new_I.any() or not len(validation.users):
             return
@@ -139,13 +139,13 @@ class SequentialRecommender(TrainedRecommender):
         )
 
     def train(self, mode: bool = True) -> SequentialRecommender:
-        """Switch between training and scoring; forgets the item table, which is computed once a scoring phase."""
+        """Switch between training and scoring; clears the item table, which is computed once per scoring phase."""
         self._table_ID = None
         super().train(mode)
         return self
 
     def item_table(self) -> Tensor:
-        """``(I + 1, hidden)`` for scoring."""
+        """The item table ``(I + 1, hidden)`` for scoring."""
         if self._table_ID is None or self._table_ID.device != self.transformer.positions.weight.device:
             self._table_ID = self.items.table().detach()
         return self._table_ID
@@ -161,19 +161,19 @@ class SequentialRecommender(TrainedRecommender):
 
     @abstractmethod
     def _last_states_of(self, history_BL: Tensor) -> Tensor:
-        """What comes after a history: states ``(B, D)`` that the item table is multiplied with."""
+        """The states ``(B, D)`` after a history, which are multiplied with the item table."""
 
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
         return self._queries(user_ids_B, history_BL) @ self._item_matrix().T
 
     # ------------------------------------------------------------------------------------------- training
     def draw_negatives(self, target_P: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Uniform item ids: ``(P, N)`` for bce, else ``(N,)``; nothing for softmax, which has no use for them."""
+        """Uniform item ids: ``(P, N)`` for bce, else ``(N,)``; empty for softmax, which does not use them."""
         size = self.sequence_params.num_negatives
         match self.sequence_params.loss:
             case "bce":
                 drawn = random.integers(1, max(2, self.num_items), size=(len(target_P), size))
-                return drawn + ((drawn >= target_P[:, None]) & (self.num_items > 1))  # uniform over all but the target
+                return drawn + ((drawn >= target_P[:, None]) & (self.num_items > 1))  # uniform over all items except the target
             case "gbce" | "sampled_softmax":
                 return random.integers(1, self.num_items + 1, size=size)
             case "softmax":
@@ -182,7 +182,7 @@ class SequentialRecommender(TrainedRecommender):
                 assert_never(self.sequence_params.loss)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over the targets of the batch, and the alignment over the same."""
+        """Mean loss over the targets of the batch, plus the alignment over the same targets."""
         loss = self.loss_over(batch)
         if self._reference_ID is None:
             return loss
@@ -195,7 +195,7 @@ class SequentialRecommender(TrainedRecommender):
     def loss_over(self, batch: Batch) -> Tensor:
         """The loss of a batch with ``history_BL``, ``is_target_BL``, ``target_P`` and ``negative`` ids.
 
-        Embeddings are computed once for each distinct item of the batch, which matters when they are projected.
+        Embeddings are computed once per distinct item of the batch, because projections are expensive.
         """
         history_BL, target_P, negative = batch["history_BL"], batch["target_P"], batch["negative"]
         if self.sequence_params.loss == "softmax":
@@ -231,8 +231,8 @@ class SequentialRecommender(TrainedRecommender):
     def states(self, item_BLD: Tensor, history_BL: Tensor, at_BL: Tensor | None = None) -> Tensor:
         """States ``(B, L, D)`` of a history whose items are already embedded, or ``(P, D)`` of the positions ``at_BL``.
 
-        Padding is zeroed here.  As inputs, embeddings are multiplied by the root of their width, as SASRec does: they begin
-        small, because they are output weights too, and would else drown in what the blocks add to them.
+        Padding is zeroed here.  As inputs, embeddings are multiplied by the root of their width, as in SASRec: their initial
+        values are small, because they are also output weights, and would be negligible beside the outputs of the blocks.
         """
         is_item_BL = history_BL != 0
         return self.transformer(item_BLD * (is_item_BL[..., None] * self.sequence_params.hidden_size**0.5), is_item_BL, at_BL)

@@ -1,7 +1,7 @@
 """SLMRec: self-supervised learning for multimedia recommendation (Tao et al., IEEE TMM 2022), with LightGCN (He et al. 2020).
 
-There is one channel for the items' ids and one for each modality.  A channel's items are a learned table, or the projected
-vectors ``W_m f_i``; its users are one learned table that all channels share.  Each is spread over the graph of *training*
+There is one channel for the items' ids and one per modality.  A channel's items are a learned table, or the projected vectors
+``W_m f_i``; its users are a learned table that all channels share.  Each channel is propagated over the graph of *training*
 interactions, ``A = D^-1/2 (0 R; R' 0) D^-1/2``, and the layers are averaged:
 
     e_m = (1 / (L + 1)) sum_l A^l (user table; item inputs of m)
@@ -10,17 +10,17 @@ interactions, ``A = D^-1/2 (0 R; R' 0) D^-1/2``, and the layers are averaged:
 The loss is BPR over ``x_ui``, plus ``task_weight`` times one of the paper's self-supervised tasks.  With
 ``NCE(X, Y) = -mean_i log (exp(cos(x_i, y_i) / T) / sum_j exp(cos(x_i, y_j) / T))`` over the distinct users or items of a batch:
 
-* ``fd``, feature dropout: two views of the whole, each with its own dropout of every layer's output;
+* ``fd``, feature dropout: two views of all channels, each with separate dropout of every layer's output;
   ``NCE(users', users'') + NCE(items', items'')``.
-* ``fm``, feature masking: two views, each with the items of one channel set to zero, a different one in each; the same loss.
-* ``fd+fm``: both ways of changing a view at once.
-* ``fac``, fine and coarse: ``x <- G_m x`` from the items' ids through one modality after the other, each step in a space that
-  is meant to be coarser (the last one half as wide): ``sum_m NCE(G_m .. G_1 e_id, H_m e_m)``.
+* ``fm``, feature masking: two views, each with the items of a different channel set to zero; the same loss.
+* ``fd+fm``: both augmentations at once.
+* ``fac``, fine and coarse: ``x <- G_m x`` from the items' ids through one modality after the other, each step to a coarser
+  space (the last one half as wide): ``sum_m NCE(G_m .. G_1 e_id, H_m e_m)``.
 
-Choices made here: BPR (MMRec's port of the public code has a softmax over the batch); a user or item
-that is several times in a batch counts once (it would be its own negative); cosines in ``fac`` too (that port takes
-plain products there, which grow without bound); vectors standardised as for the other recommenders.  Without item vectors
-the id channel alone is left: LightGCN, with ``fd`` if that is the task, and no other.
+Design: BPR (MMRec's port of the public code has a softmax over the batch); a user or item that occurs several times in a batch
+counts once (otherwise it would be its own negative); cosines also in ``fac`` (that port uses plain products, which are
+unbounded); vectors standardised as for the other recommenders.  Without item vectors only the id channel remains: LightGCN,
+with ``fd`` if that is the task, and no other task.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from sda_core.recommenders.pairs import INITIAL_STD, factors, forget_unknown_use
 
 
 def graph(data: TrainingData) -> Tensor:
-    """The normalised adjacency of users and items, from the distinct training pairs alone.
+    """The normalised adjacency matrix of users and items, from the distinct training pairs.
 
     Returns:
-        Sparse ``(U + I + 2, U + I + 2)``: rows of users first, then those of items; users 0 and items 0 have no edge.
+        Sparse ``(U + I + 2, U + I + 2)``: rows of users first, then those of items; user 0 and item 0 have no edges.
     """
     rows, items = data.train.pairs(np.arange(data.num_users + 1))
     users = torch.from_numpy(rows)
@@ -59,10 +59,10 @@ def graph(data: TrainingData) -> Tensor:
 
 
 def graph_product(graph_NN: Tensor, x_NK: Tensor) -> Tensor:
-    """``graph x``, with the same bits every time.
+    """``graph x``, bit-reproducible.
 
-    On a GPU torch's deterministic mode chooses cuSPARSE's reproducible algorithm for a batch of sparse products, and none for a
-    single one (measured: the same time, and two runs of ``sparse.mm`` differ).
+    On a GPU torch's deterministic mode uses cuSPARSE's reproducible algorithm for a batch of sparse products, but not for a
+    single one (measured: the same time, but two runs of ``sparse.mm`` differ).
     """
     if x_NK.is_cuda:
         return torch.bmm(graph_NN.unsqueeze(0), x_NK.unsqueeze(0)).squeeze(0)
@@ -70,10 +70,10 @@ def graph_product(graph_NN: Tensor, x_NK: Tensor) -> Tensor:
 
 
 class SLMRec(TrainedRecommender):
-    """See the module's docstring.
+    """SLMRec, see the module's docstring.
 
-    What a user and an item come out as is kept with the weights, since it depends on the training interactions: a loaded
-    model scores without them.
+    The final vectors of users and items are saved with the weights, because they depend on the training interactions, which
+    a loaded model does not need.
 
     Args:
         item_vectors: modalities by name, each ``(I + 1, D)`` (one matrix is a single modality), or None.
@@ -120,14 +120,14 @@ class SLMRec(TrainedRecommender):
         self._is_stale = False
 
     def train(self, mode: bool = True) -> SLMRec:
-        """Switch between training and scoring; the tables are computed again, once per scoring phase."""
+        """Switch between training and scoring; clears the tables, which are computed once per scoring phase."""
         self._is_stale = True
         super().train(mode)
         return self
 
     # ------------------------------------------------------------------------------------------- training
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """As the base does, over the graph of the training interactions; the graph is dropped at the end."""
+        """As in the base class, on the graph of the training interactions, which is released at the end."""
         self.check_data(data)
         forget_unknown_users(data, self.user_inputs)
         self._graph = graph(data).to(device)
@@ -137,11 +137,11 @@ class SLMRec(TrainedRecommender):
         return records
 
     def batches(self, data: TrainingData, random: np.random.Generator) -> Iterator[Batch]:
-        """Every training interaction once an epoch, each with an item that the user has not in training."""
+        """Every training interaction once per epoch, each with an item that the user does not have in training."""
         return pair_batches(data, self.fit_params.batch_size, random, self.params.kind)
 
     def loss(self, batch: Batch) -> Tensor:
-        """BPR, the squared lengths of the user and item tables' rows in use as means over the batch, and the task."""
+        """BPR, plus the squared lengths of the used rows of user and item tables averaged over the batch, plus the task."""
         channels = self.spread(self.inputs(), dropout=0.0)
         user_UD, item_ID = self.fuse(channels)
         user_BD, positive_BD, negative_BD = (
@@ -161,7 +161,7 @@ class SLMRec(TrainedRecommender):
         """The self-supervised task over distinct users ``(n,)`` and items ``(n,)``.
 
         Args:
-            channels: what :meth:`spread` gave for the unchanged inputs.
+            channels: the result of :meth:`spread` for the unchanged inputs.
         """
         params = self.graph_params
         kind, temperature = params.task, params.temperature
@@ -176,7 +176,7 @@ class SLMRec(TrainedRecommender):
         masked: tuple[int, ...] = ()
         if "fm" in kind and len(inputs) > 1:
             masked = tuple(torch.randperm(len(inputs))[:2].tolist())
-        elif "fd" not in kind:  # none, or nothing to mask: the two views would be one
+        elif "fd" not in kind:  # no task, or no channel to mask: both views would be equal
             return user_n.new_zeros((), dtype=torch.float32)
         views = []
         for number in (0, 1):
@@ -198,11 +198,11 @@ class SLMRec(TrainedRecommender):
         return [(users, self.item_inputs.weight), *((users, projection(matrix)) for projection, matrix in vectors)]
 
     def spread(self, inputs: list[tuple[Tensor, Tensor]], dropout: float) -> list[tuple[Tensor, Tensor]]:
-        """The mean of all layers, channel by channel; one sparse product a layer for all channels together."""
+        """The mean of all layers by channel; one sparse product per layer for all channels together."""
         assert self._graph is not None, "the graph is there while fit runs"
         x_NK = torch.cat([torch.cat(pair) for pair in inputs], dim=1).float()
         total_NK = x_NK
-        with torch.autocast(x_NK.device.type, enabled=False):  # sparse products have no half precision everywhere
+        with torch.autocast(x_NK.device.type, enabled=False):  # some devices lack half precision for sparse products
             for _ in range(self.graph_params.num_layers):
                 x_NK = F.dropout(graph_product(self._graph, x_NK), dropout, self.training)
                 total_NK = total_NK + x_NK
@@ -211,7 +211,7 @@ class SLMRec(TrainedRecommender):
         return [(users, items) for users, items in halves]
 
     def fuse(self, channels: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Users ``(U + 1, D)`` and items ``(I + 1, D)`` of all channels together."""
+        """Users ``(U + 1, D)`` and items ``(I + 1, D)``, fused over all channels."""
         users, items = zip(*channels, strict=True)
         return self.fuse_users(torch.cat(users, dim=1)), self.fuse_items(torch.cat(items, dim=1))
 

@@ -1,9 +1,9 @@
 """A small transformer encoder over item sequences.
 
-Choices made here: layer norm before each sub-layer and once at the end (SASRec's own layout, whose residuals carry the
-normalised input, came out the same on Beauty and slower for BERT4Rec); learned positions counted *from the end*, so that
-the latest item always has the same one and a batch may be cut to its longest history; padding on the left, never
-attended to (except by itself, so that an empty history has a defined output).
+Design: layer norm before each sub-layer and once at the end (SASRec's layout, whose residuals use the normalised input, gave
+the same on Beauty and was slower for BERT4Rec); learned positions counted *from the end*, so that the last item always has
+the same position and a batch can be truncated to its longest history; padding on the left, which is never attended to
+(except by itself, so that an empty history has a defined output).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def attention_mask(is_item_BL: Tensor, causal: bool) -> Tensor:
-    """Which position may look at which: ``(B, 1, L, L)`` booleans, query by key."""
+    """The attention mask: ``(B, 1, L, L)`` booleans, query by key."""
     length = is_item_BL.shape[1]
     itself_LL = torch.eye(length, dtype=torch.bool, device=is_item_BL.device)
     allowed = is_item_BL[:, None, None, :].expand(-1, 1, length, -1)
@@ -24,7 +24,7 @@ def attention_mask(is_item_BL: Tensor, causal: bool) -> Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward layer, each with layer norm before and a residual around."""
+    """Self-attention and a feed-forward layer, each with pre-layer-norm and a residual connection."""
 
     def __init__(self, hidden_size: int, num_heads: int, feed_forward_size: int, dropout: float, activation: str) -> None:
         super().__init__()
@@ -60,15 +60,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Positions, blocks, final layer norm.
+    """A transformer encoder: positions, blocks, final layer norm.
 
     Args:
-        max_length: positions there are.
-        hidden_size: must be a multiple of ``num_heads``.
+        max_length: number of positions.
+        hidden_size: width; must be a multiple of ``num_heads``.
         feed_forward_size: inner width of the feed-forward layers.
-        dropout: of inputs, attention weights, feed-forward layers and residual branches.
+        dropout: dropout of inputs, attention weights, feed-forward layers and residual branches.
         activation: ``relu`` or ``gelu``.
-        causal: whether a position sees earlier positions only.
+        causal: whether a position attends to earlier positions only.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class Transformer(nn.Module):
         """Contextual states.
 
         Args:
-            item_BLD: item embeddings, at most ``max_length`` a row, padded on the left.
+            item_BLD: item embeddings, at most ``max_length`` per row, padded on the left.
             is_item_BL: False on padding.
-            at_BL: the positions whose states are wanted; None for all.  What follows the last attention, most of the work of
-                one block, is computed for these alone.
+            at_BL: the positions whose states are returned; None for all.  The layers after the last attention, most of the
+                work of one block, are computed for these positions only.
 
         Returns:
-            ``(B, L, D)``; what stands on padding means nothing.  With ``at_BL`` the P states wanted, ``(P, D)``, row by row.
+            ``(B, L, D)``, undefined on padding.  With ``at_BL`` the P requested states, ``(P, D)``, row by row.
         """
         x_BLD = item_BLD + self.positions.weight[-item_BLD.shape[1] :]
         x_BLD = F.dropout(x_BLD, self.dropout, self.training)

@@ -2,8 +2,8 @@
 
     x_ui = beta_i + gamma_u . gamma_i + theta_u . (E f_i) + beta' . f_i
 
-The global offset and the user's bias of the equation are left out: they move all of a user's scores alike.  Without
-content vectors the last two terms go, which leaves BPR-MF (Rendle et al. 2009).
+The global offset and the user's bias of the equation are omitted, because they shift all scores of a user equally.  Without
+content vectors the last two terms are omitted, which gives BPR-MF (Rendle et al. 2009).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sda_core.recommenders.pairs import INITIAL_STD, factors
 
 
 class VBPR(BPR):
-    """See the module's docstring.  User 0 (unknown) has zero factors: it gets the items' biases."""
+    """VBPR, see the module's docstring.  User 0 (unknown) has zero factors, so its scores are the items' biases."""
 
     vectors_ID: Tensor
 
@@ -37,12 +37,12 @@ class VBPR(BPR):
             self.user_content_factors = factors(num_users, params.content_factor_size)
             self.content_projection = nn.Linear(width, params.content_factor_size, bias=False)  # E
             self.content_bias = nn.Linear(width, 1, bias=False)  # beta'
-            # The vectors have length 1, so this gives projected items the scale of the item factors.
+            # The vectors have mean squared length 1, so this gives projected items the scale of the item factors.
             nn.init.normal_(self.content_projection.weight, std=INITIAL_STD)
             nn.init.zeros_(self.content_bias.weight)
 
     def user_tables(self) -> tuple[nn.Embedding, ...]:
-        """gamma and, with content, theta."""
+        """The tables gamma and, with content, theta."""
         return (self.user_factors, self.user_content_factors) if self.has_content else (self.user_factors,)
 
     def items(self, item_ids_n: Tensor | slice) -> tuple[Tensor, Tensor]:
@@ -53,25 +53,25 @@ class VBPR(BPR):
         weight = torch.cat([self.content_projection.weight, self.content_bias.weight])
         if isinstance(item_ids_n, Tensor) and len(item_ids_n) < len(self.vectors_ID):
             content_nK = F.linear(self.vectors_ID[item_ids_n], weight)
-        else:  # a small catalogue: fewer products than one for each item of a batch
+        else:  # a small catalogue: projecting all items is cheaper than those of a batch
             content_nK = F.linear(self.vectors_ID, weight)
             content_nK = F.embedding(item_ids_n, content_nK) if isinstance(item_ids_n, Tensor) else content_nK[item_ids_n]
         return torch.cat([learned_nK, content_nK[:, :-1]], dim=1), bias_n + content_nK[:, -1]
 
     def penalty(self, user_BK: Tensor, item_ids_n: Tensor, factors_nK: Tensor) -> Tensor:
-        """As BPR's, and the squared lengths of the items' content factors ``E f_i``."""
+        """As in BPR, plus the squared lengths of the items' content factors ``E f_i``."""
         penalty = super().penalty(user_BK, item_ids_n, factors_nK)
         if not self.has_content:
             return penalty
         return penalty + self.content_item_regularization * factors_nK[:, self.item_factors.embedding_dim :].square().sum()
 
     def loss(self, batch: Batch) -> Tensor:
-        """As BPR's, and the squared lengths of E and beta'.
+        """As in BPR, plus the squared lengths of E and beta'.
 
-        These two belong to every triple: their penalty counts in full in every step, and a factor's only as often as its user
-        or item occurs.  So they need numbers of their own, and much smaller ones for E (with the factors' it stays zero).
-        A penalty of E alone is not enough: an axis along which the vectors vary much is nearly free of it, since a small weight
-        moves the items far.  That of ``E f_i`` weighs what the content says of the items, whatever the geometry.
+        These two are part of every triple: their penalty counts in full in every step, but that of a factor only as often as
+        its user or item occurs.  So they have separate weights, much smaller ones for E (with that of the factors E stays
+        zero).  A penalty of E alone is not sufficient: it hardly affects an axis along which the vectors vary much, because a
+        small weight moves the items far.  The penalty of ``E f_i`` is independent of the geometry of the content.
         """
         loss = super().loss(batch)
         if self.has_content:
