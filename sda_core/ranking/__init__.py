@@ -1,7 +1,7 @@
-"""What trained recommenders rank: where test targets come, and what somebody with a history is shown.
+"""Ranking with trained recommenders: positions of test targets, and recommendations for a history.
 
-:func:`place_targets` places targets by all scores, :func:`place` does so by all scores or through an index, as the params say.
-No training depends on this package: a change here evaluates again, and trains nothing.
+:func:`place_targets` ranks targets by all scores; :func:`place` uses all scores or an index, depending on the params.
+No training depends on this package: a change here repeats the evaluation only.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["place", "place_targets", "recommend_after"]
 def recommend_after(
     folder: Path, item_vectors: recommenders.ItemVectors | None, history: Sequence[int], num_recommendations: int
 ) -> list[tuple[int, float]]:
-    """What a saved recommender gives to somebody unknown with a history, on the CPU.
+    """Recommendations of a saved recommender for an unknown user with a history, on the CPU.
 
     Args:
-        folder, item_vectors: see :func:`sda_core.recommenders.load`; of a recommender that scores histories alone.
-        history: item ids, oldest first; none of them is recommended.
-        num_recommendations: how many at most.
+        folder, item_vectors: see :func:`sda_core.recommenders.load`; the recommender must score histories without a user.
+        history: item ids, oldest first; they are not recommended.
+        num_recommendations: maximum number of recommendations.
 
     Returns:
         Item ids and scores, best first.

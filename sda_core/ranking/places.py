@@ -1,4 +1,4 @@
-"""Places of the test targets by the scores of all candidates: all unseen items, or sampled ones."""
+"""Positions of the test targets by the scores of all candidates: all unseen items, or sampled ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sda_core.recommenders.position import count_positions
 
 
 def _count_given(score_BI: Tensor, target_B: Tensor, candidates_BC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Better, tied and all candidates among the given ones and the target."""
+    """Count better, tied and all candidates among the given ones and the target."""
     ordered_BC = candidates_BC.sort(dim=1).values
     is_first_BC = torch.ones_like(ordered_BC, dtype=torch.bool)
-    is_first_BC[:, 1:] = ordered_BC[:, 1:] != ordered_BC[:, :-1]  # a candidate given twice counts once
+    is_first_BC[:, 1:] = ordered_BC[:, 1:] != ordered_BC[:, :-1]  # repeated candidates count once
     counts_BC = is_first_BC & (ordered_BC != 0) & (ordered_BC != target_B[:, None])
     score_BC = score_BI.gather(1, ordered_BC)
     target_score_B1 = score_BI.gather(1, target_B[:, None])
@@ -32,20 +32,20 @@ def place_targets(
     batch_size: int,
     device: torch.device,
 ) -> pl.DataFrame:
-    """Count the candidates that score higher than, and the same as, each test user's target.
+    """Count the candidates with a higher score than each test user's target, and those with the same score.
 
     Args:
-        recommender: a fitted one, on ``device``.
+        recommender: a fitted recommender, on ``device``.
         data: test users, targets and the histories before them.
-        candidates: None places the target among all items but those of the user's history (a target that is in the
-            history stays); else ``(number of test users, C)`` int32, row by row for ``data.users``: the target is
-            placed among these alone; 0 is no item, the target itself and repeats add nothing.
-        batch_size: users scored at once, or fewer where that would be more than ``SCORES_PER_CHUNK`` scores.
-        device: where to score.
+        candidates: None: all items except those of the user's history (a target in the history is kept); else
+            ``(number of test users, C)`` int32, in the order of ``data.users``: the target is ranked among these; 0, the
+            target itself and repeated items are ignored.
+        batch_size: users scored at once, or fewer if that would be more than ``SCORES_PER_CHUNK`` scores.
+        device: device for scoring.
 
     Returns:
-        One row a test user, all Int32: ``user_id, target_item_id, num_better, num_tied`` (others that score the
-        same), ``candidates`` (the target included).
+        One row per test user, all Int32: ``user_id, target_item_id, num_better, num_tied`` (others with the same score),
+        ``candidates`` (the target included).
 
     Raises:
         TrainingError: a score is NaN.
@@ -60,7 +60,7 @@ def place_targets(
 
 
 def placed_table(data: EvaluationData, counts: np.ndarray) -> pl.DataFrame:
-    """Counts ``(number of test users, 3)`` of better, tied and all candidates as the table of :func:`place_targets`."""
+    """Convert counts ``(number of test users, 3)`` of better, tied and all candidates to the table of :func:`place_targets`."""
     return pl.DataFrame(
         {
             "user_id": data.users,

@@ -1,13 +1,14 @@
-"""Positions from an index of the items instead of the scores of all of them, for catalogues of millions.
+"""Positions from an index of the items instead of the scores of all items, for catalogues of millions.
 
-A user's best ``depth`` candidates are taken from an index of the item matrix; the target's position is its place among them.
-What the index gives is scored again, so that neither its codes nor the order of its sums decide, and equal items tie.
+A user's best ``depth`` candidates are retrieved from an index of the item matrix; the target's position is that among them.
+The retrieved items are scored again, so that the result does not depend on compression or on the order of sums, and equal
+items tie.
 
-* A target whose exact place is within the depth gets it, provided that the index finds it and all that is better: always
-  under ``Flat``.
-* A target that is not found is last of all candidates.  Hit and NDCG lose nothing by the depth, which is at least the largest
-  cut-off; MRR, which has none, is a lower bound.
-* What approximate search loses is told: ``retrieval_recall@10``, the share of the exact top 10 among what was found.
+* A target whose exact position is within the depth gets it, provided that the index finds it and all better items, which
+  ``Flat`` always does.
+* A target that is not found has the last position of all candidates.  The depth does not affect Hit and NDCG, because it is
+  at least the largest cut-off; MRR, which has no cut-off, is a lower bound.
+* ``retrieval_recall@10``, the share of the exact top 10 among the retrieved items, shows the loss by approximate search.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _log = logging.getLogger(__name__)
 RECALL = "retrieval_recall@10"
 
 Search = Callable[[np.ndarray, int], np.ndarray]
-"""Queries ``(Q, K)`` and a number k to rows ``(Q, k)`` with the largest inner products, best first; -1 where fewer were found."""
+"""Maps queries ``(Q, K)`` and a number k to rows ``(Q, k)`` with the largest inner products, best first, padded with -1."""
 
 
 def place(
@@ -42,14 +43,14 @@ def place(
     params: EvaluateParams,
     device: torch.device,
 ) -> tuple[pl.DataFrame, dict[str, float]]:
-    """Place each test user's target as the params say: by all scores, or by retrieval.
+    """Rank each test user's target by all scores or by retrieval, depending on the params.
 
     Args:
         recommender, data, candidates, device: see :func:`sda_core.ranking.place_targets`.
-        params: with ``retrieval`` null every score is computed; so it is for a recommender whose scores are no inner products.
+        params: if ``retrieval`` is null, or the recommender's scores are not inner products, all scores are computed.
 
     Returns:
-        The columns of ``place_targets``; and by retrieval ``retrieval_recall@10``, else nothing.
+        The columns of ``place_targets``; and ``retrieval_recall@10`` with retrieval, else an empty mapping.
 
     Raises:
         TrainingError: a score is NaN.
@@ -58,7 +59,7 @@ def place(
     matrix_IK = None if params.retrieval is None else recommender.item_matrix()
     if params.retrieval is None or matrix_IK is None:
         return place_targets(recommender, data, candidates, params.batch_size, device), {}
-    from sda_core.index import inner_product_search  # loads FAISS, which scoring every item needs not
+    from sda_core.index import inner_product_search  # loads FAISS, which is not needed for all scores
 
     items_IK = matrix_IK.float().cpu().numpy()
     if not np.isfinite(items_IK[1:]).all():
@@ -94,15 +95,16 @@ class _Retrieval:
         assert params.retrieval is not None
         self.recommender, self.data, self.items_IK, self.search, self.device = recommender, data, items_IK, search, device
         self.depth = params.retrieval.depth
-        self.chunk = max(1, min(params.batch_size, SCORES_PER_CHUNK // len(items_IK)))  # of users whose every score is computed
+        self.chunk = max(1, min(params.batch_size, SCORES_PER_CHUNK // len(items_IK)))  # users per exact scoring of all items
         self.batch = params.batch_size
 
     def count(self) -> tuple[np.ndarray, int]:
-        """Better, tied and all candidates ``(number of test users, 3)`` int64, and how many targets were found."""
+        """Better, tied and all candidates ``(number of test users, 3)`` int64, and the number of targets found."""
         data = self.data
         counts = np.zeros((len(data.users), 3), dtype=np.int64)
         num_found = 0
-        order = np.argsort(data.histories.lengths[data.users], kind="stable")  # as many are asked for as the longest needs
+        # sorted, because the longest history of a batch determines the number of retrieved items
+        order = np.argsort(data.histories.lengths[data.users], kind="stable")
         with progress(len(order), "retrieve targets", "users") as bar:
             for start in range(0, len(order), self.batch):
                 rows = order[start : start + self.batch]
@@ -112,7 +114,7 @@ class _Retrieval:
                     found = found_N[found_N > 0]
                     is_target = found == data.targets[row]
                     if is_target.any():
-                        # No matrix product: it may round equal items differently, by where they stand in the matrix.
+                        # No matrix product: it may round equal items differently, depending on their row.
                         scores = (self.items_IK[found] * query_K).sum(axis=1)
                         target_score = scores[is_target][0]
                         counts[row] = (scores > target_score).sum(), (scores == target_score).sum() - 1, candidates
@@ -123,9 +125,9 @@ class _Retrieval:
         return counts, num_found
 
     def recall_at_10(self, num_queries: int) -> tuple[float, int]:
-        """The share of the exact top 10 of evenly spread users that is among what is found, and of how many users.
+        """The share of the exact top 10 among the retrieved items, over evenly spaced users, and the number of these users.
 
-        An item as good as the tenth is right, whichever of equal ones it is.  Where there are fewer than 10 candidates, all are.
+        Any item as good as the tenth counts as correct, so ties do not matter; with fewer than 10 candidates, all of them.
         """
         num_users = len(self.data.users)
         sample = np.unique(np.linspace(0, num_users - 1, min(num_queries, num_users)).round().astype(np.int64))
@@ -143,16 +145,16 @@ class _Retrieval:
         return float(np.mean(shares)) if shares else 1.0, len(sample)
 
     def _inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ``score`` and ``queries`` take."""
+        """The arguments of ``score`` and ``queries``."""
         users = self.data.users[rows].astype(np.int64)
         length = min(int(self.data.histories.lengths[users].max(initial=0)), self.recommender.history_length)
         history = self.data.histories.last(users, length)
         return torch.from_numpy(users).to(self.device), torch.from_numpy(history).to(self.device, torch.int64)
 
     def _candidates(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Queries ``(B, K)``, and the best ``depth`` unseen items found ``(B, N)``, in order; 0 is none.
+        """Queries ``(B, K)``, and the best ``depth`` unseen items found ``(B, N)``, in order, padded with 0.
 
-        A target that is in the history is a candidate, as everywhere.
+        A target in the history is a candidate, as in the other protocols.
         """
         query_BK = self.recommender.queries(*self._inputs(rows)).float().cpu().numpy()
         if not np.isfinite(query_BK).all():
@@ -168,11 +170,11 @@ class _Retrieval:
         return query_BK, np.where(is_kept_BN, found_BN, 0)
 
     def _num_candidates(self, rows: np.ndarray) -> np.ndarray:
-        """All items but the seen ones, the target included: ``(B,)``."""
+        """The number of unseen items, the target included: ``(B,)``."""
         return self.data.num_items - np.bincount(self._seen_others(rows)[0], minlength=len(rows))
 
     def _seen_others(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is no candidate, as (row, item): the history without the target."""
+        """The excluded items as (row, item): the history without the target."""
         seen_rows, seen_items = self.data.histories.pairs(self.data.users[rows])
         is_other = seen_items != self.data.targets[rows][seen_rows]
         return seen_rows[is_other], seen_items[is_other]
