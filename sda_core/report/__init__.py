@@ -1,4 +1,4 @@
-"""The page that a run ends with: ``collect`` reads the artifacts into plain data, ``render`` turns that into HTML.  No torch."""
+"""The report of a run: ``collect`` reads the artifacts into plain data, ``render`` makes the HTML page.  No torch."""
 
 from sda_core.report.collect import collect
 from sda_core.report.examples import example_items

@@ -1,7 +1,7 @@
-"""What the page says first: what the shop can show, which vectors to use, what was shown, what was not, and what to do next.
+"""The first part of the page: what the shop can show, the variant to use, the differences shown or not, and the next step.
 
-The variant of a recommender is chosen on the validation targets and its number is that of the test targets, so no test number
-chooses.  A difference counts as shown where its 95 % interval excludes zero.
+The variant of a recommender is chosen on the validation targets and reported on the test targets, so test results do not
+influence the choice.  A difference counts as shown if its 95 % interval excludes zero.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Verdict = Literal["higher", "lower", "equal", "no clear difference"]
 
 @dataclass(frozen=True)
 class Against:
-    """A variant's test NDCG against a baseline's."""
+    """A variant's test NDCG compared with a baseline's."""
 
     variant: str
     change: Change
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval says; without an interval nothing is decided."""
+        """The verdict by the interval; undecided without an interval."""
         low, high = self.change.low, self.change.high
         if low is None or high is None:
             return "no clear difference"
@@ -39,9 +39,9 @@ class Against:
 
 @dataclass(frozen=True)
 class Power:
-    """What a recommender can show: its gain with perfect knowledge, and the smallest difference that it would show.
+    """What a recommender can show: its gain with oracle vectors, and the smallest difference that would be significant.
 
-    ``smallest`` is relative to ids: half the width of the intervals against ids, median of the variants that compete.
+    ``smallest`` is relative to ids: half the width of the intervals against ids, median of the competing variants.
     """
 
     recommender: str
@@ -51,7 +51,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Choice:
-    """The variant of one recommender that validation chose, and its test numbers."""
+    """The variant of one recommender that was chosen on validation, with its test results."""
 
     recommender: str
     chosen: Result
@@ -62,7 +62,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Statement:
-    """A difference in one recommender, as a line of the lists of what was and was not shown."""
+    """A difference in one recommender: a line in the list of shown or of undecided differences."""
 
     recommender: str
     against: Against
@@ -70,7 +70,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Answer:
-    """The first lines of the page."""
+    """The content of the first part of the page."""
 
     powers: tuple[Power, ...]
     choices: tuple[Choice, ...]
@@ -81,13 +81,13 @@ class Answer:
 
 
 def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence[str], num_seeds: int, simulated: bool) -> Answer:
-    """Choose on validation, and say what the test numbers show.
+    """Choose variants on validation, and summarise their test results.
 
     Args:
-        results: of all recommenders and variants, in the order of the params.
+        results: results of all recommenders and variants, in the order of the params.
         controls: variants that do not compete.
         trained: variants with an adapter.
-        num_seeds: of the recommenders.
+        num_seeds: number of seeds of the recommenders.
         simulated: whether it is the built-in shop, which can have an oracle.
     """
     powers: list[Power] = []
@@ -97,11 +97,11 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         own = {result.variant: result for result in results if result.recommender == recommender}
         competing = [result for result in own.values() if result.variant not in controls and result.valid_ndcg is not None]
         if len(competing) < 2:
-            continue  # it looks at no vectors, or there is no choice
+            continue  # it does not use vectors, or there is no choice
         oracle = _against(own, ORACLE, "id")
         if oracle is not None:
             powers.append(Power(recommender, oracle, _smallest(own, [result.variant for result in competing])))
-        ordered = sorted(competing, key=lambda result: -_valid(result))  # stable: of equal ones the first of the ladder
+        ordered = sorted(competing, key=lambda result: -_valid(result))  # stable: the first variant of the ladder wins ties
         chosen, runner_up = ordered[:2]
         pairs = [found for name in BASELINES if (found := _against(own, chosen.variant, name)) is not None]
         choices.append(Choice(recommender, chosen, _valid(chosen), (runner_up.variant, _valid(runner_up)), tuple(pairs)))
@@ -128,7 +128,7 @@ def _valid(result: Result) -> float:
 
 
 def _against(own: dict[str, Result], variant: str, baseline: str) -> Against | None:
-    """A comparison of one recommender; two baselines were compared once, so it may have to be turned round."""
+    """A comparison of one recommender; two baselines were compared only once, so the sign may have to be inverted."""
     if variant not in own or baseline not in own or variant == baseline:
         return None
     for change in own[variant].changes:
@@ -161,7 +161,7 @@ def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
 def _next_for_undecided(
     undecided: Sequence[Statement], blind: Sequence[str], has_oracle: bool, num_seeds: int, simulated: bool
 ) -> str:
-    """The first of the things that may keep a difference from being decided."""
+    """The first reason that may prevent a decision on a difference, with the next step."""
     if not undecided:
         return ""
     if blind:
@@ -178,7 +178,7 @@ def _next_for_undecided(
 
 
 def _is_for_seeds(change: Change) -> bool:
-    """Whether seeds make more than half of an interval's width."""
+    """Whether seeds contribute more than half of an interval's width."""
     if change.seed_margin is None or change.low is None or change.high is None:
         return False
     return change.seed_margin > (change.high - change.low) / 4

@@ -1,4 +1,4 @@
-"""From the files of a run to :class:`ReportData`."""
+"""Read the files of a run into :class:`ReportData`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sda_core.report.model import Change, Chart, Curve, Experiment, Learning, Re
 from sda_core.report.vectors import examine
 from sda_core.variants import controls, indexed_variants
 
-_NUM_PAIRS = 3  # conflicting items, of each kind
-_LAST = 5  # logged steps at the end of a training, whose mean is less of a chance than one batch; of a short one the later half
+_NUM_PAIRS = 3  # conflicting pairs of each kind
+_LAST = 5  # last logged steps of a training (of a short one the second half), averaged to reduce noise
 _FIGURES = {
     "retrieval": "Retrieval@1 within a batch: items whose other modality is the nearest",
     "teacher_targets": "Effective targets of the teacher",
@@ -37,7 +37,7 @@ _FIGURES = {
 }
 """Labels of the figures in ``check_details.json``."""
 
-_CONTENT_FREE = {"pop": "any", "bpr": "any"}  # recommenders that look at no vectors: one row stands for all variants
+_CONTENT_FREE = {"pop": "any", "bpr": "any"}  # recommenders without vectors: one row for all variants
 
 
 def _score(metrics: Mapping[str, Any], name: str) -> Score | None:
@@ -52,15 +52,15 @@ def result_from(
     """One line of the result table.
 
     Args:
-        recommender: its name.
-        variant: its name.
-        metrics: the flat numbers of the evaluation.
-        comparisons: of all variants; those of this one are picked.
-        cutoff: of the headline.
+        recommender: name of the recommender.
+        variant: name of the variant.
+        metrics: the flat metrics of the evaluation.
+        comparisons: comparisons of all variants; those of this variant are used.
+        cutoff: cut-off of the headline.
         where: the metrics file, for messages.
 
     Raises:
-        ArtifactError: the metrics hold no Hit or NDCG at this cut-off.
+        ArtifactError: the metrics have no Hit or NDCG at this cut-off.
     """
     hit, ndcg = _score(metrics, f"hit@{cutoff}"), _score(metrics, f"ndcg@{cutoff}")
     if hit is None or ndcg is None:
@@ -102,12 +102,12 @@ def _results(workspace: Workspace, params: Params, comparisons: Sequence[Compari
 
 
 def read_curve(path: Path, y_prefix: str) -> tuple[tuple[float, float], ...]:
-    """Points of a tab-separated curve: the first column against the first one whose name begins with ``y_prefix``.
+    """Read the points of a tab-separated curve: x is the first column, y the first column with the prefix ``y_prefix``.
 
-    Rows without a y (an epoch that was not evaluated) are left out; an empty file has no points.
+    Rows without y (an epoch that was not evaluated) are skipped; an empty file has no points.
 
     Raises:
-        ArtifactError: the file is missing or no such table.
+        ArtifactError: the file is missing or has another format.
     """
     try:
         frame = pl.read_csv(path, separator="\t", infer_schema_length=None, raise_if_empty=False)
@@ -115,7 +115,7 @@ def read_curve(path: Path, y_prefix: str) -> tuple[tuple[float, float], ...]:
         raise ArtifactError(str(path), "training curve is missing", "run `dvc repro` to make it") from None
     except pl.exceptions.PolarsError as error:
         raise ArtifactError(str(path), f"is not a training curve ({error})", "delete it and run `dvc repro`") from None
-    if not frame.columns:  # a run without a single record
+    if not frame.columns:  # a run without records
         return ()
     named = [column for column in frame.columns if column.startswith(y_prefix)]
     if not named:
@@ -155,7 +155,7 @@ def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
             continue
         path = workspace.adapter(variant) / "loss.tsv"
         found, targets = read_curve(path, "retrieval"), read_curve(path, "teacher_targets")
-        if found and targets:  # none of a training of no steps
+        if found and targets:  # empty for a training without steps
             last = max(1, min(_LAST, len(found) // 2))
             ends = [(points[0][1], float(np.mean([y for _, y in points[-last:]]))) for points in (found, targets)]
             check = read_json(workspace.adapter(variant) / "check.json", "figures of the adapter's vectors")
@@ -170,7 +170,7 @@ def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
 
 
 def sizes(workspace: Workspace, params: Params) -> tuple[Size, ...]:
-    """What the run left on disk, by stage; equal for equal runs, unlike seconds."""
+    """Sizes of the outputs on disk by stage, which are equal for equal runs, unlike seconds."""
     training = params.train_adapter.training
     seen = f"{training.num_steps * training.batch_size:,} items seen by each adapter"
     paths = (
@@ -200,23 +200,23 @@ def collect(
     costs: Sequence[Latest],
     experiments: Sequence[Experiment] = (),
 ) -> ReportData:
-    """Read everything the page shows.
+    """Read all data of the page.
 
     Args:
-        workspace: of a finished run.
-        params: of that run.
-        comparisons: from ``evaluation.compare_variants``.
-        neighbors: by variant, by example item (see :func:`sda_core.report.example_items`); the first variant's lists are what the
-            others are held against.
-        commit: of the project; None for a page that is the same for equal runs, or where there is none.
-        costs: of the stages, from ``costs.latest``; none for a page that is the same for equal runs.
-        experiments: from ``report.experiments``; none for the page of the pipeline, which does not depend on them.
+        workspace: paths of a finished run.
+        params: params of that run.
+        comparisons: the result of ``evaluation.compare_variants``.
+        neighbors: by variant, by example item (see :func:`sda_core.report.example_items`); the lists of the other variants are
+            compared with those of the first.
+        commit: commit of the project; None if unknown, or for a page that is equal for equal runs.
+        costs: costs of the stages from ``costs.latest``; empty for a page that is equal for equal runs.
+        experiments: the result of ``report.experiments``; empty for the page of the pipeline, which does not depend on them.
 
     Raises:
         ArtifactError: a file of the run is missing or damaged.
     """
     results = _results(workspace, params, comparisons)
-    # a joint pass gives one vector per item, and vectors made elsewhere may be one kind alone
+    # a joint pass gives one vector per item, and imported vectors may have a single kind
     one_vector = {*params.joint_embeddings.variants, *params.import_embeddings.variants}
     own = [variant for variant in indexed_variants(params) if variant not in one_vector]
     counts = training_counts(workspace)

@@ -1,4 +1,4 @@
-"""From the counts of the filter and image stages to :class:`DataCoverage`: every row read is kept or dropped for a reason."""
+"""Convert the counts of the filter and image stages to :class:`DataCoverage`: every row is kept or dropped for a reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _UNUSED_FILES = {
     "num_archive_unsafe_path": "File in the archive with an absolute path, or one that leaves the folder",
     "num_archive_no_file": "Link or device in the archive",
 }
-"""Files that no item uses; the image stage counts them where there is a folder or an archive."""
+"""Files that no item uses; the image stage counts them if there is a folder or an archive."""
 _UNITS = {
     "times_in_seconds": "In seconds",
     "times_in_milliseconds": "In milliseconds",
@@ -47,7 +47,7 @@ _UNITS = {
     "times_as_text": "As ISO 8601 text",
     "times_without_date": "Small numbers that are not dates; only their order is used",
 }
-_RETRIED = ("http_error", "timeout")  # what another run of the image stage asks for again
+_RETRIED = ("http_error", "timeout")  # statuses that the next run of the image stage tries again
 _GRID = np.concatenate([np.arange(0.0, 3.0, 0.5), np.arange(3.0, 10.0), np.arange(10.0, 100.1, 2.5)]) / 100
 
 
@@ -82,7 +82,7 @@ def _read(path: Path, name: str) -> _Numbers:
 
 
 def _reasons(params: FilterParams) -> Iterator[tuple[str, str]]:
-    """Every reason to drop a row, by its name in the statistics, in the order of the filter's steps."""
+    """Every reason to drop a row, by name in the statistics, in the order of the filter's steps."""
     least = (params.min_user_interactions, params.min_item_interactions)
     core = ("core", f"User below {least[0]} or item below {least[1]} interactions")
     others = {"first": "the first is kept", "last": "the last is kept", "keep": "all are kept"}
@@ -109,7 +109,7 @@ def _drops(statistics: _Numbers, params: FilterParams) -> tuple[Count, ...]:
 
 
 def _values(statistics: _Numbers) -> tuple[ValueCounts, ...]:
-    """What became of the values of each field of the metadata; the reasons add up to what was dropped."""
+    """Counts of used and dropped values of each metadata field; the reasons add up to the dropped ones."""
     fields: list[ValueCounts] = []
     for name, labels in REASONS.items():
         total = f"values_dropped_{name}"
@@ -127,15 +127,15 @@ def _values(statistics: _Numbers) -> tuple[ValueCounts, ...]:
 
 
 def long_tail(counts: Mapping[int, int], num_items: int) -> tuple[tuple[float, float], ...]:
-    """How the interactions are spread over the items: a Lorenz curve, most popular items first.
+    """Distribution of the interactions over the items: a Lorenz curve, most popular items first.
 
     Args:
-        counts: interactions by item id; items that are missing have none.
-        num_items: of the catalogue.
+        counts: number of interactions by item id; missing items have none.
+        num_items: size of the catalogue.
 
     Returns:
-        A few dozen points (share of items, share of the interactions that these items hold), from (0, 0) to (1, 1);
-        empty where there is no interaction.
+        A few dozen points (share of items, share of the interactions of these items), from (0, 0) to (1, 1); empty without
+        interactions.
     """
     popularity = np.zeros(num_items, dtype=np.int64)
     popularity[: len(counts)] = sorted(counts.values(), reverse=True)
@@ -147,15 +147,15 @@ def long_tail(counts: Mapping[int, int], num_items: int) -> tuple[tuple[float, f
 
 
 def data_coverage(workspace: Workspace, params: FilterParams, training_counts: Mapping[int, int]) -> DataCoverage:
-    """Read the counts of the filter and image stages, and see that they add up.
+    """Read the counts of the filter and image stages, and check that they add up.
 
     Args:
-        workspace: of a finished run.
+        workspace: paths of a finished run.
         params: section ``filter`` of that run.
-        training_counts: training interactions by item id.
+        training_counts: number of training interactions by item id.
 
     Raises:
-        ArtifactError: a file is missing or damaged, lacks a count, or its counts do not add up.
+        ArtifactError: a file is missing or damaged, a count is missing, or the counts do not add up.
     """
     statistics = _read(workspace.statistics, "statistics of the filter stage")
     counted = _read(workspace.image_coverage, "coverage of the image stage")

@@ -1,4 +1,4 @@
-"""What was run, in words: prose about the params, and nothing else."""
+"""Describe the params of a run as text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sda_core.report.model import Fact, Variant
 
 
 def dataset(section: DemoDataset | AmazonDataset) -> str:
-    """The data set in a few words."""
+    """A short description of the dataset."""
     match section:
         case DemoDataset():
             return f"the built-in shop {section.category}, written in the {section.edition} format"
@@ -34,7 +34,7 @@ def dataset(section: DemoDataset | AmazonDataset) -> str:
 
 
 def backbone(section: BackboneParams) -> str:
-    """The backbone in a few words."""
+    """A short description of the backbone."""
     match section:
         case TinyQwen25VL():
             size = f"{section.num_layers} layers of width {section.hidden_size}"
@@ -49,14 +49,14 @@ def backbone(section: BackboneParams) -> str:
 
 
 def pooling(section: BackboneParams) -> str:
-    """How a backbone's states become one vector, in a few words."""
+    """A short description of the pooling of a backbone's states."""
     if isinstance(section, CLIP | SigLIP):
         return "that of the two towers"
     return f"{section.pooling} over the last hidden states"
 
 
 def tail(section: TailParams) -> str:
-    """The definition of tail in a few words."""
+    """A short description of the definition of tail."""
     match section.definition:
         case "train_lt_k":
             return f"items with fewer than {section.max_count} training interactions"
@@ -69,7 +69,7 @@ def tail(section: TailParams) -> str:
 
 
 def filtering(section: FilterParams) -> str:
-    """Which rows and items the filter keeps, in a sentence."""
+    """The rows and items that the filter keeps, in one sentence."""
     method = "k-core" if section.method == "kcore" else "single pass"
     parts = [f"{method}, at least {section.min_user_interactions} per user, {section.min_item_interactions} per item"]
     if section.min_rating > 0.0:
@@ -91,7 +91,7 @@ def filtering(section: FilterParams) -> str:
 
 
 def split(section: FilterParams) -> str:
-    """How training, validation and test are told apart, in a sentence."""
+    """The split into training, validation and test, in one sentence."""
 
     def cut(value: Cut | None) -> str:
         return f"after {100 * value:g} % of the interactions" if isinstance(value, float) else f"on {value} (UTC)"
@@ -106,7 +106,7 @@ def split(section: FilterParams) -> str:
 
 
 def ties(policy: Literal["pessimistic", "mean", "optimistic"]) -> str:
-    """Where a target stands among items of its own score, in a few words."""
+    """A short description of the position of a target among items with equal scores."""
     match policy:
         case "pessimistic":
             return "pessimistic (items with the target's score rank before it)"
@@ -140,7 +140,7 @@ _CONTROL_TEXT = {
 
 
 def variants(params: Params) -> tuple[Variant, ...]:
-    """What each rung of the ladder is."""
+    """A description of each variant of the ladder."""
     made: list[Variant] = []
     for name in params.variants:
         if name == "id":
@@ -167,7 +167,7 @@ def variants(params: Params) -> tuple[Variant, ...]:
 
 
 def notes(params: Params) -> tuple[str, ...]:
-    """What a reader has to know before the numbers, each in a sentence or two."""
+    """Notes for the interpretation of the results, one or two sentences each."""
     found: list[str] = []
     if isinstance(params.backbone, TinyQwen25VL):
         found.append(
@@ -193,7 +193,7 @@ def notes(params: Params) -> tuple[str, ...]:
 
 
 def set_up(params: Params) -> tuple[Fact, ...]:
-    """How the run was set up, by name."""
+    """The settings of the run as names and texts."""
     protocols = {
         "fullrank": "full rank: every item the user has not seen",
         "uni100": "100 sampled items, uniform over the catalogue",

@@ -1,4 +1,4 @@
-"""Items that the page shows: which ones, their titles and small images, and their neighbours."""
+"""Example items of the page: selection, titles, small images, and neighbours."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def thumbnail(image: bytes) -> EncodedImage:
 
 
 def spread_items(counts: Mapping[int, int], num_items: int) -> list[int]:
-    """``num_items`` items evenly spread from the most to the least popular; equally popular ones by id.
+    """``num_items`` items evenly spaced from the most to the least popular; equally popular ones sorted by id.
 
     Args:
-        counts: training interactions by item id.
-        num_items: how many; fewer come where there are fewer.
+        counts: number of training interactions by item id.
+        num_items: number of items; fewer are returned if there are fewer.
     """
     ordered = sorted(counts, key=lambda item: (-counts[item], item))
     places = np.unique(np.linspace(0, len(ordered) - 1, min(num_items, len(ordered))).round().astype(int)) if ordered else []
@@ -45,14 +45,14 @@ def spread_items(counts: Mapping[int, int], num_items: int) -> list[int]:
 
 
 def training_counts(workspace: Workspace) -> dict[int, int]:
-    """Training interactions by item id; an item without one is left out."""
+    """Number of training interactions by item id, without items that have none."""
     train = INTERACTIONS.scan(workspace.interactions).filter(pl.col("split") == "train")
     frame = train.group_by("item_id").len().collect()
     return {int(item): int(count) for item, count in frame.iter_rows()}
 
 
 def example_items(workspace: Workspace, params: ReportParams) -> list[int]:
-    """The items whose neighbours the page shows: with an image, from the most popular to the rarest.
+    """The items shown with their neighbours: items with an image, from the most popular to the rarest.
 
     Raises:
         ArtifactError: a table is missing.
@@ -81,7 +81,7 @@ def examples(workspace: Workspace, neighbors: Neighbors) -> tuple[Example, ...]:
     """The example items with their neighbours under each variant.
 
     Raises:
-        ArtifactError: a table is missing, or has not an item that an index names.
+        ArtifactError: a table is missing, or lacks an item of an index.
     """
     wanted = list(dict.fromkeys(item for found in neighbors.values() for item in found))
     if not wanted:

@@ -1,9 +1,9 @@
-"""Tables and plots that lie under ``experiments/``: what a run of the scripts there left, shown as it is.
+"""Read the tables and plots under ``experiments/``, for ``sda report --experiments``.
 
-A table is a ``.tsv`` or ``.csv`` file with a header, or a pipe table in a ``.md`` file (its caption is the heading over it); a
-plot is a ``.png`` or ``.svg`` file, shown as an image, so nothing in it runs.  What lies in a folder of ``experiments/results``
-is one experiment, and so is every other file.  Files that are too large or cannot be read are named, not shown: they are no part
-of the pipeline, and the pipeline's page does not show them: ``sda report --experiments`` writes a page that does.
+A table is a ``.tsv`` or ``.csv`` file with a header, or a pipe table in a ``.md`` file, with the heading above as caption.  A
+plot is a ``.png`` or ``.svg`` file, shown as an image, so that scripts in it do not run.  A folder of ``experiments/results``
+is one experiment, and so is every other file.  Files that are too large or unreadable are listed but not shown.  Experiments
+are not part of the pipeline, so the pipeline's page does not show them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _MAX_EXPERIMENTS = 40
 _MAX_BYTES = 400_000
 _MAX_ROWS = 40
 _MAX_COLUMNS = 12
-_MAX_TABLES = 12  # of a file
+_MAX_TABLES = 12  # per file
 _RESULTS = "results"
-_SKIPPED = {"positions", "runs", "gradients", "views", "long_tail"}  # what the scripts keep to resume from
+_SKIPPED = {"positions", "runs", "gradients", "views", "long_tail"}  # state from which the scripts resume
 
 
 def read_experiments(folder: Path) -> tuple[Experiment, ...]:
-    """What there is to show, by path; of more than ``_MAX_EXPERIMENTS`` the rest is named.
+    """Read the experiments, sorted by path; beyond ``_MAX_EXPERIMENTS`` they are only listed.
 
     Args:
-        folder: ``experiments/``.
+        folder: the folder ``experiments/``.
 
     Raises:
-        ArtifactError: there is nothing.
+        ArtifactError: there are no experiments.
     """
     found = experiments(folder)
     if not found:
@@ -48,7 +48,7 @@ def read_experiments(folder: Path) -> tuple[Experiment, ...]:
 
 
 def experiments(folder: Path) -> tuple[Experiment, ...]:
-    """As :func:`read_experiments`; nothing where there is nothing."""
+    """As :func:`read_experiments`, but empty if there are none."""
     found = [p for p in folder.rglob("*") if p.suffix in {*_SEPARATORS, *_PLOTS, ".md"} and p.is_file()]
     together: dict[str, list[Path]] = {}
     for path in sorted(path for path in found if not _SKIPPED & set(path.relative_to(folder).parts)):
@@ -92,14 +92,14 @@ def _read(path: Path, name: str) -> Experiment:
 
 
 def _cut(caption: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    """As much of a table as a page has room for, and how much more there is."""
+    """The part of a table that is shown, and a remark on the rest."""
     left_out = [f"{len(rows) - _MAX_ROWS:,} more rows"] if len(rows) > _MAX_ROWS else []
     left_out += [f"{len(columns) - _MAX_COLUMNS} more columns"] if len(columns) > _MAX_COLUMNS else []
     return Table(caption, columns[:_MAX_COLUMNS], tuple(row[:_MAX_COLUMNS] for row in rows[:_MAX_ROWS]), ", ".join(left_out))
 
 
 def _pipe_tables(lines: list[str]) -> Iterator[Table]:
-    """The pipe tables of a markdown file, each under the last heading before it; everything in them is text."""
+    """The pipe tables of a Markdown file, each with the last heading before it; all cells are text."""
     caption, place = "", 0
     while place < len(lines):
         line = lines[place].strip()
@@ -118,10 +118,10 @@ def _pipe_tables(lines: list[str]) -> Iterator[Table]:
             rows.append((*cells, *[""] * (len(columns) - len(cells)))[: len(columns)])
         place += 1 + len(rows)
         yield _cut(caption, columns, rows)
-        caption = ""  # a second table under the same heading needs no second caption
+        caption = ""  # the caption is not repeated for a second table under the same heading
 
 
 def _cells(line: str) -> tuple[str, ...]:
-    """What stands between the pipes of a line; ``\\|`` is a pipe in a cell."""
+    """The cells between the pipes of a line; ``\\|`` is a pipe in a cell."""
     inner = re.sub(r"(?<!\\)\|$", "", line.removeprefix("|"))
     return tuple(cell.strip().replace("\\|", "|").replace("`", "") for cell in re.split(r"(?<!\\)\|", inner))

@@ -1,4 +1,4 @@
-"""Which experts each modality uses, read from a saved adapter; without torch, which the page does without."""
+"""Read the gate values of a saved adapter without torch, which the report does not need."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ADVICE = "run `dvc repro` to train it again"
 
 
 def gate_map(variant: str, folder: Path) -> GateMap | None:
-    """The gate's mass, ``softmax(W_g Emb_m)``, averaged over the adapted layers of each block.
+    """The gate values, ``softmax(W_g Emb_m)``, averaged over the adapted layers of each block.
 
     Args:
-        variant: its name.
-        folder: what ``adapters.save`` wrote.
+        variant: name of the variant.
+        folder: folder written by ``adapters.save``.
 
     Returns:
-        None where the gate has no parameters (one expert, ``onehot``, ``uniform``).
+        None if the gate has no parameters (one expert, ``onehot``, ``uniform``).
 
     Raises:
         ArtifactError: a file is missing or damaged, or the gate is learned by another formula.

@@ -1,12 +1,12 @@
-"""Does one modality collapse?  Items that lack their text, or their image, look for their like among whole items.
+"""Measure the contribution of each modality: nearest neighbours of items without their text or their image.
 
-A half is dropped by putting the mean of the training items in its place, the point that says nothing about the item, and the
-items are fused as the export fused them: same axes, fitted on the whole items.  Then two questions, of every item with an image
-and a category: is the nearest of the *other* items, as they are, of its own leaf category (1-NN accuracy)?  And is the nearest of
-*all* items the item itself?  A vector that lives on its text alone loses nothing without its image, and everything without
-its text; one that finds more of its kind without its image has the image in its way.
+A modality is dropped by replacing its vector with the mean of the training items, which carries no information, and the items
+are fused as in the export, with axes fitted on the complete items.  Two questions are asked for every item with an image and a
+category: does the nearest *other* complete item have the same leaf category (1-NN accuracy), and is the nearest of *all* items
+the item itself?  A vector that depends on its text only loses nothing without its image, and everything without its text.  If
+the accuracy is higher without the image, the image is harmful.
 
-Big shops are sampled evenly over the item ids, and the axes are fitted on the sample then.
+Large shops are sampled evenly over the item ids, and the axes are then fitted on the sample.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ def modality_drop(
     categories: Sequence[str],
     params: ExportParams,
 ) -> ModalityDrop | None:
-    """The numbers of one variant.
+    """The measurements for one variant.
 
     Args:
-        variant: its name.
-        image_ND: vectors of the images of N items.
-        text_ND: of their texts, in the same order.
-        has_image: ``(N,)``, where a row of ``image_ND`` counts.
-        is_own_image: ``(N,)``, where it is of the item's own image, and not of one that stands in for it.
-        is_fitted: ``(N,)``, whether an item was bought in training.
-        categories: leaf category of each item, empty where there is none.
-        params: of the export; ``with_base`` is left out, so the figures are those of the variant's own vectors.
+        variant: name of the variant.
+        image_ND: image vectors of N items.
+        text_ND: text vectors, in the same order.
+        has_image: ``(N,)``, whether a row of ``image_ND`` is valid.
+        is_own_image: ``(N,)``, whether it is that of the item's image and not of a placeholder.
+        is_fitted: ``(N,)``, whether an item occurs in training.
+        categories: leaf category of each item, empty if there is none.
+        params: section of the export; ``with_base`` is ignored, so that the figures are those of the variant's own vectors.
 
     Returns:
-        None where there is nothing to ask: less than two items, none with an image and a category, or none that is fitted.
+        None if there are less than two items, none with an image and a category, or none in training.
     """
     kinds = np.unique(np.array(categories, dtype=np.str_), return_inverse=True)[1]
     named = np.array([bool(name) for name in categories], dtype=bool)
@@ -66,7 +66,7 @@ def modality_drop(
             np.flatnonzero(is_fitted) + 1,
             params.model_copy(
                 update={"normalize": False, "fused_dim": width}
-            ),  # the halves are; the length of the whole is nothing
+            ),  # the parts are normalised; the length of the whole does not matter
         )
         whole, *halves = np.split(unit_rows(fused.astype(np.float64)), [len(image), len(image) + len(asked)])
         found = [_found(queries, whole, asked, kinds) for queries in (whole[asked], *halves)]
@@ -82,7 +82,7 @@ def modality_drop(
 
 
 def _found(queries_QF: npt.NDArray[np.float64], whole_NF: npt.NDArray[np.float64], own: np.ndarray, kinds: np.ndarray) -> Found:
-    """How often the nearest other item is of the item's kind, and how often nothing is nearer than the item itself."""
+    """Share of items whose nearest other item has the same category, and of items that are nearest to themselves."""
     cosines_QN = queries_QF @ whole_NF.T
     rows = np.arange(len(own))
     itself = cosines_QN[rows, own]

@@ -1,4 +1,4 @@
-"""Everything the page says, as plain frozen data: whoever fills it needs no template, whoever draws it opens no file."""
+"""The content of the page as frozen dataclasses, which separate reading files from rendering."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sda_core.costs import Latest
 
 @dataclass(frozen=True)
 class Fact:
-    """A name and a value, both text."""
+    """A name and a value, both texts."""
 
     name: str
     value: str
@@ -18,7 +18,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Variant:
-    """A rung of the ladder: its name and, in a sentence, what its item vectors are."""
+    """A variant of the ladder: its name, and a description of its item vectors in one sentence."""
 
     name: str
     description: str
@@ -26,7 +26,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Score:
-    """A metric with its 95 % interval, where there is one."""
+    """A metric with its 95 % interval, if there is one."""
 
     value: float
     low: float | None
@@ -43,15 +43,15 @@ class Change:
     low: float | None
     high: float | None
     p_value: float | None  # adjusted for the number of comparisons
-    seed_margin: float | None  # half of the interval's width that seeds alone would make
+    seed_margin: float | None  # half of the interval's width due to the seeds alone
 
 
 @dataclass(frozen=True)
 class Result:
     """One recommender on one variant, mean over its seeds.
 
-    ``tail_ndcg`` is None where no target is a tail item, ``valid_ndcg`` (NDCG@10 on the validation targets) where nothing was
-    validated.
+    ``tail_ndcg`` is None if no target is a tail item, ``valid_ndcg`` (NDCG@10 on the validation targets) is None without
+    validation.
     """
 
     recommender: str
@@ -87,12 +87,12 @@ class Chart:
 
 @dataclass(frozen=True)
 class Learning:
-    """What an adapter's training says of itself, in its first step and over its last logged ones.
+    """Diagnostics of an adapter's training, in its first step and averaged over its last logged steps.
 
-    ``found`` is how often an item of a batch is nearest to its own other side, ``targets`` how many items of the batch the
-    teacher names in a row.  ``cosine_images`` and ``cosine_texts`` are the mean cosines of two items of a sample, before the
-    training and after; ``collapsed`` says that a modality's vectors have become alike.  ``figures`` are all figures of that
-    sample of ``num_sampled`` items, each with its label, before and after.
+    ``found`` is retrieval@1 within a batch, ``targets`` the effective targets of the teacher.  ``cosine_images`` and
+    ``cosine_texts`` are the mean cosines between two items of a sample, before and after training; ``collapsed`` means that
+    a modality's vectors have collapsed.  ``figures`` are all figures of that sample of ``num_sampled`` items, each with its
+    label, before and after.
     """
 
     variant: str
@@ -117,7 +117,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Item:
-    """What is shown of an item."""
+    """The displayed fields of an item."""
 
     item_id: int
     title: str
@@ -142,7 +142,7 @@ class NeighborList:
 
 @dataclass(frozen=True)
 class Example:
-    """An item and its neighbours under each variant that has vectors; the first list is what the others are held against."""
+    """An item and its neighbours under each variant with vectors; the other lists are compared with the first."""
 
     item: Item
     note: str
@@ -151,7 +151,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Count:
-    """How many of a kind there are.  ``name`` is the key in the files of the run, ``label`` what a reader is told."""
+    """A count.  ``name`` is the key in the files of the run, ``label`` the displayed name."""
 
     name: str
     label: str
@@ -160,7 +160,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Share:
-    """Which share (0..1) of the items has something."""
+    """A share (0..1) of the items."""
 
     label: str
     value: float
@@ -168,7 +168,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Spread:
-    """A distribution in seven numbers; ``p10`` is the value that a tenth lies at or below."""
+    """A distribution in seven numbers; ``p10`` is the 10th percentile."""
 
     mean: float
     minimum: float
@@ -181,7 +181,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ValueCounts:
-    """What became of the values that a field of the metadata gives; ``num_dropped`` is the sum of the ``reasons``."""
+    """Counts of used and dropped values of a metadata field; ``num_dropped`` is the sum of the ``reasons``."""
 
     name: str
     label: str
@@ -192,7 +192,7 @@ class ValueCounts:
 
 @dataclass(frozen=True)
 class DataCoverage:
-    """What came in, what was dropped and why, and what the kept part looks like.
+    """Counts of rows read and dropped, with reasons, and statistics of the kept data.
 
     ``rows_read`` is ``num_interactions`` plus all ``drops``; the ``splits`` add up to ``num_interactions`` and the
     ``images`` to the number of items, and the ``unsupported_formats`` to the unsupported images.
@@ -211,31 +211,31 @@ class DataCoverage:
     first_time: int  # seconds since 1970
     last_time: int
     splits: tuple[Count, ...]
-    ties: tuple[Share, ...]  # how much of the order of the histories rests on nothing but `filter.ties`
+    ties: tuple[Share, ...]  # how much of the order of the histories depends on `filter.ties`
     ties_policy: Literal["random", "file"]
     num_users_without_target: int
     history_lengths: Spread
     item_counts: Spread
-    share_top_20_percent: float  # of all interactions, held by the most popular fifth of the items
-    long_tail: tuple[tuple[float, float], ...]  # share of items, most popular first; share of training interactions they hold
+    share_top_20_percent: float  # share of all interactions with the most popular fifth of the items
+    long_tail: tuple[tuple[float, float], ...]  # share of items, most popular first; share of their training interactions
     texts: tuple[Share, ...]
-    values: tuple[ValueCounts, ...]  # of the metadata that was read, by field
-    times: tuple[Count, ...]  # of usable reviews, by how they were given
+    values: tuple[ValueCounts, ...]  # metadata values by field
+    times: tuple[Count, ...]  # usable reviews by unit of time
     num_times_converted: int  # not in the edition's unit
     ids_repaired: int  # white space at the ends removed
     metadata_ids_repaired: int
     mean_title_chars: float
     images: tuple[Count, ...]  # by status
-    unsupported_formats: tuple[Count, ...]  # items whose image has a format that is not read
-    unused_files: tuple[Count, ...]  # of the folder and the archive of images, by reason
+    unsupported_formats: tuple[Count, ...]  # items whose image has a format that is not supported
+    unused_files: tuple[Count, ...]  # files in the folder and the archive of images, by reason
     num_images_to_retry: int
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one variant's vectors of images and texts lie; see ``sda_core.report.vectors``.
+    """The geometry of one variant's image and text vectors; see ``sda_core.report.vectors``.
 
-    ``own_text_first`` is the share of items whose image has no text nearer than its own.
+    ``own_text_first`` is the share of items whose own text is the nearest to their image (image-to-text retrieval@1).
     """
 
     variant: str
@@ -248,7 +248,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Found:
-    """Shares of the items: whose nearest other item is of their leaf category, and to whom no item is nearer than they are."""
+    """Shares of items: whose nearest other item has their leaf category, and who are nearest to themselves."""
 
     same_category: float
     itself: float
@@ -256,9 +256,9 @@ class Found:
 
 @dataclass(frozen=True)
 class ModalityDrop:
-    """What a variant's vectors find when one modality is dropped; see ``sda_core.report.modality_drop``.
+    """Nearest neighbours of a variant's vectors without one modality; see ``sda_core.report.modality_drop``.
 
-    ``num_asked`` of the ``num_items`` items have an image and a category; ``chance`` is that of ``same_category``.
+    ``num_asked`` of the ``num_items`` items have an image and a category; ``chance`` is the chance level of ``same_category``.
     """
 
     variant: str
@@ -272,10 +272,10 @@ class ModalityDrop:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two items that are alike in one modality and unlike in the other.
+    """Two items that are similar in one modality and different in the other.
 
-    ``image_cosine`` and ``text_cosine`` are the base model's, its mean vector taken off; ``fused`` are the cosines of the
-    vectors that recommenders see, by variant.
+    ``image_cosine`` and ``text_cosine`` are those of the base model after subtracting the mean vector; ``fused`` are the
+    cosines of the recommenders' vectors, by variant.
     """
 
     first: Item
@@ -288,7 +288,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class VectorMap:
-    """Items on a plane: a point each, 0..1; ``pairs`` are places of points that belong together, as in the conflicts."""
+    """Items as points in the plane, 0..1; ``pairs`` are indices of the two points of each conflicting pair."""
 
     variant: str
     points: tuple[tuple[float, float], ...]
@@ -297,9 +297,10 @@ class VectorMap:
 
 @dataclass(frozen=True)
 class GateMap:
-    """Which experts each modality uses: ``mass[block][modality][expert]``, a modality's add up to 1.
+    """Gate values: ``mass[block][modality][expert]``, with sum 1 for each modality.
 
-    ``largest_difference`` is that of one expert's mass between two modalities, over all ``num_layers`` adapted layers.
+    ``largest_difference`` is the largest difference of an expert's mass between two modalities, over all ``num_layers``
+    adapted layers.
     """
 
     variant: str
@@ -322,7 +323,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment left under ``experiments/``: tables, plots, and a remark each on what cannot be shown."""
+    """The results of an experiment under ``experiments/``: tables, plots, and remarks on files that cannot be shown."""
 
     name: str
     tables: tuple[Table, ...]
@@ -332,7 +333,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Size:
-    """What a stage left on disk."""
+    """The size of a stage's output on disk."""
 
     stage: str
     files: int
@@ -342,22 +343,22 @@ class Size:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The whole page.
+    """The content of the whole page.
 
-    ``costs`` are those of the stages and ``experiments`` what the scripts in ``experiments/`` left; both are empty on the page
-    of the pipeline, which is the same for equal runs.  ``commit`` is None there too (equal runs may be at different commits),
-    and where it is not known.
+    ``costs`` are those of the stages, ``experiments`` the results of the scripts in ``experiments/``; both are empty on the
+    page of the pipeline, which is equal for equal runs.  ``commit`` is None there, too (equal runs may have different
+    commits), and if it is unknown.
     """
 
     title: str
     dataset: str
     is_simulation: bool
-    notes: tuple[str, ...]  # what a reader must know before the numbers, a sentence each
+    notes: tuple[str, ...]  # notes for the interpretation of the results, a sentence each
     version: str
     commit: str | None
     set_up: tuple[Fact, ...]
     variants: tuple[Variant, ...]
-    controls: tuple[str, ...]  # variants that are no choice: random, shuffled and oracle vectors
+    controls: tuple[str, ...]  # variants that cannot be chosen: random, shuffled and oracle vectors
     trained: tuple[str, ...]  # variants with an adapter
     num_seeds: int
     coverage: DataCoverage

@@ -1,8 +1,8 @@
-"""The page: one self-contained HTML file that asks nobody for anything.
+"""Render the page: one self-contained HTML file that makes no requests.
 
-No script, no font, no link to fetch; style and charts inline, images as ``data:`` URIs; a content security policy that
-allows just that (the style sheet by its hash).  Every text from the data is escaped by the template engine, and a name
-that the template does not know is an error instead of a blank.  Equal data gives equal bytes: there is no clock in it.
+It has no scripts, fonts or external resources; style and charts are inline, images are ``data:`` URIs, and a content security
+policy allows only these (the style sheet by its hash).  The template engine escapes every text from the data, and an undefined
+name in the template is an error.  Equal data gives equal bytes: the page has no time stamp.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from sda_core.report.plots import (
 _FOLDER = Path(__file__).parent
 _SIGNIFICANT = 0.05
 _EQUAL = 1e-12
-_LEARNED = 0.05  # a smaller gain in partners found may be that of a batch
+_LEARNED = 0.05  # a smaller gain of retrieval may be due to the batch
 _MORE_TARGETS = 3.0
 
 
@@ -61,7 +61,7 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """``0.7291`` as "72.9 %"; what is not quite nothing or everything does not read as if it were."""
+    """``0.7291`` as "72.9 %"; values near 0 and 1 are not rounded to "0 %" and "100 %"."""
     if 0.0 < share < 0.0005:
         text = "< 0.1 %"
     elif 0.9995 <= share < 1.0:
@@ -72,14 +72,14 @@ def percent(share: float) -> str:
 
 
 def small_percent(share: float) -> str:
-    """A share to three digits, however small: ``0.0000733`` as "0.00733 %"."""
+    """A share with three significant digits, even if small: ``0.0000733`` as "0.00733 %"."""
     decimals = max(0, 2 - math.floor(math.log10(100 * share))) if share > 0.0 else 0
     digits = f"{100 * share:.{decimals}f}"
     return f"{digits.rstrip('0').rstrip('.') if decimals else digits}\u00a0%"
 
 
 def day(seconds: int) -> str:
-    """Seconds since 1970 as a day in UTC; as they are where the calendar ends."""
+    """Seconds since 1970 as a day in UTC, or unchanged if outside of the calendar."""
     try:
         return (datetime.date(1970, 1, 1) + datetime.timedelta(days=seconds // 86_400)).isoformat()
     except OverflowError:
@@ -96,11 +96,11 @@ def duration(seconds: float) -> str:
 
 
 def p_text(p_value: float | None) -> str:
-    """``p = 0.012``, ``p < 0.001``, or nothing where none was computed."""
+    """``p = 0.012``, ``p < 0.001``, or "" if none was computed."""
     if p_value is None:
         return ""
     text = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-    return text.replace(" ", "\u00a0")  # a line never breaks inside it
+    return text.replace(" ", "\u00a0")  # prevents a line break inside
 
 
 def data_uri(image: EncodedImage) -> str:
@@ -124,11 +124,11 @@ class ScoreCell:
 
 @dataclass(frozen=True)
 class ChangeCell:
-    """A change's text: an arrow, what the arrow says in a word, percent (or difference), p-value."""
+    """A change's text: an arrow, its meaning in a word, percent (or difference), p-value."""
 
     arrow: str
     word: str
-    kind: str  # up, down or same: the cell's class; up and down only where the difference is clear
+    kind: str  # up, down or same: the cell's class; up and down only if the difference is clear
     amount: str
     p_value: str
     interval: str
@@ -136,9 +136,9 @@ class ChangeCell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the result table; ``changes`` and ``tail_changes`` have one cell per baseline, None where there is nothing.
+    """A row of the result table; ``changes`` and ``tail_changes`` have one cell per baseline, None if there is no change.
 
-    ``is_chosen`` marks the variant that validation chose; no test number is marked as the highest.
+    ``is_chosen`` marks the variant chosen on validation; the highest test result is not marked.
     """
 
     variant: str
@@ -164,7 +164,7 @@ def _score_cell(score: Score) -> ScoreCell:
 
 
 def change_cell(change: Change) -> ChangeCell:
-    """A change as it is shown: the arrow follows the sign; colour needs a small p-value and an interval without zero."""
+    """The cell of a change: the arrow follows the sign; colour needs a small p-value and an interval without zero."""
     if abs(change.difference) <= _EQUAL:
         arrow, word, kind = "=", "equal", "same"
     elif change.difference > 0:
@@ -184,7 +184,7 @@ def _by_baseline(changes: Sequence[Change], baselines: Sequence[str]) -> tuple[C
 
 
 def headings(baselines: Sequence[str], cutoff: int, *, has_tail: bool) -> list[tuple[str, ...]]:
-    """The columns of the result table, each heading by its lines; the cells of a :class:`Row` are in this order."""
+    """The headings of the result table, each as lines; the cells of a :class:`Row` have the same order."""
     ndcg = f"NDCG@{cutoff}"
     columns = [("Variant",), (f"Hit@{cutoff}",), (ndcg,), *(("NDCG", f"vs {baseline}") for baseline in baselines)]
     if has_tail:
@@ -193,12 +193,12 @@ def headings(baselines: Sequence[str], cutoff: int, *, has_tail: bool) -> list[t
 
 
 def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[str, str]) -> list[Block]:
-    """The result table: a block a recommender, in the order of the results.
+    """The result table: one block per recommender, in the order of the results.
 
     Args:
-        results: of all recommenders and variants.
-        baselines: of the changes.
-        chosen: by recommender, the variant that validation chose.
+        results: results of all recommenders and variants.
+        baselines: baselines of the changes.
+        chosen: by recommender, the variant chosen on validation.
     """
     made: list[Block] = []
     for recommender in dict.fromkeys(result.recommender for result in results):
@@ -222,7 +222,7 @@ def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[
 # --------------------------------------------------------------------------------------------------- parts
 @dataclass(frozen=True)
 class Card:
-    """The choice of one recommender, as text; ``against`` are its baselines, each with its cell."""
+    """The choice for one recommender as text; ``against`` has its baselines with their cells."""
 
     recommender: str
     variant: str
@@ -233,7 +233,7 @@ class Card:
 
 
 def against_cell(found: Against) -> ChangeCell:
-    """A difference as the answer shows it: coloured and named where the interval excludes zero, else no clear difference."""
+    """The cell of a difference: coloured and named if the interval excludes zero, else "no clear difference"."""
     cell = change_cell(found.change)
     kinds: dict[Verdict, str] = {"higher": "up", "lower": "down", "equal": "same", "no clear difference": "same"}
     arrow = "" if found.verdict == "no clear difference" else cell.arrow
@@ -241,7 +241,7 @@ def against_cell(found: Against) -> ChangeCell:
 
 
 def cards(found: Answer) -> list[Card]:
-    """A card for each recommender that has a choice."""
+    """One card per recommender with a choice."""
     return [
         Card(
             recommender=choice.recommender,
@@ -256,7 +256,7 @@ def cards(found: Answer) -> list[Card]:
 
 
 def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
-    """What each recommender can show, a sentence or two each."""
+    """What each recommender can show, in one or two sentences each."""
     made: list[str] = []
     for power in powers:
         cell, name = against_cell(power.oracle), power.recommender
@@ -273,7 +273,7 @@ def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
 
 
 def statement_lines(statements: Sequence[Statement]) -> list[str]:
-    """A line for each variant and baseline: the recommenders, with their numbers."""
+    """One line per variant and baseline: the recommenders with their results."""
     made: dict[tuple[str, str, str], list[str]] = {}
     for statement in statements:
         cell = against_cell(statement.against)
@@ -287,7 +287,7 @@ def statement_lines(statements: Sequence[Statement]) -> list[str]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn chart with its legend and the numbers in words."""
+    """A drawn chart with its legend and its numbers as text."""
 
     title: str
     y_label: str
@@ -313,7 +313,7 @@ def _figures(charts: Sequence[Chart], colours: Mapping[str, int]) -> list[Figure
 
 @dataclass(frozen=True)
 class Learned:
-    """A line of the table of what the adapters learned; ``verdict`` is empty where nothing is to be said."""
+    """A line of the table of the adapters' training; ``verdict`` is empty if there is nothing to report."""
 
     variant: str
     num_steps: int
@@ -324,7 +324,7 @@ class Learned:
 
 
 def learned(row: Learning) -> Learned:
-    """What an adapter learned, and whether that looks wrong."""
+    """The diagnostics of an adapter's training, with a verdict if something looks wrong."""
     verdict = ""
     first, last = row.targets
     if row.collapsed:
@@ -358,7 +358,7 @@ class Bar:
 
 
 def funnel(coverage: DataCoverage) -> list[Bar]:
-    """From the rows read, minus every reason to drop one, to the rows kept; the bar shows what is left, and what just went."""
+    """From the rows read, minus the rows dropped for each reason, to the rows kept; bars show remaining and dropped rows."""
     whole = max(coverage.rows_read, 1)
     left = coverage.rows_read
     made = [Bar("Rows read", number(left), percent(1.0), share_bar(1.0))]
@@ -373,7 +373,7 @@ def funnel(coverage: DataCoverage) -> list[Bar]:
 
 
 def count_bars(counts: Sequence[Count]) -> list[Bar]:
-    """Parts of a whole."""
+    """Counts as bars, with shares of the total."""
     whole = max(sum(count.value for count in counts), 1)
     return [
         Bar(c.label, number(c.value), percent(c.value / whole), share_bar(c.value / whole), "" if c.value else "nothing")
@@ -398,7 +398,7 @@ def _long_tail(coverage: DataCoverage) -> Tail | None:
 
 
 def _shared(example: Example) -> dict[str, set[int]]:
-    """Per variant, the neighbours that the first variant has, too; empty for the first."""
+    """Per variant, the neighbours that are also neighbours under the first variant; empty for the first."""
     if not example.lists:
         return {}
     first = {neighbor.item.item_id for neighbor in example.lists[0].neighbors}
@@ -432,7 +432,7 @@ def _rate(speed: tuple[float, str] | None) -> str:
 
 @dataclass(frozen=True)
 class Spent:
-    """A line of the cost table; a part is one that ran inside the stage above it."""
+    """A line of the cost table; a part ran inside the stage above it."""
 
     name: str
     variant: str
@@ -446,7 +446,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Spending:
-    """The cost card: sums, the speeds a reader looks for first, a line a stage, and the day of the last run."""
+    """The cost card: totals, main speeds, one line per stage, and the day of the last run."""
 
     total: Total
     speeds: tuple[tuple[str, str], ...]
@@ -455,7 +455,7 @@ class Spending:
 
 
 def spending(costs: Sequence[Latest]) -> Spending | None:
-    """The cost card; None where nothing is known."""
+    """The cost card; None without costs."""
     if not costs:
         return None
     longest = max(row.run.seconds for row in costs) or 1.0
@@ -497,7 +497,7 @@ def _maps(maps: Sequence[VectorMap], conflicts: Sequence[Conflict]) -> list[tupl
 
 
 def _heat_maps(gates: Sequence[GateMap]) -> list[tuple[str, str, Markup]]:
-    """Variant, modality and chart: experts down, blocks across."""
+    """Variant, modality and chart, with experts as rows and blocks as columns."""
     drawn: list[tuple[str, str, Markup]] = []
     for gate in gates:
         for place, modality in enumerate(gate.modalities):
@@ -513,10 +513,10 @@ def render(data: ReportData) -> str:
     """The page as HTML text.
 
     Args:
-        data: everything it says.
+        data: the content of the page.
 
     Raises:
-        jinja2.UndefinedError: the template names something that the data has not; a bug, never the user's.
+        jinja2.UndefinedError: the template uses a name that the data does not have, which is a bug.
     """
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
@@ -551,7 +551,7 @@ def render(data: ReportData) -> str:
         dict.fromkeys(change.baseline for result in data.results for change in (*result.changes, *result.tail_changes))
     )
     first = next((variant.name for variant in data.variants if variant.name == "zero_shot"), None)
-    if first in baselines:  # the unadapted model is what the method is measured against: its column comes first
+    if first in baselines:  # the method is compared with the unadapted model, so its column comes first
         baselines = [first, *(name for name in baselines if name != first)]
     found = answer(data.results, data.controls, data.trained, data.num_seeds, data.is_simulation)
     has_tail = any(result.tail_ndcg is not None for result in data.results)

@@ -1,8 +1,8 @@
-"""Small charts as inline SVG: no script, no font, no clock, so equal data gives equal bytes.
+"""Small charts as inline SVG without scripts, fonts or time stamps, so equal data gives equal bytes.
 
-* Colours are classes (``s0`` .. ``s7``) that the page's style sheet fills for light, dark and paper; a line also has its
-  own dash pattern and marker, so that colour is never the only difference.
-* One chart is drawn 360 units wide and laid out side by side by the page: text stays readable on a phone.
+* Colours are classes (``s0`` .. ``s7``) that the page's style sheet sets for light, dark and print; a line also has its own
+  dash pattern and marker, so that colour is never the only difference.
+* A chart is 360 units wide, and the page arranges charts side by side, so that text is readable on a phone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sda_core.report.model import Chart, Score
 NUM_COLOURS = 8
 
 _WIDTH = 360
-_TINY = 1e-300  # numbers below it have no logarithm to round, or soon none
-_NARROW = 1e-9  # a span below this share of its values is one value: labels have twelve digits at most
+_TINY = 1e-300  # below it, values (nearly) underflow and have no usable logarithm
+_NARROW = 1e-9  # a span below this share of its values counts as one value: labels have at most twelve digits
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 3", "10 3 3 3")
 
 
@@ -31,7 +31,7 @@ def _n(value: float) -> str:
 
 
 def ticks(low: float, high: float, number: int = 4) -> list[float]:
-    """About ``number`` round values (1, 2 or 5 times a power of ten apart) that span ``low`` to ``high``."""
+    """About ``number`` round values, spaced by 1, 2 or 5 times a power of ten, from ``low`` to ``high``."""
     if not high - low > max(_TINY, _NARROW * max(abs(low), abs(high))):
         margin = abs(low) * 0.1 if abs(low) > _TINY else 1.0
         low, high = low - margin, high + margin
@@ -43,7 +43,7 @@ def ticks(low: float, high: float, number: int = 4) -> list[float]:
 
 
 def tick_label(value: float, values: Sequence[float]) -> str:
-    """A tick's text, all of an axis with the same number of decimals."""
+    """The text of a tick; all ticks of an axis have the same number of decimals."""
     step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     decimals = max(0, min(6, -math.floor(math.log10(step) + 1e-9)))
     return f"{value:,.{decimals}f}"
@@ -80,19 +80,19 @@ def swatch(colour: int) -> Markup:
 
 @dataclass(frozen=True)
 class _Axes:
-    """Where numbers are drawn on a line chart, and its grid, ticks and name of the x axis."""
+    """The axes of a line chart: coordinates, grid, ticks and name of the x axis."""
 
     x_low: float
     x_high: float
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
     x_label: str
-    unit: str = ""  # behind each tick
+    unit: str = ""  # after each tick
 
     left, right, top, bottom, height = 48.0, 18.0, 10.0, 36.0, 220.0
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point is drawn."""
+        """The coordinates of a point."""
         across = (x - self.x_low) / ((self.x_high - self.x_low) or 1.0)
         up = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
         return (
@@ -101,7 +101,7 @@ class _Axes:
         )
 
     def draw(self) -> list[str]:
-        """The elements behind the lines."""
+        """The elements in the background of the lines."""
         left, end, floor = self.left, _WIDTH - self.right, self.height - self.bottom
         parts: list[str] = []
         for tick in self.y_ticks:
@@ -121,7 +121,7 @@ def _path(axes: _Axes, points: Sequence[tuple[float, float]]) -> str:
 
 
 def line_chart(chart: Chart, colours: Mapping[str, int]) -> Markup:
-    """Lines over a common x axis; each curve's best point is marked.
+    """Lines over a common x axis, with a mark at each curve's best point.
 
     Args:
         chart: at least one curve with at least one point.
@@ -129,7 +129,7 @@ def line_chart(chart: Chart, colours: Mapping[str, int]) -> Markup:
     """
     xs = [x for curve in chart.curves for x, _ in curve.points]
     ys = [y for curve in chart.curves for _, y in curve.points]
-    whole = all(x == int(x) for x in xs)  # of epochs and steps there are no halves
+    whole = all(x == int(x) for x in xs)  # epochs and steps are whole numbers
     x_ticks = [tick for tick in ticks(min(xs), max(xs)) if min(xs) <= tick <= max(xs) and (tick == int(tick) or not whole)]
     axes = _Axes(min(xs), max(xs), x_ticks, ticks(min(ys), max(ys)), chart.x_label)
     parts = axes.draw()
@@ -145,11 +145,11 @@ def line_chart(chart: Chart, colours: Mapping[str, int]) -> Markup:
 
 
 def held_share(points: Sequence[tuple[float, float]], share: float) -> float:
-    """The y of a curve at ``share``, between its points in a straight line.
+    """The y of a curve at ``share``, by linear interpolation.
 
     Args:
-        points: in order of x, from 0 to 1.
-        share: 0..1.
+        points: points in order of x, from 0 to 1.
+        share: the x value, 0..1.
     """
     for (x, y), (next_x, next_y) in itertools.pairwise(points):
         if share <= next_x:
@@ -158,11 +158,11 @@ def held_share(points: Sequence[tuple[float, float]], share: float) -> float:
 
 
 def long_tail_chart(title: str, points: Sequence[tuple[float, float]]) -> Markup:
-    """Share of the interactions by share of the items, most popular first, over the line where all items are alike.
+    """Share of the interactions by share of the items, most popular first, with the diagonal of equal popularity.
 
     Args:
-        title: what is shown, for those who cannot see it.
-        points: from (0, 0) to (1, 1), in order of x.
+        title: description for screen readers.
+        points: points from (0, 0) to (1, 1), in order of x.
     """
     whole = (0.0, 20.0, 40.0, 60.0, 80.0, 100.0)
     axes = _Axes(0.0, 100.0, whole, whole, "of the items, most popular first", "\u00a0%")
@@ -180,10 +180,10 @@ def long_tail_chart(title: str, points: Sequence[tuple[float, float]]) -> Markup
 
 
 def ladder_chart(title: str, rows: Sequence[tuple[str, Score]], colours: Mapping[str, int]) -> Markup:
-    """A point and its 95 % interval for each variant, one under the other, on a common axis.
+    """A point with its 95 % interval for each variant, one below the other, on a common axis.
 
     Args:
-        title: what is shown, for those who cannot see it.
+        title: description for screen readers.
         rows: label and score, from top to bottom; at least one.
         colours: number of each row's colour, by label.
     """
@@ -217,13 +217,13 @@ def ladder_chart(title: str, rows: Sequence[tuple[str, Score]], colours: Mapping
 
 
 def vector_map(title: str, points: Sequence[tuple[float, float]], pairs: Sequence[tuple[int, int]], num_images: int) -> Markup:
-    """Items as points; the pairs stand out, joined by a line and numbered.
+    """Items as points, with highlighted pairs, connected by a line and numbered.
 
     Args:
-        title: what is shown, for those who cannot see it.
-        points: 0..1 each way.
-        pairs: places in ``points``.
-        num_images: how many of the pairs, the first ones, are alike in images; the others in texts.
+        title: description for screen readers.
+        points: coordinates, 0..1.
+        pairs: indices in ``points``.
+        num_images: number of pairs with similar images, which come first; the others have similar texts.
     """
     margin, height = 14.0, 300.0
 
@@ -251,13 +251,13 @@ def vector_map(title: str, points: Sequence[tuple[float, float]], pairs: Sequenc
 
 
 def heat_map(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], column_label: str) -> Markup:
-    """Numbers 0..1 as cells, the fuller the larger; written into the cells where there is room.
+    """A heat map of numbers 0..1, written into the cells if there is room.
 
     Args:
-        title: what is shown, for those who cannot see it.
+        title: description for screen readers.
         columns: names of the columns.
-        rows: label and one number a column.
-        column_label: what the columns are.
+        rows: label, and one number per column.
+        column_label: label of the columns.
     """
     left, top, step, bottom = 76.0, 4.0, 24.0, 34.0
     width, height = (_WIDTH - left - 6.0) / max(1, len(columns)), top + step * len(rows) + bottom
@@ -270,7 +270,7 @@ def heat_map(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Seque
             x = left + width * column
             box = f'x="{_n(x)}" y="{_n(y)}" width="{_n(max(width - 1.5, 0.5))}" height="{_n(step - 1.5)}"'
             parts.append(f'<rect class="trough" {box}/><rect class="heat" {box} fill-opacity="{min(1.0, max(0.0, value)):.3f}"/>')
-            if width >= 30:  # a plate behind the number keeps it readable on every shade
+            if width >= 30:  # a plate in the background keeps the number readable on every shade
                 middle = x + (width - 1.5) / 2
                 parts.append(f'<rect class="plate" x="{_n(middle - 15)}" y="{_n(y + 4)}" width="30" height="14.5" rx="2"/>')
                 parts.append(f'<text class="label" x="{_n(middle)}" y="{_n(y + 15.5)}" text-anchor="middle">{value:.2f}</text>')
@@ -284,12 +284,12 @@ def heat_map(title: str, columns: Sequence[str], rows: Sequence[tuple[str, Seque
 
 
 def share_bar(share: float, lost: float = 0.0) -> Markup:
-    """A bar filled to ``share`` (0..1); ``lost`` (0..1) more is marked as gone behind it."""
+    """A bar filled to ``share`` (0..1), followed by a part ``lost`` (0..1) marked as dropped."""
     filled = 100 * min(1.0, max(0.0, share))
     gone = min(100 - filled, 100 * max(0.0, lost))
     parts = [f'<rect class="trough" width="100" height="6"/><rect class="fill" width="{_n(filled)}" height="6"/>']
     if gone > 0.0:
-        gone = min(max(gone, 0.6), 100 - filled)  # a few rows of a million are still a line that can be seen
+        gone = min(max(gone, 0.6), 100 - filled)  # keep a few rows of a million visible as a line
         parts.append(f'<rect class="gone" x="{_n(filled)}" width="{_n(gone)}" height="6"/>')
     return Markup(  # noqa: S704 (numbers only)
         f'<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'

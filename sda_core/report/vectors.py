@@ -1,16 +1,17 @@
-"""What adaptation does to the vectors: their geometry, items whose modalities disagree, and a map of both.
+"""Effects of adaptation on the vectors: geometry, items with conflicting modalities, and a map.
 
-* **Alignment and uniformity** (Wang & Isola 2020, eq. 1 and 2) over unit vectors ``x`` of images and ``y`` of texts:
-  ``mean |x_i - y_i|^2``, 0 where both are one, 2 where they have nothing to do with each other; and
-  ``log mean_{i != j} exp(-2 |x_i - x_j|^2)``, 0 where all are alike, about -4 where they are spread out.
-* **Conflicting items** are pairs that are alike in one modality and unlike in the other: the largest differences of the
-  two cosines, each standardised over all pairs, after the mean vector has been taken off (vectors of language models
-  share a large common part).  Every item occurs once.
-* **The map** is a t-SNE (van der Maaten & Hinton 2008) of the fused vectors.  The last variant's starts where the first one's
-  ended: two runs from scratch differ by luck alone, far more than a few steps of adaptation move a vector.
-* **Modality drop** is told in :mod:`~sda_core.report.modality_drop`.
+* **Alignment and uniformity** (Wang & Isola 2020, eq. 1 and 2) of unit vectors ``x`` of images and ``y`` of texts:
+  ``mean |x_i - y_i|^2``, 0 if both are equal, 2 if they are unrelated; and ``log mean_{i != j} exp(-2 |x_i - x_j|^2)``, 0 if
+  all vectors are equal, about -4 if they are spread out.
+* **Conflicting items** are pairs that are similar in one modality and different in the other: the largest differences of the
+  two cosines, each standardised over all pairs, after subtracting the mean vector (vectors of language models share a large
+  common part).  Every item occurs at most once.
+* **The map** is a t-SNE (van der Maaten & Hinton 2008) of the fused vectors.  That of the last variant starts from the
+  coordinates of the first one, because two runs from scratch differ randomly, far more than a few steps of adaptation move
+  a vector.
+* For **modality drop** see :mod:`~sda_core.report.modality_drop`.
 
-Big shops are sampled evenly over the item ids; everything runs on one thread, because equal vectors have to give equal bytes.
+Large shops are sampled evenly over the item ids; everything runs on one thread, so that equal vectors give equal bytes.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from sda_core.report.modality_drop import modality_drop
 from sda_core.report.model import Geometry, ModalityDrop, VectorMap
 from sda_core.unit_rows import unit_rows
 
-MAX_COMPARED = 1500  # items, of which all pairs are looked at
-MAX_MAPPED = 300  # items on a map
+MAX_COMPARED = 1500  # maximum number of items whose pairs are all compared
+MAX_MAPPED = 300  # maximum number of items on a map
 _PERPLEXITY = 20.0
 _SEED = 7
 
@@ -43,7 +44,7 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two items, alike in one modality: their cosines in both (mean vector taken off), by the base model."""
+    """Two items that are similar in one modality: their cosines in both, by the base model without the mean vector."""
 
     first: int
     second: int
@@ -53,12 +54,12 @@ class Pair:
 
 
 def sampled(num_items: int, most: int) -> npt.NDArray[np.int64]:
-    """Item ids from 1, evenly spaced; all of them where there are no more than ``most``."""
+    """Item ids from 1, evenly spaced; all of them if there are at most ``most``."""
     return np.unique(np.linspace(1, num_items, min(most, num_items)).round().astype(np.int64))
 
 
 def uniformity(vectors_ND: npt.NDArray[np.floating]) -> float:
-    """As in the module, over all pairs of rows, which are scaled to unit length; NaN for less than two."""
+    """Uniformity (see the module) over all pairs of rows, scaled to unit length; NaN for less than two rows."""
     if len(vectors_ND) < 2:
         return float("nan")
     unit = unit_rows(vectors_ND.astype(np.float64))
@@ -68,12 +69,12 @@ def uniformity(vectors_ND: npt.NDArray[np.floating]) -> float:
 
 
 def geometry(variant: str, image_ND: Vectors, text_ND: Vectors) -> Geometry:
-    """The numbers of one variant.
+    """The geometry of one variant.
 
     Args:
-        variant: its name.
-        image_ND: vectors of the images of N items.
-        text_ND: of the texts of the same items, in the same order.
+        variant: name of the variant.
+        image_ND: image vectors of N items.
+        text_ND: text vectors of the same items, in the same order.
     """
     image, text = unit_rows(image_ND.astype(np.float64)), unit_rows(text_ND.astype(np.float64))
     cosines = np.einsum("id,jd->ij", image, text)
@@ -90,13 +91,13 @@ def geometry(variant: str, image_ND: Vectors, text_ND: Vectors) -> Geometry:
 
 
 def conflicting(ids: npt.NDArray[np.int64], image_ND: Vectors, text_ND: Vectors, number: int) -> tuple[Pair, ...]:
-    """The ``number`` most conflicting pairs of each kind: alike in images and unlike in texts, then the other way round.
+    """The ``number`` most conflicting pairs of each kind: similar images and different texts, then the reverse.
 
     Args:
         ids: (N,) item ids of the rows.
-        image_ND: vectors of their images.
-        text_ND: vectors of their texts.
-        number: of each kind, at most.
+        image_ND: their image vectors.
+        text_ND: their text vectors.
+        number: maximum number of pairs of each kind.
     """
     if len(ids) < 4:
         return ()
@@ -127,7 +128,7 @@ def project(vectors_ND: Vectors, start_N2: npt.NDArray[np.float64] | None = None
 
     Args:
         vectors_ND: one vector per row.
-        start_N2: coordinates to start from, as this function gave them; None: from scratch.
+        start_N2: initial coordinates, returned by this function before; None: from scratch.
     """
     if len(vectors_ND) < 4:
         return np.stack([np.linspace(0, 1, len(vectors_ND)), np.full(len(vectors_ND), 0.5)], axis=1)
@@ -144,14 +145,14 @@ def project(vectors_ND: Vectors, start_N2: npt.NDArray[np.float64] | None = None
 
 
 def _to_frame(*maps: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
-    """All maps on one frame of 0..1, four decimals."""
+    """Scale all maps to a common frame of 0..1, rounded to four decimals."""
     low, high = np.concatenate(maps).min(axis=0), np.concatenate(maps).max(axis=0)
     return [((placed - low) / np.where(high > low, high - low, 1.0)).round(4) for placed in maps]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What this module knows of a run; ``cosines`` of each pair's fused vectors, by variant."""
+    """The results of this module for a run; ``cosines`` are those of each pair's fused vectors, by variant."""
 
     geometry: tuple[Geometry, ...]
     modality_drops: tuple[ModalityDrop, ...]
@@ -163,17 +164,17 @@ class Findings:
 def examine(
     workspace: Workspace, variants: Sequence[str], num_pairs: int, params: ExportParams, fit_ids: Sequence[int]
 ) -> Findings:
-    """Read the vectors and look at them.
+    """Read the vectors and compute all results of this module.
 
     Args:
-        workspace: of a finished run.
-        variants: those with vectors; the first is what pairs are found in, it and the last are mapped.
-        num_pairs: of each kind.
-        params: of the export that made the vectors.
+        workspace: paths of a finished run.
+        variants: variants with vectors; the first determines the pairs; the first and the last are mapped.
+        num_pairs: number of pairs of each kind.
+        params: section of the export that made the vectors.
         fit_ids: item ids seen in training.
 
     Raises:
-        ArtifactError: a file is missing or damaged, or the variants have other items.
+        ArtifactError: a file is missing or damaged, or the variants have different items.
     """
     store = ImageStore(workspace.images)
     with_image = np.array([item for item in store.item_ids.tolist() if store.status(item) == "ok"], dtype=np.int64)
