@@ -1,4 +1,4 @@
-"""The bodies of the longer stages: one module per stage, with what is up to date, what runs where, what is kept for a restart.
+"""The bodies of the longer stages, one module each: what to skip, which process does what, and how to resume.
 
-A stage's file reads its params and calls its step here; the method itself is in the rooms that the steps call.
+A stage's file reads its params and calls its step here; the methods are in the packages that the steps call.
 """

@@ -1,4 +1,4 @@
-"""The positions and metrics of one variant, recommender by recommender, with every seed."""
+"""Compute the positions and metrics of one variant for every recommender and seed."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def evaluate(
     trained: TrainRecommenderParams,
     runtime: RuntimeParams,
 ) -> dict[str, object]:
-    """Place each test user's target among the candidates, write the positions, and the metrics computed from them.
+    """Rank each test user's target among the candidates, and write the positions and their metrics.
 
     Args:
-        workspace: of the run.
-        variant: its name.
-        names: of its trained recommenders.
+        workspace: paths of the run.
+        variant: name of the variant.
+        names: names of its trained recommenders.
         params: protocol, ties, cut-offs.
-        trained: the seeds of the recommenders.
+        trained: section with the seeds of the recommenders.
         runtime: device and threads.
 
     Returns:
-        The counts of the stage's last line.
+        The counts for the closing line of the stage.
 
     Raises:
-        ArtifactError: an input is missing or damaged, or the negatives are those of other params.
+        ArtifactError: an input is missing or damaged, or the negatives were drawn with other params.
         TrainingError: a recommender's scores are not finite.
     """
     device = prepare_torch(runtime)

@@ -1,4 +1,4 @@
-"""The item vectors of one variant, from its adapter to the finished table."""
+"""Export the item vectors of one variant: load the adapter, encode the items, write the table."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ def export(
     team: Processes,
     passes: Sequence[Pass],
 ) -> dict[str, object]:
-    """Encode every item, fuse its vectors, and write the table (of ids alone for ``id``); an interrupted run is resumed.
+    """Encode every item, fuse its vectors, and write the table (with ids only for ``id``); an interrupted run is resumed.
 
     Args:
-        workspace: of the run.
-        variant: its name.
-        adapter: folder of its adapter; None for the backbone as it is.
-        backbone: of the vectors.
-        items_params: what the backbone is shown.
-        params: how to encode and to fuse.
+        workspace: paths of the run.
+        variant: name of the variant.
+        adapter: folder of its adapter; None for the backbone alone.
+        backbone: section of the backbone.
+        items_params: section of the prompts.
+        params: settings of encoding and fusion.
         runtime: device and threads.
         team: the processes of this launch, which share the blocks; the main one writes.
-        passes: what goes through the backbone: each modality, or ``joint``, of which the table holds one vector per item.
+        passes: the kinds of pass: modalities, or ``joint``, for which the table has one vector per item.
 
     Returns:
-        What the stage says at its end; nothing in a process that is not the main one.
+        The counts for the closing line of the stage; empty in a process that is not the main one.
 
     Raises:
         ArtifactError: an input is missing or damaged.
         SDAError: see :func:`sda_core.embeddings.encoding.embed`.
     """
-    if variant == "id":  # recommenders learn from interactions alone: no model, no images
+    if variant == "id":  # recommenders use interactions only: no model, no images
         return _write_ids(workspace, variant, team)
-    from sda_core.embeddings.encoding import embed  # needs seconds for its imports
+    from sda_core.embeddings.encoding import embed  # the import takes seconds
     from sda_core.embeddings.fusion import fuse, fuse_joint, seen_items
     from sda_core.runtime import prepare_torch
 

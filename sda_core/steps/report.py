@@ -1,4 +1,4 @@
-"""The three pages of a run: that of the pipeline with its paired comparisons, that of its costs, that of the experiments."""
+"""Write the three pages of a run: the pipeline's with paired comparisons, that with costs, and that with experiments."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ BASELINES = ("id", "zero_shot", "lora")
 
 
 def write(workspace: Workspace, params: Params, *, with_costs: bool, with_experiments: bool) -> dict[str, object]:
-    """Compare the variants user by user, and write one page: that of the pipeline, or the one that is asked for.
+    """Compare the variants user by user, and write one page: that of the pipeline, or a requested other one.
 
     Args:
-        workspace: of a finished run.
-        params: of that run.
-        with_costs: write the page of seconds, memory and the commit.
-        with_experiments: write the page of the scripts in ``experiments/``.
+        workspace: paths of a finished run.
+        params: params of that run.
+        with_costs: whether to write the page with seconds, memory and the commit.
+        with_experiments: whether to write the page with the results of the scripts in ``experiments/``.
 
     Returns:
-        What the stage says at its end.
+        The counts for the closing line of the stage.
 
     Raises:
-        ConfigError: both pages are asked for.
+        ConfigError: both other pages are requested.
         ArtifactError: a file of the run is missing or damaged.
     """
     if with_costs and with_experiments:
@@ -87,17 +87,17 @@ def _collect(
 
 
 def commit_of(root: Path) -> str | None:
-    """The project's Git commit, and whether tracked files differ from it; None where Git does not track the project."""
+    """The project's Git commit, and whether tracked files differ from it; None if Git does not track the project."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(root), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
-        except FileNotFoundError:  # no Git here
+        except FileNotFoundError:  # Git is not installed
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    if not git("ls-files", "params.yaml"):  # a folder inside somebody's checkout of something else is not that project
+    if not git("ls-files", "params.yaml"):  # the folder is inside the checkout of another project
         return None
     commit = git("rev-parse", "HEAD")
     if commit is None:

@@ -1,4 +1,4 @@
-"""One variant's adapter, from the backbone to the saved PEFT folder."""
+"""Train the adapter of one variant: load the backbone, train, save the PEFT folder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class AdapterTraining:
     """The training of one variant's adapter on items alone.
 
     Attributes:
-        workspace: of the run.
-        variant: its name.
+        workspace: paths of the run.
+        variant: name of the variant.
         section: adapter and loss of every variant, and the optimisation.
-        backbone_params: of the model that is adapted.
-        items_params: what the backbone is shown.
+        backbone_params: section of the adapted model.
+        items_params: section of the prompts.
         runtime: device and threads.
     """
 
@@ -44,15 +44,14 @@ class AdapterTraining:
     runtime: RuntimeParams
 
     def measure(self) -> dict[str, float | None]:
-        """What the backbone's vectors of a few hundred items look like to the loss; nothing is trained or written.
+        """Measure the backbone's vectors of a few hundred items as the loss uses them; trains and writes nothing.
 
         Returns:
-            The figures of :class:`sda_core.alignment.check.Figures`, and the teacher's temperature where one was looked for.
+            The figures of :class:`sda_core.alignment.check.Figures`, and the teacher's temperature if it was calibrated.
 
         Raises:
             ArtifactError: an input is missing or damaged.
-            TrainingError, ConfigError: as :meth:`train`; a teacher that has nothing to teach, where ``training.check`` is
-                ``stop``.
+            TrainingError, ConfigError: as :meth:`train`; or an uninformative teacher, if ``training.check`` is ``stop``.
         """
         training = self.section.training.model_copy(update={"num_steps": 0, "vision_cache": "never"})
         _, loss = self.section.of(self.variant)
@@ -71,7 +70,7 @@ class AdapterTraining:
             team: the processes of this launch, which share every batch; the main one saves.
 
         Returns:
-            What the stage says at its end; nothing in a process that is not the main one.
+            The counts for the closing line of the stage; empty in a process that is not the main one.
 
         Raises:
             ArtifactError: an input is missing or damaged.
@@ -84,7 +83,7 @@ class AdapterTraining:
             source = item_source(workspace, self.items_params)
             backbone, model, num_layers = self._adapted(device)
         parts = adapter, loss, training, self.backbone_params, self.items_params, workspace.items, workspace.images
-        # the revision, since a local checkpoint's files may change under one name
+        # include the revision, because a local checkpoint's files may change under the same name
         inputs = team.broadcast_bytes(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
         scratch = workspace.resume("train_adapter", self.variant)
         checkpoint = scratch / "checkpoint.safetensors"
@@ -100,17 +99,17 @@ class AdapterTraining:
         last_loss = records[-1].loss if records else "none"
         counts: dict[str, object] = {"variant": self.variant, "adapted layers": num_layers, "steps": training.num_steps}
         counts["last loss"] = last_loss
-        if records.first_step:  # the cost of this run is that of its own steps
+        if records.first_step:  # the cost of this run is for its own steps only
             counts |= {"resumed after step": records.first_step, "steps of this run": training.num_steps - records.first_step}
         return counts
 
     @property
     def _where(self) -> str:
-        """Where the loss stands in the params, for messages."""
+        """The loss section's path in the params, for messages."""
         return f"params.yaml: train_adapter.{self.section.variants[self.variant].loss}"
 
     def _adapted(self, device: torch.device) -> tuple[Backbone, PeftModel, int]:
-        """The backbone, the model with an untrained adapter, and how many layers that adapts."""
+        """The backbone, the model with an untrained adapter, and the number of adapted layers."""
         adapter, _ = self.section.of(self.variant)
         backbone = backbones.build(self.backbone_params, alignment.home(self.section.training, device))
         pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)

@@ -1,6 +1,6 @@
-"""The trained recommenders of a variant: which are up to date, a process for each other one, and what such a process does.
+"""Train the recommenders of a variant: skip those that are up to date, and train the others in separate processes.
 
-Imports torch only in the processes that train.
+Only the training processes import torch.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "pop")
 
 
 def command(module: str, variant: str, root: Path, params_file: Path | None) -> list[str]:
-    """What starts trainings, but for ``--recommender NAME,NAME``.
+    """The command line that starts trainings, without ``--recommender NAME,NAME``.
 
     Args:
-        module: the stage's, which calls :func:`train`.
-        variant: which item vectors.
+        module: module of the stage, which calls :func:`train`.
+        variant: the variant of item vectors.
         root: the project folder.
-        params_file: None for that of the project folder.
+        params_file: the params file; None: that of the project folder.
     """
     given = [] if params_file is None else ["--params", str(params_file)]
     return [sys.executable, "-m", module, "--root", str(root), "--variant", variant, *given]
@@ -50,21 +50,21 @@ def train_all(
     runtime: RuntimeParams,
     command: Sequence[str],
 ) -> dict[str, object]:
-    """Bring ``models/<variant>`` up to date: exactly these recommenders, those trained whose inputs, settings or code changed.
+    """Update ``models/<variant>`` to exactly these recommenders; those with changed inputs, settings or code are trained.
 
-    Processes, because one training of this size does not fill two cores: it is many small operations.  Each has several
-    recommenders to train, since its start takes as long as a short training.
+    Trainings run in parallel processes, because one training of this size consists of many small operations and does not
+    fill two cores.  Each process trains several recommenders, because its start takes as long as a short training.
 
     Args:
-        workspace: of the run.
-        variant: which item vectors.
-        names: the recommenders.
+        workspace: paths of the run.
+        variant: the variant of item vectors.
+        names: names of the recommenders.
         params: settings of all recommenders.
-        runtime: how many trainings at a time, and the threads of each.
-        command: from :func:`command`.
+        runtime: number of parallel trainings, and the threads of each.
+        command: the result of :func:`command`.
 
     Returns:
-        How many were trained and how many skipped, because nothing changed.
+        The numbers of trained recommenders, and of skipped ones, which are unchanged.
 
     Raises:
         TrainingError: some of the trainings failed.
@@ -81,7 +81,7 @@ def train_all(
     wanted = sorted(missing(), key=_LONGEST_FIRST.index)
     environment = os.environ | {
         "OMP_NUM_THREADS": str(_threads_each(runtime)),
-        "PYTHONIOENCODING": "utf-8:backslashreplace",  # what this process reads below
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # the encoding in which this process reads the log below
         log.NO_PROGRESS: "1",
     }
     shares = _shares(wanted, runtime.num_trainings)
@@ -101,7 +101,7 @@ def train_all(
 
 
 def _shares(names: Sequence[str], number: int) -> list[list[str]]:
-    """Deal recommenders out, the longest first, back and forth: the one with the longest gets the shortest too."""
+    """Distribute recommenders over processes, longest first, back and forth, so that the longest is with the shortest."""
     shares: list[list[str]] = [[] for _ in range(number)]
     for index, name in enumerate(names):
         turn, place = divmod(index, number)
@@ -110,10 +110,10 @@ def _shares(names: Sequence[str], number: int) -> list[list[str]]:
 
 
 def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Run one process, whose log is passed on line by line.
+    """Run one process and forward its log line by line.
 
     Returns:
-        The errors that it said.
+        The errors in its log.
     """
     begin, said = "sda train-recommender: error: ", list[str]()
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as process:  # noqa: S603 (own module)
@@ -122,13 +122,13 @@ def _run_one(command: Sequence[str], environment: Mapping[str, str]) -> list[str
             if line.startswith(begin):
                 said.append(line.removeprefix(begin).strip())
             else:
-                with suppress(OSError):  # a closed stderr stops nothing
+                with suppress(OSError):  # a closed stderr must not stop the training
                     sys.stderr.write(line)
     return said
 
 
 def _threads_each(runtime: RuntimeParams) -> int:
-    """Threads of one of several trainings that share the machine."""
+    """Number of threads of one of several parallel trainings."""
     if runtime.num_threads:
         return runtime.num_threads
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -136,7 +136,7 @@ def _threads_each(runtime: RuntimeParams) -> int:
 
 
 def _inputs(workspace: Workspace, variant: str, name: str, seed: int, params: TrainRecommenderParams) -> str:
-    """Hash of all that a recommender trained with one seed follows from."""
+    """Hash of everything on which a recommender trained with one seed depends."""
     section = params.of(name)
     code = sources_of("sda_core.steps.train_recommender", f"sda_core.recommenders.{section.kind}")
     reference = workspace.model("id", name, seed) if aligns_to_ids(section) and variant != "id" else None
@@ -148,7 +148,7 @@ def _inputs(workspace: Workspace, variant: str, name: str, seed: int, params: Tr
 
 
 def _inputs_by_seed(workspace: Workspace, variant: str, name: str, params: TrainRecommenderParams) -> dict[str, str]:
-    """:func:`_inputs` of every seed; written beside the seeds' folders once these and their mean curve are complete."""
+    """:func:`_inputs` by seed, written beside the seeds' folders after these and their mean curve are complete."""
     seeds = seeds_of(params.of(name), params.seeds)
     return {str(seed): _inputs(workspace, variant, name, seed, params) for seed in seeds}
 
@@ -159,7 +159,7 @@ def _was_made_of(folder: Path, inputs: object) -> bool:
 
 
 def _missing_seeds(workspace: Workspace, variant: str, name: str, inputs: Mapping[str, str]) -> dict[int, str]:
-    """The seeds of ``inputs`` without a model that was made of these."""
+    """The seeds of ``inputs`` without a model made from these inputs."""
     return {
         int(seed): made_of
         for seed, made_of in inputs.items()
@@ -168,16 +168,16 @@ def _missing_seeds(workspace: Workspace, variant: str, name: str, inputs: Mappin
 
 
 def _is_complete(workspace: Workspace, variant: str, name: str, inputs: Mapping[str, str]) -> bool:
-    """Whether every seed's model, and the summary beside them, was made of ``inputs``.
+    """Whether every seed's model, and the summary beside them, was made from ``inputs``.
 
-    The seeds are looked at too: a run that was stopped may leave new models beside the summary of the old ones.
+    The seeds are also checked, because an interrupted run may leave new models beside the summary of the old ones.
     """
     folder = workspace.recommender(variant, name)
     return _was_made_of(folder, inputs) and not _missing_seeds(workspace, variant, name, inputs)
 
 
 def train_one(workspace: Workspace, params: Params, name: str, *, variant: str) -> dict[str, object]:
-    """:func:`train` with the sections of whole params."""
+    """:func:`train` with the sections of the given params."""
     return train(workspace, variant, name, params.train_recommender, params.runtime)
 
 
@@ -186,14 +186,14 @@ def train(
 ) -> dict[str, object]:
     """Train one recommender with every seed in this process, or resume it, and save it in ``models/<variant>/<name>``.
 
-    Seeds whose model was made of the same inputs are kept.  A model, its curve and what it was made of appear together, and the
-    folder's summary (the mean curve, then its ``made_of.json``) last, so a killed run resumes at its unfinished seed and epoch.
-    A summary goes before a seed is trained; where no seed is, it is replaced, or left as it is where it fits.
+    Seeds whose model was made from the same inputs are kept.  A model, its curve and its inputs are written together, and the
+    folder's summary (the mean curve, then its ``made_of.json``) last, so an interrupted run resumes at the unfinished seed and
+    epoch.  The summary is removed before a seed is trained; if no seed has to be trained, it is replaced unless it matches.
 
     Args:
-        workspace: of the run.
-        variant: which item vectors.
-        name: of the recommender.
+        workspace: paths of the run.
+        variant: the variant of item vectors.
+        name: name of the recommender.
         params: settings of all recommenders, and the seeds.
         runtime: device and threads.
 
@@ -201,7 +201,7 @@ def train(
         Seeds, epochs, and NDCG@10 on the validation split, mean over the seeds.
 
     Raises:
-        ConfigError: no such recommender, or settings that do not fit together.
+        ConfigError: no such recommender, or contradictory settings.
         ArtifactError: an input is missing or damaged.
     """
     from sda_core.recommenders import history
@@ -234,7 +234,7 @@ def _train_seeds(
     params: TrainRecommenderParams,
     runtime: RuntimeParams,
 ) -> None:
-    """Train the seeds that are the keys of ``inputs``, each with its :func:`_inputs`, and save each when it is finished."""
+    """Train the seeds in the keys of ``inputs``, each with its :func:`_inputs`, and save each after its training."""
     import polars as pl
 
     from sda_core import recommenders
@@ -247,7 +247,7 @@ def _train_seeds(
     test = interactions.filter(pl.col("split") == "test")
     vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
     aligns = aligns_to_ids(section) and vectors is not None
-    num_items = EMBEDDINGS.count(workspace.embeddings(variant))  # the whole catalogue, items nobody has met included
+    num_items = EMBEDDINGS.count(workspace.embeddings(variant))  # the whole catalogue, including items without interactions
     for seed, made_of in inputs.items():
         data = recommenders.training_data(
             interactions.filter(pl.col("split").is_in(["train", "valid"])),
