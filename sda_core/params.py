@@ -1,11 +1,11 @@
-"""The typed mirror of ``params.yaml``: same order, no defaults, nothing ignored.
+"""The typed mirror of ``params.yaml``: same order, no defaults, unknown keys are errors.
 
-* Every model is frozen, strict and forbids unknown keys; **no field has a default**, because DVC tracks what
-  stands in the file: a default in code would change results without making anything stale.
-* YAML is read as version 1.2 (ruamel), as DVC does; PyYAML would read ``2e-4`` as a string.
-* All problems are reported at once, each with its path and the value that was found; settings that contradict each other
-  too, before anything is downloaded or loaded.
-* Nothing here changes a result: sections have validators and no other behaviour (``tests/test_architecture.py``), so that no
+* Every model is frozen and strict and forbids unknown keys.  **No field has a default**, because DVC tracks the contents of
+  the file: a default in code would change results without making anything stale.
+* YAML is read as version 1.2 (ruamel), as in DVC; PyYAML would read ``2e-4`` as a string.
+* All problems are reported at once, each with its path and the given value, including contradictory settings, before
+  anything is downloaded or loaded.
+* Nothing here changes a result: sections have validators and no other behaviour (``tests/test_architecture.py``), so no
   stage depends on this file.
 * A function takes its own section (``FilterParams``), never the whole tree.
 """
@@ -52,7 +52,7 @@ Cut = Annotated[float | str, AfterValidator(_cut)]
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A list that names nothing twice."""
+    """A list without duplicates."""
     twice = list(dict.fromkeys(value for value in values if values.count(value) > 1))
     if twice:
         raise ValueError(f"should name each once (got {', '.join(str(value) for value in twice)} more than once)")
@@ -63,41 +63,41 @@ Distinct = AfterValidator(_distinct)
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values are not coerced, nothing can be changed later."""
+    """Base class of every section: unknown keys are errors, values are not coerced, objects are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 # ----------------------------------------------------------------------------------------------- dataset
 class DemoDataset(Section):
-    """The built-in shop: a simulation that writes raw files in a real edition's format: docs/shop.md."""
+    """The built-in shop: a simulation that writes raw files in the format of a real edition: docs/shop.md."""
 
     source: Literal["demo"]
-    edition: Literal[2014, 2018, 2023]  # whose file format is written
+    edition: Literal[2014, 2018, 2023]  # edition of the file format
     category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]  # name of the shop
     seed: CountOrZero
     num_users: Annotated[int, Field(ge=20, le=10_000_000)]
     num_items: Annotated[int, Field(ge=20, le=1_000_000)]
-    mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]  # purchases of a user
-    popularity_exponent: Strength  # of the Zipf law of item popularity; 0 = uniform
-    new_item_share: Annotated[float, Field(ge=0.0, le=0.5)]  # of the items, which arrive later than the first day
-    content_strength: Strength  # how much the latent attributes drive taste; 0 = negative control
-    image_share: Share  # share of that drive that is visible in the image only
-    text_share: Share  # share of that drive that only the text can name; the rest is visible in both
-    sequence_strength: Strength  # how much the last item drives the next one
-    same_day_share: Share  # chance that a purchase is of the same day as the user's purchase before it
-    text_completeness: Share  # how much of what a text could name it names; 1 = all
-    text_noise: Share  # chance that a word of a title or description is dropped, replaced or mistyped
-    image_clutter: Share  # how much else an image shows; 0 = the product alone
+    mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]  # mean number of purchases per user
+    popularity_exponent: Strength  # exponent of the Zipf law of item popularity; 0 = uniform
+    new_item_share: Annotated[float, Field(ge=0.0, le=0.5)]  # share of the items that arrive later than the first day
+    content_strength: Strength  # strength of the latent attributes in users' choices; 0 = negative control
+    image_share: Share  # share of this strength that only the image shows
+    text_share: Share  # share of this strength that only the text can name; both show the rest
+    sequence_strength: Strength  # strength of the last item in the choice of the next one
+    same_day_share: Share  # probability that a purchase is on the same day as the user's previous one
+    text_completeness: Share  # completeness of the texts: 1 = every text names all of its attributes
+    text_noise: Share  # probability that a word of a title or description is dropped, replaced or misspelt
+    image_clutter: Share  # amount of other content in the images; 0 = only the product
     missing_image_share: Share  # items without an image
     missing_description_share: Share  # items without a description
     missing_metadata_share: Share  # items without a metadata line
-    quirk_share: Share  # chance that a line has one of the edition's real defects
+    quirk_share: Share  # probability that a line has one of the edition's real defects
     image_side: Annotated[int, Field(ge=16, le=1024)]  # width and height of an image in pixels
 
     @property
     def local_folder(self) -> None:
-        """The built-in shop brings its images with its raw files."""
+        """Always None: the images of the built-in shop are part of its raw files."""
         return
 
     @property
@@ -124,51 +124,51 @@ class AmazonDataset(Section):
     reviews_sha256: Sha256 | None  # a file with another hash is rejected; null: not checked
     metadata_sha256: Sha256 | None
     image_archive_sha256: Sha256 | None
-    image_folder: str | None  # images as <item id>.jpg or under the metadata's paths; what it lacks is fetched
-    local_folder: str | None  # when set: all files are taken from here by base name, images from <folder>/images; no network
+    image_folder: str | None  # images as <item id>.jpg or under the metadata's paths; missing ones are fetched
+    local_folder: str | None  # if set: all files are read from here by base name, images from <folder>/images; no network
 
 
 Dataset = Annotated[DemoDataset | AmazonDataset, Field(discriminator="source")]
 
 
 class LocalFilesParams(Section):
-    """The local files and folders that ``dataset`` and ``backbone`` name: see ``sda_core.local_files``."""
+    """The local files and folders in ``dataset`` and ``backbone``: see ``sda_core.local_files``."""
 
     reviews: str
     metadata: str
     image_archive: str
     local_folder: str
-    local_images: str  # images of local_folder, where that folder is a link or cannot be watched as a whole
+    local_images: str  # images of local_folder, if that folder is a link or cannot be watched as a whole
     image_folder: str
     backbone: str
 
 
 class DownloadParams(Section):
-    """How raw files are fetched."""
+    """The download of raw files."""
 
     timeout_seconds: Positive  # without an answer or enough bytes
-    num_retries: CountOrZero  # attempts without progress before the next source is tried
+    num_retries: CountOrZero  # attempts without progress before the next source is used
     backoff_seconds: NonNegative  # before the first retry; doubles each time
     max_file_bytes: Count  # a longer file is rejected
 
 
 class FilterParams(Section):
-    """Which interactions and items are kept, and how they are split."""
+    """The filter of interactions and items, and the split."""
 
     method: Literal["kcore", "single_pass"]  # kcore: until every user and item has enough; single_pass: thresholds counted once
-    min_user_interactions: Count  # a user with fewer is dropped
-    min_item_interactions: Count  # an item with fewer is dropped
-    duplicates: Literal["first", "last", "keep"]  # which of several interactions of one user with one item is kept
-    ties: Literal["random", "file"]  # the order of a user's interactions with equal times; file: that of the raw lines
-    ties_seed: CountOrZero  # of `ties: random`
-    time_resolution_seconds: CountOrZero  # times are rounded down to multiples of it; 86400: days; 0: as given
+    min_user_interactions: Count  # users with fewer are dropped
+    min_item_interactions: Count  # items with fewer are dropped
+    duplicates: Literal["first", "last", "keep"]  # the kept one of several interactions of a user with an item; keep: all
+    ties: Literal["random", "file"]  # order of a user's interactions with equal times; file: that of the raw lines
+    ties_seed: CountOrZero  # seed of `ties: random`
+    time_resolution_seconds: CountOrZero  # times are rounded down to multiples of it; 86400: days; 0: no rounding
     items_without_metadata: Literal["drop", "keep"]  # items without a line in the metadata
-    items_without_image: Literal["drop", "keep"]  # items whose metadata names no image
+    items_without_image: Literal["drop", "keep"]  # items without an image in the metadata
     min_rating: NonNegative  # lower ratings are dropped
     max_bad_line_share: Share  # the stage stops if more lines cannot be read
     split: Literal["leave_one_out", "global_time"]  # leave_one_out: each user's last two items; global_time: two points in time
-    valid_from: Cut | None  # global_time: where validation begins, a day (UTC) or the share of interactions before it
-    test_from: Cut | None  # global_time: where the test begins
+    valid_from: Cut | None  # global_time: begin of the validation, a day (UTC) or the share of interactions before it
+    test_from: Cut | None  # global_time: begin of the test
 
     @model_validator(mode="after")
     def _cuts_fit(self) -> FilterParams:
@@ -191,30 +191,30 @@ class FilterParams(Section):
 
 
 class FetchImagesParams(Section):
-    """How the images of the kept items are fetched, checked and stored."""
+    """Fetching, checking and storing the images of the kept items."""
 
     num_workers: Annotated[int, Field(ge=1, le=256)]  # requests at once
     max_per_host: Annotated[int, Field(ge=1, le=64)]  # requests at once to one host
     timeout_seconds: Positive  # without an answer or enough bytes
     num_retries: CountOrZero  # for each address
     backoff_seconds: NonNegative  # before the first retry; doubles each time
-    max_bytes: Count  # of one image file
-    max_pixels: Count  # an image with more is not decoded
-    stored_pixels: Annotated[int, Field(ge=256)]  # an image with more is stored smaller; see backbone.max_pixels
+    max_bytes: Count  # maximum size of an image file
+    max_pixels: Count  # images with more are not decoded
+    stored_pixels: Annotated[int, Field(ge=256)]  # images with more are reduced; see backbone.max_pixels
     shard_rows: Count  # images in one file
 
 
 class ItemsParams(Section):
-    """What the model is told about an item: the prompts, and what stands in for a missing image."""
+    """The prompts of an item, and the placeholder of a missing image."""
 
-    noun: Annotated[str, Field(min_length=1, max_length=64)]  # what an item is called in the prompts, for example film
+    noun: Annotated[str, Field(min_length=1, max_length=64)]  # word for an item in the prompts, for example film
     text_opening: Annotated[str, Field(min_length=1)]  # first words of the text prompt; {noun} is filled in
     fields: Annotated[
         tuple[Literal["title", "brand", "price", "categories", "features", "description"], ...], Field(min_length=1), Distinct
     ]
-    max_value_chars: Count  # of each field; the rest is cut off
+    max_value_chars: Count  # maximum length of each field; longer ones are truncated
     image_prompt: Annotated[str, Field(min_length=1)]  # the text beside an image; {noun} is filled in
-    missing_image: Literal["placeholder", "text_only"]  # show a fixed grey image instead, or make a text embedding only
+    missing_image: Literal["placeholder", "text_only"]  # use a fixed grey image, or make only a text embedding
 
 
 # ---------------------------------------------------------------------------------------------- backbone
@@ -235,7 +235,7 @@ class TinyQwen25VL(Section):
 
 
 class Nano(Section):
-    """The small pre-trained Qwen2.5-VL that comes with the package."""
+    """The small pre-trained Qwen2.5-VL that is part of the package."""
 
     kind: Literal["nano"]
     min_pixels: Count  # smaller images are enlarged
@@ -245,17 +245,17 @@ class Nano(Section):
 
 
 class Checkpoint(Section):
-    """What every published checkpoint needs: a hub id with a pinned revision, or a local folder."""
+    """Base class of published checkpoints: a hub id with a pinned revision, or a local folder."""
 
     name: Annotated[str, Field(min_length=1)]  # a hub id such as owner/name, or a folder
-    revision: Annotated[str, Field(min_length=1)] | None  # a commit of the hub id; only a local folder needs none
+    revision: Annotated[str, Field(min_length=1)] | None  # a commit of the hub id; null only for a local folder
     dtype: Literal["float32", "bfloat16", "float16"]
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"]  # auto: FlashAttention where it is installed, else sdpa
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"]  # auto: FlashAttention if it is installed, else sdpa
     max_text_tokens: Count  # longer texts are truncated
 
 
 class QwenVLCheckpoint(Checkpoint):
-    """What the Qwen-VL families share: images of any size, as many tokens as they have pixels."""
+    """Base class of the Qwen-VL families: images of any size, with a number of tokens proportional to their pixels."""
 
     min_pixels: Count  # smaller images are enlarged
     max_pixels: Count  # larger images are reduced
@@ -284,7 +284,7 @@ class LlavaOnevision(Checkpoint):
     """A LLaVA-OneVision checkpoint in transformers' own format (``llava-hf/...``)."""
 
     kind: Literal["llava_onevision"]
-    max_tiles: CountOrZero  # beside the whole image; 0: the whole image alone
+    max_tiles: CountOrZero  # tiles in addition to the whole image; 0: only the whole image
     pooling: Literal["mean", "last"]
 
 
@@ -292,7 +292,7 @@ class InternVL(Checkpoint):
     """An InternVL checkpoint in transformers' own format (``OpenGVLab/...-hf``)."""
 
     kind: Literal["internvl"]
-    max_tiles: CountOrZero  # beside the whole image; 0 and 1: the whole image alone
+    max_tiles: CountOrZero  # tiles in addition to the whole image; 0 and 1: only the whole image
     pooling: Literal["mean", "last"]
 
 
@@ -300,7 +300,7 @@ class SmolVLM(Checkpoint):
     """A SmolVLM, SmolVLM2 or Idefics3 checkpoint."""
 
     kind: Literal["smolvlm"]
-    max_tiles: CountOrZero  # beside the whole image; below 4: the whole image alone
+    max_tiles: CountOrZero  # tiles in addition to the whole image; below 4: only the whole image
     pooling: Literal["mean", "last"]
 
 
@@ -311,7 +311,7 @@ class CLIP(Checkpoint):
 
 
 class SigLIP(Checkpoint):
-    """A SigLIP 2 checkpoint of fixed resolution (or a SigLIP one with a ``tokenizer.json``): two towers, as CLIP."""
+    """A SigLIP 2 checkpoint of fixed resolution (or a SigLIP one with a ``tokenizer.json``): two towers, like CLIP."""
 
     kind: Literal["siglip"]
 
@@ -327,7 +327,7 @@ Targets = Literal["language", "language_and_vision"]
 
 
 class TrainedVariant(Section):
-    """Which adapter section and which loss section of ``train_adapter`` a trained variant uses."""
+    """The adapter section and the loss section of ``train_adapter`` for a trained variant."""
 
     adapter: Literal["lora", "moda"]  # section of train_adapter
     loss: Literal["infonce", "loss"]  # section of train_adapter
@@ -338,18 +338,18 @@ class TrainingParams(Section):
 
     seed: CountOrZero
     num_steps: CountOrZero
-    batch_size: Annotated[int, Field(ge=2)]  # items of a step, over all processes
-    micro_batch_size: Count | None  # items of a pass of one process (gradient caching); null: its whole part of the batch
+    batch_size: Annotated[int, Field(ge=2)]  # items per step, over all processes
+    micro_batch_size: Count | None  # items per pass of one process (gradient caching); null: its whole part of the batch
     learning_rate: Positive
     weight_decay: NonNegative
     warmup_steps: CountOrZero  # steps until the learning rate reaches its value
     max_grad_norm: Positive  # gradients are clipped to this norm
-    gradient_checkpointing: bool  # less memory for a second forward pass; the same result
+    gradient_checkpointing: bool  # saves memory by a second forward pass; the same result
     sharding: Literal["none", "fsdp"]  # fsdp: the frozen base is sharded over the processes
     check: Literal["stop", "warn"]  # what to do before step 0 if the teacher is nearly uniform: sda_core.alignment.check
     vision_cache: Literal[
         "never", "auto", "always"
-    ]  # the frozen vision tower's results, computed once for each item and kept on disk
+    ]  # the frozen vision tower's outputs, computed once per item and cached on disk
     checkpoint_every: Count  # steps
     log_every: Count  # steps
 
@@ -361,7 +361,7 @@ class AdapterParams(Section):
     lora_alpha: Positive
     use_rslora: bool  # scale lora_alpha / sqrt(r) instead of lora_alpha / r
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    variant: Literal["paper", "reference"]  # reference: a dropout mask for each expert, as in the public code
+    variant: Literal["paper", "reference"]  # reference: one dropout mask per expert, as in the public code
     num_experts: Count  # low-rank experts of each layer
     expert_rank: Literal["split", "full"]  # split: r / num_experts for each expert; full: r for each
     gate: Literal[
@@ -386,32 +386,32 @@ class AdapterParams(Section):
 
 
 Teacher = Literal["mean", "image", "text", "agreement"]
-"""Whose structure CMSA takes as its target: see ``sda_core.losses.cmsa``."""
+"""The structure that CMSA uses as target: see ``sda_core.losses.cmsa``."""
 
 
 class LossParams(Section):
     """CMSA; ``teacher: none`` is InfoNCE, ``variant: reference`` is the paper's public code."""
 
     variant: Literal["paper", "reference"]  # reference: as in the paper's public code
-    teacher: Literal[Teacher, "none"]  # whose similarities are the soft targets; none: hard targets (InfoNCE)
+    teacher: Literal[Teacher, "none"]  # modalities whose similarities are the soft targets; none: hard targets (InfoNCE)
     temperature: Positive
     teacher_temperature: Positive | None  # null: the same as temperature
     teacher_targets: (
         Annotated[float, Field(gt=1)] | None
-    )  # finds the teacher_temperature with so many effective targets: losses.geometry
-    center: Literal["none", "batch", "running"]  # the mean that is subtracted first; running may collapse: losses.geometry
-    keep_base: NonNegative  # weight of the term that keeps the structure inside each modality: losses.keep
+    )  # calibrates the teacher_temperature to this number of effective targets: losses.geometry
+    center: Literal["none", "batch", "running"]  # mean to subtract first; running may collapse: losses.geometry
+    keep_base: NonNegative  # weight of the term that keeps the structure within each modality: losses.keep
     learn_temperature: bool  # temperature is then the start value
-    teacher_source: Literal["adapted", "base"]  # similarities of the trained vectors, or of the backbone's own
-    detach_teacher: bool  # no gradient passes through the teacher
+    teacher_source: Literal["adapted", "base"]  # similarities of the trained vectors, or of the backbone alone
+    detach_teacher: bool  # no gradient through the teacher
     normalize: bool  # unit vectors, so similarity is cosine
     false_negatives: Literal[
         "keep", "mask", "share"
-    ]  # items of a batch that show the same thing: kept as negatives, left out, or shared targets
+    ]  # items of a batch with equal content: kept as negatives, excluded, or shared targets
 
 
 class TrainAdapterParams(Section):
-    """Phase one: adapters trained on items alone.  Each trained variant names its two sections."""
+    """Phase one: adapters trained on items alone.  Each trained variant has an adapter section and a loss section."""
 
     variants: dict[Name, TrainedVariant]  # name: {adapter: section, loss: section}
     training: TrainingParams
@@ -435,24 +435,24 @@ class TrainAdapterParams(Section):
 
 # ---------------------------------------------------------------------------- embeddings, index, training
 class ExportParams(Section):
-    """Item vectors: one pass for each modality, then fusion."""
+    """Item vectors: one pass per modality, then fusion."""
 
-    engine: Literal["local", "ray"]  # ray: the cluster that RAY_ADDRESS names, else one on this machine
-    num_workers: Count  # of ray; with local, torchrun or accelerate say how many
-    batch_size: Count  # items of a pass
-    shard_rows: Count  # items of a block that a killed run need not repeat
-    merge: bool  # fold the adapter into the base weights, one modality at a time
+    engine: Literal["local", "ray"]  # ray: the cluster at RAY_ADDRESS, else one on this machine
+    num_workers: Count  # workers of ray; with local, torchrun or accelerate set the number
+    batch_size: Count  # items per pass
+    shard_rows: Count  # items per block; an interrupted run resumes with the next block
+    merge: bool  # merge the adapter into the base weights, one modality at a time
     compile: bool  # torch.compile, for GPUs and big shops
     fusion: Literal[
         "late_concat_pca", "concat", "mean", "image", "text"
-    ]  # how the two vectors become one: concatenated then PCA, concatenated, mean, or one alone
-    fused_dim: Count  # components of the PCA; at most the concatenation's width and the number of fitted items
+    ]  # fusion of the two vectors: concatenation with PCA, concatenation, mean, or only one of them
+    fused_dim: Count  # components of the PCA; at most the width of the concatenation and the number of fitted items
     normalize: bool  # unit length
-    image_weight: NonNegative  # factors of the two modalities where both are fused
+    image_weight: NonNegative  # factors of the two modalities if both are fused
     text_weight: NonNegative
-    balance: Literal["none", "equal_energy"]  # equal_energy: first, both vary equally much around their means
+    balance: Literal["none", "equal_energy"]  # equal_energy: first scale both to equal variance around their means
     axis_scaling: Literal["none", "even"]  # even: of the PCA, each component divided by sqrt(its variance + mean variance)
-    with_base: bool  # adapted variants: the backbone's own vectors are fused as well, so that adaptation takes nothing away
+    with_base: bool  # adapted variants: also fuse the backbone's vectors without adapter, so that adaptation loses nothing
 
 
 class JointVariant(Section):
@@ -462,36 +462,36 @@ class JointVariant(Section):
 
 
 class JointParams(Section):
-    """Joint passes, each a variant of its own; the other settings are those of ``export_embeddings``."""
+    """Joint passes, one variant each; the other settings are those of ``export_embeddings``."""
 
     variants: dict[Name, JointVariant]  # name: {of: variant}
 
 
 class ControlParams(Section):
-    """Control vectors, each a variant of its own; see ``sda_core.embeddings.controls``."""
+    """Control vectors, one variant each; see ``sda_core.embeddings.controls``."""
 
     variants: Annotated[tuple[Control, ...], Distinct]
     seed: CountOrZero
 
 
 class ImportedVariant(Section):
-    """Item vectors that were made elsewhere."""
+    """Imported item vectors."""
 
     path: Annotated[str, Field(min_length=1)]  # a parquet file, or a folder of .npy files with a list of ids; below the project
 
 
 class ImportEmbeddingsParams(Section):
-    """Item vectors made elsewhere, each a variant of its own; see ``sda_core.exchange.vectors``."""
+    """Imported item vectors, one variant each; see ``sda_core.exchange.vectors``."""
 
     variants: dict[Name, ImportedVariant]  # name: {path: file}
-    item_column: Annotated[str, Field(min_length=1)]  # of a parquet file: the shop's own ids, as in raw_item_id
+    item_column: Annotated[str, Field(min_length=1)]  # in a parquet file: the shop's ids, as in raw_item_id
     image_column: Annotated[str, Field(min_length=1)]
     text_column: Annotated[str, Field(min_length=1)]
     embedding_column: Annotated[str, Field(min_length=1)]  # one vector per item; without it the other two are fused
-    max_missing_share: Share  # of the items may be without a vector: they take the mean of the others
+    max_missing_share: Share  # maximum share of items without a vector; they get the mean of the others
 
     def of(self, variant: str) -> ImportedVariant:
-        """Where an imported variant comes from.
+        """The source of an imported variant.
 
         Raises:
             ConfigError: no such variant.
@@ -503,10 +503,10 @@ class ImportEmbeddingsParams(Section):
 
 
 class SearchParams(Section):
-    """Which FAISS index, and how it is searched; null leaves a setting as FAISS has it."""
+    """The FAISS index and its search settings; null: FAISS's default."""
 
-    factory: Annotated[str, Field(min_length=1)]  # of FAISS, e.g. Flat, HNSW32 or IVF256,Flat
-    nprobe: Count | None  # clusters that are searched (IVF)
+    factory: Annotated[str, Field(min_length=1)]  # FAISS factory string, e.g. Flat, HNSW32 or IVF256,Flat
+    nprobe: Count | None  # clusters to search (IVF)
     ef_search: Count | None  # candidates during the search (HNSW)
 
 
@@ -514,8 +514,8 @@ class IndexParams(SearchParams):
     """The FAISS index of item vectors."""
 
     recall_at: Count  # recall of this many neighbours is measured
-    num_queries: Count  # items by which recall is measured
-    min_recall: Share  # the stage stops below it
+    num_queries: Count  # items for the measurement of recall
+    min_recall: Share  # the stage fails below it
 
 
 Representation = Literal["id", "content", "id+content"]  # without item vectors it is always id
@@ -523,7 +523,7 @@ SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 
 
 class FitParams(Section):
-    """What every trained recommender shares: optimisation and early stopping on validation NDCG@10."""
+    """Settings of all trained recommenders: optimisation and early stopping on validation NDCG@10."""
 
     max_epochs: Count
     patience: Count  # evaluations without a better validation NDCG@10
@@ -531,31 +531,31 @@ class FitParams(Section):
     batch_size: Count
     learning_rate: Positive
     weight_decay: NonNegative
-    dtype: Literal["float32", "bfloat16"]  # of the matrix products in training; weights and scoring are float32
+    dtype: Literal["float32", "bfloat16"]  # dtype of matrix products in training; weights and scoring are float32
 
 
 class PopParams(Section):
     """Popularity: the items with the most interactions."""
 
     kind: Literal["pop"]
-    counts: Literal["train", "train_valid", "all"]  # which splits are counted; all includes the test
+    counts: Literal["train", "train_valid", "all"]  # splits to count; all includes the test
 
 
 class SequentialParams(FitParams):
-    """What SASRec and BERT4Rec share."""
+    """Settings of SASRec and BERT4Rec."""
 
-    representation: Representation  # what an item is to the model: a learned vector, its projected embedding, or their sum
+    representation: Representation  # representation of an item: a learned vector, its projected embedding, or their sum
     hidden_size: Count
     num_blocks: Count
     num_heads: Count
-    max_length: Count  # latest items of a history that are read
+    max_length: Count  # number of latest items of a history that are used
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
-    id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # with id+content: how often content alone represents an item for a step
-    new_item_cost: Share | None  # of validation NDCG@10, to recommend items that training never saw; null: scores as they are
+    id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # with id+content: probability that an item has only content in a step
+    new_item_cost: Share | None  # accepted loss of validation NDCG@10 to recommend items not seen in training; null: none
     loss: SequentialLoss
-    num_negatives: Count  # of bce, gbce and sampled_softmax; softmax has all items
+    num_negatives: Count  # negatives of bce, gbce and sampled_softmax; softmax uses all items
     gbce_t: Share  # calibration of gbce: 0 is bce, 1 fully calibrated
-    align_weight: NonNegative  # of the alignment of projected item vectors to the item table trained on ids; 0: none
+    align_weight: NonNegative  # weight of the alignment of projected item vectors to the item table trained on ids; 0: none
     align_temperature: Positive
 
     @model_validator(mode="after")
@@ -571,14 +571,14 @@ class SASRecParams(SequentialParams):
     """SASRec (Kang & McAuley 2018)."""
 
     kind: Literal["sasrec"]
-    causal: bool  # an item attends to earlier items only
+    causal: bool  # items attend to earlier items only
 
 
 class BERT4RecParams(SequentialParams):
     """BERT4Rec (Sun et al. 2019)."""
 
     kind: Literal["bert4rec"]
-    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)]  # of each item in training
+    mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)]  # masking probability of each item in training
     last_item_mask_share: Share  # share of the training rows that mask the last item only
 
 
@@ -594,12 +594,12 @@ class VBPRParams(FitParams):
     """VBPR (He & McAuley 2016); without vectors it is BPR-MF."""
 
     kind: Literal["vbpr"]
-    factor_size: Count  # width of the part that ids learn
+    factor_size: Count  # width of the part learned from ids
     content_factor_size: Count  # width of the part from item vectors
     embedding_regularization: NonNegative  # L2 on the factors and biases of the users and items in a batch
     content_item_regularization: NonNegative  # L2 on the content factors E f of the items in a batch
-    content_regularization: NonNegative  # L2 on the projection E, which all items share
-    content_bias_regularization: NonNegative  # L2 on the visual bias beta', likewise
+    content_regularization: NonNegative  # L2 on the projection E, shared by all items
+    content_bias_regularization: NonNegative  # L2 on the visual bias beta', shared by all items
 
 
 class SLMRecParams(FitParams):
@@ -607,22 +607,22 @@ class SLMRecParams(FitParams):
 
     kind: Literal["slmrec"]
     hidden_size: Count
-    num_layers: CountOrZero  # of the graph; 0: no propagation
+    num_layers: CountOrZero  # layers of the graph; 0: no propagation
     embedding_regularization: NonNegative  # L2 on the user and item tables' rows in a batch
-    task: Literal["fd", "fm", "fd+fm", "fac"]  # self-supervised; see sda_core/recommenders/slmrec.py
+    task: Literal["fd", "fm", "fd+fm", "fac"]  # self-supervised task; see sda_core/recommenders/slmrec.py
     task_weight: NonNegative  # 0: none
-    temperature: Positive  # of the task
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # of fd's views
+    temperature: Positive  # temperature of the task
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout of the views of fd
 
 
 RecommenderParams = PopParams | BPRParams | VBPRParams | SLMRecParams | SASRecParams | BERT4RecParams
 
 
 class TrainRecommenderParams(Section):
-    """Phase two: recommenders on frozen item vectors, each with its section."""
+    """Phase two: recommenders on frozen item vectors, one section each."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # those with vectors; id is always trained, see dvc.yaml
-    seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1), Distinct]  # each is a training of its own
+    seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1), Distinct]  # one training per seed
     pop: PopParams
     sasrec: SASRecParams
     vbpr: VBPRParams
@@ -651,18 +651,18 @@ class TrainRecommenderParams(Section):
 
 # ------------------------------------------------------------------------------------ evaluation, report
 class TailParams(Section):
-    """What a long-tail item is: see ``sda_core.evaluation.groups``."""
+    """The definition of long-tail items: see ``sda_core.evaluation.groups``."""
 
     definition: Literal["train_lt_k", "pareto", "paper"]  # by training counts, by share of the items, by all counts
-    max_count: Count  # an item of fewer interactions is tail (train_lt_k, paper)
+    max_count: Count  # items with fewer interactions are tail (train_lt_k, paper)
     share: Share  # the least popular share of the items is tail (pareto)
 
 
 class RetrievalParams(SearchParams):
-    """An index instead of the scores of all items: see ``sda_core.ranking.retrieval``."""
+    """Candidates from an index instead of the scores of all items: see ``sda_core.ranking.retrieval``."""
 
-    depth: Count  # candidates retrieved for a user; a target that is not among them is last of all
-    num_queries: Count  # users by whose exact scores the loss of recall is measured
+    depth: Count  # candidates retrieved per user; a target outside of them has the last position
+    num_queries: Count  # users for the measurement of recall by exact scores
 
     @model_validator(mode="after")
     def _search_fits(self) -> RetrievalParams:
@@ -674,19 +674,19 @@ class RetrievalParams(SearchParams):
 
 
 class EvaluateParams(Section):
-    """How the test users' targets are placed and scored."""
+    """Ranking and scoring of the test users' targets."""
 
     protocol: Literal[
         "fullrank", "uni100", "pop100"
-    ]  # candidates of a user: all unseen items, or 100 sampled ones (uniform or by popularity)
+    ]  # candidates per user: all unseen items, or 100 sampled ones (uniform or by popularity)
     cutoffs: Annotated[tuple[Count, ...], Field(min_length=1), Distinct]  # the k of Hit@k and NDCG@k
-    ties: Literal["pessimistic", "mean", "optimistic"]  # place of the target among candidates with the same score
+    ties: Literal["pessimistic", "mean", "optimistic"]  # position of the target among candidates with equal scores
     tail: TailParams
-    negatives_seed: CountOrZero  # of uni100 and pop100
+    negatives_seed: CountOrZero  # seed of uni100 and pop100
     bootstrap_samples: CountOrZero  # draws for the intervals; 0: no intervals
     bootstrap_seed: CountOrZero
-    batch_size: Count  # users scored at once; changes no result
-    retrieval: RetrievalParams | None  # null: the scores of all candidates, exactly
+    batch_size: Count  # users scored at once; does not affect results
+    retrieval: RetrievalParams | None  # null: exact scores of all candidates
 
     @model_validator(mode="after")
     def _retrieval_fits(self) -> EvaluateParams:
@@ -708,24 +708,24 @@ class ReportParams(Section):
     """The report's page."""
 
     title: Annotated[str, Field(min_length=1)]
-    num_example_items: Count  # items whose neighbours the page shows
-    num_neighbors: Count  # neighbours of each
-    cutoff: Count  # of the headline table
+    num_example_items: Count  # items shown with their neighbours
+    num_neighbors: Count  # neighbours per item
+    cutoff: Count  # cut-off of the headline table
 
 
 class RuntimeParams(Section):
-    """Where it runs; no stage depends on this section, because it must not change a result."""
+    """Device and processes; no stage depends on this section, because it must not change a result."""
 
     device: Literal["auto", "cpu", "cuda"]
-    num_threads: CountOrZero  # 0: torch's own choice; with several trainings at once, an equal share of the cores each
+    num_threads: CountOrZero  # 0: torch's default; with several trainings at once, an equal share of the cores each
     num_trainings: Count  # processes that train recommenders at once
 
 
 class Params(Section):
     """The whole of ``params.yaml``."""
 
-    variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # what is evaluated and shown, in this order
-    recommenders: Annotated[  # what is trained and evaluated
+    variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # variants to evaluate and show, in this order
+    recommenders: Annotated[  # recommenders to train and evaluate
         tuple[Literal["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1), Distinct
     ]
     dataset: Dataset
@@ -755,8 +755,8 @@ class Params(Section):
 
 
 # ----------------------------------------------------------------------------- settings that contradict each other
-# Each rule gives a line: path, what was found, what should be, what to do.  The library checks for itself what it is handed;
-# here the same is said before a stage has run.
+# Each rule gives a line: path, value found, value expected, remedy.  The library also checks its own arguments; these rules
+# report the same errors before a stage runs.
 _HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")  # as in data/prompts.py
 
@@ -785,7 +785,7 @@ def _backbone_problems(section: BackboneParams) -> Iterator[str]:
     if isinstance(section, TinyQwen25VL) and section.hidden_size % (2 * section.num_heads):
         yield (f"num_heads: should divide hidden_size ({section.hidden_size}) into an even head width (got {section.num_heads})")
     if isinstance(section, Checkpoint):
-        if section.revision is not None:  # null is for local folders, and for presets that leave it open: see load_params
+        if section.revision is not None:  # null is for local folders, and for presets that do not set it: see load_params
             yield from _revision_problems(section)
         if section.attention == "flash_attention_2" and section.dtype == "float32":
             yield "attention: flash_attention_2 needs a half-precision dtype (got float32); use dtype: bfloat16, or auto"
@@ -821,11 +821,11 @@ _REFERENCE_LOSS = {
     "center": "none",
     "keep_base": 0.0,
 }
-"""What the public code does, which has no such options."""
+"""Fixed settings of the public code, which has no such options."""
 
 
 def loss_problems(section: LossParams) -> Iterator[str]:
-    """The contradictions inside a loss section, each with what to do; none for a section of a loaded params.yaml."""
+    """The contradictions within a loss section, with remedies; none for a section of a loaded params.yaml."""
     if section.variant == "reference":
         for name, value in _REFERENCE_LOSS.items():
             if getattr(section, name) != value:
@@ -888,11 +888,11 @@ _RULES: tuple[tuple[str, Any, Callable[[Any], Iterator[str]]], ...] = (
     ("train_recommender.bert4rec", BERT4RecParams, _sequential_problems),
     ("evaluate.retrieval", RetrievalParams | None, lambda section: iter(()) if section is None else _search_problems(section)),
 )
-"""Which section obeys which rule, by path."""
+"""The rules of each section, by path."""
 
 
 def _problems_of_sections(data: Any) -> Iterator[str]:
-    """The contradictions inside the sections that are valid by themselves, whatever is wrong elsewhere."""
+    """The contradictions within each valid section, even if other sections are invalid."""
     for path, kind, rule in _RULES:
         section: Any = data
         for key in path.split("."):
@@ -900,12 +900,12 @@ def _problems_of_sections(data: Any) -> Iterator[str]:
         try:
             checked = TypeAdapter(kind).validate_json(json.dumps(section, default=_plain))
         except (ValidationError, TypeError):
-            continue  # is reported as it is
+            continue  # already reported
         yield from (f"{path}.{problem}" for problem in rule(checked))
 
 
 def _problems_of_names(params: Params) -> Iterator[str]:
-    """Names of variants: each is made in one way, and known where it is used."""
+    """Problems of variant names: each variant is made in exactly one way, and every used variant exists."""
     made, controls = params.train_adapter.variants, params.control_embeddings.variants
     joint, imported = params.joint_embeddings.variants, params.import_embeddings.variants
     known = {"id", "zero_shot", *made, *joint, *controls, *imported}
@@ -969,7 +969,7 @@ def _problems_of_pairs(params: Params) -> Iterator[str]:
 
 
 def _joint_problems(params: Params) -> Iterator[str]:
-    """What a joint pass cannot do."""
+    """Settings that a joint pass does not support."""
     joint = params.joint_embeddings.variants
     if not joint:
         return
@@ -998,7 +998,7 @@ def _joint_problems(params: Params) -> Iterator[str]:
 
 
 def _tags(union: Any) -> frozenset[str]:
-    """The values that a union's discriminator may have."""
+    """The allowed values of a union's discriminator."""
     sections, field = get_args(union)
     tags = (section.model_fields[field.discriminator].annotation for section in get_args(sections))
     return frozenset(tag for literal in tags for tag in get_args(literal))
@@ -1008,8 +1008,8 @@ _TAGS = _tags(Dataset) | _tags(BackboneParams)
 
 
 def _describe(error: dict[str, Any]) -> str:
-    """One problem as ``path: what should be (got value)``."""
-    # pydantic puts the discriminator's value into the path of a union; the user's file has no such level.
+    """One problem as ``path: expected value (got value)``."""
+    # pydantic adds the discriminator's value to the path of a union; the user's file has no such level.
     path = ".".join(str(part) for part in error["loc"] if part not in _TAGS)
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -1031,7 +1031,7 @@ def _describe(error: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A day without quotes is a date in YAML; a text everywhere else."""
+    """Convert dates to texts: a day without quotes is a date in YAML."""
     if type(value) is date:
         return value.isoformat()
     raise TypeError(type(value).__name__)
@@ -1041,14 +1041,14 @@ def parse_params(data: Any, where: str) -> Params:
     """Check plain data against :class:`Params`.
 
     Args:
-        data: what the YAML parser gave.
+        data: the result of the YAML parser.
         where: the file's name, for messages.
 
     Raises:
-        ConfigError: one line with every problem, each with its path.
+        ConfigError: one line with all problems, each with its path.
     """
     try:
-        # Through JSON, because pydantic's strict mode then takes a list for a tuple, and nothing else more.
+        # Via JSON, because pydantic's strict mode then accepts a list for a tuple, and is otherwise unchanged.
         return Params.model_validate_json(json.dumps(data, default=_plain))
     except ValidationError as error:
         errors = error.errors(include_url=False)
@@ -1056,9 +1056,9 @@ def parse_params(data: Any, where: str) -> Params:
         wrong_within = {e["loc"][:-1] for e in errors}
         problems = [_describe(dict(e)) for e in errors if not (e["type"] == "too_short" and e["loc"] in wrong_within)]
         if not any(e["type"] == "value_error" and not e["loc"] for e in errors):
-            problems += _problems_of_sections(data)  # the whole was not reached, so these are not said yet
+            problems += _problems_of_sections(data)  # the validators of the whole did not run, so these are not reported yet
         raise ConfigError(where, " | ".join(problems)) from None
-    except TypeError as error:  # a date, a set, a non-string key: YAML has types that JSON has not
+    except TypeError as error:  # a date, a set, a non-string key: YAML has more types than JSON
         raise ConfigError(where, f"holds a value of a type that params do not have: {error}") from None
 
 
@@ -1066,7 +1066,7 @@ def load_params(path: Path) -> Params:
     """Read and check a params file.
 
     Raises:
-        ConfigError: the file is missing, is no YAML, does not fit :class:`Params`, or leaves a checkpoint's revision open.
+        ConfigError: the file is missing, is not YAML, does not match :class:`Params`, or does not pin a checkpoint's revision.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
