@@ -1,6 +1,7 @@
-"""Hydra finds and imports this file by its place: it makes ``${sda_local_file:...}`` known, which conf/config.yaml uses.
+"""Hydra plugin that registers the resolver ``${sda_local_file:...}``, used in conf/config.yaml.
 
-DVC adds the project folder to Python's path while Hydra looks for plugins, so no setting is needed.
+Hydra finds and imports this file by its location.  DVC adds the project folder to Python's path while Hydra searches for
+plugins, so no setting is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sda_core.local_files import watched
 
 
 def _project() -> Path:
-    """The project folder: the current one, or the nearest above it with a ``dvc.yaml``."""
+    """The project folder: the nearest folder with a ``dvc.yaml``, from the current one upwards."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)
 

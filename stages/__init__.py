@@ -1,1 +1,1 @@
-"""The pipeline's stages: each loads its params, reads, calls ``sda_core``, writes.  ``sda --help`` lists them."""
+"""The stages of the pipeline: each loads its params, reads, calls ``sda_core``, and writes.  ``sda --help`` lists them."""

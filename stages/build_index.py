@@ -1,4 +1,4 @@
-"""A FAISS index over one variant's item vectors."""
+"""Build the FAISS index of one variant's item vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control vectors, as variants of their own: random, shuffled, one modality alone, the true attributes."""
+"""Write control vectors as variants: random, shuffled, one modality alone, the true attributes."""
 
 from __future__ import annotations
 

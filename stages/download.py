@@ -1,4 +1,4 @@
-"""Fetch the raw files of the dataset, or let the built-in shop write them."""
+"""Download the raw files of the dataset, or write those of the built-in shop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The negatives that sampled protocols place targets among, drawn once for all variants."""
+"""Draw the negatives of the sampled protocols, once for all variants."""
 
 from __future__ import annotations
 

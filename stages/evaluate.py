@@ -1,4 +1,4 @@
-"""Positions of the test users' targets, and the metrics made of them."""
+"""Compute the positions of the test users' targets, and their metrics."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Item vectors: one pass per modality through the frozen model, or one for both, then fusion.
+"""Export item vectors: one pass per modality through the frozen model, or one for both, then fusion.
 
-Alone, or in several processes on one or more GPUs: ``torchrun --nproc-per-node 4 -m stages.export_embeddings --variant sda``
-(``accelerate launch`` likewise).
+To use several processes on one or more GPUs: ``torchrun --nproc-per-node 4 -m stages.export_embeddings --variant sda`` (or
+``accelerate launch``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images of the kept items, checked and stored in parquet shards."""
+"""Fetch and check the images of the kept items, and store them in parquet shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw files to tables: parse, filter, number, split."""
+"""Convert raw files to tables: parse, filter, number ids, split."""
 
 from __future__ import annotations
 

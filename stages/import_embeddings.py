@@ -1,4 +1,4 @@
-"""Item vectors that were made elsewhere, as a variant of their own."""
+"""Import item vectors from a file as a variant."""
 
 from __future__ import annotations
 

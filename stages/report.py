@@ -1,4 +1,4 @@
-"""One page that a reader understands in a minute, and the paired comparisons behind it."""
+"""Write the report page and its paired comparisons."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Phase one: an adapter trained on items alone.
+"""Phase one: train an adapter on items alone.
 
-Alone, or in several processes that share every batch: ``torchrun --nproc-per-node 4 -m stages.train_adapter --variant sda``
-(``accelerate launch --multi_gpu --num_processes 4 -m ...`` likewise).
+To share every batch among several processes: ``torchrun --nproc-per-node 4 -m stages.train_adapter --variant sda`` (or
+``accelerate launch --multi_gpu --num_processes 4 -m ...``).
 """
 
 from __future__ import annotations

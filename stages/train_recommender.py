@@ -1,4 +1,4 @@
-"""Phase two: an ordinary recommender over frozen item vectors, or all of them, several at once."""
+"""Phase two: train one or all recommenders on frozen item vectors, several in parallel."""
 
 from __future__ import annotations
 
