@@ -1,4 +1,4 @@
-"""Hashes of inputs, so that an unfinished stage is resumed only with the very inputs it began with."""
+"""Hashes of inputs, so that an unfinished stage is resumed only with the inputs with which it began."""
 
 from __future__ import annotations
 

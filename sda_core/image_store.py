@@ -1,11 +1,11 @@
-"""Images of items, on disk: parquet shards, read a few rows at a time.
+"""Store the images of items on disk in parquet shards, and read a few rows at a time.
 
 ``shard-00000.parquet``, ``shard-00001.parquet``, ... hold consecutive items (table ``IMAGES`` of
 ``sda_core.artifacts``) in row groups of 64, so that one image costs the reading of at most 64 small ones.
-``coverage.json`` is written last: its existence says that the folder is whole.
+``coverage.json`` is written last: its existence means that the folder is complete.
 
-Pages carry checksums, which are compared on reading; nothing is decoded here.  Reading starts no threads and leaves no
-file open, so that a store may be used in forked data-loader workers.
+Pages have checksums, which are verified on reading; images are not decoded here.  Reading starts no threads and keeps no
+file open, so that a store can be used in forked data-loader workers.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from sda_core.errors import ArtifactError
 
 @dataclass(frozen=True)
 class Status:
-    """What became of an item's image.
+    """The status of an item's image.
 
     Attributes:
-        label: how the report calls it.
-        hope: where several references of an item failed, the status with the highest number is the item's.
-        is_tried_again: whether the next run of the image stage tries it again.
+        label: its name in the report.
+        hope: priority: if several references of an item failed, the item gets the status with the highest value.
+        is_tried_again: whether the next run of the image stage tries again.
     """
 
     label: str
@@ -47,16 +47,16 @@ IMAGE_STATUSES = {
     "http_404": Status("Gone from the server", hope=3),
     "http_error": Status("Server gave an error", hope=7, is_tried_again=True),
     "corrupt": Status("Not a readable image", hope=4),
-    "unsupported": Status("Format that is not read", hope=5),  # tried again where this Pillow decodes the format
+    "unsupported": Status("Format that is not read", hope=5),  # tried again if this Pillow decodes the format
     "too_large": Status("Over the size limits", hope=6),
     "timeout": Status("No answer in time", hope=8, is_tried_again=True),
 }
-"""By name, in the order of ``coverage.json`` and of the report."""
+"""The statuses by name, in the order of ``coverage.json`` and of the report."""
 
 STATUSES = tuple(IMAGE_STATUSES)
 
 FORMAT_PREFIX = "num_unsupported_"
-"""Of the counts by format in ``coverage.json``."""
+"""Prefix of the counts by format in ``coverage.json``."""
 
 _ROW_GROUP_ROWS = 64
 _KEYS = b"sda.keys"
@@ -67,7 +67,7 @@ _ADVICE = "delete its folder and run `dvc repro` to fetch the images again"
 
 # -------------------------------------------------------------------------------------------------- shards
 def shard_path(folder: Path, position: int) -> Path:
-    """Path of shard number ``position``, from 0."""
+    """Path of shard number ``position``, counted from 0."""
     return folder / f"shard-{position:05d}.parquet"
 
 
@@ -77,7 +77,7 @@ def coverage_path(folder: Path) -> Path:
 
 
 def format_count(reason: str | None) -> str:
-    """Name of the count of unsupported images of one format, as ``num_unsupported_jpeg_xl``."""
+    """Name of the count of unsupported images of one format, e.g. ``num_unsupported_jpeg_xl``."""
     return FORMAT_PREFIX + re.sub("[^a-z0-9]+", "_", (reason or "unknown").lower()).strip("_")
 
 
@@ -96,7 +96,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What a shard holds, without the images.  ``keys`` tells per row what its image was made from."""
+    """The contents of a shard without the images.  ``keys`` has a hash of the inputs of each row's image."""
 
     item_ids: tuple[int, ...]
     statuses: tuple[str, ...]
@@ -105,7 +105,7 @@ class ShardIndex:
 
 
 def write_shard(path: Path, rows: Sequence[ImageRow], keys: Sequence[str]) -> None:
-    """Write a shard whole; the bytes depend on the rows and keys only (and the pyarrow version)."""
+    """Write a shard atomically; the bytes depend only on the rows and keys, and on the pyarrow version."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in _SCHEMA}
     table = pa.table(columns, schema=_SCHEMA.with_metadata({_KEYS: "\n".join(keys).encode()}))
     with replace_file(path) as temporary:
@@ -124,7 +124,7 @@ def _read_columns(path: Path, columns: Sequence[str]) -> dict[str, list]:
     """Columns of a shard as Python lists.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or of another schema.
+        ArtifactError: the file is missing or damaged, or has another schema.
     """
     IMAGES.scan(path)
     try:
@@ -154,7 +154,7 @@ def read_shard(path: Path) -> list[ImageRow]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Shards of a finished folder, in order.
+    """Paths of the shards of a finished folder, in order.
 
     Raises:
         ArtifactError: the folder is not finished, or a shard is missing.
@@ -169,7 +169,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def read_images(folder: Path) -> Iterator[pl.DataFrame]:
-    """The image table, one checked shard (table ``IMAGES``) at a time, in order of item ids.
+    """Read the image table, one checked shard (table ``IMAGES``) at a time, in the order of item ids.
 
     Raises:
         ArtifactError: the folder is not finished, or a shard is missing or damaged.
@@ -183,11 +183,11 @@ class ImageStore:
     """Encoded images by item id.
 
     Args:
-        folder: the image stage's output.
-        max_cached_bytes: images kept in memory; the least recently used row groups go first.
+        folder: output folder of the image stage.
+        max_cached_bytes: maximum size of cached images; the least recently used row groups are evicted first.
 
     Raises:
-        ArtifactError: the folder is not finished, a shard is missing or damaged, ids do not increase.
+        ArtifactError: the folder is not finished, a shard is missing or damaged, or ids are not increasing.
     """
 
     def __init__(self, folder: Path, max_cached_bytes: int = 256 << 20) -> None:
@@ -218,7 +218,7 @@ class ImageStore:
 
     @property
     def item_ids(self) -> np.ndarray:
-        """Ids of all items, with an image or without, increasing; ``(I,)`` int32."""
+        """Ids of all items, with or without an image, increasing; ``(I,)`` int32."""
         return self._ids
 
     def status(self, item_id: int) -> str:
@@ -230,7 +230,7 @@ class ImageStore:
         return STATUSES[self._statuses[self._position(item_id)]]
 
     def get(self, item_id: int) -> bytes | None:
-        """The encoded image (JPEG or PNG, RGB), or None where the item has none.
+        """The encoded image (JPEG or PNG, RGB), or None if the item has none.
 
         Raises:
             ArtifactError: the table has no such item, or its shard is damaged.
@@ -253,7 +253,7 @@ class ImageStore:
         return position
 
     def _group(self, shard: int, group: int) -> list[bytes | None]:
-        """Images of one row group, from the cache where they are there."""
+        """Images of one row group, from the cache if possible."""
         place = (shard, group)
         if place in self._cached:
             self._cached.move_to_end(place)

@@ -1,15 +1,14 @@
-"""The FAISS index of a shop's item vectors; the only module that knows FAISS.
+"""Build and search a FAISS index of item vectors; only this module imports FAISS.
 
-* The index is named by FAISS's own factory string (``Flat``, ``HNSW32``, ``IVF256,Flat``, ``IVF256,SQ8``, ...).
-* Inner product of unit vectors, so scores are cosines; vectors are scaled to unit length on their way in.
-* **Built on one thread.**  In FAISS before 1.15 HNSW links depend on the order in which threads add (faiss issues 983
-  and 2548); on one thread two builds give equal bytes under every version.  k-means and PQ training are seeded inside FAISS.
-* Recall is measured on items as queries, the item itself left out of both lists (it would be found for free), and by
-  true similarity: a neighbour as near as the k-th true one is right, whichever of equal vectors it is.
-* An item's place in the index is no identity: ``ids.parquet`` says which item it is, and its hash stands in
-  ``index.json``.
-* :func:`inner_product_search` is the exception to all this: an index in memory, over vectors of any length.
-* A folder can be opened by :func:`load_index` for many questions, or by :func:`search` and :func:`neighbors` for one.
+* An index is specified by FAISS's factory string (``Flat``, ``HNSW32``, ``IVF256,Flat``, ``IVF256,SQ8``, ...).
+* Vectors are scaled to unit length, so inner products are cosines.
+* **Built on one thread.**  In FAISS before 1.15 HNSW links depend on the order in which threads add vectors (faiss issues 983
+  and 2548); on one thread two builds give equal bytes in every version.  k-means and PQ training are seeded inside FAISS.
+* Recall is measured with items as queries.  The item itself is excluded from both lists, because it would always be found.
+  A neighbour counts as correct if its true similarity is at least that of the k-th true neighbour, so ties do not matter.
+* ``ids.parquet`` maps positions in the index to item ids; ``index.json`` holds its hash.
+* :func:`inner_product_search` is different: an index in memory, over vectors of any length.
+* :func:`load_index` opens a folder for many queries; :func:`search` and :func:`neighbors` open it for one.
 """
 
 from __future__ import annotations
@@ -43,15 +42,15 @@ INDEX_IDS = Table("index ids", {"position": pl.Int32, "item_id": pl.Int32})  # p
 
 _INDEX, _IDS, _META = "items.faiss", "ids.parquet", "index.json"
 _WRITE_BYTES = 1 << 20
-_SLACK = 1e-6  # similarities closer than this are equal: float32 sums of another order differ by so much
+_SLACK = 1e-6  # similarities closer than this count as equal: float32 sums in another order differ by this much
 _WHERE = "params.yaml: build_index"
 
 
 def _unit(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
-    """A unit-length copy of the rows; float32, contiguous.
+    """A copy of the rows with unit length; float32, contiguous.
 
     Raises:
-        DataError: not a matrix, not finite, or a row without direction.
+        DataError: the input is not a matrix or not finite, or a row is zero.
     """
     rows = np.array(vectors, dtype=np.float32, order="C")
     if rows.ndim != 2 or not rows.shape[1]:
@@ -80,13 +79,13 @@ def _one_thread() -> Generator[None]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The last clause of a FAISS error, without its C++ function and file names."""
+    """The last clause of a FAISS error, without C++ function and file names."""
     text = " ".join(str(error).split())
     return re.sub(r"^.*?\.(?:cpp|h|cu):\d+: ", "", text).removeprefix("Error: ")
 
 
 def _on_gpu(index: faiss.Index) -> faiss.Index | None:
-    """The index on the first GPU; None where FAISS has no GPU build, sees no GPU, or has no GPU form of this index."""
+    """The index on the first GPU; None if FAISS has no GPU build, finds no GPU, or has no GPU version of this index."""
     if not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0):
         return None
     try:
@@ -100,9 +99,9 @@ def _make(vectors_ID: Vectors, params: SearchParams, where: str = _WHERE) -> fai
     """A trained and filled index, on the CPU.
 
     Args:
-        vectors_ID: as they are to be indexed.
+        vectors_ID: the vectors to index, unchanged.
         params: factory string and search settings.
-        where: the section's name, for messages.
+        where: name of the section, for messages.
     """
     try:
         index = faiss.index_factory(vectors_ID.shape[1], params.factory, faiss.METRIC_INNER_PRODUCT)
@@ -135,7 +134,7 @@ def _make(vectors_ID: Vectors, params: SearchParams, where: str = _WHERE) -> fai
 
 
 def _without_self(found: npt.NDArray[np.int64], own: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.int64]:
-    """The first ``k`` of each row of ``found`` (Q, k + 1) that are not the row's own position; -1 fills up."""
+    """The first ``k`` of each row of ``found`` (Q, k + 1) that differ from the row's own position; padded with -1."""
     kept = np.full((len(found), k), -1, dtype=np.int64)
     for row, (places, mine) in enumerate(zip(found, own, strict=True)):
         others = places[places != mine][:k]
@@ -144,7 +143,7 @@ def _without_self(found: npt.NDArray[np.int64], own: npt.NDArray[np.int64], k: i
 
 
 def _recall(index: faiss.Index, vectors_ID: Vectors, params: IndexParams) -> tuple[float, float]:
-    """Recall at ``recall_at`` against exact search, and queries a second of the index."""
+    """Recall at ``recall_at`` against exact search, and queries per second of the index."""
     num_items = len(vectors_ID)
     k = min(params.recall_at, num_items - 1)
     if k < 1:
@@ -157,7 +156,7 @@ def _recall(index: faiss.Index, vectors_ID: Vectors, params: IndexParams) -> tup
     begin = time.perf_counter()
     found = _without_self((_on_gpu(index) or index).search(queries, k + 1)[1], own, k)
     seconds = time.perf_counter() - begin
-    # The k-th true similarity is the bar; compressed indexes give approximate scores, so these are computed again.
+    # The threshold is the k-th true similarity.  Scores of compressed indexes are approximate, so compute them exactly.
     bar = np.einsum("qd,qd->q", queries, vectors_ID[truth[:, -1]]) - _SLACK
     similarity = np.einsum("qd,qkd->qk", queries, vectors_ID[found])
     right = (similarity >= bar[:, None]) & (found >= 0)
@@ -171,18 +170,18 @@ def build_index(
 
     Args:
         vectors_ID: one vector per item, any length; a copy scaled to unit length is indexed.
-        item_ids: (I,) the item of each row; None where the rows are the whole catalogue, items 1..I in order.
-        params: factory string, search settings, how recall is measured and its floor.
-        folder: receives ``items.faiss``, ``ids.parquet`` and ``index.json``.
+        item_ids: (I,) the item of each row; None if the rows are the whole catalogue, items 1..I in order.
+        params: factory string, search settings, measurement of the recall and its minimum.
+        folder: target folder of ``items.faiss``, ``ids.parquet`` and ``index.json``.
 
     Returns:
-        What stands in ``index.json``: factory, metric, d, ntotal, search settings, FAISS version, hash of the ids,
-        recall.  Queries a second are logged, not written: they differ between runs.
+        The contents of ``index.json``: factory, metric, d, ntotal, search settings, FAISS version, hash of the ids, recall.
+        Queries per second are only logged, because they differ between runs.
 
     Raises:
-        ConfigError: FAISS does not know the factory string, cannot train it on so few items, or the index has no such
-            search setting; or the recall is below ``min_recall``.
-        DataError: vectors that are not finite or zero, or ids that do not fit.
+        ConfigError: an unknown factory string, too few items to train the index, or a search setting that the index does
+            not have; or the recall is below ``min_recall``.
+        DataError: vectors are not finite or zero, or ids do not fit.
     """
     vectors = _unit(vectors_ID, "item vectors")
     ids = np.arange(1, len(vectors) + 1, dtype=np.int32) if item_ids is None else np.asarray(item_ids, dtype=np.int32)
@@ -214,7 +213,7 @@ def build_index(
     }
     folder.mkdir(parents=True, exist_ok=True)
     with replace_file(folder / _INDEX) as temporary, temporary.open("wb") as handle:
-        # FAISS's own writer only prints what fails when it closes the file, and a short index would pass for a whole one
+        # FAISS's own writer only prints errors when it closes the file, and a truncated index would look complete
         faiss.write_index(index, faiss.PyCallbackIOWriter(handle.write, _WRITE_BYTES))  # pyright: ignore[reportAttributeAccessIssue]
     positions = np.arange(len(ids), dtype=np.int32)
     INDEX_IDS.write(pl.DataFrame({"position": positions, "item_id": ids}), folder / _IDS)
@@ -225,19 +224,19 @@ def build_index(
 def inner_product_search(
     vectors_IK: npt.NDArray[np.floating], params: RetrievalParams
 ) -> Callable[[npt.NDArray[np.floating], int], npt.NDArray[np.int64]]:
-    """An index in memory for the largest inner products, with vectors of any length, zero too.
+    """An index in memory for the largest inner products, with vectors of any length, including zero.
 
     Args:
         vectors_IK: one vector per row, finite.
         params: factory string and search settings.
 
     Returns:
-        A function of queries ``(Q, K)`` and a number k: the rows ``(Q, k)`` with the largest inner products, best first, -1
-        where fewer were found.
+        A function of queries ``(Q, K)`` and a number k that returns the rows ``(Q, k)`` with the largest inner products, best
+        first, padded with -1.
 
     Raises:
-        ConfigError: FAISS does not know the factory string, cannot train it on so few vectors, or the index has no such
-            search setting.
+        ConfigError: an unknown factory string, too few vectors to train the index, or a search setting that the index does
+            not have.
     """
     index = _make(np.ascontiguousarray(vectors_IK, dtype=np.float32), params, "params.yaml: evaluate.retrieval")
 
@@ -261,14 +260,14 @@ class ItemIndex:
 
         Args:
             queries_QD: one query per row, any length; scaled to unit length.
-            k: at least 1.
+            k: number of items, at least 1.
 
         Returns:
-            Item ids and cosines, both (Q, k), best first.  Where fewer were found (a small shop, few lists probed)
-            the row ends in id 0 with score -inf.
+            Item ids and cosines, both (Q, k), best first.  If fewer were found (a small shop, few lists probed), the row is
+            padded with id 0 and score -inf.
 
         Raises:
-            DataError: queries of another width, not finite or zero; or ``k`` under 1.
+            DataError: queries have another width, are not finite or are zero; or ``k`` is less than 1.
         """
         queries = _unit(queries_QD, "queries")
         if queries.shape[1] != self.index.d:
@@ -284,15 +283,15 @@ class ItemIndex:
         return items, cosines
 
     def neighbors(self, item_id: int, k: int) -> tuple[Ids, Vectors]:
-        """The ``k`` items nearest to an item, itself left out.
+        """The ``k`` items nearest to an item, without the item itself.
 
-        The item's vector is taken from the index: exact for Flat, HNSW and IVF-Flat, as compressed for SQ and PQ.
+        The item's vector is reconstructed from the index: exact for Flat, HNSW and IVF-Flat, compressed for SQ and PQ.
 
         Returns:
             Item ids and cosines, at most ``k`` of each, best first.
 
         Raises:
-            DataError: there is no such item, the index cannot give its vectors back, or ``k`` is under 1.
+            DataError: there is no such item, the index cannot reconstruct vectors, or ``k`` is less than 1.
         """
         places = np.flatnonzero(self.item_ids == item_id)
         if not len(places):
@@ -309,16 +308,16 @@ class ItemIndex:
         return items[0, kept], scores[0, kept]
 
     def neighbor_lists(self, item_ids: Iterable[int], k: int) -> dict[int, list[tuple[int, float]]]:
-        """:meth:`neighbors` of several items, as pairs of item id and cosine; raises as it does."""
+        """:meth:`neighbors` of several items, as pairs of item id and cosine, with the same errors."""
         found = {item_id: self.neighbors(item_id, k) for item_id in item_ids}
         return {item_id: list(zip(ids.tolist(), scores.tolist(), strict=True)) for item_id, (ids, scores) in found.items()}
 
 
 def load_index(folder: Path) -> ItemIndex:
-    """Open an index that :func:`build_index` wrote.
+    """Open an index written by :func:`build_index`.
 
     Raises:
-        ArtifactError: a file is missing or damaged, or the three do not belong together.
+        ArtifactError: a file is missing or damaged, or the three files do not match.
     """
     metadata = read_json(folder / _META, "index description")
     table = INDEX_IDS.read(folder / _IDS).sort("position")
@@ -336,7 +335,7 @@ def load_index(folder: Path) -> ItemIndex:
         raise ArtifactError(str(folder), "items.faiss, ids.parquet and index.json do not belong together", advice)
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None:
-        lists.make_direct_map()  # so that an item's vector can be taken out again
+        lists.make_direct_map()  # needed to reconstruct an item's vector
     return ItemIndex(index, item_ids, metadata, folder)
 
 

@@ -1,4 +1,4 @@
-"""Makes the ``ItemSource`` of a finished run, from its items table, image store and prompt params."""
+"""Make the ``ItemSource`` of a run from its items table, image store and prompt params."""
 
 from __future__ import annotations
 

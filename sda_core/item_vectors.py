@@ -1,7 +1,7 @@
-"""Item vectors as matrices: read, checked, and filled in where an item has none.
+"""Read and check item vectors as matrices, and fill in missing vectors.
 
-What stands here decides what recommenders are trained on (:func:`read_vectors` with ``fill``), so stages that read vectors
-list this file among their ``deps``; ``artifacts`` has only the table's schema.
+The fill (:func:`read_vectors` with ``fill``) changes the input of recommenders, so stages that read vectors list this file in
+their ``deps``; ``artifacts`` has only the table's schema.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def read_vectors(path: Path, column: str = "embedding", fill: Literal["mean"] | 
     Args:
         path: an :data:`EMBEDDINGS` file.
         column: ``embedding`` (fused), ``image_embedding`` or ``text_embedding``.
-        fill: ``mean`` gives an item without a vector the mean of the others; None refuses such a column.
+        fill: ``mean`` replaces a missing vector by the mean of the others; None rejects a column with missing vectors.
 
     Returns:
         ``(I + 1, D)`` float32, row 0 (padding) zero; None for a table of ids only (variant ``id``).
 
     Raises:
-        ArtifactError: the file is missing or damaged, ids are not 1..I, the column is missing or not finite.
+        ArtifactError: the file is missing or damaged, ids are not 1..I, or the column is missing or not finite.
     """
     frame = EMBEDDINGS.read(path)
     ids = frame["item_id"].to_numpy()

@@ -1,7 +1,7 @@
-"""``ItemSource``: items as a backbone is shown them, prompts and images by batch, whatever run or test they come from.
+"""``ItemSource``: the prompts and images of items, in batches for a backbone.
 
-Rows are positions 0..I-1 in ``item_ids``; whatever is computed from a batch is joined back by its ``item_ids``.  Images
-are decoded when a batch asks for them, so memory does not grow with the shop.
+Rows are positions 0..I-1 in ``item_ids``; results of a batch are joined by its ``item_ids``.  Images are decoded when a batch
+needs them, so memory does not grow with the shop.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _PLACEHOLDER_SIDE = 56  # pixels: two by two merged patches
 
 
 class EncodedImages(Protocol):
-    """Where images come from: what is asked of :class:`sda_core.image_store.ImageStore`."""
+    """Interface of a store of encoded images, such as :class:`sda_core.image_store.ImageStore`."""
 
     def get(self, item_id: int) -> bytes | None:
-        """The encoded image, or None where the item has none."""
+        """The encoded image, or None if the item has none."""
         ...
 
     def status(self, item_id: int) -> str:
-        """``"ok"`` exactly where :meth:`get` gives an image."""
+        """The status; ``"ok"`` if and only if :meth:`get` returns an image."""
         ...
 
 
@@ -40,7 +40,7 @@ class ItemBatch:
     Attributes:
         item_ids: ``(B,)`` int32.
         texts: B text prompts.
-        images: B RGB images; None where there is none and nothing stands in for it.
+        images: B RGB images; None for a missing image without a placeholder.
     """
 
     item_ids: np.ndarray
@@ -49,21 +49,21 @@ class ItemBatch:
 
 
 class ItemSource:
-    """All items of a data set as prompts and images.
+    """All items of a dataset as prompts and images.
 
     Args:
-        item_ids: ``(I,)`` ids, ascending, each once.
+        item_ids: ``(I,)`` distinct ids, ascending.
         texts: I text prompts, in the order of ``item_ids``.
         image_prompt: the text beside every image.
-        prompt_hash: of the prompts' template and wording; goes into the embeddings' metadata.
+        prompt_hash: hash of the prompts' template and wording, for the embeddings' metadata.
         store: the images.
-        missing_image: ``placeholder`` shows one fixed grey noise image for an item without one; ``text_only`` shows none.
+        missing_image: ``placeholder`` uses a fixed grey noise image for an item without one; ``text_only`` uses none.
 
     Attributes:
         item_ids: ``(I,)`` int32.
-        store: the images, encoded.
-        has_image: ``(I,)`` bool, true only where there is a real image.
-        shows_image: ``(I,)`` bool, true where a batch holds an image, real or placeholder.
+        store: the encoded images.
+        has_image: ``(I,)`` bool, whether an item has a real image.
+        shows_image: ``(I,)`` bool, whether a batch contains an image of the item, real or placeholder.
 
     Raises:
         ArtifactError: ids are not ascending and positive, or the number of texts differs.
@@ -91,7 +91,7 @@ class ItemSource:
         self.has_image = np.array([store.status(int(item_id)) == "ok" for item_id in ids], dtype=bool)
         self._texts = list(texts)
         self.store = store
-        self._keys = np.full(len(ids), -1, dtype=np.int64)  # content_keys, as far as they are known
+        self._keys = np.full(len(ids), -1, dtype=np.int64)  # cached content_keys; -1: not computed yet
         match missing_image:
             case "placeholder":
                 self._placeholder = placeholder_image()
@@ -106,11 +106,11 @@ class ItemSource:
         return len(self.item_ids)
 
     def texts(self, rows: np.ndarray) -> list[str]:
-        """Text prompts of some rows, without touching an image."""
+        """Text prompts of some rows, without reading images."""
         return [self._texts[row] for row in rows]
 
     def images(self, rows: np.ndarray) -> list[Image.Image | None]:
-        """Images of some rows, without touching a text.
+        """Images of some rows.
 
         Raises:
             ArtifactError: a stored image cannot be decoded.
@@ -122,9 +122,9 @@ class ItemSource:
         return ItemBatch(self.item_ids[rows], self.texts(rows), self.images(rows))
 
     def content_keys(self, rows: np.ndarray) -> np.ndarray:
-        """What an item shows, as a number: ``(B,)`` int64, equal where text prompt and image are equal byte for byte.
+        """Hashes of the items' contents: ``(B,)`` int64, equal if text prompt and image are equal byte for byte.
 
-        The first 63 bits of a SHA-256; that any two of a million items share one by chance has a probability below 1e-7.
+        The first 63 bits of a SHA-256; the probability of any collision among a million items is below 1e-7.
         """
         for row in rows[self._keys[rows] < 0]:
             image = (self.store.get(int(self.item_ids[row])) or b"") if self.has_image[row] else b""
@@ -151,6 +151,6 @@ class ItemSource:
 
 
 def placeholder_image() -> Image.Image:
-    """Fixed grey noise that stands in for a missing image: the same bytes everywhere and always."""
+    """The placeholder of a missing image: grey noise with fixed bytes."""
     grey = generator(0, "placeholder image").integers(96, 160, size=(_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE), dtype=np.uint8)
     return Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2))

@@ -1,12 +1,12 @@
-"""Which files and folders of this machine a run reads, so that DVC notices when one changes.
+"""The local files and folders that a run reads, so that DVC detects changes of them.
 
-DVC watches what stands in a stage's ``deps``.  ``dvc.yaml`` takes the paths from the section ``local_files`` of
-``params.yaml``, one path for each use; :data:`NO_LOCAL_FILE` stands where a use reads no local file.  The section follows
-from ``dataset`` and ``backbone``: Hydra fills it in (``hydra_plugins/sda_local_files.py``), and the stages refuse a
-section that was edited by hand and does not fit (:func:`check`).
+DVC watches the ``deps`` of a stage.  ``dvc.yaml`` takes the paths from the section ``local_files`` of ``params.yaml``, one
+path per use; a use without a local file has :data:`NO_LOCAL_FILE`.  The section is determined by ``dataset`` and
+``backbone``: Hydra computes it (``hydra_plugins/sda_local_files.py``), and the stages reject an edited section that does not
+match (:func:`check`).
 
-A dependency that does not exist would stop DVC before a stage could say what is wrong.  So only what exists is watched, and
-of several local sources the first one that exists, since it is the one that is taken.
+A dependency that does not exist would stop DVC before a stage can report the error.  So only existing paths are watched, and
+of several local sources the first existing one, which is the one that is used.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from sda_core.errors import ConfigError, DownloadError
 from sda_core.params import Params
 
 NO_LOCAL_FILE = "conf/no_local_file.txt"
-"""A file of the project that stands in ``local_files`` where there is nothing to watch."""
+"""A file of the project that is used in ``local_files`` if there is nothing to watch."""
 
 OUTPUTS = (
     *("data/raw", "data/truth.parquet", "data/filtered", "data/images", "data/negatives"),
     *("adapters", "embeddings", "indexes", "models", "evaluation", "metrics", "report"),
 )
-"""Folders that the pipeline writes; a dependency that overlaps with one would be a cycle."""
+"""Folders that the pipeline writes; a dependency that overlaps with one would make a cycle."""
 
 RAW = ("reviews", "metadata", "image_archive")
 IMAGES = ("local_folder", "local_images", "image_folder")
@@ -43,15 +43,15 @@ _OWN_SUFFIXES = (".part", ".part.json", ".entry.json")
 
 # ------------------------------------------------------------------------------------------------ sources
 def user_folder(text: str | None, root: Path, where: str) -> Path | None:
-    """A folder as a params file names it (:func:`user_path`); None for null."""
+    """The path of a folder in a params file (:func:`user_path`); None for null."""
     return None if text is None else user_path(text, root, where)
 
 
 def user_path(text: str, root: Path, where: str) -> Path:
-    """A path as a params file names it: relative to the project, ``~`` for the user's home.
+    """The path of a file in a params file: relative to the project, ``~`` for the user's home.
 
     Raises:
-        DownloadError: the home of a user that is not known.
+        DownloadError: the home of an unknown user.
     """
     try:
         return root / Path(text).expanduser()
@@ -60,16 +60,16 @@ def user_path(text: str, root: Path, where: str) -> Path:
 
 
 def is_web(source: str) -> bool:
-    """Whether a source of raw files is an http or https address; else it is a ``file:`` URL or a plain path."""
+    """Whether a source of raw files is an http or https address, and not a ``file:`` URL or a plain path."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def base_name(source: str) -> str:
-    """Base name under which a source's file is stored; "" where it has none that could be used."""
+    """Base name under which a source's file is stored; "" if it has no usable one."""
     if is_web(source) or source.lower().startswith("file:"):
         try:
             name = unquote(urlsplit(source).path.rsplit("/", 1)[-1])
-        except ValueError:  # brackets that are no IPv6 address
+        except ValueError:  # brackets without an IPv6 address
             return ""
     else:
         name = PureWindowsPath(source).name if os.name == "nt" else source.rstrip("/").rsplit("/", 1)[-1]
@@ -78,17 +78,17 @@ def base_name(source: str) -> str:
 
 
 def located(sources: Sequence[str], local_folder: str | None) -> tuple[str, ...]:
-    """The sources as they will be tried: with a local folder, its files of the same base names."""
+    """The sources that will be tried; with a local folder, its files with the same base names."""
     if local_folder is None:
         return tuple(sources)
     return tuple(dict.fromkeys(f"{local_folder.rstrip('/') or '/'}/{base_name(source)}" for source in sources))
 
 
 def local_path(source: str, root: Path) -> Path:
-    """Where a plain path or a ``file:`` URL points.
+    """The path of a plain path or a ``file:`` URL.
 
     Raises:
-        DownloadError: to another host, or to the home of nobody.
+        DownloadError: the URL has another host, or the path has the home of an unknown user.
     """
     if not source.lower().startswith("file:"):
         return user_path(source, root, "params.yaml: dataset")
@@ -99,38 +99,38 @@ def local_path(source: str, root: Path) -> Path:
 
 
 def inside(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder (or is it), links resolved."""
+    """Whether a path is inside a folder or equal to it, with links resolved."""
     try:
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-    except ValueError:  # a NUL in the path, which leads nowhere
+    except ValueError:  # a NUL in the path, which cannot exist
         return False
 
 
 # ---------------------------------------------------------------------------------------------- what to watch
 def watched(dataset: Mapping[str, Any], backbone: Mapping[str, Any], root: Path) -> dict[str, str]:
-    """The section ``local_files`` that fits two other sections.
+    """Compute the section ``local_files`` from two other sections.
 
     Args:
-        dataset: the section, as plain data; it need not be valid, since whoever reads ``params.yaml`` says so better.
+        dataset: the section as plain data; it need not be valid, because the reader of ``params.yaml`` reports errors.
         backbone: likewise.
-        root: the project folder, to which relative paths are relative.
+        root: the project folder, base of relative paths.
 
     Returns:
-        For each use the path that DVC watches: as in the params, with ``~`` expanded and a ``file:`` URL turned to a path.
+        The path to watch for each use: as in the params, with ``~`` expanded and a ``file:`` URL converted to a path.
     """
     return {use: next(iter(_existing(use, paths, root)), NO_LOCAL_FILE) for use, paths in _named(dataset, backbone).items()}
 
 
 def check(params: Params, root: Path, uses: Sequence[str]) -> None:
-    """Refuse a section ``local_files`` that does not fit what the other sections name.
+    """Reject a section ``local_files`` that does not match the other sections.
 
     Args:
-        params: the whole of ``params.yaml``.
+        params: the content of ``params.yaml``.
         root: the project folder.
-        uses: which keys of ``local_files`` matter to the stage that runs.
+        uses: the keys of ``local_files`` that the current stage uses.
 
     Raises:
-        ConfigError: a path of these uses is not one that the params name, or one that exists is not watched.
+        ConfigError: a path of these uses is not in the params, or an existing one is not watched.
     """
     named = _named(params.dataset.model_dump(), params.backbone.model_dump())
     written = params.local_files.model_dump()
@@ -149,12 +149,12 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
 
 
 def watches(root: Path, uses: Sequence[str]) -> Callable[[Params], None]:
-    """:func:`check` for some uses, as a stage passes it on."""
+    """:func:`check` for some uses, as an argument of a stage."""
     return partial(check, root=root, uses=uses)
 
 
 def _named(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each use every local path that the params name, best first, whether or not it exists."""
+    """All local paths in the params for each use, best first, existing or not."""
     named = {"backbone": _texts(backbone.get("name"))}
     if dataset.get("source") == "amazon":
         named |= {use: _texts(dataset.get(use)) for use in (*RAW, "local_folder", "image_folder")}
@@ -166,7 +166,7 @@ def _named(dataset: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str,
 
 
 def _texts(value: Any) -> list[str]:
-    """One text, or the texts of a list; anything else is left out."""
+    """A single text, or the texts of a list; other values are skipped."""
     values = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else (value,)
     return [text for text in values if isinstance(text, str) and text]
 
@@ -174,13 +174,13 @@ def _texts(value: Any) -> list[str]:
 def _paths(sources: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for source in sources:
-        with suppress(DownloadError):  # the stage that reads it says so
+        with suppress(DownloadError):  # the stage that reads it reports the error
             paths.append(local_path(source, Path()).as_posix())
     return paths
 
 
 def _existing(use: str, paths: Sequence[str], root: Path) -> list[str]:
-    """Those of the paths that exist and can be watched."""
+    """The paths that exist and can be watched."""
     return [text for text in paths if _can_be_watched(use, root / text, root)]
 
 
@@ -192,6 +192,6 @@ def _can_be_watched(use: str, path: Path, root: Path) -> bool:
         return False
     if any(inside(path, root / output) or inside(root / output, path) for output in OUTPUTS):
         return False
-    if use == "local_images":  # part of local_folder, except where DVC does not see it there
+    if use == "local_images":  # part of local_folder, unless DVC cannot watch it there
         return path.is_symlink() or not _can_be_watched("local_folder", path.parent, root)
     return True

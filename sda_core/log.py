@@ -1,4 +1,4 @@
-"""Logging and progress: the library only speaks through ``logging.getLogger(__name__)`` and :func:`progress`."""
+"""Logging and progress: the library prints only through ``logging.getLogger(__name__)`` and :func:`progress`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-NO_PROGRESS = "SDA_NO_PROGRESS"  # set for processes that run side by side, whose bars would overwrite each other
+NO_PROGRESS = "SDA_NO_PROGRESS"  # set for parallel processes, whose bars would overwrite each other
 
 
 class Progress(Protocol):
-    """What a progress bar can do."""
+    """Interface of a progress bar."""
 
     def update(self, n: int = 1) -> object:
         """Advance by ``n`` units."""
         ...
 
     def set_postfix_str(self, text: str) -> object:
-        """Show a short text behind the bar."""
+        """Show a short text after the bar."""
         ...
 
 
@@ -39,13 +39,13 @@ def _quiet() -> bool:
 
 @contextmanager
 def progress(total: int | None, description: str, unit: str, initial: int = 0) -> Generator[Progress]:
-    """A progress bar; silent off a terminal and off process 0.
+    """Context with a progress bar, shown only on a terminal of process 0.
 
     Args:
-        total: number of units, or None where it is not known.
+        total: number of units; None if unknown.
         description: a few words, e.g. the stage's name.
-        unit: what is counted, e.g. ``"items"`` or ``"B"``.
-        initial: units done before (a resumed run).
+        unit: the counted unit, e.g. ``"items"`` or ``"B"``.
+        initial: number of units done before (a resumed run).
     """
     with tqdm(
         total=total, desc=description, unit=unit, initial=initial, disable=_quiet(), unit_scale=unit == "B", leave=False
@@ -62,27 +62,27 @@ def progress(total: int | None, description: str, unit: str, initial: int = 0) -
 
 
 def track(iterable: Iterable[T], total: int | None, description: str, unit: str) -> Iterator[T]:
-    """Iterate with a progress bar; silent off a terminal and off process 0."""
+    """Iterate with a progress bar, shown only on a terminal of process 0."""
     yield from tqdm(iterable, total=total, desc=description, unit=unit, disable=_quiet(), leave=False)
 
 
 def show_any_text() -> None:
-    """Let output and log show every text: what their encoding cannot express is escaped, as in ``\\u8d64``.
+    """Make output and log accept every text: characters outside of their encoding are escaped, as in ``\\u8d64``.
 
-    A title may hold any character, and the encoding is the terminal's or, for a redirected output, the system's.
+    A title may contain any character, and the encoding is the terminal's or, for redirected output, the system's.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None without a console; a replacement of the caller's stays as it is
+        if isinstance(stream, io.TextIOWrapper):  # None without a console; a stream set by the caller is not changed
             stream.reconfigure(errors="backslashreplace")
 
 
 def buffer_output() -> None:
-    """Give an output without a buffer (``PYTHONUNBUFFERED``) one; each line is still written at once.
+    """Add a buffer to an unbuffered output (``PYTHONUNBUFFERED``); each line is still written at once.
 
-    Without a buffer Python drops what a single write left over, as on a disk that is almost full, and raises nothing.
+    Without a buffer Python silently drops the rest of an incomplete write, for example on a disk that is almost full.
     """
     stream = sys.stdout
-    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):  # None, or a replacement of the caller's
+    if stream is not sys.__stdout__ or not isinstance(stream, io.TextIOWrapper):  # None, or set by the caller
         return
     raw, encoding = stream.buffer, stream.encoding
     if isinstance(raw, io.RawIOBase):

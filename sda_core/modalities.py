@@ -1,4 +1,4 @@
-"""The modalities of an item, by name, and what goes through a backbone in one sequence."""
+"""The names of the modalities of an item, and of the kinds of passes through a backbone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Literal
 Modality = Literal["image", "text"]
 
 MODALITIES: tuple[Modality, Modality] = ("image", "text")
-"""In the order of their passes, of an adapter's modality embeddings and of the blocks of an export."""
+"""The modalities in the order of their passes, of an adapter's modality embeddings and of the blocks of an export."""
 
 Pass = Literal[Modality, "joint"]
-"""What a sequence holds: an item's image, its text, or both (``joint``)."""
+"""The content of a sequence: an item's image, its text, or both (``joint``)."""
 
 JOINT: tuple[Pass, ...] = ("joint",)

@@ -1,7 +1,7 @@
-"""The processes of one launch (``torchrun``, ``accelerate launch``), and what they exchange.
+"""The processes of one launch (``torchrun``, ``accelerate launch``), and their communication.
 
-They exchange arrays and plain text, over gloo on the CPU and over NCCL on GPUs.  A lost process shows as a closed
-connection, and an error in one process is raised in all of them.
+They exchange arrays and plain text, over gloo on the CPU and over NCCL on GPUs.  The loss of a process is detected by its
+closed connection, and an error in one process is raised in all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a single process needs no torch for this
     import torch.distributed as dist
     from torch import Tensor
 
-# For slow processes.  A lost one is noticed at once, by its closed connection.
+# For slow processes.  A lost process is detected at once, by its closed connection.
 _LONGEST_WAIT = timedelta(days=30)
 
 _KINDS = {
@@ -32,16 +32,16 @@ _KINDS = {
 
 
 class ProcessLostError(SDAError):
-    """Another process of the launch is gone."""
+    """Another process of the launch has ended."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the launch.
+    """The processes of the launch, seen from this one.
 
     Attributes:
-        index: of this process, from 0.
-        count: of all.
+        index: index of this process, from 0.
+        count: number of processes.
         talk: the gloo group for messages; None for a single process.
     """
 
@@ -55,7 +55,7 @@ class Processes:
         return self.index == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process: each process takes its own GPU of the machine."""
+        """The device of this process: each process uses a separate GPU of the machine."""
         if device.type != "cuda" or self.count == 1:
             return device
         import torch
@@ -75,7 +75,7 @@ class Processes:
             ``(length,)`` bool, equal in every process.
 
         Raises:
-            SDAError: a process is gone.
+            SDAError: a process has ended.
         """
         sent = np.zeros(length, dtype=np.uint8) if flags is None else flags.astype(np.uint8)
         if self.count > 1:
@@ -83,7 +83,7 @@ class Processes:
             import torch.distributed as dist
 
             with self.explain_connection_errors():
-                dist.broadcast(torch.from_numpy(sent), src=0, group=self.talk)  # into the array's own memory
+                dist.broadcast(torch.from_numpy(sent), src=0, group=self.talk)  # in place, in the array's memory
         return sent.astype(bool)
 
     def broadcast_bytes(self, data: bytes | None) -> bytes:
@@ -93,7 +93,7 @@ class Processes:
             data: used in process 0 only.
 
         Raises:
-            SDAError: a process is gone.
+            SDAError: a process has ended.
         """
         own = (data or b"") if self.is_main else b""
         if self.count == 1:
@@ -112,7 +112,7 @@ class Processes:
         """Gather the data of every process, by process index; all must call this.
 
         Raises:
-            SDAError: a process is gone.
+            SDAError: a process has ended.
         """
         if self.count == 1:
             return [data]
@@ -133,7 +133,7 @@ class Processes:
         """Replace a tensor by its sum over the processes, on its device; all must call this.
 
         Raises:
-            SDAError: a process is gone.
+            SDAError: a process has ended.
         """
         if self.count > 1:
             import torch.distributed as dist
@@ -145,7 +145,7 @@ class Processes:
         """Wait until all processes have called this.
 
         Raises:
-            SDAError: a process is gone.
+            SDAError: a process has ended.
         """
         if self.count > 1:
             import torch.distributed as dist
@@ -155,13 +155,13 @@ class Processes:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Generator[None]:
-        """Raise an ``SDAError`` of one process in all of them; all must enter this block.
+        """Context that raises an ``SDAError`` of one process in all of them; all must enter this block.
 
-        Where several fail, the error of the lowest index is raised.  It is marked as known to all, so that only process 0
-        logs it.
+        If several fail, the error of the lowest index is raised.  It is marked as known to all, so that only process 0 logs
+        it.
 
         Raises:
-            SDAError: the block raised it, here or in another process; or a process is gone.
+            SDAError: raised in the block, here or in another process; or a process has ended.
         """
         own: SDAError | None = None
         try:
@@ -184,10 +184,10 @@ class Processes:
 
     @contextmanager
     def explain_connection_errors(self) -> Generator[None]:
-        """Turn a connection error of gloo or NCCL into a :class:`ProcessLostError`; other errors pass.
+        """Context that converts a connection error of gloo or NCCL to a :class:`ProcessLostError`; other errors pass.
 
         Raises:
-            SDAError: a process is gone.
+            SDAError: a process has ended.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""Inputs made in a thread while the caller works on those before them."""
+"""Prepare inputs in a thread while the caller works on the previous ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 def read_ahead(values: Iterator[T], depth: int = 1) -> Iterator[T]:
-    """The same values in the same order, taken from the iterator by one thread.
+    """Yield the same values in the same order, read from the iterator by one thread.
 
     Args:
-        values: what is read, decoded or computed one by one; what it raises is raised here.
-        depth: how many values may wait, so as many are held besides the one in use.
+        values: iterator that reads, decodes or computes values; its exceptions are raised here.
+        depth: maximum number of waiting values, held in addition to the one in use.
     """
     end = object()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:

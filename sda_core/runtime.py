@@ -1,4 +1,4 @@
-"""Set-up of torch for a stage: device, threads, determinism."""
+"""Set up torch for a stage: device, threads, determinism."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def prepare_torch(params: RuntimeParams) -> torch.device:
-    """Make torch deterministic, let it keep the memory it works in, and choose the device.
+    """Make torch deterministic, configure the memory allocator, and choose the device.
 
     Raises:
-        ConfigError: ``runtime.device`` is ``cuda`` and there is none.
+        ConfigError: ``runtime.device`` is ``cuda`` but there is none.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    # use_deterministic_algorithms does the same, and imports the compiler first: 2 of the 5 seconds that a small stage takes
-    # (on a GPU "warn" would leave the attention's backward pass as it likes: it is deterministic only where errors are wanted)
+    # use_deterministic_algorithms does the same, but imports the compiler first: 2 of the 5 seconds of a small stage
+    # (on a GPU, the attention's backward pass is not deterministic with "warn", only with errors)
     torch.set_deterministic_debug_mode("error")
-    # a debugging aid that writes every new tensor twice
+    # a debugging aid that writes every new tensor twice, so it is disabled
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     _keep_freed_memory()
     if params.num_threads:
@@ -39,12 +39,12 @@ def prepare_torch(params: RuntimeParams) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Keep the CPU memory of one step for the next, where the C library is glibc.
+    """Keep freed CPU memory for the next step, if the C library is glibc.
 
-    By default every large tensor is asked of the kernel, filled with zeros page by page, and given back (measured: half of
-    a training's page faults, a sixth of its processor time).  The peak is the same.
+    By default the memory of every large tensor is requested from the kernel, zeroed page by page, and returned (measured:
+    half of a training's page faults, a sixth of its processor time).  The peak is the same.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the maximum value
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

@@ -1,7 +1,7 @@
-"""The source files that a module's result depends on: its own, and those of everything it imports.
+"""The source files on which a module's result depends: its own, and those of everything it imports.
 
-Told from the files' text, without importing them.  :data:`EXEMPT` names the modules that cannot change a result; the tests hold
-``dvc.yaml`` to the same list, and check that none of them computes.
+They are determined from the text of the files, without importing them.  :data:`EXEMPT` lists the modules that cannot change a
+result; tests check that ``dvc.yaml`` has the same list, and that none of these modules computes results.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ EXEMPT = {
     "sda_core.params": "declares and checks the params; their values are dependencies of their own",
     "stages": "nothing but a docstring",
 }
-"""Modules that no stage lists among its ``deps``, each with the reason why it cannot change a result."""
+"""Modules that are not in the ``deps`` of any stage, each with the reason why it cannot change a result."""
 
 
 def sources_of(*entries: str) -> list[Path]:
-    """The files behind some modules, sorted; without the :data:`EXEMPT` ones.
+    """The source files of some modules and their imports, sorted, without the :data:`EXEMPT` ones.
 
-    Imports inside functions count, those for type checkers alone do not.  Of a package that is merely on the way to a module,
-    only what its import runs counts.
+    Imports inside functions are included, those for type checkers only are not.  For a parent package of a module, only the
+    imports that run when it is imported are included.
 
     Args:
         entries: names of modules, such as ``sda_core.recommenders.sasrec``.
@@ -64,7 +64,7 @@ def _file(name: str) -> Path | None:
 
 
 def _module(imported: str) -> str | None:
-    """The module behind an imported name (``from a.b import c`` may name a module or something in one); None for libraries."""
+    """The module of an imported name (``from a.b import c`` may import a module or a name in one); None for libraries."""
     if imported.split(".")[0] not in {"sda_core", "stages"}:
         return None
     while _file(imported) is None:
@@ -74,7 +74,7 @@ def _module(imported: str) -> str | None:
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """The names that a file imports; of a package's ``__init__`` only those that its own import runs."""
+    """The names that a file imports; for a package's ``__init__`` only those imported when the package is."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return tuple(_imported(tree, into_functions=path.name != "__init__.py"))
 

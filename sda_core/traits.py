@@ -1,7 +1,7 @@
-"""What a recommender's params imply: which item vectors it takes, whether it aligns to ids, whether it scores histories.
+"""Consequences of a recommender's params: the vectors it uses, the alignment to ids, the scoring of histories.
 
-Functions of a params section, without torch.  They decide what a recommender is trained on, so they stand here and not in
-``params``: stages that use them list this file among their ``deps``.
+These are functions of a params section, without torch.  They affect the inputs of trainings, so they are here and not in
+``params``: stages that use them list this file in their ``deps``.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from sda_core.params import PopParams, RecommenderParams, SequentialParams, SLMR
 
 
 def counts_test(params: RecommenderParams) -> bool:
-    """Whether the test interactions are handed to it, as in published tables that leaked them; only ``pop`` can ask for them."""
+    """Whether it uses the test interactions, as in published tables with leakage; only ``pop`` has this setting."""
     return isinstance(params, PopParams) and params.counts == "all"
 
 
 def seeds_of(params: RecommenderParams, seeds: Sequence[int]) -> tuple[int, ...]:
-    """The seeds that a recommender is trained with: those given, or 0 alone where its training draws nothing (``pop``)."""
+    """The training seeds of a recommender: the given ones, or only 0 if its training is deterministic (``pop``)."""
     return (0,) if isinstance(params, PopParams) else tuple(seeds)
 
 
 def takes_modalities(params: RecommenderParams) -> bool:
-    """Whether it takes the image vectors and the text vectors apart, instead of the fused ones."""
+    """Whether it uses separate image and text vectors instead of the fused ones."""
     return isinstance(params, SLMRecParams)
 
 
 def aligns_to_ids(params: RecommenderParams) -> bool:
-    """Whether training takes the item table of the same recommender trained on ids alone.
+    """Whether training uses the item table of the same recommender trained on ids alone.
 
-    Without vectors to project (``representation: id``) there is nothing to align.
+    It does not without vectors to project (``representation: id``).
     """
     return isinstance(params, SequentialParams) and params.align_weight > 0.0 and params.representation != "id"
 
 
 def scores_histories(params: RecommenderParams) -> bool:
-    """Whether a history alone is enough to score items; other recommenders need a user who was there in training."""
+    """Whether it can score items for a history alone; other recommenders need a user from training."""
     return isinstance(params, PopParams | SequentialParams)

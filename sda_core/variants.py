@@ -1,7 +1,7 @@
-"""How each variant of the ladder is made, told from the params: adapted, joint, imported, a control, or the bare backbone.
+"""The kind of each variant according to the params: adapted, joint, imported, a control, or the backbone alone.
 
-These functions decide which adapter a stage loads and which indexes exist, so they stand here and not in ``params``: stages
-that use them list this file among their ``deps``.
+These functions determine which adapter a stage loads and which indexes exist, so they are here and not in ``params``: stages
+that use them list this file in their ``deps``.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from sda_core.params import Params
 
 
 def indexed_variants(params: Params) -> tuple[str, ...]:
-    """The variants that have an index of item vectors, in their order: all but ``id`` and the controls."""
+    """The variants with an index of item vectors, in order: all except ``id`` and the controls."""
     return tuple(variant for variant in params.variants if variant not in {"id", *params.control_embeddings.variants})
 
 
 def controls(params: Params) -> tuple[str, ...]:
-    """The variants that are no choice: random, shuffled and true vectors.  One modality alone is a choice."""
+    """The variants that cannot be chosen: random, shuffled and oracle vectors.  A single modality can be chosen."""
     return tuple(variant for variant in params.control_embeddings.variants if variant not in {"image_only", "text_only"})
 
 
 def reported(params: Params) -> tuple[str, ...]:
-    """The variants whose gains stand in ``comparisons.json``: those with an adapter, and the positive control."""
+    """The variants whose gains are in ``comparisons.json``: those with an adapter, and the positive control."""
     return (*params.train_adapter.variants, *(name for name in params.control_embeddings.variants if name == "oracle"))
 
 
 def adapter_of(params: Params, variant: str) -> str | None:
-    """The trained variant with whose adapter a variant's vectors are made: itself, or that of a joint variant; None without.
+    """The trained variant whose adapter is used: the variant itself, or that of a joint variant; None without an adapter.
 
     Raises:
         ConfigError: as :func:`is_trained`.
@@ -38,15 +38,15 @@ def adapter_of(params: Params, variant: str) -> str | None:
 
 
 def passes_of(params: Params, variant: str) -> tuple[Pass, ...]:
-    """What a variant's sequences hold: image and text apart, or both together."""
+    """The passes of a variant: image and text separately, or both in one sequence."""
     return JOINT if variant in params.joint_embeddings.variants else MODALITIES
 
 
 def is_trained(params: Params, variant: str) -> bool:
-    """Whether a variant has an adapter of its own; ``zero_shot``, ``id`` and the controls have none.
+    """Whether an adapter is trained for a variant; ``zero_shot``, ``id`` and the controls have none.
 
     Raises:
-        ConfigError: no such variant, or one whose vectors are imported.
+        ConfigError: no such variant, or its vectors are imported.
     """
     if variant in params.train_adapter.variants:
         return True

@@ -1,8 +1,8 @@
-"""Every artifact of a run against its schema, its hashes and what must hold between it and the others.
+"""Check every artifact of a run: schema, hashes, and consistency with the other artifacts.
 
-One check a file or folder.  A check sees whole content, not only names: tables are read, vectors are looked at, the index is
-searched, recommenders are loaded, metrics are computed again.  What has not been made yet is absent, and what depends on
-something absent or broken is skipped, so a single damage is told once.
+There is one check per file or folder.  Checks cover the contents: tables and vectors are read, the index is searched,
+recommenders are loaded, metrics are recomputed.  Artifacts that do not exist yet are reported as absent, and checks that depend
+on an absent or damaged artifact are skipped, so each damage is reported once.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ Status = Literal["ok", "absent", "skipped", "problem"]
 
 _AGAIN = "run `dvc repro` to make it again"
 _TAKEN = "run `dvc repro`, which takes the local files as they are now"
-_UNIT = 1e-3  # how far from 1 a unit vector's length may be
-_SAME = 1e-9  # how far apart a number in a JSON file and the same number computed again may be
+_UNIT = 1e-3  # tolerance of a unit vector's length
+_SAME = 1e-9  # tolerance between a number in a JSON file and its recomputed value
 _NUM_QUERIES = 50
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check says: of which path (relative to the project folder), and in a line."""
+    """The result of a check: the path (relative to the project folder), and a line of text."""
 
     status: Status
     path: str
@@ -74,18 +74,18 @@ class Finding:
 
 
 class _Skipped(Exception):  # noqa: N818 (no error: it ends a check)
-    """What a check needs is absent, or broken and told of already."""
+    """An input of the check is absent, or damaged and already reported."""
 
 
 def verify(workspace: Workspace, params: Params) -> Iterator[Finding]:
-    """Check everything that a run of these params makes, in the order of the pipeline.
+    """Check all artifacts of a run with these params, in the order of the pipeline.
 
     Args:
-        workspace: finished, or partly made.
-        params: of the project; the artifacts are held against them.
+        workspace: paths of a finished or unfinished run.
+        params: params of the project, with which the artifacts are compared.
 
     Yields:
-        One finding a file or folder.
+        One finding per file or folder.
     """
     run = _Run(workspace, params)
     for path, check in run.checks():
@@ -104,7 +104,7 @@ def verify(workspace: Workspace, params: Params) -> Iterator[Finding]:
 
 
 class _Run:
-    """A workspace with its tables, each read once."""
+    """A workspace with its tables, each of which is read once."""
 
     def __init__(self, workspace: Workspace, params: Params) -> None:
         self.workspace, self.params = workspace, params
@@ -140,7 +140,7 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------- tables, once
     def _table(self, table: Table, path: Path) -> pl.DataFrame:
-        """A table that another check looks at in full; here its being readable is all that counts."""
+        """Check that a table is readable; another check covers its contents."""
         try:
             return table.read(path)
         except SDAError:
@@ -269,7 +269,7 @@ class _Run:
         return f"{len(ids):,} items, {counts['ok']:,} images{self._local_images()}"
 
     def _local_images(self) -> str:
-        """See that images are those of the local folders; what to add to the finding where these are not on this machine."""
+        """Check images against the local folders; returns a remark if these are not on this machine."""
         dataset, root = self.params.dataset, self.workspace.root
         local, other = (
             user_folder(text, root, f"params.yaml: dataset.{name}")
@@ -304,7 +304,7 @@ class _Run:
             layer, _, kind = name.removeprefix("base_model.model.").rpartition(".")
             layers.setdefault(layer, {})[kind] = tuple(tensor.shape)
         _expect(bool(layers), folder, "holds no weights")
-        from sda_core import adapters  # loads PEFT, which needs seconds
+        from sda_core import adapters  # loads PEFT, which takes seconds
 
         adapter = adapters.config_of(section, config["modalities"], config["target_modules"])
         lora_rank = adapter.rank_per_expert * adapter.num_experts
@@ -340,7 +340,7 @@ class _Run:
         for name, value in self._expected_metadata(variant).items():
             _as_params(path, name, described.get(name), value)
         is_joint = variant in self.params.joint_embeddings.variants
-        is_imported = variant in self.params.import_embeddings.variants  # these need not have both, nor of one width
+        is_imported = variant in self.params.import_embeddings.variants  # these may lack a modality or differ in width
         columns = ("image_embedding", "text_embedding")
         _expect(
             not (is_joint and {*columns} & {*table.columns}), path, "has vectors of one modality beside those of a joint pass"
@@ -388,7 +388,7 @@ class _Run:
 
     @cached_property
     def _local_revision(self) -> str | None:
-        """As ``sda_core.backbones`` tells the contents of a checkpoint folder; None where the backbone is no folder here."""
+        """The revision of a checkpoint folder as in ``sda_core.backbones``; None if the backbone is not a folder here."""
         assert isinstance(self.params.backbone, Checkpoint)
         folder = user_folder(self.params.backbone.name, self.workspace.root, "params.yaml: backbone.name")
         return f"sha256:{sha256_path(folder)}" if folder is not None and folder.is_dir() else None
@@ -409,7 +409,7 @@ class _Run:
         found = opened.search(vectors[queries], 1)[0][:, 0]
         lengths = np.linalg.norm(vectors, axis=1)
         cosines = np.einsum("qd,qd->q", vectors[queries], vectors[found]) / (lengths[queries] * np.maximum(lengths[found], 1e-12))
-        share = float((cosines > 1 - _UNIT).mean())  # an item's nearest is itself, or one with the same vector
+        share = float((cosines > 1 - _UNIT).mean())  # the nearest item is the item itself, or one with the same vector
         _expect(
             share >= section.min_recall,
             folder,
@@ -431,7 +431,7 @@ class _Run:
             folder,
             f"was trained with other settings than params.yaml: train_recommender.{recommender} has",
         )
-        self._vectors(variant)  # broken ones are told of where they are
+        self._vectors(variant)  # damaged ones are reported by their own check
         vectors = recommenders.read_item_vectors(self.workspace.embeddings(variant), saved)
         model = recommenders.load(folder, vectors, prepare_torch(self.params.runtime))
         sizes = self.interactions["user_id"].max(), self.num_items
@@ -476,7 +476,7 @@ class _Run:
         return f"{len(whole) // len(seeds):,} targets, {_seeds_text(len(seeds))}"
 
     def _check_places(self, path: Path, table: pl.DataFrame) -> None:
-        """The positions of one seed."""
+        """Check the positions of one seed."""
         test = self.interactions.filter(pl.col("split") == "test").sort("user_id")
         targets = test["user_id"].to_list(), test["item_id"].to_list()
         found = table["user_id"].to_list(), table["target_item_id"].to_list()
@@ -505,7 +505,7 @@ class _Run:
         if self.params.evaluate.retrieval is not None:
             recall = found.pop(
                 "retrieval_recall@10", 1.0
-            )  # none of a recommender that has no index; it takes the model to measure
+            )  # missing for a recommender without an index; measuring needs the model
             _expect(isinstance(recall, float) and 0.0 <= recall <= 1.0, path, f"retrieval_recall@10 is {recall}")
         return _equal_numbers(path, found, computed)
 
@@ -546,7 +546,7 @@ def _seeds_text(number: int) -> str:
 
 
 def _contiguous(ids: pl.Series, path: Path, name: str) -> int:
-    """The number of distinct ids, which run from 1 without holes."""
+    """Check that distinct ids run from 1 without gaps; returns their number."""
     distinct = ids.unique().sort().to_numpy()
     _expect(
         len(distinct) > 0 and np.array_equal(distinct, np.arange(1, len(distinct) + 1)),
@@ -568,7 +568,7 @@ def _as_params(path: Path, name: str, found: object, expected: object) -> None:
 
 
 def _equal_numbers(path: Path, found: Mapping[str, Any], computed: Mapping[str, float]) -> str:
-    """Compare a flat JSON file with what it should say."""
+    """Compare a flat JSON file with the expected numbers."""
     missing, further = computed.keys() - found.keys(), found.keys() - computed.keys()
     _expect(not missing, path, f"lacks {', '.join(sorted(missing))}")
     _expect(not further, path, f"holds {', '.join(sorted(further))}, which the positions do not give")
@@ -580,7 +580,7 @@ def _equal_numbers(path: Path, found: Mapping[str, Any], computed: Mapping[str, 
 
 
 def _tensors(path: Path) -> Mapping[str, Any]:
-    """All finite tensors of a safetensors file."""
+    """Read the tensors of a safetensors file, and check that they are finite."""
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -591,7 +591,7 @@ def _tensors(path: Path) -> Mapping[str, Any]:
 
 
 def _opens(row: Mapping[str, Any], folder: Path) -> None:
-    """See that a stored image is one, and of the size that is told."""
+    """Check that a stored image can be opened and has the recorded size."""
     try:
         with Image.open(io.BytesIO(row["image"] or b"")) as opened:
             size = opened.size
@@ -603,9 +603,9 @@ def _opens(row: Mapping[str, Any], folder: Path) -> None:
 
 # --------------------------------------------------------------------------------------------------- dvc.lock
 def _md5(path: Path) -> str:
-    """As DVC hashes: a file's bytes; of a folder the sorted list of names and hashes, as JSON."""
-    # `dvc data status` does not read a file whose time and size are as before, so it misses a flipped bit; it also needs `.dvc`
-    # and writes into it.
+    """The MD5 hash as in DVC: of a file's bytes, or of a folder's sorted list of names and hashes as JSON."""
+    # `dvc data status` does not read files with unchanged time and size, so it misses a flipped bit; it also needs `.dvc` and
+    # writes to it.
     if path.is_file():
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "md5").hexdigest()
@@ -616,7 +616,7 @@ def _md5(path: Path) -> str:
 
 
 def _locked(root: Path) -> Iterator[Finding]:
-    """The outputs that are there against the hashes in ``dvc.lock``."""
+    """Compare the existing outputs with the hashes in ``dvc.lock``."""
     path = root / "dvc.lock"
     if not path.is_file():
         yield Finding("absent", path.name, "not made yet")
