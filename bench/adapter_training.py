@@ -1,12 +1,12 @@
-"""Steps of adapter training as the stage takes them: seconds, items a second and memory, by adapter and by setting.
+"""Training steps of the stage train_adapter: seconds, items per second and memory, by adapter and by setting.
 
 Images are decoded, texts are tokenised, and the losses, AdamW, gradient caching, checkpointing and the vision cache are
-those of ``sda_core.alignment``; the weights are random, which costs what learned ones cost.  Each setting trains an adapter of
-its own in a process of its own.  The first steps, which warm up, do not count; a setting that does not fit is reported.
+those of ``sda_core.alignment``; the weights are random, which costs the same as trained ones.  Each setting trains a separate
+adapter in a separate process.  The first steps are for warm-up and do not count; a setting that does not fit is reported.
 
     python -m bench adapter_training                                 # the tiny shape, on the CPU or the GPU
     python -m bench adapter_training --shape 7b --side 256           # Qwen2.5-VL-7B's shape, bfloat16 on a GPU; one or two
-                                                                     # minutes a setting
+                                                                     # minutes per setting
 """
 
 from __future__ import annotations

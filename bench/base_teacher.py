@@ -1,10 +1,8 @@
-"""What a teacher of the base's vectors adds to a training step.
+"""Additional cost of a training step with a teacher from the base's vectors.
 
-Both steps run in turns, in one process.
-
-Each round takes one step with ``teacher_source: adapted`` and one with ``base`` on the same items, model and inputs, in an
-order that changes; the ratio is that of the two.  The base's vectors are read from disk, as in a run, where they are computed
-once before step 0.  What that costs is printed as well.
+Each round makes one step with ``teacher_source: adapted`` and one with ``base`` in one process, on the same items, model and
+inputs, in alternating order; the ratio of the two is reported.  The base's vectors are read from disk, as in a run, where they
+are computed once before step 0.  The cost of this computation is printed, too.
 
     python -m bench base_teacher                # nano with its vision cache, MoDA and CMSA, batches of 32
 """
@@ -81,7 +79,7 @@ def main(rounds: int = 20, batch: int = 32, side: int = 64, characters: int = 30
 def step(
     number: int, rows: np.ndarray, run: Run, criterion: AlignmentLoss, vectors: BaseVectors, optimizer: torch.optim.Optimizer
 ) -> float:
-    """Processor seconds of one step, as the training loop takes it, its inputs included."""
+    """Processor seconds of one step of the training loop, its inputs included."""
     begin = time.process_time()
     chosen = batch_rows(rows, number, run.training)
     trained = trained_parameters(run.model, criterion)

@@ -1,4 +1,4 @@
-"""What the comparisons share: both clocks, peak memory, processes of their own, a random shop, the default params."""
+"""Code shared by the benchmarks: clocks, peak memory, separate processes, a random shop, the default params."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import polars as pl
 from sda_core.params import Params, load_params
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-Seconds = tuple[float, float]  # by the clock, of the processor
+Seconds = tuple[float, float]  # wall-clock time, processor time
 
 
 def default_params() -> Params:
@@ -28,35 +28,35 @@ def default_params() -> Params:
 
 # --------------------------------------------------------------------------------------------------------- measuring
 def now() -> Seconds:
-    """Both clocks."""
+    """Wall-clock and processor time now."""
     return time.perf_counter(), time.process_time()
 
 
 def since(begin: Seconds) -> Seconds:
-    """Seconds since then, by both clocks."""
+    """Seconds since a start, as wall-clock and processor time."""
     end = now()
     return end[0] - begin[0], end[1] - begin[1]
 
 
 def peak_mebibytes() -> float:
-    """The most memory that this process has held, in MiB; to the system it is at least that of the process that started it."""
+    """Peak memory of this process in MiB; the system reports at least that of the parent process."""
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 # --------------------------------------------------------------------------------------------------------- processes
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of a module in a new Python, so that its memory and its imports are its own.
+    """Call a function of a module in a new Python process, to separate its memory and imports.
 
     Args:
-        function: at the top of its module.
-        arguments: as JSON has them.
+        function: a function at the top level of its module.
+        arguments: arguments that JSON can represent.
 
     Returns:
-        What the function returned, as JSON has it.
+        The return value, converted by JSON.
 
     Raises:
-        SystemExit: it failed; its traceback is on stderr.
+        SystemExit: the function failed; its traceback is on stderr.
     """
     command = [sys.executable, "-m", "bench.common", function.__module__, function.__qualname__, json.dumps(arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -67,11 +67,11 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 # --------------------------------------------------------------------------------------------------------- data
 def random_shop(num_users: int, num_items: int, length: int) -> pl.DataFrame:
-    """Random histories over a Zipf popularity, split leave-one-out."""
+    """Random histories with Zipf popularity, split by leave-one-out."""
     random = np.random.default_rng(0)
     weights = 1.0 / np.arange(1, num_items + 1)
     items = random.choice(num_items, size=(num_users, length), p=weights / weights.sum()) + 1
-    items[: min(num_users, num_items), 0] = np.arange(1, min(num_users, num_items) + 1)  # the catalogue is whole
+    items[: min(num_users, num_items), 0] = np.arange(1, min(num_users, num_items) + 1)  # every item occurs
     items[-1, 0] = num_items
     return pl.DataFrame(
         {

@@ -1,7 +1,7 @@
 """The downloader against curl, sha256sum and gunzip: one large gzip file from a server on this machine.
 
-Both sides bring the same file to the disk, know its sha256 and have unpacked it once; ours in one process, the yardstick
-in three commands one after the other.  Rounds alternate, and the best of each side counts.
+Both sides store the same file, compute its sha256 and decompress it once; ours in one process, the other in three commands
+one after the other.  Rounds alternate, and the best of each side counts.
 
     python -m bench download                          # 500 MB
     python -m bench download --megabytes 2000 --rounds 5
@@ -53,7 +53,7 @@ def write_file(path: Path, num_bytes: int) -> None:
 
 
 def serve(folder: Path, port: Connection) -> None:
-    """Answer GET with the file of that name, by sendfile."""
+    """Serve files by GET with sendfile."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -78,7 +78,7 @@ def serve(folder: Path, port: Connection) -> None:
 
 
 def measured(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
-    """Seconds, seconds of processor time, and peak memory in MiB (not less than this script's own) of a command."""
+    """Seconds, processor seconds, and peak memory in MiB (at least that of this script) of a command."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)

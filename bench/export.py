@@ -1,8 +1,8 @@
-"""The export through a base, an unmerged and a merged model: items and tokens a second, and the share of the matmul peak.
+"""The export with a base, an unmerged and a merged model: items and tokens per second, and the share of the matmul peak.
 
-All sides run in one process on the same weights and items; ratios are of medians.  The weights are random,
-which costs what real ones cost.  The peak is that of a large square matmul, measured in the same run.
-On a CPU one thread is used, and what is counted is its processor time, so that other work on the machine does not count.
+All sides run in one process on the same weights and items; ratios are of medians.  The weights are random, which costs the
+same as trained ones.  The peak is that of a large square matmul, measured in the same run.  On a CPU one thread is used, and
+its processor time is measured, so that other work on the machine has no effect.
 
     python -m bench export                                        # the tiny shape, on the CPU or the GPU
     python -m bench export --shape 7b --batch 64 --items 512      # Qwen2.5-VL-7B's shape, bfloat16 on a GPU
@@ -33,7 +33,7 @@ SIDES = ("base", "unmerged", "merged")
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Floating-point operations a second of the best of some square matmuls."""
+    """Floating-point operations per second of the best of some square matmuls."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(12):
@@ -44,7 +44,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, when the device has done all that was asked of it."""
+    """The time in seconds after synchronising with the device."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -66,7 +66,7 @@ _ATTENTION = [
 
 
 def _attention_operations(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
-    """Of one attention, by the shapes ``(B, H, L, D)``; heads of keys may be shared, which torch's own count refuses."""
+    """Operations of one attention from the shapes ``(B, H, L, D)``; key heads may be shared, which torch's count rejects."""
     rows, heads, length, width = query
     return 2 * rows * heads * length * key[-2] * (width + value[-1])
 
@@ -124,7 +124,7 @@ def main(
     seconds: dict[tuple[str, str], list[float]] = {(s, name): [] for s in SIDES for name in batches}
     memory: dict[str, int] = dict.fromkeys(SIDES, 0)
     vectors: dict[tuple[str, str], Tensor] = {}
-    # On a CPU in turns, since other work comes and goes; on a GPU at once, since a merge keeps the weights on the CPU meanwhile.
+    # On a CPU in turns, because other work varies; on a GPU one after another, because a merge keeps the weights on the CPU.
     turns, passes = (rounds + 1, 1) if device.type == "cpu" else (1, rounds + 1)
     for turn in range(turns):
         for which in SIDES[turn % 3 :] + SIDES[: turn % 3]:
@@ -135,7 +135,7 @@ def main(
                     for number in range(turn, turn + passes):
                         start = _now(device)
                         encode(adapted, name)
-                        if number:  # the first is for warming up
+                        if number:  # the first round is for warm-up
                             seconds[which, name].append(_now(device) - start)
                     if (which, name) not in vectors:
                         with torch.inference_mode():
@@ -176,7 +176,7 @@ def _difference(own_BD: Tensor, other_BD: Tensor) -> float:
 
 
 def _adapted(backbone: Any) -> Any:
-    """The paper's adapter around the model, of random weights."""
+    """The paper's adapter around the model, with random weights."""
     params = default_params().train_adapter.moda
     pattern, num_layers = backbone.adapter_pattern("language"), backbone.num_adapter_layers("language")
     model = adapters.build(backbone.model, params, ["image", "text"], pattern, num_layers, seed=0)
@@ -188,7 +188,7 @@ def _adapted(backbone: Any) -> Any:
 
 
 class _Bare:
-    """The base model alone: its linear layers stand where the adapted ones stood."""
+    """The base model, with its linear layers in place of the adapted ones."""
 
     def __init__(self, model: nn.Module) -> None:
         self._places = [

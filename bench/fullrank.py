@@ -1,9 +1,9 @@
-"""Full-rank evaluation against its matrix product alone: how long it takes, and how much of that is the bare matrix product.
+"""Full-rank evaluation against its matrix product alone: total time, and the share of the matrix product.
 
-Every test user's target is placed among all items with exact counts of better and tied ones, the items of the user's
-history left out; then positions, metrics and 95 % intervals are made of the counts.  The yardstick, in the same run, is
-the product of user and item factors alone, in the same chunks: no evaluation by scores can be faster than that.  Torch is set up
-as in a stage.  On a busy machine compare the CPU seconds; divided by the cores they are what the clock would show on a quiet one.
+Every test user's target is ranked among all items except those of the user's history, with exact counts of better and tied
+ones; then positions, metrics and 95 % intervals are computed from the counts.  The lower bound, measured in the same run, is
+the product of user and item factors in the same chunks: no evaluation by scores can be faster.  Torch is set up as in a stage.
+On a busy machine compare the CPU seconds; divided by the number of cores they are the wall-clock time of an idle machine.
 
     python -m bench fullrank
     python -m bench fullrank --num-users 5000 --num-items 5000

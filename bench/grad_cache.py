@@ -1,7 +1,7 @@
 """Memory of gradient caching: a CMSA step of a large batch in chunks, against a plain step of one chunk.
 
-Each side is a training step of nano in a process of its own (``sda_core.alignment``, the stage's own path: images
-decoded, texts tokenised, one AdamW step); what is compared is the peak of the resident memory.
+Each side is a training step of nano in a separate process (``sda_core.alignment``, as in the stage: images decoded, texts
+tokenised, one AdamW step); the peak of the resident memory is compared.
 
     python -m bench grad_cache                                 # 4,096 items in chunks of 64 against 64
     python -m bench grad_cache --batch 1024 --text-tokens 96

@@ -20,7 +20,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def listed(folder: Path, ids: list[str]) -> int:
-    """As the stage does it: any extension in any case, any spelling of the id."""
+    """As in the stage: any extension in any case, any spelling of the id."""
     finder = Finder(None, folder, None, default_params().fetch_images, ItemNames(ids))
     return sum(bool(finder.sources(Item(number, item_id, ()))) for number, item_id in enumerate(ids, start=1))
 

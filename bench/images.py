@@ -1,8 +1,8 @@
-"""Images from a server: our fetcher against a plain loop over httpx, and against the bound that politeness sets.
+"""Images from a server: our fetcher against a plain loop over httpx, and against the bound by the rate limit.
 
-A server in a process of its own answers every request after a wait.  The plain loop asks for one image at a time,
-decodes it, reduces it and encodes it again, as the stage does.  With ``max_per_host`` requests at a time to the one host,
-nothing can be faster than ``latency x images / max_per_host``.
+A server in a separate process responds to every request after a delay.  The plain loop requests one image at a time, decodes
+it, reduces it and encodes it again, as in the stage.  With ``max_per_host`` parallel requests to one host, the lower bound is
+``latency x images / max_per_host``.
 
     python -m bench images
     python -m bench images --num-images 300 --latency-ms 200 --max-per-host 16
@@ -35,7 +35,7 @@ NUM_DIFFERENT = 16
 
 
 def jpeg(seed: int, side: int, num_bytes: int) -> bytes:
-    """A image of smooth colours with as much noise as brings it to about ``num_bytes``."""
+    """An image of smooth colours with noise, of about ``num_bytes``."""
     random = np.random.default_rng(seed)
     waves = np.sin(np.add.outer(np.arange(side) * random.uniform(0.01, 0.05), np.arange(side) * random.uniform(0.01, 0.05)))
     base = 128 + 80 * waves[:, :, None] * random.uniform(0.3, 1.0, 3)
@@ -51,7 +51,7 @@ def jpeg(seed: int, side: int, num_bytes: int) -> bytes:
 
 
 def serve(latency_seconds: float, images: list[bytes], told: Connection) -> None:
-    """Answer ``GET /<number>.jpg`` with one of the images after a wait, for ever."""
+    """Respond to ``GET /<number>.jpg`` with one of the images after a delay, forever."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -73,7 +73,7 @@ def serve(latency_seconds: float, images: list[bytes], told: Connection) -> None
 
 
 def items(port: int, num_images: int) -> pl.DataFrame:
-    """A catalogue with one address an item."""
+    """A catalogue with one address per item."""
     empty = {name: [[] if dtype == pl.List(pl.String) else ""] * num_images for name, dtype in ITEMS.columns.items()}
     columns = empty | {
         "item_id": range(1, num_images + 1),
@@ -85,7 +85,7 @@ def items(port: int, num_images: int) -> pl.DataFrame:
 
 
 def ours(port: int, num_images: int, max_per_host: int, folder: Path) -> int:
-    """Fetch with the stage's function; gives the number of good images."""
+    """Fetch with the stage's function; returns the number of valid images."""
     (folder / "manifest.json").write_text('{"files": []}', encoding="utf-8")
     params = FetchImagesParams(
         num_workers=max(16, max_per_host), max_per_host=max_per_host, timeout_seconds=20.0, num_retries=3,
@@ -109,7 +109,7 @@ def plain(port: int, num_images: int, folder: Path) -> int:
 
 
 def measure(way: str, port: int, num_images: int, max_per_host: int) -> dict[str, float]:
-    """Seconds and peak memory of one way in this process."""
+    """Seconds and peak memory of one side in this process."""
     with tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
         folder = Path(name)

@@ -1,8 +1,8 @@
-"""The k-core of ten million interactions: this project's, pandas' and plain Python's, each in a process of its own.
+"""The k-core of ten million interactions: this project, pandas and plain Python, each in a separate process.
 
-Users have geometric numbers of interactions, items are popular by Zipf's law.  All three start from the same two arrays of
-codes and must keep the same rows.  pandas counts with groupby-transform and filters until nothing changes; plain Python does
-the same with two Counters.  Peak memory is that of the whole process, the two arrays (16 bytes per row) included.  On a busy
+Users have geometric numbers of interactions, items have Zipf popularity.  All three start from the same two arrays of codes
+and must keep the same rows.  pandas counts with groupby-transform and filters until nothing changes; plain Python does the
+same with two Counters.  Peak memory is that of the whole process, including the two arrays (16 bytes per row).  On a busy
 machine compare the CPU seconds.
 
     pip install -e .[bench]
@@ -40,7 +40,7 @@ def write_codes(folder: str, num_interactions: int, num_items: int, mean_history
 
 
 def by_core_mask(users: Codes, items: Codes, minimum: int) -> npt.NDArray[np.bool_]:
-    """What the filter stage does."""
+    """The function of the filter stage."""
     from sda_core.data.kcore import core_mask
 
     return core_mask(users, items, minimum, minimum)
@@ -85,7 +85,7 @@ def by_dictionaries(users: Codes, items: Codes, minimum: int) -> npt.NDArray[np.
 
 
 def run_way(way: str, folder: str, minimum: int) -> dict[str, float]:
-    """Run one way in this process and save its rows; what it took."""
+    """Run one side in this process and save its rows; returns its cost."""
     functions = {"core_mask": by_core_mask, "pandas": by_pandas, "dictionaries": by_dictionaries}
     functions[way](np.arange(20) % 4, np.arange(20) % 5, 2)  # imports are not timed
     users, items = np.load(Path(folder) / "users.npy"), np.load(Path(folder) / "items.npy")
@@ -103,10 +103,10 @@ def main(
     mean_history_length: float = 3.0,
     minimum: Annotated[int, typer.Option(help="Fewest interactions of a user and an item.")] = 5,
 ) -> None:
-    """Run all ways and print a table."""
+    """Run all sides and print a table."""
     with tempfile.TemporaryDirectory() as folder:
         load = os.getloadavg()[0]
-        # This process stays small while the others run: to the system, a child's peak is at least its parent's.
+        # Keep this process small: the system reports at least the parent's memory as peak of a child.
         in_own_process(write_codes, folder, num_interactions, num_items, mean_history_length)
         measured = {way: in_own_process(run_way, way, folder, minimum) for way in WAYS}
         masks = [np.load(Path(folder) / f"{way}.npy") for way in WAYS]

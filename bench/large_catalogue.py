@@ -1,8 +1,8 @@
 """A catalogue of a million items: the memory of a full-rank evaluation, and of one training step under sampled losses.
 
-SASRec with a learned item table goes through the functions that the stages call: ``place_targets`` over users of random
-histories, and one epoch of one step.  Each is run in a process of its own; its peak is set beside what it had once the model
-was built.  A matrix of the scores of all items, for a batch of users or for every target of a step, would be the third column.
+SASRec with a learned item table runs the functions of the stages: ``place_targets`` for users with random histories, and one
+epoch of one step.  Each runs in a separate process; the table has its peak memory, its memory after the model was built, and
+for comparison the size of a matrix of the scores of all items, for a batch of users or for every target of a step.
 
     python -m bench large_catalogue
     python -m bench large_catalogue --num-items 100000
@@ -26,7 +26,7 @@ USERS_PER_CHUNK = 256
 
 
 def resident() -> float:
-    """MiB that the process has at the moment."""
+    """Current resident memory of the process in MiB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -79,7 +79,7 @@ def main(num_items: int = 1_000_000, num_users: Annotated[int, typer.Option(help
     """Run all parts and print a table."""
     print(f"SASRec, {num_items:,} items x {HIDDEN}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print("\n| part | CPU s | weights, MiB | peak, MiB | of it added | a whole score matrix |\n|---|---|---|---|---|---|")
-    for part in PARTS:  # this process stays small: to the system, a child's peak is at least its parent's
+    for part in PARTS:  # keep this process small: the system reports at least its memory as peak of a child
         found = in_own_process(run_part, part, num_users, num_items)
         what = f"evaluation of {num_users:,} users" if part == "evaluation" else f"a step of {BATCH} users, {part}"
         values = " | ".join(f"{found[name]:.0f}" for name in ("weights", "peak", "added", "whole"))

@@ -1,6 +1,6 @@
-"""DVC on a local folder of images: the cost of hashing it first, then of a status where nothing changed.
+"""DVC on a local folder of images: the cost of the first hashing, and of a status without changes.
 
-A project with one stage depends on a folder of many images; the same project without the folder is what it is compared with.
+A project with one stage that depends on a folder of many images is compared with the same project without the folder.
 
     python -m bench local_files
     python -m bench local_files --num-images 10000 --kilobytes 20
@@ -21,7 +21,7 @@ import typer
 
 
 def seconds(project: Path, *arguments: str) -> tuple[float, float]:
-    """Run DVC in the project: seconds by the clock, and of processor time."""
+    """Run DVC in the project; returns wall-clock and processor seconds."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=project, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -40,7 +40,7 @@ def shown(name: str, watching: tuple[float, float], bare: tuple[float, float]) -
 
 
 def new_project(place: Path, dependency: Path) -> Path:
-    """A project of one stage that depends on a path."""
+    """Create a project with one stage that depends on a path."""
     place.mkdir()
     subprocess.run(["git", "init", "-q"], cwd=place, check=True)
     seconds(place, "init", "-q")

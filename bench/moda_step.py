@@ -1,10 +1,10 @@
 """MoDA's training step against LoRA's: PEFT's LoRA of the same total rank, a loop over the experts; and merged inference.
 
-All sides run in one process, on the same base weights (in memory once) and inputs, in turns; what is reported are ratios
-of medians.  On a CPU processor time is counted, so that other work on the machine counts little.
+All sides run in one process, on the same base weights (in memory once) and inputs, in turns; ratios of medians are reported.
+On a CPU processor time is measured, so that other work on the machine has little effect.
 
     python -m bench moda_step                              # a stack of transformer-shaped linear layers, on the CPU
-    python -m bench moda_step --shape nano --threads 1     # the backbone that comes with SDA, images and texts
+    python -m bench moda_step --shape nano --threads 1     # the built-in backbone, images and texts
     python -m bench moda_step --shape calls --no-large     # 98 tiny layers: what MoDA adds around the arithmetic
     python -m bench moda_step --device cuda --shape 7b     # the linear layers of Qwen2.5-VL-7B, random weights, bfloat16
     python -m bench moda_step --device cuda --shape 7b --batch 32 --no-large   # as many tokens as a training's pass has
@@ -49,13 +49,13 @@ class Shape:
 
 SHAPES = {
     "small": Shape(width=256, key_width=64, inner=1344, depth=2, batch=8, length=128),
-    "calls": Shape(width=32, key_width=16, inner=64, depth=14, batch=2, length=4),  # bound by calls, as small passes on a GPU are
+    "calls": Shape(width=32, key_width=16, inner=64, depth=14, batch=2, length=4),  # launch-bound, like small passes on a GPU
     "7b": Shape(width=3584, key_width=512, inner=18944, depth=28, batch=4, length=128),  # Qwen2.5-VL-7B's language model
 }
 
 
 class Layer(nn.Module):
-    """The linear layers of one decoder block, with what lies between them in the cheapest form."""
+    """The linear layers of one decoder block, with cheap operations in between."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Layer(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is adapted, and a pass of each modality through it."""
+    """The adapted model, and a pass of each modality through it."""
 
     model: nn.Module
     pattern: str
@@ -101,7 +101,7 @@ def stack(shape: Shape, device: torch.device, dtype: torch.dtype) -> Subject:
 
 
 def nano(device: torch.device, batch: int) -> Subject:
-    """The backbone that comes with SDA, with images and texts."""
+    """The built-in backbone, with images and texts."""
     params = default_params()
     backbone = backbones.build(params.backbone, device)
     generator = np.random.default_rng(0)
@@ -120,12 +120,12 @@ def nano(device: torch.device, batch: int) -> Subject:
 
 
 def shared(model: nn.Module) -> nn.Module:
-    """A copy whose weights are the same tensors."""
+    """A copy that shares the weight tensors."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()}).requires_grad_(False)
 
 
 class LoopedExperts(nn.Module):
-    """Experts one by one, as the formula is written: two matmuls, a gate and a sum for each."""
+    """Experts one by one, as in the formula: two matmuls, a gate and a sum for each."""
 
     def __init__(self, base: nn.Linear, num_experts: int, r: int, alpha: float, dropout: float) -> None:
         super().__init__()
@@ -162,9 +162,9 @@ def looped(model: nn.Module, pattern: str, num_experts: int, r: int, alpha: floa
 
 
 def memory_of_a_pass(model: nn.Module, run: Callable[[], Tensor], device: torch.device) -> int:
-    """Bytes that a step holds: the allocator's peak on a GPU; on the CPU, what forward saves for backward.
+    """Memory of a step in bytes: the allocator's peak on a GPU; on the CPU, the tensors that forward saves for backward.
 
-    The second is exact and the same every time, which the resident memory of a small process is not.
+    The latter is exact and reproducible, unlike the resident memory of a small process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -180,7 +180,7 @@ def memory_of_a_pass(model: nn.Module, run: Callable[[], Tensor], device: torch.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             saved[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # keeps the address from being used again
+            kept.append(tensor)  # prevents reuse of the address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -189,7 +189,7 @@ def memory_of_a_pass(model: nn.Module, run: Callable[[], Tensor], device: torch.
 
 
 def sides_of(subject: Subject, r: int, loops: tuple[int, ...]) -> dict[str, tuple[nn.Module, Context]]:
-    """The models by name, each with what to enter around a pass of a modality."""
+    """The models by name, each with the context for a pass of a modality."""
     common = {"r": r, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": subject.pattern}
 
     def rows(model: nn.Module, name: str) -> AbstractContextManager[None]:
@@ -216,13 +216,13 @@ def sides_of(subject: Subject, r: int, loops: tuple[int, ...]) -> dict[str, tupl
 
 
 class Clock:
-    """Seconds of the device, or of the processor where there is no other."""
+    """Clock of the device, or of the processor without a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def __call__(self) -> float:
-        """Now, with everything done that was asked for."""
+        """The time after synchronising with the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             return time.perf_counter()
@@ -230,7 +230,7 @@ class Clock:
 
 
 def measure(clock: Clock, rounds: int, runs: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Median seconds of each, run in turns after one run that does not count."""
+    """Median seconds of each side, run in turns after one warm-up run."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -279,7 +279,7 @@ def inference(subject: Subject, device: torch.device, rounds: int, r: int) -> No
     adapted = peft.get_peft_model(
         shared(subject.model), MoDAConfig(r=r, lora_alpha=32, num_experts=4, target_modules=subject.pattern)
     ).eval()
-    merged = copy.deepcopy(adapted)  # with weights of its own, which the merge changes
+    merged = copy.deepcopy(adapted)  # with separate weights, because the merge changes them
     run, plain = subject.passes["image"], subject.model.eval()
 
     def unmerged() -> None:

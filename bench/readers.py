@@ -1,16 +1,16 @@
-"""Readers of raw files against gunzip: the least that anybody has to do with them.
+"""Readers of raw files against gunzip, the minimum work on a compressed file.
 
-* Reviews and metadata, JSON lines to a parquet file, against ``gunzip -c`` of the same file (one thread, output thrown
-  away); Python's own zlib is timed beside it.
-* Metadata of 2014 (Python literals): ``parse_literal`` against ``ast.literal_eval``, line by line, and whether the two
-  agree on every line.
+* Reviews and metadata, JSON lines to a parquet file, against ``gunzip -c`` of the same file (one thread, output discarded);
+  Python's zlib is also measured.
+* Metadata of 2014 (Python literals): ``parse_literal`` against ``ast.literal_eval``, line by line, and whether both agree
+  on every line.
 
-Every side runs in a process of its own, in turns, and the best run of each counts; memory is the process's peak.
-Seconds are of the work alone: starting Python and importing libraries is left out on both sides, starting gunzip is
-not.  The readers unpack in a second thread: seconds of the processor, beside those of the clock, tell what that
-hides.  The files are made here, the same ones each time, with the lengths and the dirt of the published ones, or given.
+Every side runs in a separate process, in turns, and the best run of each counts; memory is the peak of the process.  The time
+excludes the start of Python and imports on both sides, but includes the start of gunzip.  The readers decompress in a second
+thread, so processor seconds are shown, too.  The files are generated deterministically, with the lengths and defects of the
+published ones, or given.
 
-    python -m bench readers                            # about 120 MB of each kind, unpacked
+    python -m bench readers                            # about 120 MB of each kind, decompressed
     python -m bench readers --megabytes 20 --repeats 1
     python -m bench readers --data ../shared/data      # the real files of a folder as well (small ones say little)
     python -m bench readers --file metadata 2018 FILE  # one real file
@@ -59,7 +59,7 @@ REAL_FILES = [
 
 # ---------------------------------------------------------------------------------------------------- made files
 class Writer:
-    """Records of made-up reviews and items, with field lengths and dirt as in the published files."""
+    """Records of generated reviews and items, with field lengths and defects as in the published files."""
 
     def __init__(self, edition: int) -> None:
         self.edition = edition
@@ -80,13 +80,13 @@ class Writer:
         return start + "".join(self.random.choices("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=length))
 
     def text(self, mean_chars: float) -> str:
-        """A piece of prose; lengths are spread as real ones are, most of them short."""
+        """A random text; lengths are distributed like real ones, most of them short."""
         length = min(int(self.random.expovariate(1 / mean_chars)) + 2, 20_000)
         start = self.random.randrange(len(self.prose) - length)
         return self.prose[start : start + length].strip()
 
     def dirty(self, text: str, share: float) -> str:
-        """The text, at times with the entities and the markup that shops store."""
+        """The text, sometimes with entities and markup as in real shops."""
         if self.random.random() >= share:
             return text
         kind = self.random.randrange(4)
@@ -172,14 +172,14 @@ class Writer:
         }  # fmt: skip
 
     def lines(self, kind: str) -> Iterator[str]:
-        """Lines without end; items repeat, as in the published metadata, after every one had its line."""
+        """Infinitely many lines; after one line for every item, items repeat, as in the published metadata."""
         write = repr if (kind, self.edition) == ("metadata", 2014) else json.dumps
         for item in itertools.cycle(self.items):
             yield write(self.item(item) if kind == "metadata" else self.review())
 
 
 def make(path: Path, kind: str, edition: int, megabytes: int) -> None:
-    """Write a gzip file of so many bytes unpacked."""
+    """Write a gzip file with this many decompressed bytes."""
     size = 0
     temporary = path.with_suffix(".part")
     with gzip.GzipFile(temporary, "wb", compresslevel=6, mtime=0) as handle:
@@ -192,7 +192,7 @@ def make(path: Path, kind: str, edition: int, megabytes: int) -> None:
 
 # --------------------------------------------------------------------------------------------------------- sides
 def write_parquet(frames: Iterable[pl.DataFrame], path: Path) -> int:
-    """Rows of a stream of tables, written as they come."""
+    """Write the rows of a stream of tables one table at a time."""
     writer: pq.ParquetWriter | None = None
     num_rows = 0
     for frame in frames:
@@ -206,13 +206,13 @@ def write_parquet(frames: Iterable[pl.DataFrame], path: Path) -> int:
 
 
 def wanted_items(path: Path, edition: int) -> frozenset[str]:
-    """One in twenty of a file's items, drawn by hash, as if the others had no reviews."""
+    """One in twenty of a file's items, selected by hash, as if the others had no reviews."""
     items = read_metadata(path, edition, max_bad_line_share=1.0)["raw_item_id"]
     return frozenset(item for item in items if hashlib.sha256(item.encode()).digest()[0] < 256 * KEPT_SHARE)
 
 
 def unpacked(path: Path) -> Iterator[bytes]:
-    """A file's bytes through zlib, with nothing else done to them."""
+    """Decompress a file with zlib, without further processing."""
     with path.open("rb") as handle:
         if handle.read(2) != b"\x1f\x8b":
             handle.seek(0)
@@ -224,12 +224,12 @@ def unpacked(path: Path) -> Iterator[bytes]:
 
 
 def literal_lines(path: Path) -> list[str]:
-    """All lines, in memory, so that neither parser pays for the reading."""
+    """All lines in memory, so that reading is not measured."""
     return [line for line in b"".join(unpacked(path)).decode().split("\n") if line]
 
 
 def literals(path: Path, parse: Callable[[str], object]) -> tuple[float, float]:
-    """Parse every line; what the clocks said when the first line began."""
+    """Parse every line; returns the times at the start of the first line."""
     lines = literal_lines(path)
     warnings.simplefilter("ignore")
     begin = time.perf_counter(), time.process_time()
@@ -239,14 +239,14 @@ def literals(path: Path, parse: Callable[[str], object]) -> tuple[float, float]:
 
 
 def agreement(path: Path) -> tuple[int, int]:
-    """Lines, and those on which the two parsers give the same value, types and order of keys included."""
+    """Number of lines, and of those on which both parsers return the same value, including types and order of keys."""
     warnings.simplefilter("ignore")
     lines = literal_lines(path)
     return len(lines), sum(repr(parse_literal(line)) == repr(ast.literal_eval(line)) for line in lines)
 
 
 def side(name: str, file: str, edition: int, folder: str) -> dict[str, float]:
-    """Do one side's work in this process."""
+    """Run one side in this process."""
     path, scratch = Path(file), Path(folder)
     keep = frozenset((scratch / "keep.txt").read_text(encoding="utf-8").split("\n")) if name == "metadata, some" else None
     begin, begin_cpu = time.perf_counter(), time.process_time()
@@ -270,7 +270,7 @@ def side(name: str, file: str, edition: int, folder: str) -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held; ru_maxrss would count the process that started it."""
+    """Peak memory of this process; ru_maxrss would include the parent process."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -278,7 +278,7 @@ def peak_bytes() -> int:
 
 
 def run(name: str, path: Path, edition: int, scratch: Path) -> dict[str, float]:
-    """One side in a process of its own."""
+    """Run one side in a separate process."""
     if name == "gunzip":
         packed = path.read_bytes()[:2] == b"\x1f\x8b"
         begin = time.perf_counter()

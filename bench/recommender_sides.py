@@ -1,4 +1,4 @@
-"""The sides of the comparison of recommenders: each runs by its own Python, in which only its own library is installed.
+"""The sides of the comparison of recommenders; each runs with a separate Python in which only its library is installed.
 
     PYTHON bench/recommender_sides.py FOLDER '{"side": ..., "model": ..., "loss": ..., "batch": ..., "epochs": ...}'
 
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Rows = dict[str, Array]  # user, item (both from 1), time, split (0 train, 1 valid, 2 test): one entry an interaction
+Rows = dict[str, Array]  # user, item (both from 1), time, split (0 train, 1 valid, 2 test): one entry per interaction
 SHAPE = {"hidden": 64, "blocks": 1, "heads": 1, "length": 50, "dropout": 0.2, "learning_rate": 1e-3, "mask_probability": 0.3}
 FACTORS, CONTENT_WIDTH, PAIRS_PER_BATCH, USERS_PER_CHUNK = 32, 64, 1024, 256
 K = 10
@@ -47,7 +47,7 @@ def ndcg(best: dict[int, list[int]], rows: Rows) -> float:
 
 # -------------------------------------------------------------------------------------------------------------- sides
 def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:
-    """This project's, by its own epoch and its own evaluation."""
+    """This project, with its own epoch and evaluation."""
     import polars as pl
     import torch
 
@@ -106,7 +106,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
 
 
 def run_rectools(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:
-    """RecTools: epochs by its trainer's hooks; the evaluation is ``recommend`` for all test users."""
+    """RecTools: epochs are measured by hooks of its trainer; the evaluation is ``recommend`` for all test users."""
     import pandas as pd
     import torch
     from pytorch_lightning import Callback, Trainer
@@ -119,7 +119,7 @@ def run_rectools(model_name: str, loss: str, batch: int, epochs: int, rows: Rows
     seconds: list[float] = []
 
     class Clock(Callback):
-        """Notes how long an epoch takes."""
+        """Measures the duration of epochs."""
 
         def on_train_epoch_start(self, *_: Any) -> None:
             self.begin = time.process_time()
@@ -161,7 +161,7 @@ def run_rectools(model_name: str, loss: str, batch: int, epochs: int, rows: Rows
 
 
 def run_recbole(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:
-    """RecBole: epochs and evaluation by its trainer; its evaluation leaves seen items in, so NDCG@10 is computed apart."""
+    """RecBole: epochs and evaluation by its trainer, which ranks seen items, too, so NDCG@10 is computed separately."""
     import torch
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
@@ -217,7 +217,7 @@ def run_recbole(model_name: str, loss: str, batch: int, epochs: int, rows: Rows)
 
 
 def run_cornac(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) -> dict[str, Any]:  # noqa: ARG001 (as the others)
-    """Cornac: epochs are a whole ``fit`` divided by their number; the evaluation is its own ``ranking_eval``."""
+    """Cornac: the time of an epoch is that of ``fit`` divided by their number; the evaluation is its ``ranking_eval``."""
     from cornac.data import Dataset, ImageModality
     from cornac.eval_methods.base_method import ranking_eval
     from cornac.metrics import NDCG
@@ -231,7 +231,7 @@ def run_cornac(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) 
 
     torch.set_num_threads(1)
     num_items = int(rows["item"].max())
-    # Ids of all items in one order, so that the vectors belong to the right ones; cold items are kept, as on the other side.
+    # Ids of all items in the order of the vectors; cold items are kept, as on the other side.
     uid_map, iid_map = (
         {name: place for place, name in enumerate(range(1, int(rows[key].max()) + 1))} for key in ("user", "item")
     )
@@ -260,14 +260,14 @@ def run_cornac(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) 
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Processor seconds that it takes."""
+    """Processor seconds of a call."""
     begin = time.process_time()
     run()
     return time.process_time() - begin
 
 
 def versions(*names: str) -> str:
-    """Installed versions, in words."""
+    """Installed versions as text."""
     return ", ".join(f"{name} {version(name)}" for name in names)
 
 
@@ -275,7 +275,7 @@ SIDES = {"ours": run_ours, "rectools": run_rectools, "recbole": run_recbole, "co
 
 
 def run_side(folder: Path, side: str, model: str, loss: str, batch: int, epochs: int) -> None:
-    """Run one side on the rows in a folder, and write its result there."""
+    """Run one side on the rows in a folder, and write its result to the folder."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     with np.load(folder / "rows.npz") as rows:

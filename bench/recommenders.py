@@ -1,24 +1,25 @@
-"""SASRec, BERT4Rec and VBPR against other libraries: RecTools, RecBole and Cornac, seconds an epoch and an evaluation.
+"""SASRec, BERT4Rec and VBPR against other libraries: RecTools, RecBole and Cornac, seconds per epoch and per evaluation.
 
-Every side runs in a process and a Python of its own, on one thread, one after the other, round after round; the best of all
-rounds counts.  Seconds are those of the processor, which other work on the machine disturbs less than those of the clock.
+Every side runs in a separate process and Python, on one thread, in turns; the best of all rounds counts.  Processor seconds
+are measured, which other work on the machine disturbs less than wall-clock seconds.
 
-All get the same users, items and split, the same widths, blocks, heads, dropout, batch, learning rate and history length, and
-the same family of loss.  An epoch is what the library calls one: RecBole makes a row of every prefix of a history and gives it
-one target, the others make one row per user with all its targets; equally many targets an epoch.  An evaluation scores all items
-for every user with a test target, as the library does it.  NDCG@10 is computed by one formula from what each side ranks first,
-items of the history left out, to show that all sides have learned; it is no contest after so few epochs.
+All sides have the same users, items and split, the same widths, blocks, heads, dropout, batch, learning rate and history length,
+and the same family of loss.  An epoch is defined by the library: RecBole makes a row with one target of every prefix of a
+history, the others make one row per user with all its targets; the number of targets per epoch is the same.  An evaluation
+scores all items for every user with a test target, as implemented in the library.  NDCG@10 is computed by one formula from the
+best items of each side, without items of the history, to show that all sides have learned; after so few epochs it is not a
+comparison of quality.
 
     python -m bench recommenders --rectools PYTHON --recbole PYTHON --cornac PYTHON
     python -m bench recommenders --rectools PYTHON --reviews FOLDER/reviews_Beauty_5.json.gz --models sasrec
 
-where a PYTHON is that of a virtual environment in which one of these was done (``--install`` prints them again):
+where PYTHON is the interpreter of a virtual environment with one of these (``--install`` prints them again):
 
     pip install "rectools[torch]"
     pip install "recbole==1.2.1" "numpy<2" "pandas<3"    # it uses names that newer releases have dropped
     pip install cornac
 
-Without ``--reviews`` a random shop of the size of the Amazon 2014 Beauty 5-core is made, on which nothing can be learned.
+Without ``--reviews`` a random shop of the size of the Amazon 2014 Beauty 5-core is used, which has no structure to learn.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ WHAT_TO_INSTALL = {"rectools": '"rectools[torch]"', "recbole": '"recbole==1.2.1"
 
 # --------------------------------------------------------------------------------------------------------------- data
 def random_rows() -> Rows:
-    """A shop as large as the Amazon 2014 Beauty 5-core, without any structure."""
+    """A random shop of the size of the Amazon 2014 Beauty 5-core."""
     frame = random_shop(22_363, 12_101, 9).rename({"user_id": "user", "item_id": "item", "timestamp": "time"})
     split = np.tile([*[0] * 7, 1, 2], 22_363)
     return {name: frame[name].to_numpy() for name in ("user", "item", "time")} | {"split": split}
 
 
 def rows_of(reviews: Path) -> Rows:
-    """Interactions of a reviews file of the 2014 edition, leave-one-out."""
+    """Interactions of a reviews file of the 2014 edition, split by leave-one-out."""
     frame = pl.read_ndjson(gzip.decompress(reviews.read_bytes()))
     frame = frame.select(
         user=pl.col("reviewerID").rank("dense").cast(pl.Int64),
@@ -75,14 +76,14 @@ def compare(
     """Run all sides in turns and print a table.
 
     Args:
-        pythons: by side.
+        pythons: interpreters by side.
         rows: the interactions.
-        models: of :data:`MODELS`.
-        loss: of SASRec and BERT4Rec.
-        batch: rows of SASRec and BERT4Rec.
-        epochs: of each training.
-        rounds: of which the best counts.
-        kind: of data, for the heading.
+        models: names in :data:`MODELS`.
+        loss: loss of SASRec and BERT4Rec.
+        batch: rows per batch of SASRec and BERT4Rec.
+        epochs: number of epochs per training.
+        rounds: number of rounds, of which the best counts.
+        kind: description of the data, for the heading.
     """
     results: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -98,7 +99,7 @@ def compare(
                         check=True,
                         env=environment,
                         stdout=subprocess.DEVNULL,
-                        cwd=name,  # RecBole leaves logs where it runs
+                        cwd=name,  # RecBole writes logs to the working directory
                     )
                     result = json.loads((Path(name) / "result.json").read_text(encoding="utf-8"))
                     results.setdefault((model, side), []).append(result)
@@ -139,7 +140,7 @@ def main(
     epochs: int = 3,
     rounds: int = 2,
 ) -> None:
-    """Compare this project with the libraries whose Python is given."""
+    """Compare this project with the libraries whose interpreters are given."""
     if install:
         for side, packages in WHAT_TO_INSTALL.items():
             print(f"python -m venv {side} && {side}/bin/pip install {packages}    # then --{side} {side}/bin/python")

@@ -1,9 +1,9 @@
 """Evaluation through an index against all scores: seconds and recall.
 
-``evaluate.retrieval`` as the stage uses it: :func:`sda_core.ranking.place` over a BPR model whose factors are random,
-once by all scores and once for every index named.  Random vectors have no neighbourhoods, which is the hardest case for an
-index; with ``--clusters`` users and items gather round so many centres, as those of a trained model do.  Placing is the retrieval
-for all users, and the exact scores of ``--num-queries`` users by which recall is measured.
+It measures ``evaluate.retrieval`` as in the stage: :func:`sda_core.ranking.place` with a BPR model of random factors, by all
+scores and for every given index.  Random vectors have no neighbourhoods, which is the hardest case for an index; with
+``--clusters`` users and items are clustered around this many centres, like those of a trained model.  The time includes the
+retrieval for all users, and the exact scores of ``--num-queries`` users for the recall.
 
     python -m bench retrieval
     python -m bench retrieval --clusters 500
@@ -31,7 +31,7 @@ INDEXES = ("HNSW32:256", "IVF1024,Flat:32", "IVF1024,Flat:128")
 
 
 def model_of(num_users: int, num_items: int, width: int, clusters: int) -> recommenders.Recommender:
-    """BPR with random factors; with its bias an item is ``width`` wide."""
+    """BPR with random factors; an item vector including its bias has ``width`` entries."""
     params = BPRParams(
         seed=0, max_epochs=1, patience=1, eval_every=1, batch_size=1, learning_rate=1.0, weight_decay=0.0, dtype="float32",
         kind="bpr", factor_size=width - 1, embedding_regularization=0.0,

@@ -1,4 +1,4 @@
-"""Backbones for benches: tiny, or of Qwen2.5-VL-7B's shape; random weights cost what learned ones cost."""
+"""Backbones for benchmarks: tiny, or with the shape of Qwen2.5-VL-7B; random weights cost the same as trained ones."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ VISION_7B = {
 
 
 def backbone_of(shape: str, side: int, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """A real backbone object on the device; its tokenizer knows bytes, so a character of a text is a token.
+    """A backbone object on the device; its tokenizer is byte-level, so a character of a text is a token.
 
     Args:
         shape: one of :data:`SHAPES`.
-        side: images are reduced to this many pixels a side.
-        device: where the weights are made.
-        dtype: of the weights.
+        side: images are reduced to this many pixels per side.
+        device: device of the weights.
+        dtype: dtype of the weights.
     """
     params = TinyQwen25VL.model_validate({**TINY, "max_pixels": max(side * side, TINY["min_pixels"])})
     small: Any = build(params, torch.device("cpu"))
@@ -61,7 +61,7 @@ def backbone_of(shape: str, side: int, device: torch.device, dtype: torch.dtype)
 
 
 def _random_7b(small: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model, with the special tokens where the small one has them."""
+    """The model, with the special tokens of the small one."""
     ids = {name: getattr(small.text_config, name) for name in ("bos_token_id", "eos_token_id")}
     config: Any = Qwen2_5_VLConfig(text_config={**TEXT_7B, **ids}, vision_config=VISION_7B)
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
@@ -75,7 +75,7 @@ def _random_7b(small: Any, device: torch.device, dtype: torch.dtype) -> Any:
             weight.fill_(0.0 if name.endswith("bias") else 1.0)
         else:
             weight.normal_(0.0, 0.02, generator=generator)
-    for module in model.modules():  # the rotary tables are buffers, which meta tensors do not fill
+    for module in model.modules():  # the rotary tables are buffers, which are not initialised on the meta device
         for name, buffer in list(module.named_buffers(recurse=False)):
             if name.endswith("inv_freq"):
                 module.register_buffer(name, _frequencies(module, buffer, device), persistent=False)
@@ -91,7 +91,7 @@ class Noise:
     """A store of items' images: coloured noise, made on demand.
 
     Args:
-        side: pixels.
+        side: side length in pixels.
     """
 
     def __init__(self, side: int) -> None:
@@ -99,7 +99,7 @@ class Noise:
 
     @lru_cache(maxsize=256)  # noqa: B019  one store a process
     def get(self, item_id: int) -> bytes:
-        """A PNG."""
+        """An image as PNG."""
         buffer = io.BytesIO()
         pixels = np.random.default_rng(item_id).integers(0, 256, (self._side, self._side, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(buffer, "PNG")

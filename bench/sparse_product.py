@@ -1,6 +1,6 @@
-"""SLMRec's product with its graph on a GPU: is it the same twice, to the bit, and at what cost?
+"""SLMRec's product with its graph on a GPU: bit-reproducibility and cost.
 
-Two products one after the other and their backward pass, ten times, on a random graph with some nodes of very many edges.
+It runs two products and their backward pass ten times, on a random graph with some nodes of very high degree.
 
     python -m bench sparse_product
 """

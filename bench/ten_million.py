@@ -1,9 +1,8 @@
 """Ten million reviews through download and filter: seconds and peak memory of each process.
 
-Writes a gzip file of reviews and one of metadata in the 2018 edition's format (every field of the published files, popular
-items by Zipf's law, history lengths geometric, times whole days, every twentieth item without metadata) to a folder, then
-runs ``python -m stages.download`` and ``python -m stages.filter`` on it as they are, with a params file made from
-``params.yaml``.
+It writes a gzip file of reviews and one of metadata in the 2018 edition's format to a folder (every field of the published
+files, Zipf popularity, geometric history lengths, times in whole days, every twentieth item without metadata), then runs
+``python -m stages.download`` and ``python -m stages.filter`` on it, with a params file made from ``params.yaml``.
 
     python -m bench ten_million --folder /tmp/ten_million
     python -m bench ten_million --folder /tmp/ten_million --num-reviews 100000
@@ -34,7 +33,7 @@ ROWS_PER_WRITE = 100_000
 
 # --------------------------------------------------------------------------------------------- writing files
 def write_files(folder: str, num_reviews: int, num_items: int, mean_history_length: float) -> None:
-    """Write both raw files; runs in a process of its own, so that its memory is not counted as a stage's."""
+    """Write both raw files; runs in a separate process, so that its memory is not counted for a stage."""
     random = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprstvw" for b in "aeiou"]
     vocabulary = np.array(["".join(random.choice(syllables, size=random.integers(1, 5))) for _ in range(8_000)])
@@ -52,14 +51,14 @@ def write_files(folder: str, num_reviews: int, num_items: int, mean_history_leng
         return pool.gather(random.integers(0, len(pool), num))
 
     def item_ids(numbers: np.ndarray) -> pl.Series:
-        """Ten characters; distinct, because the modulus is a prime."""
+        """Distinct ids of ten characters; the modulus is a prime."""
         return "B" + pl.Series((numbers.astype(np.int64) + 1) * 48_271 % 999_999_937).cast(pl.String).str.zfill(9)
 
     def write(handle: gzip.GzipFile, lines: pl.DataFrame) -> None:
         handle.write(lines.to_series().str.join("\n").item().encode() + b"\n")
 
     def filled(template: str, *values: str | pl.Expr) -> pl.Expr:
-        """The template with the values, columns or expressions, in the places of its #."""
+        """The template with each # replaced by a value, column or expression."""
         first, *rest = template.split("#")
         pieces = [pl.lit(first)]
         for value, piece in zip(values, rest, strict=True):
