@@ -1,13 +1,13 @@
-"""What do item vectors know?  A linear probe for each attribute of the built-in shop, whose truth is known.
+"""Which attributes do item vectors encode?  Linear probes of the true attributes of the built-in shop.
 
-Of each attribute it is known which modality shows it (sda_core.data.demo.latent): category and colour are in image and text,
-pattern and shape in the image only, brand and style in the text only.  A ridge classifier on a variant's vectors predicts each
-of them, five-fold cross-validated over the items.  The table shows accuracy above chance, 1 being perfect:
+The modality of each attribute is known (sda_core.data.demo.latent): category and colour are in image and text, pattern and
+shape in the image only, brand and style in the text only.  A ridge classifier on a variant's vectors predicts each attribute,
+five-fold cross-validated over the items.  The table shows accuracy above chance, 1 being perfect:
 (accuracy - largest class) / (1 - largest class).  An adapter that aligns image and text may gain in the first two and lose in
 the others.
 
-Takes the project folder of a run on the built-in shop; {seed} in --root stands for the seed, as in compare_vectors.  The table
-is written to experiments/results/attribute_probe, which `sda report --experiments` shows.
+The input is the project folder of a run on the built-in shop; {seed} in --root is replaced by the seed, as in compare_vectors.
+The table is written to experiments/results/attribute_probe, which `sda report --experiments` shows.
 
     python -m experiments attribute_probe --root 'experiments/runs/effect/seed-{seed}' --seeds 1,2,3 \\
         --variants zero_shot,lora,infonce,sda
@@ -46,7 +46,7 @@ SHOWN_BY = {
 }  # fmt: skip
 PENALTIES = np.logspace(-2, 4, 7)
 NUM_FOLDS = 5
-Accuracies = Mapping[tuple[str, str], Sequence[Mapping[str, float]]]  # by variant and column: of each seed, by attribute
+Accuracies = Mapping[tuple[str, str], Sequence[Mapping[str, float]]]  # by variant and column: for each seed, by attribute
 
 
 def main(variants: Variants, root: SeedRoot = ".", seeds: Seeds = Numbers((1,))) -> None:
@@ -85,7 +85,7 @@ def above_chance(vectors_ID: np.ndarray, values_I: np.ndarray) -> float:
 
 
 def table(measured: Accuracies, num_seeds: int) -> str:
-    """A markdown table: a row for each variant and column, means over the seeds (range behind, where there are several)."""
+    """A Markdown table: one row per variant and column, means over the seeds (with the range if there are several)."""
     rows = [
         [variant, column, *(mean_with_range([accuracies[name] for accuracies in of_seeds]) for name in ATTRIBUTES)]
         for (variant, column), of_seeds in measured.items()

@@ -1,21 +1,22 @@
 """Do these item vectors help?  Variants compared in several recommenders, over several seeds, with intervals.
 
-Takes a finished workspace (data/filtered and embeddings/) and its params.yaml, trains every recommender on every variant's
-vectors with every seed, and ranks the test targets.  Positions are kept below the workspace's experiments/positions/NAME, so
-that a stopped run resumes, and the table is made from them alone.  It is written to experiments/results/compare_vectors-NAME,
-which `sda report --experiments` shows.  With --root 'experiments/runs/effect/seed-{seed}' every seed has a workspace of its
-own, hence adapters of its own (train_seeds makes them), and positions are kept beside these.
+The input is a finished workspace (data/filtered and embeddings/) with its params.yaml.  Every recommender is trained on every
+variant's vectors with every seed, and ranks the test targets.  Positions are kept in the workspace's
+experiments/positions/NAME, so that an interrupted run resumes, and the table is computed from them.  It is written to
+experiments/results/compare_vectors-NAME, which `sda report --experiments` shows.  With
+--root 'experiments/runs/effect/seed-{seed}' every seed has a separate workspace with its own adapters (made by train_seeds) and
+positions.
 
-Besides the variants of the pipeline there are controls, made of embeddings/zero_shot.parquet: random, shuffled, image_only
-and text_only (sda_core.embeddings.controls).
+In addition to the variants of the pipeline there are controls computed from embeddings/zero_shot.parquet: random, shuffled,
+image_only and text_only (sda_core.embeddings.controls).
 
-The interval of the difference between two variants is over users and seeds, paired by both; beside it stands the range of the
-difference over the single seeds.
+The interval of the difference between two variants is over users and seeds, paired by both; the range of the difference over
+the single seeds is also shown.
 
     python -m experiments compare_vectors --name signal --variants zero_shot,random,shuffled \\
         --baselines random,shuffled --recommenders sasrec,vbpr --seeds 1,2,3
 
-With --representation id+content the sequential recommenders add the vectors to the ids they learn (see text_matters).
+With --representation id+content the sequential recommenders add the vectors to the learned ids (see text_matters).
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def main(
 def table(
     workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
 ) -> str:
-    """A markdown table of one recommender: all users, and those whose target is a tail or a cold item, where there are any."""
+    """A Markdown table of one recommender: all users, and those whose target is a tail or a cold item, if there are any."""
     names, read, groups = _read(workspace, params, folder, variants, baselines, seeds)
     rows = []
     for group, mask in groups.items():
@@ -109,7 +110,7 @@ def table(
 def intervals(
     workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
 ) -> Panels:
-    """The differences of :func:`table` for a plot: by group of users, by pair of variants; no group in which nothing differs."""
+    """The differences of :func:`table` for a plot: by group of users, by pair of variants; without groups of equal results."""
     _, read, groups = _read(workspace, params, folder, variants, baselines, seeds)
     panels: Panels = {}
     for group, mask in groups.items():
@@ -126,7 +127,7 @@ def intervals(
 def _read(
     workspace: Workspace, params: Params, folder: Path, variants: Sequence[str], baselines: Sequence[str], seeds: Sequence[int]
 ) -> tuple[list[str], dict[str, list[pl.DataFrame]], dict[str, np.ndarray]]:
-    """Names, their positions by seed, and the groups of users that exist, as masks."""
+    """Read names, their positions by seed, and the existing groups of users as masks."""
     interactions = INTERACTIONS.read(workspace.interactions)
     items = item_groups(interactions, params.evaluate.tail, ITEMS.count(workspace.items))
     names = list(dict.fromkeys([*variants, *baselines]))

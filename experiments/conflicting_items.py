@@ -1,19 +1,19 @@
-"""Do item vectors separate conflicting items?  Pairs that are alike in one modality and unlike in the other.
+"""Do item vectors separate conflicting items?  Pairs that are similar in one modality and different in the other.
 
-A pair of items is of one of three kinds: alike in image and text (agreeing), alike in image and unlike in text, or alike in text
-and unlike in image (conflicting).  Vectors that keep both modalities place agreeing pairs nearer than conflicting ones.  The
-figure is the area under the ROC curve (AUC): the chance that the cosine of an agreeing pair is above that of a conflicting one.
-1 is perfect; at 0.5 the vectors do not tell them apart, because one modality drowns the other.
+There are three kinds of pairs: similar in image and text (agreeing), similar in image and different in text, or similar in
+text and different in image (conflicting).  In vectors that preserve both modalities, agreeing pairs are nearer than conflicting
+ones.  The metric is the area under the ROC curve (AUC): the probability that the cosine of an agreeing pair is above that of a
+conflicting one.  1 is perfect; at 0.5 the vectors do not separate them, because one modality dominates.
 
-Who is alike is decided in two ways:
+Similarity is defined in two ways:
 
-base: by the frozen backbone's own vectors, as the paper does: alike is a cosine among the highest 2 % of all pairs, unlike one
-    below the median.  The choice is made with the vectors of zero_shot, which therefore have an advantage.
+base: by the vectors of the frozen backbone, as in the paper: similar means a cosine among the highest 2 % of all pairs, different
+    means one below the median.  The choice uses the vectors of zero_shot, which therefore have an advantage.
 
-truth: by the attributes of the built-in shop.  The image shows category, colour, pattern and shape, the text category, colour,
-    brand and style; alike is three or four of them in common, unlike at most one.  Of the built-in shop only.
+truth: by the attributes of the built-in shop (only there).  The image shows category, colour, pattern and shape, the text
+    category, colour, brand and style; similar means three or four of them in common, different means at most one.
 
-Takes the project folder of a run; {seed} in --root stands for the seed, as in compare_vectors.
+The input is the project folder of a run; {seed} in --root is replaced by the seed, as in compare_vectors.
 
     python -m experiments conflicting_items --root 'experiments/runs/effect/seed-{seed}' --seeds 1,2,3 \\
         --variants zero_shot,lora,infonce,sda
@@ -43,12 +43,12 @@ from sda_core.unit_rows import unit_rows
 
 AGREEING, IMAGE, TEXT = "alike in both", "alike in image only", "alike in text only"
 KINDS = (AGREEING, IMAGE, TEXT)
-SHARE_ALIKE = 0.02  # of all pairs, in each modality
-MAX_ITEMS = 2_000  # the first of them; two million pairs
-Pairs = Mapping[str, np.ndarray]  # by kind: which of the pairs
+SHARE_ALIKE = 0.02  # share of all pairs, in each modality
+MAX_ITEMS = 2_000  # the first items; two million pairs
+Pairs = Mapping[str, np.ndarray]  # by kind: mask of the pairs
 
 
-Measured = Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]]  # by choice and variant: of each seed, cosines by kind
+Measured = Mapping[tuple[str, str], Sequence[Mapping[str, np.ndarray]]]  # by choice and variant: for each seed, cosines by kind
 
 
 def main(
@@ -88,7 +88,7 @@ def chosen_by_base(base: Vectors, rows: np.ndarray) -> Pairs:
 
 
 def chosen_by_truth(workspace: Workspace, params: Params, rows: np.ndarray) -> dict[str, Pairs]:
-    """Pairs by the attributes that the built-in shop's images and texts show; nothing for another shop."""
+    """Pairs by the attributes that the built-in shop's images and texts show; empty for another shop."""
     if not isinstance(params.dataset, DemoDataset):
         return {}
     first, second = np.triu_indices(len(rows), 1)
@@ -106,7 +106,7 @@ def _kinds(alike_image: np.ndarray, unlike_image: np.ndarray, alike_text: np.nda
 
 
 def auc(agreeing: np.ndarray, conflicting: np.ndarray) -> float:
-    """Chance that the cosine of an agreeing pair is above that of a conflicting one, ties by halves; nan without pairs."""
+    """Probability that the cosine of an agreeing pair is above that of a conflicting one; ties count half; NaN without pairs."""
     if not (len(agreeing) and len(conflicting)):
         return float("nan")
     truth = np.concatenate([np.ones(len(agreeing)), np.zeros(len(conflicting))])
@@ -114,7 +114,7 @@ def auc(agreeing: np.ndarray, conflicting: np.ndarray) -> float:
 
 
 def table(measured: Measured, num_seeds: int) -> str:
-    """A markdown table: a row for each choice of pairs and variant, means over the seeds (range behind)."""
+    """A Markdown table: one row per choice of pairs and variant, means over the seeds with their range."""
     rows = []
     for choice, variant in sorted(measured, key=lambda key: key[0]):
         of_seeds = measured[choice, variant]
@@ -130,7 +130,7 @@ def table(measured: Measured, num_seeds: int) -> str:
 
 
 def plot(measured: Measured, path: Path) -> None:
-    """Boxes (quartiles; whiskers at 5 and 95 %) of the cosines, a panel for each choice of pairs; the first seed."""
+    """Box plots (quartiles; whiskers at 5 and 95 %) of the cosines, one panel per choice of pairs; the first seed."""
     from matplotlib import pyplot as plt
 
     choices = list(dict.fromkeys(choice for choice, _ in measured))

@@ -1,4 +1,4 @@
-"""Items whose images or texts are wrong, for the question what an adapter learns from them."""
+"""Corrupt images or texts of items, to measure the effect on an adapter."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def corrupt(
     """Copy ``data/filtered`` and ``data/images``, with one modality of a share of the items corrupted.
 
     ===========  ==================================================================================================
-    ``shuffle``  they exchange their images, or their whole texts, along a random circle: no item keeps its own
+    ``shuffle``  images or whole texts are exchanged along a random cycle: no item keeps its own
     ``blank``    a grey image of the same size; no text
     ``noise``    an image of random pixels of the same size; random letters as the title, no other text
     ===========  ==================================================================================================
 
     Args:
-        source: with filtered data and images.
-        target: where the copy goes; what exists is replaced.
-        modality: which is corrupted; the other one stays as it is.
-        how: see above.
-        share: of the items (of those that have an image, for images), 0 to 1.
-        seed: draws the items and what they get.
+        source: workspace with filtered data and images.
+        target: workspace of the copy; existing files are replaced.
+        modality: the modality to corrupt; the other one is unchanged.
+        how: kind of corruption, see above.
+        share: share of the items (with an image, for images), 0 to 1.
+        seed: seed of the selection and the corruption.
 
     Returns:
         Ids of the corrupted items, ascending.
@@ -53,7 +53,7 @@ def corrupt(
 
 
 def _circle(random: np.random.Generator, members: np.ndarray, share: float) -> np.ndarray:
-    """That share of the members, in random order."""
+    """The given share of the members, in random order."""
     return random.permutation(members)[: round(share * len(members))]
 
 

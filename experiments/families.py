@@ -1,17 +1,18 @@
 """Does it depend on the family of the backbone?  The same adapters and losses on backbones of several architectures.
 
-For every backbone and seed a workspace is made below experiments/runs/NAME/BACKBONE, in which the pipeline's own stages train
-the adapters and compute the item vectors, and SASRec is trained on them.  What exists is kept.  Table and plot are written to
-experiments/results/families-NAME, which `sda report --experiments` shows.  A backbone is a section of the params, NAME=FILE;
-those of conf/backbone are such files.  On a machine that holds them:
+For every backbone and seed a workspace is made in experiments/runs/NAME/BACKBONE, in which the stages of the pipeline train
+the adapters and compute the item vectors, and SASRec is trained on them.  Existing results are kept.  Table and plot are written
+to experiments/results/families-NAME, which `sda report --experiments` shows.  A backbone is a section of the params, given as
+NAME=FILE, such as the files in conf/backbone.  On a machine with enough memory:
 
     python -m experiments families --name published --backbone qwen2_5_vl=conf/backbone/qwen2_5_vl_7b.yaml \\
         --backbone qwen3_vl=conf/backbone/qwen3_vl_2b.yaml --backbone internvl=conf/backbone/internvl3_1b.yaml
 
-Without --backbone: nano, and its relatives.  These are small checkpoints of other families, made here.  Their language model is
-nano's, weight for weight (the families share Qwen2's), so that they read as nano does, while what makes the family (the image
-tower, how its output joins the text, how positions are counted) is new and random.  So they can say whether adaptation works in
-another architecture, and not how well that architecture sees.  qwen2_5_vl is nano with a random tower, for comparison.
+Without --backbone: nano, and its relatives.  These are small checkpoints of other families, made by this script.  Their
+language model has nano's weights (the families share Qwen2's architecture), so that they read text like nano, while the
+family-specific parts (image tower, connection to the text, positions) are new and random.  So they can show whether adaptation
+works in another architecture, but not how well that architecture processes images.  qwen2_5_vl is nano with a random tower, for
+comparison.
 
     python -m experiments families --name relatives --seeds 1,2,3
 """
@@ -48,7 +49,7 @@ from sda_core.errors import ConfigError
 from sda_core.params import load_params
 from sda_core.seed import derive
 
-hf: Any = transformers  # its configurations take more than their signatures say
+hf: Any = transformers  # its configurations accept more arguments than their signatures declare
 
 NANO = Path(__file__).resolve().parents[1] / "sda_core" / "backbones" / "nano"
 TOKEN_EMBEDDING = "embed_tokens.weight"
@@ -82,13 +83,13 @@ def main(
 
 
 def read_backbones(given: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Sections of the params by name.
+    """Read sections of the params by name.
 
     Args:
-        given: ``NAME=FILE`` each.
+        given: texts ``NAME=FILE``.
 
     Raises:
-        ConfigError: no such file, or another form.
+        ConfigError: a file does not exist, or a text has another form.
     """
     sections = {}
     for each in given:
@@ -100,7 +101,7 @@ def read_backbones(given: Sequence[str]) -> dict[str, Mapping[str, Any]]:
 
 
 def run(study: Study, backbone: str, section: Mapping[str, Any], recommender: str, seed: int) -> None:
-    """Adapters, vectors and recommenders of one backbone and seed, unless they exist."""
+    """Make adapters, vectors and recommenders of one backbone and seed, unless they exist."""
     workspace = study.workspace(backbone, seed)
     changes = [*study.changes, f"backbone={json.dumps(dict(section))}"]  # JSON is YAML
     prepare(workspace, study.source, study.folder / backbone / f"{BASE}.parquet", seed, study.variants, changes)
@@ -113,7 +114,7 @@ def run(study: Study, backbone: str, section: Mapping[str, Any], recommender: st
 
 # ------------------------------------------------------------------------------------------------- nano's relatives
 def relatives(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Params sections of nano and its relatives, whose checkpoints are written into the folder unless they are there."""
+    """Params sections of nano and its relatives, whose checkpoints are written to the folder unless they exist."""
     common = {"revision": None, "dtype": "float32", "attention": "auto", "max_text_tokens": 128, "pooling": "mean"}
     sections: dict[str, Mapping[str, Any]] = {
         "nano": {"kind": "nano", "min_pixels": 784, "max_pixels": 12544, "max_text_tokens": 128, "pooling": "mean"}
@@ -128,14 +129,14 @@ def relatives(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def write_relative(make: Any, folder: Path) -> None:
-    """One relative: nano's language model in another family's architecture, everything else drawn from one seed."""
+    """Write one relative: nano's language model in another family's architecture, everything else random from one seed."""
     nano = AutoModelForImageTextToText.from_pretrained(NANO, dtype=torch.float32, local_files_only=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(0, "relative", make.__name__))
         model, tokenizer, processor = make(nano.config, AutoTokenizer.from_pretrained(NANO, local_files_only=True))
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                if ".language_model." not in name and weight.ndim >= 2:  # the classes begin with 0.02, which passes on little
+                if ".language_model." not in name and weight.ndim >= 2:  # the classes initialise with 0.02, which is small
                     weight.normal_(0.0, weight[0].numel() ** -0.5)
             own = dict(model.model.language_model.named_parameters())
             given = dict(nano.model.language_model.named_parameters())
@@ -150,7 +151,7 @@ def write_relative(make: Any, folder: Path) -> None:
 
 
 def _decoder(config: Any, tokenizer: Any, **more: Any) -> dict[str, Any]:
-    """Nano's language model, as a configuration; ``tokenizer`` may know more tokens than nano's."""
+    """The configuration of nano's language model; ``tokenizer`` may have more tokens than nano's."""
     text = config.text_config
     copied = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps",
@@ -170,7 +171,7 @@ def _plain_rope(config: Any) -> dict[str, Any]:
 
 
 def _tower(config: Any, image_size: int, **more: Any) -> dict[str, Any]:
-    """A square image tower of the size of nano's."""
+    """The configuration of a square image tower of the size of nano's."""
     vision = config.vision_config
     return {
         "hidden_size": vision.hidden_size, "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.depth,
@@ -208,7 +209,7 @@ def qwen2_vl(config: Any, tokenizer: Any) -> Parts:
 
 
 def llava_onevision(config: Any, tokenizer: Any) -> Parts:
-    """A SigLIP tower, an MLP as the bridge, positions in one dimension."""
+    """A SigLIP tower, an MLP as projector, positions in one dimension."""
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
     side = 56
     layouts = [[side * rows, side * columns] for rows in range(1, 4) for columns in range(1, 4)]
@@ -227,7 +228,7 @@ def llava_onevision(config: Any, tokenizer: Any) -> Parts:
 
 
 def internvl(config: Any, tokenizer: Any) -> Parts:
-    """A ViT whose neighbouring patches are joined, an MLP as the bridge, positions in one dimension."""
+    """A ViT with merged neighbouring patches, an MLP as projector, positions in one dimension."""
     tokenizer.add_tokens(["<img>", "</img>", "<IMG_CONTEXT>", "<video>"], special_tokens=True)
     side = 112
     made = hf.InternVLConfig(
@@ -243,7 +244,7 @@ def internvl(config: Any, tokenizer: Any) -> Parts:
 
 
 def _template(image_token: str) -> str:
-    """Nano's chat template with another place for the image."""
+    """Nano's chat template with another image placeholder."""
     nano = (NANO / "chat_template.jinja").read_text(encoding="utf-8")
     return nano.replace("<|vision_start|><|image_pad|><|vision_end|>", image_token)
 
@@ -253,7 +254,7 @@ RELATIVES = {made.__name__: made for made in (qwen2_5_vl, qwen2_vl, llava_onevis
 
 # ------------------------------------------------------------------------------------------------- numbers
 def table(study: Study, backbones: Sequence[str], recommender: str) -> str:
-    """A markdown table: a row for each backbone and variant; differences to the same backbone as it is."""
+    """A Markdown table: one row per backbone and variant; differences to the same backbone without adapter."""
     rows = []
     for backbone in backbones:
         base_SU = read_gains("ndcg", study.positions(backbone, BASE), study.seeds)
@@ -272,7 +273,7 @@ def table(study: Study, backbones: Sequence[str], recommender: str) -> str:
 
 
 def plot(study: Study, backbones: Sequence[str], path: Path) -> None:
-    """Differences to the backbone as it is, with their intervals."""
+    """Plot the differences to the backbone without adapter, with their intervals."""
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(1.6 * len(backbones) + 2, 3.4), layout="constrained")

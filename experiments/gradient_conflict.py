@@ -1,20 +1,20 @@
-"""Do image and text pull an adapter in different directions?  LoRA and MoDA, before and after training, per layer.
+"""Do the gradients of image and text conflict?  LoRA and MoDA, before and after training, per layer.
 
-Takes a workspace with data/filtered and data/images and its params.yaml.  For every seed some items are drawn and held out.
-LoRA and MoDA (the sections train_adapter.lora and .moda) are trained on the others, each with InfoNCE and with CMSA (.infonce
-and .loss) as train_adapter.training says.  Then the gradients of the image pass and of the text pass are compared on batches of
-the held-out items (sda_core.diagnostics).  A seed decides the held-out items, the initial weights, the order of the batches and
-the dropout.  Measurements are kept as parquet below experiments/gradients/NAME, so a stopped run resumes, and table and plot
-are made from those files alone.  They are written to experiments/results/gradient_conflict-NAME, which
-`sda report --experiments` shows.
+The input is a workspace with data/filtered and data/images and its params.yaml.  For every seed some items are drawn and held
+out.  LoRA and MoDA (the sections train_adapter.lora and .moda) are trained on the others, each with InfoNCE and with CMSA
+(.infonce and .loss) and the settings of train_adapter.training.  Then the gradients of the image pass and of the text pass are
+compared on batches of the held-out items (sda_core.diagnostics).  A seed determines the held-out items, the initial weights, the
+order of the batches and the dropout.  Measurements are kept as parquet in experiments/gradients/NAME, so an interrupted run
+resumes, and table and plot are computed from those files.  They are written to experiments/results/gradient_conflict-NAME,
+which `sda report --experiments` shows.
 
     python -m experiments gradient_conflict --name demo --seeds 1,2,3
 
-Adapters have to learn something before there is a conflict: on a GPU --num-steps 600, two minutes a training.
---trainings lora+infonce,moda+cmsa leaves the others out.
+A conflict appears only after enough training: on a GPU --num-steps 600, two minutes per training.
+--trainings lora+infonce,moda+cmsa skips the others.
 
 With --saved lora,sda nothing is trained: the adapters of these variants are read from adapters/ and measured on batches drawn
-from all items, which they may have seen in training.
+from all items, which may have been in their training data.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COLOURS = {"lora": "#b4472e", "moda": "#1f5fa8"}
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained, or read, and measured."""
+    """An adapter that is trained, or read, and measured."""
 
     adapter: str
     loss: str
@@ -63,7 +63,7 @@ class Arm:
         return self.saved or f"{self.adapter}+{self.loss}"
 
 
-Results = Mapping[Arm, list[pl.DataFrame]]  # a table for each seed
+Results = Mapping[Arm, list[pl.DataFrame]]  # one table per seed
 ARMS = [Arm(adapter, loss) for adapter in ("lora", "moda") for loss in ("infonce", "cmsa")]
 
 
@@ -114,7 +114,7 @@ def main(
 
 # ------------------------------------------------------------------------------------------------- measuring
 def measure(workspace: Workspace, params: Params, arm: Arm, seed: int, num_steps: int | None, num_batches: int) -> pl.DataFrame:
-    """Inner products of the gradients on the held-out batches: a row for each state, batch, layer and matrix."""
+    """Inner products of the gradients on the held-out batches: one row per state, batch, layer and matrix."""
     section = params.train_adapter
     adapter: AdapterParams = section.lora if arm.adapter == "lora" else section.moda
     loss: LossParams = section.infonce if arm.loss == "infonce" else section.loss
@@ -145,7 +145,7 @@ def measure(workspace: Workspace, params: Params, arm: Arm, seed: int, num_steps
 
 
 def draw(source: ItemSource, seed: int, num_batches: int, batch_size: int) -> np.ndarray:
-    """``(num_batches, batch_size)`` rows of items that have an image, each once."""
+    """Draw ``(num_batches, batch_size)`` distinct rows of items with an image."""
     rows = np.flatnonzero(source.has_image)
     wanted = num_batches * batch_size
     if len(rows) < wanted + batch_size:
@@ -208,7 +208,7 @@ def frame(measurements: Iterator[GradientProducts], model: nn.Module, when: str)
 
 # ---------------------------------------------------------------------------------------------------- showing
 def cosines(results: pl.DataFrame, by: list[str]) -> pl.DataFrame:
-    """Cosine of the weights that ``by`` groups, by batch, then the mean over the batches; 0 / 0 is left out."""
+    """Cosine of the weights grouped by ``by`` for each batch, then the mean over the batches; 0 / 0 is skipped."""
     summed = results.group_by(*by, "batch", maintain_order=True).agg(pl.sum("image_image", "image_text", "text_text"))
     cosine = pl.col("image_text") / (pl.col("image_image") * pl.col("text_text")).sqrt()
     return (
@@ -228,13 +228,13 @@ def mean_and_range_cell(values: list[float]) -> str:
 
 
 def joint_cosine(part: pl.DataFrame) -> float | None:
-    """Cosine of some weights taken as one vector; None where a gradient is 0."""
+    """Cosine of some weights concatenated to one vector; None if a gradient is 0."""
     joint = cosines(part, ["when"])
     return float(joint["cosine"][0]) if len(joint) else None
 
 
 def table(results: Results) -> str:
-    """Two markdown tables, a row for each arm and state: all weights, and each kind of layer."""
+    """Two Markdown tables with one row per arm and state: all weights, and each kind of layer."""
     first = next(iter(results.values()))
     kinds = list(dict.fromkeys(first[0]["kind"]))
     summary: dict[str, Callable[[pl.DataFrame], float | None]] = {
@@ -256,7 +256,7 @@ def table(results: Results) -> str:
 
 
 def _rows(results: Results, columns: Mapping[str, Callable[[pl.DataFrame], float | None]]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of a table: a row for each arm and state, a column for each number of a table of gradients."""
+    """Headings and cells of a table: one row per arm and state, one column per number of a table of gradients."""
     rows = []
     for arm, frames in results.items():
         for when in WHEN:
@@ -268,7 +268,7 @@ def _rows(results: Results, columns: Mapping[str, Callable[[pl.DataFrame], float
 
 
 def plot(results: Results, path: Path) -> None:
-    """Small multiples: a row for each loss, a column for each kind of layer, depth against cosine, LoRA beside MoDA."""
+    """Small multiples: one row per loss, one column per kind of layer, cosine by depth, LoRA next to MoDA."""
     from matplotlib import pyplot as plt
     from matplotlib.lines import Line2D
 

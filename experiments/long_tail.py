@@ -1,17 +1,16 @@
-"""Who finds items of the long tail?  Some items, drawn from the popular ones, lose most of their history.
+"""Which variants help with long-tail items?  Some popular items lose most of their interactions.
 
-Some items that are bought often are made rare: all but a few of their training interactions are dropped, the targets of
-validation and test stay.  Recommenders are trained on what is left, on each variant's vectors.  Two groups of test users are
-evaluated apart: those whose target was made rare, and all others.
+Some popular items are made rare: most of their training interactions are dropped, while the validation and test targets are
+kept.  Recommenders are trained on the rest with each variant's vectors.  Two groups of test users are evaluated separately:
+those whose target was made rare, and all others.
 
-Does a gain follow the structure?  For each item that was made rare the purity of its neighbourhood is the share of its ten
-nearest items in the base vectors (mean of the cosines within images and within texts, as CMSA's teacher sees them) that are of
-its own kind: equal in at least half of the shop's true attributes on the built-in shop, of its own leaf category elsewhere.  The
-gain of a variant over zero_shot is shown for the purer and the less pure half of the users, with Spearman's correlation of
-purity and gain.
+Does a gain depend on the structure?  For each item that was made rare, the purity of its neighbourhood is the share of its ten
+nearest items in the base vectors (mean of the cosines within images and within texts, as in CMSA's teacher) that are of the same
+kind: equal in at least half of the true attributes on the built-in shop, the same leaf category elsewhere.  The gain of a variant
+over zero_shot is shown for the halves of users with higher and lower purity, with Spearman's correlation of purity and gain.
 
-Takes a finished workspace ({seed} in --root stands for the seed).  Positions are kept below experiments/long_tail/NAME, and the
-table is written to experiments/results/long_tail-NAME, which `sda report --experiments` shows.
+The input is a finished workspace ({seed} in --root is replaced by the seed).  Positions are kept in experiments/long_tail/NAME,
+and the table is written to experiments/results/long_tail-NAME, which `sda report --experiments` shows.
 
     python -m experiments long_tail --name demo --root 'experiments/runs/effect/seed-{seed}' \\
         --variants zero_shot,lora,infonce,sda
@@ -82,7 +81,7 @@ def main(
 
 
 def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_count: int) -> tuple[np.ndarray, Workspace]:
-    """Ids of the items, and a workspace whose interactions are without what they lose."""
+    """Ids of the items, and a workspace without the dropped interactions."""
     interactions = INTERACTIONS.read(workspace.interactions).with_row_index("row")
     train = interactions.filter(pl.col("split") == "train")
     counts = train["item_id"].value_counts().filter(pl.col("count") >= min_count).sort("item_id")
@@ -99,7 +98,7 @@ def make_rare(workspace: Workspace, folder: Path, share: float, kept: int, min_c
 
 
 def link_vectors(source: Workspace, shop: Workspace, variants: Sequence[str]) -> None:
-    """Let the shop's vectors be those of a seed."""
+    """Link the vectors of a seed to the workspace."""
     for variant in {BASE, *variants}:
         place = shop.embeddings(variant)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +107,7 @@ def link_vectors(source: Workspace, shop: Workspace, variants: Sequence[str]) ->
 
 
 def purity(workspace: Workspace, params: Params) -> np.ndarray:
-    """``(I + 1,)``: share of an item's nearest neighbours that are of its own kind; see the module's docstring."""
+    """``(I + 1,)``: share of an item's nearest neighbours of the same kind; see the module's docstring."""
     vectors = read_table(workspace.embeddings(BASE))
     image_ID, text_ID = unit_rows(vectors.image_ID), unit_rows(vectors.text_ID)
     similarity_II = image_ID @ image_ID.T + text_ID @ text_ID.T
@@ -127,14 +126,14 @@ def purity(workspace: Workspace, params: Params) -> np.ndarray:
 def table(
     title: str, params: Params, groups: Mapping[str, np.ndarray], purity_U: np.ndarray, ndcg: Mapping[str, np.ndarray]
 ) -> str:
-    """A markdown table: a row for each variant; gains over zero_shot with paired intervals over users and seeds.
+    """A Markdown table with one row per variant; gains over zero_shot with paired intervals over users and seeds.
 
     Args:
-        title: what was run.
-        params: of the workspace.
+        title: title of the table.
+        params: params of the workspace.
         groups: see :func:`groups_of`.
         purity_U: see :func:`groups_of`.
-        ndcg: of each seed and user ``(S, U)``, by variant.
+        ndcg: NDCG by seed and user ``(S, U)``, by variant.
     """
     is_rare = groups["made rare"]
     base_SU = ndcg[BASE]
@@ -170,7 +169,7 @@ def intervals(params: Params, groups: Mapping[str, np.ndarray], ndcg: Mapping[st
 def groups_of(
     workspace: Workspace, params: Params, rare: np.ndarray, positions: pl.DataFrame
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Test users as masks by group, and the purity of each one's target."""
+    """Test users as masks by group, and the purity of each user's target."""
     targets = positions["target_item_id"].to_numpy()
     is_rare = np.isin(targets, rare)
     purity_U = purity(workspace, params)[targets]

@@ -1,29 +1,29 @@
 """Which geometry of the loss learns, collapses or forgets?
 
-A backbone that was trained to predict the next token gives vectors that share one large direction.  The teacher of CMSA is then
-nearly uniform.  This experiment trains the same MoDA adapter under several geometries of the loss and measures, at each number
-of steps, on all items of the built-in shop:
+The vectors of a backbone trained to predict the next token share one large direction, so the teacher of CMSA is nearly uniform.
+This experiment trains the same MoDA adapter with several geometries of the loss and measures, at each number of steps, on all
+items of the built-in shop:
 
-* retrieval@1: how often an item's image and text are each other's nearest among all items (mean of both directions), by cosines
-  of embeddings without the mean of their modality, as PCA in the fusion sees them, and by cosines of the embeddings as they are,
+* retrieval@1 among all items (mean of both directions), by cosines of embeddings without the mean of their modality, as used by
+  PCA in the fusion, and by cosines of the unchanged embeddings,
 * effective targets of the teacher, mean cosine of two items, whether the vectors collapsed, and whether ``check: stop`` stops
   the training (sda_core.alignment.check),
 * linear probes of the attributes that a modality shows, as accuracy above chance (experiments.attribute_probe), of those that
-  it alone shows, and of these in fused embeddings, without and with the backbone's own beside them (``with_base``).
+  only this modality shows, and of the latter in fused embeddings, without and with the backbone's vectors (``with_base``).
 
-Step 0 is the backbone as it is.  ``mismatched`` is the negative control: every image is paired with another item's text.
+Step 0 is the backbone without adapter.  ``mismatched`` is the negative control: every image is paired with another item's text.
 ``infonce``, which has no teacher, is the positive control where the paper's formula is not known to learn.
-A cell (backbone, geometry, seed) is trained once; what exists is kept, and a stopped run resumes.  The table is written to
-experiments/results/loss_geometry-NAME, which `sda report --experiments` shows.
+A cell (backbone, geometry, seed) is trained once; existing results are kept, and an interrupted run resumes.  The table is
+written to experiments/results/loss_geometry-NAME, which `sda report --experiments` shows.
 
     python -m experiments loss_geometry --name nano --num-steps 100 --seeds 1,2,3
     python -m experiments loss_geometry --name generative --backbone generative=FILE --num-steps 100,300
     python -m experiments loss_geometry --name shifted --backbone tiny=conf/backbone/tiny.yaml --shift 4 --swatches
 
-A random backbone passes on little of the shop's images.  With --swatches it is shown items from which it can learn
+The vectors of a random backbone contain little of the shop's images.  With --swatches the items are simple enough for it
 (experiments.swatches).
 
-FILE is a section of the params that describes a backbone, as the files of conf/backbone do.
+FILE is a section of the params for a backbone, such as the files in conf/backbone.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
 
 REFERENCE = {"variant": "reference", "temperature": 3.0, "learn_temperature": True, "detach_teacher": False, "normalize": False}
-"""What the public code does: dot products of vectors that are not normalised, and a temperature that is learned from 3."""
+"""The public code: dot products of unnormalised vectors, and a learned temperature that starts at 3."""
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
     "infonce": {"teacher": "none"},  # a positive control
@@ -84,9 +84,9 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "base_4": {"teacher_source": "base", "teacher_targets": 4.0},
     "centred_base_4": {"center": "batch", "teacher_source": "base", "teacher_targets": 4.0},
     "mismatched": {"center": "batch"},  # the negative control: see mismatched
-    "keep": {"keep_base": 1.0},  # the paper's formula, and what keeps the structure inside each modality
+    "keep": {"keep_base": 1.0},  # the paper's formula, plus the term that keeps the structure within each modality
 }
-TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # of conf/adaptation/strong.yaml, which is the setting of most adapters here
+TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # from conf/adaptation/strong.yaml, the setting of most adapters here
 SAMPLE = 256
 
 
@@ -134,18 +134,18 @@ def main(
 
 
 def section_of(params: Params, section: Mapping[str, Any]) -> BackboneParams:
-    """A backbone's section, checked as the one of the params is."""
+    """A backbone's section, validated like that of the params."""
     return Params.model_validate(params.model_dump() | {"backbone": dict(section)}).backbone
 
 
 @dataclass(frozen=True)
 class Items:
-    """What is shown and measured.
+    """The items for training and measurement.
 
     Attributes:
         source: the items.
-        rows: of those with an image, which are measured.
-        attributes: the truth, ``(N,)`` values of these rows by attribute.
+        rows: rows of the items with an image, which are measured.
+        attributes: true attributes, ``(N,)`` values of these rows by attribute.
         shown_by: ``image``, ``text`` or ``both``, by attribute.
         inputs: fingerprint of the items.
     """
@@ -157,7 +157,7 @@ class Items:
     inputs: str
 
     def shown(self, *by: str) -> list[str]:
-        """The attributes that these show, in their order."""
+        """The attributes that these modalities show, in order."""
         return [name for name, shown_by in self.shown_by.items() if shown_by in by]
 
 
@@ -165,7 +165,7 @@ def of_shop(workspace: Workspace, params: Params) -> Items:
     """The items of a run on the built-in shop.
 
     Raises:
-        ConfigError: it is another data set.
+        ConfigError: the run has another dataset.
     """
     if not isinstance(params.dataset, DemoDataset):
         raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
@@ -187,9 +187,9 @@ class Cell:
     """One backbone, geometry and seed.
 
     Args:
-        folder: of the backbone; the cell's files are kept below it.
-        geometry: of :data:`GEOMETRIES`.
-        seed: of the adapter and its training.
+        folder: folder of the backbone, which contains the cell's files.
+        geometry: name in :data:`GEOMETRIES`.
+        seed: seed of the adapter and its training.
         shift: see :class:`Shifted`; 0 for none.
     """
 
@@ -201,7 +201,7 @@ class Cell:
         self.shift = shift
 
     def run(self, items: Items, params: Params, num_steps: Sequence[int]) -> list[dict[str, float]]:
-        """What was measured at step 0 and after each number of steps, from disk where it is there."""
+        """The measurements at step 0 and after each number of steps, read from disk if they exist."""
         section = params.train_adapter
         loss = LossParams.model_validate(section.loss.model_dump() | GEOMETRIES[self.geometry])
         training = section.training.model_copy(update={**TRAINING, "seed": self.seed})
@@ -215,7 +215,7 @@ class Cell:
             model = untrained(backbone, section.moda, MODALITIES, self.seed)
             encoder = Shifted(backbone, self.shift, model, items.source, device) if self.shift else backbone
             kept = load_checkpoint(self.base.with_suffix(".safetensors"), of_base)
-            if kept is None or found[0] is None:  # an untrained adapter changes nothing
+            if kept is None or found[0] is None:  # an untrained adapter has no effect
                 base = embed(encoder, model, items, params.export_embeddings, device)
                 save_checkpoint(self.base.with_suffix(".safetensors"), base, {}, of_base)
                 found[0] = self._save(self.base, of_base, measure(base, base, items, params.export_embeddings))
@@ -242,7 +242,7 @@ class Cell:
         inputs: str,
         device: torch.device,
     ) -> dict[str, float]:
-        """Train up to a step; the checkpoint of fewer steps is resumed, since the rate is constant after the warm-up."""
+        """Train up to a step, from the checkpoint of fewer steps, because the rate is constant after the warm-up."""
         training = training.model_copy(update={"num_steps": steps})
         checkpoint = self.folder / "checkpoint.safetensors"
         curve = alignment.train_adapter(encoder, model, source, training, loss, checkpoint, inputs, device)
@@ -251,7 +251,7 @@ class Cell:
 
     @staticmethod
     def _kept(path: Path, inputs: str) -> dict[str, float] | None:
-        """What a file holds, where it was measured from the same inputs."""
+        """The content of a file if it was measured with the same inputs."""
         if not path.exists():
             return None
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -275,7 +275,7 @@ def _is_refused(before: check.Figures, training: TrainingParams, loss: LossParam
 
 
 def mismatched(source: ItemSource, seed: int) -> ItemSource:
-    """The items with each other's texts: every text moves by one place along a seeded circle of all items."""
+    """The items with exchanged texts: every text moves by one position along a seeded cycle of all items."""
     order = generator(seed, "mismatched").permutation(len(source))
     partner = np.empty(len(source), dtype=np.int64)
     partner[order] = np.roll(order, 1)
@@ -285,14 +285,14 @@ def mismatched(source: ItemSource, seed: int) -> ItemSource:
 
 
 class Shifted:
-    """A backbone whose embeddings have one constant added: a large direction that all of them share.
+    """A backbone with a constant added to its embeddings: a large direction that all of them share.
 
     Args:
-        backbone: whose embeddings they are.
+        backbone: the backbone.
         shift: length of the constant, as a multiple of the root mean square distance of embeddings to their centre.
-        model: for the embeddings of a sample, from which that distance is taken.
+        model: model for the embeddings of a sample, from which that distance is computed.
         source: the items.
-        device: of the constant.
+        device: device of the constant.
     """
 
     def __init__(self, backbone: Backbone, shift: float, model: nn.Module, source: ItemSource, device: torch.device) -> None:
@@ -333,11 +333,11 @@ def measure(
     """Retrieval over all items with an image, and the probes.
 
     Args:
-        of_items: ``(N, D)`` by modality.
-        of_base: the same of the backbone without its adapter.
-        items: with the truth.
-        export: how embeddings are fused, to a quarter as many components as there are items at most; all items are fitted on,
-            since there are no interactions here.
+        of_items: embeddings ``(N, D)`` by modality.
+        of_base: the same for the backbone without its adapter.
+        items: the items with their true attributes.
+        export: settings of the fusion, with at most a quarter as many components as items; it is fitted on all items, because
+            there are no interactions here.
     """
     vectors, base = ({name: of[name].numpy() for name in MODALITIES} for of in (of_items, of_base))
     image_ND, text_ND = (unit_rows(vectors[name] - vectors[name].mean(axis=0)) for name in MODALITIES)
@@ -353,7 +353,7 @@ def measure(
         measured |= probes | {f"probes {name}": float(np.mean(list(probes.values())))}
         measured[f"own {name}"] = float(np.mean([probes[f"probe {name} {attribute}"] for attribute in items.shown(name)]))
     every = np.arange(len(items.rows))
-    # A probe with about as many columns as rows learns noise, and its accuracy says nothing about the embeddings.
+    # A probe with about as many columns as rows fits noise, and its accuracy is meaningless.
     export = export.model_copy(update={"fused_dim": min(export.fused_dim, len(every) // 4)})
     for label, beside in {"fused": None, "with base": (base["image"], base["text"])}.items():
         fused_NF = fuse(vectors["image"], vectors["text"], np.ones(len(every), dtype=bool), every + 1, export, beside)
@@ -363,11 +363,11 @@ def measure(
 
 
 def table(done: Mapping[tuple[str, str], Sequence[Sequence[Mapping[str, float]]]], title: str) -> str:
-    """Two markdown tables: a row for each backbone, geometry and number of steps; means over the seeds with their range.
+    """Two Markdown tables: one row per backbone, geometry and number of steps; means over the seeds with their range.
 
     Args:
-        done: by backbone and geometry, of each seed, at step 0 and at each number of steps.
-        title: of the table.
+        done: measurements by backbone and geometry, for each seed, at step 0 and at each number of steps.
+        title: title of the table.
     """
     rows, others, seen = [], [], set[str]()
     for (arm, geometry), of_seeds in done.items():
@@ -408,5 +408,5 @@ PROBES = {
 
 
 def _cells(names: Mapping[str, str], at: Sequence[Mapping[str, float]]) -> list[str]:
-    """Means over the seeds, with the range behind where they differ."""
+    """Means over the seeds, followed by the range if they differ."""
     return [mean_with_range([one[name] for one in at], 3) for name in names]

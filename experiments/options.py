@@ -1,7 +1,7 @@
 """Options that several experiments share.
 
-Lists are separated by commas (``--seeds 1,2,3 --variants lora,sda``).  ``--set PATH=VALUE`` is repeated, because a value may
-hold commas.
+Lists are separated by commas (``--seeds 1,2,3 --variants lora,sda``).  ``--set PATH=VALUE`` can be repeated, because a value may
+contain commas.
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
-"""What is a number worth without its protocol?  The public code's choices against the fixed ones, one by one and together.
+"""How much do results depend on the protocol?  The public code's choices against the fixed protocol, one by one and together.
 
-Takes a workspace with data/raw and data/filtered and its params.yaml, whose settings are the fixed ones.  SASRec on ids is
-trained with every seed for each choice that needs a training of its own (TRAININGS), popularity counts.  Every model ranks the
-test targets among all items and among 100 uniform ones, so that a choice of the evaluation costs nothing more.  What is
-changed, after the public code (docs/reproduction.md):
+The input is a workspace with data/raw and data/filtered and its params.yaml, which has the fixed protocol.  SASRec on ids is
+trained with every seed for each choice that needs a separate training (TRAININGS); popularity only counts.  Every model
+ranks the test targets among all items and among 100 uniform ones, so that a choice of the evaluation needs no further training.
+The choices of the public code (docs/reproduction.md):
 
-not causal         attention sees later items, the answer among them
+not causal         attention sees later items, including the target
 BCE                binary cross-entropy with one negative instead of a sampled softmax
-single pass        users and items are counted once on the raw rows and dropped once: what is left is no k-core
+single pass        users and items are counted once on the raw rows and dropped once, so the rest is not a k-core
 sampled            100 uniform negatives instead of all items
-tail of all        an item is tail by its interactions over all splits, the test's among them
+tail of all        items are tail by their interactions over all splits, including the test
 counts of all      popularity counts all splits
 
-Where the users are the same the difference has a paired interval over users and seeds.  The single-pass data
-set has other users, so there only the numbers stand.  Positions are kept below the workspace's experiments/positions/NAME, and
-the table is written to experiments/results/protocol-NAME (of the default name protocol alone), which
-`sda report --experiments` shows.
+If the users are the same, the difference has a paired interval over users and seeds.  The single-pass dataset has other users,
+so there are no differences.  Positions are kept in the workspace's experiments/positions/NAME, and the table is written to
+experiments/results/protocol-NAME (for the default name just protocol), which `sda report --experiments` shows.
 
     python -m experiments protocol --seeds 1,2,3
 """
@@ -60,7 +59,7 @@ NOT_CAUSAL, BCE = {"causal": False}, {"loss": "bce", "num_negatives": 1}
 
 @dataclass(frozen=True)
 class Training:
-    """A model: which recommender, what is changed in its section, on which data."""
+    """A model: the recommender, the changes in its section, and the data."""
 
     recommender: str
     changes: Mapping[str, Any]
@@ -83,7 +82,7 @@ TRAININGS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a trained model, and how it is looked at."""
+    """A row of the table: a trained model, and the choices of the evaluation."""
 
     label: str
     training: str
@@ -136,7 +135,7 @@ def main(
 
 
 def filter_once(source: Workspace, params: Params, target: Workspace) -> None:
-    """The tables of ``filter.method: single_pass``, from the same raw files."""
+    """Filter the same raw files with ``filter.method: single_pass``."""
     section = params.filter.model_copy(update={"method": "single_pass"})
     reviews, metadata = manifest_file(source.raw, "reviews"), manifest_file(source.raw, "metadata")
     data = filter_dataset(reviews, metadata, params.dataset.edition, section)
@@ -147,7 +146,7 @@ def filter_once(source: Workspace, params: Params, target: Workspace) -> None:
 def train(
     workspaces: Mapping[str, Workspace], params: Params, name: str, seed: int, folder: Path, max_epochs: int | None
 ) -> None:
-    """One of ``TRAININGS`` with one seed, unless it exists; popularity has no seed and is counted once."""
+    """Run one of ``TRAININGS`` with one seed, unless it exists; popularity has no seed and is counted once."""
     training = TRAININGS[name]
     changes = dict(training.changes)
     if training.recommender == "pop":
@@ -159,13 +158,13 @@ def train(
 
 
 def table(interactions: Mapping[str, pl.DataFrame], params: Params, folder: Path, seeds: Sequence[int]) -> str:
-    """A markdown table; rows whose training is missing are left out.
+    """A Markdown table without rows whose training is missing.
 
     Args:
-        interactions: by data set, ``kcore`` and ``single_pass``.
-        params: of the workspace.
-        folder: of the positions.
-        seeds: a row is the mean over those that it has.
+        interactions: interactions by dataset, ``kcore`` and ``single_pass``.
+        params: params of the workspace.
+        folder: folder of the positions.
+        seeds: seeds; a row is the mean over the existing ones.
     """
     lines = []
     for recommender, rows in ROWS.items():
@@ -204,13 +203,13 @@ def intervals(params: Params, folder: Path, seeds: Sequence[int]) -> Panels:
 
 
 def _seeds(row: Row, folder: Path, seeds: Sequence[int]) -> tuple[Sequence[int], list[int]]:
-    """Seeds that a row has, and those of them that are done."""
+    """The seeds of a row, and those of them that are done."""
     own = seeds if TRAININGS[row.training].recommender != "pop" else [0]
     return own, [seed for seed in own if positions_path(folder / row.training, seed, row.protocol).exists()]
 
 
 def difference_to_fixed(ndcg_SU: np.ndarray, fixed_SU: np.ndarray, row: Row, params: Params) -> str:
-    """The cell of a row's difference to the fixed protocol; with an interval where the users are the same."""
+    """The cell of a row's difference to the fixed protocol, with an interval if the users are the same."""
     value = ndcg_SU.mean() - fixed_SU.mean()
     if ndcg_SU is fixed_SU or not value:
         return ""
@@ -222,6 +221,6 @@ def difference_to_fixed(ndcg_SU: np.ndarray, fixed_SU: np.ndarray, row: Row, par
 
 
 def tail_cells(interactions: pl.DataFrame, frames: Sequence[pl.DataFrame], definition: TailParams) -> list[str]:
-    """The number of users with a tail target, and their NDCG; no number where there is none."""
+    """The number of users with a tail target, and their NDCG; empty if there are none."""
     is_tail = item_groups(interactions, definition).tail[frames[0]["target_item_id"].to_numpy()]
     return [f"{is_tail.sum():,}", f"{gains('ndcg', frames, is_tail).mean():.4f}" if is_tail.any() else "none"]

@@ -1,15 +1,15 @@
-"""How near are the published numbers of Amazon 2014 Beauty?  Ids only, from this code, several seeds, full rank and sampled.
+"""Does this code reproduce the published results of Amazon 2014 Beauty?  Ids only, several seeds, full rank and sampled.
 
-Takes a workspace of the preset beauty (data/filtered and params.yaml).  The section train_recommender says how SASRec and
-BERT4Rec are trained, but for what makes a row (MODELS).  Each model is trained with every seed, and one trained model ranks the
-test targets twice: among all items, and among 100 uniform ones.  What is done is kept below the workspace's
-experiments/positions/published, so that a stopped run resumes, and the table is made from there alone.  It is written to
+The input is a workspace of the preset beauty (data/filtered and params.yaml).  The section train_recommender has the settings
+of SASRec and BERT4Rec, except those that define a row (MODELS).  Each model is trained with every seed, and ranks the test
+targets twice: among all items, and among 100 uniform ones.  Results are kept in the workspace's
+experiments/positions/published, so that an interrupted run resumes, and the table is computed from them.  It is written to
 experiments/results/published, which `sda report --experiments` shows.
 
     dvc exp run -S dataset=beauty -S recommender=strong filter      # in a clone; or sda download, sda filter
     python -m experiments published --seeds 1,2,3
 
-With --models some of them.  Two processes with different models or seeds do not disturb each other.
+--models selects some of them.  Two processes with different models or seeds can run in parallel.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from sda_core.params import EvaluateParams, load_params
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the table: which section of the params, what is changed in it, and what is published."""
+    """A row of the table: the section of the params, the changes in it, and the published results."""
 
     recommender: str
     changes: Mapping[str, Any]
@@ -91,7 +91,7 @@ def main(
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:
-    """A markdown table; a model has the seeds that are done, and is left out where none is."""
+    """A Markdown table; each model has its finished seeds, and models without one are skipped."""
     rows = []
     for name in models:
         for protocol in PROTOCOLS:
@@ -118,7 +118,7 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
 
 
 def intervals(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> Panels:
-    """The NDCG of :func:`table` for a plot: by candidates, by model, and what was published of it."""
+    """The NDCG of :func:`table` for a plot: by candidates, by model, with the published results."""
     panels: Panels = {}
     for protocol in PROTOCOLS:
         rows: dict[str, Interval] = {}

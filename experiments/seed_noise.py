@@ -1,18 +1,18 @@
-"""How far apart are whole runs whose adapters were trained with other seeds?  Optional: what `sda diff` judges a change by.
+"""How much do whole runs differ if their adapters have other seeds?  Optional input of `sda diff`.
 
-A run's own seeds (train_recommender.seeds) share one adapter, so the spread between them leaves out that of the adapters.  This
-script measures it.  It takes a finished workspace and its params.yaml.  For every seed it repeats the pipeline's own stages
-train_adapter, export_embeddings, train_recommender and evaluate for every variant with an adapter, with that seed for the adapter
-and with as many other seeds for each recommender as the params have.  Data are shared.  So each seed here is an independent
-repetition of a whole run.  The result is seed_noise.json in the project folder: Hit and NDCG of each variant and recommender by
-seed, each a mean over the recommender's seeds, and hashes of the settings and test targets they hold for.  The rule that is made
-of it is in sda_core/evaluation/seed_noise.py.
+The seeds of a run (train_recommender.seeds) share one adapter, so the spread between them does not include that of the adapters.
+This script measures it.  The input is a finished workspace with its params.yaml.  For every seed the stages train_adapter,
+export_embeddings, train_recommender and evaluate of the pipeline are repeated for every variant with an adapter, with that seed
+for the adapter and as many other seeds for each recommender as in the params.  Data are shared.  So each seed here is an
+independent repetition of a whole run.  The result is seed_noise.json in the project folder: Hit and NDCG of each variant and
+recommender by seed, each a mean over the recommender's seeds, with hashes of the settings and test targets for which they are
+valid.  The rule based on it is in sda_core/evaluation/seed_noise.py.
 
     python -m experiments seed_noise                         # five seeds
     python -m experiments seed_noise --seeds 1,2,3,4,5,6,7   # more: a narrower noise; the five are kept
 
-A stopped run resumes: finished seeds are kept below experiments/runs/seed_noise/INPUTS, where INPUTS is a hash of settings,
-data and code, so that nothing of other inputs is reused.
+An interrupted run resumes: finished seeds are kept in experiments/runs/seed_noise/INPUTS, where INPUTS is a hash of settings,
+data and code, so that results of other inputs are not reused.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
 
     Args:
         root: the project folder of a finished run.
-        seeds: of the adapters, a repetition each; not that of the run.
+        seeds: seeds of the adapters, one repetition each; without that of the run.
 
     Raises:
-        ConfigError: too few seeds, one twice, one that is the run's own, or no variant has an adapter.
+        ConfigError: too few seeds, a repeated seed, the seed of the run itself, or no variant has an adapter.
         ArtifactError: the run is not finished, or a stage failed.
     """
     workspace, params = Workspace(root), load_params(root / "params.yaml")
@@ -142,16 +142,16 @@ def repeat(
     shared: Sequence[str],
     seed: int,
 ) -> None:
-    """The run once more with another adapter and other seeds of the recommenders; what exists is kept.
+    """Repeat the run with another adapter and other seeds of the recommenders; existing results are kept.
 
     Args:
-        run: made, or completed.
+        run: workspace of the repetition, created or completed.
         source: the finished run.
         params: its params.
-        recommenders: to train.
+        recommenders: recommenders to train.
         trained: variants with an adapter.
-        shared: variants whose vectors are taken from the run; ``id`` is trained first, others may align to it.
-        seed: of the adapters; the recommenders' follow from it.
+        shared: variants whose vectors are those of the run; ``id`` is trained first, because others may align to it.
+        seed: seed of the adapters, from which those of the recommenders are derived.
 
     Raises:
         ArtifactError: a stage failed.
@@ -174,12 +174,12 @@ def repeat(
 
 
 def _adapted(params: Params, variant: str) -> str | None:
-    """The trained variant whose adapter a variant's vectors follow from."""
+    """The trained variant whose adapter a variant uses."""
     return None if variant in params.import_embeddings.variants else adapter_of(params, variant)
 
 
 def write_params(source: Path, target: Path, recommenders: Sequence[str], seed: int) -> None:
-    """The source's params with another adapter seed and as many other seeds for the recommenders, which alone are named."""
+    """Write the source's params with another adapter seed, as many other recommender seeds, and only these recommenders."""
     params = read_tree(source)
     params["recommenders"] = list(recommenders)
     params["train_adapter"]["training"]["seed"] = seed
@@ -189,7 +189,7 @@ def write_params(source: Path, target: Path, recommenders: Sequence[str], seed: 
 
 
 def repeat_stage(name: str, variant: str, root: Path) -> None:
-    """One of the pipeline's stages; those that hold a backbone in a process of their own, which frees its memory."""
+    """Run a stage of the pipeline; a stage with a backbone runs in a separate process, to free its memory."""
     if name in ("train_adapter", "export_embeddings"):
         run_stage(name, variant, root)
         return
@@ -201,14 +201,14 @@ def repeat_stage(name: str, variant: str, root: Path) -> None:
 
 
 def table(noise: SeedNoise, pairs: Sequence[tuple[str, str]], cutoff: int, num_users: int, num_tail: int) -> str:
-    """Mean and standard deviation of each variant and recommender over the runs, and the largest difference they explain.
+    """Mean and standard deviation of each variant and recommender over the runs, and the largest difference within the noise.
 
     Args:
-        noise: measured.
-        pairs: variants and recommenders; a row for each metric.
-        cutoff: of the metrics.
-        num_users: all of them.
-        num_tail: those with a tail target.
+        noise: the measured noise.
+        pairs: variants and recommenders, one row per metric.
+        cutoff: cut-off of the metrics.
+        num_users: number of users.
+        num_tail: number of users with a tail target.
     """
     rows = []
     for variant, recommender in pairs:

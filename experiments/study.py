@@ -1,8 +1,8 @@
-"""What the experiments share: trained models kept on disk, per-user metrics, intervals, tables, plots, results.
+"""Code shared by the experiments: stored results of trained models, per-user metrics, intervals, tables, plots.
 
-A model that was trained with one seed leaves three files in a folder: ``<seed>.parquet``, the positions of the test targets
-among all items; ``<seed>.<protocol>.parquet``, those of the same model among sampled items; ``<seed>.tsv``, its validation
-curve.  A file that exists is never made again, so that a stopped experiment resumes.
+A model trained with one seed has three files in a folder: ``<seed>.parquet``, the positions of the test targets among all
+items; ``<seed>.<protocol>.parquet``, those of the same model among sampled items; ``<seed>.tsv``, its validation curve.
+Existing files are never computed again, so that an interrupted experiment resumes.
 
 Dimensions: S seeds, U users, N items, D width.
 """
@@ -43,14 +43,14 @@ mpl.use("Agg")
 logger = logging.getLogger("experiments")
 
 Interval = tuple[float, float, float]  # mean, low, high
-Panels = dict[str, dict[str, Interval]]  # of a plot: by title of the panel, by name of the line
-CUTOFF = 10  # of every table
-PROTOCOLS: tuple[Protocol, ...] = ("fullrank", "uni100")  # of experiments that rank among all items and among sampled ones
+Panels = dict[str, dict[str, Interval]]  # panels of a plot: by title of the panel, by name of the line
+CUTOFF = 10  # cut-off in every table
+PROTOCOLS: tuple[Protocol, ...] = ("fullrank", "uni100")  # for experiments that rank among all items and among sampled ones
 
 
 # ------------------------------------------------------------------------------------------------- training
 def positions_path(folder: Path, seed: int, protocol: str = "fullrank") -> Path:
-    """Where a seed's positions under a protocol are kept."""
+    """Path of a seed's positions under a protocol."""
     return folder / (f"{seed}.parquet" if protocol == "fullrank" else f"{seed}.{protocol}.parquet")
 
 
@@ -64,18 +64,18 @@ def keep_positions(
     vectors: recommenders.ItemVectors | None = None,
     protocols: Sequence[Protocol] = ("fullrank",),
 ) -> None:
-    """Train with one seed and rank the test targets, unless both was done; the best epoch is chosen on the validation targets.
+    """Train with one seed and rank the test targets, unless this was done; the best epoch is chosen on the validation targets.
 
-    A stopped run resumes from its last validation.
+    An interrupted run resumes from its last validation.
 
     Args:
-        workspace: with ``data/filtered``; its items are the catalogue, whether anybody bought them or not.
+        workspace: workspace with ``data/filtered``; its items are the catalogue, including items without interactions.
         params: its params, of which ``evaluate`` and ``runtime`` are used.
-        section: the recommender's settings.
-        seed: of the training.
+        section: settings of the recommender.
+        seed: seed of the training.
         folder: see the module's docstring.
-        vectors: ``(I + 1, D)`` item vectors, row 0 zero (of each modality, where the recommender takes these); None: ids alone.
-        protocols: each ranks the targets of the same trained model.
+        vectors: ``(I + 1, D)`` item vectors, row 0 zero (by modality, if the recommender separates them); None: ids alone.
+        protocols: protocols under which the trained model ranks the targets.
     """
     wanted: dict[Protocol, Path] = {protocol: positions_path(folder, seed, protocol) for protocol in protocols}
     if all(path.exists() for path in wanted.values()):
@@ -106,14 +106,14 @@ def keep_positions(
 
 
 def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-    """The parquet table at ``path``; where it is missing, ``make`` computes it and it is written first."""
+    """Read the parquet table at ``path``; if it is missing, compute it with ``make`` and write it first."""
     if not path.exists():
         write_parquet(make(), path)
     return pl.read_parquet(path)
 
 
 def epochs(folder: Path, seeds: Sequence[int]) -> str:
-    """``best of all`` epochs by seed, from the validation curves; empty where nothing was trained."""
+    """``best of all`` epochs by seed, from the validation curves; empty without training."""
     cells = []
     for seed in seeds:
         path = folder / f"{seed}.tsv"
@@ -125,18 +125,18 @@ def epochs(folder: Path, seeds: Sequence[int]) -> str:
 
 # ------------------------------------------------------------------------------------------------- numbers
 def read_positions(folder: Path, seeds: Sequence[int], protocol: str = "fullrank") -> list[pl.DataFrame]:
-    """The tables of :func:`keep_positions`, one for each seed, sorted by user."""
+    """Read the tables of :func:`keep_positions`, one per seed, sorted by user."""
     return [POSITIONS.read(positions_path(folder, seed, protocol)).sort("user_id") for seed in seeds]
 
 
 def gains(metric: Metric, frames: Sequence[pl.DataFrame], mask: np.ndarray | None = None) -> np.ndarray:
-    """The metric of each seed and user ``(S, U)``; of the users in ``mask`` only, where one is given."""
+    """The metric by seed and user ``(S, U)``, only for the users in ``mask`` if given."""
     chosen = slice(None) if mask is None else mask
     return np.array([per_user(metric, frame["position"].to_numpy()[chosen], CUTOFF) for frame in frames])
 
 
 def read_gains(metric: Metric, folder: Path, seeds: Sequence[int]) -> np.ndarray:
-    """The metric of each seed and user ``(S, U)`` by the positions that are kept in a folder."""
+    """The metric by seed and user ``(S, U)`` from the positions in a folder."""
     return gains(metric, read_positions(folder, seeds))
 
 
@@ -144,9 +144,9 @@ def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple
     """95 % interval of the mean over users and seeds; see :mod:`sda_core.evaluation.significance`.
 
     Args:
-        gain_SU: ``(S, U)``; differences give a paired interval.
+        gain_SU: ``(S, U)`` values; differences give a paired interval.
         params: number and seed of the draws.
-        purpose: what the draws are for; the same purpose gives the same draws.
+        purpose: purpose of the draws, which determines them together with the seed.
     """
     return evaluation.interval(gain_SU, params.bootstrap_samples, generator(params.bootstrap_seed, purpose))
 
@@ -157,22 +157,22 @@ def mean_and_interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str)
 
 
 def mean_and_range(values: Sequence[float]) -> Interval:
-    """The mean of one number for each seed, the smallest and the largest."""
+    """Mean, minimum and maximum of one number per seed."""
     return float(np.mean(values)), float(min(values)), float(max(values))
 
 
 def retrieval_at_1(path: Path, limit: int = 2000) -> float:
-    """How often an item's image and text are each other's nearest neighbour: mean R@1 of both directions.
+    """Retrieval@1 between images and texts of items, mean of both directions.
 
     Args:
-        path: an embeddings file.
-        limit: at most so many items, always the same ones; among more items it is harder to be the nearest.
+        path: path of an embeddings file.
+        limit: maximum number of items, always the same ones; retrieval is harder among more items.
 
     Returns:
-        0 to 1; 1 / number of items by chance.  Items without an image are left out; ties count as hits.
+        0 to 1; the chance level is 1 / number of items.  Items without an image are skipped; ties count as hits.
 
     Raises:
-        ArtifactError: the file has no embeddings of images or of texts, as that of a joint pass.
+        ArtifactError: the file has no image or text embeddings, like that of a joint pass.
     """
     frame = EMBEDDINGS.read(path).sort("item_id")
     if missing := {"image_embedding", "text_embedding"} - {*frame.columns}:
@@ -185,7 +185,7 @@ def retrieval_at_1(path: Path, limit: int = 2000) -> float:
 
 
 def mutual_retrieval_at_1(image_ND: np.ndarray, text_ND: np.ndarray) -> float:
-    """Mean R@1 of both directions of unit rows ``(N, D)``, row ``i`` of one with row ``i`` of the other; ties count as hits."""
+    """Retrieval@1 of unit rows ``(N, D)``, mean of both directions, row ``i`` with row ``i``; ties count as hits."""
     similarity_NN = image_ND @ text_ND.T
     own_N = similarity_NN.diagonal()
     return float(np.mean([(own_N >= similarity_NN.max(axis)).mean() for axis in (0, 1)]))
@@ -201,7 +201,7 @@ def shop_attributes(workspace: Workspace, dataset: DemoDataset) -> dict[str, np.
 
 # ------------------------------------------------------------------------------------------------- tables
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
-    """A markdown table, under a heading where a title is given."""
+    """A Markdown table, with a heading if a title is given."""
     lines = [f"### {title}", ""] if title else []
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows), ""])
@@ -214,22 +214,22 @@ def difference(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> str
 
 
 def range_over_seeds(gain_SU: np.ndarray) -> str:
-    """A cell: the smallest and the largest mean of a seed."""
+    """A cell: minimum and maximum of the seeds' means."""
     of_seeds = gain_SU.mean(1)
     return f"{of_seeds.min():+.4f} .. {of_seeds.max():+.4f}"
 
 
 def mean_with_range(values: Sequence[float], digits: int = 2) -> str:
-    """A cell: the mean of one number for each seed, and the range behind it where they differ."""
+    """A cell: the mean of one number per seed, followed by the range if they differ."""
     mean, low, high = mean_and_range(values)
     return f"{mean:.3f} ({low:.{digits}f} .. {high:.{digits}f})" if high > low else f"{mean:.3f}"
 
 
 def check_names(option: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """See that all names of an option are known.
+    """Check that all names of an option are known.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: a name is unknown.
     """
     known = list(known)
     for name in given:
@@ -239,16 +239,16 @@ def check_names(option: str, given: Iterable[str], known: Iterable[str]) -> None
 
 # ------------------------------------------------------------------------------------------------- results
 def write_results(text: str, script: str, name: str = "", root: Path | str = "") -> Path:
-    """Print the final tables of a script and write them where ``sda report --experiments`` finds them.
+    """Print the final tables of a script and write them to the folder that ``sda report --experiments`` reads.
 
     Args:
-        text: markdown; a heading is the caption of the tables under it.
-        script: its name.
-        name: of the experiment, where the script has several.
-        root: the project folder; where ``{seed}`` in it stands for many, the current folder is taken.
+        text: Markdown; a heading is the caption of the tables below it.
+        script: name of the script.
+        name: name of the experiment, if the script has several.
+        root: the project folder; if it contains ``{seed}``, the current folder is used.
 
     Returns:
-        ``experiments/results/<script>-<name>``, which holds ``table.md`` now; a plot goes beside it as ``plot.png``.
+        ``experiments/results/<script>-<name>``, which contains ``table.md``; a plot should be written there as ``plot.png``.
     """
     print(text)
     project = Path() if "{seed}" in str(root) else Path(root)
@@ -260,14 +260,14 @@ def write_results(text: str, script: str, name: str = "", root: Path | str = "")
 def plot_intervals(
     path: Path, panels: Mapping[str, Mapping[str, Interval]], label: str, *, zero: bool = False, columns: int = 3
 ) -> None:
-    """A plot of panels: in each a line for every name, with a dot at the mean and a bar from low to high.
+    """Plot panels with one line per name: a dot at the mean, and a bar from low to high.
 
     Args:
-        path: of the image file.
-        panels: by title; panels beside each other share their names where these are the same.  Without any nothing is drawn.
-        label: of the horizontal axes.
-        zero: draw a line at 0.
-        columns: panels side by side, at most.
+        path: path of the image file.
+        panels: panels by title; neighbouring panels share equal names.  Without panels nothing is drawn.
+        label: label of the horizontal axes.
+        zero: whether to draw a line at 0.
+        columns: maximum number of panels side by side.
     """
     from matplotlib import pyplot as plt
 

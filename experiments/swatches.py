@@ -1,10 +1,10 @@
-"""Items from which even a random backbone can learn: swatches of one colour with a short code as their text.
+"""Simple items for a random backbone: swatches of one colour with a short code as text.
 
-A random Qwen2.5-VL passes on little of the built-in shop's images, so no loss can align its vectors with those of the texts.
-A swatch is one square of 28 x 28 pixels, so one image token.  Its colour has six levels each of red, green and blue: 216
-swatches, no two alike.  The text names the three levels by letters of alphabets of their own.  Besides, the image alone shows
-one of four stripes, and the text alone one of four marks; both are drawn from one seed, so that what a modality alone knows can
-be forgotten.
+The vectors of a random Qwen2.5-VL contain little of the built-in shop's images, so no loss can align them with those of the
+texts.  A swatch is one square of 28 x 28 pixels, so one image token.  Its colour has six levels each of red, green and blue,
+which gives 216 different swatches.  The text encodes the three levels by letters of separate alphabets.  In addition, only the
+image shows one of four stripes, and only the text has one of four marks; both are random, to measure whether information of a
+single modality is forgotten.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ MARKS = 4
 SHOWN_BY = {"red": "both", "green": "both", "blue": "both", "stripe": "image", "mark": "text"}
 LETTERS = {"red": "ABCDEF", "green": "GHIJKL", "blue": "MNOPQR", "mark": "WXYZ"}
 
-_SIDE = 28  # two by two patches of 14 pixels, which the merger makes one token
-_REPEATED = 3  # times the code stands in the text, so that it weighs more beside the chat template
+_SIDE = 28  # two by two patches of 14 pixels, merged to one token
+_REPEATED = 3  # repetitions of the code in the text, so that it has more weight relative to the chat template
 
 
 class _Store:
@@ -44,7 +44,7 @@ class _Store:
 
 
 def attributes() -> dict[str, np.ndarray]:
-    """The truth: ``(216,)`` values from 0 by attribute, in the order of the item ids."""
+    """The true attributes: ``(216,)`` values from 0 by attribute, in the order of the item ids."""
     colours_IC = np.array(list(product(range(LEVELS), repeat=len(COLOURS))))
     rng = generator(0, "swatches")
     drawn = {name: rng.integers(MARKS, size=len(colours_IC)) for name in ("stripe", "mark")}
@@ -63,7 +63,7 @@ def source() -> ItemSource:
 
 
 def _image(levels_C: np.ndarray, stripe: int) -> bytes:
-    """A swatch as PNG; its stripes are dark columns, one in four of them, beginning at column ``stripe``."""
+    """A swatch as PNG; its stripes are dark columns, one in four, starting at column ``stripe``."""
     pixels_HWC = np.empty((_SIDE, _SIDE, 3), dtype=np.uint8)
     pixels_HWC[:] = levels_C * 255 // (LEVELS - 1)
     pixels_HWC[:, stripe::MARKS] //= 2

