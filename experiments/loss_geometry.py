@@ -246,7 +246,7 @@ class Cell:
         training = training.model_copy(update={"num_steps": steps})
         checkpoint = self.folder / "checkpoint.safetensors"
         curve = alignment.train_adapter(encoder, model, source, training, loss, checkpoint, inputs, device)
-        refused = float(_is_refused(curve.check.before, training, loss))
+        refused = float(_is_stopped(curve.check.before, training, loss))
         return {"steps": steps, "last_loss": curve[-1].loss, "refused": refused} | curve.check.metrics()
 
     @staticmethod
@@ -264,7 +264,7 @@ class Cell:
         return measured
 
 
-def _is_refused(before: check.Figures, training: TrainingParams, loss: LossParams) -> bool:
+def _is_stopped(before: check.Figures, training: TrainingParams, loss: LossParams) -> bool:
     """Whether ``train_adapter.training.check: stop`` would have stopped the training before step 0."""
     stopping = training.model_copy(update={"check": "stop"})
     try:

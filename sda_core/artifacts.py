@@ -341,12 +341,12 @@ def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
     except SDAError:
         raise
     except (OSError, RuntimeError, pl.exceptions.PolarsError, SafetensorError) as error:
-        if (failure := storage_error(error, *_concerned(error, path, verb))) is not None:
+        if (failure := storage_error(error, *_path_of_error(error, path, verb))) is not None:
             raise failure from None
         raise
 
 
-def _concerned(error: Exception, path: Path, verb: str) -> tuple[str, str]:
+def _path_of_error(error: Exception, path: Path, verb: str) -> tuple[str, str]:
     """The path that an error concerns: a folder above ``path``, another file that was being read, or ``path`` itself."""
     named = failed_path(error)
     if named is None:
@@ -414,12 +414,12 @@ def _remove_abandoned(path: Path) -> None:
     begin, end = f".{path.name}.", ".tmp"
     for left in path.parent.iterdir():
         number = left.name.removeprefix(begin).removesuffix(end)
-        if left.name == f"{begin}{number}{end}" and number.isdigit() and not _lives(int(number)):
+        if left.name == f"{begin}{number}{end}" and number.isdigit() and not _is_running(int(number)):
             with suppress(OSError):  # cleaning up is optional
                 left.unlink()
 
 
-def _lives(process: int) -> bool:
+def _is_running(process: int) -> bool:
     """Whether a process with this id runs here; always true on Windows, where the check would end the process."""
     if os.name == "nt":
         return True

@@ -258,7 +258,7 @@ class _Run:
                 named = row["reason"] is not None
                 _expect(named == (row["status"] == "unsupported"), folder, f"item {item} has the reason {row['reason']!r}")
                 if row["status"] == "ok":
-                    _opens(row, folder)
+                    _check_image(row, folder)
         _expect(ids == sorted(raw), folder, f"holds {len(ids)} items, the items table {len(raw)}, or in another order")
         found = _mapping(self.workspace.image_coverage, "coverage of the image stage")
         for status, number in counts.items():
@@ -590,7 +590,7 @@ def _tensors(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _opens(row: Mapping[str, Any], folder: Path) -> None:
+def _check_image(row: Mapping[str, Any], folder: Path) -> None:
     """Check that a stored image can be opened and has the recorded size."""
     try:
         with Image.open(io.BytesIO(row["image"] or b"")) as opened:

@@ -189,17 +189,17 @@ def problem(figures: Figures, batch_size: int, section: str, *, fixed: bool = Fa
         return (
             f"the teacher is nearly uniform ({targets:.3g} of {batch_size} effective targets; two items have a mean cosine of"
             f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so {effect}",
-            f"set {path}.center to batch, or {path}.teacher_targets to {_wanted(batch_size)}",
+            f"set {path}.center to batch, or {path}.teacher_targets to {_recommended_targets(batch_size)}",
         )
     if targets < FEWEST_TARGETS:
         return (
             f"the teacher gives nearly all weight to the item's own pair ({targets:.3g} effective targets), so CMSA is InfoNCE",
-            f"set {path}.teacher_targets to {_wanted(batch_size)}, or {path}.teacher to none",
+            f"set {path}.teacher_targets to {_recommended_targets(batch_size)}, or {path}.teacher to none",
         )
     return None
 
 
-def _wanted(batch_size: int) -> int:
+def _recommended_targets(batch_size: int) -> int:
     """A recommended number of effective targets: an eighth of the batch, from 2 to 8."""
     return max(2, min(8, batch_size // 8))
 

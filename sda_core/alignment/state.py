@@ -151,7 +151,7 @@ def resume_run(
     Process 0 reads the file and sends it to the others, which need no access to its disk.
     """
     nothing: tuple[list[StepRecord], dict[str, bool], None] = ([], dict.fromkeys(MODALITIES, False), None)
-    loaded = _sent_by_main(load_checkpoint(path, fingerprint) if team.is_main else None, team)
+    loaded = _broadcast_loaded(load_checkpoint(path, fingerprint) if team.is_main else None, team)
     if loaded is None:
         return nothing
     tensors, state = loaded
@@ -178,7 +178,7 @@ def resume_run(
     return curve, {name: bool(state["moved"][name]) for name in MODALITIES}, Figures(**state["before"])
 
 
-def _sent_by_main(
+def _broadcast_loaded(
     loaded: tuple[dict[str, Tensor], dict[str, Any]] | None, team: Processes
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Broadcast the checkpoint that process 0 loaded."""

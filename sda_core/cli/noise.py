@@ -54,7 +54,7 @@ def spreads(
         targets: :func:`sda_core.evaluation.noise_file.targets_hash` of the runs; None without positions.
     """
     rows = [spread_of_seeds(change) for change in changes]
-    lines = [_told(changes)]
+    lines = [_noise_between_seeds(changes)]
     trained = [
         key for key in dict.fromkeys((change.variant, change.recommender) for change in changes)
         if any(noise_file.has_adapter(settings, key[0]) for settings in params)
@@ -93,7 +93,7 @@ def spreads(
     return [own if spread is None else spread for own, spread in zip(rows, replaced, strict=True)], lines
 
 
-def _told(changes: Sequence[Change]) -> str:
+def _noise_between_seeds(changes: Sequence[Change]) -> str:
     counts = sorted({change.num_seeds for change in changes if change.num_seeds > 1})
     if not counts:
         return "seeds' noise: not known, each run has one seed; set train_recommender.seeds to several"

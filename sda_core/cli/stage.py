@@ -84,7 +84,7 @@ def one_line_errors(name: str, root: Path | None = None) -> Generator[None]:
             _say(name, error)
         raise typer.Exit(1) from None
     except OSError as error:
-        if (failure := _failure_of_storage(error)) is None:
+        if (failure := _storage_failure(error)) is None:
             raise
         _say(name, failure)
         raise typer.Exit(1) from None
@@ -123,7 +123,7 @@ def check_variant(root: Path, variant: str, needed: Path) -> None:
         )
 
 
-def _failure_of_storage(error: OSError) -> StorageError | None:
+def _storage_failure(error: OSError) -> StorageError | None:
     """The error for a path that no reader or writer has reported, or for an output stream that cannot be written."""
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # tempfile's error on a full disk
         return StorageError("temporary folder", "cannot be written", "free some space, or name another folder in TMPDIR")
@@ -249,7 +249,7 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except OSError as error:
-        if (failure := _failure_of_storage(error)) is None:
+        if (failure := _storage_failure(error)) is None:
             raise
         _say("", failure)
         raise SystemExit(1) from None

@@ -126,11 +126,11 @@ def clean_name(value: Any) -> str:
 
 def clean_label(value: Any) -> str:
     """As :func:`clean_name`, with cached results, for brands and categories, which have few distinct values."""
-    return _remembered_name(value) if isinstance(value, str) and len(value) <= 200 else clean_name(value)
+    return _cached_name(value) if isinstance(value, str) and len(value) <= 200 else clean_name(value)
 
 
 @lru_cache(maxsize=1 << 16)
-def _remembered_name(value: str) -> str:
+def _cached_name(value: str) -> str:
     return clean_name(value)
 
 
@@ -239,7 +239,7 @@ def _clean_unescaped(text: str) -> str:
     if "<" in text:
         if _BLOCK_START.search(text):
             text = _BLOCK.sub(" ", text)
-        text = _cut_open_tag(_TAG.sub(" ", text))
+        text = _drop_truncated_tag(_TAG.sub(" ", text))
     if not text.isprintable():
         return _or_empty(" ".join(_UNPRINTABLE.sub(" ", text).split()))
     while "  " in text:  # the space is the only printable white space
@@ -252,7 +252,7 @@ def _or_empty(text: str) -> str:
     return text if is_meaningful(text) and not is_page_junk(text) else ""
 
 
-def _cut_open_tag(text: str) -> str:
+def _drop_truncated_tag(text: str) -> str:
     """Drop a tag that is truncated by the end of the value (``... <div class="a-section``)."""
     start = text.rfind("<")
     if start >= 0 and "=" in text[start:] and text[start + 1 : start + 2].isalpha():

@@ -102,7 +102,7 @@ def embed_with_ray(
                     num_gpus=1 if device_type == "cuda" else 0,
                 )
                 for row in job.iter_rows():
-                    _raise_as_found(row["error"])
+                    _raise_original(row["error"])
                     block = by_place[row["name"], row["number"]]
                     vectors = np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(block.rows), -1)
                     info = BackboneInfo(**json.loads(row["info"]))
@@ -254,7 +254,7 @@ class _Worker:
         return self._encoder.encode(block, name, np.arange(len(ids)))
 
 
-def _raise_as_found(described: str) -> None:
+def _raise_original(described: str) -> None:
     """Raise the error that a worker sent, with its original type."""
     if described:
         kind, where, problem, advice = json.loads(described)

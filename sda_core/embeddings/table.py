@@ -48,14 +48,14 @@ def embedding_metadata(
         "prompt_hash": prompt_hash,
         **({"pass": "joint"} if joint else {}),
         "fusion": params.fusion,
-        **_unlike_the_plain_fusion(params, joint),
+        **_non_default_fusion(params, joint),
         "normalized": str(params.normalize).lower(),
         "joint_dim" if joint else "modality_dim": str(dim),
         "embedding_dim": str(fused_dim),
     }
 
 
-def _unlike_the_plain_fusion(params: ExportParams, joint: bool) -> dict[str, str]:
+def _non_default_fusion(params: ExportParams, joint: bool) -> dict[str, str]:
     """The fusion settings that differ from the neutral ones, without those that a joint pass does not use."""
     neutral: dict[str, object] = {"axis_scaling": "none"}
     if not joint:

@@ -283,7 +283,7 @@ def fetch_images(
         StorageError: ``out`` cannot be written.
     """
     table, finder = _open(items, raw, local_folder, image_folder, params)
-    _refuse_links(table, finder)
+    _reject_links(table, finder)
     blocks = [table[start : start + params.shard_rows] for start in range(0, len(table), params.shard_rows)]
     shards = [shard_path(out, position) for position in range(len(blocks))]
     with locked_folder(out):
@@ -340,7 +340,7 @@ def _open(
     return table, Finder(local_folder, image_folder, archive, params, names)
 
 
-def _refuse_links(table: Sequence[Item], finder: Finder) -> None:
+def _reject_links(table: Sequence[Item], finder: Finder) -> None:
     """Reject images behind a linked folder inside a folder, because DVC does not follow it and would miss changes."""
     folders = [folder for folder in (finder.local_folder, finder.image_folder) if folder is not None]
     watched = {*folders, *(folder / "images" for folder in folders[:1] if finder.local_folder is not None)}

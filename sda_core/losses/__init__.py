@@ -138,7 +138,7 @@ class AlignmentLoss(nn.Module):
         wanted = self.params.teacher_targets
         if wanted is None:
             return
-        looked = self._for_a_look([(image_BD, text_BD) for image_BD, text_BD, _ in batches])
+        looked = self._centred_batches([(image_BD, text_BD) for image_BD, text_BD, _ in batches])
         groups = [groups_B for _, _, groups_B in batches]
 
         def num_targets(temperature: float) -> float:
@@ -147,7 +147,7 @@ class AlignmentLoss(nn.Module):
 
         self.found_temperature = temperature_for(wanted, num_targets, len(batches[0][0]))
 
-    def _for_a_look(self, pairs: Sequence[Pair]) -> list[Pair]:
+    def _centred_batches(self, pairs: Sequence[Pair]) -> list[Pair]:
         """Some batches, centred as in the loss, but with the mean of all of them instead of a running mean."""
         if self.params.center != "running":
             return [self._centred(pair, None, update=False)[0] for pair in pairs]

@@ -84,7 +84,7 @@ def train_all(
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # the encoding in which this process reads the log below
         log.NO_PROGRESS: "1",
     }
-    shares = _shares(wanted, runtime.num_trainings)
+    shares = _distribute(wanted, runtime.num_trainings)
     with ThreadPoolExecutor(max(1, len(shares))) as pool:
         ended = pool.map(lambda share: _run_one([*command, "--recommender", ",".join(share)], environment), shares)
         said = [line for lines in log.track(ended, len(shares), f"train {variant}", "processes") for line in lines]
@@ -100,7 +100,7 @@ def train_all(
     return {"variant": variant, "trained": len(wanted), "skipped": len(names) - len(wanted)}
 
 
-def _shares(names: Sequence[str], number: int) -> list[list[str]]:
+def _distribute(names: Sequence[str], number: int) -> list[list[str]]:
     """Distribute recommenders over processes, longest first, back and forth, so that the longest is with the shortest."""
     shares: list[list[str]] = [[] for _ in range(number)]
     for index, name in enumerate(names):

@@ -76,7 +76,7 @@ def test_refused_is_what_check_stop_would_refuse(repository: Path) -> None:
         groups_B = torch.arange(training.batch_size)
         criterion.calibrate([(image_BD, text_BD, groups_B)])
         before = check.measure([check.Batch(image_BD, text_BD, groups_B, (image_BD, text_BD))], criterion)
-        return loss_geometry._is_refused(before, training, loss)
+        return loss_geometry._is_stopped(before, training, loss)
 
     assert {geometry for geometry in loss_geometry.GEOMETRIES if refused(geometry)} == {"cosine", "base", "keep"}
 

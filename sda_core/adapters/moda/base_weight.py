@@ -63,23 +63,23 @@ class MergingLayer(GatedLayer):
             if config.depends_on_modality:
                 modality_name = None if value is None else value.name_among(config.modalities)
                 merged_for[name] = self._check_modality(name, modality_name)
-        self._put_in(list(dict.fromkeys([*self.merged_adapters, *names])), merged_for, safe_merge)
+        self._merge_into_weight(list(dict.fromkeys([*self.merged_adapters, *names])), merged_for, safe_merge)
 
     def unmerge(self) -> None:
         """Restore the base weight, bit for bit."""
         if not self.merged_adapters:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self._take_out()
+        self._restore_weight()
         self.merged_adapters, self._merged_for = [], {}
 
     def enable_adapters(self, enabled: bool) -> None:
         """Enable or disable the adapters; merged adapters are merged again when they are enabled."""
         super().enable_adapters(enabled)
         if enabled:
-            self._put_back_in()
+            self._merge_again()
 
-    def _put_in(self, names: list[str], merged_for: dict[str, str], safe_merge: bool = False) -> None:
+    def _merge_into_weight(self, names: list[str], merged_for: dict[str, str], safe_merge: bool = False) -> None:
         """Set the base weight to the original weight plus these adapters; changes nothing on failure."""
         weight = _plain_weight(self.get_base_layer())
         unmerged = weight.data.to("cpu") if self._unmerged is None else self._unmerged
@@ -93,17 +93,17 @@ class MergingLayer(GatedLayer):
         self._unmerged, weight.data = unmerged, merged
         self.merged_adapters, self._merged_for = list(names), dict(merged_for)
 
-    def _take_out(self) -> None:
+    def _restore_weight(self) -> None:
         """Restore the base weight bit for bit; the adapters still count as merged."""
         if self._unmerged is not None:
             weight = _plain_weight(self.get_base_layer())
             weight.data = self._unmerged.to(weight.device, weight.dtype)
             self._unmerged = None
 
-    def _put_back_in(self) -> None:
-        """Undo :meth:`_take_out`."""
+    def _merge_again(self) -> None:
+        """Undo :meth:`_restore_weight`."""
         if self.merged_adapters and self._unmerged is None:
-            self._put_in(self.merged_adapters, self._merged_for)
+            self._merge_into_weight(self.merged_adapters, self._merged_for)
 
     def _current_modality(self) -> Modality | None:
         block = current_block(self.moda_owner)

@@ -151,10 +151,10 @@ class MoDALinear(nn.Module, MoDALayer):
             TrainingError: the gate depends on the modality and none is set, or the layer is merged for another one.
         """
         if self.disable_adapters:
-            self._take_out()
+            self._restore_weight()
             return self.base_layer(x, *args, **kwargs)
         if self.merged_adapters:
-            self._put_back_in()  # after a pass with disabled adapters
+            self._merge_again()  # after a pass with disabled adapters
             self._check_merged()
         result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype

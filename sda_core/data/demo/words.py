@@ -148,10 +148,10 @@ def _describe(shop: World, item: int, draw: random.Random, root: str, text_noise
     }
     # Everything is drawn for every item, named or not, so that omissions do not change other draws.
     has_description = bool(shop.has_description[item])
-    spots = {name: _spots(draw, FIELD_CHANCE[name], has_description=has_description) for name in synonyms}
+    spots = {name: _places_of_mention(draw, FIELD_CHANCE[name], has_description=has_description) for name in synonyms}
     spoken: dict[str, dict[Attribute, str]] = {
         place: {
-            name: draw.choice(words) if bool(shop.is_named[name][item]) and place in spots[name] else _unsaid(draw)
+            name: draw.choice(words) if bool(shop.is_named[name][item]) and place in spots[name] else _omitted(draw)
             for name, words in synonyms.items()
         }
         for place in PLACES
@@ -175,7 +175,7 @@ def _describe(shop: World, item: int, draw: random.Random, root: str, text_noise
     )
 
 
-def _spots(draw: random.Random, field_chance: float, *, has_description: bool) -> list[str]:
+def _places_of_mention(draw: random.Random, field_chance: float, *, has_description: bool) -> list[str]:
     """The places of a mention, at least one; the first is protected from noise."""
     chances = {"title": TITLE_CHANCE, "field": field_chance, "description": DESCRIPTION_CHANCE}
     taken = {place: draw.random() < chance for place, chance in chances.items()}
@@ -184,7 +184,7 @@ def _spots(draw: random.Random, field_chance: float, *, has_description: bool) -
     return spots or ["title"]
 
 
-def _unsaid(draw: random.Random) -> str:
+def _omitted(draw: random.Random) -> str:
     """An empty text, after as many draws as a synonym needs."""
     draw.choice((0, 1, 2))
     return ""
