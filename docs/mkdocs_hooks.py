@@ -1,4 +1,4 @@
-"""What MkDocs needs to show this repository: pages outside docs/, links, the reference of settings, docstrings in Markdown."""
+"""Hooks of MkDocs for this repository: pages outside docs/, links, the reference of settings, docstrings in Markdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGES = {
     "pretraining/README.md": "pretraining.md",
     "sda_core/backbones/nano/MODEL_CARD.md": "nano.md",
 }
-"""Files outside docs/, and what they are called on the site."""
+"""Files outside docs/, and their names on the site."""
 
 SETTINGS = "settings.md"
 """The page whose tables are made from ``sda_core/params.py`` and ``params.yaml``."""
@@ -34,7 +34,7 @@ _HEADER = re.compile(r"\A---\n.*?\n---\n", re.S)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that stand outside docs/."""
+    """Add the pages outside docs/."""
     for source, name in PAGES.items():
         text = _HEADER.sub("", (ROOT / source).read_text(encoding="utf-8"))
         files.append(File.generated(config, name, content=text))
@@ -42,7 +42,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links between files of the repository lead to pages of the site; what has no page is shown as its path."""
+    """Convert links between files of the repository to links between pages of the site."""
     name = page.file.src_uri
     if name == SETTINGS:
         markdown = markdown.replace("<!-- settings -->", settings_reference())
@@ -70,11 +70,11 @@ _WORDS = {
     "NonNegative": "number from 0", "Strength": "number from 0", "int": "whole number", "float": "number", "str": "text",
     "bool": "true, false", "Cut": "day or share", "Sha256": "sha256", "Name": "name", "tuple": "list", "dict": "mapping",
 }  # fmt: skip
-"""What the types of fields are called in the reference."""
+"""The names of the types of fields in the reference."""
 
 
 def settings_reference() -> str:
-    """A table for each section of ``params.yaml``: setting, value, possible values, and its comment in ``sda_core/params.py``."""
+    """One table per section of ``params.yaml``: setting, value, possible values, and the comment in ``sda_core/params.py``."""
     source = (ROOT / "sda_core" / "params.py").read_text(encoding="utf-8")
     module, lines = ast.parse(source), source.splitlines()
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
@@ -94,7 +94,7 @@ def settings_reference() -> str:
                 yield node.target.id, node.annotation, html.escape(comment[1], quote=False) if comment else ""
 
     def sections_of(kind: ast.expr) -> list[str]:
-        """Classes that a type stands for: one, or those of a union."""
+        """The classes of a type: one, or those of a union."""
         if isinstance(kind, ast.BinOp):
             return sections_of(kind.left) + sections_of(kind.right)
         if isinstance(kind, ast.Subscript) and isinstance(kind.slice, ast.Tuple):

@@ -1,7 +1,7 @@
 """Write the numbers of the default run into README.md and docs/results.md: ``python docs/write_numbers.py``.
 
-Reads ``metrics/`` and ``comparisons.json``, the committed results of ``dvc repro``.  ``--check`` writes nothing and exits with 1
-where a file is out of date, which the tests do as well.
+It reads ``metrics/`` and ``comparisons.json``, the committed results of ``dvc repro``.  With ``--check`` it writes nothing and
+exits with 1 if a file is out of date; the tests use this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METRIC = "ndcg@10"
 
 
 def block(name: str, text: str, inside: str) -> str:
-    """A file's text with what is between ``<!-- name -->`` and ``<!-- /name -->`` replaced.
+    """A file's text with the block between ``<!-- name -->`` and ``<!-- /name -->`` replaced.
 
     Raises:
         ValueError: the file has no such markers, or several.
@@ -42,7 +42,7 @@ def _metrics(root: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _gain(found: dict[str, float], recommender: str, first: str, second: str) -> tuple[str, str]:
-    """A difference with its interval, and what it says."""
+    """A difference with its interval and verdict."""
     name = f"{recommender}/{first}_vs_{second}/{METRIC}"
     gain, low, high = (found[f"{name}_{part}"] for part in ("gain", "low", "high"))
     verdict = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
@@ -50,13 +50,13 @@ def _gain(found: dict[str, float], recommender: str, first: str, second: str) ->
 
 
 def _cell(found: dict[str, Any]) -> str:
-    """The metric, and in brackets that of the tail, which has none where it is empty."""
+    """The metric, followed by that of the tail in brackets if the tail is not empty."""
     tail = found.get(f"tail_{METRIC}")
     return f"{number(found[METRIC])} ({'no tail' if tail is None else number(tail)})"
 
 
 def _verdict(found: dict[str, float], recommender: str, first: str, second: str) -> str:
-    """What a difference says, with its numbers in brackets."""
+    """The verdict on a difference, with its numbers in brackets."""
     difference, verdict = _gain(found, recommender, first, second)
     return f"{verdict} ({difference})"
 
@@ -79,7 +79,7 @@ def readme_row(root: Path) -> str:
 
 
 def control_row(root: Path) -> str:
-    """The row on what perfect knowledge of the shop brings in each recommender; empty without that control."""
+    """The row with the gain by oracle vectors in each recommender; empty without that control."""
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
     found = [
         f"{recommender} {_verdict(comparisons, recommender, 'oracle', 'id')}"
@@ -115,7 +115,7 @@ def results_block(root: Path) -> str:
 
 
 def pages(root: Path) -> dict[Path, str]:
-    """The two files as they should be."""
+    """The expected contents of the two files."""
     readme, results = root / "README.md", root / "docs" / "results.md"
     text = readme.read_text(encoding="utf-8")
     for row in filter(None, (readme_row(root), control_row(root))):
@@ -127,7 +127,7 @@ def pages(root: Path) -> dict[Path, str]:
 
 
 def _row_of_readme(text: str, row: str) -> str:
-    """A table holds no marker, so the row is known by its question."""
+    """Replace the row in README; tables cannot contain markers, so the row is found by its question."""
     question = row.split("|")[1]
     pattern = re.compile(rf"^\|{re.escape(question)}\|.*\n", re.M)
     if len(pattern.findall(text)) != 1:
@@ -136,7 +136,7 @@ def _row_of_readme(text: str, row: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write, or check; the exit status."""
+    """Write or check the files; returns the exit status."""
     outdated = [path for path, text in pages(ROOT).items() if path.read_text(encoding="utf-8") != text]
     if "--check" in arguments:
         print(*(f"{path.relative_to(ROOT)} is out of date; run `python docs/write_numbers.py`" for path in outdated), sep="\n")

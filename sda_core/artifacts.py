@@ -196,7 +196,7 @@ class Table:
         """Lazy reader of a checked file.
 
         Raises:
-            ArtifactError: the file is missing, is no parquet file, or has another schema.
+            ArtifactError: the file is missing, is not a parquet file, or has another schema.
         """
         if path.is_dir():
             raise ArtifactError(str(path), f"is a folder, expected the {self.name} table", "move it away and run `dvc repro`")
@@ -334,7 +334,7 @@ def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
     """Context that turns errors of the file system at ``path``, from any library, into one line; other errors pass.
 
     Raises:
-        StorageError: the disk is full or read-only, a permission is missing, or a folder stands where a file should be.
+        StorageError: the disk is full or read-only, a permission is missing, or a folder is in the place of a file.
     """
     try:
         yield

@@ -25,8 +25,8 @@ class SDAError(Exception):
 
     Args:
         where: the file, parameter or stage concerned, e.g. ``"params.yaml: filter.min_user_interactions"``.
-        problem: what was found and what was expected.
-        advice: what to do about it; optional if the problem implies it.
+        problem: the value found, and the value expected.
+        advice: the remedy; optional if the problem implies it.
 
     Attributes:
         known_to_all: whether every process of the launch raises this error, so that only process 0 needs to report it.

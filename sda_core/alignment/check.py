@@ -135,7 +135,7 @@ def check(
         before: figures of the backbone without its adapter.
         criterion: the loss.
         loss: section of the loss.
-        training: section that says whether to stop or to warn.
+        training: section with the setting ``check``: stop or warn.
         section: the loss section's path in ``params.yaml``, for the message.
         say: whether this process logs.
 

@@ -90,7 +90,7 @@ app.command("import-hm", short_help="Convert Kaggle's H&M files.")(import_hm)
 def _options(
     version: bool = typer.Option(False, "--version", help="Show the version and exit.", callback=_version, is_eager=True),
 ) -> None:
-    """Take the options that stand before a command."""
+    """Options before the name of a command."""
 
 
 def run() -> None:

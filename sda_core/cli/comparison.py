@@ -42,7 +42,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class TwoRuns:
-    """The workspaces of two runs, with their revisions and the settings that say how to compare them."""
+    """The workspaces of two runs, with their revisions and the settings of the comparison."""
 
     workspaces: Pair
     revisions: tuple[str | None, str | None]

@@ -24,8 +24,8 @@ def recommend(
 ) -> None:
     """List the recommendations of a trained recommender for a history, with score and title.
 
-    Items of the history are left out.  The recommender must score a history without a user, as sasrec, bert4rec and pop do.  It
-    is the one of the first seed in train_recommender.seeds.
+    Items of the history are not recommended.  The recommender must score a history without a user, as sasrec, bert4rec and pop
+    do.  It is the one of the first seed in train_recommender.seeds.
     """
     from sda_core.artifacts import Workspace
     from sda_core.explore.finished_run import recommend as recommend_after

@@ -564,7 +564,7 @@ _RAW_ID = {key: re.compile(key.encode() + rb"""['"]\s*:(?:\s*['"]([\w-]{1,64})['
 
 
 def _names_another(line: bytes, key: str, wanted: frozenset[str]) -> bool:
-    """Whether a line clearly belongs to an item that is not requested, so that it need not be parsed."""
+    """Whether a line is clearly about an item that is not requested, so that it need not be parsed."""
     ids = _RAW_ID[key].findall(line)  # exactly one key: with two, one may belong to a nested object
     return len(ids) == 1 and ids[0] != b"" and ids[0].decode("ascii") not in wanted
 

@@ -90,7 +90,7 @@ def is_price(text: str) -> bool:
 
 
 def is_not_positive(text: str) -> bool:
-    """Whether a text is an amount of zero or less: all its digits are zeros, or a minus stands before the first."""
+    """Whether a text is an amount of zero or less: all its digits are zeros, or there is a minus before the first."""
     if _POSITIVE.fullmatch(text):  # the common case
         return False
     text = _MARKS.sub("", text).strip()

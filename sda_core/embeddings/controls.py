@@ -37,7 +37,7 @@ Derived = Literal["random", "shuffled", "image_only", "text_only"]
 
 @dataclass(frozen=True)
 class Vectors:
-    """Item vectors; row r belongs to item id r + 1.
+    """Item vectors; row r is that of item id r + 1.
 
     Attributes:
         image_ID: ``(I, D)`` float32.
@@ -77,7 +77,7 @@ def kind_of(variant: str) -> Control:
 
 
 def make(kind: Control, workspace: Workspace, params: ExportParams, seed: int) -> tuple[Vectors, dict[str, str]]:
-    """Vectors of a control (row r belongs to item id r + 1), and the metadata for their file.
+    """Vectors of a control (row r is that of item id r + 1), and the metadata for their file.
 
     Args:
         kind: the control, see the module's docstring.

@@ -61,7 +61,7 @@ def fuse(
     ``[image, text, base image, base text]``.
 
     Args:
-        image_ID: ``(I, D)`` float32, row r belongs to item id r + 1.
+        image_ID: ``(I, D)`` float32, row r is that of item id r + 1.
         text_ID: ``(I, D)`` float32.
         has_image: ``(I,)`` bool, whether a row of ``image_ID`` is valid.
         fit_ids: item ids seen in training.
@@ -115,7 +115,7 @@ def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) 
     have no effect here.
 
     Args:
-        joint_ID: ``(I, D)`` float32, row r belongs to item id r + 1.
+        joint_ID: ``(I, D)`` float32, row r is that of item id r + 1.
         fit_ids: item ids seen in training.
         params: see above.
 

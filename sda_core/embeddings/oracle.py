@@ -56,7 +56,7 @@ def oracle_vectors(
     Args:
         kind: the kind of oracle.
         truth: table ``TRUTH``.
-        raw_item_ids: I source ids; row r of the results belongs to the r-th of them.
+        raw_item_ids: I source ids; row r of the results is that of the r-th.
         seed: seed of the item-specific part.
 
     Returns:

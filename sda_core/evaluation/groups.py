@@ -30,7 +30,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ItemGroups:
-    """Masks over item ids, each of shape (I + 1,); index 0 (padding) belongs to no group."""
+    """Masks over item ids, each of shape (I + 1,); index 0 (padding) is in no group."""
 
     tail: Mask
     head: Mask

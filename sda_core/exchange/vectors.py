@@ -36,7 +36,7 @@ _MMREC_NAMES = {"image_embedding": "image_feat", "text_embedding": "text_feat"}
 
 @dataclass(frozen=True)
 class ForeignVectors:
-    """Vectors by item: row r of every matrix belongs to item id r + 1."""
+    """Vectors by item: row r of every matrix is that of item id r + 1."""
 
     image: np.ndarray | None  # (I, D) float32, unchanged; None without such a column
     text: np.ndarray | None  # (I, D) float32; the width may differ

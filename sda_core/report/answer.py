@@ -39,7 +39,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Power:
-    """What a recommender can show: its gain with oracle vectors, and the smallest difference that would be significant.
+    """The power of a recommender: its gain with oracle vectors, and the smallest difference that would be significant.
 
     ``smallest`` is relative to ids: half the width of the intervals against ids, median of the competing variants.
     """

@@ -256,7 +256,7 @@ def cards(found: Answer) -> list[Card]:
 
 
 def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
-    """What each recommender can show, in one or two sentences each."""
+    """The power of each recommender, in one or two sentences."""
     made: list[str] = []
     for power in powers:
         cell, name = against_cell(power.oracle), power.recommender

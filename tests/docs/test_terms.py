@@ -1,9 +1,11 @@
-"""Documents and messages use the standard terms of docs/glossary.md: one term for one idea."""
+"""Documents, messages, docstrings and comments use the standard terms of docs/glossary.md: one term for one idea."""
 
 from __future__ import annotations
 
 import ast
 import re
+import tokenize
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,27 @@ INSTEAD = {
     r"\bknows? of no\b": "has no record of",
     r"\b(brings?|brought) the pipeline\b": "installs",
 }
+# The same for docstrings and comments alone: short sentences, usual words.
+PLAINER = {
+    r"\A(?-i:Of|What|How|Where|Whose|Which|Those|That)\b": "begin with what it is or does",
+    r"^\s+\w+: (of|whose|which|that|what|where)\b": "name the thing: seed: seed of the draws",
+    r"\b(no|some|any)body\b|\bwhoever\b": "say who, or use the passive",
+    r"\bas (it|they) (is|are)\b": "unchanged",
+    r"\b[Nn]one where\b|\bwhere (there|none)\b": "if",
+    r"\ball but\b|\bbut for\b": "all except",
+    r"\bto the bit\b": "bit for bit",
+    r"\bput(s)? back\b|\bgiv(es|e|ing) back\b": "restore, or return",
+    r"\bhand(s|ed|ing)?\b": "pass",
+    r"\btak(e|es|en) off\b": "subtract",
+    r"\blook(s|ed|ing)? at\b": "use, read, or compare",
+    r"\b(lies|stand|stands|stood) (in|there|for|beside|behind|before|above|below|under|where)\b": "is in, or represents",
+    r"\bwant(s|ed)? (?!name\b)\w": "need, or request",
+    r"\b(is|was) made of\b|\bmakes? of\b": "computed from",
+    r"\bsees? (that|to)\b|\bmake sure\b": "check",
+    r"\bthe very\b|\bby hand\b|\bof one's own\b": "leave it out",
+    r"\bsame thing\b": "equal content",
+    r"\balike in\b": "similar in",
+}
 LATER = {"docs/log.md", "docs/glossary.md", "pretraining/README.md", "sda_core/backbones/nano/MODEL_CARD.md"}
 """The log keeps the language of its day, the glossary names the older terms, and the last two are written with a program."""
 
@@ -66,10 +89,21 @@ EXCEPTIONS = {
 }
 
 
-def found(text: str) -> list[str]:
+def found(text: str, terms: Mapping[str, str] = INSTEAD) -> list[str]:
     for exception in EXCEPTIONS:
         text = text.replace(exception, "")
-    return [f"{match[0]!r}: write {instead}" for term, instead in INSTEAD.items() for match in re.finditer(term, text, re.I)]
+    flags = re.IGNORECASE | re.MULTILINE
+    return [f"{match[0]!r}: write {instead}" for term, instead in terms.items() for match in re.finditer(term, text, flags)]
+
+
+def explanations(path: Path) -> list[tuple[int, str]]:
+    """Docstrings and comments of a module, by line."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    values = (node.value for node in nodes if isinstance(node, ast.Expr))
+    texts = [(value.lineno, str(value.value)) for value in values if isinstance(value, ast.Constant)]
+    with tokenize.open(path) as file:
+        comments = [token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT]
+    return texts + [(comment.start[0], comment.string.lstrip("# ")) for comment in comments]
 
 
 def messages(path: Path) -> list[tuple[int, str]]:
@@ -91,6 +125,27 @@ def test_messages(path: Path) -> None:
     names = {"picture"}  # the seed of the built-in shop's images
     wrong = [f"{path}:{number}: {problem}" for number, text in messages(path) if text not in names for problem in found(text)]
     assert not wrong
+
+
+@pytest.mark.parametrize("folder", ["sda_core", "stages", "hydra_plugins", "bench"])
+def test_docstrings_and_comments(folder: str) -> None:
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    texts = [(path, number, text) for path in paths for number, text in explanations(path)]
+    assert texts
+    wrong = [f"{path}:{number}: {problem}" for path, number, text in texts for problem in found(text, INSTEAD | PLAINER)]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("What an item is.", 1), ("The item.", 0), ("The draws.\n\n    Args:\n        seed: of the draws.\n", 1),
+        ("Read it; None where it is missing.", 1), ("Whether the result is bit-equal.", 0), ("vectors as they are", 1),
+        ("vectors that the caller hands over", 1), ("all but the last", 1),
+    ],
+)  # fmt: skip
+def test_the_check_of_docstrings_finds_them(text: str, number: int) -> None:
+    assert len(found(text, PLAINER)) == number
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ class SharedFactors:
     """Factors by layer, for the passes of one modality.
 
     The first layer of a pass triggers the computation for all layers, and each layer pops its own factors.  If a layer finds
-    none, it belongs to the next pass, and all are computed again; likewise after a parameter has changed.
+    none, it is in the next pass, and all are computed again; likewise after a parameter has changed.
 
     Args:
         layers: the adapted layers; empty if parameters are sharded or offloaded between the layers' passes.

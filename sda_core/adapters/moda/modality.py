@@ -88,7 +88,7 @@ class Modality:
 
 
 def _marker(content: object) -> Tensor:
-    # on the CPU even where torch.set_default_device says otherwise: each layer reads it
+    # on the CPU even if torch.set_default_device is set: each layer reads it
     return torch.tensor(hash(content), device="cpu")
 
 

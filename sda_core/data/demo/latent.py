@@ -88,13 +88,13 @@ BLOCKS: dict[str, tuple[Attribute, Attribute]] = {
     "both": ("category", "colour"),
 }
 NAMING_EXPONENTS: dict[Attribute, float] = {"category": 0.25, "brand": 0.5, "style": 1.0, "colour": 1.5}
-"""How often sellers omit an attribute: at ``text_completeness`` 0.6, 88, 77, 60 and 46 % of the texts name it."""
+"""Exponents of the naming probability: at ``text_completeness`` 0.6, 88, 77, 60 and 46 % of the texts name the attribute."""
 NUM_CIRCLES = 12
 MAX_STRENGTH = 1000.0  # beyond it, single precision cannot resolve the noise
 
 NUM_CONSIDERED = 1024
 CHUNK_USERS = 512
-MIN_HISTORY = 5  # for all but SHORT_SHARE of the users
+MIN_HISTORY = 5  # for all users except SHORT_SHARE of them
 SHORT_SHARE = 0.03  # share of users with 3 or 4 purchases, so that a 5-core drops something
 LENGTH_SPREAD = 0.75  # sigma of the log-normal surplus over MIN_HISTORY
 FIRST_DAY = 14_245  # days since 1970: 2009-01-01, within all three editions
