@@ -8,7 +8,7 @@ can change (attention is causal), runs once a batch.  A test holds both passes t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,25 +151,37 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return scores.softmax(-1).to(value.dtype) @ value
 
 
-def vision_forward(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid) -> Tensor:
+def vision_block(block: Any, hidden_BND: Tensor, cos_ND: Tensor, sin_ND: Tensor, mask_NN: Tensor | None) -> Tensor:
+    """One block of the tower."""
+    batch, num_patches, _ = hidden_BND.shape
+    attention = block.attn
+    qkv = attention.qkv(block.norm1(hidden_BND)).view(batch, num_patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv[0], qkv[1], qkv[2]
+    mixed = _attended(_rotated(query, cos_ND, sin_ND), _rotated(key, cos_ND, sin_ND), value, mask_NN)
+    hidden_BND = hidden_BND + attention.proj(mixed.transpose(1, 2).reshape(batch, num_patches, -1))
+    return hidden_BND + block.mlp(block.norm2(hidden_BND))
+
+
+def vision_forward(
+    visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid, block: Callable[..., Tensor] = vision_block
+) -> Tensor:
     """Merged image tokens ``(B, N / 4, D)`` of images of one size; equals the stock tower's output."""
-    return vision_merged(visual, vision_blocks(visual, patches_BNP, grid), grid)
+    return vision_merged(visual, vision_blocks(visual, patches_BNP, grid, block), grid)
 
 
-def vision_blocks(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid) -> Tensor:
-    """The tower without its merger: ``(B, N, vision width)``, patches in the order of their windows."""
+def vision_blocks(
+    visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid, block: Callable[..., Tensor] = vision_block
+) -> Tensor:
+    """The tower without its merger: ``(B, N, vision width)``, patches in the order of their windows.
+
+    ``block`` is :func:`vision_block`, as it is or compiled.
+    """
     tower: Any = visual
-    batch, num_patches, _ = patches_BNP.shape
     kernel = tower.patch_embed.proj.weight.flatten(1)
     hidden = F.linear(patches_BNP, kernel)[:, grid.order_N]
-    for place, block in enumerate(tower.blocks):
-        attention = block.attn
-        qkv = attention.qkv(block.norm1(hidden)).view(batch, num_patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv[0], qkv[1], qkv[2]
+    for place, module in enumerate(tower.blocks):
         mask = None if place in tower.fullatt_block_indexes else grid.window_mask_NN
-        mixed = _attended(_rotated(query, grid.cos_ND, grid.sin_ND), _rotated(key, grid.cos_ND, grid.sin_ND), value, mask)
-        hidden = hidden + attention.proj(mixed.transpose(1, 2).reshape(batch, num_patches, -1))
-        hidden = hidden + block.mlp(block.norm2(hidden))
+        hidden = block(module, hidden, grid.cos_ND, grid.sin_ND, mask)
     return hidden
 
 
@@ -182,8 +194,41 @@ def vision_merged(visual: nn.Module, hidden_BND: Tensor, grid: ImageGrid) -> Ten
 
 
 # ------------------------------------------------------------------------------------------------- language
+def language_layer(
+    layer: Any, prefix: Tensor, suffix: Tensor, angles_P: tuple[Tensor, Tensor], angles_L: tuple[Tensor, Tensor], mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One layer of the decoder, for the shared prefix ``(1, P, D)`` and the rest ``(B, L, D)``."""
+    attention = layer.self_attn
+    num_prefix, (batch, length, width) = prefix.shape[1], suffix.shape
+
+    def heads(x: Tensor, projection: nn.Module) -> Tensor:
+        return projection(x).view(x.shape[0], x.shape[1], -1, attention.head_dim).transpose(1, 2)
+
+    first, rest = layer.input_layernorm(prefix), layer.input_layernorm(suffix)
+    groups = attention.num_key_value_groups
+    query_P = _rotated(heads(first, attention.q_proj), *angles_P)
+    key_P = _rotated(heads(first, attention.k_proj), *angles_P).repeat_interleave(groups, 1)
+    value_P = heads(first, attention.v_proj).repeat_interleave(groups, 1)
+    query_L = _rotated(heads(rest, attention.q_proj), *angles_L)
+    key_L = _rotated(heads(rest, attention.k_proj), *angles_L).repeat_interleave(groups, 1)
+    value_L = heads(rest, attention.v_proj).repeat_interleave(groups, 1)
+    mixed_P = _attended(query_P, key_P, value_P, torch.ones(num_prefix, num_prefix, dtype=torch.bool).tril())
+    keys = torch.cat([key_P.expand(batch, -1, -1, -1), key_L], dim=2)
+    values = torch.cat([value_P.expand(batch, -1, -1, -1), value_L], dim=2)
+    mixed_L = _attended(query_L, keys, values, mask)
+    prefix = prefix + attention.o_proj(mixed_P.transpose(1, 2).reshape(1, num_prefix, width))
+    suffix = suffix + attention.o_proj(mixed_L.transpose(1, 2).reshape(batch, length, width))
+    prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
+    return prefix, suffix + layer.mlp(layer.post_attention_layernorm(suffix))
+
+
 def language_forward(
-    language: nn.Module, prefix_PD: Tensor, suffix_BLD: Tensor, suffix_positions_3L: Tensor, lengths_B: Tensor
+    language: nn.Module,
+    prefix_PD: Tensor,
+    suffix_BLD: Tensor,
+    suffix_positions_3L: Tensor,
+    lengths_B: Tensor,
+    layer: Callable[..., tuple[Tensor, Tensor]] = language_layer,
 ) -> Tensor:
     """Mean of the last hidden states over the prefix and each sequence's kept tokens, ``(B, D)`` float32.
 
@@ -193,17 +238,23 @@ def language_forward(
         suffix_BLD: embeddings of the rest, padded on the right.
         suffix_positions_3L: multimodal positions of the rest, the same for the whole batch.
         lengths_B: how many tokens of the rest each sequence has.
+        layer: :func:`language_layer`, as it is or compiled.
     """
     num_prefix, length = len(prefix_PD), suffix_BLD.shape[1]
     allowed_LL = torch.ones(length, length, dtype=torch.bool).tril()
-    prefix, suffix = language_states(language, prefix_PD, suffix_BLD, suffix_positions_3L[:, None], allowed_LL)
+    prefix, suffix = language_states(language, prefix_PD, suffix_BLD, suffix_positions_3L[:, None], allowed_LL, layer)
     kept_BL1 = (torch.arange(length) < lengths_B[:, None]).unsqueeze(-1)
     total_BD = prefix.sum(1) + (suffix * kept_BL1).sum(1)
     return total_BD / (num_prefix + lengths_B[:, None])
 
 
 def language_states(
-    language: nn.Module, prefix_PD: Tensor, suffix_BLD: Tensor, positions_3BL: Tensor, allowed: Tensor
+    language: nn.Module,
+    prefix_PD: Tensor,
+    suffix_BLD: Tensor,
+    positions_3BL: Tensor,
+    allowed: Tensor,
+    layer: Callable[..., tuple[Tensor, Tensor]] = language_layer,
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states of the shared prefix, ``(1, P, D)``, and of the rest, ``(B, L, D)``; float32.
 
@@ -214,37 +265,18 @@ def language_states(
         positions_3BL: multimodal positions of the rest; ``(3, 1, L)`` where all sequences have the same.
         allowed: which tokens of the rest each token of the rest attends to, ``(L, L)`` or ``(B, L, L)``; all attend to
             the prefix.
+        layer: :func:`language_layer`, as it is or compiled.
     """
     decoder: Any = language
-    num_prefix, (batch, length, width) = len(prefix_PD), suffix_BLD.shape
+    num_prefix, length = len(prefix_PD), suffix_BLD.shape[1]
     positions = torch.arange(num_prefix).expand(3, -1)
     cos_P, sin_P = (angle[0] for angle in decoder.rotary_emb(prefix_PD.float(), positions[:, None]))
     cos_L, sin_L = (angle[:, None] for angle in decoder.rotary_emb(suffix_BLD.float(), positions_3BL))
     allowed = allowed.view(-1, 1, length, length)
     mask = torch.cat([torch.ones(len(allowed), 1, length, num_prefix, dtype=torch.bool), allowed], dim=-1)
     prefix, suffix = prefix_PD[None], suffix_BLD
-    for layer in decoder.layers:
-        attention = layer.self_attn
-
-        def heads(x: Tensor, projection: nn.Module, head_dim: int = attention.head_dim) -> Tensor:
-            return projection(x).view(x.shape[0], x.shape[1], -1, head_dim).transpose(1, 2)
-
-        first, rest = layer.input_layernorm(prefix), layer.input_layernorm(suffix)
-        groups = attention.num_key_value_groups
-        query_P = _rotated(heads(first, attention.q_proj), cos_P, sin_P)
-        key_P = _rotated(heads(first, attention.k_proj), cos_P, sin_P).repeat_interleave(groups, 1)
-        value_P = heads(first, attention.v_proj).repeat_interleave(groups, 1)
-        query_L = _rotated(heads(rest, attention.q_proj), cos_L, sin_L)
-        key_L = _rotated(heads(rest, attention.k_proj), cos_L, sin_L).repeat_interleave(groups, 1)
-        value_L = heads(rest, attention.v_proj).repeat_interleave(groups, 1)
-        mixed_P = _attended(query_P, key_P, value_P, torch.ones(num_prefix, num_prefix, dtype=torch.bool).tril())
-        keys = torch.cat([key_P.expand(batch, -1, -1, -1), key_L], dim=2)
-        values = torch.cat([value_P.expand(batch, -1, -1, -1), value_L], dim=2)
-        mixed_L = _attended(query_L, keys, values, mask)
-        prefix = prefix + attention.o_proj(mixed_P.transpose(1, 2).reshape(1, num_prefix, width))
-        suffix = suffix + attention.o_proj(mixed_L.transpose(1, 2).reshape(batch, length, width))
-        prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
-        suffix = suffix + layer.mlp(layer.post_attention_layernorm(suffix))
+    for module in decoder.layers:
+        prefix, suffix = layer(module, prefix, suffix, (cos_P, sin_P), (cos_L, sin_L), mask)
     return decoder.norm(prefix).float(), decoder.norm(suffix).float()
 
 
@@ -262,6 +294,8 @@ class Encoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.block: Callable[..., Tensor] = vision_block
+        self.layer: Callable[..., tuple[Tensor, Tensor]] = language_layer
         self._grids: dict[tuple[int, int], ImageGrid] = {}
         marker = "\ue000"
         text_frame = self._rendered([{"type": "text", "text": marker}]).split(marker)
@@ -275,6 +309,11 @@ class Encoder:
         image_at = image_before.index(image_token)
         self._before_image = image_before[len(before) : image_at]
         self._after_image = [[*image_before[image_at + 1 :], *row, *after] for row in self.words(image_prompts, 1000)]
+
+    def compile(self) -> None:
+        """Compile the blocks and layers (a C++ compiler is needed): half the time, after a minute a shape."""
+        self.block = torch.compile(vision_block, dynamic=False)
+        self.layer = torch.compile(language_layer, dynamic=True)
 
     def _rendered(self, content: list[dict[str, str]]) -> str:
         conversation: Any = [{"role": "user", "content": content}]
@@ -300,7 +339,8 @@ class Encoder:
             ids_BL[place, : len(row)] = torch.tensor(row)
         positions_3L = (len(self.prefix) + torch.arange(ids_BL.shape[1])).expand(3, -1)
         language = self.model.model.language_model
-        return language_forward(language, self._embedded(self.prefix), self._embedded(ids_BL), positions_3L, lengths_B)
+        prefix, suffix = self._embedded(self.prefix), self._embedded(ids_BL)
+        return language_forward(language, prefix, suffix, positions_3L, lengths_B, self.layer)
 
     def grid(self, height: int, width: int) -> ImageGrid:
         """The grid of a size in patches, made once."""
@@ -310,8 +350,15 @@ class Encoder:
 
     def images(self, rgb_BCHW: Tensor, prompt: int = 0) -> Tensor:
         """Vectors ``(B, D)`` of images of one size, RGB from 0 to 1; sides are multiples of 28; ``prompt`` by its place."""
+        return self.image_vectors(*self.image_tokens(rgb_BCHW), prompt)
+
+    def image_tokens(self, rgb_BCHW: Tensor) -> tuple[Tensor, ImageGrid]:
+        """The image tokens ``(B, M, D)`` by rows, and their grid."""
         grid = self.grid(rgb_BCHW.shape[2] // PATCH, rgb_BCHW.shape[3] // PATCH)
-        tokens_BMD = vision_forward(self.model.model.visual, patches(rgb_BCHW), grid)
+        return vision_forward(self.model.model.visual, patches(rgb_BCHW), grid, self.block), grid
+
+    def image_vectors(self, tokens_BMD: Tensor, grid: ImageGrid, prompt: int = 0) -> Tensor:
+        """Vectors ``(B, D)`` of images given as their tokens."""
         batch, num_tokens, _ = tokens_BMD.shape
         start, end = self._embedded(self._before_image), self._embedded(self._after_image[prompt])
         suffix = torch.cat([start.expand(batch, -1, -1), tokens_BMD.to(start.dtype), end.expand(batch, -1, -1)], dim=1)
@@ -324,4 +371,5 @@ class Encoder:
             (first + max(rows, columns) + torch.arange(len(end))).expand(3, -1),
         ], dim=1)  # fmt: skip
         lengths_B = torch.full((batch,), suffix.shape[1])
-        return language_forward(self.model.model.language_model, self._embedded(self.prefix), suffix, positions_3L, lengths_B)
+        language = self.model.model.language_model
+        return language_forward(language, self._embedded(self.prefix), suffix, positions_3L, lengths_B, self.layer)

@@ -190,10 +190,10 @@ def rendered(scene: Scene, masks: dict[str, np.ndarray], side: int, rng: np.rand
     return np.clip(canvas * light + rng.normal(0, 3, canvas.shape), 0, 255).astype(np.uint8)
 
 
-def outlines(side: int) -> dict[str, np.ndarray]:
-    """Masks ``(side, side)`` of 0 to 255 by icon, and by motif; as large as the square allows."""
+def outlines(side: int, motifs: dict[str, str] | None = None) -> dict[str, np.ndarray]:
+    """Masks ``(side, side)`` of 0 to 255 by icon, and by motif (name -> icon); as large as the square allows."""
     names = [icon for entry in WORDS["types"].values() for icon in entry["icons"]]
-    wanted = {name: name for name in names} | dict(WORDS["motifs"])
+    wanted = {name: name for name in names} | dict(WORDS["motifs"] if motifs is None else motifs)
     bodies = {icon_set: iconify(icon_set)[0] for icon_set in sorted({icon.split(":")[0] for icon in wanted.values()})}
     found = {}
     for key, icon in wanted.items():

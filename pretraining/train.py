@@ -119,9 +119,12 @@ def augmented(
     rgba: np.ndarray, light: np.ndarray, mirrored: np.ndarray, height: int, width: int, rng: np.random.Generator
 ) -> Tensor:
     """Images turned, moved, scaled, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
-    batch = len(rgba)
-    pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
-    pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], dim=1)
+    return moved(rgba, light, moves(mirrored, rng), height, width, rng)
+
+
+def moves(mirrored: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """How each image is turned, moved, scaled and mirrored: affine maps ``(B, 2, 3)`` of ``torch.affine_grid``."""
+    batch = len(mirrored)
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, batch).astype(np.float32))
@@ -132,14 +135,25 @@ def augmented(
         torch.stack([sign * angle.cos() * size * stretch, -angle.sin() * size * sign, uniform(-0.08, 0.08)], dim=1),
         torch.stack([angle.sin() * size, angle.cos() * size / stretch, uniform(-0.08, 0.08)], dim=1),
     ]
-    places = F.affine_grid(torch.stack(rows, dim=1), [batch, 4, height, width], align_corners=False)
+    return torch.stack(rows, dim=1)
+
+
+def moved(
+    rgba: np.ndarray, light: np.ndarray, moves_B23: Tensor, height: int, width: int, rng: np.random.Generator
+) -> Tensor:
+    """Images under their :func:`moves`, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
+    batch = len(rgba)
+    pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], dim=1)
+    places = F.affine_grid(moves_B23, [batch, 4, height, width], align_corners=False)
     pixels = F.grid_sample(pixels, places, mode="bilinear", padding_mode="zeros", align_corners=False)
     choice = rng.random((batch, 1))
     ground = np.where(choice < 0.6, 1.0, np.where(choice < 0.85, rng.uniform(0.75, 1.0, (batch, 3)), rng.random((batch, 3))))
     dark = np.where(choice < 0.6, 0.5, rng.uniform(0.0, 0.6, (batch, 3)))
     ground = np.where(light[:, None], dark, ground).astype(np.float32)
     rgb = pixels[:, :3] + torch.from_numpy(ground)[:, :, None, None] * (1 - pixels[:, 3:])
-    contrast, shift = uniform(0.85, 1.15).view(-1, 1, 1, 1), uniform(-0.06, 0.06).view(-1, 1, 1, 1)
+    contrast = torch.from_numpy(rng.uniform(0.85, 1.15, (batch, 1, 1, 1)).astype(np.float32))
+    shift = torch.from_numpy(rng.uniform(-0.06, 0.06, (batch, 1, 1, 1)).astype(np.float32))
     return ((rgb - 0.5) * contrast + 0.5 + shift).clamp(0, 1)
 
 

@@ -1,0 +1,440 @@
+"""Train nano 2: nano, going on from its weights, with a deeper tower that learns to see.
+
+Beside nano's own material (``train.py``) each step shows scenes with known attributes and photographs (``seen.py``,
+``busy_scenes.py``), and beside nano's losses there are
+
+* ``vector_heads``, ``token_heads``: a linear classifier for each known attribute (type, colour, pattern, motif, material,
+  garment...) on the vector that the backbone gives, and on the mean of its image tokens: cross-entropy as a share of a
+  blind guess's, summed over the attributes;
+* ``dense``: a linear map of each image token against EfficientNet's features of the same place of the image (the map is
+  moved as the image is), and ``pooled``, ``image_rows``: the vector against their mean, and similarities within a batch.
+
+All heads are thrown away.  ``--params FILE`` lays other settings over section ``nano2``: other sources, other first weights.
+
+    python -m pretraining train_nano2 [--params FILE] [--work FOLDER] [--steps N]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+import typer
+from ruamel.yaml import YAML
+from torch import Tensor, nn
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from pretraining.common import WORK, generator, settings
+from pretraining.model import Encoder
+from pretraining.train import (
+    Corpus,
+    contrastive,
+    drawn_places,
+    moved,
+    moves,
+    optimiser_for,
+    plain,
+    rate,
+    relational,
+    resume,
+    save,
+    start,
+    text_vectors,
+    validated,
+)
+
+
+@dataclass
+class Source:
+    """Images of one source with captions (places in ``Material.targets``), attributes and EfficientNet's maps.
+
+    Attributes:
+        pixels: RGB or RGBA, ``(images, side, side, channels)``.
+        captions: of each image.
+        labels: 0 or 1, ``(images, classes)``.
+        maps: EfficientNet's features, ``(images, 7, 7, channels)``; None where there are none.
+        mean: of the maps' channels; ``deviation`` likewise.
+        train: places of the training images; ``valid`` likewise.
+        is_contrastive: whether a caption is one image's own.
+    """
+
+    pixels: np.ndarray
+    captions: list[list[int]]
+    labels: np.ndarray
+    maps: np.ndarray | None
+    mean: np.ndarray
+    deviation: np.ndarray
+    train: np.ndarray
+    valid: np.ndarray
+    is_contrastive: bool
+
+
+@dataclass
+class Material:
+    """Nano's corpus and the sources; targets and token ids of all texts, the corpus's own first.
+
+    Attributes:
+        heads: name -> its slice of the classes.
+        classes: their names, ``head=value``.
+        other_ids: captions of the sources that are one image's own, training split.
+    """
+
+    corpus: Corpus
+    corpus_maps: Source
+    sources: dict[str, Source]
+    targets: np.ndarray
+    rows: list[list[int]]
+    heads: dict[str, slice]
+    classes: list[str]
+    other_ids: np.ndarray
+
+    @classmethod
+    def read(cls, work: Path, encoder: Encoder, params: dict[str, Any], axes: np.ndarray) -> Material:
+        """Everything in a working folder, text targets along the ``axes``."""
+        corpus = Corpus.read(work, encoder, params, axes)
+        tables = {name: pl.read_parquet(work / "seen" / f"{name}.parquet") for name in params["sources"]}
+        known = {label for table in tables.values() for label in table.filter(pl.col("split") == "train")["labels"].explode()}
+        classes = sorted(known, key=lambda label: (label.split("=")[0], label))
+        heads: dict[str, slice] = {}
+        for place, label in enumerate(classes):
+            head = label.split("=")[0]
+            heads[head] = slice(heads[head].start if head in heads else place, place + 1)
+        place_of = {label: place for place, label in enumerate(classes)}
+        targets, rows, sources, other_ids = [corpus.text_targets], list(corpus.rows), {}, []
+        for name, table in tables.items():
+            vectors = np.load(work / "seen" / f"{name}_texts.npy").astype(np.float32) @ axes
+            targets.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+            lists = table["captions"].to_list()
+            ends = np.cumsum([len(captions) for captions in lists]) + len(rows)
+            captions = [list(range(end - len(own), end)) for end, own in zip(ends, lists, strict=True)]
+            rows += encoder.words([caption for own in lists for caption in own], params["max_text_tokens"])
+            labels = np.zeros((len(table), len(classes)), np.uint8)
+            for image, own in enumerate(table["labels"].to_list()):
+                labels[image, [place_of[label] for label in own if label in place_of]] = 1
+            split = table["split"]
+            train, valid = ((split == part).arg_true().to_numpy() for part in ("train", "valid"))
+            is_contrastive = name in params["contrastive_sources"]
+            if is_contrastive:
+                other_ids += [caption for image in train for caption in captions[image]]
+            pixels = np.load(work / "seen" / f"{name}.npy", mmap_mode="r")
+            maps = read_maps(work, name)
+            sources[name] = Source(pixels, captions, labels, *maps, train, valid, is_contrastive)
+        none = np.zeros(0, int)
+        maps = read_maps(work, "images")
+        corpus_maps = Source(corpus.pixels, corpus.captions, np.zeros((0, len(classes)), np.uint8), *maps, none, none, True)
+        return cls(corpus, corpus_maps, sources, np.concatenate(targets), rows, heads, classes, np.array(other_ids))
+
+
+def read_maps(work: Path, name: str) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Maps, and mean and deviation of their channels."""
+    file = work / "seen" / f"{name}_maps.npy"
+    if not file.is_file():
+        return None, np.zeros(0, np.float32), np.ones(0, np.float32)
+    with np.load(file.with_suffix(".npz")) as moments:
+        return np.load(file, mmap_mode="r"), moments["mean"], moments["deviation"]
+
+
+class Heads(nn.Module):
+    """What only training needs: linear maps to attributes and to EfficientNet's features, and a temperature."""
+
+    def __init__(self, width: int, num_classes: int, num_channels: int) -> None:
+        super().__init__()
+        self.vector = nn.Linear(width, num_classes)
+        self.tokens = nn.Linear(width, num_classes)
+        self.dense = nn.Linear(width, num_channels)
+        self.pooled = nn.Linear(width, num_channels)
+        self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+
+@dataclass
+class Batch:
+    """The images of a step.
+
+    Attributes:
+        rgb: ``(B, 3, H, W)``.
+        caption_ids: one for each image, places in ``Material.targets``.
+        own: which images have a caption of their own.
+        labels: ``(B, classes)``.
+        maps: standardised features ``(K, cells, channels)`` of the images at ``mapped``.
+        mapped: places of images with maps.
+    """
+
+    rgb: Tensor
+    caption_ids: np.ndarray
+    own: np.ndarray
+    labels: Tensor
+    maps: Tensor
+    mapped: Tensor
+
+
+def with_alpha(pixels: np.ndarray) -> np.ndarray:
+    """RGBA of RGB or RGBA images."""
+    if pixels.shape[-1] == 4:
+        return pixels
+    return np.concatenate([pixels, np.full((*pixels.shape[:3], 1), 255, np.uint8)], axis=-1)
+
+
+def drawn_batch(material: Material, params: dict[str, Any], size: tuple[int, int], rng: np.random.Generator) -> Batch:
+    """Images of nano's corpus and of each source, augmented, all of one size."""
+    corpus, (height, width) = material.corpus, size
+    parts: list[tuple[Source, np.ndarray, np.ndarray, np.ndarray]] = []
+    if params["num_images"]:
+        places = drawn_places(corpus.kind_places, list(params["image_shares"].values()), 2 * params["num_images"], rng)
+        _, first = np.unique(corpus.concepts[places], return_index=True)
+        places = places[np.sort(first)][: params["num_images"]]
+        parts.append((material.corpus_maps, places, corpus.light[places], corpus.mirrored[places]))
+    for name, count in params["sources"].items():
+        source = material.sources[name]
+        places = rng.choice(source.train, min(count, len(source.train)), replace=False)
+        parts.append((source, places, np.zeros(len(places), bool), np.ones(len(places), bool)))
+    rgb, caption_ids, own, labels, maps, mapped = [], [], [], [], [], []
+    done = 0
+    for source, places, light, mirrored in parts:
+        chosen_moves = moves(mirrored, rng)
+        rgb.append(moved(with_alpha(source.pixels[places]), light, chosen_moves, height, width, rng))
+        caption_ids += [source.captions[place][rng.integers(len(source.captions[place]))] for place in places]
+        own += [source.is_contrastive] * len(places)
+        labels.append(source.labels[places] if len(source.labels) else np.zeros((len(places), len(material.classes)), np.uint8))
+        if source.maps is not None:
+            values = source.maps[places].astype(np.float32)
+            known = np.abs(values).sum((1, 2, 3)) > 0
+            standard = torch.from_numpy((values[known] - source.mean) / source.deviation).permute(0, 3, 1, 2)
+            grid_shape = [len(standard), 1, height // 28, width // 28]
+            cells = F.affine_grid(chosen_moves[torch.from_numpy(known)], grid_shape, align_corners=False)
+            found = F.grid_sample(standard, cells, mode="bilinear", padding_mode="border", align_corners=False)
+            maps.append(found.flatten(2).transpose(1, 2))
+            mapped.append(done + np.flatnonzero(known))
+        done += len(places)
+    return Batch(
+        torch.cat(rgb), np.array(caption_ids), np.array(own), torch.from_numpy(np.concatenate(labels)).float(),
+        torch.cat(maps) if maps else torch.zeros(0, 1, 1), torch.from_numpy(np.concatenate(mapped) if mapped else np.zeros(0, int)),
+    )  # fmt: skip
+
+
+def attribute_loss(logits_BC: Tensor, labels_BC: Tensor, heads: Mapping[str, slice]) -> Tensor:
+    """Cross-entropy of each attribute as a share of a blind guess's, summed over attributes that a batch knows."""
+    total = logits_BC.new_zeros(())
+    for part in heads.values():
+        wanted = labels_BC[:, part]
+        count = wanted.sum(1)
+        known = count > 0
+        if wanted.shape[1] > 1 and known.any():
+            goal = wanted[known] / count[known, None]
+            total = total - (goal * logits_BC[known][:, part].log_softmax(-1)).sum(-1).mean() / math.log(wanted.shape[1])
+    return total
+
+
+def dense_loss(found: Tensor, wanted: Tensor, parts: tuple[int, ...]) -> Tensor:
+    """Mean of one minus the cosine, for each group of channels by itself."""
+    pairs = zip(found.split(parts, -1), wanted.split(parts, -1), strict=True)
+    return torch.stack([1 - F.cosine_similarity(first, second, dim=-1).mean() for first, second in pairs]).mean()
+
+
+def losses(
+    encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], seed: int, step: int
+) -> dict[str, Tensor]:
+    """All losses of one step."""
+    corpus = material.corpus
+    rng = generator(seed, "nano 2 step", step)
+    sizes = params["last_image_sizes_pixels" if step >= params["num_steps"] * params["first_sizes_share"] else "first_image_sizes_pixels"]
+    batch = drawn_batch(material, params, sizes[rng.integers(len(sizes))], rng)
+    text_ids = drawn_places(corpus.text_places, list(params["text_shares"].values()), params["num_texts"], rng)
+    text_ids = np.concatenate([text_ids, rng.choice(material.other_ids, min(params["num_seen_texts"], len(material.other_ids)), replace=False)])
+    other_ids = np.concatenate([
+        rng.choice(ids, min(count, len(ids)), replace=False)
+        for ids, count in (
+            (corpus.caption_ids, params["num_other_captions"]),
+            (material.other_ids, params["num_other_seen_captions"]),
+        )
+    ])  # fmt: skip
+    prompt = int(rng.integers(len(params["image_prompts"])))
+    with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
+        texts = text_vectors(encoder, [material.rows[place] for place in text_ids], params["text_batch_size"])
+        tokens, grid = encoder.image_tokens(batch.rgb)
+        images = F.normalize(encoder.image_vectors(tokens, grid, prompt), dim=-1)
+        level = F.layer_norm(tokens.float(), tokens.shape[-1:])
+        dense = heads.dense(level[batch.mapped]).float()
+        token_logits = heads.tokens(F.layer_norm(level.mean(1), level.shape[-1:])).float()
+    known_width = material.targets.shape[1]
+    targets, caption_targets, others = (torch.from_numpy(material.targets[ids]) for ids in (text_ids, batch.caption_ids, other_ids))
+    text_part, image_part = texts[:, :known_width], images[:, :known_width]
+    own = torch.from_numpy(batch.own)
+    same = torch.from_numpy(batch.caption_ids[batch.own][:, None] == other_ids[None])
+    scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
+    text_rows, text_squares = relational(texts, targets, params["relational_temperature"])
+    vector_logits = heads.vector(images * images.shape[1] ** 0.5)
+    found = {
+        "contrastive": contrastive(image_part[own], caption_targets[own], others, same, scale, params["softness"]),
+        "text_cosine": 1 - (text_part * targets).sum(-1).mean(),
+        "text_rows": text_rows,
+        "text_squares": text_squares,
+        "image_cosine": 1 - (image_part * caption_targets).sum(-1).mean(),
+        "vector_heads": attribute_loss(vector_logits, batch.labels, material.heads),
+        "token_heads": attribute_loss(token_logits, batch.labels, material.heads),
+    }
+    if len(batch.mapped):
+        features = batch.maps.mean(1)
+        found["dense"] = dense_loss(dense, batch.maps, tuple(params["channels"]))
+        found["pooled"] = dense_loss(heads.pooled(images[batch.mapped]), features, tuple(params["channels"]))
+        found["image_rows"], _ = relational(
+            images[batch.mapped], F.normalize(features, dim=-1), params["image_relational_temperature"]
+        )
+    return found
+
+
+@torch.inference_mode()
+def validated_sources(encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any]) -> dict[str, float]:
+    """Share of right attributes by the heads on vectors of validation images, and caption to image R@10 of each source."""
+    right: dict[str, list[bool]] = {}
+    results = {}
+    for name, source in material.sources.items():
+        places = source.valid[: params["num_valid_images"]]
+        if not len(places):
+            continue
+        light = np.zeros(len(places), bool)
+        with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
+            parts = [
+                encoder.images(plain(with_alpha(source.pixels[places[batch]]), light[batch], 112))
+                for batch in np.array_split(np.arange(len(places)), len(places) // 64 + 1)
+            ]
+            images = F.normalize(torch.cat(parts), dim=-1)
+            words = text_vectors(encoder, [material.rows[source.captions[place][0]] for place in places], 64)
+        logits = heads.vector(images * images.shape[1] ** 0.5)
+        labels = torch.from_numpy(source.labels[places])
+        for head, part in material.heads.items():
+            known = labels[:, part].sum(1) > 0
+            guess = logits[:, part].argmax(1)
+            hits = labels[:, part].gather(1, guess[:, None])[:, 0][known]
+            right.setdefault(head, []).extend((hits > 0).tolist())
+        if source.is_contrastive:
+            scores = words @ images.T
+            results[f"{name}_recall_at_10"] = ((scores > scores.diag()[:, None]).sum(1) < 10).float().mean().item()
+    return results | {f"right_{head}": sum(hits) / len(hits) for head, hits in right.items() if hits}
+
+
+def nano2_settings(file: Path | None) -> dict[str, Any]:
+    """The settings with section ``nano2`` laid over ``model`` and ``train``, and ``file`` over that section."""
+    whole = settings()
+    section = whole["nano2"]
+    if file is not None:
+        section = laid_over(section, YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")))
+    whole["nano2"] = section
+    whole["model"] = laid_over(whole["model"], section["model"])
+    whole["train"] = laid_over(whole["train"], section["train"])
+    return whole
+
+
+def laid_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """``upper`` over ``lower``, dictionary by dictionary; sources are replaced as a whole."""
+    result = dict(lower)
+    for key, value in upper.items():
+        is_deep = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "sources"
+        result[key] = laid_over(result[key], value) if is_deep else value
+    return result
+
+
+def first_model(work: Path, params: dict[str, Any], folder: Path | None) -> tuple[Any, Encoder, np.ndarray]:
+    """The model before the first step: the weights in ``folder`` (None: nano's own start), and added blocks that do nothing.
+
+    ``model.vision_block_origins`` says which of the folder's blocks each block of the tower starts from.
+    """
+    model, _, encoder, axes = start(work, params)
+    if folder is None:
+        return model, encoder, axes
+    stored = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    origins = params["model"]["vision_block_origins"]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            source = name
+            if ".visual.blocks." in f".{name}":
+                before, after = name.split("blocks.")
+                place, _, rest = after.partition(".")
+                origin = origins[int(place)]
+                if origin is None:
+                    if rest.startswith(("attn.proj", "mlp.down_proj")):
+                        weight.zero_()
+                    continue
+                source = f"{before}blocks.{origin}.{rest}"
+            weight.copy_(stored[source])
+    return model, encoder, turned_axes(work, encoder, axes, params["nano2"]["num_axis_texts"])
+
+
+@torch.inference_mode()
+def turned_axes(work: Path, encoder: Encoder, axes: np.ndarray, count: int) -> np.ndarray:
+    """The axes turned to where the model already puts texts: principal axes have no sign, and equal ones no order.
+
+    The rotation is the orthogonal one that takes the targets of ``count`` texts nearest to the model's own vectors.
+    """
+    texts = pl.read_parquet(work / "texts.parquet").with_row_index("place").filter(pl.col("split") == "train")
+    order = generator("axes", len(texts)).permutation(len(texts))[:count].tolist()
+    places, words = texts["place"].gather(order).to_numpy(), texts["text"].gather(order).to_list()
+    targets = np.load(work / "text_targets.npy", mmap_mode="r")[places].astype(np.float32) @ axes
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    own = text_vectors(encoder, encoder.words(words, 64), 64)[:, : targets.shape[1]].numpy()
+    left, _, right = np.linalg.svd(targets.T @ own)
+    return (axes @ (left @ right)).astype(np.float32)
+
+
+def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> None:
+    """Run (or resume) the training; ``stop_after`` ends the run early, as an interruption would."""
+    section, seed = params["train"], params["seed"]
+    torch.set_num_threads(section["num_threads"])
+    target = work / params["nano2"]["name"]
+    target.mkdir(exist_ok=True)
+    file, log = target / "training.safetensors", target / "curve.tsv"
+    folder = params["nano2"]["start_from"]
+    model, encoder, axes = first_model(work, params, folder and Path(folder))
+    if section["compile"]:
+        encoder.compile()
+    material = Material.read(work, encoder, section, axes)
+    heads = Heads(params["model"]["hidden_size"], len(material.classes), sum(section["channels"]))
+    optimiser = optimiser_for(model, heads, section)
+    done = resume(file, model, heads, optimiser) if file.is_file() else 0
+    if not log.is_file():
+        log.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
+    weights = section["loss_weights"]
+    sums: dict[str, list[float]] = {}
+    began = time.perf_counter()
+    for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
+        for group in optimiser.param_groups:
+            group["lr"] = section["learning_rate"] * group["scale"] * rate(step, section)
+        parts = losses(encoder, heads, material, section, seed, step)
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
+        optimiser.step()
+        for name, value in {"loss": total, **parts}.items():
+            sums.setdefault(name, []).append(value.item())
+        last = step + 1 == section["num_steps"]
+        if (step + 1) % section["log_every"] == 0 or last:
+            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
+            if (step + 1) % section["validate_every"] == 0 or last:
+                measured = validated(encoder, material.corpus, section) | validated_sources(encoder, heads, material, section)
+                means |= {name: round(value, 4) for name, value in measured.items()}
+            seconds = round(time.perf_counter() - began)
+            fields = [step + 1, seconds, f"{rate(step, section):.3f}", means.pop("loss"), json.dumps(means)]
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write("\t".join(map(str, fields)) + "\n")
+            print(*fields, flush=True)
+            sums = {}
+        if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
+            save(file, step + 1, model, heads, optimiser)
+
+
+def main(
+    params: Annotated[Path | None, typer.Option("--params", help="Settings that are laid over section nano2.")] = None,
+    work: Path = WORK,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps (the schedule stays).")] = None,
+) -> None:
+    """Train as the settings say; a stopped run resumes from its last save."""
+    train(work, nano2_settings(params), steps)
