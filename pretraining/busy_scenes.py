@@ -110,7 +110,9 @@ def pattern_share(pattern: str, side: int, rng: np.random.Generator) -> np.ndarr
             return (u % period < share * period) * 0.5 + (v % period < share * period) * 0.5
         case "camouflage":
             small = max(3, round(side / period * 0.9))
-            noise = Image.fromarray(rng.integers(0, 256, (small, small), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+            noise = Image.fromarray(rng.integers(0, 256, (small, small), dtype=np.uint8)).resize(
+                (side, side), Image.Resampling.BICUBIC
+            )
             mask = np.asarray(noise) > 135
         case "speckles":
             small = max(4, round(side / 3))

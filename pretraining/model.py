@@ -8,7 +8,8 @@ can change (attention is causal), runs once a batch.  A test holds both passes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,9 +170,7 @@ def vision_forward(
     return vision_merged(visual, vision_blocks(visual, patches_BNP, grid, block), grid)
 
 
-def vision_blocks(
-    visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid, block: Callable[..., Tensor] = vision_block
-) -> Tensor:
+def vision_blocks(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid, block: Callable[..., Tensor] = vision_block) -> Tensor:
     """The tower without its merger: ``(B, N, vision width)``, patches in the order of their windows.
 
     ``block`` is :func:`vision_block`, as it is or compiled.
@@ -314,6 +313,16 @@ class Encoder:
         """Compile the blocks and layers (a C++ compiler is needed): half the time, after a minute a shape."""
         self.block = torch.compile(vision_block, dynamic=False)
         self.layer = torch.compile(language_layer, dynamic=True)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """A block in which nothing is compiled, for batches of all kinds of shapes."""
+        kept = self.block, self.layer
+        self.block, self.layer = vision_block, language_layer
+        try:
+            yield
+        finally:
+            self.block, self.layer = kept
 
     def _rendered(self, content: list[dict[str, str]]) -> str:
         conversation: Any = [{"role": "user", "content": content}]

@@ -1,10 +1,10 @@
 """What nano 2 sees beside nano's images: photographs of clothes and groceries, and (not for shipped weights) of fashion.
 
-Reads the zip files that ``--folder`` holds (``pretraining/README.md`` says where they come from) and writes for each source
+Reads the zip files of a folder (``pretraining/README.md`` says where they come from) and writes for each source
 ``work/seen/NAME.npy`` (uint8 RGB, ``(images, side, side, 3)``, squeezed to a square) and ``work/seen/NAME.parquet``: split,
 captions, and labels as ``head=value``.
 
-    python -m pretraining seen --folder FOLDER [--sources clothing_cc0,grocery_mit,fashion_products_60x80]
+    python -m pretraining seen [--folder FOLDER] [--sources clothing_cc0,grocery_mit,fashion_products_60x80]
 """
 
 from __future__ import annotations
@@ -112,12 +112,13 @@ def write_pool(name: str, pixels: np.ndarray, table: pl.DataFrame, work: Path) -
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="Where the zip files are.")],
+    folder: Annotated[Path | None, typer.Option(help="Where the zip files are; as the settings say by default.")] = None,
     sources: Annotated[str, typer.Option(help="Which of them, with commas.")] = "clothing_cc0,grocery_mit",
     work: Path = WORK,
 ) -> None:
     """Decode the photographs."""
     params = settings()
+    folder = folder or Path(params["nano2"]["photo_folder"])
     for source in sources.split(","):
         if source not in SOURCES:
             raise SystemExit(f"--sources: should be among {', '.join(SOURCES)} (got {source!r})")

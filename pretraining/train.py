@@ -138,9 +138,7 @@ def moves(mirrored: np.ndarray, rng: np.random.Generator) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def moved(
-    rgba: np.ndarray, light: np.ndarray, moves_B23: Tensor, height: int, width: int, rng: np.random.Generator
-) -> Tensor:
+def moved(rgba: np.ndarray, light: np.ndarray, moves_B23: Tensor, height: int, width: int, rng: np.random.Generator) -> Tensor:
     """Images under their :func:`moves`, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
     batch = len(rgba)
     pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255

@@ -216,7 +216,8 @@ def drawn_batch(material: Material, params: dict[str, Any], size: tuple[int, int
         done += len(places)
     return Batch(
         torch.cat(rgb), np.array(caption_ids), np.array(own), torch.from_numpy(np.concatenate(labels)).float(),
-        torch.cat(maps) if maps else torch.zeros(0, 1, 1), torch.from_numpy(np.concatenate(mapped) if mapped else np.zeros(0, int)),
+        torch.cat(maps) if maps else torch.zeros(0, 1, 1),
+        torch.from_numpy(np.concatenate([np.zeros(0, int), *mapped])),
     )  # fmt: skip
 
 
@@ -239,16 +240,18 @@ def dense_loss(found: Tensor, wanted: Tensor, parts: tuple[int, ...]) -> Tensor:
     return torch.stack([1 - F.cosine_similarity(first, second, dim=-1).mean() for first, second in pairs]).mean()
 
 
-def losses(
-    encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], seed: int, step: int
-) -> dict[str, Tensor]:
+def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
     """All losses of one step."""
     corpus = material.corpus
     rng = generator(seed, "nano 2 step", step)
-    sizes = params["last_image_sizes_pixels" if step >= params["num_steps"] * params["first_sizes_share"] else "first_image_sizes_pixels"]
+    sizes = params[
+        "last_image_sizes_pixels" if step >= params["num_steps"] * params["first_sizes_share"] else "first_image_sizes_pixels"
+    ]
     batch = drawn_batch(material, params, sizes[rng.integers(len(sizes))], rng)
     text_ids = drawn_places(corpus.text_places, list(params["text_shares"].values()), params["num_texts"], rng)
-    text_ids = np.concatenate([text_ids, rng.choice(material.other_ids, min(params["num_seen_texts"], len(material.other_ids)), replace=False)])
+    text_ids = np.concatenate(
+        [text_ids, rng.choice(material.other_ids, min(params["num_seen_texts"], len(material.other_ids)), replace=False)]
+    )
     other_ids = np.concatenate([
         rng.choice(ids, min(count, len(ids)), replace=False)
         for ids, count in (
@@ -265,7 +268,9 @@ def losses(
         dense = heads.dense(level[batch.mapped]).float()
         token_logits = heads.tokens(F.layer_norm(level.mean(1), level.shape[-1:])).float()
     known_width = material.targets.shape[1]
-    targets, caption_targets, others = (torch.from_numpy(material.targets[ids]) for ids in (text_ids, batch.caption_ids, other_ids))
+    targets, caption_targets, others = (
+        torch.from_numpy(material.targets[ids]) for ids in (text_ids, batch.caption_ids, other_ids)
+    )
     text_part, image_part = texts[:, :known_width], images[:, :known_width]
     own = torch.from_numpy(batch.own)
     same = torch.from_numpy(batch.caption_ids[batch.own][:, None] == other_ids[None])
@@ -419,7 +424,9 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
         if (step + 1) % section["log_every"] == 0 or last:
             means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
             if (step + 1) % section["validate_every"] == 0 or last:
-                measured = validated(encoder, material.corpus, section) | validated_sources(encoder, heads, material, section)
+                with encoder.uncompiled():
+                    measured = validated(encoder, material.corpus, section)
+                    measured |= validated_sources(encoder, heads, material, section)
                 means |= {name: round(value, 4) for name, value in measured.items()}
             seconds = round(time.perf_counter() - began)
             fields = [step + 1, seconds, f"{rate(step, section):.3f}", means.pop("loss"), json.dumps(means)]

@@ -22,6 +22,7 @@ from pretraining.scenes import WORDS, held_out
 from pretraining.seen import write
 from pretraining.tokenizer import train_tokenizer
 from pretraining.train_nano2 import (
+    Heads,
     Material,
     attribute_loss,
     dense_loss,
@@ -98,7 +99,11 @@ def test_photographs_of_one_sender_are_in_one_split(tmp_path):
             archive.writestr(f"images/{row['id']}.jpg", stream.getvalue())
     table = write(tmp_path / "clothing_cc0.zip", tmp_path, {"side_pixels": 56, "share_held_out": 0.5}, 1)
     assert np.load(tmp_path / "seen" / "clothing_cc0.npy").shape == (60, 56, 56, 3)
-    splits = table.with_columns(sender=pl.Series([row["sender_id"] for row in rows])).group_by("sender").agg(pl.col("split").n_unique())
+    splits = (
+        table.with_columns(sender=pl.Series([row["sender_id"] for row in rows]))
+        .group_by("sender")
+        .agg(pl.col("split").n_unique())
+    )
     assert splits["split"].max() == 1
     assert set(table["split"]) > {"train"}
     assert table["captions"][0].to_list() == ["kids hat"]
@@ -228,8 +233,6 @@ def test_training_resumed_equals_uninterrupted_and_all_losses_fall_in(folder, pa
 def test_every_loss_has_a_weight_and_a_gradient_reaches_the_tower(folder, params):
     model, encoder, axes = first_model(folder, params, folder / "first")
     material = Material.read(folder, encoder, params["train"], axes)
-    from pretraining.train_nano2 import Heads
-
     heads = Heads(256, len(material.classes), 5)
     found = losses(encoder, heads, material, params["train"], 0, 0)
     assert found.keys() <= params["train"]["loss_weights"].keys()

@@ -1,0 +1,36 @@
+"""Write nano 2 (or what ``--params`` makes of it) as a checkpoint folder, in half precision.
+
+python -m pretraining export_nano2 [--params FILE] [--folder FOLDER] [--untrained]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from pretraining.common import WORK
+from pretraining.export import write_checkpoint
+from pretraining.train import resume
+from pretraining.train_nano2 import first_model, nano2_settings
+
+
+def main(
+    params: Annotated[Path | None, typer.Option("--params", help="Settings that are laid over section nano2.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to; work/NAME/export by default.")] = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="The same sizes with random weights, to compare.")] = False,
+    work: Path = WORK,
+) -> None:
+    """Export what the training saved last."""
+    whole = nano2_settings(params)
+    first = whole["nano2"]["start_from"]
+    model, encoder, _ = first_model(work, whole, None if untrained else Path(first))
+    target = work / whole["nano2"]["name"]
+    step = 0 if untrained else resume(target / "training.safetensors", model, nn.Module(), None)
+    folder = folder or target / ("untrained" if untrained else "export")
+    write_checkpoint(model, encoder.tokenizer, folder, torch.float16)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"step {step}: {sum(weight.numel() for weight in model.parameters())} weights, {size / 1e6:.1f} MB in {folder}")
