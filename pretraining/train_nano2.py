@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from pretraining.common import WORK, generator, settings
-from pretraining.model import Encoder
+from pretraining.model import PATCH, Encoder, patches
 from pretraining.train import (
     Corpus,
     contrastive,
@@ -64,6 +64,7 @@ class Source:
         maps: EfficientNet's features, ``(images, 7, 7, channels)``; None where there are none.
         mean: of the maps' channels; ``deviation`` likewise.
         train: places of the training images; ``valid`` likewise.
+        mapped: places of the training images with maps.
         is_contrastive: whether a caption is one image's own.
     """
 
@@ -75,6 +76,7 @@ class Source:
     deviation: np.ndarray
     train: np.ndarray
     valid: np.ndarray
+    mapped: np.ndarray
     is_contrastive: bool
 
 
@@ -127,11 +129,25 @@ class Material:
                 other_ids += [caption for image in train for caption in captions[image]]
             pixels = np.load(work / "seen" / f"{name}.npy", mmap_mode="r")
             maps = read_maps(work, name)
-            sources[name] = Source(pixels, captions, labels, *maps, train, valid, is_contrastive)
+            sources[name] = Source(pixels, captions, labels, *maps, train, valid, with_maps(maps[0]), is_contrastive)
         none = np.zeros(0, int)
         maps = read_maps(work, "images")
-        corpus_maps = Source(corpus.pixels, corpus.captions, np.zeros((0, len(classes)), np.uint8), *maps, none, none, True)
+        corpus_maps = Source(
+            corpus.pixels,
+            corpus.captions,
+            np.zeros((0, len(classes)), np.uint8),
+            *maps,
+            train=none,
+            valid=none,
+            mapped=with_maps(maps[0]),
+            is_contrastive=True,
+        )
         return cls(corpus, corpus_maps, sources, np.concatenate(targets), rows, heads, classes, np.array(other_ids))
+
+
+def with_maps(maps: np.ndarray | None) -> np.ndarray:
+    """Places of images that EfficientNet looked at."""
+    return np.zeros(0, int) if maps is None else np.flatnonzero(np.abs(maps[:, 3, 3]).sum(-1) > 0)
 
 
 def read_maps(work: Path, name: str) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
@@ -153,6 +169,62 @@ class Heads(nn.Module):
         self.dense = nn.Linear(width, num_channels)
         self.pooled = nn.Linear(width, num_channels)
         self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+
+class Optimisers:
+    """Muon for the matrices of blocks and layers, AdamW for all else, behind the interface of one optimiser."""
+
+    def __init__(self, model: nn.Module, heads: Heads, params: dict[str, Any]) -> None:
+        muon = {id(weight) for name, weight in model.named_parameters() if weight.ndim == 2 and is_inner(name)}
+        self.adam = optimiser_for(model, heads, params)
+        inner = [weight for group in self.adam.param_groups for weight in group["params"] if id(weight) in muon]
+        for group in self.adam.param_groups:
+            group["params"] = [weight for weight in group["params"] if id(weight) not in muon]
+        self.muon = torch.optim.Muon(
+            inner, lr=params["learning_rate"], weight_decay=params["weight_decay"], adjust_lr_fn="match_rms_adamw"
+        )
+        self.muon.param_groups[0]["scale"] = params["muon_rate"]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both."""
+        return [*self.adam.param_groups, *self.muon.param_groups]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.grad = None
+
+    def step(self) -> None:
+        """One step of both; weights without a gradient stay."""
+        self.adam.step()
+        with torch.autocast("cpu", enabled=False):
+            self.muon.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both: Muon's places follow AdamW's."""
+        adam, muon = self.adam.state_dict()["state"], self.muon.state_dict()["state"]
+        return {"state": adam | {self._offset() + place: state for place, state in muon.items()}}
+
+    def load_state_dict(self, description: dict[str, Any]) -> None:
+        """What :meth:`state_dict` gave."""
+        for optimiser, low, high in ((self.adam, 0, self._offset()), (self.muon, self._offset(), None)):
+            own = optimiser.state_dict()
+            own["state"] = {
+                place - low: state
+                for place, state in description["state"].items()
+                if place >= low and (high is None or place < high)
+            }
+            optimiser.load_state_dict(own)
+
+    def _offset(self) -> int:
+        return sum(len(group["params"]) for group in self.adam.param_groups)
+
+
+def is_inner(name: str) -> bool:
+    """Whether a matrix lies within the tower's blocks, its merger or the decoder's layers."""
+    return any(part in name for part in ("blocks.", "merger.", "layers."))
 
 
 @dataclass
@@ -189,12 +261,15 @@ def drawn_batch(material: Material, params: dict[str, Any], size: tuple[int, int
     parts: list[tuple[Source, np.ndarray, np.ndarray, np.ndarray]] = []
     if params["num_images"]:
         places = drawn_places(corpus.kind_places, list(params["image_shares"].values()), 2 * params["num_images"], rng)
+        if params["only_mapped"]:
+            places = rng.choice(material.corpus_maps.mapped, 2 * params["num_images"])
         _, first = np.unique(corpus.concepts[places], return_index=True)
         places = places[np.sort(first)][: params["num_images"]]
         parts.append((material.corpus_maps, places, corpus.light[places], corpus.mirrored[places]))
     for name, count in params["sources"].items():
         source = material.sources[name]
-        places = rng.choice(source.train, min(count, len(source.train)), replace=False)
+        usable = source.mapped if params["only_mapped"] else source.train
+        places = rng.choice(usable, min(count, len(usable)), replace=False)
         parts.append((source, places, np.zeros(len(places), bool), np.ones(len(places), bool)))
     rgb, caption_ids, own, labels, maps, mapped = [], [], [], [], [], []
     done = 0
@@ -204,9 +279,9 @@ def drawn_batch(material: Material, params: dict[str, Any], size: tuple[int, int
         caption_ids += [source.captions[place][rng.integers(len(source.captions[place]))] for place in places]
         own += [source.is_contrastive] * len(places)
         labels.append(source.labels[places] if len(source.labels) else np.zeros((len(places), len(material.classes)), np.uint8))
-        if source.maps is not None:
-            values = source.maps[places].astype(np.float32)
-            known = np.abs(values).sum((1, 2, 3)) > 0
+        values = source.maps[places].astype(np.float32) if source.maps is not None else np.zeros((len(places), 1, 1, 1))
+        known = np.abs(values).sum((1, 2, 3)) > 0
+        if known.any():
             standard = torch.from_numpy((values[known] - source.mean) / source.deviation).permute(0, 3, 1, 2)
             grid_shape = [len(standard), 1, height // 28, width // 28]
             cells = F.affine_grid(chosen_moves[torch.from_numpy(known)], grid_shape, align_corners=False)
@@ -221,16 +296,22 @@ def drawn_batch(material: Material, params: dict[str, Any], size: tuple[int, int
     )  # fmt: skip
 
 
-def attribute_loss(logits_BC: Tensor, labels_BC: Tensor, heads: Mapping[str, slice]) -> Tensor:
-    """Cross-entropy of each attribute as a share of a blind guess's, summed over attributes that a batch knows."""
+def attribute_loss(
+    logits_BC: Tensor, labels_BC: Tensor, heads: Mapping[str, slice], weights: Mapping[str, float] | None = None
+) -> Tensor:
+    """Cross-entropy of each attribute as a share of a blind guess's, summed over attributes that a batch knows.
+
+    ``weights`` of attributes are 1 where none is given.
+    """
     total = logits_BC.new_zeros(())
-    for part in heads.values():
+    for head, part in heads.items():
         wanted = labels_BC[:, part]
         count = wanted.sum(1)
         known = count > 0
         if wanted.shape[1] > 1 and known.any():
             goal = wanted[known] / count[known, None]
-            total = total - (goal * logits_BC[known][:, part].log_softmax(-1)).sum(-1).mean() / math.log(wanted.shape[1])
+            entropy = -(goal * logits_BC[known][:, part].log_softmax(-1)).sum(-1).mean()
+            total = total + (weights or {}).get(head, 1.0) * entropy / math.log(wanted.shape[1])
     return total
 
 
@@ -240,18 +321,27 @@ def dense_loss(found: Tensor, wanted: Tensor, parts: tuple[int, ...]) -> Tensor:
     return torch.stack([1 - F.cosine_similarity(first, second, dim=-1).mean() for first, second in pairs]).mean()
 
 
+def staged(params: dict[str, Any], step: int) -> dict[str, Any]:
+    """The section with what the stage of a step changes; no stage, no change."""
+    for stage in params["stages"]:
+        if step < stage["until"]:
+            return laid_over(params, stage)
+    return params
+
+
 def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
     """All losses of one step."""
     corpus = material.corpus
     rng = generator(seed, "nano 2 step", step)
-    sizes = params[
-        "last_image_sizes_pixels" if step >= params["num_steps"] * params["first_sizes_share"] else "first_image_sizes_pixels"
-    ]
-    batch = drawn_batch(material, params, sizes[rng.integers(len(sizes))], rng)
+    sizes = params["image_sizes_pixels"]
+    size = sizes[rng.integers(len(sizes))]
+    params = staged(params, step)
+    if params["tower_alone"]:
+        return tower_losses(encoder, heads, material, params, size, rng)
+    batch = drawn_batch(material, params, size, rng)
     text_ids = drawn_places(corpus.text_places, list(params["text_shares"].values()), params["num_texts"], rng)
-    text_ids = np.concatenate(
-        [text_ids, rng.choice(material.other_ids, min(params["num_seen_texts"], len(material.other_ids)), replace=False)]
-    )
+    num_seen_texts = min(params["num_seen_texts"], len(material.other_ids))
+    text_ids = np.concatenate([text_ids, rng.choice(material.other_ids, num_seen_texts, replace=False)])
     other_ids = np.concatenate([
         rng.choice(ids, min(count, len(ids)), replace=False)
         for ids, count in (
@@ -264,9 +354,7 @@ def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str,
         texts = text_vectors(encoder, [material.rows[place] for place in text_ids], params["text_batch_size"])
         tokens, grid = encoder.image_tokens(batch.rgb)
         images = F.normalize(encoder.image_vectors(tokens, grid, prompt), dim=-1)
-        level = F.layer_norm(tokens.float(), tokens.shape[-1:])
-        dense = heads.dense(level[batch.mapped]).float()
-        token_logits = heads.tokens(F.layer_norm(level.mean(1), level.shape[-1:])).float()
+        dense, token_logits = token_outputs(heads, tokens, batch.mapped)
     known_width = material.targets.shape[1]
     targets, caption_targets, others = (
         torch.from_numpy(material.targets[ids]) for ids in (text_ids, batch.caption_ids, other_ids)
@@ -283,8 +371,8 @@ def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str,
         "text_rows": text_rows,
         "text_squares": text_squares,
         "image_cosine": 1 - (image_part * caption_targets).sum(-1).mean(),
-        "vector_heads": attribute_loss(vector_logits, batch.labels, material.heads),
-        "token_heads": attribute_loss(token_logits, batch.labels, material.heads),
+        "vector_heads": attribute_loss(vector_logits, batch.labels, material.heads, params["head_weights"]),
+        "token_heads": attribute_loss(token_logits, batch.labels, material.heads, params["head_weights"]),
     }
     if len(batch.mapped):
         features = batch.maps.mean(1)
@@ -293,6 +381,26 @@ def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str,
         found["image_rows"], _ = relational(
             images[batch.mapped], F.normalize(features, dim=-1), params["image_relational_temperature"]
         )
+    return found
+
+
+def token_outputs(heads: Heads, tokens_BMD: Tensor, mapped: Tensor) -> tuple[Tensor, Tensor]:
+    """What the heads read from image tokens: features of the mapped images by place, attributes from the mean token."""
+    level = F.layer_norm(tokens_BMD.float(), tokens_BMD.shape[-1:])
+    return heads.dense(level[mapped]).float(), heads.tokens(F.layer_norm(level.mean(1), level.shape[-1:])).float()
+
+
+def tower_losses(
+    encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], size: tuple[int, int], rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """The losses on image tokens alone, for the first steps, in which the tower learns to see without the decoder."""
+    batch = drawn_batch(material, params, size, rng)
+    with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
+        tokens, _ = encoder.image_tokens(batch.rgb)
+        dense, logits = token_outputs(heads, tokens, batch.mapped)
+    found = {"token_heads": attribute_loss(logits, batch.labels, material.heads, params["head_weights"])}
+    if len(batch.mapped):
+        found["dense"] = dense_loss(dense, batch.maps, tuple(params["channels"]))
     return found
 
 
@@ -307,19 +415,20 @@ def validated_sources(encoder: Encoder, heads: Heads, material: Material, params
             continue
         light = np.zeros(len(places), bool)
         with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
-            parts = [
-                encoder.images(plain(with_alpha(source.pixels[places[batch]]), light[batch], 112))
-                for batch in np.array_split(np.arange(len(places)), len(places) // 64 + 1)
-            ]
-            images = F.normalize(torch.cat(parts), dim=-1)
+            vectors, seen = [], []
+            for batch in np.array_split(np.arange(len(places)), len(places) // 64 + 1):
+                tokens, grid = encoder.image_tokens(plain(with_alpha(source.pixels[places[batch]]), light[batch], 112))
+                vectors.append(encoder.image_vectors(tokens, grid))
+                seen.append(token_outputs(heads, tokens, torch.zeros(0, dtype=torch.long))[1])
+            images = F.normalize(torch.cat(vectors), dim=-1)
             words = text_vectors(encoder, [material.rows[source.captions[place][0]] for place in places], 64)
-        logits = heads.vector(images * images.shape[1] ** 0.5)
         labels = torch.from_numpy(source.labels[places])
-        for head, part in material.heads.items():
-            known = labels[:, part].sum(1) > 0
-            guess = logits[:, part].argmax(1)
-            hits = labels[:, part].gather(1, guess[:, None])[:, 0][known]
-            right.setdefault(head, []).extend((hits > 0).tolist())
+        for reader, logits in (("", heads.vector(images * images.shape[1] ** 0.5)), ("tokens_", torch.cat(seen))):
+            for head, part in material.heads.items():
+                known = labels[:, part].sum(1) > 0
+                guess = logits[:, part].argmax(1)
+                hits = labels[:, part].gather(1, guess[:, None])[:, 0][known]
+                right.setdefault(reader + head, []).extend((hits > 0).tolist())
         if source.is_contrastive:
             scores = words @ images.T
             results[f"{name}_recall_at_10"] = ((scores > scores.diag()[:, None]).sum(1) < 10).float().mean().item()
@@ -360,6 +469,8 @@ def first_model(work: Path, params: dict[str, Any], folder: Path | None) -> tupl
     with torch.no_grad():
         for name, weight in model.named_parameters():
             source = name
+            if params["nano2"]["new_tower"] and ".visual." in f".{name}":
+                continue
             if ".visual.blocks." in f".{name}":
                 before, after = name.split("blocks.")
                 place, _, rest = after.partition(".")
@@ -370,7 +481,30 @@ def first_model(work: Path, params: dict[str, Any], folder: Path | None) -> tupl
                     continue
                 source = f"{before}blocks.{origin}.{rest}"
             weight.copy_(stored[source])
+    if params["nano2"]["new_tower"]:
+        whiten(model.model.visual, work, params["train"])
     return model, encoder, turned_axes(work, encoder, axes, params["nano2"]["num_axis_texts"])
+
+
+@torch.no_grad()
+def whiten(visual: nn.Module, work: Path, params: dict[str, Any]) -> None:
+    """Start the tower's first layer at the principal axes of patches, each as loud as the others.
+
+    Edges and textures have a hundredth of the power of plain colour; without this the first steps see colour alone.
+    """
+    kernel: Any = visual.get_parameter("patch_embed.proj.weight")
+    seen = []
+    for name in params["sources"]:
+        pixels = np.load(work / "seen" / f"{name}.npy", mmap_mode="r")
+        train = (pl.read_parquet(work / "seen" / f"{name}.parquet")["split"] == "train").arg_true().to_numpy()
+        places = np.sort(generator("whiten", name).permutation(train)[:400])
+        rgb = plain(with_alpha(pixels[places]), np.zeros(len(places), bool), 112)
+        seen.append(patches(rgb).view(-1, 3, 2, PATCH * PATCH)[:, :, 0].flatten(1))
+    flat = torch.cat(seen)
+    powers, axes = torch.linalg.eigh((flat.T @ flat / len(flat)).double())
+    powers, axes = powers.flip(0)[: len(kernel)], axes.flip(1)[:, : len(kernel)]
+    rows = (axes / (powers + 0.05).sqrt()).T.float().view(len(kernel), 3, 1, PATCH * PATCH) / 2
+    kernel.copy_(rows.expand(-1, -1, 2, -1).reshape(kernel.shape))
 
 
 @torch.inference_mode()
@@ -389,6 +523,12 @@ def turned_axes(work: Path, encoder: Encoder, axes: np.ndarray, count: int) -> n
     return (axes @ (left @ right)).astype(np.float32)
 
 
+def nano2_rate(step: int, params: dict[str, Any]) -> float:
+    """As in ``train.py``, with a second warm-up where the decoder joins in."""
+    joint = step - max((stage["until"] for stage in params["stages"] if stage["tower_alone"]), default=-(10**9))
+    return min(rate(step, params), (joint + 1) / params["num_warmup_steps"] if joint >= 0 else 1.0)
+
+
 def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> None:
     """Run (or resume) the training; ``stop_after`` ends the run early, as an interruption would."""
     section, seed = params["train"], params["seed"]
@@ -402,19 +542,19 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
         encoder.compile()
     material = Material.read(work, encoder, section, axes)
     heads = Heads(params["model"]["hidden_size"], len(material.classes), sum(section["channels"]))
-    optimiser = optimiser_for(model, heads, section)
+    optimiser = Optimisers(model, heads, section)
     done = resume(file, model, heads, optimiser) if file.is_file() else 0
     if not log.is_file():
         log.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
-    weights = section["loss_weights"]
     sums: dict[str, list[float]] = {}
     began = time.perf_counter()
     for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
         for group in optimiser.param_groups:
-            group["lr"] = section["learning_rate"] * group["scale"] * rate(step, section)
+            group["lr"] = section["learning_rate"] * group["scale"] * nano2_rate(step, section)
         parts = losses(encoder, heads, material, section, seed, step)
+        weights = staged(section, step)["loss_weights"]
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
         optimiser.step()
@@ -429,7 +569,7 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
                     measured |= validated_sources(encoder, heads, material, section)
                 means |= {name: round(value, 4) for name, value in measured.items()}
             seconds = round(time.perf_counter() - began)
-            fields = [step + 1, seconds, f"{rate(step, section):.3f}", means.pop("loss"), json.dumps(means)]
+            fields = [step + 1, seconds, f"{nano2_rate(step, section):.3f}", means.pop("loss"), json.dumps(means)]
             with log.open("a", encoding="utf-8") as stream:
                 stream.write("\t".join(map(str, fields)) + "\n")
             print(*fields, flush=True)

@@ -18,20 +18,26 @@ from safetensors.torch import load_file
 from pretraining.busy_scenes import MOTIFS, PATTERNS, Thing, described, draw_scene, drawn_things, labels, pattern_share
 from pretraining.common import settings
 from pretraining.export import write_checkpoint
+from pretraining.model import patches
 from pretraining.scenes import WORDS, held_out
 from pretraining.seen import write
 from pretraining.tokenizer import train_tokenizer
+from pretraining.train import plain
 from pretraining.train_nano2 import (
     Heads,
     Material,
+    Optimisers,
     attribute_loss,
     dense_loss,
     drawn_batch,
     first_model,
+    is_inner,
     laid_over,
     losses,
+    nano2_rate,
     nano2_settings,
     train,
+    with_alpha,
 )
 from sda_core.backbones.qwen2_5_vl import SPECIAL_TOKENS
 from sda_core.data.demo.images import MOTIFS as SHOP_MOTIFS
@@ -140,10 +146,11 @@ def params():
         "num_threads": 1, "num_steps": 4, "num_warmup_steps": 1, "num_images": 4, "num_texts": 6, "num_seen_texts": 2,
         "num_other_captions": 8, "num_other_seen_captions": 4, "log_every": 2, "validate_every": 4, "save_every": 2,
         "half_precision": False, "compile": False, "image_shares": {"emoji": 1.0}, "text_shares": {"word": 1.0},
-        "first_image_sizes_pixels": [[56, 56]], "last_image_sizes_pixels": [[84, 56]], "channels": [2, 3],
+        "image_sizes_pixels": [[56, 56], [84, 56]], "channels": [2, 3],
+        "stages": [{"until": 1, "tower_alone": True, "only_mapped": True, "sources": {"scenes": 5}, "num_images": 0}],
         "sources": {"scenes": 4, "clothing_cc0": 3}, "num_valid_images": 4,
     }  # fmt: skip
-    chosen["nano2"]["num_axis_texts"] = 10
+    chosen["nano2"] |= {"num_axis_texts": 10, "new_tower": False}
     return chosen
 
 
@@ -234,8 +241,54 @@ def test_every_loss_has_a_weight_and_a_gradient_reaches_the_tower(folder, params
     model, encoder, axes = first_model(folder, params, folder / "first")
     material = Material.read(folder, encoder, params["train"], axes)
     heads = Heads(256, len(material.classes), 5)
-    found = losses(encoder, heads, material, params["train"], 0, 0)
+    found = losses(encoder, heads, material, params["train"], 0, 2)
     assert found.keys() <= params["train"]["loss_weights"].keys()
     for name in ("vector_heads", "token_heads", "dense", "pooled"):
         (gradient,) = torch.autograd.grad(found[name], [model.model.visual.patch_embed.proj.weight], retain_graph=True)
         assert gradient.abs().max() > 0, name
+
+
+def test_a_stage_trains_the_tower_alone_on_mapped_images(folder, params):
+    model, encoder, axes = first_model(folder, params, folder / "first")
+    material = Material.read(folder, encoder, params["train"], axes)
+    assert 3 not in material.sources["scenes"].mapped
+    heads = Heads(256, len(material.classes), 5)
+    found = losses(encoder, heads, material, params["train"], 0, 0)
+    assert found.keys() == {"token_heads", "dense"}
+    torch.stack(list(found.values())).sum().backward()
+    assert model.model.language_model.layers[0].mlp.up_proj.weight.grad is None
+    rates = [nano2_rate(step, params["train"] | {"num_warmup_steps": 2}) for step in range(3)]
+    assert rates[0] == rates[1] == 0.5
+
+
+def test_a_new_tower_starts_at_whitened_patches(folder, params):
+    chosen = laid_over(params, {"nano2": {"new_tower": True}})
+    model, encoder, _ = first_model(folder, chosen, folder / "first")
+    old, _, _ = first_model(folder, params, folder / "first")
+    assert torch.equal(model.model.language_model.norm.weight, old.model.language_model.norm.weight)
+    assert not torch.equal(model.model.visual.blocks[0].attn.qkv.weight, old.model.visual.blocks[0].attn.qkv.weight)
+    pixels = np.load(folder / "seen" / "scenes.npy")[:8]
+    rgb = plain(with_alpha(pixels), np.zeros(8, bool), 112)
+    kernel = model.model.visual.patch_embed.proj.weight.flatten(1)
+    found = (patches(rgb) @ kernel.T).flatten(0, 1)
+    spread = (found.pow(2).mean(0)).sqrt()
+    assert spread[:5].max() < 2 * spread[:5].min()
+    assert encoder.images(rgb[:2]).isfinite().all()
+
+
+def test_both_optimisers_keep_their_state(folder, params):
+    model, _, _ = first_model(folder, params, folder / "first")
+    heads = Heads(256, 3, 5)
+    first, second = (Optimisers(model, heads, params["train"]) for _ in range(2))
+    for weight in [*model.parameters(), *heads.parameters()]:
+        weight.grad = torch.ones_like(weight)
+    for group in first.param_groups:
+        group["lr"] = 0.0
+    first.step()
+    second.load_state_dict(first.state_dict())
+    kept, read = first.state_dict()["state"], second.state_dict()["state"]
+    assert kept.keys() == read.keys()
+    assert len(kept) == len(list(model.parameters())) + len(list(heads.parameters()))
+    assert sum("momentum_buffer" in state for state in kept.values()) == sum(
+        weight.ndim == 2 and is_inner(name) for name, weight in model.named_parameters()
+    )
