@@ -549,10 +549,12 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
     sums: dict[str, list[float]] = {}
     began = time.perf_counter()
     for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
+        stage = staged(section, step)
+        optimiser.muon.param_groups[0]["scale"] = stage["muon_rate"]
         for group in optimiser.param_groups:
-            group["lr"] = section["learning_rate"] * group["scale"] * nano2_rate(step, section)
+            group["lr"] = stage["learning_rate"] * group["scale"] * nano2_rate(step, section)
         parts = losses(encoder, heads, material, section, seed, step)
-        weights = staged(section, step)["loss_weights"]
+        weights = stage["loss_weights"]
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         optimiser.zero_grad()
         total.backward()
