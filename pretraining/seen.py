@@ -54,7 +54,7 @@ def clothing(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Ph
 
 
 def grocery(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Photo]:  # noqa: ARG001 - the set has its own split
-    """Groceries; neither the pictures nor the descriptions of a grocer's site are used."""
+    """Groceries; neither the images nor the descriptions of a grocer's site are used."""
     for row in rows:
         label, coarse = row["label"].replace("-", " ").lower(), row["coarse"].replace("-", " ").lower()
         yield Photo(
