@@ -76,7 +76,7 @@ def run_ours(model_name: str, loss: str, batch: int, epochs: int, rows: Rows) ->
     else:
         params = VBPRParams(
             kind="vbpr", factor_size=FACTORS, content_factor_size=FACTORS, embedding_regularization=0.01,
-            content_regularization=0.01, content_bias_regularization=0.01, **fit,
+            content_item_regularization=0.0, content_regularization=0.01, content_bias_regularization=0.01, **fit,
         )  # fmt: skip
     interactions = pl.DataFrame(
         {
