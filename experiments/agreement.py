@@ -16,6 +16,9 @@ control     something wrong that has to show: ours of VBPR on the vectors of wro
 Cornac's VBPR has no validation: ours is trained once with seed SEARCH_SEED to find the epoch with the best validation NDCG@10.
 Then both sides train that many epochs and keep the last weights.  Both SASRecs keep the weights of their best validation.
 
+With --changes the other library is trained again with choices of ours in the place of its own, one row for each: where the two do
+not agree, this finds the cause.  experiments/agreement_sides.py has them (`sasrec:scaled+dropped` is two at once).
+
 Two agree if the difference of their means is within the larger of their two ranges over seeds, or if its paired interval holds 0
 and is within 10 % of the level to both sides.
 
@@ -47,6 +50,7 @@ from torch import Tensor
 from experiments.options import THREE_SEEDS, Root, Seeds
 from experiments.study import (
     CUTOFF,
+    check_names,
     gains,
     interval,
     keep_positions,
@@ -56,10 +60,11 @@ from experiments.study import (
     read_positions,
     write_results,
 )
-from experiments.workspaces import vectors_of
+from experiments.workspaces import link, vectors_of
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Workspace, read_json, write_json
 from sda_core.cli.export import export
+from sda_core.cli.scripts import Names, names
 from sda_core.errors import ArtifactError, DataError
 from sda_core.evaluation.metrics import Metric
 from sda_core.exchange import Format
@@ -67,6 +72,7 @@ from sda_core.exchange.recbole import token
 from sda_core.params import EvaluateParams, Params, RecommenderParams, SASRecParams, VBPRParams, load_params
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import TrainingData
+from sda_core.recommenders.pairs import INITIAL_STD
 
 SIDES_FILE = Path(__file__).resolve().with_name("agreement_sides.py")
 LIBRARY = {"vbpr": "cornac", "sasrec": "recbole"}
@@ -76,10 +82,11 @@ TARGETS_PER_STEP = 1024  # of both SASRecs
 MATCHED: dict[str, dict[str, Any]] = {
     # Cornac has one weight for E and beta', and no penalty of the projected items.
     "vbpr": {"content_item_regularization": 0.0, "content_bias_regularization": 1e-4, "content_regularization": 1e-4},
-    # RecBole has all items as negatives.
-    "sasrec": {"loss": "softmax"},
+    # RecBole has all items as negatives, and pads every row to the longest; 99 % of a week's histories are no longer than this.
+    "sasrec": {"loss": "softmax", "max_length": 20},
 }
 CONTROL: dict[str, dict[str, Any]] = {"vbpr": {}, "sasrec": {"loss": "bce", "num_negatives": 1}}
+CHANGES = {"vbpr": ("bias", "start"), "sasrec": ("scaled", "dropped", "unnormed", "ends")}
 METRICS: tuple[Metric, ...] = ("ndcg", "hit")
 
 
@@ -88,23 +95,47 @@ def main(
     cornac: Annotated[Path | None, typer.Option(help="Python interpreter with Cornac.", show_default=False)] = None,
     recbole: Annotated[Path | None, typer.Option(help="Python interpreter with RecBole.", show_default=False)] = None,
     variant: Annotated[str, typer.Option(help="Variant whose vectors VBPR takes.")] = "zero_shot",
+    models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Models to train.")] = Names(LIBRARY),
     seeds: Seeds = THREE_SEEDS,
+    changes: Annotated[
+        list[str] | None, typer.Option("--changes", help="As MODEL:CHANGE.  Repeat it for more rows.", show_default=False)
+    ] = None,
+    users: Annotated[int | None, typer.Option(help="Only the first users, on both sides.", show_default=False)] = None,
 ) -> None:
-    """Export, train what is missing on both sides, write tables."""
-    workspace, params = Workspace(root), load_params(root / "params.yaml")
-    folder = root / "experiments" / "positions" / "agreement"
+    """Export, train what is missing on both sides, write tables; without an interpreter ours alone."""
+    check_names("--models", models, LIBRARY)
+    check_names("--changes", [change.partition(":")[0] for change in changes or []], LIBRARY)
+    params = load_params(root / "params.yaml")
+    name = "agreement" if users is None else f"agreement-{users}"
+    folder = root / "experiments" / "positions" / name
+    workspace = Workspace(root) if users is None else first_users(Workspace(root), users, variant, folder / "project")
     exported = folder / "export" / "shop"
     if not exported.exists():
         exported.parent.mkdir(parents=True, exist_ok=True)
-        export(Format.RECBOLE, exported, variant, root)
+        export(Format.RECBOLE, exported, variant, workspace.root)
     pythons = {"vbpr": cornac, "sasrec": recbole}
-    for model in [model for model, python in pythons.items() if python]:
-        train_ours(workspace, params, model, variant, seeds, folder / model)
-        train_theirs(workspace, params, model, seeds, folder / model, exported, pythons[model] or Path())
+    for model in models:
+        train_ours(workspace, params, model, ("ours",), variant, seeds, folder / model)
+        own_changes = ["", *(change.partition(":")[2] for change in changes or [] if change.startswith(f"{model}:"))]
+        if (python := pythons[model]) is not None:
+            for change in own_changes:
+                train_theirs(workspace, params, model, change, seeds, folder / model, exported, python)
+        train_ours(workspace, params, model, ("control", "default"), variant, seeds, folder / model)
     done = [model for model in LIBRARY if is_complete(folder / model / "theirs", seeds)]
-    write_results(
-        "\n".join([table(folder, done, seeds, params.evaluate), same_lists(folder, done, seeds)]), "agreement", root=root
-    )
+    tables = [table(folder, done, seeds, params.evaluate), same_lists(folder, done, seeds)]
+    write_results("\n".join(tables), "agreement", name, root)
+
+
+def first_users(source: Workspace, users: int, variant: str, folder: Path) -> Workspace:
+    """A project of the first users of another one, with all of its items and a variant's vectors."""
+    workspace = Workspace(folder)
+    if not workspace.interactions.exists():
+        link(workspace.root / "params.yaml", source.root / "params.yaml")
+        link(workspace.embeddings(variant), source.embeddings(variant))
+        link(workspace.items, source.items)
+        USERS.write(USERS.read(source.users).filter(pl.col("user_id") <= users), workspace.users)
+        INTERACTIONS.write(INTERACTIONS.read(source.interactions).filter(pl.col("user_id") <= users), workspace.interactions)
+    return workspace
 
 
 # ------------------------------------------------------------------------------------------------------------ trainings
@@ -143,6 +174,7 @@ def their_settings(section: RecommenderParams) -> dict[str, Any]:
         "hidden_size": section.hidden_size, "inner_size": section.hidden_size, "n_layers": section.num_blocks,
         "n_heads": section.num_heads, "hidden_dropout_prob": section.dropout, "attn_dropout_prob": section.dropout,
         "hidden_act": "relu", "loss_type": "CE", "learning_rate": section.learning_rate,
+        "MAX_ITEM_LIST_LENGTH": section.max_length,
         "train_batch_size": TARGETS_PER_STEP, "max_epochs": section.max_epochs, "eval_every": section.eval_every,
         "patience": section.patience,
     }  # fmt: skip
@@ -167,14 +199,16 @@ def all_sections(workspace: Workspace, params: Params, model: str, folder: Path)
     return of_row
 
 
-def train_ours(workspace: Workspace, params: Params, model: str, variant: str, seeds: Sequence[int], folder: Path) -> None:
-    """Every row of ours with every seed, unless it exists, and how many processor seconds it took."""
+def train_ours(
+    workspace: Workspace, params: Params, model: str, rows: Sequence[str], variant: str, seeds: Sequence[int], folder: Path
+) -> None:
+    """Rows of ours with every seed, unless they exist, and how many processor seconds they took."""
     vectors = vectors_of(workspace, params, variant) if model == "vbpr" else None
     if model == "vbpr":
         section = all_sections(workspace, params, model, folder)["search"]
         keep_timed(workspace, params, section, SEARCH_SEED, folder / "search", vectors)
     of_row = all_sections(workspace, params, model, folder)
-    for row in ("ours", "control", "default"):
+    for row in rows:
         for seed in seeds:
             given = vectors
             if vectors is not None and row == "control":
@@ -194,17 +228,41 @@ def keep_timed(
     write_json(folder / f"{seed}.json", {"seconds": time.process_time() - begin})
 
 
+def change_of(model: str, change: str) -> dict[str, Any]:
+    """What a row of --changes adds to the other library's settings; nothing for the library as it is.
+
+    Raises:
+        ConfigError: there is no such change.
+    """
+    if not change:
+        return {}
+    check_names("--changes", change.split("+"), CHANGES[model])
+    return {"changes": change.split("+")} | ({"initial_std": INITIAL_STD} if "start" in change.split("+") else {})
+
+
 def train_theirs(
-    workspace: Workspace, params: Params, model: str, seeds: Sequence[int], folder: Path, exported: Path, python: Path
+    workspace: Workspace,
+    params: Params,
+    model: str,
+    change: str,
+    seeds: Sequence[int],
+    folder: Path,
+    exported: Path,
+    python: Path,
 ) -> None:
-    """The other library with every seed, unless its positions exist.
+    """The other library, or a changed one, with every seed, unless its positions exist.
 
     Raises:
         ArtifactError: it failed.
     """
-    settings = their_settings(all_sections(workspace, params, model, folder)["ours"])
+    settings = their_settings(all_sections(workspace, params, model, folder)["ours"]) | change_of(model, change)
     for seed in seeds:
-        keep_theirs(workspace, params, model, seed, folder / "theirs", exported, python, settings)
+        keep_theirs(workspace, params, model, seed, folder / their_row(change), exported, python, settings)
+
+
+def their_row(change: str) -> str:
+    """The name of a row of the other library."""
+    return f"theirs+{change}" if change else "theirs"
 
 
 def keep_theirs(
@@ -325,25 +383,29 @@ def agree(ours_SU: np.ndarray, theirs_SU: np.ndarray, low: float, high: float) -
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:
-    """Every row of every model: level, difference to the other library, verdict, seconds."""
+    """Every row of every model: level, difference of ours to the other library, verdict, seconds.
+
+    A row of ours is compared with the library as it is, and a changed library with our matched row.
+    """
     lines = []
     for model in models:
         theirs = read_positions(folder / model / "theirs", seeds)
         for row in ("theirs", *rows_of(folder / model, seeds)):
             frames = read_positions(folder / model / row, seeds)
-            cells = [model, LIBRARY[model] if row == "theirs" else row]
+            cells = [model, row.replace("theirs", LIBRARY[model])]
             cells += [with_range(gains(metric, frames)) for metric in METRICS]
             if row == "theirs":
                 cells += ["", ""]
             else:
-                ours_SU, theirs_SU = gains("ndcg", frames), gains("ndcg", theirs)
+                pair = (read_positions(folder / model / "ours", seeds), frames) if row.startswith("theirs") else (frames, theirs)
+                ours_SU, theirs_SU = (gains("ndcg", part) for part in pair)
                 low, high = interval(ours_SU - theirs_SU, params, "agreement")
                 cells.append(f"{(ours_SU - theirs_SU).mean():+.4f} [{low:+.4f}, {high:+.4f}]")
                 cells.append(agree(ours_SU, theirs_SU, low, high))
             spent = [read_json(folder / model / row / f"{seed}.json", "result")["seconds"] for seed in seeds]
             lines.append([*cells, f"{np.mean(spent):.0f}"])
     heads = ["model", "row", *(f"{name}@{CUTOFF} (range over seeds)" for name in ("NDCG", "Hit"))]
-    heads += [f"NDCG@{CUTOFF} minus the library's [95 %]", "agrees", "processor seconds a training"]
+    heads += [f"NDCG@{CUTOFF}, ours minus the library's [95 %]", "agrees", "processor seconds a training"]
     return markdown_table(heads, lines, "Ours beside the other library")
 
 

@@ -8,7 +8,7 @@ left out, and how long the training took.
 
 Dimensions: U users with a test target, I items.
 """
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def run_cornac(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
     Args:
         export: with vectors.
         seed: of the training.
-        settings: arguments of its VBPR.  ``initial_std``, which is none of them: start from normal weights instead of Cornac's.
+        settings: arguments of its VBPR, and ``changes``: ``start`` begins with normal weights of ``initial_std`` as ours does,
+            ``bias`` is :func:`own_visual_bias`.
     """
     import torch
     from cornac.data import Dataset, ImageModality
@@ -117,8 +118,10 @@ def run_cornac(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
     images.build(id_map=item_map)
     train.add_modalities(item_image=images)
     settings = dict(settings)
-    std = settings.pop("initial_std", None)
-    if std is not None:
+    changes, std = settings.pop("changes", []), settings.pop("initial_std", None)
+    if "bias" in changes:
+        own_visual_bias()
+    if "start" in changes:
         draw = np.random.default_rng(seed).normal
         sizes = {"Gu": (len(export.users), settings["k"]), "Gi": (len(export.items), settings["k"])}
         sizes |= {"Tu": (len(export.users), settings["k2"]), "E": (features.shape[1], settings["k2"])}
@@ -142,6 +145,23 @@ def run_cornac(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
     score_UI = np.stack([model.score(user_map[user]) for user in users]).astype(np.float32)
     metrics = {"hit": float(found[0]), "ndcg": float(found[1])}
     return Scored(users, export.items, score_UI, metrics, [], [], seconds, versions("cornac", "torch"))
+
+
+def own_visual_bias() -> None:
+    """Let the product of features with beta' be a vector.
+
+    Cornac adds it as a column ``(B, 1)`` to the other terms ``(B,)``.  That makes a matrix ``(B, B)`` of every triple with the
+    visual bias of every other one, and a loss that is B times as large beside its penalties.
+    """
+    import torch
+
+    product = torch.Tensor.mm
+
+    def mm(left: Any, right: Any) -> Any:
+        found = product(left, right)
+        return found[:, 0] if right.shape[1] == 1 else found
+
+    torch.Tensor.mm = mm  # type: ignore[method-assign]
 
 
 # -------------------------------------------------------------------------------------------------------------- RecBole
@@ -182,6 +202,7 @@ def run_recbole(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
     sys.argv = saved
     init_seed(seed, True)
     dataset = create_dataset(config)
+    shorten(dataset, config["MAX_ITEM_LIST_LENGTH"])
     train, valid, test = data_preparation(config, dataset)
     model = changed_sasrec(changes)(config, train.dataset).to("cpu")
     trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
@@ -229,12 +250,21 @@ def run_recbole(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
     return Scored(users, items, scores, metrics, losses, of_validation, seconds, versions("recbole", "torch"))
 
 
+def shorten(dataset: Any, length: int) -> None:
+    """Keep the latest items of each history; RecBole itself would keep the oldest of a list that is in the file."""
+    field = dataset.item_id_list_field
+    dataset.inter_feat[field] = dataset.inter_feat[field].map(lambda items: items[-length:])
+    dataset.inter_feat[dataset.item_list_length_field] = dataset.inter_feat[field].map(len)
+    dataset.set_field_property(field, dataset.field2type[field], dataset.field2source[field], length)
+
+
 def changed_sasrec(changes: list[str]) -> type:
     """RecBole's SASRec, or one with some of our choices in the place of its own.
 
     scaled    item embeddings are multiplied by the root of their width where they are inputs
     dropped   dropout falls on the item table: one mask a step, the same for inputs and output weights
     unnormed  no layer norm of the inputs
+    ends      positions are counted from the end of a history
     """
     import torch
     from recbole.model.sequential_recommender.sasrec import SASRec
@@ -260,7 +290,10 @@ def changed_sasrec(changes: list[str]) -> type:
             items = functional.embedding(item_seq, table)
             if "scaled" in changes:
                 items = items * self.hidden_size**0.5
-            inputs = items + self.position_embedding(torch.arange(item_seq.size(1)))
+            positions = torch.arange(item_seq.size(1))
+            if "ends" in changes:
+                positions = (item_seq_len[:, None] - 1 - positions).clamp(min=0)
+            inputs = items + self.position_embedding(positions)
             if "unnormed" not in changes:
                 inputs = self.LayerNorm(inputs)
             mask = self.get_attention_mask(item_seq)

@@ -20,7 +20,7 @@ from experiments.study import gains, keep_positions, positions_path
 from sda_core import ranking, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Workspace, write_json
 from sda_core.embeddings.table import write_embeddings
-from sda_core.errors import DataError
+from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation import hit, ndcg, score_positions
 from sda_core.exchange import Format
 from sda_core.exchange.export import export
@@ -40,7 +40,10 @@ def exported(shop: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shop.embeddings("zero_shot").parent.mkdir(exist_ok=True)
     ids = np.arange(1, len(raw) + 1)
     write_embeddings(shop.embeddings("zero_shot"), ids, raw, None, None, fused, {"fusion": "none"}, ids > 0)
-    folder = tmp_path_factory.mktemp("out") / "shop"
+    return write_export(shop, tmp_path_factory.mktemp("out") / "shop")
+
+
+def write_export(shop: Workspace, folder: Path) -> Path:
     export(Shop.read(shop, "zero_shot"), Format.RECBOLE, folder)
     return folder
 
@@ -190,6 +193,26 @@ def test_scores_of_another_shop_are_refused(shop: Workspace, params: Params, tmp
         place(scores, users, [*items[:-1], "nobody"])
     with pytest.raises(DataError, match="should have"):
         place(scores[:, :-1], users, items)
+
+
+def test_the_first_users(shop: Workspace, exported: Path, tmp_path: Path) -> None:  # noqa: ARG001 (writes the vectors)
+    cut = agreement.first_users(shop, 30, "zero_shot", tmp_path / "project")
+    found = agreement_sides.read_export(write_export(cut, tmp_path / "shop"))
+    assert len(found.users) == len(USERS.read(cut.users)) == 30
+    assert len(found.items) == len(ITEMS.read(shop.items))
+    assert {split: len(rows) for split, rows in found.rows.items()} == {
+        split: INTERACTIONS.read(shop.interactions).filter(pl.col("user_id") <= 30, pl.col("split") == split).height
+        for split in agreement_sides.SPLITS
+    }
+
+
+def test_changes_have_names() -> None:
+    assert agreement.change_of("vbpr", "") == {}
+    assert agreement.change_of("vbpr", "bias") == {"changes": ["bias"]}
+    assert agreement.change_of("vbpr", "start+bias") == {"changes": ["start", "bias"], "initial_std": 0.1}
+    assert agreement.change_of("sasrec", "scaled+dropped") == {"changes": ["scaled", "dropped"]}
+    with pytest.raises(ConfigError, match="expected some of scaled, dropped, unnormed, ends"):
+        agreement.change_of("sasrec", "bias")
 
 
 # --------------------------------------------------------------------------------------------------------------- verdict
