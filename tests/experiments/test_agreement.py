@@ -195,7 +195,7 @@ def test_scores_of_another_shop_are_refused(shop: Workspace, params: Params, tmp
         place(scores[:, :-1], users, items)
 
 
-def test_the_first_users(shop: Workspace, exported: Path, tmp_path: Path) -> None:  # noqa: ARG001 (writes the vectors)
+def test_the_first_users(shop: Workspace, exported: Path, tmp_path: Path) -> None:
     cut = agreement.first_users(shop, 30, "zero_shot", tmp_path / "project")
     found = agreement_sides.read_export(write_export(cut, tmp_path / "shop"))
     assert len(found.users) == len(USERS.read(cut.users)) == 30
