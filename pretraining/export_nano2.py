@@ -27,7 +27,7 @@ def main(
     """Export what the training saved last."""
     whole = nano2_settings(params)
     first = whole["nano2"]["start_from"]
-    model, encoder, _ = first_model(work, whole, None if untrained else Path(first))
+    model, encoder, _ = first_model(work, whole, None if untrained else Path(first), turned=False)
     target = work / whole["nano2"]["name"]
     step = 0 if untrained else resume(target / "training.safetensors", model, nn.Module(), None)
     folder = folder or target / ("untrained" if untrained else "export")

@@ -456,10 +456,13 @@ def laid_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def first_model(work: Path, params: dict[str, Any], folder: Path | None) -> tuple[Any, Encoder, np.ndarray]:
+def first_model(
+    work: Path, params: dict[str, Any], folder: Path | None, *, turned: bool = True
+) -> tuple[Any, Encoder, np.ndarray]:
     """The model before the first step: the weights in ``folder`` (None: nano's own start), and added blocks that do nothing.
 
-    ``model.vision_block_origins`` says which of the folder's blocks each block of the tower starts from.
+    ``model.vision_block_origins`` says which of the folder's blocks each block of the tower starts from.  ``turned`` axes
+    (:func:`turned_axes`) are needed for training alone.
     """
     model, _, encoder, axes = start(work, params)
     if folder is None:
@@ -483,6 +486,8 @@ def first_model(work: Path, params: dict[str, Any], folder: Path | None) -> tupl
             weight.copy_(stored[source])
     if params["nano2"]["new_tower"]:
         whiten(model.model.visual, work, params["train"])
+    if not turned:
+        return model, encoder, axes
     return model, encoder, turned_axes(work, encoder, axes, params["nano2"]["num_axis_texts"])
 
 

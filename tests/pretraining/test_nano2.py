@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from pretraining.busy_scenes import MOTIFS, PATTERNS, Thing, described, draw_scene, drawn_things, labels, pattern_share
@@ -39,10 +40,13 @@ from pretraining.train_nano2 import (
     train,
     with_alpha,
 )
+from sda_core.backbones import build
 from sda_core.backbones.qwen2_5_vl import SPECIAL_TOKENS
 from sda_core.data.demo.images import MOTIFS as SHOP_MOTIFS
 from sda_core.data.demo.images import PRODUCTS
+from sda_core.params import Qwen25VL
 
+REPOSITORY = Path(__file__).parents[2]
 SCENES = settings()["nano2"]["busy_scenes"]
 SEED = settings()["seed"]
 
@@ -88,7 +92,7 @@ def test_a_scene_shows_its_motif_and_is_the_same_each_time():
 
 
 def test_nothing_of_the_built_in_shop_is_drawn():
-    source = Path(__file__).parents[2].joinpath("pretraining", "busy_scenes.py").read_text(encoding="utf-8")
+    source = REPOSITORY.joinpath("pretraining", "busy_scenes.py").read_text(encoding="utf-8")
     assert "sda_core.data.demo" not in source
     icons = {icon for entry in WORDS["types"].values() for icon in entry["icons"]}
     assert not icons & {*PRODUCTS, *SHOP_MOTIFS}
@@ -292,3 +296,21 @@ def test_both_optimisers_keep_their_state(folder, params):
     assert sum("momentum_buffer" in state for state in kept.values()) == sum(
         weight.ndim == 2 and is_inner(name) for name, weight in model.named_parameters()
     )
+
+
+# ------------------------------------------------------------------------------------------------- what is shipped
+def test_the_shipped_weights_load_by_their_setting_and_enlarge_small_images():
+    section = YAML(typ="safe", pure=True).load((REPOSITORY / "conf" / "backbone" / "nano2.yaml").read_text(encoding="utf-8"))
+    backbone = build(Qwen25VL(**section | {"name": str(REPOSITORY / section["name"])}), torch.device("cpu"))
+    assert sum(weight.numel() for weight in backbone.model.parameters()) < 12e6
+    assert sum(file.stat().st_size for file in (REPOSITORY / section["name"]).iterdir()) < 25e6
+    small, large = (Image.new("RGB", (side, side), (200, 30, 30)) for side in (64, 112))
+    with torch.inference_mode():
+        first, second = (backbone.encode(backbone.model, backbone.image_inputs([image], "image")) for image in (small, large))
+        red, cars = (
+            backbone.encode(backbone.model, backbone.text_inputs([text])) for text in ("a red sofa", "car insurance for teachers")
+        )
+        couch = backbone.encode(backbone.model, backbone.text_inputs(["red couch"]))
+    assert torch.nn.functional.cosine_similarity(first, second).item() > 0.99
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(red, couch).item() > cosine(red, cars).item() + 0.2
