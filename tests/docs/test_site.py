@@ -37,7 +37,7 @@ def site(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_document_is_a_page(site: Path, repository: Path) -> None:
     expected = {path.relative_to(repository / "docs").with_suffix(".html") for path in (repository / "docs").rglob("*.md")}
-    expected |= {Path(f"{name}.html") for name in ("index", "contributing", "changelog", "bench", "pretraining", "nano")}
+    expected |= {Path(f"{name}.html") for name in ("index", "contributing", "changelog", "bench", "pretraining", "nano", "nano2")}
     assert not [path for path in expected if not (site / path).is_file()]
     assert not list(site.rglob("*.py"))
 
