@@ -57,12 +57,11 @@ from experiments.study import (
 )
 from experiments.workspaces import (
     BASE,
+    NOTHING_TRAINED,
     VARIANTS,
     adapt,
-    apply_changes,
+    own_params,
     prepare,
-    read_tree,
-    save_params,
     stage_failed,
     vectors_of,
 )
@@ -125,7 +124,7 @@ def main(
     shop = Workspace(folder / "shop")
     params = make_shop(shop, (root / "conf").resolve(), composed or [])
     for recommender in recommenders:
-        _check_recommender(params, recommender, vectors)
+        check_recommender(params, recommender, vectors)
     if train:
         for vector in vectors:
             for seed in seeds:
@@ -149,7 +148,12 @@ def _check(vectors: Sequence[str]) -> None:
             raise ConfigError("--vectors", f"expected some of {', '.join(known)}, or id+ before one (got {vector!r})")
 
 
-def _check_recommender(params: Params, recommender: str, vectors: Sequence[str]) -> None:
+def check_recommender(params: Params, recommender: str, vectors: Sequence[str]) -> None:
+    """See that a recommender takes these vectors.
+
+    Raises:
+        ConfigError: it does not.
+    """
     section = params.train_recommender.of(recommender)
     if takes_modalities(section):
         raise ConfigError("--recommenders", f"{recommender} takes image and text vectors apart", "name one that takes one vector")
@@ -167,27 +171,39 @@ def make_shop(shop: Workspace, conf: Path, composed: Sequence[str]) -> Params:
         ConfigError: a value is wrong, or the folder was made with others.
         ArtifactError: a stage failed.
     """
-    root, wanted = shop.root, shop.root / "wanted.yaml"
-    root.mkdir(parents=True, exist_ok=True)
+    params = compose(shop, conf, composed)
+    run_data_stages(shop)
+    return params
+
+
+def compose(shop: Workspace, conf: Path, composed: Sequence[str], changes: Sequence[str] = ()) -> Params:
+    """The project's params, composed from ``conf`` and then changed (``PATH=VALUE``); no adapter is among them.
+
+    Raises:
+        ConfigError: a value is wrong, or the folder was made with others.
+    """
+    wanted = shop.root / "wanted.yaml"
+    shop.root.mkdir(parents=True, exist_ok=True)
     try:
         compose_and_dump(str(wanted), str(conf), None, "config", "", list(composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError("--compose", str(error).strip().splitlines()[0], "see conf/ for presets and params") from None
-    tree = read_tree(wanted)
-    apply_changes(tree, ["control_embeddings.variants=[]", f"variants=[id, {BASE}]", f"train_recommender.variants=[{BASE}]"])
-    tree["train_adapter"]["variants"] = {}
-    save_params(tree, wanted)
-    params, own = load_params(wanted), root / "params.yaml"
-    if own.exists() and load_params(own) != params:
-        raise ConfigError("--name", f"{root} was made with other params", "use another name, or delete that folder")
-    wanted.replace(own)
+    return own_params(wanted, shop.root, [*NOTHING_TRAINED, "train_adapter.variants={}", *changes])
+
+
+def run_data_stages(shop: Workspace) -> None:
+    """Raw data, filtered data and images of a project, unless they are there.
+
+    Raises:
+        ArtifactError: a stage failed.
+    """
+    root = shop.root
     for stage, output in (("download", shop.raw), ("filter", shop.statistics), ("fetch_images", shop.images)):
         if not output.exists():
             logger.info("%s in %s", stage, root)
             command = [sys.executable, "-m", f"stages.{stage}", "--root", str(root)]
             if subprocess.run(command, check=False).returncode != 0:
                 raise stage_failed(stage, "the shop", root)
-    return params
 
 
 def source_of(vector: str) -> str:

@@ -24,18 +24,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import polars as pl
 import typer
-from ruamel.yaml import YAML
 from torch import nn
 
 from experiments.loss_geometry import mismatched
 from experiments.options import THREE_SEEDS, Changes, Name, NumSteps, Root, Seeds, Variants
 from experiments.study import check_names, difference, kept_table, logger, markdown_table, write_results
-from experiments.workspaces import BASE, VARIANTS, apply_changes, read_tree, untrained
+from experiments.workspaces import BASE, VARIANTS, own_params, untrained
 from sda_core import alignment, backbones
 from sda_core.adapters import modality
 from sda_core.artifacts import Workspace, read_json, write_json
@@ -46,7 +45,7 @@ from sda_core.evaluation.metrics import hits, reciprocals
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.modalities import MODALITIES
-from sda_core.params import Params, load_params
+from sda_core.params import Params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
@@ -70,8 +69,8 @@ def main(
     check_names("--variants", variants, [*VARIANTS, CONTROL])
     folder = root / "experiments" / "cross_modal_search" / name
     steps = [] if num_steps is None else [f"train_adapter.training.num_steps={num_steps}"]
-    params = changed_params(root / "params.yaml", [*(changes or []), *steps])
-    keep_settings(folder / "settings.json", {"params": params.model_dump(mode="json"), "share": share})
+    params = own_params(root / "params.yaml", folder, [*(changes or []), *steps])
+    keep_share(folder / "settings.json", share)
     workspace = Workspace(root)
     placed: dict[str, list[pl.DataFrame]] = {}
     for seed in seeds:
@@ -82,29 +81,17 @@ def main(
     write_results(table(placed, params), "cross_modal_search", name, root)
 
 
-def changed_params(path: Path, changes: Sequence[str]) -> Params:
-    """The params of a project with some values changed (``PATH=VALUE``), checked as those of a file are."""
-    tree = read_tree(path)
-    apply_changes(tree, changes)
-    with tempfile.TemporaryDirectory() as scratch:
-        changed = Path(scratch) / "params.yaml"
-        with changed.open("w", encoding="utf-8") as stream:
-            YAML().dump(tree, stream)
-        return load_params(changed)
-
-
-def keep_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write what an experiment's kept tables are made from.
+def keep_share(path: Path, share: float) -> None:
+    """Write which share of the items is held out.
 
     Raises:
-        ConfigError: tables of the same name were made from other settings.
+        ConfigError: tables of the same name were made with another share.
     """
-    if path.exists() and read_json(path, "settings of an experiment") != settings:
+    if path.exists() and read_json(path, "settings of an experiment").get("share") != share:
         raise ConfigError(
-            "--name", f"the tables in {path.parent} were made with other settings", "use another name, or delete the folder"
+            "--name", f"the tables in {path.parent} were made with another --share", "use another name, or delete the folder"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, dict(settings))
+    write_json(path, {"share": share})
 
 
 # ------------------------------------------------------------------------------------------------- measuring

@@ -27,7 +27,7 @@ experiments/results/oracles-NAME with a heat map of the differences to learned i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -44,6 +44,7 @@ from experiments.study import (
     check_names,
     difference,
     gains,
+    interval_cell,
     logger,
     markdown_table,
     mean_and_interval,
@@ -52,7 +53,7 @@ from experiments.study import (
     write_results,
 )
 from experiments.study import keep_positions as keep
-from experiments.workspaces import apply_changes, read_tree, save_params
+from experiments.workspaces import NOTHING_TRAINED, own_params
 from sda_core.artifacts import INTERACTIONS, ITEMS, TRUTH, USERS, Workspace, replace_directory, write_json
 from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.data.demo import truth_of
@@ -62,7 +63,7 @@ from sda_core.errors import ConfigError
 from sda_core.evaluation.groups import item_groups
 from sda_core.fetch.download import download
 from sda_core.fetch.manifest import manifest_file
-from sda_core.params import DemoDataset, Oracle, Params, RecommenderParams, load_params
+from sda_core.params import DemoDataset, Oracle, Params, RecommenderParams
 from sda_core.recommenders import ItemVectors
 from sda_core.traits import takes_modalities
 
@@ -113,7 +114,7 @@ class Cell:
 
     def changes(self) -> list[str]:
         """As ``--set`` takes them."""
-        found = [f"dataset.image_side={IMAGE_SIDE}"]
+        found: list[str] = []
         if self.shared is not None:
             rest = round((1.0 - self.shared) / 2.0, 6)
             found += [f"dataset.image_share={rest}", f"dataset.text_share={rest}"]
@@ -146,9 +147,10 @@ def main(
     if shop_seeds is not None and len(set(shop_seeds)) < 2:
         raise ConfigError("--shop-seeds", "an interval over draws needs two different seeds or more", "e.g. 101,102,103")
     drawn: Sequence[int | None] = [None] if shop_seeds is None else list(dict.fromkeys(shop_seeds))
-    grid = product(_values("--shared", shared), _values("--completeness", completeness), drawn)
+    grid = product(values_of("--shared", shared), values_of("--completeness", completeness), drawn)
     cells = [Cell(*values) for values in grid]
-    shops = {cell: prepare(root / "params.yaml", folder / cell.name, [*(changes or []), *cell.changes()]) for cell in cells}
+    common = [*(changes or []), f"dataset.image_side={IMAGE_SIDE}"]
+    shops = {cell: prepare(root / "params.yaml", folder / cell.name, [*common, *cell.changes()]) for cell in cells}
     for seed in seeds:  # one seed of the whole grid first
         for (workspace, params), recommender in product(shops.values(), recommenders):
             for variant in names_:
@@ -162,10 +164,16 @@ def main(
         return
     for recommender in recommenders:
         measured = {variant: differences(shops, variant, recommender, seeds) for variant in names_[1:]}
-        plot_maps(results / f"{'plot' if recommender == recommenders[0] else recommender}.png", measured, recommender)
+        path = results / f"{'plot' if recommender == recommenders[0] else recommender}.png"
+        plot_maps(path, measured, f"NDCG@{CUTOFF} minus ids, {recommender}")
 
 
-def _values(option: str, given: Sequence[str] | None) -> list[float | None]:
+def values_of(option: str, given: Sequence[str] | None) -> list[float | None]:
+    """The values of an axis of the grid; that of the params where none is given.
+
+    Raises:
+        ConfigError: one is no number.
+    """
     if given is None:
         return [None]
     try:
@@ -186,21 +194,10 @@ def prepare(source: Path, root: Path, changes: Sequence[str]) -> tuple[Workspace
     Raises:
         ConfigError: the params are not those of a built-in shop, or the folder holds a shop of other params.
     """
-    tree = read_tree(source)
-    apply_changes(tree, changes)
-    tree["control_embeddings"]["variants"] = []
-    tree["variants"], tree["train_recommender"]["variants"] = ["id", "zero_shot"], ["zero_shot"]
-    wanted = root / "wanted.yaml"
-    root.mkdir(parents=True, exist_ok=True)
-    save_params(tree, wanted)
-    workspace, params = Workspace(root), load_params(wanted)
+    workspace, params = Workspace(root), own_params(source, root, [*changes, *NOTHING_TRAINED])
     if not isinstance(params.dataset, DemoDataset):
         raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
-    own = root / "params.yaml"
-    if own.exists() and load_params(own) != params:
-        raise ConfigError("--name", f"{root} was made with other params", "use another name, or delete that folder")
     make_shop(workspace, params)
-    wanted.replace(own)
     return workspace, params
 
 
@@ -289,9 +286,8 @@ def table(shops: Shops, variants: Sequence[str], recommender: str, seeds: Sequen
             rows.append([*_labels(cell, params)[:2], f"all {len(draws)}", str(sum(draw[0].shape[1] for draw in draws))])
             rows[-1].append(f"{np.mean([draw[0].mean() for draw in draws]):.4f}")
             for place in range(1, len(variants)):
-                mean, low, high = over_draws([float((draw[place] - draw[0]).mean()) for draw in draws])
-                level = np.mean([draw[place].mean() for draw in draws])
-                rows[-1].append(f"{level:.4f}, {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+                gain = over_draws([float((draw[place] - draw[0]).mean()) for draw in draws])
+                rows[-1].append(f"{np.mean([draw[place].mean() for draw in draws]):.4f}, {interval_cell(gain)}")
     draw = ["draw"] if any(cell.seed is not None for cell in shops) else []
     heads = ["shared taste", "completeness", *draw, "users", "id", *(f"{variant}, minus id" for variant in variants[1:])]
     title = f"NDCG@{CUTOFF} of {recommender}, {'all users' if group == 'all' else f'{group} targets'}, {len(seeds)} seeds"
@@ -345,33 +341,58 @@ def differences(shops: Shops, variant: str, recommender: str, seeds: Sequence[in
     return found
 
 
-def plot_maps(path: Path, measured: Mapping[str, Mapping[Cell, Interval]], recommender: str) -> None:
-    """A heat map for each kind of vectors; a number in bold is clear of 0."""
+def plot_maps(
+    path: Path,
+    measured: Mapping[str, Mapping[Cell, Interval | None]],
+    label: str,
+    *,
+    columns: int = 0,
+    bracketed: Collection[Cell] = (),
+) -> None:
+    """A heat map for each kind of vectors; a number in bold is clear of 0.
+
+    Args:
+        path: of the image file.
+        measured: by title, all over the same grid; None is shown as missing.  Where nothing was measured, nothing is drawn.
+        label: of the colours.
+        columns: maps side by side; 0 for all.
+        bracketed: cells whose numbers stand in brackets.
+    """
     from matplotlib import pyplot as plt
 
-    if not measured:
+    means = [interval[0] for of_cell in measured.values() for interval in of_cell.values() if interval is not None]
+    if not means:
         return
+    largest = float(max(np.abs(means)))
     cells = list(next(iter(measured.values())))
-    rows, columns = (list(dict.fromkeys(values)) for values in zip(*((c.shared, c.completeness) for c in cells), strict=True))
-    largest = max(abs(mean) for of_cell in measured.values() for mean, _, _ in of_cell.values())
-    size = (1.1 * len(columns) * len(measured) + 1.6, 0.8 * len(rows) + 1.3)
-    figure, axes = plt.subplots(1, len(measured), figsize=size, squeeze=False, layout="constrained")
+    shares, complete = (list(dict.fromkeys(values)) for values in zip(*((c.shared, c.completeness) for c in cells), strict=True))
+    across = columns or len(measured)
+    down = -(-len(measured) // across)
+    size = (1.1 * len(complete) * across + 1.6, (0.8 * len(shares) + 0.5) * down + 0.8)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(measured) :]:
+        axis.set_visible(False)
     shown: Any = None
-    for axis, (variant, of_cell) in zip(axes.flat, measured.items(), strict=True):
-        values = np.array([[of_cell[Cell(row, column)][0] for column in columns] for row in rows])
+    for place, (axis, (title, of_cell)) in enumerate(zip(axes.flat, measured.items(), strict=False)):
+        values = np.full((len(shares), len(complete)), np.nan)
+        for row, column in np.ndindex(*values.shape):
+            cell = Cell(shares[row], complete[column])
+            text, colour, weight = "missing", "#888888", "normal"
+            if (interval := of_cell[cell]) is not None:
+                values[row, column], low, high = interval
+                colour = "white" if abs(interval[0]) > 0.6 * largest else "black"
+                weight = "bold" if low > 0 or high < 0 else "normal"
+                text = f"({interval[0]:+.4f})" if cell in bracketed else f"{interval[0]:+.4f}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
         shown = axis.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            _, low, high = of_cell[Cell(rows[row], columns[column])]
-            colour = "white" if abs(value) > 0.6 * largest else "black"
-            weight = "bold" if low > 0 or high < 0 else "normal"
-            axis.text(column, row, f"{value:+.3f}", ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
-        is_first = axis is axes.flat[0]
-        axis.set_xticks(range(len(columns)), [_plain(value) for value in columns], fontsize=8)
-        axis.set_yticks(range(len(rows)), [_plain(value) if is_first else "" for value in rows], fontsize=8)
+        is_first = place % across == 0
+        axis.set_xticks(range(len(complete)), [_plain(value) for value in complete], fontsize=8)
+        axis.set_yticks(range(len(shares)), [_plain(value) if is_first else "" for value in shares], fontsize=8)
         axis.set_xlabel("completeness of text", fontsize=8)
-        axis.set_title(variant, fontsize=9)
-    axes.flat[0].set_ylabel("share of shared taste", fontsize=8)
-    figure.colorbar(shown, ax=list(axes.flat), label=f"NDCG@{CUTOFF} minus ids, {recommender}")
+        axis.set_title(title, fontsize=9)
+        if is_first:
+            axis.set_ylabel("share of shared taste", fontsize=8)
+    figure.colorbar(shown, ax=list(axes.flat), label=label)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 from experiments import oracles
 from experiments.options import THREE_SEEDS, Name, Recommender, Root, Seeds, Variants
 from experiments.study import CUTOFF, check_names, difference, interval, logger, markdown_table, write_results
-from experiments.workspaces import BASE, apply_changes, read_tree, run_stage, save_params
+from experiments.workspaces import BASE, NOTHING_TRAINED, changed_tree, own_params, run_stage
 from sda_core import recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
 from sda_core.cli.scripts import Names, names
@@ -123,15 +123,11 @@ def _alone(section: RecommenderParams, usual: RecommenderParams) -> RecommenderP
 # ------------------------------------------------------------------------------------------------- shops
 def _shop(root: Path, name: str, *, with_base: bool) -> tuple[Workspace, Params]:
     """A shop's data and, where they are wanted, the vectors of the backbone as it is."""
-    tree = read_tree(root / "params.yaml")
-    apply_changes(tree, SHOPS[name])
-    tree["control_embeddings"]["variants"], tree["train_adapter"]["variants"] = [], {}
-    tree["variants"], tree["train_recommender"]["variants"] = [REFERENCE, BASE], [BASE]
+    changes = [*SHOPS[name], *NOTHING_TRAINED, "train_adapter.variants={}"]
+    tree = changed_tree(root / "params.yaml", changes)
     made_of = fingerprint(*(json.dumps(tree[section], sort_keys=True) for section in _MAKE_A_SHOP))
     folder = root / "experiments" / "runs" / "recommender_settings" / f"{name}-{made_of[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_params(tree, folder / "params.yaml")
-    workspace, params = Workspace(folder), load_params(folder / "params.yaml")
+    workspace, params = Workspace(folder), own_params(root / "params.yaml", folder, changes, replace=True)
     if not isinstance(params.dataset, DemoDataset):
         raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
     oracles.make_shop(workspace, params)

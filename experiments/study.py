@@ -123,6 +123,15 @@ def epochs(folder: Path, seeds: Sequence[int]) -> str:
     return ", ".join(cells)
 
 
+def best_validation(folder: Path, seeds: Sequence[int]) -> float:
+    """Validation NDCG@10 at the selected epoch, mean over the seeds; 0 of what was never validated."""
+    best = []
+    for seed in seeds:
+        curve = pl.read_csv(folder / f"{seed}.tsv", separator="\t", schema_overrides={"valid_ndcg_10": pl.Float64})
+        best.append(float(curve["valid_ndcg_10"].max() or 0.0))  # type: ignore[arg-type]
+    return float(np.mean(best))
+
+
 # ------------------------------------------------------------------------------------------------- numbers
 def read_positions(folder: Path, seeds: Sequence[int], protocol: str = "fullrank") -> list[pl.DataFrame]:
     """Read the tables of :func:`keep_positions`, one per seed, sorted by user."""
@@ -159,6 +168,28 @@ def mean_and_interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str)
 def mean_and_range(values: Sequence[float]) -> Interval:
     """Mean, minimum and maximum of one number per seed."""
     return float(np.mean(values)), float(min(values)), float(max(values))
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Spearman's rank correlation, and the share of random orders whose correlation is at least as far from 0.
+
+    Args:
+        one: a number for each case.
+        other: likewise.
+
+    Returns:
+        The correlation, and a p-value from 10,000 orders; not numbers where all of one are equal.
+    """
+    from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
+
+    first_N, second_N = (np.asarray(rankdata(values), dtype=np.float64) for values in (one, other))
+    first_N, second_N = first_N - first_N.mean(), second_N - second_N.mean()
+    scale = float(np.linalg.norm(first_N) * np.linalg.norm(second_N))
+    if scale == 0.0:
+        return float("nan"), float("nan")
+    orders_RN = generator(0, "rank correlation").permuted(np.tile(second_N, (10_000, 1)), axis=1)
+    far = np.abs(orders_RN @ first_N) >= abs(first_N @ second_N) - 1e-9
+    return float(first_N @ second_N) / scale, float((1 + far.sum()) / (1 + len(far)))
 
 
 def retrieval_at_1(path: Path, limit: int = 2000) -> float:
@@ -209,7 +240,12 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: s
 
 def difference(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> str:
     """A cell: the :func:`mean_and_interval` of differences ``(S, U)``."""
-    mean, low, high = mean_and_interval(gain_SU, params, purpose)
+    return interval_cell(mean_and_interval(gain_SU, params, purpose))
+
+
+def interval_cell(interval: Interval) -> str:
+    """A cell: a difference and its interval."""
+    mean, low, high = interval
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 

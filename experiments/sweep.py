@@ -37,10 +37,11 @@ import numpy as np
 import polars as pl
 import typer
 
-from experiments.corruption import How, corrupt
+from experiments.corruption import How
 from experiments.options import THREE_SEEDS, Changes, Name, Recommenders, Seeds, Source
 from experiments.study import (
     CUTOFF,
+    best_validation,
     check_names,
     difference,
     logger,
@@ -50,8 +51,8 @@ from experiments.study import (
     retrieval_at_1,
     write_results,
 )
-from experiments.workspaces import BASE, VARIANTS, Study, adapt, prepare, read_curve, run_stage, train_on
-from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from experiments.workspaces import BASE, VARIANTS, Study, adapt, prepare, read_curve, train_on, train_on_corrupted
+from sda_core.artifacts import INTERACTIONS, ITEMS
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
 from sda_core.evaluation.groups import item_groups
@@ -133,20 +134,10 @@ def make_vectors(sweep: Sweep, value: str, seed: int) -> None:
     """Make adapter and vectors of one value and seed, unless they exist; zero_shot's vectors are computed once and linked."""
     study, variant = sweep.study, sweep.variant
     workspace = study.workspace(value, seed)
-    root = workspace.root
     changes = [*study.changes, *([] if sweep.param is None else [f"{sweep.param}={value}"])]
     prepare(workspace, study.source, study.folder / f"{BASE}.parquet", seed, study.variants, changes)
-    if not workspace.adapter(variant).exists():
-        trained_in = root
-        if sweep.corrupted is not None:  # trained on corrupted items, in another workspace
-            trained_in = root / "spoilt"
-            trained_in.mkdir(exist_ok=True)
-            (trained_in / "params.yaml").write_bytes((root / "params.yaml").read_bytes())
-            corrupt(workspace, Workspace(trained_in), sweep.corrupted, sweep.how, float(value), seed)
-        run_stage("train_adapter", variant, trained_in)
-        if trained_in != root:
-            workspace.adapter(variant).parent.mkdir(exist_ok=True)
-            Workspace(trained_in).adapter(variant).rename(workspace.adapter(variant))
+    if sweep.corrupted is not None:
+        train_on_corrupted(workspace, variant, sweep.corrupted, sweep.how, float(value), seed)
     adapt(workspace, variant)
 
 
@@ -186,12 +177,7 @@ def training_cells(sweep: Sweep, value: str) -> list[str]:
 
 def validation(sweep: Sweep, value: str, recommender: str) -> float:
     """Best validation NDCG@10, mean over the seeds."""
-    best = []
-    for seed in sweep.study.seeds:
-        path = sweep.study.positions(value, recommender) / f"{seed}.tsv"
-        curve = pl.read_csv(path, separator="\t", schema_overrides={"valid_ndcg_10": pl.Float64})
-        best.append(float(curve["valid_ndcg_10"].max() or 0.0))  # type: ignore[arg-type]
-    return float(np.mean(best))
+    return best_validation(sweep.study.positions(value, recommender), sweep.study.seeds)
 
 
 def plot(sweep: Sweep, path: Path) -> None:

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import polars as pl
 from ruamel.yaml import YAML
 from torch import nn
 
+from experiments.corruption import How, corrupt
 from experiments.study import keep_positions, logger, positions_path, retrieval_at_1
 from sda_core import adapters
 from sda_core.artifacts import ITEMS, Workspace
@@ -35,6 +36,8 @@ VARIANTS = {
     "infonce": {"adapter": "moda", "loss": "infonce"},
     "sda": {"adapter": "moda", "loss": "loss"},
 }
+NOTHING_TRAINED = ("control_embeddings.variants=[]", f"variants=[id, {BASE}]", f"train_recommender.variants=[{BASE}]")
+"""Changes of params for folders in which an experiment trains by itself."""
 
 
 # ------------------------------------------------------------------------------------------------- folders and params
@@ -61,6 +64,36 @@ def save_params(params: Any, target: Path) -> None:
     params["local_files"] = watched(params["dataset"], params["backbone"], target.parent)
     with target.open("w", encoding="utf-8") as stream:
         YAML().dump(params, stream)
+
+
+def changed_tree(source: Path, changes: Sequence[str]) -> Any:
+    """A params file as a tree, with ``PATH=VALUE`` changed in it; see :func:`apply_changes`."""
+    params = read_tree(source)
+    apply_changes(params, changes)
+    return params
+
+
+def own_params(source: Path, root: Path, changes: Sequence[str], *, replace: bool = False) -> Params:
+    """The params of an experiment's folder: those of a file with some values changed, checked, in its ``params.yaml``.
+
+    Args:
+        source: a params file.
+        root: the folder; made where it is missing.
+        changes: ``PATH=VALUE``, as YAML.
+        replace: whether other params in the folder are replaced.
+
+    Raises:
+        ConfigError: a path that the params do not have, or a wrong value; the folder holds other params.
+    """
+    tree = changed_tree(source, changes)
+    root.mkdir(parents=True, exist_ok=True)
+    wanted, own = root / "wanted.yaml", root / "params.yaml"
+    save_params(tree, wanted)
+    params = load_params(wanted)
+    if own.exists() and not replace and load_params(own) != params:
+        raise ConfigError("--name", f"{root} was made with other params", "use another name, or delete that folder")
+    wanted.replace(own)
+    return params
 
 
 def write_params(source: Path, target: Path, seed: int, variants: Sequence[str], changes: Sequence[str]) -> None:
@@ -161,6 +194,24 @@ def adapt(workspace: Workspace, variant: str) -> None:
         run_stage("train_adapter", variant, workspace.root)
     if not workspace.embeddings(variant).exists():
         run_stage("export_embeddings", variant, workspace.root)
+
+
+def train_on_corrupted(
+    workspace: Workspace, variant: str, modality: Literal["image", "text"], how: How, share: float, seed: int
+) -> None:
+    """A variant's adapter, trained on items of which a share is corrupted, unless it exists.
+
+    The corrupted items are in ``spoilt``, a workspace below, and vectors are made from the clean ones.
+    """
+    if workspace.adapter(variant).exists():
+        return
+    spoilt = Workspace(workspace.root / "spoilt")
+    spoilt.root.mkdir(exist_ok=True)
+    (spoilt.root / "params.yaml").write_bytes((workspace.root / "params.yaml").read_bytes())
+    corrupt(workspace, spoilt, modality, how, share, seed)
+    run_stage("train_adapter", variant, spoilt.root)
+    workspace.adapter(variant).parent.mkdir(exist_ok=True)
+    spoilt.adapter(variant).rename(workspace.adapter(variant))
 
 
 def read_curve(workspace: Workspace, variant: str) -> pl.DataFrame:

@@ -115,3 +115,17 @@ def test_the_interval_is_what_the_cell_says() -> None:
     assert low < mean < high
     assert mean == pytest.approx(gain_SU.mean())
     assert study.difference(gain_SU, params, "x") == f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def test_rank_correlation_against_scipy() -> None:
+    from scipy.stats import permutation_test, spearmanr
+
+    random = np.random.default_rng(1)
+    one, other = random.integers(0, 6, size=9).astype(float), random.normal(size=9)  # with ties
+    other += 0.4 * one
+    rho, p = study.rank_correlation(list(one), list(other))
+    assert rho == pytest.approx(spearmanr(one, other).statistic)
+    expected = permutation_test((one,), lambda x: spearmanr(x, other).statistic, permutation_type="pairings", n_resamples=4000)
+    assert p == pytest.approx(expected.pvalue, abs=0.03)
+    assert study.rank_correlation([1, 2, 3, 4], [8, 6, 4, 2])[0] == pytest.approx(-1.0)
+    assert np.isnan(study.rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])).all()

@@ -1,0 +1,436 @@
+"""When does adaptation pay?  What adapted vectors gain, over a grid of built-in shops, and which cheap figures foretell it.
+
+A cell is a shop: a share of the taste in attributes that image and text both show (--shared; the rest is halved between those
+that one of them shows alone) by how complete the texts are (--completeness, which is dataset.text_completeness).  In each cell
+adapted vectors are compared with those of the backbone as it is (zero_shot) and with its texts alone (text_only):
+
+    python -m experiments adaptation_map --name nano --seeds 1,2,3
+    python -m experiments adaptation_map --name nano_lvlm --backbone nano_lvlm=conf/backbone/nano_lvlm.yaml --max-minutes 120
+
+==============  =====================================================================================================
+sda, infonce    MoDA with soft targets (CMSA) and with hard ones
+lora            LoRA with hard targets; lora_cmsa: with soft ones
+X+base          adapted vectors X beside those of zero_shot, as export_embeddings.with_base joins them
+mismatched      the negative control: sda, trained on images with other items' texts; in one cell, that of the most
+                shared taste and the least complete texts
+==============  =====================================================================================================
+
+id, oracle, zero_shot and text_only are in every cell.  A cell in which the true attributes (oracle) are not clear of learned ids
+is not read: there the recommender cannot show a gain.  Adaptation *pays* in a cell where an adapted kind of vectors is clear of
+zero_shot and of text_only, by 95 % intervals over users and seeds.  A cell is one draw of a shop, which no interval covers.
+
+Seed s trains adapter s and recommender s.  The first seed is trained in the whole grid before the next one, and in each round
+come the corner of most shared taste and least complete texts, the opposite one, the other corners, the centre, and the rest.
+What exists is kept.  After --max-minutes nothing new is begun; 0 only makes the tables.  A comparison is in the tables once all
+--seeds of it are there, and what is not is shown as missing; `--seeds 1 --max-minutes 0` shows what the first seed says so far.
+
+The figures are what a shop's owner can have before a GPU is paid for: those that `sda check-adapter` takes of the backbone's
+vectors, text_only against zero_shot on the validation targets, the share of items without an image, the length of the texts.  A
+table says by Spearman's rank correlation whether one of them orders the cells as the gain does.
+
+The adapters are those of conf/adaptation/strong.yaml unless --compose says otherwise.  Projects and positions are kept below
+experiments/runs/adaptation_map/NAME; tables and heat map are written to experiments/results/adaptation_map-NAME.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from experiments import adaptation
+from experiments.families import read_backbones
+from experiments.options import THREE_SEEDS, Name, Recommenders, Root, Seeds
+from experiments.oracles import Cell, Completeness, Shares, plot_maps, values_of
+from experiments.study import (
+    CUTOFF,
+    Interval,
+    best_validation,
+    check_names,
+    interval_cell,
+    logger,
+    markdown_table,
+    mean_and_interval,
+    positions_path,
+    rank_correlation,
+    write_results,
+)
+from experiments.workspaces import BASE, VARIANTS, adapt, mean_retrieval, train_on_corrupted
+from sda_core.artifacts import Workspace, read_json
+from sda_core.cli.scripts import Names, names
+from sda_core.item_source import item_source
+from sda_core.params import Params
+
+GRID = Names(("0.2", "0.6", "1.0"))
+IN_EVERY_CELL = ("id", "oracle", BASE, "text_only")
+REFERENCES = (BASE, "text_only")
+CONTROL = "mismatched"
+CHECKED = "sda"  # whose look at the vectors before step 0 gives the figures, and whose adapter the control has
+ADAPTED = (*VARIANTS, *(f"{variant}+base" for variant in VARIANTS))
+FEWEST_CELLS = 5  # for a rank correlation
+MISSING = "missing"
+AXES = ("shared taste", "completeness")
+
+CHECK_FIGURES = {
+    "image_cosine_before": "cosine of two images",
+    "text_cosine_before": "of two texts",
+    "own_pair_gap_before": "own pair minus others",
+    "effective_targets_before": "effective targets",
+    "retrieval@1_before": "retrieval@1 in a batch",
+}
+TEXTS_ALONE = f"text_only - {BASE}, validation"
+WITHOUT_IMAGE = "items without image"
+CHARACTERS = "characters of a text"
+FIGURES = (*CHECK_FIGURES.values(), TEXTS_ALONE, WITHOUT_IMAGE, CHARACTERS)
+
+Vectors = Annotated[
+    Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="Adapted vectors, in the order of training.")
+]
+Backbone = Annotated[
+    str | None, typer.Option("--backbone", metavar="NAME=FILE", help="Backbone; default: nano.", show_default=False)
+]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option("--max-minutes", min=0.0, help="Begin nothing new after this time; 0: only tables.", show_default=False),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell of the map in its folder, which holds the shop and a project for each seed."""
+
+    cell: Cell
+    folder: Path
+    params: Params
+    has_control: bool
+
+    @property
+    def shop(self) -> Workspace:
+        """Whose data all seeds share."""
+        return Workspace(self.folder / "shop")
+
+    @property
+    def labels(self) -> list[str]:
+        """Where it lies on the map."""
+        return [f"{self.cell.shared:g}", f"{self.cell.completeness:g}"]
+
+    def positions(self, recommender: str, vector: str) -> Path:
+        """Where those of all seeds are kept."""
+        return adaptation.positions(self.folder, recommender, vector)
+
+    def project(self, variant: str) -> Path:
+        """The folder of the seeds' projects; the control has its own."""
+        return self.folder / CONTROL if variant == CONTROL else self.folder
+
+    def workspaces(self, variant: str, seeds: Sequence[int]) -> list[Workspace]:
+        """With the seeds' adapters and embeddings of a variant."""
+        return [Workspace(self.project(variant) / f"seed-{seed}") for seed in seeds]
+
+
+def main(
+    name: Name,
+    recommenders: Recommenders = Names(("sasrec",)),
+    vectors: Vectors = Names(("sda", "sda+base", "lora", "infonce", CONTROL)),
+    backbone: Backbone = None,
+    shared: Shares = GRID,
+    completeness: Completeness = GRID,
+    composed: adaptation.Composed = None,
+    root: Root = Path(),
+    seeds: Seeds = THREE_SEEDS,
+    max_minutes: MaxMinutes = None,
+) -> None:
+    """Train what is missing, write tables and heat map."""
+    check_names("--vectors", vectors, [*ADAPTED, CONTROL])
+    cells = [Cell(*values) for values in product(values_of("--shared", shared), values_of("--completeness", completeness))]
+    order = in_order(cells)
+    places = {cell: _place(root, name, cell, composed or [], backbone) for cell in cells}
+    if CONTROL in vectors:
+        places[order[0]] = replace(places[order[0]], has_control=True)
+    adapted = [vector for vector in dict.fromkeys(vectors) if vector != CONTROL]
+    for recommender in recommenders:
+        adaptation.check_recommender(places[order[0]].params, recommender, adapted)
+    train([places[cell] for cell in order], recommenders, [*IN_EVERY_CELL, *adapted], seeds, max_minutes)
+    tables, maps = [alignment(list(places.values()), adapted, seeds)], {}
+    for recommender in recommenders:
+        on_map = {cell: measure(place, adapted, recommender, seeds) for cell, place in places.items()}
+        maps[recommender] = list(on_map.values())
+        title = f"{recommender}, {len(seeds)} seeds"
+        tables += [levels(maps[recommender], adapted, title), gains(maps[recommender], adapted, title)]
+        tables += [contrast([on_map[cell] for cell in order[:2]], adapted, title)]
+        tables += [figures(maps[recommender], title), foretold(maps[recommender], adapted, title)]
+    results = write_results("\n".join(filter(None, tables)), "adaptation_map", name, root)
+    for recommender, measured in maps.items():
+        plot(results / f"{'plot' if recommender == recommenders[0] else recommender}.png", measured, adapted, recommender)
+
+
+def in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells in the order of training.
+
+    First the corner of most shared taste and least complete texts, then the opposite one, the other corners, the centre, and
+    the rest as given.
+    """
+    shares, complete = (sorted(set(axis)) for axis in zip(*((_axis(cell)) for cell in cells), strict=True))
+    middle = shares[len(shares) // 2], complete[len(complete) // 2]
+    corners = [(shares[-1], complete[0]), (shares[0], complete[-1]), (shares[-1], complete[-1]), (shares[0], complete[0])]
+    return list(dict.fromkeys([*(Cell(*values) for values in (*corners, middle)), *cells]))
+
+
+def _axis(cell: Cell) -> tuple[float, float]:
+    """Where a cell lies; the values are always given here."""
+    assert cell.shared is not None, cell
+    assert cell.completeness is not None, cell
+    return cell.shared, cell.completeness
+
+
+def _place(root: Path, name: str, cell: Cell, composed: Sequence[str], backbone: str | None) -> Place:
+    """A cell's folder and params; nothing else is made."""
+    folder = root / "experiments" / "runs" / "adaptation_map" / name / cell.name
+    given = [] if any(each.startswith("adaptation=") for each in composed) else ["adaptation=strong"]
+    sections = {} if backbone is None else read_backbones([backbone])
+    changes = [f"backbone={json.dumps(dict(section))}" for section in sections.values()]  # JSON is YAML
+    wanted = [*given, *composed, *cell.changes()]
+    params = adaptation.compose(Workspace(folder / "shop"), (root / "conf").resolve(), wanted, changes)
+    return Place(cell, folder, params, has_control=False)
+
+
+# ------------------------------------------------------------------------------------------------- training
+def train(
+    places: Sequence[Place],
+    recommenders: Sequence[str],
+    vectors: Sequence[str],
+    seeds: Sequence[int],
+    max_minutes: float | None,
+) -> None:
+    """Train what is missing: one seed of all cells before the next, a cell's kinds of vectors one by one.
+
+    Args:
+        places: in the order of training.
+        recommenders: all are trained on a kind of vectors before the next kind.
+        vectors: in the order of training.
+        seeds: of adapters and recommenders.
+        max_minutes: after which nothing new is begun.
+    """
+    begin = time.monotonic()
+    for seed, place in product(seeds, places):
+        for vector in (*vectors, *([CONTROL] if place.has_control else [])):
+            wanted = [positions_path(place.positions(recommender, vector), seed) for recommender in recommenders]
+            if all(path.exists() for path in wanted):
+                continue
+            if max_minutes is not None and time.monotonic() - begin >= 60.0 * max_minutes:
+                logger.info("%g minutes are over; run it again to resume", max_minutes)
+                return
+            train_vector(place, vector, recommenders, seed)
+        logger.info("cell %s, seed %d: complete, %.1f minutes", place.cell.name, seed, (time.monotonic() - begin) / 60.0)
+
+
+def train_vector(place: Place, vector: str, recommenders: Sequence[str], seed: int) -> None:
+    """One kind of vectors of one seed, and the recommenders on them."""
+    adaptation.run_data_stages(place.shop)
+    of_adapter = CHECKED if vector == CONTROL else vector
+    workspace = adaptation.workspace_of_seed(place.shop, place.project(vector), BASE if vector == CONTROL else vector, seed)
+    if vector == CONTROL:
+        train_on_corrupted(workspace, CHECKED, "text", "shuffle", 1.0, seed)
+        adapt(workspace, CHECKED)
+    for recommender in recommenders:
+        adaptation.train_cell(workspace, of_adapter, recommender, seed, place.positions(recommender, vector))
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a cell.
+
+    Attributes:
+        place: the cell.
+        levels: NDCG, mean over users and seeds, of the vectors whose seeds are complete.
+        differences: of pairs of these, with their intervals.
+        num_users: whose targets are ranked; 0 where nothing is complete.
+        figures: of :data:`FIGURES`, those that are known.
+    """
+
+    place: Place
+    levels: Mapping[str, float]
+    differences: Mapping[tuple[str, str], Interval]
+    num_users: int
+    figures: Mapping[str, float]
+
+    @property
+    def is_read(self) -> bool | None:
+        """Whether the true attributes are clear of learned ids; None where one of them is missing."""
+        interval = self.differences.get(("oracle", "id"))
+        return None if interval is None else interval[1] > 0.0
+
+    def pays(self, vector: str) -> bool | None:
+        """Whether vectors are clear of both references; None where a number is missing."""
+        intervals = [self.differences.get((vector, reference)) for reference in REFERENCES]
+        known = [interval[1] > 0.0 for interval in intervals if interval is not None]
+        return all(known) if len(known) == len(REFERENCES) else None
+
+    def verdict(self, adapted: Sequence[str]) -> str:
+        """Which vectors pay here."""
+        if not self.is_read:
+            return MISSING if self.is_read is None else "not read"
+        found = {vector: self.pays(vector) for vector in adapted}
+        paying = [vector for vector, pays in found.items() if pays]
+        missing = [vector for vector, pays in found.items() if pays is None]
+        return ", ".join(paying or ["none"]) + (f" ({', '.join(missing)} {MISSING})" if missing else "")
+
+
+def measure(place: Place, adapted: Sequence[str], recommender: str, seeds: Sequence[int]) -> Measured:
+    """What is complete in a cell."""
+    wanted = [*IN_EVERY_CELL, *adapted, CONTROL]
+    done = [vector for vector in wanted if adaptation.is_complete(place.positions(recommender, vector), seeds)]
+    ndcg: dict[str, np.ndarray] = {}
+    if done:
+        groups = adaptation.measure(place.shop, place.params, place.folder, recommender, done, seeds)
+        ndcg = {vector: ndcg_SU for vector, (ndcg_SU, _) in next(iter(groups.values())).items()}
+    pairs = [("oracle", "id"), *product([*adapted, CONTROL], REFERENCES)]
+    differences = {
+        (one, other): mean_and_interval(ndcg[one] - ndcg[other], place.params.evaluate, f"{one} - {other}")
+        for one, other in pairs
+        if ndcg.keys() >= {one, other}
+    }
+    levels = {vector: float(ndcg_SU.mean()) for vector, ndcg_SU in ndcg.items()}
+    num_users = next(iter(ndcg.values())).shape[1] if ndcg else 0
+    return Measured(place, levels, differences, num_users, figures_of(place, recommender, done, seeds))
+
+
+def figures_of(place: Place, recommender: str, done: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
+    """The figures that are known of a cell; those of the check are means over the seeds, which draw its sample.
+
+    Args:
+        place: the cell.
+        recommender: whose validation targets count.
+        done: the kinds of vectors whose seeds are complete.
+        seeds: of the trainings.
+    """
+    found: dict[str, float] = {}
+    paths = [workspace.adapter(CHECKED) / "check.json" for workspace in place.workspaces(CHECKED, seeds)]
+    if all(path.exists() for path in paths):
+        checks = [read_json(path, "the check of an adapter") for path in paths]
+        found = {shown: float(np.mean([check[key] for check in checks])) for key, shown in CHECK_FIGURES.items()}
+    if {*REFERENCES} <= {*done}:
+        base, texts = (best_validation(place.positions(recommender, vector), seeds) for vector in REFERENCES)
+        found[TEXTS_ALONE] = texts - base
+    if place.shop.images.exists():
+        source = item_source(place.shop, place.params.items)
+        found[WITHOUT_IMAGE] = 1.0 - float(source.has_image.mean())
+        found[CHARACTERS] = float(np.mean([len(text) for text in source.texts(np.arange(len(source)))]))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- results
+def alignment(places: Sequence[Place], adapted: Sequence[str], seeds: Sequence[int]) -> str:
+    """Retrieval@1 of the embeddings in each cell: was anything aligned?"""
+    variants = [*dict.fromkeys(adaptation.source_of(vector) for vector in (BASE, *adapted)), CONTROL]
+    rows: list[list[str]] = []
+    for place in places:
+        rows.append(list(place.labels))
+        for variant in variants:
+            named = CHECKED if variant == CONTROL else variant
+            paths = [workspace.embeddings(named) for workspace in place.workspaces(variant, seeds)]
+            is_there = all(path.exists() for path in paths)
+            rows[-1].append(f"{mean_retrieval(paths):.4f}" if is_there else _missing(place, variant))
+    title = f"Retrieval@1 of image and text, at most 2,000 items, {len(seeds)} seeds"
+    return markdown_table([*AXES, *variants], rows, title)
+
+
+def _missing(place: Place, vector: str) -> str:
+    """A cell without a number; the control is wanted in one place alone."""
+    return "" if vector == CONTROL and not place.has_control else MISSING
+
+
+def levels(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
+    """A row for each cell: NDCG@10 of all vectors, what the true attributes add to ids, and whether adaptation pays."""
+    rows: list[list[str]] = []
+    for one in on_map:
+        oracle = one.differences.get(("oracle", "id"))
+        shown = {vector: f"{value:.4f}" for vector, value in one.levels.items()}
+        row = [*one.place.labels, str(one.num_users or MISSING), shown.get("id", MISSING)]
+        row.append(MISSING if oracle is None else interval_cell(oracle))
+        rows.append([*row, *(shown.get(vector, MISSING) for vector in (*REFERENCES, *adapted)), one.verdict(adapted)])
+    heads = [*AXES, "users", "id", "oracle - id", *REFERENCES, *adapted, "adaptation pays"]
+    return markdown_table(heads, rows, f"NDCG@{CUTOFF} of {title}")
+
+
+def gains(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
+    """Two rows for each cell: what adapted vectors add to the backbone as it is, and to its texts alone."""
+    vectors, rows = [*adapted, CONTROL], []
+    for one, reference in product(on_map, REFERENCES):
+        found = {vector: one.differences.get((vector, reference)) for vector in vectors}
+        cells = [_missing(one.place, vector) if gain is None else interval_cell(gain) for vector, gain in found.items()]
+        rows.append([*one.place.labels, reference, *cells])
+    return markdown_table([*AXES, "minus", *vectors], rows, f"Gain in NDCG@{CUTOFF} [95 %], {title}")
+
+
+def contrast(ends: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
+    """Is the gain larger where taste is shared and texts are incomplete?  That corner minus the opposite one.
+
+    Args:
+        ends: these two; of a map of one cell there is one, and no table.
+        adapted: the kinds of vectors.
+        title: of the recommender.
+    """
+    if len(ends) < 2:
+        return ""
+    first, last = ends
+    rows: list[list[str]] = []
+    for vector, reference in product(adapted, REFERENCES):
+        pair = [end.differences.get((vector, reference)) for end in ends]
+        known = [interval for interval in pair if interval is not None]
+        cells = [MISSING if interval is None else interval_cell(interval) for interval in pair]
+        rows.append([f"{vector} - {reference}", *cells, interval_cell(minus(*known)) if len(known) == 2 else MISSING])
+    names_ = [f"shared {share}, completeness {text}" for share, text in (first.place.labels, last.place.labels)]
+    return markdown_table(["gain", *names_, "difference"], rows, f"Two opposite corners, {title}")
+
+
+def minus(one: Interval, other: Interval) -> Interval:
+    """The difference of two independent means, with an interval from theirs (Zou & Donner 2008)."""
+    mean = one[0] - other[0]
+    return mean, mean - math.hypot(one[0] - one[1], other[2] - other[0]), mean + math.hypot(one[2] - one[0], other[0] - other[1])
+
+
+def figures(on_map: Sequence[Measured], title: str) -> str:
+    """A row for each cell: what its owner can know before a GPU is paid for, beside the gain."""
+    pairs = [(CHECKED, reference) for reference in REFERENCES]
+    rows: list[list[str]] = []
+    for one in on_map:
+        means = [one.differences[pair][0] if pair in one.differences else None for pair in pairs]
+        rows.append([*one.place.labels, *(MISSING if mean is None else f"{mean:+.4f}" for mean in means)])
+        rows[-1] += [f"{one.figures[name]:.4g}" if name in one.figures else MISSING for name in FIGURES]
+    return markdown_table([*AXES, *map(" - ".join, pairs), *FIGURES], rows, f"Figures of each cell, {title}")
+
+
+def foretold(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
+    """Does a figure order the cells as the gain does?  Spearman's rank correlation over the cells that are read."""
+    pairs = list(product(adapted, REFERENCES))
+    rows: list[list[str]] = []
+    for name in FIGURES:
+        rows.append([name])
+        for pair in pairs:
+            cells = [one for one in on_map if one.is_read and pair in one.differences and name in one.figures]
+            if len(cells) < FEWEST_CELLS:
+                rows[-1].append(f"{len(cells)} cells")
+                continue
+            rho, p = rank_correlation([one.figures[name] for one in cells], [one.differences[pair][0] for one in cells])
+            rows[-1].append("all equal" if math.isnan(rho) else f"{rho:+.2f} (p {p:.3f}, {len(cells)} cells)")
+    heads = ["figure", *map(" - ".join, pairs)]
+    return markdown_table(heads, rows, f"Rank correlation of figure and gain over cells, {title}")
+
+
+def plot(path: Path, on_map: Sequence[Measured], adapted: Sequence[str], recommender: str) -> None:
+    """A heat map for each gain, those over one reference in a row; cells that are not read stand in brackets."""
+    maps = {
+        f"{vector} - {reference}": {one.place.cell: one.differences.get((vector, reference)) for one in on_map}
+        for reference, vector in product(REFERENCES, adapted)
+    }
+    bracketed = [one.place.cell for one in on_map if one.is_read is False]
+    plot_maps(path, maps, f"gain in NDCG@{CUTOFF}, {recommender}", columns=len(adapted), bracketed=bracketed)
