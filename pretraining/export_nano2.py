@@ -1,4 +1,4 @@
-"""Write nano 2 (or what ``--params`` makes of it) as a checkpoint folder, in half precision.
+"""Write nano 2 as a checkpoint folder, in half precision.
 
 python -m pretraining export_nano2 [--params FILE] [--folder FOLDER] [--untrained]
 """

@@ -1,4 +1,4 @@
-"""Train nano 2: nano, going on from its weights, with a deeper tower that learns to see.
+"""Train nano 2: nano's decoder with a deeper vision tower.
 
 Beside nano's own material (``train.py``) each step shows scenes with known attributes and photographs (``seen.py``,
 ``busy_scenes.py``), and beside nano's losses there are

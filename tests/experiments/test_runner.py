@@ -12,7 +12,7 @@ import typer
 
 from sda_core.cli.scripts import run_script, script, scripts
 
-COMMAND = re.compile(r"python -m (bench|experiments|pretraining) ([a-z_]+)([^`]*?)(?=`|\n\w|\n\n|\n-|#)")
+COMMAND = re.compile(r"python -m (bench|experiments|pretraining) ([a-z0-9_]+)([^`]*?)(?=`|\n\w|\n\n|\n-|#)")
 SCRIPTS = [(package, name) for package in ("bench", "experiments", "pretraining") for name, _ in scripts(package)]
 
 
@@ -66,9 +66,7 @@ def test_commands_in_the_docs_have_options_that_exist(repository: Path) -> None:
     checked = 0
     for page in pages:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for package, name, rest in re.findall(
-            r"python -m (bench|experiments|pretraining) ([a-z_]+)([^`]*?)(?=`|\n\w|\n\n|\n-|#)", text
-        ):
+        for package, name, rest in COMMAND.findall(text):
             known = {option for parameter in typer.main.get_command(script(package, name)).params for option in parameter.opts}
             used = set(re.findall(r"--[a-z][a-z0-9-]*", rest))
             assert used <= known | {"--help"}, f"{page.name}: python -m {package} {name}{rest}"
