@@ -27,7 +27,7 @@ experiments/results/oracles-NAME with a heat map of the differences to learned i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -273,25 +273,41 @@ def table(shops: Shops, variants: Sequence[str], recommender: str, seeds: Sequen
     Draws of one shop are followed by a row with their means.
     """
     rows: list[list[str]] = []
-    of_draws: dict[Cell, list[list[np.ndarray]]] = {}
-    for cell, (workspace, params) in shops.items():
-        ids_SU, *others = [_gains(workspace, params, variant, recommender, seeds, group) for variant in variants]
-        if not ids_SU.size:
-            continue
-        rows.append([*_labels(cell, params), str(ids_SU.shape[1]), f"{ids_SU.mean():.4f}"])
-        rows[-1] += [f"{own_SU.mean():.4f}, {difference(own_SU - ids_SU, params.evaluate, cell.name)}" for own_SU in others]
-        draws = of_draws.setdefault(replace(cell, seed=None), [])
-        draws.append([ids_SU, *others])
-        if cell.seed is not None and len(draws) == sum(replace(one, seed=None) == replace(cell, seed=None) for one in shops):
-            rows.append([*_labels(cell, params)[:2], f"all {len(draws)}", str(sum(draw[0].shape[1] for draw in draws))])
-            rows[-1].append(f"{np.mean([draw[0].mean() for draw in draws]):.4f}")
-            for place in range(1, len(variants)):
-                gain = over_draws([float((draw[place] - draw[0]).mean()) for draw in draws])
-                rows[-1].append(f"{np.mean([draw[place].mean() for draw in draws]):.4f}, {interval_cell(gain)}")
+    for cells in by_place(shops).values():
+        measured: list[list[np.ndarray]] = []  # of each shop that has such users, by kind of vectors
+        for cell in cells:
+            workspace, params = shops[cell]
+            ids_SU, *others = [_gains(workspace, params, variant, recommender, seeds, group) for variant in variants]
+            if not ids_SU.size:
+                continue
+            measured.append([ids_SU, *others])
+            row = [*_labels(cell, params), str(ids_SU.shape[1]), f"{ids_SU.mean():.4f}"]
+            row += [f"{own_SU.mean():.4f}, {difference(own_SU - ids_SU, params.evaluate, cell.name)}" for own_SU in others]
+            rows.append(row)
+        if len(measured) > 1:
+            rows.append([*_labels(cells[0], shops[cells[0]][1])[:2], f"all {len(measured)}", *_all_draws(measured)])
     draw = ["draw"] if any(cell.seed is not None for cell in shops) else []
     heads = ["shared taste", "completeness", *draw, "users", "id", *(f"{variant}, minus id" for variant in variants[1:])]
     title = f"NDCG@{CUTOFF} of {recommender}, {'all users' if group == 'all' else f'{group} targets'}, {len(seeds)} seeds"
     return markdown_table(heads, rows, title)
+
+
+def by_place(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
+    """The shops at each place of the grid: one, or the draws of one shop."""
+    found: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(replace(cell, seed=None), []).append(cell)
+    return found
+
+
+def _all_draws(measured: Sequence[Sequence[np.ndarray]]) -> list[str]:
+    """Users and NDCG over draws of one shop, of ids first, and what each other kind of vectors adds."""
+    ids, *others = zip(*measured, strict=True)
+    cells = [str(sum(ids_SU.shape[1] for ids_SU in ids)), f"{np.mean([ids_SU.mean() for ids_SU in ids]):.4f}"]
+    for own in others:
+        gain = over_draws([float((own_SU - ids_SU).mean()) for own_SU, ids_SU in zip(own, ids, strict=True)])
+        cells.append(f"{np.mean([own_SU.mean() for own_SU in own]):.4f}, {interval_cell(gain)}")
+    return cells
 
 
 def _labels(cell: Cell, params: Params) -> list[str]:
@@ -320,9 +336,8 @@ def plot_draws(path: Path, shops: Shops, variants: Sequence[str], recommenders: 
     for recommender, variant in product(recommenders, variants):
         measured = differences(shops, variant, recommender, seeds)
         lines = {_line(cell): interval for cell, interval in measured.items()}
-        for grid in dict.fromkeys(replace(cell, seed=None) for cell in measured):
-            means = [mean for cell, (mean, _, _) in measured.items() if replace(cell, seed=None) == grid]
-            lines[_line(grid)] = over_draws(means)
+        for place, cells in by_place(measured).items():
+            lines[_line(place)] = over_draws([measured[cell][0] for cell in cells])
         panels[f"{recommender}: {variant} - id"] = lines
     plot_intervals(path, panels, f"NDCG@{CUTOFF} minus ids", zero=True, columns=len(variants))
 

@@ -1,8 +1,11 @@
-"""What every step shares: the settings, the working folder, seeds."""
+"""What every step shares: the settings, the working folder, seeds, the curve of a training."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +30,34 @@ def number(*parts: object) -> int:
 def generator(*parts: object) -> np.random.Generator:
     """A generator of its own for each use."""
     return np.random.default_rng(number(*parts))
+
+
+class Curve:
+    """The curve of a training: a tab-separated file, to which a resumed run appends.
+
+    Args:
+        path: the file; its header is written if it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sums: dict[str, list[float]] = {}
+        self._began = time.perf_counter()
+        if not path.is_file():
+            path.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add the figures of a step, ``loss`` among them."""
+        for name, value in values.items():
+            self._sums.setdefault(name, []).append(value)
+
+    def write(self, step: int, rate: float, measured: Mapping[str, float]) -> None:
+        """Write and print a row: the means of the steps since the last row, and what was measured after this step."""
+        means = {name: sum(values) / len(values) for name, values in self._sums.items()}
+        rounded = {name: round(value, 4) for name, value in (means | dict(measured)).items()}
+        seconds = round(time.perf_counter() - self._began)
+        fields = [step, seconds, f"{rate:.3f}", rounded.pop("loss"), json.dumps(rounded)]
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write("\t".join(map(str, fields)) + "\n")
+        print(*fields, flush=True)
+        self._sums = {}

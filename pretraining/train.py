@@ -21,9 +21,7 @@ data from a generator seeded by the step's number, so that a resumed run equals 
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +37,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from pretraining.common import WORK, generator, settings
+from pretraining.common import WORK, Curve, generator, settings
 from pretraining.model import Encoder, configuration, first_weights, principal_axes
 
 
@@ -347,13 +345,10 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
     model, heads, encoder, axes = start(work, params)
     corpus = Corpus.read(work, encoder, section, axes)
     optimiser = optimiser_for(model, heads, section)
-    file, log = work / "training.safetensors", work / "curve.tsv"
+    file = work / "training.safetensors"
     done = resume(file, model, heads, optimiser) if file.is_file() else 0
-    if not log.is_file():
-        log.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
+    curve = Curve(work / "curve.tsv")
     weights = section["loss_weights"]
-    sums: dict[str, list[float]] = {}
-    began = time.perf_counter()
     for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
         for group in optimiser.param_groups:
             group["lr"] = section["learning_rate"] * group["scale"] * rate(step, section)
@@ -363,24 +358,11 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
         total.backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
         optimiser.step()
-        for name, value in {"loss": total, **parts}.items():
-            sums.setdefault(name, []).append(value.item())
+        curve.add({name: value.item() for name, value in {"loss": total, **parts}.items()})
         last = step + 1 == section["num_steps"]
         if (step + 1) % section["log_every"] == 0 or last:
-            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
-            if (step + 1) % section["validate_every"] == 0 or last:
-                means |= {name: round(value, 4) for name, value in validated(encoder, corpus, section).items()}
-            fields = [
-                step + 1,
-                round(time.perf_counter() - began),
-                f"{rate(step, section):.3f}",
-                means.pop("loss"),
-                json.dumps(means),
-            ]
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write("\t".join(map(str, fields)) + "\n")
-            print(*fields, flush=True)
-            sums = {}
+            is_validated = (step + 1) % section["validate_every"] == 0 or last
+            curve.write(step + 1, rate(step, section), validated(encoder, corpus, section) if is_validated else {})
         if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
             save(file, step + 1, model, heads, optimiser)
 

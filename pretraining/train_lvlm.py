@@ -12,8 +12,6 @@ Each step draws its data from a generator seeded by the number of the step, so a
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +23,7 @@ import typer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import CHECKPOINT, WORK, generator, number, settings
+from pretraining.common import CHECKPOINT, WORK, Curve, generator, number, settings
 from pretraining.conversations import CAPTION_PROMPTS, QUESTIONS, Turn, answers, caption, reading, turns
 from pretraining.generative import Reader, Rows, first_model, packed, row_states, standardise_projector, token_losses, until_full
 from pretraining.model import PATCH, ImageGrid, configuration, vision_merged
@@ -205,16 +203,13 @@ def train(work: Path, params: dict[str, Any], checkpoint: Path = CHECKPOINT, sto
     material = Material.read(work, params)
     model, heads = learner.model, nn.Identity()
     optimiser = optimiser_for(model, heads, section)  # type: ignore[arg-type]
-    file, log = work / "lvlm_training.safetensors", work / "lvlm_curve.tsv"
+    file = work / "lvlm_training.safetensors"
     if file.is_file():
         done = resume(file, model, heads, optimiser)  # type: ignore[arg-type]
     else:
         done = 0
         learner.standardise(material, section["image_token_deviation"])
-    if not log.is_file():
-        log.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
-    sums: dict[str, list[float]] = {}
-    began = time.perf_counter()
+    curve = Curve(work / "lvlm_curve.tsv")
     for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
         for group in optimiser.param_groups:
             group["lr"] = section["learning_rate"] * group["scale"] * rate(step, section)
@@ -223,20 +218,11 @@ def train(work: Path, params: dict[str, Any], checkpoint: Path = CHECKPOINT, sto
         total.backward()
         length = nn.utils.clip_grad_norm_(model.parameters(), section["max_gradient_norm"]).item()
         optimiser.step()
-        for name, value in {"loss": total.item(), **parts, "gradient": length}.items():
-            sums.setdefault(name, []).append(value)
+        curve.add({"loss": total.item(), **parts, "gradient": length})
         last = step + 1 == section["num_steps"]
         if (step + 1) % section["log_every"] == 0 or last:
-            means: dict[str, Any] = {name: sum(values) / len(values) for name, values in sums.items()}
-            if (step + 1) % section["validate_every"] == 0 or last:
-                means |= validated(learner, material, section)
-            means = {name: round(value, 4) for name, value in means.items()}
-            seconds = round(time.perf_counter() - began)
-            fields = [step + 1, seconds, f"{rate(step, section):.3f}", means.pop("loss"), json.dumps(means)]
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write("\t".join(map(str, fields)) + "\n")
-            print(*fields, flush=True)
-            sums = {}
+            is_validated = (step + 1) % section["validate_every"] == 0 or last
+            curve.write(step + 1, rate(step, section), validated(learner, material, section) if is_validated else {})
         if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
             save(file, step + 1, model, heads, optimiser)  # type: ignore[arg-type]
 

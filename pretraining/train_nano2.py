@@ -16,9 +16,7 @@ All heads are thrown away.  ``--params FILE`` lays other settings over section `
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import WORK, generator, settings
+from pretraining.common import WORK, Curve, generator, settings
 from pretraining.model import PATCH, Encoder, patches
 from pretraining.train import (
     Corpus,
@@ -540,7 +538,7 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
     torch.set_num_threads(section["num_threads"])
     target = work / params["nano2"]["name"]
     target.mkdir(exist_ok=True)
-    file, log = target / "training.safetensors", target / "curve.tsv"
+    file = target / "training.safetensors"
     folder = params["nano2"]["start_from"]
     model, encoder, axes = first_model(work, params, folder and Path(folder))
     if section["compile"]:
@@ -549,10 +547,7 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
     heads = Heads(params["model"]["hidden_size"], len(material.classes), sum(section["channels"]))
     optimiser = Optimisers(model, heads, section)
     done = resume(file, model, heads, optimiser) if file.is_file() else 0
-    if not log.is_file():
-        log.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
-    sums: dict[str, list[float]] = {}
-    began = time.perf_counter()
+    curve = Curve(target / "curve.tsv")
     for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
         stage = staged(section, step)
         optimiser.muon.param_groups[0]["scale"] = stage["muon_rate"]
@@ -565,22 +560,15 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
         total.backward()
         nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
         optimiser.step()
-        for name, value in {"loss": total, **parts}.items():
-            sums.setdefault(name, []).append(value.item())
+        curve.add({name: value.item() for name, value in {"loss": total, **parts}.items()})
         last = step + 1 == section["num_steps"]
         if (step + 1) % section["log_every"] == 0 or last:
-            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
+            measured: dict[str, float] = {}
             if (step + 1) % section["validate_every"] == 0 or last:
                 with encoder.uncompiled():
                     measured = validated(encoder, material.corpus, section)
                     measured |= validated_sources(encoder, heads, material, section)
-                means |= {name: round(value, 4) for name, value in measured.items()}
-            seconds = round(time.perf_counter() - began)
-            fields = [step + 1, seconds, f"{nano2_rate(step, section):.3f}", means.pop("loss"), json.dumps(means)]
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write("\t".join(map(str, fields)) + "\n")
-            print(*fields, flush=True)
-            sums = {}
+            curve.write(step + 1, nano2_rate(step, section), measured)
         if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
             save(file, step + 1, model, heads, optimiser)
 
