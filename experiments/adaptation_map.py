@@ -19,7 +19,11 @@ id, oracle, zero_shot and text_only are in every cell.  A cell in which the true
 is not read: there the recommender cannot show a gain.  Adaptation *pays* in a cell where an adapted kind of vectors is clear of
 zero_shot and of text_only, by 95 % intervals over users and seeds.  A cell is one draw of a shop, which no interval covers.
 
-Seed s trains adapter s and recommender s.  The first seed is trained in the whole grid before the next one, and in each round
+Seed s trains adapter s and recommender s.  Cells of one completeness have the same raw items and differ in the purchases, so they
+share their adapters: each is trained once, on the items of the cell with the most shared taste.  (The k-core keeps some items of
+another cell that this one drops; to the adapter they are new.)  --own-adapters trains one in each cell.
+
+The first seed is trained in the whole grid before the next one, and in each round
 come the corner of most shared taste and least complete texts, the opposite one, the other corners, the centre, and the rest.
 What exists is kept.  After --max-minutes nothing new is begun; 0 only makes the tables.  A comparison is in the tables once all
 --seeds of it are there, and what is not is shown as missing; `--seeds 1 --max-minutes 0` shows what the first seed says so far.
@@ -63,7 +67,7 @@ from experiments.study import (
     rank_correlation,
     write_results,
 )
-from experiments.workspaces import BASE, VARIANTS, adapt, mean_retrieval, train_on_corrupted
+from experiments.workspaces import BASE, VARIANTS, adapt, link, mean_retrieval, train_on_corrupted
 from sda_core.artifacts import Workspace, read_json
 from sda_core.cli.scripts import Names, names
 from sda_core.item_source import item_source
@@ -102,6 +106,8 @@ MaxMinutes = Annotated[
     typer.Option("--max-minutes", min=0.0, help="Begin nothing new after this time; 0: only tables.", show_default=False),
 ]
 
+OwnAdapters = Annotated[bool, typer.Option("--own-adapters/--shared-adapters", help="Train adapters in every cell.")]
+
 
 @dataclass(frozen=True)
 class Place:
@@ -110,7 +116,8 @@ class Place:
     cell: Cell
     folder: Path
     params: Params
-    has_control: bool
+    has_control: bool = False
+    lender: Place | None = None  # the cell in which this one's adapters are trained; None: in this one
 
     @property
     def shop(self) -> Workspace:
@@ -146,12 +153,15 @@ def main(
     root: Root = Path(),
     seeds: Seeds = THREE_SEEDS,
     max_minutes: MaxMinutes = None,
+    own_adapters: OwnAdapters = False,
 ) -> None:
     """Train what is missing, write tables and heat map."""
     check_names("--vectors", vectors, [*ADAPTED, CONTROL])
     cells = [Cell(*values) for values in product(values_of("--shared", shared), values_of("--completeness", completeness))]
     order = in_order(cells)
     places = {cell: _place(root, name, cell, composed or [], backbone) for cell in cells}
+    if not own_adapters:
+        places = with_lenders(places)
     if CONTROL in vectors:
         places[order[0]] = replace(places[order[0]], has_control=True)
     adapted = [vector for vector in dict.fromkeys(vectors) if vector != CONTROL]
@@ -183,6 +193,16 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     return list(dict.fromkeys([*(Cell(*values) for values in (*corners, middle)), *cells]))
 
 
+def with_lenders(places: Mapping[Cell, Place]) -> dict[Cell, Place]:
+    """The places, each with the one of its completeness and the most shared taste as the lender of adapters."""
+    most = max(_axis(cell)[0] for cell in places)
+    lenders = {_axis(cell)[1]: place for cell, place in places.items() if _axis(cell)[0] == most}
+    return {
+        cell: place if _axis(cell)[0] == most else replace(place, lender=lenders[_axis(cell)[1]])
+        for cell, place in places.items()
+    }
+
+
 def _axis(cell: Cell) -> tuple[float, float]:
     """Where a cell lies; the values are always given here."""
     assert cell.shared is not None, cell
@@ -198,7 +218,7 @@ def _place(root: Path, name: str, cell: Cell, composed: Sequence[str], backbone:
     changes = [f"backbone={json.dumps(dict(section))}" for section in sections.values()]  # JSON is YAML
     wanted = [*given, *composed, *cell.changes()]
     params = adaptation.compose(Workspace(folder / "shop"), (root / "conf").resolve(), wanted, changes)
-    return Place(cell, folder, params, has_control=False)
+    return Place(cell, folder, params)
 
 
 # ------------------------------------------------------------------------------------------------- training
@@ -234,6 +254,8 @@ def train(
 def train_vector(place: Place, vector: str, recommenders: Sequence[str], seed: int) -> None:
     """One kind of vectors of one seed, and the recommenders on them."""
     adaptation.run_data_stages(place.shop)
+    if place.lender is not None and vector != CONTROL:
+        borrow(place, place.lender, adaptation.source_of(vector), seed)
     of_adapter = CHECKED if vector == CONTROL else vector
     workspace = adaptation.workspace_of_seed(place.shop, place.project(vector), BASE if vector == CONTROL else vector, seed)
     if vector == CONTROL:
@@ -241,6 +263,21 @@ def train_vector(place: Place, vector: str, recommenders: Sequence[str], seed: i
         adapt(workspace, CHECKED)
     for recommender in recommenders:
         adaptation.train_cell(workspace, of_adapter, recommender, seed, place.positions(recommender, vector))
+
+
+def borrow(place: Place, lender: Place, variant: str, seed: int) -> None:
+    """A link to a seed's adapter of another cell, which trains it where it is missing; nothing for vectors without an adapter.
+
+    Raises:
+        ConfigError: the cell has trained one of its own.
+    """
+    if variant in VARIANTS:
+        adaptation.run_data_stages(lender.shop)
+        trained = adaptation.workspace_of_seed(lender.shop, lender.folder, variant, seed).adapter(variant)
+        own = Workspace(place.folder / f"seed-{seed}").adapter(variant)
+        if own.exists() and not own.is_symlink():
+            raise ConfigError("--name", f"{own} was trained with --own-adapters", "give --own-adapters again, or another name")
+        link(own, trained)
 
 
 # ------------------------------------------------------------------------------------------------- numbers
