@@ -265,6 +265,11 @@ def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:
             line = f"{begin} gains {cell.amount.lstrip('+')} NDCG@{cutoff} over ids{interval}."
             if power.smallest is not None:
                 line += f" Differences smaller than about {percent(power.smallest)} cannot be detected here."
+        elif power.oracle.verdict == "no clear difference":
+            line = (
+                f"{begin} shows no clear gain over ids{interval}. This run is too small to tell whether {name} can use good "
+                "vectors, and so whether one variant is better than another there."
+            )
         else:
             gain = "loses" if power.oracle.verdict == "lower" else "shows no gain"
             line = f"{begin} {gain} over ids{interval}. {name} cannot use good vectors here: its rows say nothing about vectors."

@@ -86,12 +86,21 @@ def test_the_page_begins_with_what_the_shop_can_show() -> None:
         "With perfect knowledge (variant oracle) sasrec gains 100.0\u00a0% NDCG@10 over ids (+0.0300 to +0.0700). "
         "Differences smaller than about 18.0\u00a0% cannot be detected here."
     )
-    for low, high, gain in ((-0.01, 0.01, "shows no gain"), (-0.03, -0.01, "loses")):
+    for low, high, gain in ((0.0, 0.0, "shows no gain"), (-0.03, -0.01, "loses")):
         blind = result("oracle", 0.05, 0.05, change("id", low, high))
         found = answer((IDS, blind, ZERO_SHOT), ("oracle",), (), 3, True)
         (line,) = power_lines(found.powers, 10)
         assert f"sasrec {gain} over ids" in line
         assert "sasrec cannot use good vectors here" in line
+
+
+def test_an_unclear_oracle_says_that_the_run_is_too_small_and_not_that_the_recommender_is_blind() -> None:
+    unclear = result("oracle", 0.056, 0.056, change("id", -0.0095, 0.0218))
+    (line,) = power_lines(answer((IDS, unclear, ZERO_SHOT), ("oracle",), (), 3, True).powers, 10)
+    assert line == (
+        "With perfect knowledge (variant oracle) sasrec shows no clear gain over ids (−0.0095 to +0.0218). This run is too small "
+        "to tell whether sasrec can use good vectors, and so whether one variant is better than another there."
+    )
 
 
 def test_a_recommender_without_a_choice_has_no_card() -> None:
@@ -105,7 +114,9 @@ def test_a_recommender_without_a_choice_has_no_card() -> None:
 @pytest.mark.parametrize(
     ("oracle", "margin", "simulated", "expected"),
     [
-        (change("id", -0.01, 0.01), 0.0, True, "Repair sasrec first"),
+        (change("id", -0.03, -0.01), 0.0, True, "Repair sasrec first"),
+        (change("id", 0.0, 0.0), 0.0, True, "Repair sasrec first"),
+        (change("id", -0.01, 0.02), 0.0, True, "in sasrec even perfect knowledge is not clearly better than ids here"),
         (None, 0.0, True, "Add the positive control first"),
         (change("id", 0.01, 0.02), 0.012, True, "'train_recommender.seeds=[1,2,3,4,5]'"),
         (change("id", 0.01, 0.02), 0.001, True, "dataset.num_users=6000"),
