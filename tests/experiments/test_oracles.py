@@ -107,3 +107,24 @@ def test_draws_of_one_shop(shop: Workspace, capsys: pytest.CaptureFixture[str]) 
     assert (shop.root / "experiments" / "results" / "oracles-draws" / "plot.png").stat().st_size > 5000
     with pytest.raises(ConfigError, match="--shop-seeds: an interval over draws needs two different seeds or more"):
         drawn(11, 11)
+
+
+def test_a_draw_without_users_of_a_group_keeps_the_mean_of_the_others(shop: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(shop.root / "params.yaml")
+    shops = {oracles.Cell(None, None, seed): (Workspace(shop.root / str(seed)), params) for seed in (1, 2, 3)}
+    gains = {"id": {1: 0.1, 2: 0.2, 3: 0.3}, "oracle": {1: 0.2, 2: 0.4, 3: 0.6}}
+
+    def of_group(workspace: Workspace, params: object, variant: str, *rest: object) -> np.ndarray:
+        users = 0 if workspace.root.name == "2" else 4
+        return np.full((2, users), gains[variant][int(workspace.root.name)])
+
+    monkeypatch.setattr(oracles, "_gains", of_group)
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in oracles.table(shops, ["id", "oracle"], "vbpr", [1, 2], "cold").splitlines()
+        if line.startswith("| 0")
+    ]
+    assert [row[2:5] for row in rows] == [["1", "4", "0.1000"], ["3", "4", "0.3000"], ["all 2", "8", "0.2000"]]
+    assert rows[2][5].startswith("0.4000, +0.2000 [")
+    monkeypatch.setattr(oracles, "_gains", lambda *_: np.empty((2, 0)))
+    assert "| all " not in oracles.table(shops, ["id", "oracle"], "vbpr", [1, 2], "cold")
