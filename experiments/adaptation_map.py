@@ -376,7 +376,7 @@ def alignment(places: Sequence[Place], adapted: Sequence[str], seeds: Sequence[i
             paths = [workspace.embeddings(named) for workspace in place.workspaces(variant, seeds)]
             is_there = all(path.exists() for path in paths)
             rows[-1].append(f"{mean_retrieval(paths):.4f}" if is_there else _missing(place, variant))
-    title = f"Retrieval@1 of image and text, at most 2,000 items, {len(seeds)} seeds"
+    title = f"Retrieval@1 of image and text without their means, at most 2,000 items, {len(seeds)} seeds"
     return markdown_table([*AXES, *variants], rows, title)
 
 

@@ -72,19 +72,26 @@ from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
 
-REFERENCE = {"variant": "reference", "temperature": 3.0, "learn_temperature": True, "detach_teacher": False, "normalize": False}
+REFERENCE = {
+    "variant": "reference",
+    "temperature": 3.0,
+    "learn_temperature": True,
+    "detach_teacher": False,
+    "normalize": False,
+    "center": "none",
+}
 """The public code: dot products of unnormalised vectors, and a learned temperature that starts at 3."""
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
-    "infonce": {"teacher": "none"},  # a positive control
-    "cosine": {},  # the paper's formula
+    "infonce": {"teacher": "none", "center": "none"},  # a positive control
+    "cosine": {"center": "none"},  # the paper's formula
     "centred": {"center": "batch"},
     "reference": REFERENCE,
-    "base": {"teacher_source": "base"},
-    "base_4": {"teacher_source": "base", "teacher_targets": 4.0},
+    "base": {"center": "none", "teacher_source": "base"},
+    "base_4": {"center": "none", "teacher_source": "base", "teacher_targets": 4.0},
     "centred_base_4": {"center": "batch", "teacher_source": "base", "teacher_targets": 4.0},
     "mismatched": {"center": "batch"},  # the negative control: see mismatched
-    "keep": {"keep_base": 1.0},  # the paper's formula, plus the term that keeps the structure within each modality
+    "keep": {"center": "none", "keep_base": 1.0},  # the paper's formula, plus the term that keeps the structure within each modality
 }
 TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # from conf/adaptation/strong.yaml, the setting of most adapters here
 SAMPLE = 256

@@ -195,6 +195,8 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[floa
 def retrieval_at_1(path: Path, limit: int = 2000) -> float:
     """Retrieval@1 between images and texts of items, mean of both directions.
 
+    The mean of each modality is subtracted first, as ``sda search`` and a loss with ``center: batch`` do.
+
     Args:
         path: path of an embeddings file.
         limit: maximum number of items, always the same ones; retrieval is harder among more items.
@@ -211,7 +213,8 @@ def retrieval_at_1(path: Path, limit: int = 2000) -> float:
         raise ArtifactError(str(path), problem, "name a variant with a pass for each modality, e.g. zero_shot")
     frame = frame.filter(pl.col("image_embedding").is_not_null())
     rows = np.sort(generator(0, "found").permutation(len(frame))[:limit])
-    image_ND, text_ND = (unit_rows(frame[name].to_numpy()[rows]) for name in ("image_embedding", "text_embedding"))
+    vectors = (frame[name].to_numpy() for name in ("image_embedding", "text_embedding"))
+    image_ND, text_ND = (unit_rows((all_ND - all_ND.mean(axis=0))[rows]) for all_ND in vectors)
     return mutual_retrieval_at_1(image_ND, text_ND)
 
 

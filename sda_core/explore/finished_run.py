@@ -65,6 +65,7 @@ class FinishedRun:
         columns = ITEMS.scan(self.workspace.items).select("item_id", "raw_item_id", "title", "brand", "price").collect()
         self.items = {row[0]: ShownItem(*row) for row in columns.iter_rows()}
         self._vectors: dict[tuple[str, Vectors], np.ndarray] = {}
+        self._means: dict[tuple[str, Vectors], np.ndarray] = {}
         self._encoders: dict[str, TextEncoder] = {}
         self._one_pass = threading.Lock()  # a merged adapter changes the weights during a pass; several users share them
 
@@ -91,6 +92,8 @@ class FinishedRun:
     def vectors(self, variant: str, which: Vectors) -> np.ndarray:
         """``(I + 1, D)``, row r for item r; zero for an item without such a vector.
 
+        Image and text vectors are without the mean of their modality (:meth:`_mean`).
+
         Raises:
             ArtifactError: the file is missing or damaged, or has no such vectors.
         """
@@ -104,8 +107,21 @@ class FinishedRun:
         if vectors is None:
             raise ArtifactError(str(path), "has no item vectors", "name another variant")
         absent = EMBEDDINGS.scan(path).filter(pl.col(column).is_null()).select("item_id").collect()
+        if which != "fused":
+            vectors[1:] -= self._mean(vectors, variant, which)
         vectors[absent["item_id"].to_numpy()] = 0  # zero and not the mean: an item without an image is not near any item
         return vectors
+
+    def _mean(self, vectors: np.ndarray, variant: str, which: Vectors) -> np.ndarray:
+        """The mean ``(D,)`` of a modality's vectors, which is subtracted before cosines, as in a loss with ``center: batch``.
+
+        The loss compares vectors without their mean, so training does not determine where the mean of images lies relative to
+        that of texts, and a common direction hides the differences between items.  The missing vectors of ``vectors`` are
+        the mean, so they do not change it.  A single item keeps its vector.
+        """
+        mean_D = vectors[1:].mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._means[variant, which] = mean_D if len(vectors) > 2 else np.zeros_like(mean_D)
+        return self._means[variant, which]
 
     def near_item(self, item_id: int, variant: str, which: Vectors, k: int) -> Found:
         """The items nearest to an item, without the item itself; empty if the item has no such vector."""
@@ -116,7 +132,8 @@ class FinishedRun:
         """The items nearest to a text.
 
         The text is embedded like a title.  It is compared with the items' text or image vectors, because the fused vectors are
-        components of both modalities.
+        components of both modalities.  The mean of the items' texts is subtracted from its vector, and the mean of a
+        modality from the vectors of that modality.
 
         Raises:
             ConfigError: the text is empty; ``which`` is ``fused``; or the variant was not made by a model of this project.
@@ -125,8 +142,9 @@ class FinishedRun:
         if which == "fused":
             raise ConfigError("--against", "is 'fused', and a text cannot be compared with fused vectors", "use text or image")
         vectors = self.vectors(variant, which)
+        self.vectors(variant, "text")  # the mean of the texts
         with self._one_pass:
-            query_D = self.encoder(variant).encode(text)
+            query_D = self.encoder(variant).encode(text) - self._means[variant, "text"]
         return nearest(vectors, query_D, k)
 
     def encoder(self, variant: str) -> TextEncoder:
