@@ -758,6 +758,7 @@ class Params(Section):
 # Each rule gives a line: path, value found, value expected, remedy.  The library also checks its own arguments; these rules
 # report the same errors before a stage runs.
 _HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
+_REPOSITORY_WEIGHTS = "pretraining/"  # of the presets nano2 and nano_lvlm
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")  # as in data/prompts.py
 
 
@@ -793,7 +794,12 @@ def _backbone_problems(section: BackboneParams) -> Iterator[str]:
 
 def _revision_problems(section: Checkpoint) -> Iterator[str]:
     is_hub_id = _HUB_ID.fullmatch(section.name) is not None and not Path(section.name).is_dir()
-    if is_hub_id and (section.revision is None or not re.fullmatch("[0-9a-f]{40}", section.revision)):
+    if is_hub_id and section.revision is None and section.name.startswith(_REPOSITORY_WEIGHTS):
+        yield (
+            f"name: there is no folder {section.name} here, and the package does not hold it; get it from the repository of"
+            " sda-rec (its pretraining/README.md says how), and set backbone.name to its path"
+        )
+    elif is_hub_id and (section.revision is None or not re.fullmatch("[0-9a-f]{40}", section.revision)):
         yield (
             f"revision: should pin a commit of {section.name}, 40 hexadecimal digits (got {section.revision!r});"
             " take it from the checkpoint's list of commits; only a local folder needs none, and there is none of that name"
