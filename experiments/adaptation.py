@@ -378,4 +378,5 @@ def alignment(folder: Path, vectors: Sequence[str], seeds: Sequence[int]) -> str
         if variant in (BASE, *VARIANTS) and all(path.exists() for path in paths):
             found = [retrieval_at_1(path) for path in (paths[:1] if variant == BASE else paths)]
             rows.append([variant, " ".join(f"{value:.4f}" for value in found)])
-    return markdown_table(["variant", "by seed"], rows, "Retrieval@1 of image and text without their means, at most 2,000 items") if rows else ""
+    title = "Retrieval@1 of image and text without their means, at most 2,000 items"
+    return markdown_table(["variant", "by seed"], rows, title) if rows else ""

@@ -70,6 +70,7 @@ from experiments.study import (
 from experiments.workspaces import BASE, VARIANTS, adapt, link, mean_retrieval, train_on_corrupted
 from sda_core.artifacts import Workspace, read_json
 from sda_core.cli.scripts import Names, names
+from sda_core.errors import ConfigError
 from sda_core.item_source import item_source
 from sda_core.params import Params
 

@@ -91,7 +91,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "base_4": {"center": "none", "teacher_source": "base", "teacher_targets": 4.0},
     "centred_base_4": {"center": "batch", "teacher_source": "base", "teacher_targets": 4.0},
     "mismatched": {"center": "batch"},  # the negative control: see mismatched
-    "keep": {"center": "none", "keep_base": 1.0},  # the paper's formula, plus the term that keeps the structure within each modality
+    "keep": {"center": "none", "keep_base": 1.0},  # the paper's formula and the term that keeps each modality's structure
 }
 TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # from conf/adaptation/strong.yaml, the setting of most adapters here
 SAMPLE = 256

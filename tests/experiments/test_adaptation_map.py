@@ -108,6 +108,33 @@ def test_the_tables(project: Path) -> None:
     assert (results(project) / "plot.png").stat().st_size > 5000
 
 
+def test_cells_of_one_completeness_share_their_adapters(project: Path) -> None:
+    lent, own = (Workspace(folder(project) / cell / "seed-1").adapter("sda") for cell in (BAD, GOOD))
+    assert lent.is_symlink()
+    assert not own.is_symlink()
+    assert lent.resolve() == own.resolve()
+    made = [read_table(Workspace(folder(project) / cell / "seed-1").embeddings("sda")) for cell in (BAD, GOOD)]
+    named = [
+        ITEMS.read(Workspace(folder(project) / cell / "shop").items).sort("item_id")["raw_item_id"].to_list()
+        for cell in (BAD, GOOD)
+    ]
+    both = sorted({*named[0]} & {*named[1]})
+    assert len(both) > len(named[0]) // 2
+    rows = [[of.index(name) for name in both] for of in named]
+    assert np.allclose(made[0].text_ID[rows[0]], made[1].text_ID[rows[1]], atol=1e-4)
+
+
+def test_an_own_adapter_is_not_replaced_by_a_shared_one(tmp_path: Path) -> None:
+    place, lender = (maps.Place(Cell(share, 0.5), tmp_path / str(share), None) for share in (0.2, 1.0))  # type: ignore[arg-type]
+    Workspace(place.folder / "seed-1").adapter("sda").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps.adaptation, "run_data_stages", lambda _: None)
+        patch.setattr(maps.adaptation, "workspace_of_seed", lambda _, folder, *__: Workspace(folder / "seed-1"))
+        with pytest.raises(ConfigError, match="was trained with --own-adapters"):
+            maps.borrow(place, lender, "sda", 1)
+        maps.borrow(place, lender, "zero_shot", 1)
+
+
 def test_the_figures_are_those_of_the_cell(project: Path) -> None:
     rows = tables((results(project) / "table.md").read_text(encoding="utf-8"))["Figures"]
     place = folder(project) / GOOD

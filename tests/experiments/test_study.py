@@ -76,6 +76,8 @@ def test_retrieval_at_1_of_items_with_an_image(tmp_path: Path) -> None:
     path = tmp_path / "vectors.parquet"
     write_embeddings(path, ids, list("abcd"), image, text, image, {}, np.ones(4, dtype=bool))
     assert study.retrieval_at_1(path) == 0.5
+    write_embeddings(path, ids, list("abcd"), image + 9.0 * image[0], text - 7.0, image, {}, np.ones(4, dtype=bool))
+    assert study.retrieval_at_1(path) == 0.5  # the mean of a modality does not count
     write_embeddings(path, ids, list("abcd"), image, text, image, {}, has_image)  # and now the third has no rival
     assert study.retrieval_at_1(path) == 1.0
     assert study.retrieval_at_1(path, limit=1) == 1.0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
 import pytest
 
+from sda_core.artifacts import EMBEDDINGS
 from sda_core.embeddings.table import read_metadata, write_embeddings
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.explore.finished_run import FinishedRun
@@ -26,6 +28,22 @@ def test_a_title_has_the_vector_of_its_item(run: FinishedRun, variant: str) -> N
         best, cosine = run.near_text(run.items[number].title, variant, "text", 1)[0]
         assert run.items[best].title == run.items[number].title
         assert cosine == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("which", ["text", "image"])
+def test_a_text_is_compared_without_the_mean_of_each_modality(run: FinishedRun, which: Literal["text", "image"]) -> None:
+    path = run.workspace.embeddings("sda")
+    items = EMBEDDINGS.read(path).sort("item_id")
+    query_D = run.encoder("sda").encode("blue mug").astype(np.float64)
+    query_D -= items["text_embedding"].to_numpy().astype(np.float64).mean(axis=0)
+    has_vector = items[f"{which}_embedding"].is_not_null().to_numpy()
+    rows = items[f"{which}_embedding"].drop_nulls().to_numpy().astype(np.float64)
+    rows -= rows.mean(axis=0)
+    cosines = rows @ query_D / np.linalg.norm(rows, axis=1) / np.linalg.norm(query_D)
+    expected = sorted(zip((-cosines).tolist(), (np.flatnonzero(has_vector) + 1).tolist(), strict=True))[:5]
+    found = run.near_text("blue mug", "sda", which, 5)
+    assert [item for item, _ in found] == [item for _, item in expected]
+    np.testing.assert_allclose([cosine for _, cosine in found], [-cosine for cosine, _ in expected], atol=1e-4)
 
 
 def test_variants_have_models_of_their_own(run: FinishedRun) -> None:
