@@ -15,9 +15,9 @@ from sda_core.alignment.check import Batch, Checked, Figures, check, collapsed, 
 from sda_core.errors import TrainingError
 from sda_core.losses import build
 from sda_core.params import TrainingParams
-from tests.sections import SHIPPED
+from tests.sections import SHIPPED, changed
 
-LOSS = SHIPPED.train_adapter.loss
+LOSS = changed(SHIPPED.train_adapter.loss, center="none")
 SECTION = "params.yaml: train_adapter.loss"
 
 

@@ -16,12 +16,21 @@ PUBLIC_CODE = {"variant": "reference", "temperature": 3.0, "learn_temperature": 
 
 
 def loss(**changes: Any) -> Any:
-    return build(changed(SHIPPED.train_adapter.loss, **changes))
+    """The paper's formula with changes."""
+    return build(changed(SHIPPED.train_adapter.loss, **{"center": "none", **changes}))
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(6, 5, generator=generator), torch.randn(6, 5, generator=generator)
+
+
+def test_the_shipped_losses_are_centred() -> None:
+    image, text = pair()
+    apart = [vectors - vectors.mean(dim=0) for vectors in (image + 7.0, text)]
+    section = SHIPPED.train_adapter
+    assert torch.allclose(build(section.loss)(image, text), cmsa(*apart, 0.05), atol=1e-6)
+    assert torch.allclose(build(section.infonce)(image, text), infonce(*apart, 0.05), atol=1e-6)
 
 
 def test_values_choose_the_loss() -> None:

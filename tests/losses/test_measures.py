@@ -20,7 +20,7 @@ NAMES = ["teacher_entropy", "teacher_targets", "agreement", "alignment", "unifor
 
 
 def criterion(**changes: Any) -> AlignmentLoss:
-    return build(changed(SHIPPED.train_adapter.loss, **({"temperature": 0.3} | changes)))
+    return build(changed(SHIPPED.train_adapter.loss, **({"temperature": 0.3, "center": "none"} | changes)))
 
 
 def pair(num_rows: int = 6) -> tuple[Tensor, Tensor]:
