@@ -1,7 +1,7 @@
-"""Does adaptation help on a shop?  Adapted vectors against what a user would take instead, with the controls that say why.
+"""Compare adapted vectors on one shop with their alternatives, and with controls that explain the result.
 
-A data set is a preset of conf/dataset, with changes as `dvc exp run -S` takes them.  Its data stages run once, and each seed has
-adapters of its own: seed s trains adapter s, recommender s and draws random vectors s.
+The data set is a preset of conf/dataset, with changes in the syntax of `dvc exp run -S`.  Its data stages run once.  Seed s is
+the seed of the adapters, the recommenders and the random vectors, so each seed has its own adapters.
 
     python -m experiments adaptation --name hm --compose dataset=hm --compose dataset.local_folder=FOLDER \\
         --compose adaptation=strong --seeds 1,2,3 \\
@@ -9,18 +9,21 @@ adapters of its own: seed s trains adapter s, recommender s and draws random vec
 
 ==================  =================================================================================================
 id                  ids that the recommender learns
-zero_shot           the backbone as it is; text_only and image_only are its parts, random and shuffled what they have to beat
-lora, lora_cmsa     LoRA with hard targets (InfoNCE) and with soft ones (CMSA)
-infonce, sda        MoDA with hard targets and with soft ones
-X+base              adapted vectors X beside those of zero_shot, as export_embeddings.with_base joins them (sda+base)
-attributes          an oracle of any shop whose items have categories and features: these, one-hot, with an item-specific part
-text_attributes     the texts of zero_shot with these attributes beside them: what a perfect reader of photos could add
-id+X                vectors X added to learned ids (representation id+content of sequential recommenders); others stand alone
+zero_shot           the backbone without an adapter
+text_only           the text vectors of zero_shot; image_only: its image vectors
+random, shuffled    controls: random directions, and the vectors of zero_shot assigned to other items
+lora, lora_cmsa     LoRA with hard targets (InfoNCE) and with soft targets (CMSA)
+infonce, sda        MoDA with hard targets and with soft targets
+X+base              adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base (sda+base)
+attributes          categories and features of the items, one-hot, with an item-specific random part
+text_attributes     the text vectors of zero_shot with these attributes: a bound for what a perfect reader of photos could add
+id+X                vectors X added to learned ids (representation id+content of sequential recommenders)
 ==================  =================================================================================================
 
-The vectors are trained in the order given, all seeds of one before the next, so the important ones come first.  What exists is
-kept: a stopped run resumes a cell at a time, and --no-train makes the tables of the vectors whose seeds are all there.  Projects
-and positions are kept below experiments/runs/adaptation/NAME; tables and plot are written to experiments/results/adaptation-NAME.
+The vectors are trained in the given order, all seeds of one before the next, so list the important ones first.  A stopped run
+resumes at the first cell without positions.  --no-train only writes the tables, with the vectors whose seeds are all complete.
+Projects and positions are below experiments/runs/adaptation/NAME.  Tables and plot are written to
+experiments/results/adaptation-NAME.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ CONTROLS = ("random", "shuffled", "image_only", "text_only")
 KNOWN = (BASE, *CONTROLS, "attributes", "text_attributes", *VARIANTS, *(f"{variant}+base" for variant in VARIANTS))
 IDS = "id+"
 FIRST = Names(("id", "random", BASE, "text_only", "attributes", "sda", "lora", "id+zero_shot", "id+sda", "id+lora"))
-MIN_USERS = 30  # of a group: fewer say nothing
+MIN_USERS = 30  # smallest group that is shown; the interval of a smaller one is too wide
 _ADAPTED = ("sda", "lora", "infonce", "lora_cmsa")
 
 QUESTIONS: dict[str, list[tuple[str, str]]] = {
@@ -99,14 +102,23 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
     "Base and adapted vectors together?": [("sda+base", BASE), ("sda+base", "text_only"), ("sda+base", "sda")],
     "What do photos bring?": [("image_only", "random"), (BASE, "text_only"), ("text_attributes", "text_only")],
 }  # fmt: skip
-"""Pairs that answer a question: the first minus the second."""
+"""The pairs of vectors that answer each question: first minus second."""
 
-Vectors = Annotated[Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="Which, in the order of training.")]
+Vectors = Annotated[
+    Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="The vectors, in the order of training.")
+]
 Composed = Annotated[
     list[str] | None,
-    typer.Option("--compose", metavar="KEY=VALUE", help="A preset or a param, as -S takes it.  Repeat it.", show_default=False),
+    typer.Option(
+        "--compose",
+        metavar="KEY=VALUE",
+        help="A preset or a setting, in the syntax of dvc exp run -S.  Repeat it for more.",
+        show_default=False,
+    ),
 ]
-Train = Annotated[bool, typer.Option("--train/--no-train", help="Or only make the tables of what is complete.")]
+Train = Annotated[
+    bool, typer.Option("--train/--no-train", help="Train what is missing, or only write the tables of what is complete.")
+]
 
 
 def main(
@@ -118,7 +130,7 @@ def main(
     seeds: Seeds = THREE_SEEDS,
     train: Train = True,
 ) -> None:
-    """Train what is missing, write tables and plot."""
+    """Train what is missing; write the tables and the plot."""
     _check(vectors)
     folder = root / "experiments" / "runs" / "adaptation" / name
     shop = Workspace(folder / "shop")
@@ -145,30 +157,37 @@ def _check(vectors: Sequence[str]) -> None:
     known = ("id", *KNOWN)
     for vector in vectors:
         if vector.removeprefix(IDS) not in (known if vector == "id" else KNOWN):
-            raise ConfigError("--vectors", f"expected some of {', '.join(known)}, or id+ before one (got {vector!r})")
+            raise ConfigError("--vectors", f"expected some of {', '.join(known)}, or one with id+ before it (got {vector!r})")
 
 
 def check_recommender(params: Params, recommender: str, vectors: Sequence[str]) -> None:
-    """See that a recommender takes these vectors.
+    """Check that a recommender can use these vectors.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the recommender takes the modalities separately, or is not sequential and cannot add ids to vectors.
     """
     section = params.train_recommender.of(recommender)
     if takes_modalities(section):
-        raise ConfigError("--recommenders", f"{recommender} takes image and text vectors apart", "name one that takes one vector")
+        raise ConfigError(
+            "--recommenders", f"{recommender} takes image and text vectors separately", "use one that takes one vector per item"
+        )
     added = [vector for vector in vectors if vector.startswith(IDS)]
     if added and not isinstance(section, SequentialParams):
-        problem = f"{recommender} is not sequential, so it has no {added[0]}"
-        raise ConfigError("--vectors", problem, "leave out what begins with id+, or name sasrec or bert4rec")
+        problem = f"{recommender} is not sequential, so it cannot use {added[0]}"
+        raise ConfigError("--vectors", problem, "leave out the vectors that begin with id+, or use sasrec or bert4rec")
 
 
 # ------------------------------------------------------------------------------------------------- the shop and its vectors
 def make_shop(shop: Workspace, conf: Path, composed: Sequence[str]) -> Params:
-    """The project whose data all seeds share: its params composed from ``conf``, its data stages run, unless it is there.
+    """Make the project whose data all seeds share: compose its params and run its data stages, unless it exists.
+
+    Args:
+        shop: the project.
+        conf: the folder with the presets.
+        composed: ``KEY=VALUE``, in the syntax of ``dvc exp run -S``.
 
     Raises:
-        ConfigError: a value is wrong, or the folder was made with others.
+        ConfigError: a value is wrong, or the folder was made with other params.
         ArtifactError: a stage failed.
     """
     params = compose(shop, conf, composed)
@@ -177,10 +196,16 @@ def make_shop(shop: Workspace, conf: Path, composed: Sequence[str]) -> Params:
 
 
 def compose(shop: Workspace, conf: Path, composed: Sequence[str], changes: Sequence[str] = ()) -> Params:
-    """The project's params, composed from ``conf`` and then changed (``PATH=VALUE``); no adapter is among them.
+    """Compose the params of a project without adapters, and write them to it.
+
+    Args:
+        shop: the project.
+        conf: the folder with the presets.
+        composed: ``KEY=VALUE``, in the syntax of ``dvc exp run -S``.
+        changes: ``PATH=VALUE``, applied to the composed params.
 
     Raises:
-        ConfigError: a value is wrong, or the folder was made with others.
+        ConfigError: a value is wrong, or the folder was made with other params.
     """
     wanted = shop.root / "wanted.yaml"
     shop.root.mkdir(parents=True, exist_ok=True)
@@ -192,7 +217,7 @@ def compose(shop: Workspace, conf: Path, composed: Sequence[str], changes: Seque
 
 
 def run_data_stages(shop: Workspace) -> None:
-    """Raw data, filtered data and images of a project, unless they are there.
+    """Make raw data, filtered data and images of a project, unless they exist.
 
     Raises:
         ArtifactError: a stage failed.
@@ -207,15 +232,15 @@ def run_data_stages(shop: Workspace) -> None:
 
 
 def source_of(vector: str) -> str:
-    """The variant that vectors are made of: ``sda`` for ``id+sda+base``."""
+    """The variant from which vectors are computed: ``sda`` for ``id+sda+base``."""
     return vector.removeprefix(IDS).removesuffix("+base")
 
 
 def workspace_of_seed(shop: Workspace, folder: Path, vector: str, seed: int) -> Workspace:
-    """A seed's project, with the adapter and the embeddings that vectors need."""
+    """The project of a seed, with the adapter and the embeddings from which these vectors are computed."""
     workspace = Workspace(folder / f"seed-{seed}")
     shop.embeddings(BASE).parent.mkdir(parents=True, exist_ok=True)
-    # All adapters are in the params from the start, so that a later one changes nothing.
+    # All adapters are in the params from the start: a later one would change the params and make finished stages invalid.
     prepare(
         workspace,
         shop.root.resolve(),
@@ -230,7 +255,14 @@ def workspace_of_seed(shop: Workspace, folder: Path, vector: str, seed: int) -> 
 
 
 def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | None:
-    """``(I + 1, D)`` vectors for a recommender, row 0 zero; None for ids alone."""
+    """The item vectors for a recommender.
+
+    Returns:
+        ``(I + 1, D)`` with row 0 zero; None for ``id``.
+
+    Raises:
+        DataError: see :func:`attribute_vectors`.
+    """
     if vector == "id":
         return None
     content = vector.removeprefix(IDS)
@@ -244,17 +276,23 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
 
 
 def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
-    """``(I, F)``: a variant's vectors beside those of zero_shot, fused as ``export_embeddings.with_base`` does it."""
+    """``(I, F)`` vectors of a variant joined with those of zero_shot, as by ``export_embeddings.with_base``."""
     own, base = read_table(workspace.embeddings(variant)), read_table(workspace.embeddings(BASE))
     section = params.model_copy(update={"with_base": True})
     return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, (base.image_ID, base.text_ID))
 
 
 def attribute_vectors(workspace: Workspace, params: Params, *, with_text: bool) -> np.ndarray:
-    """``(I, F)``: what categories and features say of an item, beside its text or an item-specific random part.
+    """``(I, F)`` vectors of the items' categories and features, fused with the text vector or an item-specific random part.
 
-    The one-hot part has length 1, an item's random part :data:`~sda_core.embeddings.oracle.NOISE_LENGTH` (the oracles of the
-    built-in shop have the same), its text vector length 1.  Both are fused as image and text are.
+    The one-hot vector of an item is scaled to length 1.  The second part has length 1 if it is the text vector, and
+    :data:`~sda_core.embeddings.oracle.NOISE_LENGTH` if it is random, as in the oracles of the built-in shop.  The two parts take
+    the places of image and text in ``late_concat_pca``.
+
+    Args:
+        workspace: a project with items, and with the embeddings of zero_shot if the text is used.
+        params: its params.
+        with_text: whether the second part is the text vector of zero_shot.
 
     Raises:
         DataError: no item has a category or a feature.
@@ -283,7 +321,7 @@ def attribute_vectors(workspace: Workspace, params: Params, *, with_text: bool) 
 
 # ------------------------------------------------------------------------------------------------- training
 def positions(folder: Path, recommender: str, vector: str) -> Path:
-    """Where the positions of all seeds of a cell are kept."""
+    """The folder with the positions of one recommender and one kind of vectors, for all seeds."""
     return folder / "positions" / recommender / vector
 
 
@@ -300,18 +338,21 @@ def train_cell(workspace: Workspace, vector: str, recommender: str, seed: int, p
 
 
 def is_complete(place: Path, seeds: Sequence[int]) -> bool:
-    """Whether all seeds of a cell are done."""
+    """Whether the positions of all seeds exist."""
     return all(positions_path(place, seed).exists() for seed in seeds)
 
 
 # ------------------------------------------------------------------------------------------------- results
-Measured = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]  # by group (users in its name), by vectors: NDCG, Hit
+Measured = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]  # by group with its number of users, by vectors: NDCG, Hit
 
 
 def measure(
     shop: Workspace, params: Params, folder: Path, recommender: str, vectors: Sequence[str], seeds: Sequence[int]
 ) -> Measured:
-    """NDCG and Hit ``(S, U)`` of all users, of those with a tail target and with a cold one, where there are enough of them."""
+    """NDCG and Hit ``(S, U)`` by seed and user: of all users, and of those with a tail or a cold target.
+
+    Tail and cold are left out with fewer than :data:`MIN_USERS` users.
+    """
     interactions = INTERACTIONS.read(shop.interactions)
     items = item_groups(interactions, params.evaluate.tail, ITEMS.count(shop.items))
     target_U = interactions.filter(pl.col("split") == "test").sort("user_id")["item_id"].to_numpy()
@@ -327,7 +368,7 @@ def measure(
 
 
 def absolute(measured: Measured, recommender: str, num_seeds: int) -> str:
-    """A row for each kind of vectors: Hit and NDCG of each group."""
+    """The markdown table of NDCG and Hit of each group, with a row for each kind of vectors."""
     vectors = list(next(iter(measured.values())))
     heads = ["vectors", *(f"{group}: {metric}@{CUTOFF}" for group in measured for metric in ("NDCG", "Hit"))]
     rows = [[vector, *(f"{gain.mean():.4f}" for of in measured.values() for gain in of[vector])] for vector in vectors]
@@ -335,13 +376,16 @@ def absolute(measured: Measured, recommender: str, num_seeds: int) -> str:
 
 
 def _pairs(measured: Measured) -> list[tuple[str, str, str]]:
-    """Question, first, second; of what was measured."""
+    """Question, first, second, of each pair whose vectors were both measured."""
     known = next(iter(measured.values()))
     return [(asked, *pair) for asked, pairs in QUESTIONS.items() for pair in pairs if known.keys() >= {*pair}]
 
 
 def answers(measured: Measured, params: Params, recommender: str, num_seeds: int) -> str:
-    """A row for each pair of :data:`QUESTIONS` that is complete, with paired intervals over users and seeds."""
+    """The markdown table of differences, with a row for each measured pair of :data:`QUESTIONS`.
+
+    Differences are in NDCG@10, with paired 95 % intervals over users and seeds.  Empty if no pair was measured.
+    """
     rows: list[list[str]] = []
     for asked, first, second in _pairs(measured):
         row = ["" if rows and asked in [row[0] for row in rows] else asked, f"{first} - {second}"]
@@ -358,7 +402,7 @@ def answers(measured: Measured, params: Params, recommender: str, num_seeds: int
 
 
 def intervals(measured: Measured, params: Params, recommender: str) -> Panels:
-    """The differences of :func:`answers` for a plot."""
+    """The differences of :func:`answers`, for a plot: a panel for each group, a line for each pair."""
     panels: Panels = {}
     for group, of in measured.items():
         lines = {
@@ -371,7 +415,10 @@ def intervals(measured: Measured, params: Params, recommender: str) -> Panels:
 
 
 def alignment(folder: Path, vectors: Sequence[str], seeds: Sequence[int]) -> str:
-    """Retrieval@1 of the variants whose embeddings of all seeds are there: was anything aligned?"""
+    """The markdown table of retrieval@1 by seed, which shows whether training aligned the modalities.
+
+    It has a row for each variant whose embeddings exist for all seeds.
+    """
     rows: list[list[str]] = []
     for variant in dict.fromkeys(source_of(vector) for vector in (BASE, *vectors)):
         paths = [Workspace(folder / f"seed-{seed}").embeddings(variant) for seed in seeds]

@@ -1,19 +1,19 @@
-"""Does adaptation help to find an image by a text, and a text by an image?
+"""Measure search across modalities on held-out items: find an image by its text, and a text by its image.
 
-This is what an adapter is trained for, and what `sda search` does.  Some items are held out, the same ones for every seed.
-Adapters are trained on the other items alone.  Then each held-out item's text looks for its own image among the images of all
-held-out items, and the other way round: R@1, R@10 and MRR (mean of 1 / place), of the backbone alone (zero_shot) and of each
-variant, with paired intervals over items and seeds.  Ties count against an item.
+Adapters are trained for this task, and `sda search` uses them for it.  A share of the items is held out, the same items for each
+seed, and adapters are trained only on the others.  Then the text of each held-out item is the query for its image among the
+images of all ``N`` held-out items, and the reverse.  The metrics are R@1, R@10 and MRR (the mean of 1 / position), for zero_shot
+and each variant, with paired intervals over items and seeds.  Ties count against an item.  Random answers have an R@1 of 1 / N.
 
-Two geometries: cosines of the embeddings as they are, which `sda search` takes, and of embeddings without the mean of their
-modality, which the fusion by PCA takes.
+The similarities are cosines in two geometries: of the embeddings, and of the embeddings minus the mean of their modality, as in
+`sda search` and the fusion by PCA.
 
-`mismatched` is the negative control: the adapter of `sda` is trained on images with the texts of other items.  What it gains has
-nothing to do with what belongs together.  An answer by chance has R@1 of 1 / N.
+`mismatched` is the negative control: the adapter of `sda`, trained on images with the texts of other items.  A gain of this
+adapter does not come from true pairs of image and text.
 
-Takes a workspace with data/filtered and data/images and its params.yaml.  Positions are kept below
-experiments/cross_modal_search/NAME, so a stopped run resumes, and the table is written to
-experiments/results/cross_modal_search-NAME, which `sda report --experiments` shows.
+The experiment needs a workspace with data/filtered, data/images and params.yaml.  Positions are kept below
+experiments/cross_modal_search/NAME, so a stopped run resumes.  The table is written to
+experiments/results/cross_modal_search-NAME; `sda report --experiments` shows it.
 
     python -m experiments cross_modal_search --name demo --num-steps 100 --set train_adapter.training.learning_rate=0.001
 """
@@ -52,7 +52,7 @@ from sda_core.unit_rows import unit_rows
 
 CONTROL = "mismatched"
 DIRECTIONS = ("text to image", "image to text")
-GEOMETRIES = ("as they are", "without the mean")
+GEOMETRIES = ("as they are", "without the mean")  # also values in the kept tables
 METRICS = {"R@1": lambda places: hits(places, 1), "R@10": lambda places: hits(places, 10), "MRR": reciprocals}
 
 
@@ -62,10 +62,10 @@ def main(
     variants: Variants = Names(("lora", "sda", CONTROL)),
     seeds: Seeds = THREE_SEEDS,
     num_steps: NumSteps = None,
-    share: Annotated[float, typer.Option(help="Share of the items with an image that is held out.")] = 0.25,
+    share: Annotated[float, typer.Option(help="Share of the items with an image to hold out.")] = 0.25,
     changes: Changes = None,
 ) -> None:
-    """Train and measure what is missing, write the table."""
+    """Train and measure what is missing; write the table."""
     check_names("--variants", variants, [*VARIANTS, CONTROL])
     folder = root / "experiments" / "cross_modal_search" / name
     steps = [] if num_steps is None else [f"train_adapter.training.num_steps={num_steps}"]
@@ -82,7 +82,7 @@ def main(
 
 
 def keep_share(path: Path, share: float) -> None:
-    """Write which share of the items is held out.
+    """Record the share of held-out items, and check it against the share of existing tables.
 
     Raises:
         ConfigError: tables of the same name were made with another share.
@@ -96,17 +96,20 @@ def keep_share(path: Path, share: float) -> None:
 
 # ------------------------------------------------------------------------------------------------- measuring
 def place(workspace: Workspace, params: Params, variant: str, seed: int, share: float) -> pl.DataFrame:
-    """Train a variant on the items that are not held out, and give the places of the held-out ones.
+    """Train a variant on the items that are not held out, and rank the held-out ones.
 
     Args:
-        workspace: with items and images.
+        workspace: a workspace with items and images.
         params: its params.
-        variant: of :data:`experiments.workspaces.VARIANTS`, ``zero_shot`` (nothing is trained), or ``mismatched``.
-        seed: of the adapter and its training.
-        share: of the items with an image, which are held out.
+        variant: one of :data:`experiments.workspaces.VARIANTS`, ``zero_shot`` (no training), or ``mismatched``.
+        seed: seed of the adapter's initial weights and of its training.
+        share: share of the items with an image to hold out.
 
     Returns:
-        A row for each direction, geometry and held-out item: its place among all held-out items, from 1.
+        The table of :func:`places`.
+
+    Raises:
+        TrainingError: see :func:`draw`.
     """
     device = prepare_torch(params.runtime)
     source = item_source(workspace, params.items)
@@ -122,12 +125,12 @@ def place(workspace: Workspace, params: Params, variant: str, seed: int, share: 
         model = untrained(backbone, adapter, MODALITIES, seed).to(device)
         shown = mismatched(source, seed) if variant == CONTROL else source
         shown.shows_image[~source.has_image] = False
-        shown.shows_image[held_out] = False  # so training skips them
+        shown.shows_image[held_out] = False  # training skips items without an image
         with tempfile.TemporaryDirectory() as scratch:
             checkpoint = Path(scratch) / "checkpoint"
             curve = alignment.train_adapter(backbone, model, shown, training, loss, checkpoint, f"{variant} {seed}", device)
         logger.info("%s, seed %d: %d steps, last loss %.4f", variant, seed, training.num_steps, curve[-1].loss)
-    source = item_source(workspace, params.items)  # with all images again
+    source = item_source(workspace, params.items)  # new, because training used one with fewer images
     blocks = BlockEncoder(backbone, model, params.export_embeddings, device)
     blocks.prepare()
     vectors = {}
@@ -138,28 +141,42 @@ def place(workspace: Workspace, params: Params, variant: str, seed: int, share: 
 
 
 def draw(source: ItemSource, share: float, batch_size: int) -> np.ndarray:
-    """Rows of the held-out items, ascending; all of them have an image.
+    """Draw the held-out items among those with an image.
+
+    Args:
+        source: all items.
+        share: share of the items with an image to hold out.
+        batch_size: number of items that training needs at least.
+
+    Returns:
+        Rows of the held-out items, ascending.
 
     Raises:
-        TrainingError: fewer items than a batch are left for training, or none is held out.
+        TrainingError: no item would be held out, or fewer than ``batch_size`` would be left.
     """
     rows = np.flatnonzero(source.has_image)
     wanted = round(share * len(rows))
     if wanted < 1 or len(rows) - wanted < batch_size:
         raise TrainingError(
             "--share",
-            f"of {len(rows)} items with an image {wanted} would be held out and {len(rows) - wanted} left",
-            f"leave at least {batch_size}, one batch, and hold out at least one",
+            f"it holds out {wanted} of {len(rows)} items with an image and leaves {len(rows) - wanted} for training",
+            f"hold out at least one, and leave at least one batch, {batch_size}",
         )
     return np.sort(generator(0, "held out for search").permutation(rows)[:wanted])
 
 
 def places(vectors: Mapping[str, np.ndarray], item_ids: np.ndarray) -> pl.DataFrame:
-    """Where each item's own other side is found, by direction and geometry; ties count against it.
+    """The position of each item's other modality, by direction and geometry.
+
+    The position is the number of items with at least the similarity of the correct one, so ties count against it.
 
     Args:
-        vectors: ``(N, D)`` of ``image`` and of ``text``, row ``i`` of both is one item.
+        vectors: ``(N, D)`` for ``image`` and for ``text``; row ``i`` of both is the same item.
         item_ids: ``(N,)``.
+
+    Returns:
+        A row for each direction, geometry and item, with the columns ``item_id``, ``position`` (1 is best), ``direction`` and
+        ``geometry``.
     """
     parts = []
     for geometry in GEOMETRIES:
@@ -180,7 +197,7 @@ def places(vectors: Mapping[str, np.ndarray], item_ids: np.ndarray) -> pl.DataFr
 
 # ---------------------------------------------------------------------------------------------------- showing
 def of_seeds(frames: Sequence[pl.DataFrame], direction: str, geometry: str, metric: str) -> np.ndarray:
-    """A metric of each seed and held-out item, ``(S, N)``."""
+    """``(S, N)`` values of a metric, by seed and held-out item."""
     return np.array(
         [
             METRICS[metric](frame.filter(direction=direction, geometry=geometry).sort("item_id")["position"].to_numpy())
@@ -190,11 +207,11 @@ def of_seeds(frames: Sequence[pl.DataFrame], direction: str, geometry: str, metr
 
 
 def table(placed: Mapping[str, Sequence[pl.DataFrame]], params: Params) -> str:
-    """A markdown table for each geometry: a row for each direction and variant.
+    """A markdown table for each geometry, with a row for each direction and variant.
 
     Args:
-        placed: tables of :func:`place` by variant, one for each seed, those of zero_shot among them.
-        params: with the settings of the intervals.
+        placed: tables of :func:`place`, one for each seed, by variant; must include zero_shot.
+        params: the params, for the settings of the intervals.
     """
     tables = []
     num_seeds = len(placed[BASE])

@@ -1,27 +1,27 @@
-"""What can perfect knowledge bring?  The true attributes of the built-in shop as item vectors, in one shop or over a grid.
+"""Upper bounds: the true attributes of the built-in shop as item vectors, in one shop or over a grid of shops.
 
-Two questions, one runner:
+The experiment answers two questions.
 
-* Can a recommender use item vectors at all?  In the shop of the project's params.yaml `oracle` has to beat `id`, or the
-  recommender says nothing about vectors:
+* Can a recommender use item vectors at all?  In the shop of the project's params.yaml `oracle` has to beat `id`; otherwise
+  results with this recommender say nothing about vectors:
 
     python -m experiments oracles --name controls --recommenders sasrec,bert4rec,vbpr,slmrec --variants id,random,oracle
 
-* Does every knob of the shop do what it says?  A cell of the grid is a shop in which a share of the taste drives attributes that
-  image and text both show (--shared; the rest is halved between those that one of them shows alone), and whose texts are so
-  complete (--completeness, which is dataset.text_completeness):
+* Does every setting of the shop have the effect that it describes?  Each cell of the grid is one shop.  --shared is the share
+  of the taste for attributes that both image and text show; the rest is divided equally between the attributes that only the
+  image and only the text shows.  --completeness is dataset.text_completeness:
 
     python -m experiments oracles --name grid --shared 0.2,0.6,1.0 --completeness 0.2,0.6,1.0 --recommenders sasrec
 
-One shop is one random draw of items, tastes and purchases.  --shop-seeds draws the same shop several times (dataset.seed) and
-adds a row with the mean over the draws.  Its 95 % interval is Student's t over the draws' means, so it covers the draw of the
-shop, its users and the seeds of the trainings:
+One shop is one random draw of items, tastes and purchases.  --shop-seeds draws the shop several times, each with another
+dataset.seed, and adds a row with the mean over the draws.  Its 95 % interval is Student's t over the draws' means, so it
+includes the variation between draws, users and training seeds:
 
     python -m experiments oracles --name draws --shop-seeds 101,102,103,104,105 --recommenders slmrec --variants id,random,oracle
 
-No backbone is involved and no image is looked at.  A cell is a project folder below experiments/runs/oracles/NAME with raw and
-filtered data of its own; positions are kept in it, so a stopped run resumes.  The table is written to
-experiments/results/oracles-NAME with a heat map of the differences to learned ids, which `sda report --experiments` shows.
+The experiment uses neither a backbone nor images.  Each cell is a project folder below experiments/runs/oracles/NAME with its
+own raw and filtered data.  Positions are kept there, so a stopped run resumes.  The table and a heat map of the differences from
+learned ids are written to experiments/results/oracles-NAME; `sda report --experiments` shows them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from sda_core.recommenders import ItemVectors
 from sda_core.traits import takes_modalities
 
 KNOWN = ("id", "random", *get_args(Oracle))
-IMAGE_SIDE = 16  # pixels; nobody looks at them
+IMAGE_SIDE = 16  # pixels; small because the images are not used
 
 Shares = Annotated[
     Names | None,
@@ -76,7 +76,7 @@ Shares = Annotated[
         "--shared",
         parser=names,
         metavar="0.2,0.6,...",
-        help="Shares of taste in attributes that image and text show.",
+        help="Shares of the taste for attributes that image and text both show.",
         show_default=False,
     ),
 ]
@@ -92,7 +92,7 @@ ShopSeeds = Annotated[
         "--shop-seeds",
         parser=numbers,
         metavar="101,102,...",
-        help="Draw the shop once with each of these values of dataset.seed.",
+        help="Values of dataset.seed; the shop is drawn once for each.",
         show_default=False,
     ),
 ]
@@ -100,7 +100,13 @@ ShopSeeds = Annotated[
 
 @dataclass(frozen=True)
 class Cell:
-    """A shop; a value is None where it is that of the params."""
+    """One shop of the grid.
+
+    Attributes:
+        shared: share of the taste for attributes that image and text both show; None uses the params.
+        completeness: ``dataset.text_completeness``; None uses the params.
+        seed: ``dataset.seed`` of a draw; None uses the params.
+    """
 
     shared: float | None
     completeness: float | None
@@ -108,12 +114,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the cell's folder."""
         grid = f"shared-{_plain(self.shared)}-complete-{_plain(self.completeness)}"
         return grid if self.seed is None else f"{grid}-seed-{self.seed}"
 
     def changes(self) -> list[str]:
-        """As ``--set`` takes them."""
+        """The changes of the params for this shop, as ``PATH=VALUE``."""
         found: list[str] = []
         if self.shared is not None:
             rest = round((1.0 - self.shared) / 2.0, 6)
@@ -140,7 +146,7 @@ def main(
     changes: Changes = None,
     shop_seeds: ShopSeeds = None,
 ) -> None:
-    """Train what is missing, write the table and a heat map, or a plot of the draws."""
+    """Train what is missing; write the table, and a heat map or a plot of the draws."""
     check_names("--variants", variants, KNOWN)
     names_ = Names(dict.fromkeys(["id", *variants]))
     folder = root / "experiments" / "runs" / "oracles" / name
@@ -151,7 +157,7 @@ def main(
     cells = [Cell(*values) for values in grid]
     common = [*(changes or []), f"dataset.image_side={IMAGE_SIDE}"]
     shops = {cell: prepare(root / "params.yaml", folder / cell.name, [*common, *cell.changes()]) for cell in cells}
-    for seed in seeds:  # one seed of the whole grid first
+    for seed in seeds:  # finish one seed of the whole grid before the next
         for (workspace, params), recommender in product(shops.values(), recommenders):
             for variant in names_:
                 train(workspace, params, variant, recommender, seed)
@@ -169,10 +175,10 @@ def main(
 
 
 def values_of(option: str, given: Sequence[str] | None) -> list[float | None]:
-    """The values of an axis of the grid; that of the params where none is given.
+    """The values of one axis of the grid; None, which uses the params, if the option was not given.
 
     Raises:
-        ConfigError: one is no number.
+        ConfigError: a value is not a number.
     """
     if given is None:
         return [None]
@@ -184,25 +190,30 @@ def values_of(option: str, given: Sequence[str] | None) -> list[float | None]:
 
 # ------------------------------------------------------------------------------------------------- shops
 def prepare(source: Path, root: Path, changes: Sequence[str]) -> tuple[Workspace, Params]:
-    """A shop with raw and filtered data of its own, unless it is there.
+    """Make the project folder of a shop with its own raw and filtered data, unless it exists.
 
     Args:
-        source: the params file that is changed.
+        source: the params file to change.
         root: the project folder of the shop.
         changes: ``PATH=VALUE``.
 
+    Returns:
+        The workspace of the shop, and its params.
+
     Raises:
-        ConfigError: the params are not those of a built-in shop, or the folder holds a shop of other params.
+        ConfigError: the dataset is not the built-in shop, or the folder contains a shop with other params.
     """
     workspace, params = Workspace(root), own_params(source, root, [*changes, *NOTHING_TRAINED])
     if not isinstance(params.dataset, DemoDataset):
-        raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
+        raise ConfigError(
+            "params.yaml: dataset.source", "the true attributes are known only for the built-in shop", "use dataset=demo"
+        )
     make_shop(workspace, params)
     return workspace, params
 
 
 def make_shop(workspace: Workspace, params: Params) -> None:
-    """Raw and filtered data of a built-in shop, and the truth about its items, unless they are there."""
+    """Write the raw and filtered data of a built-in shop and the true attributes of its items, unless they exist."""
     if workspace.statistics.exists() or not isinstance(params.dataset, DemoDataset):
         return
     logger.info("shop %s", workspace.root.name)
@@ -218,7 +229,18 @@ def make_shop(workspace: Workspace, params: Params) -> None:
 
 
 def vectors(workspace: Workspace, params: Params, variant: str, section: RecommenderParams) -> ItemVectors | None:
-    """What a recommender takes of ``id`` (nothing), ``random`` (directions as wide as an oracle's) or an oracle."""
+    """The item vectors that a recommender gets.
+
+    Args:
+        workspace: the shop.
+        params: its params.
+        variant: ``id``, ``random`` or an oracle.
+        section: settings of the recommender.
+
+    Returns:
+        None for ``id``.  For ``random``, random directions with the width of ``oracle``.  A matrix is ``(I + 1, D)`` with row 0
+        zero; recommenders that take the modalities separately get one for ``image`` and one for ``text``.
+    """
     if variant == "id":
         return None
     raw_item_ids = ITEMS.read(workspace.items).sort("item_id")["raw_item_id"].to_list()
@@ -237,12 +259,12 @@ def _padded(matrix_ID: np.ndarray) -> np.ndarray:
 
 
 def positions(workspace: Workspace, recommender: str, variant: str) -> Path:
-    """Where a cell keeps the positions of all seeds."""
+    """The folder of a shop with the positions of one recommender and variant, for all seeds."""
     return workspace.root / "positions" / recommender / variant
 
 
 def train(workspace: Workspace, params: Params, variant: str, recommender: str, seed: int) -> None:
-    """Train one recommender on one kind of vectors, unless its positions exist."""
+    """Train one recommender on the vectors of one variant, unless its positions exist."""
     section = params.train_recommender.of(recommender)
     keep(
         workspace,
@@ -259,7 +281,7 @@ Shops = Mapping[Cell, tuple[Workspace, Params]]
 
 
 def _gains(workspace: Workspace, params: Params, variant: str, recommender: str, seeds: Sequence[int], group: str) -> np.ndarray:
-    """NDCG ``(S, U)`` of the users of a group."""
+    """NDCG@10 ``(S, U)`` by seed and user of a group: ``all``, or the users with a ``tail`` or ``cold`` target."""
     frames = read_positions(positions(workspace, recommender, variant), seeds)
     items = item_groups(INTERACTIONS.read(workspace.interactions), params.evaluate.tail, ITEMS.count(workspace.items))
     target_U = frames[0]["target_item_id"].to_numpy()
@@ -268,13 +290,14 @@ def _gains(workspace: Workspace, params: Params, variant: str, recommender: str,
 
 
 def table(shops: Shops, variants: Sequence[str], recommender: str, seeds: Sequence[int], group: str) -> str:
-    """A row for each shop: NDCG@10 of learned ids, and what each other kind of vectors adds to it.
+    """The markdown table of one recommender and group of users, with a row for each shop.
 
-    Draws of one shop are followed by a row with their means.
+    A row has the NDCG@10 of learned ids, and that of each other variant with its difference from ids.  Several draws of one shop
+    are followed by a row with their mean.
     """
     rows: list[list[str]] = []
     for cells in by_place(shops).values():
-        measured: list[list[np.ndarray]] = []  # of each shop that has such users, by kind of vectors
+        measured: list[list[np.ndarray]] = []  # by shop that has such users, by variant
         for cell in cells:
             workspace, params = shops[cell]
             ids_SU, *others = [_gains(workspace, params, variant, recommender, seeds, group) for variant in variants]
@@ -293,7 +316,7 @@ def table(shops: Shops, variants: Sequence[str], recommender: str, seeds: Sequen
 
 
 def by_place(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
-    """The shops at each place of the grid: one, or the draws of one shop."""
+    """Group shops by their place on the grid; the draws of one shop have the same place."""
     found: dict[Cell, list[Cell]] = {}
     for cell in cells:
         found.setdefault(replace(cell, seed=None), []).append(cell)
@@ -301,7 +324,7 @@ def by_place(cells: Iterable[Cell]) -> dict[Cell, list[Cell]]:
 
 
 def _all_draws(measured: Sequence[Sequence[np.ndarray]]) -> list[str]:
-    """Users and NDCG over draws of one shop, of ids first, and what each other kind of vectors adds."""
+    """The cells of a row over all draws of a shop: users, NDCG of ids, NDCG of each other variant and its difference from ids."""
     ids, *others = zip(*measured, strict=True)
     cells = [str(sum(ids_SU.shape[1] for ids_SU in ids)), f"{np.mean([ids_SU.mean() for ids_SU in ids]):.4f}"]
     for own in others:
@@ -311,17 +334,23 @@ def _all_draws(measured: Sequence[Sequence[np.ndarray]]) -> list[str]:
 
 
 def _labels(cell: Cell, params: Params) -> list[str]:
-    """Where a shop lies on the grid, and the seed of a draw."""
+    """The first cells of a row: the place of a shop on the grid, and the seed of its draw."""
     dataset = cast("DemoDataset", params.dataset)
     shares = [f"{1.0 - dataset.image_share - dataset.text_share:.2g}", f"{dataset.text_completeness:g}"]
     return shares if cell.seed is None else [*shares, str(cell.seed)]
 
 
 def over_draws(means: Sequence[float]) -> Interval:
-    """Mean of the draws' means, with the 95 % interval of Student's t.
+    """Mean over draws with its 95 % interval by Student's t.
 
-    ``m -+ t(n - 1, .975) s / sqrt(n)`` with the standard deviation ``s`` of the ``n`` means.  Draws are independent, so this
-    covers everything that differs between them.
+    The interval is ``m +- t_{0.975, n - 1} * s / sqrt(n)``, with the mean ``m`` and the standard deviation ``s`` of ``n`` means.
+    The draws are independent, so the interval includes all that varies between them.
+
+    Args:
+        means: one mean for each draw, at least two.
+
+    Returns:
+        Mean, lower end, upper end.
     """
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
@@ -331,7 +360,7 @@ def over_draws(means: Sequence[float]) -> Interval:
 
 
 def plot_draws(path: Path, shops: Shops, variants: Sequence[str], recommenders: Sequence[str], seeds: Sequence[int]) -> None:
-    """Differences in NDCG@10 to learned ids: a panel for each recommender and kind of vectors, a line for each draw."""
+    """Plot the differences from ids in NDCG@10: a panel for each recommender and variant, a line for each draw."""
     panels: Panels = {}
     for recommender, variant in product(recommenders, variants):
         measured = differences(shops, variant, recommender, seeds)
@@ -348,7 +377,7 @@ def _line(cell: Cell) -> str:
 
 
 def differences(shops: Shops, variant: str, recommender: str, seeds: Sequence[int]) -> dict[Cell, Interval]:
-    """Difference in NDCG@10 to learned ids by cell, with its interval."""
+    """The difference of a variant from ids in NDCG@10 over all users, with its interval, by cell."""
     found: dict[Cell, Interval] = {}
     for cell, (workspace, params) in shops.items():
         own_SU, ids_SU = (_gains(workspace, params, name, recommender, seeds, "all") for name in (variant, "id"))
@@ -364,14 +393,14 @@ def plot_maps(
     columns: int = 0,
     bracketed: Collection[Cell] = (),
 ) -> None:
-    """A heat map for each kind of vectors; a number in bold is clear of 0.
+    """Draw heat maps over the grid; a number is bold if its interval excludes 0.
 
     Args:
-        path: of the image file.
-        measured: by title, all over the same grid; None is shown as missing.  Where nothing was measured, nothing is drawn.
-        label: of the colours.
-        columns: maps side by side; 0 for all.
-        bracketed: cells whose numbers stand in brackets.
+        path: the image file to write; not written if no map has a value.
+        measured: the maps by title, all over one grid; None is shown as missing.
+        label: label of the colour bar.
+        columns: number of maps side by side; 0 for all.
+        bracketed: cells whose numbers are shown in brackets.
     """
     from matplotlib import pyplot as plt
 

@@ -1,16 +1,19 @@
-"""Which settings should a recommender have?  Chosen on validation targets, over several built-in shops.
+"""Choose the settings of a recommender on validation targets, over several built-in shops.
 
-A recommender is an instrument for item vectors only if it is strong on learned ids *and* can use perfect knowledge.  So every
-candidate is trained on `id`, on `oracle` (the true attributes) and on `zero_shot` (the backbone as it is), in three shops:
+A recommender can measure the value of item vectors only if it is strong with learned ids *and* can use perfect knowledge.
+Therefore each candidate is trained on `id`, on `oracle` (the true attributes) and on `zero_shot` (the backbone without an
+adapter), in three shops:
 
     python -m experiments recommender_settings --name vbpr --recommender vbpr \\
         --try content_regularization=0.01 --try learning_rate=0.003,max_epochs=200
 
-The settings of params.yaml are always the first candidate.  No test target is ranked.  A shop is a project folder below
-experiments/runs/recommender_settings; what is trained is kept there, so a stopped run resumes, and a later run with more
-candidates trains these alone.  Cells are NDCG@10 on the validation targets at the selected epoch, mean over the seeds; the
-difference has a 95 % interval over users and seeds.  `share of best` is the mean over the shops of each number's ratio to the
-best candidate's.  Seconds are processor time of one training.
+The settings of params.yaml are always the first candidate.  Test targets are not ranked.  Each shop is a project folder below
+experiments/runs/recommender_settings.  Results of trainings are kept there, so a stopped run resumes, and a later run with more
+candidates trains only the new ones.
+
+The first table has the NDCG@10 on the validation targets at the selected epoch, mean over the seeds, and the difference from ids
+with a 95 % interval over users and seeds.  The second table has, for each candidate, its NDCG@10 divided by the highest of all
+candidates, mean over the shops.  Seconds are processor time of one training.
 """
 
 from __future__ import annotations
@@ -54,18 +57,25 @@ REFERENCE = "id"
 _MAKE_A_SHOP = ("dataset", "download", "filter", "fetch_images", "items", "backbone", "export_embeddings")
 
 Candidates = Annotated[
-    list[str] | None, typer.Option("--try", metavar="A=1,B=2", help="A candidate: changed settings.  Repeat it for more.")
+    list[str] | None,
+    typer.Option("--try", metavar="A=1,B=2", help="A candidate: the settings that it changes.  Repeat it for more."),
 ]
-ShopNames = Annotated[Names, typer.Option("--shops", parser=names, metavar="A,B,...", help="Which of the shops.")]
+ShopNames = Annotated[Names, typer.Option("--shops", parser=names, metavar="A,B,...", help="Shops to use.")]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A candidate on one kind of vectors in one shop."""
+    """The result of a candidate with one variant in one shop.
+
+    Attributes:
+        ndcg_SU: NDCG@10 of the validation targets, by seed and user.
+        seconds: processor time of one training, mean over the seeds.
+        epochs: number of epochs of one training, mean over the seeds.
+    """
 
     ndcg_SU: np.ndarray
-    seconds: float  # of one training, mean over the seeds
-    epochs: float  # trained, likewise
+    seconds: float
+    epochs: float
 
 
 def main(
@@ -77,7 +87,7 @@ def main(
     root: Root = Path(),
     seeds: Seeds = THREE_SEEDS,
 ) -> None:
-    """Train what is missing, write the table."""
+    """Train what is missing; write the tables."""
     check_names("--variants", variants, VARIANTS)
     check_names("--shops", shops, SHOPS)
     names_ = list(dict.fromkeys([REFERENCE, *variants]))
@@ -97,10 +107,14 @@ def main(
 
 
 def changed(section: RecommenderParams, candidate: str) -> RecommenderParams:
-    """The settings with ``A=1,B=2`` changed.
+    """The settings with the changes of a candidate.
+
+    Args:
+        section: the settings.
+        candidate: the changes, as ``A=1,B=2``; empty for none.
 
     Raises:
-        ConfigError: no such setting, or no such value.
+        ConfigError: there is no such setting, or a value is not allowed.
     """
     tree: dict[str, Any] = section.model_dump()
     for change in filter(None, candidate.split(",")):
@@ -115,21 +129,26 @@ def changed(section: RecommenderParams, candidate: str) -> RecommenderParams:
 
 
 def _alone(section: RecommenderParams, usual: RecommenderParams) -> RecommenderParams:
-    """The settings for ids alone: those that only content has a use for stay as usual, so that nothing is trained twice."""
+    """The settings for ids alone, with the usual values of settings that affect only item vectors.
+
+    So candidates that differ only in these share one training.
+    """
     content = {key: value for key, value in usual.model_dump().items() if key.startswith("content_") or key == "representation"}
     return section.model_copy(update=content)
 
 
 # ------------------------------------------------------------------------------------------------- shops
 def _shop(root: Path, name: str, *, with_base: bool) -> tuple[Workspace, Params]:
-    """A shop's data and, where they are wanted, the vectors of the backbone as it is."""
+    """Make the data of a shop and, with ``with_base``, the vectors of zero_shot, unless they exist."""
     changes = [*SHOPS[name], *NOTHING_TRAINED, "train_adapter.variants={}"]
     tree = changed_tree(root / "params.yaml", changes)
     made_of = fingerprint(*(json.dumps(tree[section], sort_keys=True) for section in _MAKE_A_SHOP))
     folder = root / "experiments" / "runs" / "recommender_settings" / f"{name}-{made_of[:8]}"
     workspace, params = Workspace(folder), own_params(root / "params.yaml", folder, changes, replace=True)
     if not isinstance(params.dataset, DemoDataset):
-        raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
+        raise ConfigError(
+            "params.yaml: dataset.source", "the true attributes are known only for the built-in shop", "use dataset=demo"
+        )
     oracles.make_shop(workspace, params)
     if with_base and not workspace.embeddings(BASE).exists():
         fetch_images(folder)
@@ -151,7 +170,11 @@ def _trained(workspace: Workspace, params: Params, section: RecommenderParams, v
 
 
 def _trained_once(workspace: Workspace, params: Params, section: RecommenderParams, variant: str, seed: int) -> dict[str, Any]:
-    """NDCG of each user's validation target at the selected epoch, and what the training took; kept in a file."""
+    """Train once and keep the result in a file, or read it from there.
+
+    The result has the NDCG@10 of each user's validation target at the selected epoch, the number of epochs, and the seconds of
+    processor time.
+    """
     made_of = fingerprint(section, str(seed), variant)
     path = workspace.root / "validation" / section.kind / variant / f"{made_of}.json"
     if not path.exists():
@@ -180,11 +203,11 @@ def _trained_once(workspace: Workspace, params: Params, section: RecommenderPara
 def table(
     found: Mapping[str, Mapping[str, Mapping[str, Trained]]], variants: Sequence[str], recommender: str, params: Params
 ) -> str:
-    """A row for each candidate and shop, and one for each candidate over all shops."""
+    """Two markdown tables: a row for each candidate and shop, and a row for each candidate over all shops."""
     rows: list[list[str]] = []
     for candidate, of_shops in found.items():
         for shop, of_variants in of_shops.items():
-            row = [candidate or "as it is", shop]
+            row = [candidate or "unchanged", shop]
             ids_SU = of_variants[REFERENCE].ndcg_SU
             for variant in variants:
                 own = of_variants[variant]
@@ -202,7 +225,11 @@ def table(
 def _summary(
     found: Mapping[str, Mapping[str, Mapping[str, Trained]]], variants: Sequence[str], params: Params
 ) -> list[list[str]]:
-    """Shares of the best, in how many shops the oracle is clear of ids, and the time of a training on each kind of vectors."""
+    """The rows of the second table, one for each candidate.
+
+    Cells: the NDCG@10 divided by the best candidate's for each variant, mean over the shops; the number of shops in which the
+    interval of oracle minus ids is above 0; and the seconds of one training, mean over shops and variants.
+    """
     shops = list(next(iter(found.values())))
     best = {
         (shop, variant): max(of_shops[shop][variant].ndcg_SU.mean() for of_shops in found.values())
@@ -211,7 +238,7 @@ def _summary(
     }
     rows: list[list[str]] = []
     for candidate, of_shops in found.items():
-        row = [candidate or "as it is"]
+        row = [candidate or "unchanged"]
         for variant in variants:
             shares = [of_shops[shop][variant].ndcg_SU.mean() / best[shop, variant] for shop in shops]
             row.append(f"{np.mean(shares):.3f}")

@@ -1,6 +1,6 @@
-"""Workspaces of an experiment: data linked from a finished run, params of their own, the pipeline's own stages, recommenders.
+"""Workspaces of experiments: link data of a finished run, write own params, run the pipeline's stages, train recommenders.
 
-A workspace is a project folder below ``experiments/runs``.  A stage whose outputs exist is not run again.
+A workspace is a project folder below ``experiments/runs``.  Stages whose outputs exist are not run again.
 """
 
 from __future__ import annotations
@@ -37,53 +37,61 @@ VARIANTS = {
     "sda": {"adapter": "moda", "loss": "loss"},
 }
 NOTHING_TRAINED = ("control_embeddings.variants=[]", f"variants=[id, {BASE}]", f"train_recommender.variants=[{BASE}]")
-"""Changes of params for folders in which an experiment trains by itself."""
+"""Changes of params for a folder in which the experiment starts the trainings, and not the pipeline."""
 
 
 # ------------------------------------------------------------------------------------------------- folders and params
 def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
-    """The workspace that a seed's vectors come from (``{seed}`` in the root stands for it), and its params."""
+    """The workspace with a seed's vectors, and its params.
+
+    Args:
+        root: its project folder, in which ``{seed}`` is replaced by the seed.
+        seed: the seed.
+    """
     folder = Path(root.replace("{seed}", str(seed)))
     return Workspace(folder), load_params(folder / "params.yaml")
 
 
 def link(path: Path, target: Path) -> None:
-    """A symbolic link to what exists; a link that is there stays."""
+    """Make a symbolic link to an existing file or folder; an existing link is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_symlink():
         path.symlink_to(target.resolve())
 
 
 def read_tree(path: Path) -> Any:
-    """A params file as a tree that may be changed and saved again, comments included."""
+    """Read a params file as a tree that can be changed and saved with its comments."""
     return YAML().load(path.read_text(encoding="utf-8"))
 
 
 def save_params(params: Any, target: Path) -> None:
-    """Write a changed tree of params, with the ``local_files`` that follow from it in the target's folder."""
+    """Write a tree of params, with ``local_files`` computed again for the target's folder."""
     params["local_files"] = watched(params["dataset"], params["backbone"], target.parent)
     with target.open("w", encoding="utf-8") as stream:
         YAML().dump(params, stream)
 
 
 def changed_tree(source: Path, changes: Sequence[str]) -> Any:
-    """A params file as a tree, with ``PATH=VALUE`` changed in it; see :func:`apply_changes`."""
+    """Read a params file and apply ``PATH=VALUE`` changes; see :func:`apply_changes`."""
     params = read_tree(source)
     apply_changes(params, changes)
     return params
 
 
 def own_params(source: Path, root: Path, changes: Sequence[str], *, replace: bool = False) -> Params:
-    """The params of an experiment's folder: those of a file with some values changed, checked, in its ``params.yaml``.
+    """Write the ``params.yaml`` of an experiment's folder: a params file with some values changed.
 
     Args:
-        source: a params file.
-        root: the folder; made where it is missing.
-        changes: ``PATH=VALUE``, as YAML.
-        replace: whether other params in the folder are replaced.
+        source: the params file.
+        root: the folder; created if it is missing.
+        changes: ``PATH=VALUE``; a value is YAML.
+        replace: whether to replace other params that the folder already has.
+
+    Returns:
+        The validated params.
 
     Raises:
-        ConfigError: a path that the params do not have, or a wrong value; the folder holds other params.
+        ConfigError: there is no such path, a value is wrong, or the folder has other params and ``replace`` is false.
     """
     tree = changed_tree(source, changes)
     root.mkdir(parents=True, exist_ok=True)
@@ -97,17 +105,17 @@ def own_params(source: Path, root: Path, changes: Sequence[str], *, replace: boo
 
 
 def write_params(source: Path, target: Path, seed: int, variants: Sequence[str], changes: Sequence[str]) -> None:
-    """The source's params with an adapter seed, the variants and the changes in them.
+    """Write a params file with another adapter seed, other variants and other changes.
 
     Args:
-        source: a params file.
-        target: another one.
-        seed: of adapter training.
-        variants: of :data:`VARIANTS`.
-        changes: ``PATH=VALUE``, as YAML.
+        source: the params file to read.
+        target: the params file to write.
+        seed: seed of adapter training.
+        variants: names in :data:`VARIANTS`.
+        changes: ``PATH=VALUE``; a value is YAML.
 
     Raises:
-        ConfigError: a path that the params do not have.
+        ConfigError: there is no such path in the params.
     """
     params = read_tree(source)
     params["variants"] = ["id", BASE, *variants]
@@ -120,14 +128,14 @@ def write_params(source: Path, target: Path, seed: int, variants: Sequence[str],
 
 
 def apply_changes(params: Any, changes: Sequence[str]) -> None:
-    """Set values of a tree of params.
+    """Change values of a tree of params in place.
 
     Args:
         params: the tree.
-        changes: ``PATH=VALUE``, as YAML.
+        changes: ``PATH=VALUE``; a value is YAML.
 
     Raises:
-        ConfigError: a path that the params do not have.
+        ConfigError: there is no such path in the tree.
     """
     for change in changes:
         path, separator, value = change.partition("=")
@@ -142,17 +150,17 @@ def apply_changes(params: Any, changes: Sequence[str]) -> None:
 
 # ------------------------------------------------------------------------------------------------- models
 def untrained(backbone: Backbone, adapter: AdapterParams, modalities: Sequence[str], seed: int) -> nn.Module:
-    """The backbone's model with an adapter as it is before step 0, its weights drawn from ``seed``."""
+    """The backbone's model with a new adapter, whose initial weights are drawn from ``seed``."""
     pattern, num_layers = backbone.adapter_pattern(adapter.targets), backbone.num_adapter_layers(adapter.targets)
     return adapters.build(backbone.model, adapter, modalities, pattern, num_layers, seed=seed)
 
 
 # ------------------------------------------------------------------------------------------------- stages
 def run_stage(name: str, variant: str, root: Path) -> None:
-    """One of the pipeline's stages, in a process of its own.
+    """Run a stage of the pipeline in a separate process.
 
     Raises:
-        ArtifactError: it failed.
+        ArtifactError: the stage failed.
     """
     logger.info("%s %s in %s", name, variant, root)
     command = [sys.executable, "-m", f"stages.{name}", "--variant", variant, "--root", str(root)]
@@ -161,19 +169,19 @@ def run_stage(name: str, variant: str, root: Path) -> None:
 
 
 def stage_failed(name: str, variant: str, root: Path) -> ArtifactError:
-    """The error of a stage that said itself what is wrong."""
+    """The error for a failed stage, whose own lines have the reason."""
     advice = "see the lines above; run this script again to resume"
     return ArtifactError(str(root), f"stage {name} of {variant} failed", advice)
 
 
 def prepare(workspace: Workspace, source: Path, shared: Path, seed: int, variants: Sequence[str], changes: Sequence[str]) -> None:
-    """A workspace with the source's data, params of its own, and the vectors of zero_shot.
+    """Make or complete a workspace with linked data, its own params, and the vectors of zero_shot.
 
     Args:
-        workspace: made, or completed.
-        source: the project folder whose data is linked and whose params are changed; absolute.
-        shared: zero_shot's vectors, which are computed once and linked from all others.
-        seed: of adapter training.
+        workspace: the workspace.
+        source: absolute path of the project folder whose data is linked and whose params are changed.
+        shared: file for the vectors of zero_shot, which are computed once and linked from all workspaces.
+        seed: seed of adapter training.
         variants: see :func:`write_params`.
         changes: see :func:`write_params`.
     """
@@ -189,7 +197,7 @@ def prepare(workspace: Workspace, source: Path, shared: Path, seed: int, variant
 
 
 def adapt(workspace: Workspace, variant: str) -> None:
-    """A variant's adapter and its vectors, unless they exist."""
+    """Train a variant's adapter and compute its vectors, unless they exist."""
     if not workspace.adapter(variant).exists():
         run_stage("train_adapter", variant, workspace.root)
     if not workspace.embeddings(variant).exists():
@@ -199,9 +207,9 @@ def adapt(workspace: Workspace, variant: str) -> None:
 def train_on_corrupted(
     workspace: Workspace, variant: str, modality: Literal["image", "text"], how: How, share: float, seed: int
 ) -> None:
-    """A variant's adapter, trained on items of which a share is corrupted, unless it exists.
+    """Train a variant's adapter on items of which a share is corrupted, unless it exists.
 
-    The corrupted items are in ``spoilt``, a workspace below, and vectors are made from the clean ones.
+    The corrupted items are written to the workspace ``spoilt`` inside this one.  So later stages still use the clean items.
     """
     if workspace.adapter(variant).exists():
         return
@@ -215,24 +223,29 @@ def train_on_corrupted(
 
 
 def read_curve(workspace: Workspace, variant: str) -> pl.DataFrame:
-    """Loss, retrieval and alignment by step of a variant's adapter training."""
+    """Read loss, retrieval and alignment by step of a variant's adapter training."""
     return pl.read_csv(workspace.adapter(variant) / "loss.tsv", separator="\t")
 
 
 def mean_retrieval(paths: Sequence[Path]) -> float:
-    """:func:`experiments.study.retrieval_at_1`, mean over embeddings files."""
+    """Retrieval@1, mean over embeddings files; see :func:`experiments.study.retrieval_at_1`."""
     return float(np.mean([retrieval_at_1(path) for path in paths]))
 
 
 # ------------------------------------------------------------------------------------------------- item vectors
 def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: int | None = None) -> np.ndarray | None:
-    """Item vectors of a variant or a control, row number = item id, row 0 zero.
+    """Item vectors of a variant or a control, for a recommender.
+
+    Controls are computed from zero_shot, and oracles from ``data/truth.parquet``.
 
     Args:
-        workspace: with ``embeddings/``.
+        workspace: a workspace with ``embeddings/``.
         params: its params.
-        variant: or a control, which is made of zero_shot (the oracles: of ``data/truth.parquet``).
-        fused_dim: components of vectors that are fused again; None takes them as they are.
+        variant: the variant or control.
+        fused_dim: number of components, to which image and text vectors are fused again; None keeps the stored vectors.
+
+    Returns:
+        ``(I + 1, D)``; the row is the item id, and row 0 is zero.  None for ``id``.
     """
     kind = next((name for name in get_args(Control) if name == variant), None)
     if kind in get_args(Oracle):
@@ -252,7 +265,7 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
 
 
 def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors, fused_dim: int | None) -> controls.Vectors:
-    """The vectors with other fused ones, of ``fused_dim`` components; None leaves them as they are."""
+    """Fuse image and text vectors again, to ``fused_dim`` components; None returns the vectors unchanged."""
     if fused_dim is None:
         return vectors
     section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
@@ -273,13 +286,14 @@ def train_on(
     """Train a recommender on a variant's vectors, unless its positions exist.
 
     Args:
-        workspace: with the vectors and the interactions.
+        workspace: a workspace with the vectors and the interactions.
         params: its params.
-        variant: or a control.
-        recommender: its section of the params is used.
-        seed: of the training.
-        folder: where the positions are kept.
-        changes: of the section; those that a recommender does not have are ignored, as ``representation`` for VBPR.
+        variant: the variant or control.
+        recommender: the recommender; its section of the params is used.
+        seed: seed of the training.
+        folder: the folder for the positions.
+        changes: changes of that section; settings that the recommender does not have are ignored, e.g. ``representation`` for
+            VBPR.
         fused_dim: see :func:`vectors_of`.
     """
     if positions_path(folder, seed).exists():
@@ -293,9 +307,16 @@ def train_on(
 # ------------------------------------------------------------------------------------------------- one workspace for each seed
 @dataclass(frozen=True)
 class Study:
-    """Variants trained on several seeds, each in a workspace of its own, below one folder for each arm.
+    """A comparison of arms, each with several variants and seeds.
 
-    An arm is what is compared: a value of a setting, a backbone.
+    An arm is, for example, one value of a setting or one backbone.  Each arm has a folder with one workspace for each seed.
+
+    Attributes:
+        source: the project folder whose data is used.
+        folder: the folder of the comparison.
+        variants: the trained variants.
+        seeds: seeds of the adapters.
+        changes: changes of the params, for all arms.
     """
 
     source: Path
@@ -305,17 +326,17 @@ class Study:
     changes: Sequence[str] = ()
 
     def workspace(self, arm: str, seed: int) -> Workspace:
-        """Of an arm and a seed."""
+        """The workspace of an arm and a seed."""
         return Workspace(self.folder / arm / f"seed-{seed}")
 
     def positions(self, arm: str, name: str) -> Path:
-        """Where an arm's positions of all seeds are kept, by recommender or variant."""
+        """The folder with an arm's positions for all seeds; ``name`` is a recommender or a variant."""
         return self.folder / arm / "positions" / name
 
     def params(self, arm: str) -> Params:
-        """An arm's params, with the first seed."""
+        """The params of an arm's first seed."""
         return load_params(self.workspace(arm, self.seeds[0]).root / "params.yaml")
 
     def retrieval(self, arm: str, variant: str) -> float:
-        """R@1 of a variant's vectors, mean over the seeds."""
+        """Retrieval@1 of a variant's vectors, mean over the seeds."""
         return mean_retrieval([self.workspace(arm, seed).embeddings(variant) for seed in self.seeds])

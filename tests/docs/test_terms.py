@@ -120,11 +120,26 @@ def messages(path: Path) -> list[tuple[int, str]]:
     return [(node.lineno, str(node.value)) for node in nodes if id(node) not in hidden]
 
 
-@pytest.mark.parametrize("path", sorted([*ROOT.glob("sda_core/**/*.py"), *ROOT.glob("stages/*.py")]), ids=lambda p: p.stem)
+MESSAGES = sorted(path for folder in ("sda_core", "stages") for path in ROOT.glob(f"{folder}/**/*.py"))
+
+
+@pytest.mark.parametrize("path", MESSAGES, ids=lambda p: p.stem)
 def test_messages(path: Path) -> None:
     names = {"picture"}  # the seed of the built-in shop's images
     wrong = [f"{path}:{number}: {problem}" for number, text in messages(path) if text not in names for problem in found(text)]
     assert not wrong
+
+
+EXPERIMENTS = [
+    ROOT / "experiments" / f"{name}.py"
+    for name in ("oracles", "adaptation", "recommender_settings", "cross_modal_search", "workspaces")
+]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_docstrings_and_comments_of_experiments(path: Path) -> None:
+    wrong = [f"{path}:{number}: {problem}" for number, text in explanations(path) for problem in found(text, INSTEAD | PLAINER)]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("folder", ["sda_core", "stages", "hydra_plugins", "bench"])

@@ -302,7 +302,7 @@ def test_mistakes_are_one_line(tmp_path: Path, repository: Path) -> None:
         made(backbone="nano")
     with pytest.raises(ConfigError, match=r"--compose: .*image_share"):
         made(composed=["dataset=hm"])
-    with pytest.raises(ConfigError, match="--recommenders: slmrec takes image and text vectors apart"):
+    with pytest.raises(ConfigError, match="--recommenders: slmrec takes image and text vectors separately"):
         made(recommenders=Names(("slmrec",)))
 
 
