@@ -15,7 +15,7 @@ from sda_core.errors import TrainingError
 from tests.alignment.toy import LOSS, MODA, TRAINING, Encoder, run
 from tests.sections import changed
 
-PAPER = changed(LOSS, learn_temperature=False, temperature=0.05, center="none")
+PAPER = changed(LOSS, learn_temperature=False, temperature=0.05)
 LONG = changed(TRAINING, num_steps=80, batch_size=16, learning_rate=0.01, check="warn")
 
 

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 MODA = changed(SHIPPED.train_adapter.moda, r=4, lora_alpha=8.0, num_experts=2, modality_dim=4)
 LORA = changed(MODA, num_experts=1, gate="uniform")
-LOSS = changed(SHIPPED.train_adapter.loss, temperature=0.1, learn_temperature=True)
+LOSS = changed(SHIPPED.train_adapter.loss, center="none", temperature=0.1, learn_temperature=True)  # the paper's formula
 TRAINING = changed(
     SHIPPED.train_adapter.training, seed=3, num_steps=12, batch_size=6, learning_rate=0.01, weight_decay=0.01, warmup_steps=3,
     vision_cache="never", checkpoint_every=5, log_every=4,
