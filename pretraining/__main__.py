@@ -1,4 +1,4 @@
-"""The steps by name: ``python -m pretraining train``."""
+"""Run a step by its name: ``python -m pretraining train``."""
 
 from sda_core.cli.scripts import run_scripts
 

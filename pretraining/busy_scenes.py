@@ -1,8 +1,8 @@
-"""Draw scenes as ``scenes.py`` does, only busier: 14 patterns, 30 motifs, shadows, clutter, patterned grounds, blur.
+"""Draw scenes like ``scenes.py`` with more variation: 14 patterns, 30 motifs, shadows, clutter, patterned backgrounds, blur.
 
-Types, colours and materials, their outlines and their words are those of ``scenes.py``.  What is drawn here shares no code,
-outline or texture with the built-in shop.  Validation and test scenes show pairs of type and colour that training never shows.
-The result has the form of a source of ``seen.py``: ``work/seen/scenes.npy`` and ``work/seen/scenes.parquet``.
+Types, colours, materials, outlines and vocabulary are those of ``scenes.py``.  Code, outlines and textures of the built-in shop
+are not used.  Validation and test scenes have pairs of type and colour that are not in training scenes.  The output has the
+format of a source of ``seen.py``: ``work/seen/scenes.npy`` and ``work/seen/scenes.parquet``.
 
     python -m pretraining busy_scenes
 """
@@ -41,7 +41,7 @@ MOTIF_WORDS = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One product of a scene; ``motif`` is empty where there is none, ``second`` where the pattern is plain."""
+    """One product of a scene; ``motif`` is empty if it has none, and ``second`` if the pattern is plain."""
 
     type: str
     icon: str
@@ -53,7 +53,11 @@ class Thing:
 
 
 def drawn_things(split: str, rng: np.random.Generator, params: dict[str, Any], seed: int) -> tuple[list[Thing], int, str]:
-    """Products, how many of the only one there are, and the colour of the ground; each attribute drawn by itself."""
+    """Draw the attributes of a scene independently.
+
+    Returns:
+        One kind of product or two, the number of products if there is one kind, and the colour of the background.
+    """
     background = str(rng.choice(["white", "grey", "beige"] if rng.random() < params["share_light_background"] else list(COLOURS)))
     usable = [colour for colour in COLOURS if distance(colour, background) >= params["least_colour_distance"]]
 
@@ -76,7 +80,7 @@ def drawn_things(split: str, rng: np.random.Generator, params: dict[str, Any], s
 
 
 def pattern_share(pattern: str, side: int, rng: np.random.Generator) -> np.ndarray:
-    """How much of the second colour each pixel has, ``(side, side)`` of 0 to 1."""
+    """Draw a pattern: ``(side, side)`` shares of the second colour, from 0 to 1."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     turn = float(rng.normal(0, 0.12))
     u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
@@ -124,18 +128,18 @@ def pattern_share(pattern: str, side: int, rng: np.random.Generator) -> np.ndarr
 
 
 def tone(colour: str, rng: np.random.Generator, spread: float) -> np.ndarray:
-    """A named colour, somewhat lighter, darker or otherwise off."""
+    """Draw an RGB value near a named colour, ``(3,)`` float32."""
     light = 1 + rng.normal(0, spread / 160)
     return np.clip((np.array(COLOURS[colour]) + rng.normal(0, spread, 3)) * light, 0, 255).astype(np.float32)
 
 
 def draw_thing(thing: Thing, masks: dict[str, np.ndarray], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """RGB ``(size, size, 3)`` and opacity ``(size, size, 1)`` of one product."""
+    """Draw one product: ``(size, size, 3)`` RGB and ``(size, size, 1)`` opacity."""
     alpha = _fitted(masks[thing.icon], size, float(rng.uniform(-16, 16)), bool(rng.random() < 0.5))[..., None]
     share = pattern_share(thing.pattern, size, rng)[..., None]
     first = tone(thing.colour, rng, 16)
     second = tone(thing.second, rng, 14) if thing.second else first
-    if thing.second and rng.random() < 0.3:  # a lighter or darker tone of the ground
+    if thing.second and rng.random() < 0.3:  # a lighter or darker tone of the first colour
         second = np.clip(first * float(rng.choice([0.55, 1.0])) + float(rng.choice([0.0, 90.0])), 0, 255).astype(np.float32)
     rgb = first * (1 - share) + second * share
     if thing.motif:
@@ -146,19 +150,19 @@ def draw_thing(thing: Thing, masks: dict[str, np.ndarray], size: int, rng: np.ra
         ink[top : top + small, left : left + small, 0] = stamp
         options = [colour for colour in COLOURS if distance(colour, thing.colour) >= 110]
         inked = tone(str(rng.choice(["white", "black", *options])), rng, 10)
-        if rng.random() < 0.4:  # a rim around it
+        if rng.random() < 0.4:  # a border around the motif
             grown = Image.fromarray((ink[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3 if size < 60 else 5))
             rim = np.asarray(grown, np.float32)[..., None] / 255
             rgb = rgb * (1 - rim) + (255 - inked) * rim
         rgb = rgb * (1 - ink) + inked * ink
-        if rng.random() < 0.5:  # a badge, whole where the product has gaps
+        if rng.random() < 0.5:  # a badge, which also covers gaps of the product
             alpha = np.maximum(alpha, ink)
     shade, opacity = _shade(thing.material, size, rng)
     return np.clip(rgb * shade[..., None], 0, 255), alpha * (opacity if rng.random() < 0.7 else 1.0)
 
 
 def ground(background: str, side: int, rng: np.random.Generator) -> np.ndarray:
-    """The background: a colour, mostly with a slope, sometimes with a faint pattern."""
+    """Draw the background ``(side, side, 3)``: a colour with a gradient, sometimes with a faint pattern."""
     y, x = np.mgrid[:side, :side].astype(np.float32) / side - 0.5
     first = tone(background, rng, 10)
     slope = float(rng.normal(0, 22)) * y + float(rng.normal(0, 14)) * x
@@ -172,7 +176,7 @@ def ground(background: str, side: int, rng: np.random.Generator) -> np.ndarray:
 def draw_scene(
     things: list[Thing], count: int, background: str, masks: dict[str, np.ndarray], side: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The RGB image ``(side, side, 3)``."""
+    """Draw a scene: ``(side, side, 3)`` uint8 RGB."""
     canvas = ground(background, side, rng)
     keys = list(masks)
 
@@ -214,14 +218,14 @@ def draw_scene(
     degraded = rng.random()
     if degraded < 0.15:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 1.6))))
-    elif degraded < 0.45:  # a small file, enlarged
+    elif degraded < 0.45:  # an enlarged small image
         small = int(rng.integers(48, 97))
         image = image.resize((small, small), Image.Resampling.BILINEAR).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
 def described(things: list[Thing], count: int, background: str, rng: np.random.Generator) -> str:
-    """A caption that names some of the attributes and nothing that is not there."""
+    """A caption with some of the attributes of a scene, all of them true."""
     parts = []
     for thing in things:
         words = [] if count == 1 else [("two", "three", "four")[count - 2]]
@@ -239,7 +243,7 @@ def described(things: list[Thing], count: int, background: str, rng: np.random.G
 
 
 def labels(things: list[Thing], count: int, background: str) -> list[str]:
-    """All attributes as ``head=value``; two of a head where two kinds of product differ."""
+    """All attributes as ``attribute=value``; an attribute has two values if two kinds of product differ."""
     found = {f"background={background}": None}
     if len(things) == 1:
         found[f"count={count}"] = None
@@ -251,13 +255,13 @@ def labels(things: list[Thing], count: int, background: str) -> list[str]:
 
 
 def all_masks(side: int) -> dict[str, np.ndarray]:
-    """Outlines by icon, and by ``motif NAME``."""
+    """Outlines by icon and by ``motif NAME``; see :func:`pretraining.scenes.outlines`."""
     motifs = {f"motif {name}": f"mdi:{name}" for name in MOTIFS}
     return outlines(side, motifs)
 
 
 def main() -> None:
-    """Draw all scenes."""
+    """Draw all scenes and write them."""
     whole = settings()
     params, seed = whole["nano2"]["busy_scenes"], whole["seed"]
     side, masks = params["side_pixels"], all_masks(params["outline_pixels"])

@@ -1,4 +1,4 @@
-"""Put the measured tables into the model card and the README: between the marks, nothing is written by hand.
+"""Write the measured tables to the model card and the README, between the marks that these have.
 
 python -m pretraining export --untrained --folder pretraining/work/untrained
 python -m pretraining evaluate --folder pretraining/work/untrained --json pretraining/work/untrained.json
@@ -22,7 +22,7 @@ FILES = (CHECKPOINT / "MODEL_CARD.md", HERE / "README.md")
 
 
 def results_table(trained: dict[str, dict[str, Any]], untrained: dict[str, dict[str, Any]]) -> str:
-    """What :mod:`pretraining.evaluate` measured, one row a measure, the untrained model beside it."""
+    """The markdown table of :mod:`pretraining.evaluate`: a row for each measure, with the untrained model for comparison."""
     lines = ["| what | nano | untrained | chance | MiniLM | other |", "|---|---|---|---|---|---|"]
     for name, scores in trained.items():
         before = untrained[name]
@@ -47,7 +47,7 @@ def results_table(trained: dict[str, dict[str, Any]], untrained: dict[str, dict[
 
 
 def curve_table(file: Path) -> str:
-    """The steps at which the validation split was looked at."""
+    """The markdown table of the training curve at the steps with validation."""
     columns = ["step", "seconds", "loss", "contrastive", "text cosine", "image cosine"]
     columns += ["R@10 (validation)", "Spearman (validation titles)"]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -68,16 +68,20 @@ def curve_table(file: Path) -> str:
 
 
 def between_marks(text: str, mark: str, table: str) -> str:
-    """``text`` with what stands between ``<!-- mark -->`` and ``<!-- end -->`` replaced."""
+    """Replace the part of a text between ``<!-- mark -->`` and ``<!-- end -->``.
+
+    Raises:
+        SystemExit: a mark is missing.
+    """
     before, opening, rest = text.partition(f"<!-- {mark} -->\n")
     _, closing, after = rest.partition("\n<!-- end -->")
     if not opening or not closing:
-        raise SystemExit(f"no marks <!-- {mark} --> and <!-- end --> to put the table between")
+        raise SystemExit(f"the text has no marks <!-- {mark} --> and <!-- end --> for the table")
     return before + opening + table + closing + after
 
 
 def main() -> None:
-    """Write both files again."""
+    """Update both files."""
     trained, untrained = (json.loads((WORK / f"{name}.json").read_text(encoding="utf-8")) for name in ("results", "untrained"))
     for file in FILES:
         text = file.read_text(encoding="utf-8")

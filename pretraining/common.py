@@ -1,4 +1,4 @@
-"""What every step shares: the settings, the working folder, seeds, the curve of a training."""
+"""Parts that all steps share: settings, working folder, seeds, and the curve of a training."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ CHECKPOINT = HERE.parent / "sda_core" / "backbones" / "nano"
 
 
 def settings() -> dict[str, Any]:
-    """``pretraining/params.yaml`` as plain dictionaries (YAML 1.2, as DVC reads it)."""
+    """Read ``pretraining/params.yaml`` as plain dictionaries, by YAML 1.2 like DVC."""
     return YAML(typ="safe", pure=True).load((HERE / "params.yaml").read_text(encoding="utf-8"))
 
 
 def number(*parts: object) -> int:
-    """A 63-bit number that depends on the parts alone: seeds and splits that no order of work can change."""
+    """A 63-bit number that depends only on the parts.
+
+    It gives seeds and splits that do not depend on the order of work.
+    """
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
 def generator(*parts: object) -> np.random.Generator:
-    """A generator of its own for each use."""
+    """A random generator whose seed depends only on the parts, so that each use has its own."""
     return np.random.default_rng(number(*parts))
 
 
 class Curve:
-    """The curve of a training: a tab-separated file, to which a resumed run appends.
+    """Writer of a training's curve, a tab-separated file; a resumed run appends to it.
 
     Args:
-        path: the file; its header is written if it is missing.
+        path: path of the file; created with a header if it is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,12 +50,18 @@ class Curve:
             path.write_text("\t".join(["step", "seconds", "rate", "loss", "parts"]) + "\n", encoding="utf-8")
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Add the figures of a step, ``loss`` among them."""
+        """Add the values of a step; they must include ``loss``."""
         for name, value in values.items():
             self._sums.setdefault(name, []).append(value)
 
     def write(self, step: int, rate: float, measured: Mapping[str, float]) -> None:
-        """Write and print a row: the means of the steps since the last row, and what was measured after this step."""
+        """Write and print a row.
+
+        Args:
+            step: number of completed steps.
+            rate: learning rate as a share of the highest.
+            measured: values measured after this step; the row also has the means of the steps since the last row.
+        """
         means = {name: sum(values) / len(values) for name, values in self._sums.items()}
         rounded = {name: round(value, 4) for name, value in (means | dict(measured)).items()}
         seconds = round(time.perf_counter() - self._began)

@@ -1,8 +1,7 @@
-"""What nano_lvlm reads: captions of scenes, questions with answers, and plain texts; all composed, none stored.
+"""Compose the training texts of nano_lvlm: captions of scenes, questions with answers, and plain texts.
 
-A caption names a random subset of a scene's attributes, in random order and with random synonyms.
-It never names an attribute that the scene does not show.
-So a scene seldom has the same caption twice, and the caption can only be predicted from the image.
+A caption has a random subset of a scene's attributes, in random order and with random synonyms.  All of them are true of the
+scene.  So a scene rarely has the same caption twice, and its attributes can be predicted only from the image.
 """
 
 from __future__ import annotations
@@ -29,7 +28,13 @@ _ALWAYS_PLURAL = {"glasses", "spectacles", "trousers", "pants", "scissors", "hea
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer; ``about`` is the attribute, or ``caption`` or ``fields``."""
+    """A question and its answer.
+
+    Attributes:
+        about: the attribute; ``caption`` or ``fields`` for a description; ``yes or no``.
+        question: the question.
+        answer: the correct answer.
+    """
 
     about: str
     question: str
@@ -37,7 +42,7 @@ class Turn:
 
 
 def plural(noun: str) -> str:
-    """The noun for two or more."""
+    """The plural of a noun."""
     *rest, last = noun.split(" ")
     if noun in _ALWAYS_PLURAL or noun in _PLURALS:
         return _PLURALS.get(noun, noun)
@@ -50,13 +55,13 @@ def _one(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 def word(kind: str, value: str, rng: np.random.Generator, share_first: float = 0.6) -> str:
-    """A word for a value: the first of its list, or a synonym."""
+    """Draw a word for a value: the first of its list with probability ``share_first``, else a synonym."""
     words = WORDS["types"][value]["words"] if kind == "types" else WORDS[kind][value]
     return words[0] if len(words) == 1 or rng.random() < share_first else _one(rng, words[1:])
 
 
 def colours(product: Product, rng: np.random.Generator) -> str:
-    """``red``, or ``red and white`` in either order."""
+    """The colours of a product, such as ``red``, or ``red and white`` in random order."""
     names = [word("colours", colour, rng, 0.75) for colour in (product.colour, product.second) if colour]
     return " and ".join(rng.permutation(names).tolist())
 
@@ -66,7 +71,7 @@ def _article(phrase: str) -> str:
 
 
 def phrase(product: Product, count: int, size: str, keep: float, rng: np.random.Generator) -> str:
-    """A product's noun with some of its attributes before and after it; each is kept with probability ``keep``."""
+    """The noun of a product with some attributes before and after it; ``keep`` is the probability of an attribute."""
     noun = word("types", product.type, rng, 0.75)
     before: list[str] = []
     after: list[str] = []
@@ -98,7 +103,7 @@ def phrase(product: Product, count: int, size: str, keep: float, rng: np.random.
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One sentence about a scene."""
+    """A random caption of a scene."""
     keep = 1.0 if rng.random() < 0.4 else 0.75
     first = phrase(scene.products[0], scene.count, scene.size, keep, rng)
     if scene.relation:
@@ -116,7 +121,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def field_pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """Attributes as shops list them, in random order: attribute, name of the field, value."""
+    """Fields of a product in random order: attribute, name of the field, value."""
     product = scene.products[0]
     colour_name = _one(rng, ("colour", "color"))
     pairs = [
@@ -139,19 +144,19 @@ def field_pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, 
 
 
 def joined(pairs: list[tuple[str, str, str]], rng: np.random.Generator) -> str:
-    """``colour: red; type: cup``."""
+    """Join fields to a text such as ``colour: red; type: cup``."""
     return _one(rng, ("; ", ", ", ". ")).join(f"{name}: {value}" for _, name, value in pairs)
 
 
 def reading(scene: Scene, rng: np.random.Generator) -> tuple[str, Turn]:
-    """A description as text, and a question that it answers."""
+    """A description as text, and a question whose answer is in it."""
     pairs = field_pairs(scene, rng)
     about, _, value = pairs[int(rng.integers(len(pairs)))]
     return joined(pairs, rng), Turn(about, _one(rng, QUESTIONS[about]), value)
 
 
 def answers(scene: Scene) -> dict[str, str]:
-    """The right answer by attribute, for attributes that have exactly one in this scene."""
+    """The correct answer by attribute, for attributes with exactly one correct answer in this scene."""
     product = scene.products[0]
     found = {"background": WORDS["colours"][scene.background][0]}
     if scene.relation:
@@ -180,7 +185,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "place": tuple(names[0] for names in WORDS["places"].values()),
     "motif": (*WORDS["motifs"], "nothing"),
 }
-"""All answers to a question, by attribute."""
+"""All possible answers by attribute."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "type": ("what is it?", "what product is this?", "which product is shown?", "type?"),
@@ -196,12 +201,12 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 
 
 def question(scene: Scene, rng: np.random.Generator) -> Turn:
-    """A question about one attribute, open or yes/no."""
+    """Draw a question about one attribute, open or yes/no."""
     known = answers(scene)
     about = _one(rng, list(known))
     draw = rng.random()
     if scene.relation and draw < 0.75:
-        # with two products the question names the one that it is about
+        # with two products the question says which one it is about
         product = scene.products[int(rng.integers(2))]
         noun = WORDS["types"][product.type]["words"][0]
         verb = "are" if noun in _ALWAYS_PLURAL else "is"
@@ -217,7 +222,7 @@ def question(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def turns(scene: Scene, count: int, rng: np.random.Generator) -> list[Turn]:
-    """A caption or a list of fields, then ``count`` - 1 questions or further captions."""
+    """Draw ``count`` turns: first a caption or a list of fields, then questions or further captions."""
     found = []
     for place in range(count):
         draw = rng.random()

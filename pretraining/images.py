@@ -1,10 +1,11 @@
-"""Images with captions, and their split by concept.
+"""Collect images with captions, and split them by concept.
 
-Writes ``work/images.npy`` (uint8 RGBA, ``(images, side, side, 4)``) and ``work/images.parquet`` (one row an image:
-source, kind, title, keywords, category, concept, split, light).
+Writes ``work/images.npy`` (uint8 RGBA, ``(images, side, side, 4)``) and ``work/images.parquet``, which has one row for each
+image: source, kind, title, keywords, category, concept, split, light.
 
-A concept is a connected component of images that share a code point, a normalised title, a whole list of keywords or,
-among clip art, nearly the same image (difference hash).  A concept is in one split only, across all sources.
+A concept is a connected component of images.  Two images are connected if they share a code point, a normalised title or a
+whole list of keywords, or if they are clip art with similar difference hashes.  Each concept is in one split only, over all
+sources.
 """
 
 from __future__ import annotations
@@ -46,7 +47,17 @@ _GENDER = re.compile(r"^(?:(?:man|woman|men|women|person|people|boy|girl|boys|gi
 
 @dataclass
 class CaptionedImage:
-    """One image before its split: ``pixels`` is RGBA, ``keys`` are what it may share with its likes."""
+    """One image with its caption, before the split.
+
+    Attributes:
+        source: name of the source.
+        kind: ``emoji``, ``icon``, ``glyph`` or ``clip art``.
+        title: title of the image.
+        keywords: further terms.
+        category: category of the source; may be empty.
+        pixels: ``(side, side, 4)`` uint8 RGBA.
+        keys: identifiers; images with a common one have the same concept.
+    """
 
     source: str
     kind: str
@@ -58,13 +69,13 @@ class CaptionedImage:
 
 
 class Components:
-    """Union-find over keys: things that share a key, directly or by way of others, have one root."""
+    """Union-find over keys: keys that were joined, directly or indirectly, have the same root."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
 
     def root(self, key: str) -> str:
-        """The component's representative."""
+        """The key that represents the component of a key."""
         parent = self._parent.setdefault(key, key)
         while parent != key:
             self._parent[key] = self._parent[parent]
@@ -73,21 +84,33 @@ class Components:
         return key
 
     def join(self, keys: Iterable[str]) -> None:
-        """Put all keys into one component; the smallest name is its root, whatever the order."""
+        """Join all keys to one component, whose root is the smallest root in alphabetical order."""
         roots = sorted({self.root(key) for key in keys})
         for other in roots[1:]:
             self._parent[other] = roots[0]
 
 
 def normalised(title: str) -> str:
-    """A title reduced to what names its concept: lower case, no digits, no plural s, no gender of people."""
+    """Normalise a title: lower case, without digits, plural s and gender of people."""
     words = re.sub(r"[^a-z ]+", " ", title.lower()).split()
     text = " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words)
     return _GENDER.sub("", text)
 
 
 def split_of(concept: str, size: int, seed: int, share_test: float, share_valid: float, largest: int) -> str:
-    """``train``, ``valid`` or ``test`` by the concept's name alone; very large components stay in training."""
+    """The split of a concept, which depends only on its name and size.
+
+    Args:
+        concept: name of the concept.
+        size: its number of images.
+        seed: seed of the split.
+        share_test: share of the concepts in ``test``.
+        share_valid: share of the concepts in ``valid``.
+        largest: concepts with more images are in ``train``.
+
+    Returns:
+        ``train``, ``valid`` or ``test``.
+    """
     place = number(seed, "split", concept) / 2**63
     if size > largest or place >= share_test + share_valid:
         return "train"
@@ -95,7 +118,7 @@ def split_of(concept: str, size: int, seed: int, share_test: float, share_valid:
 
 
 def squared(image: Image.Image, side: int) -> np.ndarray:
-    """RGBA, the whole image inside a transparent square."""
+    """Scale an image into a transparent square: ``(side, side, 4)`` uint8 RGBA."""
     image = image.convert("RGBA")
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -107,7 +130,7 @@ def squared(image: Image.Image, side: int) -> np.ndarray:
 
 
 def drawn(body: str, width: float, height: float, side: int) -> np.ndarray:
-    """An SVG body as RGBA pixels."""
+    """Render the body of an SVG: ``(side, side, 4)`` uint8 RGBA."""
     import resvg_py  # only this step needs the renderer
 
     svg = (
@@ -126,15 +149,15 @@ def texture(
     rng: np.random.Generator,
     periods: tuple[int, int] = (10, 22),
 ) -> np.ndarray:
-    """A plain, striped, dotted, checkered, zigzag or ringed RGB square.
+    """Draw a square with a pattern: ``(side, side, 3)`` uint8 RGB.
 
     Args:
-        pattern: one of these names.
+        pattern: ``striped``, ``dotted``, ``checkered``, ``zigzag``, ``ringed``; any other name is plain.
         first: RGB of the ground.
         second: RGB of the pattern.
-        side: pixels.
-        rng: draws period and direction.
-        periods: smallest period of the pattern in pixels, and the first that is too large.
+        side: side of the square in pixels.
+        rng: generator of the period and direction.
+        periods: range of the period in pixels, upper end excluded.
     """
     y, x = np.mgrid[:side, :side]
     period = int(rng.integers(*periods))
@@ -156,7 +179,7 @@ def texture(
 
 
 def painted(glyph: np.ndarray, name: str, variant: int, seed: int) -> tuple[np.ndarray, str]:
-    """A one-colour sign filled with a named colour or pattern, and its caption."""
+    """Fill a sign of one colour with a named colour or pattern; return the image and its caption."""
     rng = generator(seed, "paint", name, variant)
     first, second = rng.choice(list(COLOURS), 2, replace=False).tolist()
     jitter = rng.integers(-14, 15, (2, 3))
@@ -173,7 +196,7 @@ def painted(glyph: np.ndarray, name: str, variant: int, seed: int) -> tuple[np.n
 
 # ------------------------------------------------------------------------------------------------- sources
 def emoji_names() -> dict[str, tuple[str, list[str], str]]:
-    """Code points without variation selectors -> (label, tags, group); skin tones left out."""
+    """Label, tags and group of emoji, by code points without variation selectors; skin tones are excluded."""
     folder = folder_of("emojibase-data") / "package"
     groups = json.loads((folder / "meta" / "groups.json").read_text(encoding="utf-8"))["groups"]
     names = {}
@@ -185,7 +208,7 @@ def emoji_names() -> dict[str, tuple[str, list[str], str]]:
 
 
 def iconify(name: str) -> tuple[dict[str, tuple[str, float, float]], dict[str, str]]:
-    """Icon name -> (body, width, height), and code points -> icon name, of one icon set."""
+    """Two mappings of an icon set: icon name to (body, width, height), and code points to icon name."""
     folder = folder_of(f"@iconify-json/{name}") / "package"
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     width, height = icons.get("width", 16), icons.get("height", 16)
@@ -197,7 +220,7 @@ def iconify(name: str) -> tuple[dict[str, tuple[str, float, float]], dict[str, s
 def emoji_sets(sets: list[str], side: int) -> Iterator[CaptionedImage]:
     """Emoji of icon sets, with names from emojibase."""
     names = emoji_names()
-    # older sets come without code points, but with the icon names of their younger sisters
+    # older sets have no code points, but the same icon names as their newer versions
     known = {icon: code for source in sets for code, icon in sorted(iconify(source)[1].items())}
     for source in sets:
         bodies, characters = iconify(source)
@@ -231,7 +254,7 @@ def icon_title(name: str) -> str:
 
 
 def icon_sets(sets: list[str], side: int) -> Iterator[CaptionedImage]:
-    """Icons of several colours, named by their file."""
+    """Icons of several colours; the title is the name of the icon."""
     for source in sets:
         for name, body in sorted(iconify(source)[0].items()):
             title = icon_title(name)
@@ -240,7 +263,7 @@ def icon_sets(sets: list[str], side: int) -> Iterator[CaptionedImage]:
 
 
 def glyph_sets(sets: list[str], side: int, num_variants: int, seed: int) -> Iterator[CaptionedImage]:
-    """One-colour signs, filled with colours and patterns that the caption names."""
+    """Signs of one colour, filled with colours and patterns that are in the caption."""
     for source in sets:
         taken = set()
         for name, body in sorted(iconify(source)[0].items(), key=lambda item: (len(item[0]), item[0])):
@@ -256,20 +279,23 @@ def glyph_sets(sets: list[str], side: int, num_variants: int, seed: int) -> Iter
 
 
 def clip_art(side: int, max_pixels: int, max_title_uses: int) -> Iterator[CaptionedImage]:
-    """Openclipart: images of the PNG package, words of the SVG package; files too large to decode are left out."""
+    """Clip art of Openclipart: images of the PNG package, with titles and keywords of the SVG package.
+
+    Images that are too large, damaged, nearly transparent, or without title and keywords are skipped.
+    """
     Image.MAX_IMAGE_PIXELS = None  # the size is checked here, before anything is decoded
     root = folder_of("openclipart-png") / "usr" / "share" / "openclipart" / "png"
     words = folder_of("openclipart-svg") / "usr" / "share" / "openclipart" / "svg"
     found = []
     for file in sorted(root.rglob("*.png")):
         relative = file.relative_to(root)
-        # two thousand nearly equal stars
+        # the folder has two thousand nearly equal stars
         if not file.is_symlink() and relative.parts[:2] != ("shapes", "stars"):
             title, keywords = svg_words((words / relative).with_suffix(".svg"))
             found.append((file, relative, cleaned_title(title), keywords))
     uses = Counter(title for _, _, title, _ in found)
     for file, relative, title, keywords in found:
-        # a title of many images is the name of a collection, not of the image
+        # a title that many images share is the name of a collection
         named = (title if uses[title] <= max_title_uses else "") or cleaned_title(file.stem)
         if not named and not keywords:
             continue
@@ -292,14 +318,14 @@ def clip_art(side: int, max_pixels: int, max_title_uses: int) -> Iterator[Captio
 
 
 def svg_words(file: Path) -> tuple[str, list[str]]:
-    """Title and keywords in an SVG's metadata; empty where it has none or is no XML."""
+    """Title and keywords in the metadata of an SVG; empty if it has none or is not valid XML."""
     if not file.is_file():
         return "", []
     text = file.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"<metadata.*?</metadata>", text, re.DOTALL)
     if found is None:
         return "", []
-    block = re.sub(r"(</?)[A-Za-z0-9_]+:", r"\1", found[0])  # names without their prefixes: many files forget to declare them
+    block = re.sub(r"(</?)[A-Za-z0-9_]+:", r"\1", found[0])  # remove the prefixes of names, which many files do not declare
     block = re.sub(r"\s[\w]+:[\w]+=\"[^\"]*\"", "", block)
     try:
         tree = ElementTree.fromstring(block)  # noqa: S314 - files of a package whose sha256 is pinned
@@ -312,13 +338,13 @@ def svg_words(file: Path) -> tuple[str, list[str]]:
 
 
 def cleaned_keyword(word: str) -> str:
-    """Lower case; empty where it is junk such as ``HASH(0x8a1b)``."""
+    """Normalise a keyword to lower case; empty if it is invalid, such as ``HASH(0x8a1b)``."""
     word = re.sub(r"[_\s]+", " ", word.lower()).strip(" .,;\"'")
     return "" if "hash(0x" in word or not re.search("[a-z]{3}", word) or len(word) > 40 else word
 
 
 def cleaned_title(title: str) -> str:
-    """Words of a title or file name without numbers, authors and underscores; empty where nothing is left."""
+    """Remove numbers, authors and underscores of a title or file name; empty if too little or too much is left."""
     text = re.sub(r"(?i)clip ?art by .*? - ", "", title)
     text = re.sub(r"(?i)\bby\b.*$|\(.*?\)|\barchitetto\b|https?:\S+", " ", text)
     text = re.sub(r"[^A-Za-z' ]+", " ", text).lower()
@@ -328,7 +354,7 @@ def cleaned_title(title: str) -> str:
 
 
 def difference_hashes(pixels: np.ndarray) -> np.ndarray:
-    """64 signs an image: is each of 8 x 8 cells darker than its right neighbour; ``(N, 64)`` bool."""
+    """``(N, 64)`` bool: whether each of 8 x 8 cells of an image is darker than its right neighbour."""
     hashes = np.zeros((len(pixels), 64), bool)
     for place, rgba in enumerate(pixels):
         alpha = rgba[..., 3:].astype(np.float32) / 255
@@ -339,7 +365,10 @@ def difference_hashes(pixels: np.ndarray) -> np.ndarray:
 
 
 def join_near_duplicates(components: Components, keys: list[str], hashes: np.ndarray, max_difference: int) -> None:
-    """Join the keys of images whose hashes differ in few places; nearly empty hashes say nothing."""
+    """Join the keys of images whose hashes differ in at most ``max_difference`` bits.
+
+    Hashes with fewer than six set bits are not compared, because different images can have them.
+    """
     signs = hashes.astype(np.float32)
     counts = signs.sum(1)
     for start in range(0, len(keys), 1024):

@@ -1,9 +1,9 @@
-"""Nano's architecture and first weights, and a batched forward pass for its training.
+"""Architecture and initial weights of nano, and a batched forward pass for its training.
 
-The stock forward pass of transformers loops over images and windows, and runs the template's first tokens again for every
-sequence.  In training all images of a batch have one size, and sequences are padded on the right; so here the
-vision tower runs as one batch, with a mask where attention has windows, and the template's beginning, which no later token
-can change (attention is causal), runs once a batch.  A test holds both passes to equal vectors.
+The forward pass of transformers loops over images and windows, and computes the first tokens of the template for each sequence.
+In training all images of a batch have one size, and sequences are padded on the right.  Therefore the vision tower runs here as
+one batch, with a mask if attention has windows.  The beginning of the template runs once per batch, because later tokens do not
+change it (attention is causal).  A test checks that both passes return equal vectors.
 """
 
 from __future__ import annotations
@@ -49,24 +49,30 @@ def configuration(params: dict[str, Any], tokenizer: PreTrainedTokenizerFast) ->
 
 
 def principal_axes(vectors: np.ndarray, count: int) -> np.ndarray:
-    """The ``count`` orthonormal directions ``(width, count)`` that keep most of the vectors' length, not centred."""
+    """``(width, count)`` orthonormal principal axes of vectors, which are not centred."""
     _, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors.astype(np.float64))
     axes = axes[:, ::-1][:, :count]
-    # an axis has no sign of its own: its largest entry is made positive
+    # the sign of an axis is arbitrary: make its largest entry positive
     return axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(count)])
 
 
 def first_weights(
     config: Qwen2_5_VLConfig, token_vectors: np.ndarray, token_shares: np.ndarray, num_free: int, seed: int
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A model whose token table starts at known vectors.
+    """Initialise a model so that it starts close to a weighted bag of tokens.
 
-    The table's first D - ``num_free`` columns are ``token_vectors`` ``(tokens, D - num_free)`` at unit length, times
-    a / (a + p) with a = 1e-3 and p the token's share of the corpus (Arora et al. 2017, "A simple but tough-to-beat
-    baseline for sentence embeddings").  What a frequent token thereby lacks in length goes into the free
-    columns, since the norms of the decoder would undo a mere weight; special tokens live in the free columns alone, and the
-    final norm starts by hiding these from the pooled vector.  So the model starts near a weighted bag of words.
-    Residual branches start small.
+    The first ``D - num_free`` columns of the token table are ``token_vectors``, scaled to the same length and multiplied by
+    ``a / (a + p)`` with ``a = 1e-3`` and the token's share ``p`` of the corpus (Arora et al. 2017, "A simple but tough-to-beat
+    baseline for sentence embeddings").  The norms of the decoder would undo this weight; therefore the missing length of a
+    frequent token is random in the ``num_free`` free columns.  Special tokens use only the free columns.  The final norm starts
+    with small weights for these, so that they hardly affect the pooled vector.  Residual branches start with small weights.
+
+    Args:
+        config: sizes and special tokens.
+        token_vectors: ``(tokens, D - num_free)``, of all tokens except the special ones.
+        token_shares: ``(tokens,)``, shares of the corpus.
+        num_free: number of free columns.
+        seed: seed of the random weights.
     """
     torch.manual_seed(seed)
     text: Any = config.text_config
@@ -99,7 +105,17 @@ def first_weights(
 # ------------------------------------------------------------------------------------------------- vision
 @dataclass(frozen=True)
 class ImageGrid:
-    """What the vision tower needs to know of images of one size: rotary angles and attention masks in window order."""
+    """Constants of the vision tower for images of one size, in the order of attention windows.
+
+    Attributes:
+        height: number of patches, even.
+        width: number of patches, even.
+        order_N: places of the patches in window order.
+        inverse_M: the inverse order, of merged tokens.
+        cos_ND: cosines of the rotary angles.
+        sin_ND: sines of the rotary angles.
+        window_mask_NN: whether two patches are in the same window.
+    """
 
     height: int
     width: int
@@ -111,7 +127,7 @@ class ImageGrid:
 
     @classmethod
     def of(cls, visual: nn.Module, height: int, width: int) -> ImageGrid:
-        """For images of ``height`` x ``width`` patches (both even)."""
+        """Compute the grid of ``height`` x ``width`` patches, both even."""
         tower: Any = visual
         grid = torch.tensor([[1, height, width]])
         positions = get_vision_position_ids(grid, MERGE, kwargs={})
@@ -129,7 +145,7 @@ class ImageGrid:
 
 
 def patches(rgb_BCHW: Tensor) -> Tensor:
-    """Images of 0 to 1 as the image processor cuts them: ``(B, N, 1176)``, in blocks of 2 x 2 patches."""
+    """``(B, N, 1176)`` patches of RGB images from 0 to 1, in blocks of 2 x 2, as by the image processor."""
     mean, deviation = torch.tensor(OPENAI_CLIP_MEAN).view(1, 3, 1, 1), torch.tensor(OPENAI_CLIP_STD).view(1, 3, 1, 1)
     pixels = (rgb_BCHW - mean) / deviation
     batch, channels, height, width = pixels.shape
@@ -145,7 +161,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention written out: for short sequences on a CPU its backward pass is several times PyTorch's fused one's speed."""
+    """Attention without PyTorch's fused kernel, whose backward pass is several times slower for short sequences on a CPU."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -1e4)
@@ -153,7 +169,7 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 
 def vision_block(block: Any, hidden_BND: Tensor, cos_ND: Tensor, sin_ND: Tensor, mask_NN: Tensor | None) -> Tensor:
-    """One block of the tower."""
+    """Compute one block of the vision tower: ``(B, N, D)``."""
     batch, num_patches, _ = hidden_BND.shape
     attention = block.attn
     qkv = attention.qkv(block.norm1(hidden_BND)).view(batch, num_patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -166,14 +182,18 @@ def vision_block(block: Any, hidden_BND: Tensor, cos_ND: Tensor, sin_ND: Tensor,
 def vision_forward(
     visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid, block: Callable[..., Tensor] = vision_block
 ) -> Tensor:
-    """Merged image tokens ``(B, N / 4, D)`` of images of one size; equals the stock tower's output."""
+    """``(B, N / 4, D)`` merged image tokens of images of one size; equal to the output of the tower in transformers."""
     return vision_merged(visual, vision_blocks(visual, patches_BNP, grid, block), grid)
 
 
 def vision_blocks(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid, block: Callable[..., Tensor] = vision_block) -> Tensor:
-    """The tower without its merger: ``(B, N, vision width)``, patches in the order of their windows.
+    """``(B, N, vision width)`` output of the tower's last block, before the merger, in window order.
 
-    ``block`` is :func:`vision_block`, as it is or compiled.
+    Args:
+        visual: the tower.
+        patches_BNP: the result of :func:`patches`.
+        grid: the grid of these images.
+        block: :func:`vision_block`, compiled or not.
     """
     tower: Any = visual
     kernel = tower.patch_embed.proj.weight.flatten(1)
@@ -185,7 +205,7 @@ def vision_blocks(visual: nn.Module, patches_BNP: Tensor, grid: ImageGrid, block
 
 
 def vision_merged(visual: nn.Module, hidden_BND: Tensor, grid: ImageGrid) -> Tensor:
-    """The merger (the projector) over :func:`vision_blocks`: image tokens ``(B, N / 4, D)`` by rows."""
+    """``(B, N / 4, D)`` image tokens by rows: the merger (projector) applied to the result of :func:`vision_blocks`."""
     tower: Any = visual
     batch, num_patches, width = hidden_BND.shape
     merged = tower.merger(hidden_BND.reshape(batch * num_patches, width)).view(batch, num_patches // MERGE**2, -1)
@@ -196,7 +216,7 @@ def vision_merged(visual: nn.Module, hidden_BND: Tensor, grid: ImageGrid) -> Ten
 def language_layer(
     layer: Any, prefix: Tensor, suffix: Tensor, angles_P: tuple[Tensor, Tensor], angles_L: tuple[Tensor, Tensor], mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One layer of the decoder, for the shared prefix ``(1, P, D)`` and the rest ``(B, L, D)``."""
+    """Compute one layer of the decoder for the shared prefix ``(1, P, D)`` and the rest ``(B, L, D)``."""
     attention = layer.self_attn
     num_prefix, (batch, length, width) = prefix.shape[1], suffix.shape
 
@@ -229,15 +249,15 @@ def language_forward(
     lengths_B: Tensor,
     layer: Callable[..., tuple[Tensor, Tensor]] = language_layer,
 ) -> Tensor:
-    """Mean of the last hidden states over the prefix and each sequence's kept tokens, ``(B, D)`` float32.
+    """``(B, D)`` float32 mean of the last hidden states over the prefix and the tokens of each sequence.
 
     Args:
         language: the decoder.
         prefix_PD: embeddings of the tokens that all sequences begin with; positions 0 to P - 1.
         suffix_BLD: embeddings of the rest, padded on the right.
-        suffix_positions_3L: multimodal positions of the rest, the same for the whole batch.
-        lengths_B: how many tokens of the rest each sequence has.
-        layer: :func:`language_layer`, as it is or compiled.
+        suffix_positions_3L: multimodal positions of the rest, equal for the whole batch.
+        lengths_B: number of tokens of each sequence in the rest.
+        layer: :func:`language_layer`, compiled or not.
     """
     num_prefix, length = len(prefix_PD), suffix_BLD.shape[1]
     allowed_LL = torch.ones(length, length, dtype=torch.bool).tril()
@@ -255,16 +275,15 @@ def language_states(
     allowed: Tensor,
     layer: Callable[..., tuple[Tensor, Tensor]] = language_layer,
 ) -> tuple[Tensor, Tensor]:
-    """Last hidden states of the shared prefix, ``(1, P, D)``, and of the rest, ``(B, L, D)``; float32.
+    """Last hidden states of the shared prefix ``(1, P, D)`` and of the rest ``(B, L, D)``, float32.
 
     Args:
         language: the decoder.
         prefix_PD: embeddings of the tokens that all sequences begin with; positions 0 to P - 1.
         suffix_BLD: embeddings of the rest.
-        positions_3BL: multimodal positions of the rest; ``(3, 1, L)`` where all sequences have the same.
-        allowed: which tokens of the rest each token of the rest attends to, ``(L, L)`` or ``(B, L, L)``; all attend to
-            the prefix.
-        layer: :func:`language_layer`, as it is or compiled.
+        positions_3BL: multimodal positions of the rest; ``(3, 1, L)`` if they are equal for all sequences.
+        allowed: ``(L, L)`` or ``(B, L, L)`` bool, whether a token of the rest attends to another one; all attend to the prefix.
+        layer: :func:`language_layer`, compiled or not.
     """
     decoder: Any = language
     num_prefix, length = len(prefix_PD), suffix_BLD.shape[1]
@@ -280,12 +299,15 @@ def language_states(
 
 
 class Encoder:
-    """Vectors of texts and images as the backbone's ``encode`` gives them, in batches with a gradient.
+    """Encoder of texts and images in batches, with gradients; its vectors equal those of the backbone's ``encode``.
 
     Args:
         model: the model in training.
-        tokenizer: its tokenizer, with the chat template.
-        image_prompts: what may stand beside an image.
+        tokenizer: its tokenizer with the chat template.
+        image_prompts: the possible texts beside an image.
+
+    Raises:
+        ValueError: the chat template begins differently for texts and images.
     """
 
     def __init__(
@@ -302,7 +324,7 @@ class Encoder:
         before, after = (self._ids(part) for part in text_frame)
         image_before, _ = (self._ids(part) for part in image_frame)
         if image_before[: len(before)] != before:
-            raise ValueError("chat template: texts and images should begin alike")
+            raise ValueError("chat template: messages with a text and with an image should begin with the same tokens")
         self.prefix, self.after = before, after
         image_token: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         image_at = image_before.index(image_token)
@@ -310,13 +332,16 @@ class Encoder:
         self._after_image = [[*image_before[image_at + 1 :], *row, *after] for row in self.words(image_prompts, 1000)]
 
     def compile(self) -> None:
-        """Compile the blocks and layers (a C++ compiler is needed): half the time, after a minute a shape."""
+        """Compile blocks and layers, which needs a C++ compiler.
+
+        A step then takes half the time; each new shape takes a minute to compile.
+        """
         self.block = torch.compile(vision_block, dynamic=False)
         self.layer = torch.compile(language_layer, dynamic=True)
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
-        """A block in which nothing is compiled, for batches of all kinds of shapes."""
+        """Use the functions without compilation in a ``with`` block, for batches of many shapes."""
         kept = self.block, self.layer
         self.block, self.layer = vision_block, language_layer
         try:
@@ -332,7 +357,7 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
     def words(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Token ids of the texts' own words, cut at ``max_tokens``."""
+        """Token ids of texts without the template, at most ``max_tokens`` each."""
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return [row[:max_tokens] for row in rows]  # type: ignore[union-attr]
 
@@ -340,7 +365,7 @@ class Encoder:
         return self.model.model.language_model.embed_tokens(torch.as_tensor(ids))
 
     def texts(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Vectors ``(B, D)`` of texts given as token ids."""
+        """``(B, D)`` vectors of texts, from their token ids."""
         full = [[*row, *self.after] for row in rows]
         lengths_B = torch.tensor([len(row) for row in full])
         ids_BL = torch.zeros(len(full), int(lengths_B.max()), dtype=torch.long)
@@ -352,22 +377,27 @@ class Encoder:
         return language_forward(language, prefix, suffix, positions_3L, lengths_B, self.layer)
 
     def grid(self, height: int, width: int) -> ImageGrid:
-        """The grid of a size in patches, made once."""
+        """The grid of a size in patches, computed once."""
         if (height, width) not in self._grids:
             self._grids[height, width] = ImageGrid.of(self.model.model.visual, height, width)
         return self._grids[height, width]
 
     def images(self, rgb_BCHW: Tensor, prompt: int = 0) -> Tensor:
-        """Vectors ``(B, D)`` of images of one size, RGB from 0 to 1; sides are multiples of 28; ``prompt`` by its place."""
+        """``(B, D)`` vectors of images.
+
+        Args:
+            rgb_BCHW: RGB from 0 to 1, both sides multiples of 28.
+            prompt: index of the text beside the images.
+        """
         return self.image_vectors(*self.image_tokens(rgb_BCHW), prompt)
 
     def image_tokens(self, rgb_BCHW: Tensor) -> tuple[Tensor, ImageGrid]:
-        """The image tokens ``(B, M, D)`` by rows, and their grid."""
+        """``(B, M, D)`` image tokens by rows, and their grid."""
         grid = self.grid(rgb_BCHW.shape[2] // PATCH, rgb_BCHW.shape[3] // PATCH)
         return vision_forward(self.model.model.visual, patches(rgb_BCHW), grid, self.block), grid
 
     def image_vectors(self, tokens_BMD: Tensor, grid: ImageGrid, prompt: int = 0) -> Tensor:
-        """Vectors ``(B, D)`` of images given as their tokens."""
+        """``(B, D)`` vectors of images, from their image tokens."""
         batch, num_tokens, _ = tokens_BMD.shape
         start, end = self._embedded(self._before_image), self._embedded(self._after_image[prompt])
         suffix = torch.cat([start.expand(batch, -1, -1), tokens_BMD.to(start.dtype), end.expand(batch, -1, -1)], dim=1)

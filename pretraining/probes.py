@@ -1,9 +1,10 @@
-"""What the vectors of images know that no model here was trained on: the built-in shop, and H&M where it is there.
+"""Probe image vectors for attributes on which no model was trained: in the built-in shop, and in H&M if its data exists.
 
-For each model: linear probes (``experiments.attribute_probe``) of the shop's category, colour, pattern and shape (its
-motif), and of H&M's product type, colour group and pattern, and the nearest neighbour of H&M; all as accuracy above
-chance, ``(accuracy - largest class) / (1 - largest class)``.  EfficientNet-lite0's pooled features stand beside.
-``--shop`` is the folder of a project in which the stages up to ``fetch_images`` ran with ``dataset=demo``.
+For each model the table has linear probes (``experiments.attribute_probe``) of the shop's category, colour, pattern and shape
+(its motif), and of H&M's product type, colour group and pattern.  For H&M it also has the class of the nearest neighbour.  All
+values are accuracy above chance, ``(accuracy - largest class) / (1 - largest class)``.  The pooled features of
+EfficientNet-lite0 are the comparison.  ``--shop`` is a project folder in which the stages up to ``fetch_images`` ran with
+``dataset=demo``.
 
     python -m pretraining probes --shop . --models nano=sda_core/backbones/nano,nano2=pretraining/nano2:9408 --json FILE
 """
@@ -37,7 +38,7 @@ NUM_HM, LEAST_IN_CLASS, LONG_SIDE = 2000, 20, 120
 
 
 def shop_images(shop: Path) -> tuple[list[Image.Image], dict[str, list[str]]]:
-    """The shop's images and their true attributes."""
+    """The images of the shop, and the true values of their attributes by name."""
     shards = pl.concat([pl.read_parquet(file) for file in sorted((shop / "data" / "images").glob("shard-*.parquet"))])
     shards = shards.filter(pl.col("image").bin.size() > 0).sort("item_id")
     truth = pl.read_parquet(shop / "data" / "truth.parquet").filter(pl.col("attribute").is_in(SHOP_ATTRIBUTES))
@@ -47,13 +48,13 @@ def shop_images(shop: Path) -> tuple[list[Image.Image], dict[str, list[str]]]:
 
 
 def opened(content: bytes) -> Image.Image:
-    """An image file as RGB."""
+    """Decode the content of an image file to RGB."""
     with Image.open(io.BytesIO(content)) as image:
         return image.convert("RGB")
 
 
 def hm_images(folder: Path, count: int, seed: int) -> tuple[list[Image.Image], dict[str, list[str]]]:
-    """Photographs of H&M's articles, drawn by the seed, and what they show."""
+    """A random sample of H&M's photographs, and the values of their attributes by name."""
     with gzip.open(folder / "items.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     rows = [rows[place] for place in np.sort(generator(seed, "hm").permutation(len(rows))[:count])]
@@ -67,7 +68,14 @@ def hm_images(folder: Path, count: int, seed: int) -> tuple[list[Image.Image], d
 
 @torch.inference_mode()
 def model_vectors(folder: Path, min_pixels: int, images: list[Image.Image], prompt: str) -> np.ndarray:
-    """What the pipeline gives for images, through its own loader."""
+    """``(images, D)`` vectors of images, by the pipeline's own loader.
+
+    Args:
+        folder: the checkpoint.
+        min_pixels: smallest number of pixels to which an image is scaled.
+        images: the images.
+        prompt: text beside each image.
+    """
     params = Qwen25VL(
         kind="qwen2_5_vl", name=str(folder), revision=None, dtype="float32", attention="sdpa",
         min_pixels=min_pixels, max_pixels=12544, max_text_tokens=128, pooling="mean",
@@ -82,7 +90,7 @@ def model_vectors(folder: Path, min_pixels: int, images: list[Image.Image], prom
 
 @torch.inference_mode()
 def teacher_vectors(images: list[Image.Image]) -> np.ndarray:
-    """EfficientNet-lite0's pooled features before its classifier, images of 224 px; bfloat16, as the teacher of nano 2."""
+    """Pooled features of EfficientNet-lite0 before its classifier, at 224 px; bfloat16, as for the teacher of nano 2."""
     teacher, found = network().to(torch.bfloat16), []
     for start in range(0, len(images), 32):
         rgb = torch.from_numpy(
@@ -94,7 +102,7 @@ def teacher_vectors(images: list[Image.Image]) -> np.ndarray:
 
 
 def scores(vectors: np.ndarray, values: dict[str, list[str]], *, neighbours: bool) -> dict[str, float]:
-    """Accuracy above chance of each attribute, by linear probe and (where wanted) by the nearest neighbour."""
+    """Accuracy above chance of each attribute, by a linear probe and, with ``neighbours``, by the nearest neighbour."""
     found = {}
     for name, labels in values.items():
         counts = Counter(labels)
@@ -110,9 +118,11 @@ def scores(vectors: np.ndarray, values: dict[str, list[str]], *, neighbours: boo
 
 
 def main(
-    models: Annotated[str, typer.Option(help="name=folder or name=folder:least pixels of an image, with commas.")] = "",
+    models: Annotated[
+        str, typer.Option(help="List of name=folder or name=folder:least pixels of an image, separated by commas.")
+    ] = "",
     shop: Annotated[Path, typer.Option(help="A project folder with the built-in shop's data.")] = Path(),
-    teacher: Annotated[bool, typer.Option(help="EfficientNet-lite0 beside them.")] = True,
+    teacher: Annotated[bool, typer.Option(help="Compare with EfficientNet-lite0.")] = True,
     results_file: Annotated[Path | None, typer.Option("--json", help="Add the results to this file.")] = None,
 ) -> None:
     """Probe all models and print one table."""

@@ -1,7 +1,8 @@
-"""Run the frozen vision tower over all scenes, once: ``work/scene_features/SIDE.npy`` for each side in pixels.
+"""Compute the features of all scenes by the frozen vision tower.
 
-float16, ``(scenes, patches, vision width)``: the output of the last block, before the merger, which the training learns.
-A training scene is computed at one side, drawn at random; a held-out scene at all sides.
+Writes ``work/scene_features/SIDE.npy`` for each side in pixels: float16 ``(scenes, patches, vision width)``, the output of the
+last block before the merger, because the merger is trained.  A training scene has features at one side, drawn at random; a
+held-out scene at all sides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pretraining.model import PATCH, ImageGrid, patches, vision_blocks
 
 
 def seen_at(splits: pl.Series, sides: dict[int, float], seed: int) -> dict[int, np.ndarray]:
-    """Which scenes (their places, ascending) are seen at each side."""
+    """Rows of the scenes that get features at each side, ascending."""
     shares = np.array(list(sides.values()))
     drawn = generator(seed, "side").choice(list(sides), len(splits), p=shares / shares.sum())
     training = (splits == "train").to_numpy()
@@ -29,7 +30,14 @@ def seen_at(splits: pl.Series, sides: dict[int, float], seed: int) -> dict[int, 
 
 @torch.inference_mode()
 def features(visual: Any, pixels: np.ndarray, side: int, batch_size: int) -> np.ndarray:
-    """The tower's features of square RGB images, uint8 ``(N, S, S, 3)``, scaled to ``side`` pixels."""
+    """``(N, patches, vision width)`` float16 features of images.
+
+    Args:
+        visual: the tower.
+        pixels: ``(N, S, S, 3)`` uint8 RGB.
+        side: side in pixels to which the images are scaled.
+        batch_size: number of images per batch.
+    """
     grid = ImageGrid.of(visual, side // PATCH, side // PATCH)
     found = np.zeros((len(pixels), grid.height * grid.width, visual.config.hidden_size), np.float16)
     for start in range(0, len(pixels), batch_size):
@@ -40,7 +48,7 @@ def features(visual: Any, pixels: np.ndarray, side: int, batch_size: int) -> np.
 
 
 def main(work: Path = WORK, tower: Path = CHECKPOINT) -> None:
-    """Run the tower over all scenes."""
+    """Compute and write the features of all scenes."""
     params = settings()
     section = params["lvlm"]
     torch.set_num_threads(section["num_threads"])

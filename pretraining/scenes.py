@@ -1,9 +1,9 @@
 """Draw scenes with known attributes: products with colours, patterns, materials and motifs, on a background.
 
 Writes ``work/scenes.npy`` (uint8 RGB, ``(scenes, side, side, 3)``) and ``work/scenes.parquet`` (split and attributes of each
-scene).  The outlines are one-colour signs of the icon sets; the drawing code of the built-in shop is not used.
+scene).  The outlines are signs of one colour from the icon sets; the drawing code of the built-in shop is not used.
 
-A share of the pairs of type and colour is held out: every test scene shows one, and no training scene does.
+A share of the pairs of type and colour is held out: each test scene has one of them, and no training scene has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORDS: dict[str, Any] = YAML(typ="safe", pure=True).load((HERE / "scene_words.ya
 SPLITS = ("train", "valid", "test")
 # centre of a single product, in shares of the side (x, y)
 PLACES = {"centre": (0.5, 0.5), "left": (0.26, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74)}
-# where the first and the second product stand, by the first one's relation to the second
+# centres of the first and the second product, by the relation of the first to the second
 RELATIONS = {
     "left of": ((0.27, 0.5), (0.73, 0.5)),
     "right of": ((0.73, 0.5), (0.27, 0.5)),
@@ -41,7 +41,7 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Product:
-    """What is visible of a product; ``second`` is empty where the pattern is plain, ``motif`` where there is none."""
+    """The visible attributes of a product; ``second`` is empty if the pattern is plain, and ``motif`` if it has none."""
 
     type: str
     icon: str
@@ -55,15 +55,15 @@ class Product:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows.
+    """The content of an image.
 
     Attributes:
-        products: one kind of product, or two of which the first is ``relation`` the second.
-        count: how many there are of the only product.
-        size: ``small`` or ``large``, of the only product where there is one of it, else empty.
-        place: of the only product where there is one of it, else empty.
-        relation: a key of ``RELATIONS``, or empty.
-        background: a colour.
+        products: one kind of product, or two kinds.
+        count: number of products, if there is one kind.
+        size: ``small`` or ``large`` for a single product, else empty.
+        place: a key of ``PLACES`` for a single product, else empty.
+        relation: a key of ``RELATIONS``, from the first to the second kind; empty if there is one kind.
+        background: colour of the background.
     """
 
     products: tuple[Product, ...]
@@ -75,23 +75,23 @@ class Scene:
 
 
 def held_out(type_: str, colour: str, seed: int, share: float) -> bool:
-    """Whether a pair of type and colour is never trained on."""
+    """Whether a pair of type and colour is held out of training."""
     return number(seed, "pair", type_, colour) / 2**63 < share
 
 
 def distance(first: str, second: str) -> float:
-    """How far two named colours are apart (RGB, 0 to 442)."""
+    """The Euclidean distance of two named colours in RGB, from 0 to 442."""
     return float(np.linalg.norm(np.subtract(COLOURS[first], COLOURS[second])))
 
 
 def _colour_apart(rng: np.random.Generator, others: list[str], least: float) -> str:
-    """A colour that can be told from all others."""
+    """Draw a colour with a distance of at least ``least`` from all ``others``."""
     usable = [colour for colour in COLOURS if all(distance(colour, other) >= least for other in others)]
     return str(rng.choice(usable))
 
 
 def drawn_scene(split: str, seed: int, place: int, params: dict[str, Any]) -> Scene:
-    """The attributes of a scene, each drawn by itself."""
+    """Draw the attributes of a scene independently."""
     rng = generator(seed, "scene", split, place)
     share = params["share_pairs_test"]
     light = rng.random() < params["share_light_background"]
@@ -125,7 +125,7 @@ def drawn_scene(split: str, seed: int, place: int, params: dict[str, Any]) -> Sc
 
 # ------------------------------------------------------------------------------------------------- drawing
 def _shade(material: str, side: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Brightness ``(side, side)`` around 1 that shows a material, and how opaque it is."""
+    """``(side, side)`` brightness around 1 that represents a material, and its opacity."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     phase = float(rng.uniform(0, 2 * np.pi))
     match material:
@@ -145,18 +145,18 @@ def _shade(material: str, side: int, rng: np.random.Generator) -> tuple[np.ndarr
 
 
 def _tone(colour: str, rng: np.random.Generator, spread: int) -> tuple[int, ...]:
-    """A named colour, a little lighter, darker or otherwise off."""
+    """Draw an RGB value near a named colour."""
     return tuple(np.clip(np.array(COLOURS[colour]) + rng.integers(-spread, spread + 1, 3), 0, 255).tolist())
 
 
 def _fitted(mask: np.ndarray, side: int, angle: float, mirrored: bool) -> np.ndarray:
-    """A mask ``(S, S)`` of 0 to 255, turned and scaled to ``side`` pixels, 0 to 1."""
+    """``(side, side)`` mask from 0 to 1: a mask ``(S, S)`` from 0 to 255, rotated and scaled."""
     image = Image.fromarray(mask[:, ::-1] if mirrored else mask).rotate(angle, Image.Resampling.BICUBIC)
     return np.asarray(image.resize((side, side), Image.Resampling.LANCZOS), np.float32) / 255
 
 
 def rendered(scene: Scene, masks: dict[str, np.ndarray], side: int, rng: np.random.Generator) -> np.ndarray:
-    """The RGB image ``(side, side, 3)`` of a scene; ``masks`` are outlines by icon and motif."""
+    """Draw a scene: ``(side, side, 3)`` uint8 RGB; ``masks`` are the result of :func:`outlines`."""
     y = np.linspace(-1, 1, side, dtype=np.float32)[:, None, None]
     canvas = np.array(_tone(scene.background, rng, 12), np.float32) + float(rng.uniform(-14, 14)) * y
     canvas = np.broadcast_to(canvas, (side, side, 3)).copy()
@@ -191,7 +191,7 @@ def rendered(scene: Scene, masks: dict[str, np.ndarray], side: int, rng: np.rand
 
 
 def outlines(side: int, motifs: dict[str, str] | None = None) -> dict[str, np.ndarray]:
-    """Masks ``(side, side)`` of 0 to 255 by icon, and by motif (name -> icon); as large as the square allows."""
+    """``(side, side)`` masks from 0 to 255 by icon and by motif, scaled to fill the square; ``motifs`` maps names to icons."""
     names = [icon for entry in WORDS["types"].values() for icon in entry["icons"]]
     wanted = {name: name for name in names} | dict(WORDS["motifs"] if motifs is None else motifs)
     bodies = {icon_set: iconify(icon_set)[0] for icon_set in sorted({icon.split(":")[0] for icon in wanted.values()})}
@@ -210,20 +210,20 @@ def outlines(side: int, motifs: dict[str, str] | None = None) -> dict[str, np.nd
 
 
 def scene_of(row: dict[str, Any]) -> Scene:
-    """A scene from its row in ``scenes.parquet``."""
+    """Build a scene from its row of ``scenes.parquet``."""
     products = tuple(Product(**product) for product in row["products"])
     return Scene(products, row["count"], row["size"], row["place"], row["relation"], row["background"])
 
 
 def scenes(params: dict[str, Any], seed: int) -> Iterator[tuple[str, int, Scene]]:
-    """All scenes with their split and their number in it."""
+    """Draw all scenes: split, number within the split, scene."""
     for split in SPLITS:
         for place in range(params[f"num_{split}"]):
             yield split, place, drawn_scene(split, seed, place, params)
 
 
 def main() -> None:
-    """Draw all scenes."""
+    """Draw all scenes and write them."""
     params, seed = settings()["scenes"], settings()["seed"]
     masks, side = outlines(params["outline_pixels"]), params["side_pixels"]
     total = sum(params[f"num_{split}"] for split in SPLITS)

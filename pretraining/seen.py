@@ -1,8 +1,8 @@
-"""What nano 2 sees beside nano's images: photographs of clothes and groceries, and (not for shipped weights) of fashion.
+"""Decode photographs for nano 2: of clothes and groceries, and of fashion, which is not used for released weights.
 
-Reads the zip files of a folder (``pretraining/README.md`` says where they come from) and writes for each source
-``work/seen/NAME.npy`` (uint8 RGB, ``(images, side, side, 3)``, squeezed to a square) and ``work/seen/NAME.parquet``: split,
-captions, and labels as ``head=value``.
+Reads the zip files of a folder, whose sources are in ``pretraining/README.md``.  For each it writes ``work/seen/NAME.npy``
+(uint8 RGB ``(images, side, side, 3)``, scaled to a square) and ``work/seen/NAME.parquet`` with split, captions, and labels as
+``attribute=value``.
 
     python -m pretraining seen [--folder FOLDER] [--sources clothing_cc0,grocery_mit,fashion_products_60x80]
 """
@@ -29,7 +29,14 @@ from pretraining.images import normalised
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph: its member of the zip file, its words, and what is known of it."""
+    """One photograph.
+
+    Attributes:
+        member: its path in the zip file.
+        split: ``train``, ``valid`` or ``test``.
+        captions: its captions.
+        labels: known attributes, as ``attribute=value``.
+    """
 
     member: str
     split: str
@@ -38,13 +45,13 @@ class Photo:
 
 
 def split_by(seed: int, key: str, share_held_out: float) -> str:
-    """``valid`` and ``test`` hold half of the share each; the same key is always in the same split."""
+    """The split of a key: ``valid`` and ``test`` have half of the held-out share each."""
     place = number(seed, "seen", key) / 2**63
     return "train" if place >= share_held_out else "valid" if place < share_held_out / 2 else "test"
 
 
 def clothing(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Photo]:
-    """Clothes: all photographs of one sender are in one split."""
+    """Photographs of clothes; all of one sender are in one split."""
     for row in rows:
         words = row["label"].lower() if row["label"] != "Outwear" else "outerwear, jacket or coat"
         captions = (f"kids {words}",) if row["kids"] else (words, f"a photo of a {words}")
@@ -54,7 +61,7 @@ def clothing(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Ph
 
 
 def grocery(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Photo]:  # noqa: ARG001 - the set has its own split
-    """Groceries; neither the images nor the descriptions of a grocer's site are used."""
+    """Photographs of groceries, with the split of the data set; images and descriptions of grocers' sites are not used."""
     for row in rows:
         label, coarse = row["label"].replace("-", " ").lower(), row["coarse"].replace("-", " ").lower()
         yield Photo(
@@ -66,7 +73,7 @@ def grocery(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Pho
 
 
 def fashion(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Photo]:
-    """Fashion products: the same title is in one split."""
+    """Photographs of fashion products; all of one title are in one split."""
     for row in rows:
         (master, sub, article), (colour, usage) = row["categories"], row["features"]
         yield Photo(
@@ -85,7 +92,7 @@ SOURCES = {
 
 
 def write(archive: Path, work: Path, params: dict[str, Any], seed: int) -> pl.DataFrame:
-    """Decode one zip file."""
+    """Decode one zip file, write its images and table, and return the table."""
     lines, photos_of = SOURCES[archive.stem]
     side = params["side_pixels"]
     with zipfile.ZipFile(archive) as files:
@@ -105,15 +112,15 @@ def write(archive: Path, work: Path, params: dict[str, Any], seed: int) -> pl.Da
 
 
 def write_pool(name: str, pixels: np.ndarray, table: pl.DataFrame, work: Path) -> None:
-    """Store images and their table, the table last."""
+    """Write the images of a source, and then its table."""
     (work / "seen").mkdir(parents=True, exist_ok=True)
     np.save(work / "seen" / f"{name}.npy", pixels)
     table.write_parquet(work / "seen" / f"{name}.parquet")
 
 
 def main(
-    folder: Annotated[Path | None, typer.Option(help="Where the zip files are; as the settings say by default.")] = None,
-    sources: Annotated[str, typer.Option(help="Which of them, with commas.")] = "clothing_cc0,grocery_mit",
+    folder: Annotated[Path | None, typer.Option(help="Folder with the zip files; by default that of the settings.")] = None,
+    sources: Annotated[str, typer.Option(help="Sources to decode, separated by commas.")] = "clothing_cc0,grocery_mit",
     work: Path = WORK,
 ) -> None:
     """Decode the photographs."""
@@ -121,6 +128,6 @@ def main(
     folder = folder or Path(params["nano2"]["photo_folder"])
     for source in sources.split(","):
         if source not in SOURCES:
-            raise SystemExit(f"--sources: should be among {', '.join(SOURCES)} (got {source!r})")
+            raise SystemExit(f"--sources: expected some of {', '.join(SOURCES)} (got {source!r})")
         table = write(folder / f"{source}.zip", work, params["nano2"]["seen"], params["seed"])
         print(source, table.group_by("split").agg(pl.len()).sort("split").rows())

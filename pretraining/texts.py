@@ -1,7 +1,8 @@
-"""Texts for the teacher: WordNet's words and glosses, captions, and shop titles made by rule.
+"""Collect the texts of training: words and glosses of WordNet, captions, and composed shop titles.
 
-Writes ``work/texts.parquet`` (text, kind, split) and ``work/captions.parquet`` (image, text): rows of captions point
-into the texts.  Words of held-out WordNet synsets, and captions of held-out concepts, are texts of their split only.
+Writes ``work/texts.parquet`` (text, kind, split) and ``work/captions.parquet`` (image, text), whose values are rows of images
+and of texts.  Words of held-out WordNet synsets are left out, and captions of held-out concepts are only in the concept's
+split.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ SHOP_WORDS: dict[str, Any] = YAML(typ="safe", pure=True).load((HERE / "shop_word
 
 @dataclass(frozen=True)
 class Synset:
-    """A WordNet synset: its file number (one of 45 subjects), words, gloss without the examples."""
+    """A WordNet synset.
+
+    Attributes:
+        part: part of speech.
+        name: part of speech and offset, which identify the synset.
+        subject: number of its lexicographer file, one of 45.
+        words: its words.
+        gloss: its gloss without examples.
+    """
 
     part: str
     name: str
@@ -34,7 +43,7 @@ class Synset:
 
 
 def synsets() -> Iterator[Synset]:
-    """WordNet's synsets in file order."""
+    """Read the synsets of WordNet in the order of its files."""
     folder = folder_of("wordnet-base") / "usr" / "share" / "wordnet"
     for part in ("noun", "adj", "verb"):
         for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines():
@@ -48,13 +57,13 @@ def synsets() -> Iterator[Synset]:
 
 
 def brand(rng: np.random.Generator) -> str:
-    """A name that sounds like a brand."""
+    """Compose a random brand name of syllables."""
     word = "".join(rng.choice(SHOP_WORDS["syllables"], int(rng.integers(2, 4))))
     return (word + str(rng.choice(SHOP_WORDS["brand_tails"]))).title()
 
 
 def shop_text(rng: np.random.Generator, *, with_fields: bool) -> str:
-    """A title as shops write them; with fields, a whole entry (title, brand, price, categories, description)."""
+    """Compose a random shop title; with ``with_fields`` an entry with title, brand, price, categories and description."""
     department = str(rng.choice(list(SHOP_WORDS["departments"])))
     nouns, qualities, uses = (SHOP_WORDS["departments"][department][part] for part in ("products", "qualities", "uses"))
 
@@ -100,7 +109,7 @@ def shop_text(rng: np.random.Generator, *, with_fields: bool) -> str:
 
 
 def captions(title: str, keywords: list[str], key: str, num_keywords: int) -> list[str]:
-    """Captions of an image: the title, and the title with keywords; a few of them, shuffled, where there are many."""
+    """The captions of an image: its title, and the title with at most ``num_keywords`` keywords in random order."""
     if not keywords:
         return [title]
     some = generator("keywords", key).permutation(keywords)[:num_keywords].tolist()
@@ -108,13 +117,13 @@ def captions(title: str, keywords: list[str], key: str, num_keywords: int) -> li
 
 
 def stricter(first: str, second: str) -> str:
-    """Of two splits that the same words fall into, the one that keeps them farther from training."""
+    """The stricter of two splits that have the same text; ``test`` is the strictest."""
     order = ("foreign", "train", "valid", "test")
     return max(first, second, key=order.index)
 
 
 def sampled(texts: list[str], count: int, *key: object) -> list[str]:
-    """``count`` different texts, the same ones each time, in an order of their own."""
+    """Draw ``count`` different texts in random order; the draw depends only on the texts and the key."""
     unique = sorted(set(texts))
     return [unique[place] for place in generator(*key).permutation(len(unique))[:count]]
 
@@ -127,7 +136,7 @@ def main() -> None:
     kinds: dict[str, tuple[str, str]] = {}  # text -> (kind, split)
     pairs: list[tuple[int, str]] = []
     for place, row in enumerate(images.iter_rows(named=True)):
-        # a concept is in one split across all sources, so a foreign image of a trained concept holds no words back
+        # a concept has one split over all sources, so a foreign image of a training concept does not restrict its texts
         split = "foreign" if row["foreign"] and row["split"] == "train" else row["split"]
         for text in captions(row["title"], row["keywords"], f"{row['concept']}:{row['title']}", text_params["num_keywords"]):
             known = kinds.get(text)
@@ -159,7 +168,7 @@ def main() -> None:
         for place, text in enumerate(texts):
             kinds.setdefault(text, (kind, "valid" if place % 100 == 0 else "train"))
 
-    # the order of length makes the teacher quick
+    # texts of similar length are consecutive, which makes the teacher fast
     ordered = sorted(kinds, key=lambda text: (len(text), text))
     at = {text: place for place, text in enumerate(ordered)}
     table = pl.DataFrame(

@@ -1,11 +1,11 @@
 """Nano's tokenizer: byte-level BPE with Qwen's special tokens and chat template.
 
-Lower case, digits and punctuation apart, white space left out but for one space before every piece, so that a word has
-one spelling wherever it stands: with 12,000 tokens there is no room for three.  The merges come from WordNet, captions and
-the shop vocabulary; made-up brands are left out.
+Texts are converted to lower case, digits and punctuation are separate tokens, and each piece begins with one space.  So a word
+has the same tokens at any place of a text, which saves entries of the vocabulary of 12,000 tokens.  The merges are learned from
+WordNet, captions and the shop vocabulary, without composed brands.
 
-Writes ``work/tokenizer``, and where the token table starts: ``work/token_vectors.npy``, MiniLM's vector of each token
-alone (all but the special ones), and ``work/token_shares.npy``, each token's share of the training texts.
+Writes ``work/tokenizer`` and the initial values of the token table: ``work/token_vectors.npy``, MiniLM's vector of each token
+except the special ones, and ``work/token_shares.npy``, the share of each token in the training texts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sda_core.backbones.qwen2_5_vl import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 
 def train_tokenizer(texts: list[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``vocabulary_size`` tokens, the special ones (the last ids) among them."""
+    """Train a tokenizer of ``vocabulary_size`` tokens, of which the special ones have the last ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -49,7 +49,7 @@ def train_tokenizer(texts: list[str], vocabulary_size: int) -> PreTrainedTokeniz
 
 
 def main() -> None:
-    """Train the tokenizer and ask the teacher for its tokens."""
+    """Train the tokenizer, and compute the initial values of the token table."""
     table = pl.read_parquet(WORK / "texts.parquet").filter(pl.col("split") == "train")
     natural = table.filter(pl.col("kind").is_in(["word", "gloss"]))["text"].to_list()
     captions = table.filter(pl.col("kind") == "caption")["text"].to_list()

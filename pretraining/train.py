@@ -1,20 +1,21 @@
-"""Train nano: images with captions, and texts with the teacher's vectors.
+"""Train nano on images with captions, and on texts with the teacher's vectors.
 
-All losses work on the very vectors that the backbone gives (mean of the last hidden states), scaled to unit length.  Their
-target is MiniLM's vector of the words, turned into the model's own width: the principal axes of the teacher's vectors are
-orthonormal, so that cosines stay, and images and words meet in one space without running the decoder over captions:
+All losses use the vectors that the backbone returns (mean of the last hidden states), scaled to unit length.  The target of a
+text is MiniLM's vector, projected on the principal axes of the teacher's vectors to the width of the model.  The axes are
+orthonormal, so cosines hardly change.  Images have the target of their caption, so the decoder does not have to run over
+captions.  The losses:
 
-* ``text_cosine``: a text's vector against its target;
-* ``text_rows``, ``text_squares``: the similarities within a batch of texts follow the teacher's, as a Kullback-Leibler
-  divergence of rows and as a mean squared difference of cosines;
-* ``image_cosine``: an image's vector against its caption's target;
-* ``contrastive``: an image against its own caption's target among thousands of other captions' targets, and a caption's
-  target against all images of the batch (Radford et al. 2021); the wanted shares are softened by how alike captions are;
-* ``image_head``, ``image_rows``: images against EfficientNet's features, through a linear head that only training has,
-  and by the similarities within a batch.
+* ``text_cosine``: one minus the cosine of a text's vector and its target.
+* ``text_rows``, ``text_squares``: similarities within a batch of texts and those of the teacher, as the Kullback-Leibler
+  divergence of rows and as the mean squared difference of cosines.
+* ``image_cosine``: one minus the cosine of an image's vector and the target of its caption.
+* ``contrastive``: cross-entropy of an image over the target of its caption and thousands of other targets, and of a caption's
+  target over the images of the batch (Radford et al. 2021); targets are softened by the similarity of captions.
+* ``image_head``, ``image_rows``: an image's vector and EfficientNet's features, by a linear head that is used only in training,
+  and by similarities within a batch.
 
-The rate is constant after a warm-up and falls to zero over the last ``decay_share`` of the steps; every step draws its
-data from a generator seeded by the step's number, so that a resumed run equals an uninterrupted one.
+The learning rate is constant after a warm-up and decreases to zero over the last ``decay_share`` of the steps.  Each step draws
+its data from a generator whose seed depends on the step's number, so a resumed run equals an uninterrupted one.
 
     python -m pretraining train [--work FOLDER] [--steps N]
 """
@@ -43,7 +44,23 @@ from pretraining.model import Encoder, configuration, first_weights, principal_a
 
 @dataclass
 class Corpus:
-    """All that training reads, in memory or mapped."""
+    """The data of training, in memory or memory-mapped.
+
+    Attributes:
+        pixels: ``(images, side, side, 4)`` uint8 RGBA.
+        light: ``(images,)`` bool, whether an image is so light that it needs a grey background.
+        kind_places: rows of the training images of each kind in ``image_shares``.
+        concepts: ``(images,)`` numbers of the concepts.
+        mirrored: ``(images,)`` bool, whether an image may be mirrored.
+        captions: rows of each image's captions in ``rows``.
+        rows: token ids of each text.
+        text_targets: ``(texts, known columns)`` unit vectors.
+        caption_ids: rows of the captions of the training split.
+        work: the working folder.
+        text_places: rows of the training texts of each kind in ``text_shares``.
+        valid_pairs: an image and its caption for each concept of the validation split.
+        valid_texts: rows of validation texts.
+    """
 
     pixels: np.ndarray
     light: np.ndarray
@@ -61,7 +78,7 @@ class Corpus:
 
     @classmethod
     def read(cls, work: Path, encoder: Encoder, params: dict[str, Any], axes: np.ndarray) -> Corpus:
-        """The corpus in a working folder, text targets along the ``axes``."""
+        """Read the corpus of a working folder, with text targets projected on ``axes`` ``(384, known columns)``."""
         images, texts = pl.read_parquet(work / "images.parquet"), pl.read_parquet(work / "texts.parquet")
         captions: list[list[int]] = [[] for _ in range(len(images))]
         for image, text in pl.read_parquet(work / "captions.parquet").iter_rows():
@@ -94,12 +111,12 @@ class Corpus:
 
     @cached_property
     def image_targets(self) -> np.ndarray:
-        """EfficientNet's features, read when first wanted: they may be computed while the first steps run."""
+        """EfficientNet's features, read at first use, because they can be computed while the first steps run."""
         return np.load(self.work / "image_targets.npy", mmap_mode="r")
 
 
 class Heads(nn.Module):
-    """What only training needs: a linear map to EfficientNet's features, and the contrastive temperature's logarithm."""
+    """Weights that only training uses: a linear map to EfficientNet's features, and the log inverse temperature."""
 
     def __init__(self, width: int, image_width: int) -> None:
         super().__init__()
@@ -108,7 +125,7 @@ class Heads(nn.Module):
 
 
 def drawn_places(places: list[np.ndarray], shares: list[float], count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` places, each of a kind drawn by its share."""
+    """Draw ``count`` rows with replacement: first the kind by its share, then a row of this kind."""
     kinds = rng.choice(len(places), count, p=np.array(shares) / sum(shares))
     return np.array([places[kind][rng.integers(len(places[kind]))] for kind in kinds])
 
@@ -116,12 +133,12 @@ def drawn_places(places: list[np.ndarray], shares: list[float], count: int, rng:
 def augmented(
     rgba: np.ndarray, light: np.ndarray, mirrored: np.ndarray, height: int, width: int, rng: np.random.Generator
 ) -> Tensor:
-    """Images turned, moved, scaled, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
+    """Augment images by :func:`moves` and :func:`moved`: ``(B, 3, height, width)`` RGB from 0 to 1."""
     return moved(rgba, light, moves(mirrored, rng), height, width, rng)
 
 
 def moves(mirrored: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """How each image is turned, moved, scaled and mirrored: affine maps ``(B, 2, 3)`` of ``torch.affine_grid``."""
+    """Draw ``(B, 2, 3)`` affine maps for ``torch.affine_grid``, which rotate, shift, scale and mirror the images."""
     batch = len(mirrored)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -137,7 +154,19 @@ def moves(mirrored: np.ndarray, rng: np.random.Generator) -> Tensor:
 
 
 def moved(rgba: np.ndarray, light: np.ndarray, moves_B23: Tensor, height: int, width: int, rng: np.random.Generator) -> Tensor:
-    """Images under their :func:`moves`, on some background, in slightly other light; ``(B, 3, height, width)``, 0 to 1."""
+    """Apply affine maps to images, and draw backgrounds, contrasts and brightness.
+
+    Args:
+        rgba: ``(B, side, side, 4)`` uint8.
+        light: ``(B,)`` bool, whether an image needs a dark background.
+        moves_B23: the result of :func:`moves`.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
+        rng: generator of backgrounds, contrasts and brightness.
+
+    Returns:
+        ``(B, 3, height, width)`` RGB from 0 to 1.
+    """
     batch = len(rgba)
     pixels = torch.from_numpy(rgba).permute(0, 3, 1, 2).float() / 255
     pixels = torch.cat([pixels[:, :3] * pixels[:, 3:], pixels[:, 3:]], dim=1)
@@ -154,7 +183,7 @@ def moved(rgba: np.ndarray, light: np.ndarray, moves_B23: Tensor, height: int, w
 
 
 def plain(rgba: np.ndarray, light: np.ndarray, side: int) -> Tensor:
-    """Images for looking, not for learning: on white (light ones on grey), ``(B, 3, side, side)``."""
+    """``(B, 3, side, side)`` RGB from 0 to 1 without augmentation, on white; light images on grey."""
     pixels = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
     ground = torch.from_numpy(np.where(light, 0.5, 1.0).astype(np.float32)).view(-1, 1, 1, 1)
     rgb = pixels[:, :3] * pixels[:, 3:] + ground * (1 - pixels[:, 3:])
@@ -162,7 +191,16 @@ def plain(rgba: np.ndarray, light: np.ndarray, side: int) -> Tensor:
 
 
 def relational(student_BD: Tensor, teacher_BD: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """How far the similarities of unit vectors are from the teacher's: divergence of rows, squared difference."""
+    """Compare the similarities of unit vectors with those of the teacher, without the diagonal.
+
+    Args:
+        student_BD: unit vectors.
+        teacher_BD: unit vectors of the teacher; may have another width.
+        temperature: temperature of the softmax.
+
+    Returns:
+        The mean Kullback-Leibler divergence of the softmax over rows, and the mean squared difference of cosines.
+    """
     student, teacher = student_BD @ student_BD.T, teacher_BD @ teacher_BD.T
     itself = torch.eye(len(student), dtype=torch.bool)
     target = (teacher / temperature).masked_fill(itself, -torch.inf).softmax(-1)
@@ -174,15 +212,15 @@ def relational(student_BD: Tensor, teacher_BD: Tensor, temperature: float) -> tu
 def contrastive(
     images_BD: Tensor, captions_BD: Tensor, others_ND: Tensor, same_BN: Tensor, scale: Tensor, softness: float
 ) -> Tensor:
-    """Cross-entropy of images over captions and of captions over images.
+    """Mean of the cross-entropies of images over captions and of captions over images.
 
     Args:
-        images_BD: the images' vectors.
-        captions_BD: the targets of their captions.
-        others_ND: targets of other captions, that only images are held against.
-        same_BN: which of the others are the image's own caption; they are left out.
+        images_BD: unit vectors of images.
+        captions_BD: targets of their captions.
+        others_ND: targets of other captions, used only for images over captions.
+        same_BN: whether one of the others is equal to the image's caption; it is excluded.
         scale: inverse temperature.
-        softness: share of the wanted distribution that is spread over all captions by their likeness to the own one.
+        softness: share of the target distribution that is spread over all captions by a softmax of their cosines.
     """
     bank = torch.cat([captions_BD, others_ND])
     left_out = torch.cat([torch.zeros(len(captions_BD), len(captions_BD), dtype=torch.bool), same_BN], dim=1)
@@ -197,7 +235,7 @@ def contrastive(
 
 
 def text_vectors(encoder: Encoder, rows: list[list[int]], batch_size: int) -> Tensor:
-    """Unit vectors of texts, in batches of alike lengths, in the given order."""
+    """``(N, D)`` unit vectors of texts in the given order, computed in batches of similar lengths."""
     order = np.argsort([len(row) for row in rows], kind="stable")
     parts = [
         encoder.texts([rows[place] for place in order[start : start + batch_size]]) for start in range(0, len(rows), batch_size)
@@ -206,7 +244,7 @@ def text_vectors(encoder: Encoder, rows: list[list[int]], batch_size: int) -> Te
 
 
 def losses(encoder: Encoder, heads: Heads, corpus: Corpus, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
-    """All losses of one step."""
+    """The losses of one step by name, as in the module's list; not yet weighted."""
     rng = generator(seed, "step", step)
     places = drawn_places(corpus.kind_places, list(params["image_shares"].values()), 2 * params["num_images"], rng)
     _, first = np.unique(corpus.concepts[places], return_index=True)
@@ -225,7 +263,7 @@ def losses(encoder: Encoder, heads: Heads, corpus: Corpus, params: dict[str, Any
         images = F.normalize(encoder.images(rgb, prompt), dim=-1)
     known_width = corpus.text_targets.shape[1]
     targets, caption_targets, others = (torch.from_numpy(corpus.text_targets[ids]) for ids in (text_ids, caption_ids, other_ids))
-    # the model's free columns are part of its length, and zero in every target
+    # the free columns are part of a vector's length, and zero in all targets
     text_part, image_part = texts[:, :known_width], images[:, :known_width]
     same = torch.from_numpy(caption_ids[:, None] == other_ids[None])
     scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
@@ -248,13 +286,13 @@ def losses(encoder: Encoder, heads: Heads, corpus: Corpus, params: dict[str, Any
 
 
 def rate(step: int, params: dict[str, Any]) -> float:
-    """The learning rate of a step (counted from 0) as a share of the highest."""
+    """The learning rate of a step, counted from 0, as a share of the highest."""
     decay_steps = round(params["num_steps"] * params["decay_share"])
     return min(1.0, (step + 1) / params["num_warmup_steps"], (params["num_steps"] - step) / max(decay_steps, 1))
 
 
 def optimiser_for(model: nn.Module, heads: Heads, params: dict[str, Any]) -> torch.optim.AdamW:
-    """AdamW: weight decay on matrices only, the token table at its own rate."""
+    """AdamW with weight decay only for matrices, and with a separate learning rate for the token table."""
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": params["weight_decay"], "scale": 1.0},
         {"params": [], "weight_decay": 0.0, "scale": 1.0},
@@ -266,7 +304,7 @@ def optimiser_for(model: nn.Module, heads: Heads, params: dict[str, Any]) -> tor
 
 
 def save(file: Path, step: int, model: nn.Module, heads: Heads, optimiser: torch.optim.AdamW) -> None:
-    """Everything a resumed run needs, whole or not at all."""
+    """Write the state that a resumed run needs, completely or not at all."""
     tensors = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
     tensors |= {f"heads.{name}": weight.detach() for name, weight in heads.named_parameters()}
     for place, state in optimiser.state_dict()["state"].items():
@@ -277,7 +315,17 @@ def save(file: Path, step: int, model: nn.Module, heads: Heads, optimiser: torch
 
 
 def resume(file: Path, model: nn.Module, heads: Heads, optimiser: torch.optim.AdamW | None) -> int:
-    """Read what :func:`save` wrote; the number of steps done."""
+    """Restore the state that :func:`save` wrote.
+
+    Args:
+        file: the stored state.
+        model: its weights are replaced.
+        heads: their weights are replaced.
+        optimiser: its state is replaced, unless it is None.
+
+    Returns:
+        The number of completed steps.
+    """
     with safe_open(file, "pt") as stored:
         step = int(stored.metadata()["step"])
         with torch.no_grad():
@@ -298,7 +346,12 @@ def resume(file: Path, model: nn.Module, heads: Heads, optimiser: torch.optim.Ad
 
 @torch.inference_mode()
 def validated(encoder: Encoder, corpus: Corpus, params: dict[str, Any]) -> dict[str, float]:
-    """On the validation split: text to image R@10 over its concepts, and how cosines of texts order as the teacher's."""
+    """Measures on the validation split.
+
+    Returns:
+        ``valid_recall_at_10``, the R@10 of images by their captions over concepts, and ``valid_spearman``, the rank correlation
+        of the cosines of texts with those of the targets.
+    """
     places, ids = np.array(corpus.valid_pairs).T
     with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
         images = torch.cat(
@@ -320,13 +373,13 @@ def validated(encoder: Encoder, corpus: Corpus, params: dict[str, Any]) -> dict[
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of positions (ties are none worth minding among cosines)."""
+    """Rank correlation of two arrays; ties are ordered arbitrarily, because they are rare among cosines."""
     left, right = (np.argsort(np.argsort(values)).astype(np.float64) for values in (first, second))
     return float(np.corrcoef(left, right)[0, 1])
 
 
 def start(work: Path, params: dict[str, Any]) -> tuple[Any, Heads, Encoder, np.ndarray]:
-    """Model, heads and encoder before the first step, and the axes ``(384, known columns)`` of the text targets."""
+    """Model, heads and encoder before the first step, and ``(384, known columns)`` axes of the text targets."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     config = configuration(params["model"], tokenizer)
     num_free = params["model"]["num_free_columns"]
@@ -339,7 +392,7 @@ def start(work: Path, params: dict[str, Any]) -> tuple[Any, Heads, Encoder, np.n
 
 
 def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> None:
-    """Run (or resume) the training in ``work``; ``stop_after`` ends the run early, as an interruption would."""
+    """Run or resume the training in ``work``; ``stop_after`` ends the run at this step, like an interruption."""
     section, seed = params["train"], params["seed"]
     torch.set_num_threads(section["num_threads"])
     model, heads, encoder, axes = start(work, params)
@@ -369,7 +422,7 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
 
 def main(
     work: Path = WORK,
-    steps: Annotated[int | None, typer.Option(help="Stop after this many steps (the schedule stays).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps; the schedule does not change.")] = None,
 ) -> None:
-    """Train as the settings say; a stopped run resumes from its last save."""
+    """Train with the settings; a stopped run resumes from its last saved state."""
     train(work, settings(), steps)

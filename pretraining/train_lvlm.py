@@ -1,11 +1,10 @@
-"""Pre-train nano_lvlm: projector and decoder by next-token loss, on the frozen vision tower of nano.
+"""Pre-train nano_lvlm: projector and decoder by next-token loss, with the frozen vision tower of nano.
 
-A step reads scenes with captions, lists of attributes, questions and answers, and plain texts: glosses of WordNet, shop titles
-and entries, descriptions with a question.
-The loss is the mean cross-entropy of all learnt tokens.
-There is no contrastive loss and no teacher.
+A step uses scenes with captions, lists of attributes, questions and answers.  It also uses plain texts: glosses of WordNet,
+shop titles and entries, and descriptions with a question.  The loss is the mean cross-entropy of all answers and plain texts.
+There is neither a contrastive loss nor a teacher.
 
-Each step draws its data from a generator seeded by the number of the step, so a resumed run equals an undisturbed one.
+Each step draws its data from a generator whose seed depends on the step's number, so a resumed run equals an uninterrupted one.
 
     python -m pretraining train_lvlm [--work FOLDER] [--steps N]
 """
@@ -35,7 +34,15 @@ from pretraining.train import optimiser_for, rate, resume, save
 
 @dataclass
 class Material:
-    """All that training reads."""
+    """The data of training.
+
+    Attributes:
+        scenes: all scenes.
+        places: rows of the scenes by split.
+        seen_at: rows of the scenes that have features, by side in pixels.
+        features: features of these scenes, by side.
+        glosses: WordNet's words and glosses, without held-out ones.
+    """
 
     scenes: list[Scene]
     places: dict[str, np.ndarray]
@@ -45,7 +52,7 @@ class Material:
 
     @classmethod
     def read(cls, work: Path, params: dict[str, Any]) -> Material:
-        """Scenes with their features, by split, and WordNet's glosses, held-out ones left out."""
+        """Read the data of a working folder."""
         table = pl.read_parquet(work / "scenes.parquet")
         seed, share, sides = params["seed"], params["texts"]["share_synsets_test"], params["lvlm"]["side_shares"]
         glosses = [
@@ -62,14 +69,14 @@ class Material:
         )
 
     def of(self, side: int, places: np.ndarray) -> Tensor:
-        """Stored features of scenes that are seen at a side."""
+        """Stored features of scenes at a side in pixels."""
         rows = np.searchsorted(self.seen_at[side], places)
         return torch.from_numpy(self.features[side][rows].astype(np.float32))
 
 
 @dataclass
 class Learner:
-    """The model with what feeds it."""
+    """The model with its reader and, by side in pixels, the grids of its images."""
 
     model: Qwen2_5_VLForConditionalGeneration
     reader: Reader
@@ -77,7 +84,7 @@ class Learner:
 
     @classmethod
     def first(cls, params: dict[str, Any], checkpoint: Path) -> Learner:
-        """Before the first step: nano's sizes, tokenizer and tower."""
+        """The model before the first step, with the tokenizer and the tower of a checkpoint."""
         tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
         config = configuration(params["model"], tokenizer)
         model = first_model(config, checkpoint / "model.safetensors", params["seed"])
@@ -85,19 +92,19 @@ class Learner:
         return cls(model, Reader(tokenizer), grids)
 
     def standardise(self, material: Material, scale: float) -> None:
-        """Fit the projector's first weights to the training scenes; see :func:`standardise_projector`."""
+        """Adjust the projector's initial weights to training scenes; see :func:`standardise_projector`."""
         side = max(self.grids)
         places = np.intersect1d(material.places["train"], material.seen_at[side])[:300]
         standardise_projector(self.model, material.of(side, places), self.grids[side], scale)
 
     def read_images(self, rows: Rows, features: Tensor, side: int) -> Tensor:
-        """Last hidden states of rows about images, given the tower's features of these."""
+        """``(B, L, D)`` last hidden states of rows about images, from features of the tower."""
         tokens = vision_merged(self.model.model.visual, features, self.grids[side])
         return row_states(self.model, self.reader, rows, tokens, self.grids[side])
 
 
 def text_segments(learner: Learner, material: Material, section: dict[str, Any], rng: np.random.Generator) -> list[Any]:
-    """Plain texts of all kinds, in more than enough number for the step's rows."""
+    """Draw plain texts of all kinds, more than fit in the rows of a step."""
     kinds = list(section["text_shares"])
     shares = np.array(list(section["text_shares"].values()))
     found = []
@@ -117,7 +124,7 @@ def text_segments(learner: Learner, material: Material, section: dict[str, Any],
 def losses(
     learner: Learner, material: Material, section: dict[str, Any], seed: int, step: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of one step, and its parts: mean cross-entropy of the tokens about images, and of plain texts."""
+    """The loss of one step, and values for the curve: mean cross-entropies about images and of plain texts, among others."""
     rng = generator(seed, "lvlm step", step)
     shares = np.array(list(section["side_shares"].values()))
     side = int(rng.choice(list(section["side_shares"]), p=shares / shares.sum()))
@@ -143,7 +150,18 @@ def losses(
 
 @torch.inference_mode()
 def caption_losses(learner: Learner, material: Material, places: np.ndarray, side: int, *, shuffled: bool) -> np.ndarray:
-    """Cross-entropy of one caption a scene, and its number of tokens, ``(scenes, 2)``; shuffled: with the next scene's image."""
+    """The cross-entropy of one caption of each scene, and its number of tokens.
+
+    Args:
+        learner: the model.
+        material: the data.
+        places: rows of the scenes.
+        side: side of the images in pixels.
+        shuffled: whether to use the image of another scene.
+
+    Returns:
+        ``(scenes, 2)``.
+    """
     found = []
     for batch in np.array_split(places, max(1, len(places) // 64)):
         asked = [
@@ -164,9 +182,19 @@ def caption_losses(learner: Learner, material: Material, places: np.ndarray, sid
 def answered(
     learner: Learner, material: Material, places: np.ndarray, side: int, *, shuffled: bool = False
 ) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Which questions greedy decoding answers word for word, and the right answers, by attribute.
+    """Check by attribute whether greedy decoding gives exactly the correct answer.
 
-    Greedy decoding gives an answer exactly if each of its tokens is the likeliest after the tokens before it.
+    It does if each token of the answer is the most probable one after the tokens before it.
+
+    Args:
+        learner: the model.
+        material: the data.
+        places: rows of the scenes.
+        side: side of the images in pixels.
+        shuffled: whether to use the image of another scene.
+
+    Returns:
+        By attribute: for each question whether the answer is correct, and the correct answers.
     """
     hits: dict[str, list[bool]] = {}
     wanted: dict[str, list[str]] = {}
@@ -186,7 +214,11 @@ def answered(
 
 
 def validated(learner: Learner, material: Material, section: dict[str, Any]) -> dict[str, Any]:
-    """On the validation split: caption loss with the right and with another image, and the share of right answers."""
+    """Measures on the validation split.
+
+    Returns: By side, the caption loss with the correct image and how much it increases with another image (``gap``); and the
+    share of correct answers by attribute.
+    """
     places, found = material.places["valid"], {}
     for side in section["side_shares"]:
         right, other = (caption_losses(learner, material, places, side, shuffled=flag).sum(0) for flag in (False, True))
@@ -196,7 +228,7 @@ def validated(learner: Learner, material: Material, section: dict[str, Any]) -> 
 
 
 def train(work: Path, params: dict[str, Any], checkpoint: Path = CHECKPOINT, stop_after: int | None = None) -> None:
-    """Run (or resume) the training in ``work``; ``stop_after`` ends the run early, as an interruption would."""
+    """Run or resume the training in ``work``; ``stop_after`` ends the run at this step, like an interruption."""
     section, seed = params["lvlm"], params["seed"]
     torch.set_num_threads(section["num_threads"])
     learner = Learner.first(params, checkpoint)
@@ -229,7 +261,7 @@ def train(work: Path, params: dict[str, Any], checkpoint: Path = CHECKPOINT, sto
 
 def main(
     work: Path = WORK,
-    steps: Annotated[int | None, typer.Option(help="Stop after this many steps (the schedule stays).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps; the schedule does not change.")] = None,
 ) -> None:
-    """Train as the settings say; a stopped run resumes from its last save."""
+    """Train with the settings; a stopped run resumes from its last saved state."""
     train(work, settings(), stop_after=steps)

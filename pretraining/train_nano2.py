@@ -1,15 +1,18 @@
 """Train nano 2: nano's decoder with a deeper vision tower.
 
-Beside nano's own material (``train.py``) each step shows scenes with known attributes and photographs (``seen.py``,
-``busy_scenes.py``), and beside nano's losses there are
+In addition to the data of nano (``train.py``), each step uses scenes with known attributes (``busy_scenes.py``) and photographs
+(``seen.py``).  In addition to the losses of nano there are:
 
-* ``vector_heads``, ``token_heads``: a linear classifier for each known attribute (type, colour, pattern, motif, material,
-  garment...) on the vector that the backbone gives, and on the mean of its image tokens: cross-entropy as a share of a
-  blind guess's, summed over the attributes;
-* ``dense``: a linear map of each image token against EfficientNet's features of the same place of the image (the map is
-  moved as the image is), and ``pooled``, ``image_rows``: the vector against their mean, and similarities within a batch.
+* ``vector_heads``, ``token_heads``: a linear classifier for each attribute (type, colour, pattern, motif, material, garment and
+  others) on the backbone's vector, and on the mean of its image tokens.  The loss is the cross-entropy divided by that of a
+  uniform guess, summed over the attributes.
+* ``dense``: one minus the cosine of a linear map of each image token and EfficientNet's features of the same place of the
+  image; the features are transformed like the image.
+* ``pooled``, ``image_rows``: the same for the backbone's vector and the mean of the features, and the similarities within a
+  batch.
 
-All heads are thrown away.  ``--params FILE`` lays other settings over section ``nano2``: other sources, other first weights.
+The heads are not exported.  ``--params FILE`` replaces settings of section ``nano2``, such as the sources or the initial
+weights.
 
     python -m pretraining train_nano2 [--params FILE] [--work FOLDER] [--steps N]
 """
@@ -53,17 +56,19 @@ from pretraining.train import (
 
 @dataclass
 class Source:
-    """Images of one source with captions (places in ``Material.targets``), attributes and EfficientNet's maps.
+    """Images of one source with captions, attributes and EfficientNet's features.
 
     Attributes:
-        pixels: RGB or RGBA, ``(images, side, side, channels)``.
-        captions: of each image.
-        labels: 0 or 1, ``(images, classes)``.
-        maps: EfficientNet's features, ``(images, 7, 7, channels)``; None where there are none.
-        mean: of the maps' channels; ``deviation`` likewise.
-        train: places of the training images; ``valid`` likewise.
-        mapped: places of the training images with maps.
-        is_contrastive: whether a caption is one image's own.
+        pixels: ``(images, side, side, channels)``, RGB or RGBA.
+        captions: rows of each image's captions in ``Material.targets``.
+        labels: ``(images, classes)``, 0 or 1.
+        maps: ``(images, 7, 7, channels)`` features of EfficientNet; None if they were not computed.
+        mean: mean of each channel of the maps.
+        deviation: standard deviation of each channel of the maps.
+        train: rows of the training images.
+        valid: rows of the validation images.
+        mapped: rows of the training images with maps.
+        is_contrastive: whether a caption describes one image only, so that the contrastive loss can use it.
     """
 
     pixels: np.ndarray
@@ -80,12 +85,17 @@ class Source:
 
 @dataclass
 class Material:
-    """Nano's corpus and the sources; targets and token ids of all texts, the corpus's own first.
+    """The data of training: nano's corpus and the sources.
 
     Attributes:
-        heads: name -> its slice of the classes.
-        classes: their names, ``head=value``.
-        other_ids: captions of the sources that are one image's own, training split.
+        corpus: nano's corpus.
+        corpus_maps: the images of the corpus as a source without labels.
+        sources: the other sources by name.
+        targets: ``(texts, known columns)`` targets of all texts, those of the corpus first.
+        rows: token ids of all texts, in the same order.
+        heads: slice of the classes by attribute.
+        classes: names of the classes, ``attribute=value``.
+        other_ids: rows of the training captions of contrastive sources.
     """
 
     corpus: Corpus
@@ -99,7 +109,7 @@ class Material:
 
     @classmethod
     def read(cls, work: Path, encoder: Encoder, params: dict[str, Any], axes: np.ndarray) -> Material:
-        """Everything in a working folder, text targets along the ``axes``."""
+        """Read the data of a working folder, with text targets projected on ``axes`` ``(384, known columns)``."""
         corpus = Corpus.read(work, encoder, params, axes)
         tables = {name: pl.read_parquet(work / "seen" / f"{name}.parquet") for name in params["sources"]}
         known = {label for table in tables.values() for label in table.filter(pl.col("split") == "train")["labels"].explode()}
@@ -144,12 +154,12 @@ class Material:
 
 
 def with_maps(maps: np.ndarray | None) -> np.ndarray:
-    """Places of images that EfficientNet looked at."""
+    """Rows of the images that have features of EfficientNet."""
     return np.zeros(0, int) if maps is None else np.flatnonzero(np.abs(maps[:, 3, 3]).sum(-1) > 0)
 
 
 def read_maps(work: Path, name: str) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    """Maps, and mean and deviation of their channels."""
+    """Read the features of a source, with mean and standard deviation of each channel; None if they do not exist."""
     file = work / "seen" / f"{name}_maps.npy"
     if not file.is_file():
         return None, np.zeros(0, np.float32), np.ones(0, np.float32)
@@ -158,7 +168,7 @@ def read_maps(work: Path, name: str) -> tuple[np.ndarray | None, np.ndarray, np.
 
 
 class Heads(nn.Module):
-    """What only training needs: linear maps to attributes and to EfficientNet's features, and a temperature."""
+    """Weights that only training uses: linear maps to attributes and to EfficientNet's features, and the temperature."""
 
     def __init__(self, width: int, num_classes: int, num_channels: int) -> None:
         super().__init__()
@@ -170,7 +180,7 @@ class Heads(nn.Module):
 
 
 class Optimisers:
-    """Muon for the matrices of blocks and layers, AdamW for all else, behind the interface of one optimiser."""
+    """Muon for the matrices of blocks and layers and AdamW for all other weights, with the interface of one optimiser."""
 
     def __init__(self, model: nn.Module, heads: Heads, params: dict[str, Any]) -> None:
         muon = {id(weight) for name, weight in model.named_parameters() if weight.ndim == 2 and is_inner(name)}
@@ -185,28 +195,28 @@ class Optimisers:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both."""
+        """The parameter groups of both optimisers."""
         return [*self.adam.param_groups, *self.muon.param_groups]
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Remove all gradients."""
         for group in self.param_groups:
             for weight in group["params"]:
                 weight.grad = None
 
     def step(self) -> None:
-        """One step of both; weights without a gradient stay."""
+        """Make one step with both optimisers; weights without a gradient do not change."""
         self.adam.step()
         with torch.autocast("cpu", enabled=False):
             self.muon.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of both: Muon's places follow AdamW's."""
+        """The state of both optimisers; the numbers of Muon's weights follow those of AdamW's."""
         adam, muon = self.adam.state_dict()["state"], self.muon.state_dict()["state"]
         return {"state": adam | {self._offset() + place: state for place, state in muon.items()}}
 
     def load_state_dict(self, description: dict[str, Any]) -> None:
-        """What :meth:`state_dict` gave."""
+        """Restore the result of :meth:`state_dict`."""
         for optimiser, low, high in ((self.adam, 0, self._offset()), (self.muon, self._offset(), None)):
             own = optimiser.state_dict()
             own["state"] = {
@@ -221,7 +231,7 @@ class Optimisers:
 
 
 def is_inner(name: str) -> bool:
-    """Whether a matrix lies within the tower's blocks, its merger or the decoder's layers."""
+    """Whether a weight is part of the tower's blocks, its merger or the decoder's layers."""
     return any(part in name for part in ("blocks.", "merger.", "layers."))
 
 
@@ -230,12 +240,12 @@ class Batch:
     """The images of a step.
 
     Attributes:
-        rgb: ``(B, 3, H, W)``.
-        caption_ids: one for each image, places in ``Material.targets``.
-        own: which images have a caption of their own.
+        rgb: ``(B, 3, H, W)``, 0 to 1.
+        caption_ids: row of one caption of each image in ``Material.targets``.
+        own: ``(B,)`` bool, whether the contrastive loss uses the image.
         labels: ``(B, classes)``.
-        maps: standardised features ``(K, cells, channels)`` of the images at ``mapped``.
-        mapped: places of images with maps.
+        maps: ``(K, cells, channels)`` standardised features of the images in ``mapped``.
+        mapped: ``(K,)`` rows of the batch with features.
     """
 
     rgb: Tensor
@@ -247,14 +257,14 @@ class Batch:
 
 
 def with_alpha(pixels: np.ndarray) -> np.ndarray:
-    """RGBA of RGB or RGBA images."""
+    """Convert RGB images to RGBA; RGBA is returned unchanged."""
     if pixels.shape[-1] == 4:
         return pixels
     return np.concatenate([pixels, np.full((*pixels.shape[:3], 1), 255, np.uint8)], axis=-1)
 
 
 def drawn_batch(material: Material, params: dict[str, Any], size: tuple[int, int], rng: np.random.Generator) -> Batch:
-    """Images of nano's corpus and of each source, augmented, all of one size."""
+    """Draw and augment images of nano's corpus and of each source, all of one size."""
     corpus, (height, width) = material.corpus, size
     parts: list[tuple[Source, np.ndarray, np.ndarray, np.ndarray]] = []
     if params["num_images"]:
@@ -297,9 +307,13 @@ def drawn_batch(material: Material, params: dict[str, Any], size: tuple[int, int
 def attribute_loss(
     logits_BC: Tensor, labels_BC: Tensor, heads: Mapping[str, slice], weights: Mapping[str, float] | None = None
 ) -> Tensor:
-    """Cross-entropy of each attribute as a share of a blind guess's, summed over attributes that a batch knows.
+    """The sum over attributes of the cross-entropy divided by that of a uniform guess.
 
-    ``weights`` of attributes are 1 where none is given.
+    Args:
+        logits_BC: logits of all classes.
+        labels_BC: 0 or 1; several values of an attribute share the target, and images without one are excluded.
+        heads: slice of the classes by attribute.
+        weights: weights of attributes; missing ones are 1.
     """
     total = logits_BC.new_zeros(())
     for head, part in heads.items():
@@ -314,13 +328,13 @@ def attribute_loss(
 
 
 def dense_loss(found: Tensor, wanted: Tensor, parts: tuple[int, ...]) -> Tensor:
-    """Mean of one minus the cosine, for each group of channels by itself."""
+    """The mean of one minus the cosine, computed separately for each group of channels of the given widths."""
     pairs = zip(found.split(parts, -1), wanted.split(parts, -1), strict=True)
     return torch.stack([1 - F.cosine_similarity(first, second, dim=-1).mean() for first, second in pairs]).mean()
 
 
 def staged(params: dict[str, Any], step: int) -> dict[str, Any]:
-    """The section with what the stage of a step changes; no stage, no change."""
+    """The settings with the changes of the stage that contains a step; unchanged if there is none."""
     for stage in params["stages"]:
         if step < stage["until"]:
             return laid_over(params, stage)
@@ -328,7 +342,7 @@ def staged(params: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
-    """All losses of one step."""
+    """The losses of one step by name, not yet weighted."""
     corpus = material.corpus
     rng = generator(seed, "nano 2 step", step)
     sizes = params["image_sizes_pixels"]
@@ -383,7 +397,7 @@ def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str,
 
 
 def token_outputs(heads: Heads, tokens_BMD: Tensor, mapped: Tensor) -> tuple[Tensor, Tensor]:
-    """What the heads read from image tokens: features of the mapped images by place, attributes from the mean token."""
+    """Outputs of the heads on image tokens: features of the mapped images by place, and logits from the mean token."""
     level = F.layer_norm(tokens_BMD.float(), tokens_BMD.shape[-1:])
     return heads.dense(level[mapped]).float(), heads.tokens(F.layer_norm(level.mean(1), level.shape[-1:])).float()
 
@@ -391,7 +405,7 @@ def token_outputs(heads: Heads, tokens_BMD: Tensor, mapped: Tensor) -> tuple[Ten
 def tower_losses(
     encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], size: tuple[int, int], rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """The losses on image tokens alone, for the first steps, in which the tower learns to see without the decoder."""
+    """The losses on image tokens, for the first steps, in which the tower is trained without the decoder."""
     batch = drawn_batch(material, params, size, rng)
     with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
         tokens, _ = encoder.image_tokens(batch.rgb)
@@ -404,7 +418,7 @@ def tower_losses(
 
 @torch.inference_mode()
 def validated_sources(encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any]) -> dict[str, float]:
-    """Share of right attributes by the heads on vectors of validation images, and caption to image R@10 of each source."""
+    """Accuracy of the attributes by the heads on validation images, and R@10 of images by captions of contrastive sources."""
     right: dict[str, list[bool]] = {}
     results = {}
     for name, source in material.sources.items():
@@ -434,7 +448,11 @@ def validated_sources(encoder: Encoder, heads: Heads, material: Material, params
 
 
 def nano2_settings(file: Path | None) -> dict[str, Any]:
-    """The settings with section ``nano2`` laid over ``model`` and ``train``, and ``file`` over that section."""
+    """The settings, in which section ``nano2`` replaces values of ``model`` and ``train``.
+
+    Args:
+        file: a YAML file whose values first replace those of section ``nano2``; None for none.
+    """
     whole = settings()
     section = whole["nano2"]
     if file is not None:
@@ -446,7 +464,7 @@ def nano2_settings(file: Path | None) -> dict[str, Any]:
 
 
 def laid_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """``upper`` over ``lower``, dictionary by dictionary; sources are replaced as a whole."""
+    """Replace values of ``lower`` by those of ``upper``, also in nested dictionaries; ``sources`` is replaced as a whole."""
     result = dict(lower)
     for key, value in upper.items():
         is_deep = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "sources"
@@ -457,10 +475,16 @@ def laid_over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 def first_model(
     work: Path, params: dict[str, Any], folder: Path | None, *, turned: bool = True
 ) -> tuple[Any, Encoder, np.ndarray]:
-    """The model before the first step: the weights in ``folder`` (None: nano's own start), and added blocks that do nothing.
+    """The model before the first step, its encoder, and the axes of the text targets.
 
-    ``model.vision_block_origins`` says which of the folder's blocks each block of the tower starts from.  ``turned`` axes
-    (:func:`turned_axes`) are needed for training alone.
+    ``model.vision_block_origins`` has, for each block of the tower, the block of ``folder`` from which it starts.  A block
+    without an origin has an output projection of zero, so at first it does not change its input.
+
+    Args:
+        work: the working folder.
+        params: all settings.
+        folder: checkpoint with the initial weights; None initialises like nano.
+        turned: whether to rotate the axes by :func:`turned_axes`, which only training needs.
     """
     model, _, encoder, axes = start(work, params)
     if folder is None:
@@ -491,9 +515,10 @@ def first_model(
 
 @torch.no_grad()
 def whiten(visual: nn.Module, work: Path, params: dict[str, Any]) -> None:
-    """Start the tower's first layer at the principal axes of patches, each as loud as the others.
+    """Initialise the first layer of the tower by whitened principal axes of patches.
 
-    Edges and textures have a hundredth of the power of plain colour; without this the first steps see colour alone.
+    Edges and textures have a hundredth of the variance of plain colour.  Without whitening, the first steps learn only from
+    colour.
     """
     kernel: Any = visual.get_parameter("patch_embed.proj.weight")
     seen = []
@@ -512,9 +537,10 @@ def whiten(visual: nn.Module, work: Path, params: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def turned_axes(work: Path, encoder: Encoder, axes: np.ndarray, count: int) -> np.ndarray:
-    """The axes turned to where the model already puts texts: principal axes have no sign, and equal ones no order.
+    """Rotate the axes so that the targets agree with the texts' vectors of the model.
 
-    The rotation is the orthogonal one that takes the targets of ``count`` texts nearest to the model's own vectors.
+    This is needed because the sign of principal axes is arbitrary, and so is the order of equal ones.  The rotation is the
+    orthogonal matrix that maps the targets of ``count`` texts closest to the model's vectors (orthogonal Procrustes).
     """
     texts = pl.read_parquet(work / "texts.parquet").with_row_index("place").filter(pl.col("split") == "train")
     order = generator("axes", len(texts)).permutation(len(texts))[:count].tolist()
@@ -527,13 +553,13 @@ def turned_axes(work: Path, encoder: Encoder, axes: np.ndarray, count: int) -> n
 
 
 def nano2_rate(step: int, params: dict[str, Any]) -> float:
-    """As in ``train.py``, with a second warm-up where the decoder joins in."""
+    """The learning rate as in ``train.py``, with a second warm-up at the first step that trains the decoder."""
     joint = step - max((stage["until"] for stage in params["stages"] if stage["tower_alone"]), default=-(10**9))
     return min(rate(step, params), (joint + 1) / params["num_warmup_steps"] if joint >= 0 else 1.0)
 
 
 def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> None:
-    """Run (or resume) the training; ``stop_after`` ends the run early, as an interruption would."""
+    """Run or resume the training; ``stop_after`` ends the run at this step, like an interruption."""
     section, seed = params["train"], params["seed"]
     torch.set_num_threads(section["num_threads"])
     target = work / params["nano2"]["name"]
@@ -574,9 +600,9 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
 
 
 def main(
-    params: Annotated[Path | None, typer.Option("--params", help="Settings that are laid over section nano2.")] = None,
+    params: Annotated[Path | None, typer.Option("--params", help="Settings that replace those of section nano2.")] = None,
     work: Path = WORK,
-    steps: Annotated[int | None, typer.Option(help="Stop after this many steps (the schedule stays).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after this many steps; the schedule does not change.")] = None,
 ) -> None:
-    """Train as the settings say; a stopped run resumes from its last save."""
+    """Train with the settings; a stopped run resumes from its last saved state."""
     train(work, nano2_settings(params), steps)

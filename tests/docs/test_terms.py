@@ -120,7 +120,7 @@ def messages(path: Path) -> list[tuple[int, str]]:
     return [(node.lineno, str(node.value)) for node in nodes if id(node) not in hidden]
 
 
-MESSAGES = sorted(path for folder in ("sda_core", "stages") for path in ROOT.glob(f"{folder}/**/*.py"))
+MESSAGES = sorted(path for folder in ("sda_core", "stages", "pretraining") for path in ROOT.glob(f"{folder}/**/*.py"))
 
 
 @pytest.mark.parametrize("path", MESSAGES, ids=lambda p: p.stem)
@@ -142,7 +142,7 @@ def test_docstrings_and_comments_of_experiments(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("folder", ["sda_core", "stages", "hydra_plugins", "bench"])
+@pytest.mark.parametrize("folder", ["sda_core", "stages", "hydra_plugins", "bench", "pretraining"])
 def test_docstrings_and_comments(folder: str) -> None:
     paths = sorted((ROOT / folder).rglob("*.py"))
     texts = [(path, number, text) for path in paths for number, text in explanations(path)]
