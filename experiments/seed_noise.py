@@ -201,10 +201,10 @@ def repeat_stage(name: str, variant: str, root: Path) -> None:
 
 
 def table(noise: SeedNoise, pairs: Sequence[tuple[str, str]], cutoff: int, num_users: int, num_tail: int) -> str:
-    """Mean and standard deviation of each variant and recommender over the runs, and the largest difference within the noise.
+    """The table of mean, standard deviation and largest explained difference of each variant and recommender over the runs.
 
     Args:
-        noise: the measured noise.
+        noise: the measured values.
         pairs: variants and recommenders, one row per metric.
         cutoff: cut-off of the metrics.
         num_users: number of users.
@@ -222,5 +222,5 @@ def table(noise: SeedNoise, pairs: Sequence[tuple[str, str]], cutoff: int, num_u
             rows.append([variant, recommender, name, f"{mean:.4f}", of_sd, f"{spread.band(users):.4f}"])
     heads = ["variant", "recommender", "metric", "mean", "standard deviation [95 %]", "two runs differ by at most (95 %)"]
     seeds = ", ".join(map(str, noise.seeds))
-    title = f"The noise of whole runs, {len(noise.seeds)} seeds ({seeds}), each with adapters and recommenders of its own"
+    title = f"Variation between whole runs, {len(noise.seeds)} seeds ({seeds}), each with its own adapters and recommenders"
     return markdown_table(heads, rows, title)

@@ -111,7 +111,7 @@ class TwoRuns:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The comparison of two runs, with a judgement based on the seed noise."""
+    """The comparison of two runs, judged by the variation between seeds."""
 
     judgement: Judgement
     keys: tuple[list[Key], list[Key]]
@@ -121,11 +121,11 @@ class Verdict:
 
 
 def hold_against_noise(two: TwoRuns, noise: Path | None, root: Path) -> Verdict:
-    """Compare two runs, and find the changes that are larger than the seed noise.
+    """Compare two runs, and find the changes that are larger than the variation between seeds.
 
     Args:
         two: the runs.
-        noise: file of the seed noise; see :func:`sda_core.cli.noise.find`.
+        noise: file of the variation between whole runs; see :func:`sda_core.cli.noise.find`.
         root: the project folder.
 
     Raises:

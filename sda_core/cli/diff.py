@@ -1,4 +1,4 @@
-"""``sda diff``: changes between two runs, paired by user and seed, and whether they exceed the seed noise."""
+"""``sda diff``: changes between two runs, paired by user and seed, and whether they exceed the variation between seeds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Noise = Annotated[
     Path | None,
     typer.Option(
         "--noise",
-        help="File with the noise of whole runs, adapters included, from `python -m experiments seed_noise`.",
+        help="File with the variation between whole runs, adapters included, from `python -m experiments seed_noise`.",
         show_default="seed_noise.json of the project folder, if it exists",
     ),
 ]
-Same = Annotated[bool, typer.Option("--same", help="Exit with code 1 unless all differences are within the seeds' noise.")]
+Same = Annotated[bool, typer.Option("--same", help="Exit with code 1 unless all changes are within the variation between seeds.")]
 
 
 def diff(
@@ -32,7 +32,7 @@ def diff(
 
     Positions are read from the DVC cache (or a remote) as they were at each revision; users are joined by user and target.
     If only the metrics of a revision are available, they are compared without intervals. To judge whether other seeds or
-    another machine would change as much, each difference is compared with the spread between the runs' seeds.
+    another machine would change as much, each change is compared with the variation between the runs' seeds.
     Cut-off, tail definition and bootstrap are those of evaluate and report in params.yaml.
     """
     from sda_core.cli import noise as seeds

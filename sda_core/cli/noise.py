@@ -1,4 +1,4 @@
-"""The seed noise in ``sda diff``: its source, the rows it applies to, and the verdict on two runs."""
+"""Variation between seeds in ``sda diff``: its source, the rows it applies to, and the verdict on two runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_NAMED = 8
 
 
 def find(path: Path | None, root: Path) -> tuple[SeedNoise | None, str]:
-    """Read the measured noise of whole runs, with its path; None if it was not measured.
+    """Read the measured variation between whole runs, with its path; None if it was not measured.
 
     Args:
         path: the file; None: ``seed_noise.json`` of the project folder if it exists.
@@ -46,7 +46,7 @@ def spreads(
     the seeds of the two runs.
 
     Args:
-        found: the measured noise of whole runs.
+        found: the measured variation between whole runs.
         source: path of its file.
         changes: the rows.
         params: the settings of both runs.
@@ -54,7 +54,7 @@ def spreads(
         targets: :func:`sda_core.evaluation.noise_file.targets_hash` of the runs; None without positions.
     """
     rows = [spread_of_seeds(change) for change in changes]
-    lines = [_noise_between_seeds(changes)]
+    lines = [_between_seeds(changes)]
     trained = [
         key for key in dict.fromkeys((change.variant, change.recommender) for change in changes)
         if any(noise_file.has_adapter(settings, key[0]) for settings in params)
@@ -62,12 +62,12 @@ def spreads(
     ]  # fmt: skip
     if found is None:
         if trained:
-            lines.append(f"  it leaves out other seeds of the adapters; `{noise_file.COMMAND}` measures whole runs")
+            lines.append(f"  not included: other seeds of the adapters; measure them with `{noise_file.COMMAND}`")
         return rows, lines
     if targets is not None and targets != found.targets:
         return rows, [
             *lines,
-            f"  {source} was measured on other test targets: not used; `{noise_file.COMMAND}` measures it again",
+            f"  not used: {source}, which was measured on other test targets; measure again with `{noise_file.COMMAND}`",
         ]
     unlike: dict[str, list[Key]] = {}
     fits: set[Key] = set()
@@ -85,19 +85,22 @@ def spreads(
         key for key in trained if any(s and (c.variant, c.recommender) == key for s, c in zip(replaced, changes, strict=True))
     ]
     if used:
-        lines.append(f"  of {list_keys(used)}: {source}, {len(found.seeds)} runs, each with its own adapters")
-    lines += [f"  {source} was not measured with these {where}: {list_keys(keys)}" for where, keys in unlike.items()]
+        lines.append(f"  for {list_keys(used)}: between the {len(found.seeds)} runs in {source}, each with its own adapters")
+    lines += [
+        f"  not used for {list_keys(keys)}: {source}, which was measured with other settings in {where}"
+        for where, keys in unlike.items()
+    ]
     for settings, name in zip(params, names, strict=True):
         if used and noise_file.at(settings, "train_adapter.training.seed") in found.seeds:
-            lines.append(f"  the adapter seed of {name} is among the measured ones: the noise may contain the run itself")
+            lines.append(f"  the adapter seed of {name} is one of those in {source}, which may therefore include this run itself")
     return [own if spread is None else spread for own, spread in zip(rows, replaced, strict=True)], lines
 
 
-def _noise_between_seeds(changes: Sequence[Change]) -> str:
+def _between_seeds(changes: Sequence[Change]) -> str:
     counts = sorted({change.num_seeds for change in changes if change.num_seeds > 1})
     if not counts:
-        return "seeds' noise: not known, each run has one seed; set train_recommender.seeds to several"
-    return f"seeds' noise: between the {counts[-1]} seeds of each run's recommenders"
+        return "variation between seeds: not known, because each run has one seed; set several train_recommender.seeds"
+    return f"variation between seeds: between the {counts[-1]} recommender seeds of each run"
 
 
 _SEEDS = ("train_adapter.training.seed", "train_recommender.seeds")
@@ -149,40 +152,40 @@ def closing(judgement: Judgement) -> Iterator[str]:
     """The lines under the table: the rule, the number of rows expected by chance, and the verdict on the two runs."""
     if judgement.measured:
         yield (
-            "noise: two runs that differ only in their seeds differ by at most this in 95 of 100 cases "
-            "(Student's t, at least one user's worth)."
+            "limit: if two runs differ only in their seeds, a change is at most this large in 95 of 100 cases "
+            "(Student's t-test; at least the effect of one user)."
         )
         number, outside = len(judgement.measured), len(judgement.outside)
-        yield f"larger than the noise: {outside} of {number} rows; by chance alone about {0.05 * number:.1f} would be."
+        yield f"changes above the limit: {outside} of {number} rows; about {0.05 * number:.1f} are expected by chance."
     yield f"verdict: {verdict(judgement)}"
 
 
 def verdict(judgement: Judgement) -> str:
     """The verdict on the two runs in one line."""
     if judgement.outcome == "different":
-        return f"not the same; larger than the seeds' noise (adjusted p < 0.05): {_named(judgement.different)}"
+        return f"not the same; changes larger than the variation between seeds (adjusted p < 0.05): {_named(judgement.different)}"
     if judgement.outcome == "unknown":
         pairs = list(dict.fromkeys((row.change.variant, row.change.recommender) for row in judgement.unknown))
-        so_far = "nothing else is larger than the seeds' noise; " if judgement.measured else ""
-        return f"not known; {so_far}no noise was measured for {list_keys(pairs)}"
+        so_far = "no other change is larger than the variation between seeds; " if judgement.measured else ""
+        return f"not known; {so_far}the variation was not measured for {list_keys(pairs)}"
     if all(row.is_equal for row in judgement.rows):
         return "equal"
-    return "same to within the seeds' noise (what is smaller than the noise cannot be seen with so few seeds)"
+    return "same within the variation between seeds (so few seeds cannot show a smaller difference)"
 
 
 def _named(rows: Sequence[Judged]) -> str:
     named = [
-        f"{row.change.variant}/{row.change.recommender} {row.change.name} {row.change.difference:+.4f} (noise {row.band:.4f})"
+        f"{row.change.variant}/{row.change.recommender} {row.change.name} {row.change.difference:+.4f} (limit {row.band:.4f})"
         for row in rows
     ]
     return _some(named)
 
 
 def check_same(judgement: Judgement, keys: tuple[Sequence[Key], Sequence[Key]], names: tuple[str, str]) -> None:
-    """Check that two runs are equal within the seed noise, and have the same variants and recommenders.
+    """Check that two runs are equal within the variation between seeds, and have the same variants and recommenders.
 
     Raises:
-        DataError: they differ, or the noise is not known.
+        DataError: they differ, or the variation is not known.
     """
     for one, other, name in ((*keys, names[0]), (*keys[::-1], names[1])):
         alone = [key for key in one if key not in other]

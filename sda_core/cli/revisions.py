@@ -237,7 +237,7 @@ def table(
         how: how the runs were compared.
         remarks: lines before the table.
         by_positions: whether positions were compared, or only metrics.
-        with_noise: whether to show the noise of each row.
+        with_noise: whether to show the limit of each row by the variation between seeds.
 
     Raises:
         ArtifactError: the two runs have nothing in common.
@@ -258,10 +258,10 @@ def table(
     if not shown:
         return
     head = f"{'variant':<12} {'recommender':<11} {'metric':<13} {'old':>7} {'new':>7} {'change':>8}  {'95 % interval':<18} clear"
-    yield head + ("  noise    verdict" if with_noise else "")
+    yield head + ("  limit    verdict" if with_noise else "")
     for row in shown:
         yield _line(row, with_noise)
-    yield "clear: the interval over users and seeds excludes zero; by chance alone 1 row of 20 does."
+    yield "clear: whether the interval excludes zero; about 1 row of 20 is clear by chance."
 
 
 def _line(row: Judged, with_noise: bool) -> str:

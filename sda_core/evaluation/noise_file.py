@@ -1,4 +1,4 @@
-"""The measured noise of whole runs, adapters included, in a small file with the settings and targets it holds for."""
+"""The measured variation between whole runs, adapters included, in a file with the settings and targets it applies to."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class SeedNoise:
         return None if found is None else spread_of_runs(found)
 
     def unlike(self, params: Tree, variant: str, recommender: str) -> list[str]:
-        """The sections of params in which a run differs from the measured runs; if empty, the noise applies to the run."""
+        """The sections of params in which a run differs from the measured runs; if empty, the variation applies to the run."""
         hashes = settings_hashes(params, variant, recommender)
         return [name for name, digest in hashes.items() if self.settings.get(name) != digest]
 
@@ -194,14 +194,18 @@ def gather(
     seeds = tuple(sorted(runs))
     for seed in seeds:
         if runs[seed].keys() != runs[seeds[0]].keys():
-            raise DataError("seeds' noise", f"seeds {seeds[0]} and {seed} do not have the same variants and recommenders")
+            raise DataError(
+                "variation between seeds", f"seeds {seeds[0]} and {seed} do not have the same variants and recommenders"
+            )
         for (variant, recommender), positions in runs[seed].items():
             hashes.add(targets_hash(positions))
             for name, value in metric_values(positions, interactions, tail, cutoffs, num_items).items():
                 values.setdefault(f"{variant}/{recommender}/{name}", []).append(value)
     if len(hashes) != 1:
         raise DataError(
-            "seeds' noise", f"the runs have {len(hashes)} sets of targets, expected one", "evaluate them on the same data"
+            "variation between seeds",
+            f"the runs have {len(hashes)} sets of targets, expected one",
+            "evaluate them on the same data",
         )
     return SeedNoise(seeds, settings, hashes.pop(), {name: tuple(found) for name, found in values.items()})
 

@@ -1,4 +1,4 @@
-"""Seed noise: test whether two runs differ more than two runs that differ only in their seeds.
+"""Variation between seeds: test whether two runs differ more than two runs that differ only in their seeds.
 
 A paired interval compares runs with given seeds.  Reproduction is another question: on a machine that rounds differently, the
 same random numbers give another model, as another seed would.  The spread between seeds bounds the difference of two such
@@ -19,7 +19,8 @@ by at most ``t_{0.975, n - 1} * s * sqrt(2)`` (Hahn & Meeker 1991, *Statistical 
 include the two.
 
 **One user.**  Few seeds can agree by chance, especially on a small tail, where a metric counts few hits.  So ``s`` is at least
-``1 / U``, the change by one of ``U`` users.  A recommender without a seed has no noise: any difference is too large.
+``1 / U``, the change by one of ``U`` users.  A recommender without a seed has no
+variation: any difference is too large.
 
 **Many rows.**  Of ``m`` rows ``0.05 m`` are outside by chance.  Therefore the verdict on two whole runs uses p-values adjusted
 by Benjamini & Hochberg (1995): if no row differs, at most 5 of 100 comparisons report a difference (Simes 1986), for rows that
@@ -61,7 +62,7 @@ class Spread:
         return max(self.sd, 1 / num_users) * math.sqrt(2 / self.num_runs)
 
     def band(self, num_users: int) -> float:
-        """The largest difference within the noise, ``t_{0.975, degrees} * scale``."""
+        """The largest difference that the variation explains, ``t_{0.975, degrees} * scale``."""
         from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
         return float(stdtrit(self.degrees, (1 + LEVEL) / 2)) * self.scale(num_users)
@@ -88,9 +89,9 @@ def spread_of_runs(values: Sequence[float]) -> Spread:
         DataError: fewer than two values, or one that is not finite.
     """
     if len(values) < 2:
-        raise DataError("seeds' noise", f"a spread needs at least 2 runs (got {len(values)})")
+        raise DataError("variation between seeds", f"a spread needs at least 2 runs (got {len(values)})")
     if not all(math.isfinite(value) for value in values):
-        raise DataError("seeds' noise", f"a value is not finite (got {tuple(values)})")
+        raise DataError("variation between seeds", f"a value is not finite (got {tuple(values)})")
     return Spread(float(np.std(values, ddof=1)), len(values) - 1, 1)
 
 
@@ -104,12 +105,12 @@ def spread_of_seeds(change: Change) -> Spread | None:
 
 @dataclass(frozen=True)
 class Judged:
-    """One row of a comparison of two runs, compared with the seed noise.
+    """One row of a comparison of two runs, compared with the variation between seeds.
 
     Attributes:
         change: the row.
-        band: the largest difference within the noise; None if no noise was measured.
-        p_value: the probability of such a difference by seeds alone; None if no noise was measured.
+        band: the largest difference that the variation explains; None if it was not measured.
+        p_value: the probability of such a difference by seeds alone; None if the variation was not measured.
         p_adjusted: the p-value adjusted for all rows, see the module.
     """
 
@@ -125,7 +126,7 @@ class Judged:
 
     @property
     def is_within(self) -> bool | None:
-        """Whether the single row is within the noise; None if no noise was measured and the values differ."""
+        """Whether the single row is within its band; None if the variation was not measured and the values differ."""
         if self.is_equal:
             return True
         return None if self.band is None else abs(self.change.difference) <= self.band
@@ -139,12 +140,12 @@ class Judgement:
 
     @property
     def measured(self) -> tuple[Judged, ...]:
-        """Rows with a measured noise above 0, which can be outside by chance."""
+        """Rows with a measured variation above 0, which can be outside by chance."""
         return tuple(row for row in self.rows if row.band)
 
     @property
     def outside(self) -> tuple[Judged, ...]:
-        """Measured rows that exceed the noise, each tested separately."""
+        """Measured rows outside their band, each tested separately."""
         return tuple(row for row in self.measured if row.is_within is False)
 
     @property
@@ -154,7 +155,7 @@ class Judgement:
 
     @property
     def unknown(self) -> tuple[Judged, ...]:
-        """Rows that differ and have no measured noise."""
+        """Rows that differ and have no measured variation."""
         return tuple(row for row in self.rows if row.is_within is None)
 
     @property
@@ -164,7 +165,7 @@ class Judgement:
 
 
 def judge(changes: Sequence[Change], spreads: Sequence[Spread | None], seedless: Collection[str] = ()) -> Judgement:
-    """Compare the rows of a comparison of two runs with the seed noise.
+    """Compare the rows of a comparison of two runs with the variation between seeds.
 
     Args:
         changes: the result of :func:`sda_core.evaluation.compare_runs`.

@@ -1,4 +1,4 @@
-"""`sda diff` against the seeds' noise: two machines, two settings, and a clone that has only the metrics."""
+"""`sda diff` and the variation between seeds: two machines, two settings, and a clone that has only the metrics."""
 
 from __future__ import annotations
 
@@ -189,8 +189,8 @@ def test_other_seeds_are_the_same_to_within_the_noise(machine: Path) -> None:
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1", "--same"))
     assert "400 users, paired intervals over users and seeds (200 draws)" in output
-    assert "seeds' noise: between the 3 seeds of each run's recommenders\n" in output
-    assert "  it leaves out other seeds of the adapters; `python -m experiments seed_noise` measures whole runs\n" in output
+    assert "variation between seeds: between the 3 recommender seeds of each run\n" in output
+    assert "  not included: other seeds of the adapters; measure them with `python -m experiments seed_noise`\n" in output
     assert "settings differ" not in output
     assert "every position equal: sda/pop, zero_shot/pop" in output
     cells = row(output, "sda sasrec hit@10")
@@ -199,15 +199,15 @@ def test_other_seeds_are_the_same_to_within_the_noise(machine: Path) -> None:
     change = hits(7).mean() - hits(42).mean()
     assert float(cells[5]) == pytest.approx(change, abs=5e-5)
     assert (cells[-1] == "same") == (abs(change) <= float(cells[-2]))
-    assert "of 6 rows; by chance alone about 0.3 would be" in output
-    assert verdict(output).startswith("verdict: same to within the seeds' noise")
+    assert "of 6 rows; about 0.3 are expected by chance" in output
+    assert verdict(output).startswith("verdict: same within the variation between seeds")
 
 
 def test_whole_runs_that_were_measured_are_the_noise_of_what_has_an_adapter(machine: Path) -> None:
     write_noise(machine)
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1"))
-    assert "  of sda/sasrec: seed_noise.json, 6 runs, each with its own adapters\n" in output
+    assert "  for sda/sasrec: between the 6 runs in seed_noise.json, each with its own adapters\n" in output
     means = [hits(seed).mean() for seed in SEEDS]
     assert float(row(output, "sda sasrec hit@10")[-2]) == pytest.approx(2.5706 * np.std(means, ddof=1) * np.sqrt(2), abs=5e-5)
     (machine / "seed_noise.json").rename(machine / "other.json")
@@ -228,7 +228,7 @@ def test_what_is_larger_than_the_noise_is_named_and_fails_when_asked_for(machine
     output = told(diff(machine, "v1"))
     assert row(output, "sda sasrec ndcg@10")[-1] == "larger"
     assert verdict(output).startswith(
-        "verdict: not the same; larger than the seeds' noise (adjusted p < 0.05): sda/sasrec hit@10 -"
+        "verdict: not the same; changes larger than the variation between seeds (adjusted p < 0.05): sda/sasrec hit@10 -"
     )
     line = mistake(diff(machine, "v1", "--same"))
     assert "--same: not the same" in line
@@ -242,7 +242,7 @@ def test_a_recommender_that_draws_nothing_must_be_equal(machine: Path) -> None:
     places = a_run(42)
     places["sda", "pop"][0, places["sda", "pop"].argmin()] = 30  # one user of 400
     write_run(machine, places)
-    assert "sda/pop hit@10 -0.0025 (noise 0.0000)" in mistake(diff(machine, "v1", "--same"))
+    assert "sda/pop hit@10 -0.0025 (limit 0.0000)" in mistake(diff(machine, "v1", "--same"))
 
 
 def test_with_one_seed_the_verdict_is_not_known(machine: Path) -> None:
@@ -256,9 +256,9 @@ def test_with_one_seed_the_verdict_is_not_known(machine: Path) -> None:
     assert verdict(told(diff(machine, "one", "--same"))) == "verdict: equal"  # which needs none
     write_run(machine, of_one_seed(7))
     output = told(diff(machine, "one"))
-    assert "seeds' noise: not known, each run has one seed; set train_recommender.seeds to several" in output
+    assert "variation between seeds: not known, because each run has one seed; set several train_recommender.seeds" in output
     assert len(row(output, "sda sasrec ndcg@10")) == 10
-    assert verdict(output).startswith("verdict: not known; no noise was measured for")
+    assert verdict(output).startswith("verdict: not known; the variation was not measured for")
     line = mistake(diff(machine, "one", "--same"))
     assert "sda/sasrec" in line
     assert "train both with several train_recommender.seeds" in line
@@ -272,11 +272,11 @@ def test_settings_that_differ_are_told(machine: Path) -> None:
     output = told(diff(machine, "v1", "--same"))
     assert "settings differ: train_adapter.loss.temperature 0.05 -> 0.1\n" in output
     assert "seeds differ: train_recommender.seeds [1, 2, 3] -> [7, 8, 9]\n" in output
-    assert "  of sda/sasrec: seed_noise.json" in output  # measured under the settings of one of the two
+    assert "  for sda/sasrec: between the 6 runs in seed_noise.json" in output  # measured under the settings of one of the two
     commit(machine, "warm")
     write_run(machine, a_run(8))
     output = told(diff(machine, "warm"))
-    assert "  seed_noise.json was not measured with these train_adapter.loss: sda/sasrec\n" in output
+    assert "  not used for sda/sasrec: seed_noise.json, which was measured with other settings in train_adapter.loss\n" in output
     assert row(output, "sda sasrec ndcg@10")[-1] in ("same", "larger")  # by the runs' own seeds
 
 
@@ -284,7 +284,7 @@ def test_a_run_that_is_among_the_measured_ones_is_told(machine: Path) -> None:
     write_noise(machine)
     set_params(machine, train_adapter__training__seed=3)
     write_run(machine, a_run(3))
-    line = "  the adapter seed of the workspace is among the measured ones: the noise may contain the run itself\n"
+    line = "  the adapter seed of the workspace is one of those in seed_noise.json, which may therefore include this run itself\n"
     assert line in told(diff(machine, "v1"))
 
 
@@ -295,7 +295,7 @@ def test_noise_of_other_data_is_not_used(machine: Path) -> None:
     path.write_text(path.read_text().replace(targets, targets[::-1]))
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1"))
-    assert "seed_noise.json was measured on other test targets: not used" in output
+    assert "not used: seed_noise.json, which was measured on other test targets" in output
     assert verdict(output).startswith("verdict: same")
 
 
@@ -327,7 +327,7 @@ def test_a_clone_that_was_run_gets_a_verdict(clone: Path, published: Path) -> No
     assert cells[6] == "-"
     pooled = np.sqrt((hits(7).var(ddof=1) + hits(42).var(ddof=1)) / 2)
     assert float(cells[7]) == pytest.approx(2.7764 * pooled * np.sqrt(2 / 3), abs=5e-5)
-    assert verdict(output).startswith("verdict: same to within the seeds' noise")
+    assert verdict(output).startswith("verdict: same within the variation between seeds")
     write_run(clone, a_run(42, shift=9))
     assert "--same: not the same" in mistake(diff(clone, "v1", "--same"))
     # two revisions, of which neither has its positions here

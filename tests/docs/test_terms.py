@@ -29,6 +29,7 @@ INSTEAD = {
     r"\bto be beaten\b": "control",
     r"\bstrangers?'?\b": "say who: a user, another shop",
     r"\bby luck\b": "by chance",
+    r"\bseeds?'? noise\b": "variation between seeds",
     r"\bpart conflicting\b": "separate conflicting",
     r"(?<!there )\b(is|are|was|were) no (?!longer\b|more\b|better\b|clear\b|other\b|worse\b|further\b|such\b)\w+": "is not a",
     r"\btold\b(?! apart)": "said, or recorded",

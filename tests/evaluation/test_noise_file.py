@@ -1,4 +1,4 @@
-"""The file of the seeds' noise: what it holds, what is no such file, and which settings it is held to fit."""
+"""The file of the variation between seeds: its content, invalid files, and the settings it applies to."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_band_and_p_value_say_the_same(values: list[float], difference: float, n
 
 @pytest.mark.parametrize("values", [(), (0.1,), (0.1, math.nan), (0.1, math.inf)])
 def test_a_spread_needs_two_finite_values(values: tuple[float, ...]) -> None:
-    with pytest.raises(DataError, match="seeds' noise"):
+    with pytest.raises(DataError, match="variation between seeds"):
         spread_of_runs(values)
 
 

@@ -1,4 +1,4 @@
-"""The seeds' noise of a small shop: which trainings it takes, what the file holds, what is resumed and what is refused."""
+"""The variation between seeds in a small shop: its trainings, its file, resumed runs, and rejected input."""
 
 from __future__ import annotations
 
@@ -157,12 +157,12 @@ def test_real_runs_of_a_small_shop_are_judged_by_what_was_measured(
     shutil.rmtree(root / "adapters")
     run_all(root)
     other = CliRunner().invoke(app, ["diff", "HEAD", "--same", "--root", str(root)])
-    assert "  of sda/sasrec: seed_noise.json, 3 runs, each with its own adapters\n" in other.stdout
+    assert "  for sda/sasrec: between the 3 runs in seed_noise.json, each with its own adapters\n" in other.stdout
     assert "seeds differ: train_adapter.training.seed 42 -> 43, train_recommender.seeds [1, 2] -> [43, 44]" in other.stdout
     assert "every position equal: sda/pop, zero_shot/pop" in other.stdout
     assert "settings differ" not in other.stdout
     assert other.exit_code == 0, other.output
-    assert "verdict: same to within the seeds' noise" in other.stdout
+    assert "verdict: same within the variation between seeds" in other.stdout
     # targets that all come first are no matter of seeds
     path = Workspace(root).positions("sda", "sasrec")
     SEED_POSITIONS.write(SEED_POSITIONS.read(path).with_columns(position=pl.lit(1.0)), path)
