@@ -85,7 +85,9 @@ def spreads(
         key for key in trained if any(s and (c.variant, c.recommender) == key for s, c in zip(replaced, changes, strict=True))
     ]
     if used:
-        lines.append(f"  for {list_keys(used)}: between the {len(found.seeds)} runs in {source}, each with its own adapters")
+        lines.append(
+            f"  for {list_keys(used)}: measured over the {len(found.seeds)} runs in {source}, each with its own adapters"
+        )
     lines += [
         f"  not used for {list_keys(keys)}: {source}, which was measured with other settings in {where}"
         for where, keys in unlike.items()
@@ -100,7 +102,7 @@ def _between_seeds(changes: Sequence[Change]) -> str:
     counts = sorted({change.num_seeds for change in changes if change.num_seeds > 1})
     if not counts:
         return "variation between seeds: not known, because each run has one seed; set several train_recommender.seeds"
-    return f"variation between seeds: between the {counts[-1]} recommender seeds of each run"
+    return f"variation between seeds: measured over the {counts[-1]} recommender seeds of each run"
 
 
 _SEEDS = ("train_adapter.training.seed", "train_recommender.seeds")

@@ -189,7 +189,7 @@ def test_other_seeds_are_the_same_to_within_the_noise(machine: Path) -> None:
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1", "--same"))
     assert "400 users, paired intervals over users and seeds (200 draws)" in output
-    assert "variation between seeds: between the 3 recommender seeds of each run\n" in output
+    assert "variation between seeds: measured over the 3 recommender seeds of each run\n" in output
     assert "  not included: other seeds of the adapters; measure them with `python -m experiments seed_noise`\n" in output
     assert "settings differ" not in output
     assert "every position equal: sda/pop, zero_shot/pop" in output
@@ -207,7 +207,7 @@ def test_whole_runs_that_were_measured_are_the_noise_of_what_has_an_adapter(mach
     write_noise(machine)
     write_run(machine, a_run(7))
     output = told(diff(machine, "v1"))
-    assert "  for sda/sasrec: between the 6 runs in seed_noise.json, each with its own adapters\n" in output
+    assert "  for sda/sasrec: measured over the 6 runs in seed_noise.json, each with its own adapters\n" in output
     means = [hits(seed).mean() for seed in SEEDS]
     assert float(row(output, "sda sasrec hit@10")[-2]) == pytest.approx(2.5706 * np.std(means, ddof=1) * np.sqrt(2), abs=5e-5)
     (machine / "seed_noise.json").rename(machine / "other.json")
@@ -272,7 +272,8 @@ def test_settings_that_differ_are_told(machine: Path) -> None:
     output = told(diff(machine, "v1", "--same"))
     assert "settings differ: train_adapter.loss.temperature 0.05 -> 0.1\n" in output
     assert "seeds differ: train_recommender.seeds [1, 2, 3] -> [7, 8, 9]\n" in output
-    assert "  for sda/sasrec: between the 6 runs in seed_noise.json" in output  # measured under the settings of one of the two
+    # measured with the settings of one of the two runs
+    assert "  for sda/sasrec: measured over the 6 runs in seed_noise.json" in output
     commit(machine, "warm")
     write_run(machine, a_run(8))
     output = told(diff(machine, "warm"))

@@ -157,7 +157,7 @@ def test_real_runs_of_a_small_shop_are_judged_by_what_was_measured(
     shutil.rmtree(root / "adapters")
     run_all(root)
     other = CliRunner().invoke(app, ["diff", "HEAD", "--same", "--root", str(root)])
-    assert "  for sda/sasrec: between the 3 runs in seed_noise.json, each with its own adapters\n" in other.stdout
+    assert "  for sda/sasrec: measured over the 3 runs in seed_noise.json, each with its own adapters\n" in other.stdout
     assert "seeds differ: train_adapter.training.seed 42 -> 43, train_recommender.seeds [1, 2] -> [43, 44]" in other.stdout
     assert "every position equal: sda/pop, zero_shot/pop" in other.stdout
     assert "settings differ" not in other.stdout
