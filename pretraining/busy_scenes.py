@@ -9,7 +9,6 @@ format of a source of ``seen.py``: ``work/seen/scenes.npy`` and ``work/seen/scen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,19 @@ from PIL import Image, ImageFilter
 
 from pretraining.common import WORK, generator, settings
 from pretraining.images import COLOURS
-from pretraining.scenes import GROUPS, RELATIONS, SPLITS, WORDS, _fitted, _shade, distance, held_out, outlines
+from pretraining.scenes import (
+    GROUPS,
+    RELATIONS,
+    SPLITS,
+    WORDS,
+    Product,
+    distance,
+    drawn_background,
+    fitted,
+    held_out,
+    outlines,
+    shading,
+)
 from pretraining.seen import write_pool
 
 PATTERNS = {
@@ -39,34 +50,20 @@ MOTIF_WORDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Thing:
-    """One product of a scene; ``motif`` is empty if it has none, and ``second`` if the pattern is plain."""
-
-    type: str
-    icon: str
-    colour: str
-    pattern: str
-    second: str
-    material: str
-    motif: str
-
-
-def drawn_things(split: str, rng: np.random.Generator, params: dict[str, Any], seed: int) -> tuple[list[Thing], int, str]:
+def drawn_products(split: str, rng: np.random.Generator, params: dict[str, Any], seed: int) -> tuple[list[Product], int, str]:
     """Draw the attributes of a scene independently.
 
     Returns:
         One kind of product or two, the number of products if there is one kind, and the colour of the background.
     """
-    background = str(rng.choice(["white", "grey", "beige"] if rng.random() < params["share_light_background"] else list(COLOURS)))
-    usable = [colour for colour in COLOURS if distance(colour, background) >= params["least_colour_distance"]]
+    background, usable = drawn_background(rng, params)
 
     def fitting(type_: str) -> list[str]:
         share = params["share_pairs_test"]
         return [colour for colour in usable if held_out(type_, colour, seed, share) == (split != "train")]
 
     number_of_kinds = 2 if rng.random() < params["share_two_products"] else 1
-    things = []
+    products = []
     for type_ in rng.choice([type_ for type_ in WORDS["types"] if fitting(type_)], number_of_kinds, replace=False).tolist():
         pattern = str(rng.choice(list(PATTERNS))) if rng.random() < params["share_patterned"] else "plain"
         colour = str(rng.choice(fitting(type_)))
@@ -74,9 +71,9 @@ def drawn_things(split: str, rng: np.random.Generator, params: dict[str, Any], s
         second = "" if pattern == "plain" else str(rng.choice(["white", "black", *others, *others]))
         motif = str(rng.choice(MOTIFS)) if rng.random() < params["share_motif"] else ""
         icon = str(rng.choice(WORDS["types"][type_]["icons"]))
-        things.append(Thing(type_, icon, colour, pattern, second, str(rng.choice(list(WORDS["materials"]))), motif))
+        products.append(Product(type_, icon, colour, pattern, second, str(rng.choice(list(WORDS["materials"]))), motif))
     count = 1 if number_of_kinds == 2 else int(rng.choice([1, 2, 3, 4], p=params["count_shares"]))
-    return things, count, background
+    return products, count, background
 
 
 def pattern_share(pattern: str, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -133,22 +130,24 @@ def tone(colour: str, rng: np.random.Generator, spread: float) -> np.ndarray:
     return np.clip((np.array(COLOURS[colour]) + rng.normal(0, spread, 3)) * light, 0, 255).astype(np.float32)
 
 
-def draw_thing(thing: Thing, masks: dict[str, np.ndarray], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_product(
+    product: Product, masks: dict[str, np.ndarray], size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one product: ``(size, size, 3)`` RGB and ``(size, size, 1)`` opacity."""
-    alpha = _fitted(masks[thing.icon], size, float(rng.uniform(-16, 16)), bool(rng.random() < 0.5))[..., None]
-    share = pattern_share(thing.pattern, size, rng)[..., None]
-    first = tone(thing.colour, rng, 16)
-    second = tone(thing.second, rng, 14) if thing.second else first
-    if thing.second and rng.random() < 0.3:  # a lighter or darker tone of the first colour
+    alpha = fitted(masks[product.icon], size, float(rng.uniform(-16, 16)), bool(rng.random() < 0.5))[..., None]
+    share = pattern_share(product.pattern, size, rng)[..., None]
+    first = tone(product.colour, rng, 16)
+    second = tone(product.second, rng, 14) if product.second else first
+    if product.second and rng.random() < 0.3:  # a lighter or darker tone of the first colour
         second = np.clip(first * float(rng.choice([0.55, 1.0])) + float(rng.choice([0.0, 90.0])), 0, 255).astype(np.float32)
     rgb = first * (1 - share) + second * share
-    if thing.motif:
+    if product.motif:
         small = max(8, round(size * float(rng.uniform(0.28, 0.5))))
-        stamp = _fitted(masks[f"motif {thing.motif}"], small, float(rng.uniform(-14, 14)), mirrored=False)
+        stamp = fitted(masks[f"motif {product.motif}"], small, float(rng.uniform(-14, 14)), mirrored=False)
         top, left = ((size - small) * rng.uniform(0.35, 0.65, 2)).astype(int)
         ink = np.zeros((size, size, 1), np.float32)
         ink[top : top + small, left : left + small, 0] = stamp
-        options = [colour for colour in COLOURS if distance(colour, thing.colour) >= 110]
+        options = [colour for colour in COLOURS if distance(colour, product.colour) >= 110]
         inked = tone(str(rng.choice(["white", "black", *options])), rng, 10)
         if rng.random() < 0.4:  # a border around the motif
             grown = Image.fromarray((ink[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3 if size < 60 else 5))
@@ -157,7 +156,7 @@ def draw_thing(thing: Thing, masks: dict[str, np.ndarray], size: int, rng: np.ra
         rgb = rgb * (1 - ink) + inked * ink
         if rng.random() < 0.5:  # a badge, which also covers gaps of the product
             alpha = np.maximum(alpha, ink)
-    shade, opacity = _shade(thing.material, size, rng)
+    shade, opacity = shading(product.material, size, rng)
     return np.clip(rgb * shade[..., None], 0, 255), alpha * (opacity if rng.random() < 0.7 else 1.0)
 
 
@@ -174,7 +173,7 @@ def ground(background: str, side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_scene(
-    things: list[Thing], count: int, background: str, masks: dict[str, np.ndarray], side: int, rng: np.random.Generator
+    products: list[Product], count: int, background: str, masks: dict[str, np.ndarray], side: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw a scene: ``(side, side, 3)`` uint8 RGB."""
     canvas = ground(background, side, rng)
@@ -190,7 +189,7 @@ def draw_scene(
     def clutter(number_of: int) -> None:
         for _ in range(number_of):
             size = round(side * float(rng.uniform(0.12, 0.34)))
-            mask = _fitted(masks[keys[rng.integers(len(keys))]], size, float(rng.uniform(-180, 180)), mirrored=False)[..., None]
+            mask = fitted(masks[keys[rng.integers(len(keys))]], size, float(rng.uniform(-180, 180)), mirrored=False)[..., None]
             edge = rng.uniform(0.02, 0.2) if rng.random() < 0.5 else rng.uniform(0.8, 0.98)
             places = [edge, rng.uniform(0, 1)] if rng.random() < 0.5 else [rng.uniform(0, 1), edge]
             colour = np.broadcast_to(rng.uniform(0, 255, 3).astype(np.float32), (size, size, 3))
@@ -198,15 +197,15 @@ def draw_scene(
 
     if rng.random() < 0.5:
         clutter(int(rng.integers(1, 5)))
-    if len(things) == 2:
-        spots, fills, drawn = list(RELATIONS.values())[rng.integers(4)], (0.4, 0.54), things
+    if len(products) == 2:
+        spots, fills, drawn = list(RELATIONS.values())[rng.integers(4)], (0.4, 0.54), products
     elif count > 1:
-        spots, fills, drawn = GROUPS[count], (0.36, 0.5), things * count
+        spots, fills, drawn = GROUPS[count], (0.36, 0.5), products * count
     else:
-        spots, fills, drawn = ((rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)),), (0.52, 0.96), things
-    for thing, (across, down) in zip(drawn, spots, strict=True):
+        spots, fills, drawn = ((rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)),), (0.52, 0.96), products
+    for product, (across, down) in zip(drawn, spots, strict=True):
         size = round(side * float(rng.uniform(*fills)))
-        rgb, alpha = draw_thing(thing, masks, size, rng)
+        rgb, alpha = draw_product(product, masks, size, rng)
         if rng.random() < 0.3:
             dark = Image.fromarray((alpha[..., 0] * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(3))
             put(np.zeros_like(rgb), np.asarray(dark, np.float32)[..., None] / 255 * 0.4, across + 0.02, down + 0.03)
@@ -224,33 +223,33 @@ def draw_scene(
     return np.asarray(image)
 
 
-def described(things: list[Thing], count: int, background: str, rng: np.random.Generator) -> str:
+def described(products: list[Product], count: int, background: str, rng: np.random.Generator) -> str:
     """A caption with some of the attributes of a scene, all of them true."""
     parts = []
-    for thing in things:
+    for product in products:
         words = [] if count == 1 else [("two", "three", "four")[count - 2]]
-        if thing.pattern != "plain" and rng.random() < 0.85:
-            words.append(PATTERNS[thing.pattern])
-        words.append(str(rng.choice(WORDS["colours"][thing.colour])))
+        if product.pattern != "plain" and rng.random() < 0.85:
+            words.append(PATTERNS[product.pattern])
+        words.append(str(rng.choice(WORDS["colours"][product.colour])))
         if rng.random() < 0.4:
-            words.append(thing.material)
-        words.append(str(rng.choice(WORDS["types"][thing.type]["words"])))
-        if thing.motif and rng.random() < 0.85:
-            words.append(f"with a {MOTIF_WORDS.get(thing.motif, thing.motif)}")
+            words.append(product.material)
+        words.append(str(rng.choice(WORDS["types"][product.type]["words"])))
+        if product.motif and rng.random() < 0.85:
+            words.append(f"with a {MOTIF_WORDS.get(product.motif, product.motif)}")
         parts.append(" ".join(words))
     caption = " and ".join(parts)
     return caption if rng.random() < 0.6 else f"{caption} on a {background} background"
 
 
-def labels(things: list[Thing], count: int, background: str) -> list[str]:
+def labels(products: list[Product], count: int, background: str) -> list[str]:
     """All attributes as ``attribute=value``; an attribute has two values if two kinds of product differ."""
     found = {f"background={background}": None}
-    if len(things) == 1:
+    if len(products) == 1:
         found[f"count={count}"] = None
-    for thing in things:
+    for product in products:
         for head in ("type", "colour", "pattern", "material"):
-            found[f"{head}={getattr(thing, head)}"] = None
-        found[f"motif={thing.motif or 'none'}"] = None
+            found[f"{head}={getattr(product, head)}"] = None
+        found[f"motif={product.motif or 'none'}"] = None
     return list(found)
 
 
@@ -269,10 +268,10 @@ def main() -> None:
     for split in SPLITS:
         for place in range(params[f"num_{split}"]):
             rng = generator(seed, "busy scene", split, place)
-            things, count, background = drawn_things(split, rng, params, seed)
-            pixels.append(draw_scene(things, count, background, masks, side, rng))
-            captions = [described(things, count, background, rng) for _ in range(params["num_captions"])]
-            rows.append({"split": split, "captions": captions, "labels": labels(things, count, background)})
+            products, count, background = drawn_products(split, rng, params, seed)
+            pixels.append(draw_scene(products, count, background, masks, side, rng))
+            captions = [described(products, count, background, rng) for _ in range(params["num_captions"])]
+            rows.append({"split": split, "captions": captions, "labels": labels(products, count, background)})
             if len(rows) % 2000 == 0:
                 print(f"{len(rows)} scenes", flush=True)
     write_pool("scenes", np.stack(pixels), pl.DataFrame(rows), WORK)

@@ -41,7 +41,10 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Product:
-    """The visible attributes of a product; ``second`` is empty if the pattern is plain, and ``motif`` if it has none."""
+    """The visible attributes of a product; ``second`` is empty if the pattern is plain, and ``motif`` if it has none.
+
+    ``motif_colour`` is empty if there is no motif, and in ``busy_scenes.py``, which chooses the colour when it draws.
+    """
 
     type: str
     icon: str
@@ -50,7 +53,7 @@ class Product:
     second: str
     material: str
     motif: str
-    motif_colour: str
+    motif_colour: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,23 @@ def _colour_apart(rng: np.random.Generator, others: list[str], least: float) -> 
     return str(rng.choice(usable))
 
 
+def drawn_background(rng: np.random.Generator, params: dict[str, Any]) -> tuple[str, list[str]]:
+    """Draw the colour of a background.
+
+    Returns:
+        The colour, and the colours of products that differ enough from it.
+    """
+    light = rng.random() < params["share_light_background"]
+    background = str(rng.choice(["white", "grey", "beige"] if light else list(COLOURS)))
+    return background, [colour for colour in COLOURS if distance(colour, background) >= params["least_colour_distance"]]
+
+
 def drawn_scene(split: str, seed: int, place: int, params: dict[str, Any]) -> Scene:
     """Draw the attributes of a scene independently."""
     rng = generator(seed, "scene", split, place)
     share = params["share_pairs_test"]
-    light = rng.random() < params["share_light_background"]
-    background = str(rng.choice(["white", "grey", "beige"] if light else list(COLOURS)))
+    background, usable = drawn_background(rng, params)
     num_products = 2 if rng.random() < params["share_two_products"] else 1
-    usable = [colour for colour in COLOURS if distance(colour, background) >= params["least_colour_distance"]]
 
     def fitting(type_: str, *, never_trained: bool) -> list[str]:
         return [colour for colour in usable if held_out(type_, colour, seed, share) == never_trained]
@@ -124,7 +136,7 @@ def drawn_scene(split: str, seed: int, place: int, params: dict[str, Any]) -> Sc
 
 
 # ------------------------------------------------------------------------------------------------- drawing
-def _shade(material: str, side: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+def shading(material: str, side: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """``(side, side)`` brightness around 1 that represents a material, and its opacity."""
     y, x = np.mgrid[:side, :side].astype(np.float32)
     phase = float(rng.uniform(0, 2 * np.pi))
@@ -149,7 +161,7 @@ def _tone(colour: str, rng: np.random.Generator, spread: int) -> tuple[int, ...]
     return tuple(np.clip(np.array(COLOURS[colour]) + rng.integers(-spread, spread + 1, 3), 0, 255).tolist())
 
 
-def _fitted(mask: np.ndarray, side: int, angle: float, mirrored: bool) -> np.ndarray:
+def fitted(mask: np.ndarray, side: int, angle: float, mirrored: bool) -> np.ndarray:
     """``(side, side)`` mask from 0 to 1: a mask ``(S, S)`` from 0 to 255, rotated and scaled."""
     image = Image.fromarray(mask[:, ::-1] if mirrored else mask).rotate(angle, Image.Resampling.BICUBIC)
     return np.asarray(image.resize((side, side), Image.Resampling.LANCZOS), np.float32) / 255
@@ -170,16 +182,16 @@ def rendered(scene: Scene, masks: dict[str, np.ndarray], side: int, rng: np.rand
     tones = {product: (_tone(product.colour, rng, 14), _tone(product.second or product.colour, rng, 14)) for product in products}
     for product, (across, down) in zip(products, spots, strict=True):
         size = round(side * float(rng.uniform(*fills)))
-        alpha = _fitted(masks[product.icon], size, float(rng.uniform(-12, 12)), bool(rng.random() < 0.5))
+        alpha = fitted(masks[product.icon], size, float(rng.uniform(-12, 12)), bool(rng.random() < 0.5))
         smallest = 7 if size < 0.6 * side else 9
         rgb = texture(product.pattern, *tones[product], size, rng, (smallest, smallest + 6)).astype(np.float32)
         if product.motif:
             small = round(size * float(rng.uniform(0.32, 0.42)))
             ink = np.zeros((size, size, 1), np.float32)
             corner = (size - small) // 2
-            ink[corner : corner + small, corner : corner + small, 0] = _fitted(masks[product.motif], small, 0.0, mirrored=False)
+            ink[corner : corner + small, corner : corner + small, 0] = fitted(masks[product.motif], small, 0.0, mirrored=False)
             rgb = rgb * (1 - ink) + np.array(_tone(product.motif_colour, rng, 10), np.float32) * ink
-        shade, opacity = _shade(product.material, size, rng)
+        shade, opacity = shading(product.material, size, rng)
         rgb = np.clip(rgb * shade[..., None], 0, 255)
         top = int(np.clip(round(down * side + rng.uniform(-0.03, 0.03) * side - size / 2), 0, side - size))
         left = int(np.clip(round(across * side + rng.uniform(-0.03, 0.03) * side - size / 2), 0, side - size))
