@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -16,13 +17,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from pretraining.busy_scenes import MOTIFS, PATTERNS, Thing, described, draw_scene, drawn_things, labels, pattern_share
+from pretraining.busy_scenes import MOTIFS, PATTERNS, described, draw_scene, drawn_products, labels, pattern_share
 from pretraining.common import settings
 from pretraining.export import write_checkpoint
 from pretraining.model import patches
-from pretraining.scenes import WORDS, held_out
+from pretraining.scenes import WORDS, Product, held_out
 from pretraining.seen import write
-from pretraining.tokenizer import train_tokenizer
 from pretraining.train import plain
 from pretraining.train_nano2 import (
     Heads,
@@ -41,7 +41,6 @@ from pretraining.train_nano2 import (
     with_alpha,
 )
 from sda_core.backbones import build
-from sda_core.backbones.qwen2_5_vl import SPECIAL_TOKENS
 from sda_core.data.demo.images import MOTIFS as SHOP_MOTIFS
 from sda_core.data.demo.images import PRODUCTS
 from sda_core.params import Qwen25VL
@@ -55,18 +54,18 @@ SEED = settings()["seed"]
 def test_validation_scenes_show_pairs_that_training_never_shows():
     for place in range(200):
         for split in ("train", "valid"):
-            things, count, _ = drawn_things(split, np.random.default_rng(place), SCENES, SEED)
-            assert count == 1 or len(things) == 1
-            assert held_out(things[0].type, things[0].colour, SEED, SCENES["share_pairs_test"]) == (split == "valid")
+            products, count, _ = drawn_products(split, np.random.default_rng(place), SCENES, SEED)
+            assert count == 1 or len(products) == 1
+            assert held_out(products[0].type, products[0].colour, SEED, SCENES["share_pairs_test"]) == (split == "valid")
 
 
 def test_a_caption_names_nothing_that_is_not_there():
     rng = np.random.default_rng(0)
-    things = [Thing("cup", "mdi:cup", "red", "dots", "white", "wool", "")]
-    captions = [described(things, 1, "grey", rng) for _ in range(50)]
+    products = [Product("cup", "mdi:cup", "red", "dots", "white", "wool", "")]
+    captions = [described(products, 1, "grey", rng) for _ in range(50)]
     assert all("red" in caption or "scarlet" in caption for caption in captions)
     assert not any("with a" in caption or "wood" in caption or "striped" in caption for caption in captions)
-    assert labels(things, 1, "grey") == [
+    assert labels(products, 1, "grey") == [
         "background=grey", "count=1", "type=cup", "colour=red", "pattern=dots", "material=wool", "motif=none",
     ]  # fmt: skip
 
@@ -83,8 +82,8 @@ def test_a_scene_shows_its_motif_and_is_the_same_each_time():
     masks = {key: np.full((60, 60), 255, np.uint8) for key in ("block", "motif star")}
 
     def shown(motif: str) -> np.ndarray:
-        thing = Thing("cup", "block", "blue", "plain", "", "plastic", motif)
-        return draw_scene([thing], 1, "white", masks, 112, np.random.default_rng(3))
+        product = Product("cup", "block", "blue", "plain", "", "plastic", motif)
+        return draw_scene([product], 1, "white", masks, 112, np.random.default_rng(3))
 
     assert np.array_equal(shown("star"), shown("star"))
     assert shown("star").shape == (112, 112, 3)
@@ -159,29 +158,11 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, params) -> Path:
+def folder(tmp_path_factory, corpus_folder, params) -> Path:
     """A corpus of nano's form, two sources, and first weights in ``first``."""
     work = tmp_path_factory.mktemp("nano2")
+    shutil.copytree(corpus_folder, work, dirs_exist_ok=True)
     rng = np.random.default_rng(0)
-    names = [f"{colour} {noun}" for colour in ("red", "green", "blue", "pink") for noun in ("cup", "hat", "shoe")]
-    pixels = np.zeros((12, 60, 60, 4), np.uint8)
-    pixels[:, 10:50, 10:50] = 255
-    texts = [*names, *[f"word {letter}" for letter in "abcdefgh"], "a gloss of one", "a gloss of two", "a title of three"]
-    np.save(work / "images.npy", pixels)
-    pl.DataFrame({
-        "source": ["noto"] * 12, "kind": ["emoji"] * 12, "title": names, "keywords": [[]] * 12, "category": ["x"] * 12,
-        "light": [False] * 12, "concept": names, "split": ["train"] * 10 + ["valid"] * 2, "foreign": [False] * 12,
-    }, schema_overrides={"keywords": pl.List(pl.String)}).write_parquet(work / "images.parquet")  # fmt: skip
-    kinds, splits = ["caption"] * 12 + ["word"] * 8 + ["gloss", "gloss", "title"], ["train"] * 20 + ["valid"] * 3
-    pl.DataFrame({"text": texts, "kind": kinds, "split": splits}).write_parquet(work / "texts.parquet")
-    pl.DataFrame({"image": range(12), "text": range(12)}).write_parquet(work / "captions.parquet")
-    tokenizer = train_tokenizer(texts * 3, 300)
-    tokenizer.save_pretrained(work / "tokenizer")
-    num_plain = len(tokenizer) - len(SPECIAL_TOKENS)
-    np.save(work / "token_vectors.npy", rng.normal(size=(num_plain, 384)))
-    np.save(work / "token_shares.npy", np.full(num_plain, 1 / num_plain))
-    vectors = rng.normal(size=(len(texts), 384))
-    np.save(work / "text_targets.npy", (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16))
     (work / "seen").mkdir()
     for name, head in (("scenes", "type"), ("clothing_cc0", "garment")):
         np.save(work / "seen" / f"{name}.npy", rng.integers(0, 256, (10, 60, 60, 3), dtype=np.uint8))
