@@ -28,7 +28,7 @@ def main(
 ) -> None:
     """Export the last saved state of the training."""
     learner = Learner.first(settings(), tower)
-    step = 0 if untrained else resume(work / "lvlm_training.safetensors", learner.model, nn.Identity(), None)  # type: ignore[arg-type]
+    step = 0 if untrained else resume(work / "lvlm_training.safetensors", learner.model, nn.Identity(), None)
     write_checkpoint(learner.model, learner.reader.tokenizer, folder, torch.float16)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"step {step}: {sum(weight.numel() for weight in learner.model.parameters())} weights, {size / 1e6:.1f} MB in {folder}")

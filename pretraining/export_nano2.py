@@ -29,10 +29,10 @@ def main(
     """Export the last saved state of the training."""
     whole = nano2_settings(params)
     first = whole["nano2"]["start_from"]
-    model, encoder, _ = first_model(work, whole, None if untrained else Path(first), turned=False)
+    model, encoder, _ = first_model(work, whole, None if untrained or first is None else Path(first), turned=False)
     target = work / whole["nano2"]["name"]
     step = 0 if untrained else resume(target / "training.safetensors", model, nn.Module(), None)
-    folder = folder or target / ("untrained" if untrained else "export")
-    write_checkpoint(model, encoder.tokenizer, folder, torch.float16)
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"step {step}: {sum(weight.numel() for weight in model.parameters())} weights, {size / 1e6:.1f} MB in {folder}")
+    goal = folder or target / ("untrained" if untrained else "export")
+    write_checkpoint(model, encoder.tokenizer, goal, torch.float16)
+    size = sum(file.stat().st_size for file in goal.iterdir())
+    print(f"step {step}: {sum(weight.numel() for weight in model.parameters())} weights, {size / 1e6:.1f} MB in {goal}")

@@ -131,7 +131,7 @@ def squared(image: Image.Image, side: int) -> np.ndarray:
 
 def drawn(body: str, width: float, height: float, side: int) -> np.ndarray:
     """Render the body of an SVG: ``(side, side, 4)`` uint8 RGBA."""
-    import resvg_py  # only this step needs the renderer
+    import resvg_py  # pyright: ignore[reportMissingImports] - only this step needs the renderer
 
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}"'

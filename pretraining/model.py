@@ -8,7 +8,7 @@ change it (attention is causal).  A test checks that both passes return equal ve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids, get_vision_window_index
 
 from sda_core.backbones import qwen2_5_vl
@@ -340,7 +340,7 @@ class Encoder:
         self.layer = torch.compile(language_layer, dynamic=True)
 
     @contextmanager
-    def uncompiled(self) -> Iterator[None]:
+    def uncompiled(self) -> Generator[None]:
         """Use the functions without compilation in a ``with`` block, for batches of many shapes."""
         kept = self.block, self.layer
         self.block, self.layer = vision_block, language_layer

@@ -66,7 +66,7 @@ def grocery(rows: list[dict[str, Any]], seed: int, share: float) -> Iterator[Pho
         label, coarse = row["label"].replace("-", " ").lower(), row["coarse"].replace("-", " ").lower()
         yield Photo(
             f"images/{row['id']}.jpg",
-            {"val": "valid"}.get(row["split"], row["split"]),
+            "valid" if row["split"] == "val" else row["split"],
             tuple(dict.fromkeys((f"{label}, {coarse}", label))),
             (f"grocery={row['label']}", f"grocery kind={row['coarse']}"),
         )

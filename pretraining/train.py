@@ -23,10 +23,11 @@ its data from a generator whose seed depends on the step's number, so a resumed 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -291,7 +292,32 @@ def rate(step: int, params: dict[str, Any]) -> float:
     return min(1.0, (step + 1) / params["num_warmup_steps"], (params["num_steps"] - step) / max(decay_steps, 1))
 
 
-def optimiser_for(model: nn.Module, heads: Heads, params: dict[str, Any]) -> torch.optim.AdamW:
+class Optimiser(Protocol):
+    """The methods of an optimiser that :func:`learn` calls; the ``scale`` of a group multiplies the learning rate."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of parameters."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Remove all gradients."""
+        ...
+
+    def step(self) -> object:
+        """Update the parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state by position of the parameter."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the value of :meth:`state_dict`."""
+        ...
+
+
+def optimiser_for(model: nn.Module, heads: nn.Module, params: dict[str, Any]) -> torch.optim.AdamW:
     """AdamW with weight decay only for matrices, and with a separate learning rate for the token table."""
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": params["weight_decay"], "scale": 1.0},
@@ -303,7 +329,7 @@ def optimiser_for(model: nn.Module, heads: Heads, params: dict[str, Any]) -> tor
     return torch.optim.AdamW(groups, lr=params["learning_rate"], betas=(0.9, 0.98), eps=1e-6)
 
 
-def save(file: Path, step: int, model: nn.Module, heads: Heads, optimiser: torch.optim.AdamW) -> None:
+def save(file: Path, step: int, model: nn.Module, heads: nn.Module, optimiser: Optimiser) -> None:
     """Write the state that a resumed run needs, completely or not at all."""
     tensors = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
     tensors |= {f"heads.{name}": weight.detach() for name, weight in heads.named_parameters()}
@@ -314,7 +340,7 @@ def save(file: Path, step: int, model: nn.Module, heads: Heads, optimiser: torch
     temporary.replace(file)
 
 
-def resume(file: Path, model: nn.Module, heads: Heads, optimiser: torch.optim.AdamW | None) -> int:
+def resume(file: Path, model: nn.Module, heads: nn.Module, optimiser: Optimiser | None) -> int:
     """Restore the state that :func:`save` wrote.
 
     Args:
@@ -391,33 +417,77 @@ def start(work: Path, params: dict[str, Any]) -> tuple[Any, Heads, Encoder, np.n
     return model, heads, Encoder(model, tokenizer, params["train"]["image_prompts"]), axes
 
 
+def learn(
+    file: Path,
+    curve: Path,
+    model: nn.Module,
+    heads: nn.Module,
+    optimiser: Optimiser,
+    section: dict[str, Any],
+    stop_after: int | None,
+    loss_of: Callable[[int], tuple[Tensor, Mapping[str, float | Tensor]]],
+    measured: Callable[[], dict[str, float]],
+    *,
+    share_of: Callable[[int, dict[str, Any]], float] = rate,
+    at_step: Callable[[int], Mapping[str, Any]] | None = None,
+) -> None:
+    """Train from the last saved state, or from the start if there is none.
+
+    Args:
+        file: the state that :func:`save` writes.
+        curve: the file of the curve; a resumed run appends to it.
+        model: the model that is trained.
+        heads: modules that only the training needs.
+        optimiser: the optimiser of both.
+        section: the settings: number of steps, learning rate, and the intervals of logging, validation and saving.
+        stop_after: the run ends after this step, like an interruption; None for all steps.
+        loss_of: the loss of a step, counted from 0, and its parts for the curve.
+        measured: the measures on the validation split.
+        share_of: the learning rate of a step as a share of the highest.
+        at_step: called before each step; returns the settings of this step, and may change the ``scale`` of a group.
+    """
+    done = resume(file, model, heads, optimiser) if file.is_file() else 0
+    rows = Curve(curve)
+    for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
+        stage = section if at_step is None else at_step(step)
+        for group in optimiser.param_groups:
+            group["lr"] = stage["learning_rate"] * group["scale"] * share_of(step, section)
+        total, parts = loss_of(step)
+        optimiser.zero_grad()
+        total.backward()
+        length = nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
+        optimiser.step()
+        found = {"loss": total, **parts, "gradient": length}
+        rows.add({name: value.item() if isinstance(value, Tensor) else value for name, value in found.items()})
+        last = step + 1 == section["num_steps"]
+        if (step + 1) % section["log_every"] == 0 or last:
+            is_validated = (step + 1) % section["validate_every"] == 0 or last
+            rows.write(step + 1, share_of(step, section), measured() if is_validated else {})
+        if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
+            save(file, step + 1, model, heads, optimiser)
+
+
+def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted sum of losses."""
+    return torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+
+
 def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> None:
     """Run or resume the training in ``work``; ``stop_after`` ends the run at this step, like an interruption."""
     section, seed = params["train"], params["seed"]
     torch.set_num_threads(section["num_threads"])
     model, heads, encoder, axes = start(work, params)
     corpus = Corpus.read(work, encoder, section, axes)
-    optimiser = optimiser_for(model, heads, section)
-    file = work / "training.safetensors"
-    done = resume(file, model, heads, optimiser) if file.is_file() else 0
-    curve = Curve(work / "curve.tsv")
-    weights = section["loss_weights"]
-    for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
-        for group in optimiser.param_groups:
-            group["lr"] = section["learning_rate"] * group["scale"] * rate(step, section)
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         parts = losses(encoder, heads, corpus, section, seed, step)
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
-        optimiser.step()
-        curve.add({name: value.item() for name, value in {"loss": total, **parts}.items()})
-        last = step + 1 == section["num_steps"]
-        if (step + 1) % section["log_every"] == 0 or last:
-            is_validated = (step + 1) % section["validate_every"] == 0 or last
-            curve.write(step + 1, rate(step, section), validated(encoder, corpus, section) if is_validated else {})
-        if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
-            save(file, step + 1, model, heads, optimiser)
+        return weighted(parts, section["loss_weights"]), parts
+
+    optimiser = optimiser_for(model, heads, section)
+    learn(
+        work / "training.safetensors", work / "curve.tsv", model, heads, optimiser, section, stop_after,
+        loss_of, lambda: validated(encoder, corpus, section),
+    )  # fmt: skip
 
 
 def main(

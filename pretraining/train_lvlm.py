@@ -22,14 +22,14 @@ import typer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import CHECKPOINT, WORK, Curve, generator, number, settings
+from pretraining.common import CHECKPOINT, WORK, generator, number, settings
 from pretraining.conversations import CAPTION_PROMPTS, QUESTIONS, Turn, answers, caption, reading, turns
 from pretraining.generative import Reader, Rows, first_model, packed, row_states, standardise_projector, token_losses, until_full
 from pretraining.model import PATCH, ImageGrid, configuration, vision_merged
 from pretraining.scene_features import seen_at
 from pretraining.scenes import Scene, scene_of
 from pretraining.texts import shop_text, synsets
-from pretraining.train import optimiser_for, rate, resume, save
+from pretraining.train import learn, optimiser_for
 
 
 @dataclass
@@ -233,30 +233,13 @@ def train(work: Path, params: dict[str, Any], checkpoint: Path = CHECKPOINT, sto
     torch.set_num_threads(section["num_threads"])
     learner = Learner.first(params, checkpoint)
     material = Material.read(work, params)
-    model, heads = learner.model, nn.Identity()
-    optimiser = optimiser_for(model, heads, section)  # type: ignore[arg-type]
-    file = work / "lvlm_training.safetensors"
-    if file.is_file():
-        done = resume(file, model, heads, optimiser)  # type: ignore[arg-type]
-    else:
-        done = 0
+    model, heads, file = learner.model, nn.Identity(), work / "lvlm_training.safetensors"
+    if not file.is_file():
         learner.standardise(material, section["image_token_deviation"])
-    curve = Curve(work / "lvlm_curve.tsv")
-    for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
-        for group in optimiser.param_groups:
-            group["lr"] = section["learning_rate"] * group["scale"] * rate(step, section)
-        total, parts = losses(learner, material, section, seed, step)
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        length = nn.utils.clip_grad_norm_(model.parameters(), section["max_gradient_norm"]).item()
-        optimiser.step()
-        curve.add({"loss": total.item(), **parts, "gradient": length})
-        last = step + 1 == section["num_steps"]
-        if (step + 1) % section["log_every"] == 0 or last:
-            is_validated = (step + 1) % section["validate_every"] == 0 or last
-            curve.write(step + 1, rate(step, section), validated(learner, material, section) if is_validated else {})
-        if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
-            save(file, step + 1, model, heads, optimiser)  # type: ignore[arg-type]
+    learn(
+        file, work / "lvlm_curve.tsv", model, heads, optimiser_for(model, heads, section), section, stop_after,
+        lambda step: losses(learner, material, section, seed, step), lambda: validated(learner, material, section),
+    )  # fmt: skip
 
 
 def main(

@@ -34,23 +34,23 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import WORK, Curve, generator, settings
+from pretraining.common import WORK, generator, settings
 from pretraining.model import PATCH, Encoder, patches
 from pretraining.train import (
     Corpus,
     contrastive,
     drawn_places,
+    learn,
     moved,
     moves,
     optimiser_for,
     plain,
     rate,
     relational,
-    resume,
-    save,
     start,
     text_vectors,
     validated,
+    weighted,
 )
 
 
@@ -564,7 +564,6 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
     torch.set_num_threads(section["num_threads"])
     target = work / params["nano2"]["name"]
     target.mkdir(exist_ok=True)
-    file = target / "training.safetensors"
     folder = params["nano2"]["start_from"]
     model, encoder, axes = first_model(work, params, folder and Path(folder))
     if section["compile"]:
@@ -572,31 +571,24 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
     material = Material.read(work, encoder, section, axes)
     heads = Heads(params["model"]["hidden_size"], len(material.classes), sum(section["channels"]))
     optimiser = Optimisers(model, heads, section)
-    done = resume(file, model, heads, optimiser) if file.is_file() else 0
-    curve = Curve(target / "curve.tsv")
-    for step in range(done, min(section["num_steps"], stop_after or section["num_steps"])):
+
+    def at_step(step: int) -> dict[str, Any]:
         stage = staged(section, step)
         optimiser.muon.param_groups[0]["scale"] = stage["muon_rate"]
-        for group in optimiser.param_groups:
-            group["lr"] = stage["learning_rate"] * group["scale"] * nano2_rate(step, section)
+        return stage
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         parts = losses(encoder, heads, material, section, seed, step)
-        weights = stage["loss_weights"]
-        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        optimiser.zero_grad()
-        total.backward()
-        nn.utils.clip_grad_norm_([*model.parameters(), *heads.parameters()], section["max_gradient_norm"])
-        optimiser.step()
-        curve.add({name: value.item() for name, value in {"loss": total, **parts}.items()})
-        last = step + 1 == section["num_steps"]
-        if (step + 1) % section["log_every"] == 0 or last:
-            measured: dict[str, float] = {}
-            if (step + 1) % section["validate_every"] == 0 or last:
-                with encoder.uncompiled():
-                    measured = validated(encoder, material.corpus, section)
-                    measured |= validated_sources(encoder, heads, material, section)
-            curve.write(step + 1, nano2_rate(step, section), measured)
-        if (step + 1) % section["save_every"] == 0 or last or step + 1 == stop_after:
-            save(file, step + 1, model, heads, optimiser)
+        return weighted(parts, staged(section, step)["loss_weights"]), parts
+
+    def measured() -> dict[str, float]:
+        with encoder.uncompiled():
+            return validated(encoder, material.corpus, section) | validated_sources(encoder, heads, material, section)
+
+    learn(
+        target / "training.safetensors", target / "curve.tsv", model, heads, optimiser, section, stop_after,
+        loss_of, measured, share_of=nano2_rate, at_step=at_step,
+    )  # fmt: skip
 
 
 def main(
