@@ -32,7 +32,10 @@ def main(root: str) -> None:
         variants = run.variants()
         with st.sidebar:
             ask = st.radio("What do you want to do?", ASKS, key="ask")
-            chosen = st.multiselect("Variants, side by side", variants, default=_base_and_adapted(run, variants), key="variants")
+            chosen = st.multiselect(
+                "Variants, side by side", variants, default=_base_and_adapted(run, variants), key="variants",
+                help="Whose vectors are compared: zero_shot is the model without an adapter.",
+            )  # fmt: skip
             k = st.slider("How many items", 1, 30, 10, key="k")
         if not chosen:
             st.info("Choose a variant on the left.")
@@ -58,10 +61,12 @@ def _text(run: FinishedRun, variants: list[str], k: int) -> None:
     text = st.text_input(
         "Text", placeholder="striped blue shirt", key="text", help="It takes the place of the title in an item's prompt."
     )
-    against: Vectors = st.radio("Compare with the items'", ("text", "image"), horizontal=True, key="against")
-    if text.strip():
-        with st.spinner("The model reads the text"):
-            _side_by_side(run, variants, lambda variant: run.near_text(text, variant, against, k), "Cosine")
+    against: Vectors = st.radio("Compare with each item's", ("text", "image"), horizontal=True, key="against")
+    if not text.strip():
+        st.info("Type a text and press Enter. The nearest items of each variant appear here.")
+        return
+    with st.spinner("The model reads the text"):
+        _side_by_side(run, variants, lambda variant: run.near_text(text, variant, against, k), "Cosine")
 
 
 def _item(run: FinishedRun, variants: list[str], k: int) -> None:

@@ -41,6 +41,7 @@ def test_it_begins_with_the_base_and_the_adapted_variant(page: Any) -> None:
     assert page.multiselect(key="variants").value == ["zero_shot", "sda"]
     assert not page.error
     assert texts(page) == []  # nothing was asked
+    assert [info.value for info in page.info] == ["Type a text and press Enter. The nearest items of each variant appear here."]
 
 
 def test_a_text_finds_items_in_each_variant(page: Any, run: FinishedRun) -> None:
