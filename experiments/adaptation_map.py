@@ -1,38 +1,40 @@
-"""When does adaptation pay?  What adapted vectors gain, over a grid of built-in shops, and which cheap figures foretell it.
+"""When does adaptation pay?  Gains of adapted vectors over a grid of built-in shops, and cheap figures that may predict them.
 
-A cell is a shop: a share of the taste in attributes that image and text both show (--shared; the rest is halved between those
-that one of them shows alone) by how complete the texts are (--completeness, which is dataset.text_completeness).  In each cell
-adapted vectors are compared with those of the backbone as it is (zero_shot) and with its texts alone (text_only):
+A cell of the grid is a shop.  One axis is the share of the taste in attributes that image and text both show (--shared); the
+rest is divided equally between attributes of the image alone and of the text alone.  The other axis is the completeness of the
+texts (--completeness, which is dataset.text_completeness).  In each cell adapted vectors are compared with those of the
+backbone without an adapter (zero_shot) and with its text vectors (text_only):
 
     python -m experiments adaptation_map --name nano --seeds 1,2,3
     python -m experiments adaptation_map --name nano_lvlm --backbone nano_lvlm=conf/backbone/nano_lvlm.yaml --max-minutes 120
 
 ==============  =====================================================================================================
-sda, infonce    MoDA with soft targets (CMSA) and with hard ones
-lora            LoRA with hard targets; lora_cmsa: with soft ones
-X+base          adapted vectors X beside those of zero_shot, as export_embeddings.with_base joins them
-mismatched      the negative control: sda, trained on images with other items' texts; in one cell, that of the most
-                shared taste and the least complete texts
+sda, infonce    MoDA with soft targets (CMSA) and with hard targets
+lora            LoRA with hard targets; lora_cmsa: with soft targets
+X+base          adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base
+mismatched      the negative control: sda, trained on images with the texts of other items; only in the cell with the
+                most shared taste and the least complete texts
 ==============  =====================================================================================================
 
-id, oracle, zero_shot and text_only are in every cell.  A cell in which the true attributes (oracle) are not clear of learned ids
-is not read: there the recommender cannot show a gain.  Adaptation *pays* in a cell where an adapted kind of vectors is clear of
-zero_shot and of text_only, by 95 % intervals over users and seeds.  A cell is one draw of a shop, which no interval covers.
+Every cell also has id, oracle, zero_shot and text_only.  A cell is read only if the true attributes (oracle) are clear of
+learned ids; otherwise the recommender cannot show a gain there.  Adaptation *pays* in a cell if adapted vectors are clear of
+zero_shot and of text_only, by 95 % intervals over users and seeds.  A cell is one draw of a shop, and the intervals do not
+include the variation between draws.
 
-Seed s trains adapter s and recommender s.  Cells of one completeness have the same raw items and differ in the purchases, so they
-share their adapters: each is trained once, on the items of the cell with the most shared taste.  (The k-core keeps some items of
-another cell that this one drops; to the adapter they are new.)  --own-adapters trains one in each cell.
+Seed s trains adapter s and recommender s.  Cells of one completeness have the same raw items and differ only in the purchases,
+so they share their adapters: each adapter is trained once, on the items of the cell with the most shared taste.  (The k-core of
+another cell may contain items that this cell drops; they are new to the adapter.)  --own-adapters trains adapters in each cell.
 
-The first seed is trained in the whole grid before the next one, and in each round
-come the corner of most shared taste and least complete texts, the opposite one, the other corners, the centre, and the rest.
-What exists is kept.  After --max-minutes nothing new is begun; 0 only makes the tables.  A comparison is in the tables once all
---seeds of it are there, and what is not is shown as missing; `--seeds 1 --max-minutes 0` shows what the first seed says so far.
+The first seed is trained in the whole grid before the next one.  The order of the cells is: the corner of most shared taste and
+least complete texts, the opposite corner, the other corners, the centre, the rest.  Existing results are kept.  No training
+starts after --max-minutes; 0 only writes the tables.  A comparison is in the tables once all --seeds are complete, and shown as
+missing before.  `--seeds 1 --max-minutes 0` shows the results of the first seed.
 
-The figures are what a shop's owner can have before a GPU is paid for: those that `sda check-adapter` takes of the backbone's
-vectors, text_only against zero_shot on the validation targets, the share of items without an image, the length of the texts.  A
-table says by Spearman's rank correlation whether one of them orders the cells as the gain does.
+The figures are known before an adapter is trained: the measurements of `sda check-adapter` on the backbone's vectors, text_only
+minus zero_shot on the validation targets, the share of items without an image, and the length of the texts.  For each of them a
+table shows Spearman's rank correlation with the gain over the cells.
 
-The adapters are those of conf/adaptation/strong.yaml unless --compose says otherwise.  Projects and positions are kept below
+The adapters are those of conf/adaptation/strong.yaml unless --compose changes them.  Projects and positions are kept below
 experiments/runs/adaptation_map/NAME; tables and heat map are written to experiments/results/adaptation_map-NAME.
 """
 
@@ -78,7 +80,7 @@ GRID = Names(("0.2", "0.6", "1.0"))
 IN_EVERY_CELL = ("id", "oracle", BASE, "text_only")
 REFERENCES = (BASE, "text_only")
 CONTROL = "mismatched"
-CHECKED = "sda"  # whose look at the vectors before step 0 gives the figures, and whose adapter the control has
+CHECKED = "sda"  # its check before step 0 gives the figures, and the control is trained like it
 ADAPTED = (*VARIANTS, *(f"{variant}+base" for variant in VARIANTS))
 FEWEST_CELLS = 5  # for a rank correlation
 MISSING = "missing"
@@ -104,42 +106,54 @@ Backbone = Annotated[
 ]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option("--max-minutes", min=0.0, help="Begin nothing new after this time; 0: only tables.", show_default=False),
+    typer.Option(
+        "--max-minutes", min=0.0, help="Start no training after this time; 0 only writes the tables.", show_default=False
+    ),
 ]
 
-OwnAdapters = Annotated[bool, typer.Option("--own-adapters/--shared-adapters", help="Train adapters in every cell.")]
+OwnAdapters = Annotated[
+    bool, typer.Option("--own-adapters/--shared-adapters", help="Train adapters in every cell, or once for each completeness.")
+]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A cell of the map in its folder, which holds the shop and a project for each seed."""
+    """A cell of the map and its folder, which contains the shop and a project for each seed.
+
+    Attributes:
+        cell: the shop's place on the grid.
+        folder: the folder of the cell.
+        params: the params of all its projects.
+        has_control: whether the negative control is trained in this cell.
+        lender: the cell in which the adapters of this one are trained; None if this cell trains them.
+    """
 
     cell: Cell
     folder: Path
     params: Params
     has_control: bool = False
-    lender: Place | None = None  # the cell in which this one's adapters are trained; None: in this one
+    lender: Place | None = None
 
     @property
     def shop(self) -> Workspace:
-        """Whose data all seeds share."""
+        """The project with the data that all seeds share."""
         return Workspace(self.folder / "shop")
 
     @property
     def labels(self) -> list[str]:
-        """Where it lies on the map."""
+        """The coordinates on the map: share of the taste, completeness of the texts."""
         return [f"{self.cell.shared:g}", f"{self.cell.completeness:g}"]
 
     def positions(self, recommender: str, vector: str) -> Path:
-        """Where those of all seeds are kept."""
+        """The folder with the positions of all seeds."""
         return adaptation.positions(self.folder, recommender, vector)
 
     def project(self, variant: str) -> Path:
-        """The folder of the seeds' projects; the control has its own."""
+        """The folder of the seeds' projects; the control has a separate one."""
         return self.folder / CONTROL if variant == CONTROL else self.folder
 
     def workspaces(self, variant: str, seeds: Sequence[int]) -> list[Workspace]:
-        """With the seeds' adapters and embeddings of a variant."""
+        """The seeds' projects with the adapters and embeddings of a variant."""
         return [Workspace(self.project(variant) / f"seed-{seed}") for seed in seeds]
 
 
@@ -156,7 +170,7 @@ def main(
     max_minutes: MaxMinutes = None,
     own_adapters: OwnAdapters = False,
 ) -> None:
-    """Train what is missing, write tables and heat map."""
+    """Train what is missing; write the tables and the heat map."""
     check_names("--vectors", vectors, [*ADAPTED, CONTROL])
     cells = [Cell(*values) for values in product(values_of("--shared", shared), values_of("--completeness", completeness))]
     order = in_order(cells)
@@ -195,7 +209,7 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def with_lenders(places: Mapping[Cell, Place]) -> dict[Cell, Place]:
-    """The places, each with the one of its completeness and the most shared taste as the lender of adapters."""
+    """The places; the one with the most shared taste lends its adapters to the others of its completeness."""
     most = max(_axis(cell)[0] for cell in places)
     lenders = {_axis(cell)[1]: place for cell, place in places.items() if _axis(cell)[0] == most}
     return {
@@ -205,14 +219,14 @@ def with_lenders(places: Mapping[Cell, Place]) -> dict[Cell, Place]:
 
 
 def _axis(cell: Cell) -> tuple[float, float]:
-    """Where a cell lies; the values are always given here."""
+    """The coordinates of a cell, which are always given in this experiment."""
     assert cell.shared is not None, cell
     assert cell.completeness is not None, cell
     return cell.shared, cell.completeness
 
 
 def _place(root: Path, name: str, cell: Cell, composed: Sequence[str], backbone: str | None) -> Place:
-    """A cell's folder and params; nothing else is made."""
+    """A cell with its folder and params; only the params are written."""
     folder = root / "experiments" / "runs" / "adaptation_map" / name / cell.name
     given = [] if any(each.startswith("adaptation=") for each in composed) else ["adaptation=strong"]
     sections = {} if backbone is None else read_backbones([backbone])
@@ -230,14 +244,14 @@ def train(
     seeds: Sequence[int],
     max_minutes: float | None,
 ) -> None:
-    """Train what is missing: one seed of all cells before the next, a cell's kinds of vectors one by one.
+    """Train what is missing: a seed in all cells before the next seed, in each cell one kind of vectors after the other.
 
     Args:
-        places: in the order of training.
-        recommenders: all are trained on a kind of vectors before the next kind.
-        vectors: in the order of training.
-        seeds: of adapters and recommenders.
-        max_minutes: after which nothing new is begun.
+        places: the cells, in the order of training.
+        recommenders: names; all are trained on a kind of vectors before the next kind.
+        vectors: kinds of vectors, in the order of training.
+        seeds: seeds of the adapters and recommenders.
+        max_minutes: time after which no training starts; None for no limit.
     """
     begin = time.monotonic()
     for seed, place in product(seeds, places):
@@ -253,7 +267,7 @@ def train(
 
 
 def train_vector(place: Place, vector: str, recommenders: Sequence[str], seed: int) -> None:
-    """One kind of vectors of one seed, and the recommenders on them."""
+    """Make one kind of vectors with one seed, and train the recommenders on them."""
     adaptation.run_data_stages(place.shop)
     if place.lender is not None and vector != CONTROL:
         borrow(place, place.lender, adaptation.source_of(vector), seed)
@@ -267,10 +281,12 @@ def train_vector(place: Place, vector: str, recommenders: Sequence[str], seed: i
 
 
 def borrow(place: Place, lender: Place, variant: str, seed: int) -> None:
-    """A link to a seed's adapter of another cell, which trains it where it is missing; nothing for vectors without an adapter.
+    """Link the adapter of another cell with the same seed, which is trained there if it is missing.
+
+    Vectors without an adapter are skipped.
 
     Raises:
-        ConfigError: the cell has trained one of its own.
+        ConfigError: this cell has an adapter that was trained in it.
     """
     if variant in VARIANTS:
         adaptation.run_data_stages(lender.shop)
@@ -284,14 +300,14 @@ def borrow(place: Place, lender: Place, variant: str, seed: int) -> None:
 # ------------------------------------------------------------------------------------------------- numbers
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a cell.
+    """The measurements of a cell.
 
     Attributes:
         place: the cell.
-        levels: NDCG, mean over users and seeds, of the vectors whose seeds are complete.
-        differences: of pairs of these, with their intervals.
-        num_users: whose targets are ranked; 0 where nothing is complete.
-        figures: of :data:`FIGURES`, those that are known.
+        levels: mean NDCG@10 over users and seeds, by kind of vectors; only those whose seeds are complete.
+        differences: differences between pairs of these, with their 95 % intervals.
+        num_users: number of users whose targets are ranked; 0 if nothing is complete.
+        figures: values by name in :data:`FIGURES`; only those that are known.
     """
 
     place: Place
@@ -302,18 +318,18 @@ class Measured:
 
     @property
     def is_read(self) -> bool | None:
-        """Whether the true attributes are clear of learned ids; None where one of them is missing."""
+        """Whether the true attributes are clear of learned ids; None if one of them is missing."""
         interval = self.differences.get(("oracle", "id"))
         return None if interval is None else interval[1] > 0.0
 
     def pays(self, vector: str) -> bool | None:
-        """Whether vectors are clear of both references; None where a number is missing."""
+        """Whether vectors are clear of both references; None if a difference is missing."""
         intervals = [self.differences.get((vector, reference)) for reference in REFERENCES]
         known = [interval[1] > 0.0 for interval in intervals if interval is not None]
         return all(known) if len(known) == len(REFERENCES) else None
 
     def verdict(self, adapted: Sequence[str]) -> str:
-        """Which vectors pay here."""
+        """The cell of a table that lists the vectors that pay."""
         if not self.is_read:
             return MISSING if self.is_read is None else "not read"
         found = {vector: self.pays(vector) for vector in adapted}
@@ -323,7 +339,7 @@ class Measured:
 
 
 def measure(place: Place, adapted: Sequence[str], recommender: str, seeds: Sequence[int]) -> Measured:
-    """What is complete in a cell."""
+    """Measure the vectors whose seeds are complete in a cell."""
     wanted = [*IN_EVERY_CELL, *adapted, CONTROL]
     done = [vector for vector in wanted if adaptation.is_complete(place.positions(recommender, vector), seeds)]
     ndcg: dict[str, np.ndarray] = {}
@@ -342,13 +358,15 @@ def measure(place: Place, adapted: Sequence[str], recommender: str, seeds: Seque
 
 
 def figures_of(place: Place, recommender: str, done: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
-    """The figures that are known of a cell; those of the check are means over the seeds, which draw its sample.
+    """The figures of a cell that are known.
+
+    Those of the check are means over the seeds, because each seed draws a sample for it.
 
     Args:
         place: the cell.
-        recommender: whose validation targets count.
+        recommender: name of the recommender that ranks the validation targets.
         done: the kinds of vectors whose seeds are complete.
-        seeds: of the trainings.
+        seeds: seeds of the trainings.
     """
     found: dict[str, float] = {}
     paths = [workspace.adapter(CHECKED) / "check.json" for workspace in place.workspaces(CHECKED, seeds)]
@@ -367,7 +385,7 @@ def figures_of(place: Place, recommender: str, done: Sequence[str], seeds: Seque
 
 # ------------------------------------------------------------------------------------------------- results
 def alignment(places: Sequence[Place], adapted: Sequence[str], seeds: Sequence[int]) -> str:
-    """Retrieval@1 of the embeddings in each cell: was anything aligned?"""
+    """The table of retrieval@1 in each cell, which shows whether the adapters aligned image and text."""
     variants = [*dict.fromkeys(adaptation.source_of(vector) for vector in (BASE, *adapted)), CONTROL]
     rows: list[list[str]] = []
     for place in places:
@@ -382,12 +400,12 @@ def alignment(places: Sequence[Place], adapted: Sequence[str], seeds: Sequence[i
 
 
 def _missing(place: Place, vector: str) -> str:
-    """A cell without a number; the control is wanted in one place alone."""
+    """The text for a missing number; empty for the control, except in its one cell."""
     return "" if vector == CONTROL and not place.has_control else MISSING
 
 
 def levels(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
-    """A row for each cell: NDCG@10 of all vectors, what the true attributes add to ids, and whether adaptation pays."""
+    """The table of NDCG@10: a row for each cell, with the gain of the true attributes over ids and the vectors that pay."""
     rows: list[list[str]] = []
     for one in on_map:
         oracle = one.differences.get(("oracle", "id"))
@@ -400,7 +418,7 @@ def levels(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> st
 
 
 def gains(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
-    """Two rows for each cell: what adapted vectors add to the backbone as it is, and to its texts alone."""
+    """The table of gains: two rows for each cell, over zero_shot and over text_only."""
     vectors, rows = [*adapted, CONTROL], []
     for one, reference in product(on_map, REFERENCES):
         found = {vector: one.differences.get((vector, reference)) for vector in vectors}
@@ -410,12 +428,14 @@ def gains(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str
 
 
 def contrast(ends: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
-    """Is the gain larger where taste is shared and texts are incomplete?  That corner minus the opposite one.
+    """The table of gains in two opposite corners of the map, and their difference.
+
+    It answers whether the gain is larger if taste is shared and texts are incomplete.
 
     Args:
-        ends: these two; of a map of one cell there is one, and no table.
+        ends: the two corners; a map of one cell has one, and the table is empty.
         adapted: the kinds of vectors.
-        title: of the recommender.
+        title: name of the recommender and number of seeds.
     """
     if len(ends) < 2:
         return ""
@@ -437,7 +457,7 @@ def minus(one: Interval, other: Interval) -> Interval:
 
 
 def figures(on_map: Sequence[Measured], title: str) -> str:
-    """A row for each cell: what its owner can know before a GPU is paid for, beside the gain."""
+    """The table of figures: a row for each cell, with the gain and the figures known before an adapter is trained."""
     pairs = [(CHECKED, reference) for reference in REFERENCES]
     rows: list[list[str]] = []
     for one in on_map:
@@ -448,7 +468,7 @@ def figures(on_map: Sequence[Measured], title: str) -> str:
 
 
 def foretold(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str:
-    """Does a figure order the cells as the gain does?  Spearman's rank correlation over the cells that are read."""
+    """The table of Spearman's rank correlations between a figure and a gain, over the cells that are read."""
     pairs = list(product(adapted, REFERENCES))
     rows: list[list[str]] = []
     for name in FIGURES:
@@ -465,7 +485,7 @@ def foretold(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> 
 
 
 def plot(path: Path, on_map: Sequence[Measured], adapted: Sequence[str], recommender: str) -> None:
-    """A heat map for each gain, those over one reference in a row; cells that are not read stand in brackets."""
+    """Plot a heat map for each gain, a row for each reference; cells that are not read are in brackets."""
     maps = {
         f"{vector} - {reference}": {one.place.cell: one.differences.get((vector, reference)) for one in on_map}
         for reference, vector in product(REFERENCES, adapted)

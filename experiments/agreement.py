@@ -1,32 +1,33 @@
-"""Do other libraries agree?  VBPR of Cornac and SASRec of RecBole on our export, ranked by our evaluation, beside ours.
+"""Do other libraries agree?  Cornac's VBPR and RecBole's SASRec, trained on our export and evaluated by us, compared with ours.
 
-Takes a project folder with data/filtered and the vectors of a variant.  The data goes out by `sda export --format recbole`, as
-docs/exchange.md says.  The other library trains in a Python of its own, in which this project is not installed, on one thread.
-It hands back a score of every item for every user, and these go through the evaluation of our recommenders: all items but those
-of the history, the same ties rule, the same intervals over users and seeds.  The library's own metric of the same scores stands
-beside it.
+The input is a project folder with data/filtered and the vectors of a variant.  The data is exported by
+`sda export --format recbole` (docs/exchange.md).  The other library is trained by another Python, in which this project is not
+installed, on one thread.  It returns a score of every item for every user.  These scores are evaluated like those of our
+recommenders: all items except the history, the same rule for ties, the same intervals over users and seeds.  The library's own
+metric of the same scores is shown, too.
 
 ==========  =========================================================================================================
-ours        this project, with the settings matched to the other library as far as it has them (MATCHED)
+ours        this project, with settings that the other library also has (MATCHED)
 theirs      Cornac or RecBole
 default     this project, with the settings of params.yaml
-control     something wrong that has to show: ours of VBPR on the vectors of wrong items, ours of SASRec by BCE with one negative
+control     an error that has to show: our VBPR on the vectors of wrong items, our SASRec with BCE and one negative
 ==========  =========================================================================================================
 
-Cornac's VBPR has no validation: ours is trained once with seed SEARCH_SEED to find the epoch with the best validation NDCG@10.
-Then both sides train that many epochs and keep the last weights.  Both SASRecs keep the weights of their best validation.
+Cornac's VBPR has no validation.  So our VBPR is trained once with SEARCH_SEED to find the epoch with the best NDCG@10 on the
+validation targets.  Then both sides train for that number of epochs and keep the last weights.  Both SASRecs keep the weights
+of their best validation.
 
-With --changes the other library is trained again with choices of ours in the place of its own, one row for each: where the two do
-not agree, this finds the cause.  experiments/agreement_sides.py has them (`sasrec:scaled+dropped` is two at once).
+--changes trains the other library again with some of our choices, one row for each change, to find the cause of a difference.
+The changes are in experiments/agreement_sides.py (`sasrec:scaled+dropped` makes two of them together).
 
-Two agree if the difference of their means is within the larger of their two ranges over seeds, or if its paired interval holds 0
-and is within 10 % of the level to both sides.
+The two sides agree if the difference of their means is within the larger of their two ranges over seeds, or if the paired
+interval of the difference contains 0 and is within 10 % of the level in both directions.
 
     python -m venv cornac && cornac/bin/pip install cornac
     python -m venv recbole && recbole/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3"
     python -m experiments agreement --cornac cornac/bin/python --recbole recbole/bin/python --variant zero_shot --seeds 1,2,3
 
-Positions are kept below the project's experiments/positions/agreement, so that a stopped run resumes; tables are written to
+Positions are kept below the project's experiments/positions/agreement, so a stopped run resumes.  Tables are written to
 experiments/results/agreement.
 """
 
@@ -76,13 +77,13 @@ from sda_core.recommenders.pairs import INITIAL_STD
 
 SIDES_FILE = Path(__file__).resolve().with_name("agreement_sides.py")
 LIBRARY = {"vbpr": "cornac", "sasrec": "recbole"}
-SEARCH_SEED = 0  # of the training that finds VBPR's number of epochs; none of the seeds of the tables
-WIDTH = 0.1  # of the level: an interval that is wider says nothing
-TARGETS_PER_STEP = 1024  # of both SASRecs
+SEARCH_SEED = 0  # the training that finds VBPR's number of epochs; not a seed of the tables
+WIDTH = 0.1  # as a share of the level; a wider interval decides nothing
+TARGETS_PER_STEP = 1024  # in both SASRecs
 MATCHED: dict[str, dict[str, Any]] = {
     # Cornac has one weight for E and beta', and no penalty of the projected items.
     "vbpr": {"content_item_regularization": 0.0, "content_bias_regularization": 1e-4, "content_regularization": 1e-4},
-    # RecBole has all items as negatives, and pads every row to the longest; 99 % of a week's histories are no longer than this.
+    # RecBole uses all items as negatives and pads each row to the longest; 99 % of a week's histories have at most 20 items.
     "sasrec": {"loss": "softmax", "max_length": 20},
 }
 CONTROL: dict[str, dict[str, Any]] = {"vbpr": {}, "sasrec": {"loss": "bce", "num_negatives": 1}}
@@ -94,15 +95,18 @@ def main(
     root: Root = Path(),
     cornac: Annotated[Path | None, typer.Option(help="Python interpreter with Cornac.", show_default=False)] = None,
     recbole: Annotated[Path | None, typer.Option(help="Python interpreter with RecBole.", show_default=False)] = None,
-    variant: Annotated[str, typer.Option(help="Variant whose vectors VBPR takes.")] = "zero_shot",
+    variant: Annotated[str, typer.Option(help="Variant whose vectors VBPR uses.")] = "zero_shot",
     models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...", help="Models to train.")] = Names(LIBRARY),
     seeds: Seeds = THREE_SEEDS,
     changes: Annotated[
-        list[str] | None, typer.Option("--changes", help="As MODEL:CHANGE.  Repeat it for more rows.", show_default=False)
+        list[str] | None,
+        typer.Option("--changes", help="MODEL:CHANGE, a change of the other library.  Repeat it for more.", show_default=False),
     ] = None,
-    users: Annotated[int | None, typer.Option(help="Only the first users, on both sides.", show_default=False)] = None,
+    users: Annotated[
+        int | None, typer.Option(help="Use only this many users, the first ones, on both sides.", show_default=False)
+    ] = None,
 ) -> None:
-    """Export, train what is missing on both sides, write tables; without an interpreter ours alone."""
+    """Export, train what is missing on both sides, write the tables; without an interpreter only our side is trained."""
     check_names("--models", models, LIBRARY)
     check_names("--changes", [change.partition(":")[0] for change in changes or []], LIBRARY)
     params = load_params(root / "params.yaml")
@@ -127,7 +131,7 @@ def main(
 
 
 def first_users(source: Workspace, users: int, variant: str, folder: Path) -> Workspace:
-    """A project of the first users of another one, with all of its items and a variant's vectors."""
+    """Make a project with the first users of another project, all of its items and the vectors of a variant."""
     workspace = Workspace(folder)
     if not workspace.interactions.exists():
         link(workspace.root / "params.yaml", source.root / "params.yaml")
@@ -143,10 +147,11 @@ def sections(params: Params, model: str, num_users: int, num_targets: int) -> di
     """Our settings by row: ``ours``, ``default`` and ``control``.
 
     Args:
-        params: of the project.
+        params: the params of the project.
         model: ``vbpr`` or ``sasrec``.
-        num_users: with a sequence of two or more items in training.
-        num_targets: of SASRec in an epoch; a row of ours holds all targets of a user, one of RecBole's a single one.
+        num_users: number of users with two or more items in training.
+        num_targets: number of SASRec's targets in an epoch.  A row of our batches has all targets of a user, a row of
+            RecBole's has one, so the batch size is scaled to the same number of targets for each step.
     """
     default = params.train_recommender.of(model)
     changes = dict(MATCHED[model])
@@ -157,10 +162,10 @@ def sections(params: Params, model: str, num_users: int, num_targets: int) -> di
 
 
 def their_settings(section: RecommenderParams) -> dict[str, Any]:
-    """Our settings in the words of Cornac's VBPR or RecBole's SASRec.
+    """Our settings as arguments of Cornac's VBPR or RecBole's SASRec.
 
-    Cornac sums the loss over a batch and halves squared lengths, so a penalty of the mean loss is doubled there; that of E, which
-    counts once a step, is multiplied by the batch, too.
+    Cornac sums the loss over a batch and halves squared lengths, so a penalty of the mean loss is doubled for it.  The penalty
+    of E is added once for each step, so it is also multiplied by the batch size.
     """
     if isinstance(section, VBPRParams):
         return {
@@ -181,7 +186,7 @@ def their_settings(section: RecommenderParams) -> dict[str, Any]:
 
 
 def fixed_epochs(section: RecommenderParams, curve: Path) -> RecommenderParams:
-    """A section that trains as many epochs as were best in a validation curve, and keeps the last weights."""
+    """A section that trains for the best number of epochs of a validation curve and keeps the last weights."""
     records = pl.read_csv(curve, separator="\t", schema_overrides={"is_best": pl.Boolean})
     best = int(records.filter("is_best")["epoch"].max() or 0)  # type: ignore[arg-type]
     return section.model_copy(update={"max_epochs": best, "eval_every": best})
@@ -202,7 +207,7 @@ def all_sections(workspace: Workspace, params: Params, model: str, folder: Path)
 def train_ours(
     workspace: Workspace, params: Params, model: str, rows: Sequence[str], variant: str, seeds: Sequence[int], folder: Path
 ) -> None:
-    """Rows of ours with every seed, unless they exist, and how many processor seconds they took."""
+    """Train our rows with every seed, unless their positions exist, and record the processor seconds."""
     vectors = vectors_of(workspace, params, variant) if model == "vbpr" else None
     if model == "vbpr":
         section = all_sections(workspace, params, model, folder)["search"]
@@ -229,10 +234,10 @@ def keep_timed(
 
 
 def change_of(model: str, change: str) -> dict[str, Any]:
-    """What a row of --changes adds to the other library's settings; nothing for the library as it is.
+    """The settings that a row of --changes adds to those of the other library; none for the unchanged library.
 
     Raises:
-        ConfigError: there is no such change.
+        ConfigError: the change is unknown.
     """
     if not change:
         return {}
@@ -250,10 +255,10 @@ def train_theirs(
     exported: Path,
     python: Path,
 ) -> None:
-    """The other library, or a changed one, with every seed, unless its positions exist.
+    """Train the other library, unchanged or with a change, with every seed, unless its positions exist.
 
     Raises:
-        ArtifactError: it failed.
+        ArtifactError: the other library failed.
     """
     settings = their_settings(all_sections(workspace, params, model, folder)["ours"]) | change_of(model, change)
     for seed in seeds:
@@ -275,10 +280,10 @@ def keep_theirs(
     python: Path,
     settings: Mapping[str, Any],
 ) -> None:
-    """One training of the other library: positions by our evaluation, and ``<seed>.json`` with what it says itself.
+    """Train the other library once; write positions by our evaluation, and its own metrics to ``<seed>.json``.
 
     Raises:
-        ArtifactError: it failed.
+        ArtifactError: the other library failed.
     """
     if positions_path(folder, seed).exists():
         return
@@ -299,16 +304,16 @@ def keep_theirs(
     logger.info("%s of %s, seed %d: %s", model, LIBRARY[model], seed, result["metrics"])
 
 
-# ----------------------------------------------------------------------------------------------- scores of somebody else
+# ----------------------------------------------------------------------------------------------- scores of another library
 class GivenScores(Recommender):
-    """A recommender whose scores were computed elsewhere, for the evaluation that every recommender goes through."""
+    """A recommender with given scores, to evaluate the scores of another library like our own."""
 
     def __init__(self, params: RecommenderParams, score_UI: np.ndarray) -> None:
         super().__init__(params, score_UI.shape[0] - 1, score_UI.shape[1] - 1, None)
         self.score_UI = score_UI
 
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """Nothing is trained."""
+        """Not implemented: the scores are given."""
         raise NotImplementedError
 
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
@@ -318,20 +323,20 @@ class GivenScores(Recommender):
 def place_scores(
     workspace: Workspace, params: Params, model: str, scores: Path, users: Sequence[str], items: Sequence[str]
 ) -> pl.DataFrame:
-    """Scores by the tokens of an export through our evaluation.
+    """Evaluate the scores of another library, by the tokens of an export, with our evaluation.
 
     Args:
-        workspace: with the interactions that were exported.
-        params: its params; ties are those of ``evaluate``.
-        model: whose section names the recommender in messages.
-        scores: a matrix of NumPy, ``(len(users), len(items))``; no score of the history has to be left out.
-        users, items: the tokens of its rows and columns, in any order.
+        workspace: project with the exported interactions.
+        params: params of the project; ``evaluate`` has the rule for ties.
+        model: name of our recommender; messages use its section of the params.
+        scores: file of a NumPy array ``(len(users), len(items))``; the scores of the history may be included.
+        users, items: tokens of its rows and columns, in any order.
 
     Returns:
         POSITIONS table.
 
     Raises:
-        DataError: a user with a test target or an item has no scores, or one that the shop does not have has some.
+        DataError: the scores of an item or of a user with a test target are missing, or a token is unknown to the shop.
     """
     interactions = INTERACTIONS.read(workspace.interactions)
     raw_items, raw_users = ITEMS.read(workspace.items), USERS.read(workspace.users)
@@ -343,9 +348,11 @@ def place_scores(
         ("user", users, user_of, needed),
     ):
         if unknown := [name for name in found if name not in known]:
-            raise DataError(str(scores), f"has scores of {len(unknown)} {kind}s that the shop does not have, as {unknown[0]!r}")
+            raise DataError(
+                str(scores), f"has scores of {len(unknown)} {kind}s that the shop does not have, such as {unknown[0]!r}"
+            )
         if missing := wanted - {known[name] for name in found}:
-            raise DataError(str(scores), f"has no scores of {len(missing)} {kind}s of the shop, as number {min(missing)}")
+            raise DataError(str(scores), f"has no scores of {len(missing)} {kind}s of the shop, such as number {min(missing)}")
     given = np.load(scores, mmap_mode="r", allow_pickle=False)
     if given.shape != (len(users), len(items)):
         raise DataError(str(scores), f"should have {len(users)} rows and {len(items)} columns (got shape {given.shape})")
@@ -361,7 +368,7 @@ def place_scores(
 
 # --------------------------------------------------------------------------------------------------------------- tables
 def is_complete(folder: Path, seeds: Sequence[int]) -> bool:
-    """Whether every seed is there."""
+    """Whether the positions of every seed exist."""
     return all(positions_path(folder, seed).exists() for seed in seeds)
 
 
@@ -383,9 +390,9 @@ def agree(ours_SU: np.ndarray, theirs_SU: np.ndarray, low: float, high: float) -
 
 
 def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> str:
-    """Every row of every model: level, difference of ours to the other library, verdict, seconds.
+    """The markdown table of all rows: level, difference between ours and the other library, verdict, seconds.
 
-    A row of ours is compared with the library as it is, and a changed library with our matched row.
+    Our rows are compared with the unchanged library, and a changed library with our matched row.
     """
     lines = []
     for model in models:
@@ -410,19 +417,19 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
 
 
 def rows_of(folder: Path, seeds: Sequence[int]) -> list[str]:
-    """Rows that are complete, besides ``theirs``, in order."""
+    """The complete rows except ``theirs``, in order."""
     found = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in ("ours", "theirs", "search"))
     return [row for row in ("ours", *found) if is_complete(folder / row, seeds)]
 
 
 def with_range(gain_SU: np.ndarray) -> str:
-    """A cell: the mean, and the smallest and the largest mean of a seed."""
+    """A cell of the table: the mean over seeds and users, and the smallest and the largest mean of a seed."""
     of_seeds = gain_SU.mean(1)
     return f"{gain_SU.mean():.4f} ({of_seeds.min():.4f} .. {of_seeds.max():.4f})"
 
 
 def same_lists(folder: Path, models: Sequence[str], seeds: Sequence[int]) -> str:
-    """The other library's own metrics of its scores beside ours of the same scores."""
+    """The markdown table that compares the other library's own metrics with ours, for the same scores."""
     lines = []
     for model in models:
         for seed, frame in zip(seeds, read_positions(folder / model / "theirs", seeds), strict=True):

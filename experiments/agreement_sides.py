@@ -1,10 +1,12 @@
-"""The other libraries of :mod:`experiments.agreement`: each is run by its own Python, in which this project is not installed.
+"""Train and score the other libraries of :mod:`experiments.agreement`.
+
+Each library is run by another Python, in which this project is not installed.
 
     PYTHON experiments/agreement_sides.py EXPORT FOLDER '{"side": "cornac", "seed": 1, "settings": {...}}'
 
-EXPORT is what ``sda export --format recbole`` wrote.  FOLDER gets ``scores.npy``, a score of every item for every user that has
-a test target, and ``result.json``: the ids of its rows and columns, the library's own metrics of the same scores with the history
-left out, and how long the training took.
+EXPORT is the output of ``sda export --format recbole``.  The script writes two files to FOLDER: ``scores.npy``, a score of
+every item for every user with a test target, and ``result.json``, which has the tokens of its rows and columns, the library's
+own metrics of the same scores without the history, and the processor seconds of the training.
 
 Dimensions: U users with a test target, I items.
 """
@@ -34,31 +36,48 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Export:
-    """The files of an export; users and items as their tokens, in the order of the files."""
+    """The content of an export.
+
+    Attributes:
+        folder: the folder of the export.
+        users, items: tokens, in the order of the files.
+        rows: pairs of user and item by split.
+        vectors: item vectors ``(I, D)`` in the order of ``items``; None if the export has none.
+    """
 
     folder: Path
     users: list[str]
     items: list[str]
-    rows: dict[str, list[tuple[str, str]]]  # by split: user and item
-    vectors: Floats | None  # (I, D), row by row for `items`
+    rows: dict[str, list[tuple[str, str]]]
+    vectors: Floats | None
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a side gives back."""
+    """The result of a library.
 
-    users: list[str]  # of the rows
-    items: list[str]  # of the columns
+    Attributes:
+        users, items: tokens of the rows and columns of the scores.
+        score_UI: scores ``(U, I)``.
+        metrics: the library's own metrics of these scores: hit, ndcg; ndcg_with_history ranks the history, too.
+        losses: loss by epoch, if the library reports it.
+        valid: the library's own validation NDCG@10 by evaluation, if it validates.
+        seconds: processor seconds of the training.
+        versions: versions of the installed libraries.
+    """
+
+    users: list[str]
+    items: list[str]
     score_UI: Floats
-    metrics: dict[str, float]  # the library's own, of these scores: hit, ndcg; with the history in the list: ndcg_with_history
-    losses: list[float]  # by epoch, where the library tells them
-    valid: list[float]  # the library's own validation NDCG@10 by evaluation, where it validates
-    seconds: float  # processor seconds of the training
+    metrics: dict[str, float]
+    losses: list[float]
+    valid: list[float]
+    seconds: float
     versions: str
 
 
 def read_export(folder: Path) -> Export:
-    """Read the export as a stranger does: tab-separated files with a header of names and types."""
+    """Read an export without code of this project: tab-separated files with a header of names and types."""
 
     def column_names(path: Path) -> list[dict[str, str]]:
         with path.open(encoding="utf-8", newline="") as handle:
@@ -79,7 +98,7 @@ def read_export(folder: Path) -> Export:
 
 
 def standardised(vectors: Floats) -> Floats:
-    """Centred over the items, and divided by one number so that the mean squared length is 1."""
+    """Vectors ``(I, D)`` centred over the items and divided by one number, so that their mean squared length is 1."""
     rows = vectors.astype(np.float64)
     rows -= rows.mean(axis=0)
     return (rows / np.sqrt((rows**2).sum(axis=1).mean())).astype(np.float32)
@@ -87,13 +106,13 @@ def standardised(vectors: Floats) -> Floats:
 
 # -------------------------------------------------------------------------------------------------------------- Cornac
 def run_cornac(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
-    """VBPR of Cornac on the vectors of the export; its metrics are those of its ``ranking_eval``.
+    """Train Cornac's VBPR on the vectors of the export; the metrics are those of its ``ranking_eval``.
 
     Args:
-        export: with vectors.
-        seed: of the training.
-        settings: arguments of its VBPR, and ``changes``: ``start`` begins with normal weights of ``initial_std`` as ours does,
-            ``bias`` is :func:`own_visual_bias`.
+        export: the export, with vectors.
+        seed: seed of the training.
+        settings: arguments of Cornac's VBPR, and ``changes``: ``start`` draws normal initial weights with ``initial_std``, as
+            in our VBPR; ``bias`` calls :func:`own_visual_bias`.
     """
     import torch
     from cornac.data import Dataset, ImageModality
@@ -102,7 +121,7 @@ def run_cornac(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
     from cornac.models import VBPR
 
     torch.set_num_threads(1)
-    assert export.vectors is not None, "VBPR takes vectors: export a variant that has some"
+    assert export.vectors is not None, "VBPR requires vectors: export a variant that has vectors"
     user_map, item_map = ({name: place for place, name in enumerate(names)} for names in (export.users, export.items))
     train, valid, test = (
         Dataset.build(
@@ -148,10 +167,10 @@ def run_cornac(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
 
 
 def own_visual_bias() -> None:
-    """Let the product of features with beta' be a vector.
+    """Make the product of features and beta' a vector.
 
-    Cornac adds it as a column ``(B, 1)`` to the other terms ``(B,)``.  That makes a matrix ``(B, B)`` of every triple with the
-    visual bias of every other one, and a loss that is B times as large beside its penalties.
+    Cornac adds it as a column ``(B, 1)`` to the other terms ``(B,)``.  The sum is a matrix ``(B, B)`` that combines each triple
+    with the visual bias of every other triple, and the loss is B times as large relative to its penalties.
     """
     import torch
 
@@ -166,15 +185,15 @@ def own_visual_bias() -> None:
 
 # -------------------------------------------------------------------------------------------------------------- RecBole
 def run_recbole(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
-    """SASRec of RecBole, by the configuration of the export; the epoch with its best validation NDCG@10 is kept.
+    """Train RecBole's SASRec with the configuration of the export; the epoch with the best validation NDCG@10 is kept.
 
-    Its metrics are those of its own evaluator over scores in which the history has none, since RecBole leaves it in.
+    The metrics are those of its own evaluator.  The scores of the history are removed first, because RecBole would rank it.
 
     Args:
-        export: its ``_sequential.yaml`` is read, too.
-        seed: of the training.
-        settings: of RecBole, over those of the file.  ``max_epochs``, ``eval_every`` and ``patience`` are of this loop, and
-            ``changes`` are names of :func:`changed_sasrec`.
+        export: the export, with its ``_sequential.yaml``.
+        seed: seed of the training.
+        settings: settings of RecBole, which replace those of the file.  ``max_epochs``, ``eval_every`` and ``patience`` are
+            settings of the training loop, ``changes`` are names in :func:`changed_sasrec`.
     """
     import torch
     from recbole.config import Config
@@ -192,7 +211,7 @@ def run_recbole(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
         "state": "ERROR", "show_progress": False, "worker": 0, "epochs": max_epochs, "eval_batch_size": 256, "learner": "adam",
         "weight_decay": 0.0, "metrics": ["NDCG", "Hit"], "topk": [K], "valid_metric": f"NDCG@{K}", "metric_decimal_place": 15,
     }  # fmt: skip
-    saved, sys.argv = sys.argv, sys.argv[:1]  # RecBole reads the command line, too
+    saved, sys.argv = sys.argv, sys.argv[:1]  # because RecBole also reads the command line
     config = Config(
         model="SASRec",
         dataset=name,
@@ -251,7 +270,7 @@ def run_recbole(export: Export, seed: int, settings: dict[str, Any]) -> Scored:
 
 
 def shorten(dataset: Any, length: int) -> None:
-    """Keep the latest items of each history; RecBole itself would keep the oldest of a list that is in the file."""
+    """Keep the latest items of each history; of a list in the file RecBole would keep the oldest."""
     field = dataset.item_id_list_field
     dataset.inter_feat[field] = dataset.inter_feat[field].map(lambda items: items[-length:])
     dataset.inter_feat[dataset.item_list_length_field] = dataset.inter_feat[field].map(len)
@@ -259,10 +278,10 @@ def shorten(dataset: Any, length: int) -> None:
 
 
 def changed_sasrec(changes: list[str]) -> type:
-    """RecBole's SASRec, or one with some of our choices in the place of its own.
+    """RecBole's SASRec, unchanged or with some of our choices.
 
-    scaled    item embeddings are multiplied by the root of their width where they are inputs
-    dropped   dropout falls on the item table: one mask a step, the same for inputs and output weights
+    scaled    item embeddings are multiplied by the root of their width when they are inputs
+    dropped   dropout of the item table: one mask for each step, for both inputs and output weights
     unnormed  no layer norm of the inputs
     ends      positions are counted from the end of a history
     """
@@ -274,7 +293,7 @@ def changed_sasrec(changes: list[str]) -> type:
         """See :func:`changed_sasrec`."""
 
         def calculate_loss(self, interaction: Any) -> Any:
-            """Cross-entropy over all items, as the original's."""
+            """Cross-entropy over all items, as in the original."""
             table = self.item_embedding.weight
             if "dropped" in changes:
                 table = functional.dropout(table, self.dropout.p, self.training)
@@ -286,7 +305,7 @@ def changed_sasrec(changes: list[str]) -> type:
             return self.states(self.item_embedding.weight, item_seq, item_seq_len)
 
         def states(self, table: Any, item_seq: Any, item_seq_len: Any) -> Any:
-            """The original's forward pass, over a given table."""
+            """The forward pass of the original, with a given item table."""
             items = functional.embedding(item_seq, table)
             if "scaled" in changes:
                 items = items * self.hidden_size**0.5
@@ -308,14 +327,14 @@ SIDES: dict[str, Callable[[Export, int, dict[str, Any]], Scored]] = {"cornac": r
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Processor seconds that it takes."""
+    """Processor seconds of a call."""
     begin = time.process_time()
     run()
     return time.process_time() - begin
 
 
 def versions(*names: str) -> str:
-    """Installed versions, in words."""
+    """The names of libraries with their installed versions."""
     return ", ".join(f"{name} {version(name)}" for name in names)
 
 

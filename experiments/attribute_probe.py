@@ -1,4 +1,4 @@
-"""Which attributes do item vectors encode?  Linear probes of the true attributes of the built-in shop.
+"""Measure which attributes item vectors encode: linear probes of the true attributes of the built-in shop.
 
 The modality of each attribute is known (sda_core.data.demo.latent): category and colour are in image and text, pattern and
 shape in the image only, brand and style in the text only.  A ridge classifier on a variant's vectors predicts each attribute,

@@ -1,4 +1,4 @@
-"""Which variants help with long-tail items?  Some popular items lose most of their interactions.
+"""Compare variants on long-tail items: some popular items lose most of their interactions.
 
 Some popular items are made rare: most of their training interactions are dropped, while the validation and test targets are
 kept.  Recommenders are trained on the rest with each variant's vectors.  Two groups of test users are evaluated separately:

@@ -1,4 +1,4 @@
-"""Which geometry of the loss learns, collapses or forgets?
+"""Compare geometries of the loss: learning, collapse and forgetting.
 
 The vectors of a backbone trained to predict the next token share one large direction, so the teacher of CMSA is nearly uniform.
 This experiment trains the same MoDA adapter with several geometries of the loss and measures, at each number of steps, on all
@@ -121,7 +121,7 @@ def main(
         bool, typer.Option("--swatches", help="Items of one colour each instead of the shop's, for a random backbone.")
     ] = False,
 ) -> None:
-    """Train and measure what is missing, write the table."""
+    """Train and measure what is missing; write the table."""
     check_names("--geometries", geometries, GEOMETRIES)
     if list(num_steps) != sorted(set(num_steps)) or min(num_steps) < 1:
         raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
@@ -183,7 +183,7 @@ def of_shop(workspace: Workspace, params: Params) -> Items:
 
 
 def of_swatches() -> Items:
-    """The swatches of :mod:`experiments.swatches`."""
+    """The items of :mod:`experiments.swatches`."""
     source = colours.source()
     rows = np.arange(len(source))
     inputs = fingerprint(*(str(key) for key in source.content_keys(rows)))

@@ -1,4 +1,4 @@
-"""How much do results depend on the protocol?  The public code's choices against the fixed protocol, one by one and together.
+"""Measure how results depend on the protocol: each choice of the public code, and all of them, against the fixed protocol.
 
 The input is a workspace with data/raw and data/filtered and its params.yaml, which has the fixed protocol.  SASRec on ids is
 trained with every seed for each choice that needs a separate training (TRAININGS); popularity only counts.  Every model

@@ -1,4 +1,4 @@
-"""How much do whole runs differ if their adapters have other seeds?  Optional input of `sda diff`.
+"""Measure the variation between whole runs whose adapters have different seeds; an optional input of `sda diff`.
 
 The seeds of a run (train_recommender.seeds) share one adapter, so the spread between them does not include that of the adapters.
 This script measures it.  The input is a finished workspace with its params.yaml.  For every seed the stages train_adapter,
@@ -9,7 +9,7 @@ recommender by seed, each a mean over the recommender's seeds, with hashes of th
 valid.  The rule based on it is in sda_core/evaluation/seed_noise.py.
 
     python -m experiments seed_noise                         # five seeds
-    python -m experiments seed_noise --seeds 1,2,3,4,5,6,7   # more: a narrower noise; the five are kept
+    python -m experiments seed_noise --seeds 1,2,3,4,5,6,7   # more seeds, a more precise estimate; the five are kept
 
 An interrupted run resumes: finished seeds are kept in experiments/runs/seed_noise/INPUTS, where INPUTS is a hash of settings,
 data and code, so that results of other inputs are not reused.

@@ -1,4 +1,4 @@
-"""What is the effect of a setting?  Several values over several seeds: the vectors, and recommenders on them.
+"""Measure the effect of a setting: several values with several seeds, on the vectors and on recommenders that use them.
 
 The input is a workspace whose data stages are done.  For every value and seed a separate workspace is made in
 experiments/runs/NAME/VALUE, where one variant's adapter is trained, its vectors are exported (by the stages of the pipeline, in

@@ -1,4 +1,4 @@
-"""How much does the order of equal times matter?  filter.ties: file, the order of the raw file, against random.
+"""Measure how much the order of equal times matters: filter.ties=file, the order of the raw file, against random.
 
 The published files of 2014 and 2018 have times in days and are nearly sorted by item id.  With a stable sort by time, the item
 with the largest id of a day is the "last" one.  This script filters the raw files of a workspace both ways and trains every

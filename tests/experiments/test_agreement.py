@@ -185,11 +185,11 @@ def test_scores_of_another_shop_are_refused(shop: Workspace, params: Params, tmp
         agreement.place_scores(shop, params, "vbpr", path, users, items)
 
     scores = np.zeros((len(users), len(items)), dtype=np.float32)
-    with pytest.raises(DataError, match="has no scores of 1 items of the shop, as number"):
+    with pytest.raises(DataError, match="has no scores of 1 items of the shop, such as number"):
         place(scores[:, :-1], users, items[:-1])
     with pytest.raises(DataError, match="has no scores of 1 users of the shop"):
         place(scores[1:], users[1:], items)
-    with pytest.raises(DataError, match="has scores of 1 items that the shop does not have, as 'nobody'"):
+    with pytest.raises(DataError, match="has scores of 1 items that the shop does not have, such as 'nobody'"):
         place(scores, users, [*items[:-1], "nobody"])
     with pytest.raises(DataError, match="should have"):
         place(scores[:, :-1], users, items)
