@@ -215,13 +215,13 @@ class Optimisers:
         adam, muon = self.adam.state_dict()["state"], self.muon.state_dict()["state"]
         return {"state": adam | {self._offset() + place: state for place, state in muon.items()}}
 
-    def load_state_dict(self, description: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the result of :meth:`state_dict`."""
         for optimiser, low, high in ((self.adam, 0, self._offset()), (self.muon, self._offset(), None)):
             own = optimiser.state_dict()
             own["state"] = {
                 place - low: state
-                for place, state in description["state"].items()
+                for place, state in state_dict["state"].items()
                 if place >= low and (high is None or place < high)
             }
             optimiser.load_state_dict(own)
