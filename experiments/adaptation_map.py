@@ -79,6 +79,8 @@ from sda_core.params import Params
 GRID = Names(("0.2", "0.6", "1.0"))
 IN_EVERY_CELL = ("id", "oracle", BASE, "text_only")
 REFERENCES = (BASE, "text_only")
+ROOM = (("oracle", "sda"), ("sda", "id"), (BASE, "id"), (BASE, "text_only"))
+"""Pairs that say whether there is room for a gain over ``sda``, and what it is a gain over."""
 CONTROL = "mismatched"
 CHECKED = "sda"  # its check before step 0 gives the figures, and the control is trained like it
 ADAPTED = (*VARIANTS, *(f"{variant}+base" for variant in VARIANTS))
@@ -189,6 +191,7 @@ def main(
         maps[recommender] = list(on_map.values())
         title = f"{recommender}, {len(seeds)} seeds"
         tables += [levels(maps[recommender], adapted, title), gains(maps[recommender], adapted, title)]
+        tables += [room(maps[recommender], title)]
         tables += [contrast([on_map[cell] for cell in order[:2]], adapted, title)]
         tables += [figures(maps[recommender], title), foretold(maps[recommender], adapted, title)]
     results = write_results("\n".join(filter(None, tables)), "adaptation_map", name, root)
@@ -346,7 +349,7 @@ def measure(place: Place, adapted: Sequence[str], recommender: str, seeds: Seque
     if done:
         groups = adaptation.measure(place.shop, place.params, place.folder, recommender, done, seeds)
         ndcg = {vector: ndcg_SU for vector, (ndcg_SU, _) in next(iter(groups.values())).items()}
-    pairs = [("oracle", "id"), *product([*adapted, CONTROL], REFERENCES)]
+    pairs = [("oracle", "id"), *ROOM, *product([*adapted, CONTROL], REFERENCES)]
     differences = {
         (one, other): mean_and_interval(ndcg[one] - ndcg[other], place.params.evaluate, f"{one} - {other}")
         for one, other in pairs
@@ -425,6 +428,15 @@ def gains(on_map: Sequence[Measured], adapted: Sequence[str], title: str) -> str
         cells = [_missing(one.place, vector) if gain is None else interval_cell(gain) for vector, gain in found.items()]
         rows.append([*one.place.labels, reference, *cells])
     return markdown_table([*AXES, "minus", *vectors], rows, f"Gain in NDCG@{CUTOFF} [95 %], {title}")
+
+
+def room(on_map: Sequence[Measured], title: str) -> str:
+    """The table of :data:`ROOM`, one row for each cell."""
+    rows = [
+        [*one.place.labels, *(interval_cell(one.differences[pair]) if pair in one.differences else MISSING for pair in ROOM)]
+        for one in on_map
+    ]
+    return markdown_table([*AXES, *map(" - ".join, ROOM)], rows, f"Room for a gain in NDCG@{CUTOFF} [95 %], {title}")
 
 
 def contrast(ends: Sequence[Measured], adapted: Sequence[str], title: str) -> str:

@@ -54,6 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
         assert before["NDCG@10"] == [[share, "0.5", *["missing"] * 8] for share in ("0.2", "1")]
         assert before["Gain"][0] == ["0.2", "0.5", "zero_shot", "missing", "missing", ""]  # the control is in one cell alone
         assert before["Gain"][2] == ["1", "0.5", "zero_shot", "missing", "missing", "missing"]
+        assert before["Room"] == [[share, "0.5", *["missing"] * 4] for share in ("0.2", "1")]
         assert before["Rank"][0] == ["cosine of two images", *["0 cells"] * 4]
         assert not (folder(root) / GOOD / "shop" / "data").exists()
         assert not (results(root) / "plot.png").exists()
@@ -98,6 +99,8 @@ def test_the_tables(project: Path) -> None:
     gain = (ndcg(project, GOOD, "mismatched") - ndcg(project, GOOD, "text_only")).mean()
     assert found["Gain"][3][5].startswith(f"{gain:+.4f} [")
     assert found["Gain"][1][5] == ""
+    room = (ndcg(project, GOOD, "oracle") - ndcg(project, GOOD, "sda")).mean()
+    assert found["Room"][1][2].startswith(f"{room:+.4f} [")
     assert [row[0] for row in found["Two"]] == [
         f"{vector} - {reference}" for vector in ("sda", "sda+base") for reference in ("zero_shot", "text_only")
     ]
