@@ -96,7 +96,7 @@ def mistake(root: Path, *arguments: str) -> str:
 
 def rows(output: str) -> dict[tuple[str, str, str], list[str]]:
     cells = [line.split() for line in output.splitlines()]
-    return {(line[0], line[1], line[2]): line[3:] for line in cells if len(line) == 10 and line[0] != "variant"}
+    return {(line[0], line[1], line[2]): line[3:] for line in cells if len(line) == 10 and line[0] not in ("variant", "verdict:")}
 
 
 def ndcg(places: pl.Series) -> float:
