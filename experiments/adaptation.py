@@ -1,4 +1,4 @@
-"""Compare adapted vectors on one shop with their alternatives, and with controls that explain the result.
+"""Compare adapted vectors on one shop with their alternatives: ids, frozen vectors, controls.
 
 The data set is a preset of conf/dataset, with changes in the syntax of `dvc exp run -S`.  Its data stages run once.  Seed s is
 the seed of the adapters, the recommenders and the random vectors, so each seed has its own adapters.

@@ -1,4 +1,4 @@
-"""Choose the settings of a recommender on validation targets, over several built-in shops.
+"""Choose a recommender's settings on validation targets of several shops.
 
 A recommender can measure the value of item vectors only if it is strong with learned ids *and* can use perfect knowledge.
 Therefore each candidate is trained on `id`, on `oracle` (the true attributes) and on `zero_shot` (the backbone without an

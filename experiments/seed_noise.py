@@ -1,4 +1,4 @@
-"""Measure the variation between whole runs whose adapters have different seeds; an optional input of `sda diff`.
+"""Measure the variation between runs with other adapter seeds: an optional input of `sda diff`.
 
 The seeds of a run (train_recommender.seeds) share one adapter, so the spread between them does not include that of the adapters.
 This script measures it.  The input is a finished workspace with its params.yaml.  For every seed the stages train_adapter,

@@ -1,4 +1,4 @@
-"""Evaluate nano_lvlm on held-out captions, with the correct image and with another one, and on held-out questions.
+"""Evaluate nano_lvlm on held-out data: captions, with the correct image and with another one, and questions.
 
 The first product of each test scene has a pair of type and colour that does not occur in training.  Questions are answered by
 greedy decoding; an answer is correct if all its tokens are.  Chance is the share of the most frequent answer.  No setting is
