@@ -40,6 +40,7 @@ from sda_core.diagnostics import gradient_products
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.losses import cmsa_many
+from sda_core.losses.geometry import Centering
 from sda_core.params import AdapterParams, LossParams, Params, load_params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import derive, generator
@@ -104,8 +105,10 @@ class Views:
         if loss.teacher_source == "base":
             with base_model(model):
                 base = self.vectors(model, views, rows)
+        center = Centering(loss.center)
+        base = base and center(base, update=False)
         return lambda vectors: cmsa_many(
-            vectors,
+            center(vectors, update=False),
             loss.temperature,
             teacher,
             loss.teacher_temperature,

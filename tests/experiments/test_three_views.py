@@ -86,9 +86,13 @@ def test_the_base_teaches_views(on_tiny: Path, adapted: tuple[Params, backbones.
         own = views.vectors(model, three_views.VIEWS, rows)
         with model.disable_adapter():  # type: ignore[operator]
             base = views.vectors(model, three_views.VIEWS, rows)
+        loss = loss.model_copy(update={"center": "none"})
         value = views.criterion(model, three_views.VIEWS, rows, loss)(own)
         torch.testing.assert_close(value, cmsa_many(own, loss.temperature, taught_by=base))
         itself = views.criterion(model, three_views.VIEWS, rows, loss.model_copy(update={"teacher_source": "adapted"}))(own)
+        centred = views.criterion(model, three_views.VIEWS, rows, loss.model_copy(update={"center": "batch"}))(own)
+        apart, base_apart = ({view: x_BD - x_BD.mean(dim=0) for view, x_BD in of.items()} for of in (own, base))
+        torch.testing.assert_close(centred, cmsa_many(apart, loss.temperature, taught_by=base_apart))
     assert abs(itself.item() - value.item()) > 1e-4
 
 
@@ -101,7 +105,8 @@ def test_the_base_teaches_where_gradients_are_compared(
     held_out = gradient_conflict.draw(source, 1, 1, 6)
     found = {}
     for teacher_source in ("adapted", "base"):
-        criterion = losses.build(params.train_adapter.loss.model_copy(update={"teacher_source": teacher_source}))
+        changes = {"teacher_source": teacher_source, "center": "none"}
+        criterion = losses.build(params.train_adapter.loss.model_copy(update=changes))
         (products,) = gradient_conflict.products(backbone, model, criterion, source, held_out)
         found[teacher_source] = products.cosine()
     assert not torch.allclose(found["adapted"], found["base"], atol=1e-4)
