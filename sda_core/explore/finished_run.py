@@ -64,8 +64,7 @@ class FinishedRun:
         self.params: Params = load_params(root / "params.yaml")
         columns = ITEMS.scan(self.workspace.items).select("item_id", "raw_item_id", "title", "brand", "price").collect()
         self.items = {row[0]: ShownItem(*row) for row in columns.iter_rows()}
-        self._vectors: dict[tuple[str, Vectors], np.ndarray] = {}
-        self._means: dict[tuple[str, Vectors], np.ndarray] = {}
+        self._vectors: dict[tuple[str, Vectors], tuple[np.ndarray, np.ndarray]] = {}  # with the mean that was subtracted
         self._encoders: dict[str, TextEncoder] = {}
         self._one_pass = threading.Lock()  # a merged adapter changes the weights during a pass; several users share them
 
@@ -92,36 +91,33 @@ class FinishedRun:
     def vectors(self, variant: str, which: Vectors) -> np.ndarray:
         """``(I + 1, D)``, row r for item r; zero for an item without such a vector.
 
-        Image and text vectors are without the mean of their modality (:meth:`_mean`).
+        Image and text vectors are without the mean of their modality, as in a loss with ``center: batch``.  Such a loss does
+        not determine where the mean of images lies relative to that of texts, and a common direction hides the differences
+        between items.
 
         Raises:
             ArtifactError: the file is missing or damaged, or has no such vectors.
         """
+        return self._vectors_and_mean(variant, which)[0]
+
+    def _vectors_and_mean(self, variant: str, which: Vectors) -> tuple[np.ndarray, np.ndarray]:
+        """The result of :meth:`vectors`, and the mean ``(D,)`` that was subtracted."""
         if (variant, which) not in self._vectors:
             self._vectors[variant, which] = self._read(variant, which)
         return self._vectors[variant, which]
 
-    def _read(self, variant: str, which: Vectors) -> np.ndarray:
+    def _read(self, variant: str, which: Vectors) -> tuple[np.ndarray, np.ndarray]:
         path, column = self.workspace.embeddings(variant), _COLUMNS[which]
         vectors = read_vectors(path, column, fill="mean")
         if vectors is None:
             raise ArtifactError(str(path), "has no item vectors", "name another variant")
         absent = EMBEDDINGS.scan(path).filter(pl.col(column).is_null()).select("item_id").collect()
-        if which != "fused":
-            vectors[1:] -= self._mean(vectors, variant, which)
+        mean_D = np.zeros(vectors.shape[1], dtype=np.float32)
+        if which != "fused" and len(vectors) > 2:  # a single item keeps its vector
+            mean_D = vectors[1:].mean(axis=0, dtype=np.float64).astype(np.float32)  # missing vectors are filled with it
+            vectors[1:] -= mean_D
         vectors[absent["item_id"].to_numpy()] = 0  # zero and not the mean: an item without an image is not near any item
-        return vectors
-
-    def _mean(self, vectors: np.ndarray, variant: str, which: Vectors) -> np.ndarray:
-        """The mean ``(D,)`` of a modality's vectors, which is subtracted before cosines, as in a loss with ``center: batch``.
-
-        The loss compares vectors without their mean, so training does not determine where the mean of images lies relative to
-        that of texts, and a common direction hides the differences between items.  The missing vectors of ``vectors`` are
-        the mean, so they do not change it.  A single item keeps its vector.
-        """
-        mean_D = vectors[1:].mean(axis=0, dtype=np.float64).astype(np.float32)
-        self._means[variant, which] = mean_D if len(vectors) > 2 else np.zeros_like(mean_D)
-        return self._means[variant, which]
+        return vectors, mean_D
 
     def near_item(self, item_id: int, variant: str, which: Vectors, k: int) -> Found:
         """The items nearest to an item, without the item itself; empty if the item has no such vector."""
@@ -142,9 +138,9 @@ class FinishedRun:
         if which == "fused":
             raise ConfigError("--against", "is 'fused', and a text cannot be compared with fused vectors", "use text or image")
         vectors = self.vectors(variant, which)
-        self.vectors(variant, "text")  # the mean of the texts
+        _, mean_D = self._vectors_and_mean(variant, "text")
         with self._one_pass:
-            query_D = self.encoder(variant).encode(text) - self._means[variant, "text"]
+            query_D = self.encoder(variant).encode(text) - mean_D
         return nearest(vectors, query_D, k)
 
     def encoder(self, variant: str) -> TextEncoder:

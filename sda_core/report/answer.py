@@ -111,15 +111,13 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         statements += [Statement(recommender, found) for found in pairs]
     undecided = tuple(statement for statement in statements if statement.against.verdict in ("no clear difference", "equal"))
     shown = tuple(statement for statement in statements if statement not in undecided)
-    blind = [power.recommender for power in powers if power.oracle.verdict in ("lower", "equal")]
-    unclear = [power for power in powers if power.oracle.verdict == "no clear difference"]
     return Answer(
         tuple(powers),
         tuple(choices),
         shown,
         undecided,
         _next_for_shown(shown, simulated),
-        _next_for_undecided(undecided, blind, unclear, bool(powers), num_seeds, simulated),
+        _next_for_undecided(undecided, powers, num_seeds, simulated),
     )
 
 
@@ -159,33 +157,26 @@ def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
     return "Export the chosen vectors and use them in your own recommender: sda export --help"
 
 
-def _next_for_undecided(
-    undecided: Sequence[Statement],
-    blind: Sequence[str],
-    unclear: Sequence[Power],
-    has_oracle: bool,
-    num_seeds: int,
-    simulated: bool,
-) -> str:
+def _next_for_undecided(undecided: Sequence[Statement], powers: Sequence[Power], num_seeds: int, simulated: bool) -> str:
     """The first reason that may prevent a decision on a difference, with the next step.
 
     Args:
         undecided: the differences.
-        blind: recommenders in which the oracle is not above ids, and not by too wide an interval.
-        unclear: recommenders in which the interval of the oracle is too wide.
-        has_oracle: whether the ladder has the positive control.
+        powers: the power of each recommender; empty if the ladder has no positive control.
         num_seeds: number of seeds of the recommenders.
         simulated: whether it is the built-in shop.
     """
     if not undecided:
         return ""
+    blind = [power.recommender for power in powers if power.oracle.verdict in ("lower", "equal")]
+    unclear = [power.recommender for power in powers if power.oracle.verdict == "no clear difference"]
     if blind:
         names = " and ".join(blind)
         return f"Repair {names} first: change train_recommender.{blind[0]} until oracle is clearly better than id on validation"
-    if simulated and not has_oracle:
+    if simulated and not powers:
         return "Add the positive control first: add oracle to the ladder (variants, control_embeddings.variants)"
     if unclear:
-        names = " and ".join(power.recommender for power in unclear)
+        names = " and ".join(unclear)
         return (
             "Add users (dvc exp run -S dataset.num_users=6000), or compare several draws of the shop (docs/results.md, "
             f'"Eight draws of the default shop"): in {names} even perfect knowledge is not clearly better than ids here'
