@@ -139,12 +139,12 @@ def draw_product(
     first = tone(product.colour, rng, 16)
     second = tone(product.second, rng, 14) if product.second else first
     if product.second and rng.random() < 0.3:  # a lighter or darker tone of the first colour
-        second = np.clip(first * float(rng.choice([0.55, 1.0])) + float(rng.choice([0.0, 90.0])), 0, 255).astype(np.float32)
+        second = (first * 0.5 if first.mean() > 110 or rng.random() < 0.3 else first * 0.6 + 100).astype(np.float32)
     rgb = first * (1 - share) + second * share
     if product.motif:
-        small = max(8, round(size * float(rng.uniform(0.28, 0.5))))
+        small = max(8, round(size * float(rng.uniform(0.32, 0.7))))
         stamp = fitted(masks[f"motif {product.motif}"], small, float(rng.uniform(-14, 14)), mirrored=False)
-        top, left = ((size - small) * rng.uniform(0.35, 0.65, 2)).astype(int)
+        top, left = ((size - small) * rng.uniform(0.3, 0.7, 2)).astype(int)
         ink = np.zeros((size, size, 1), np.float32)
         ink[top : top + small, left : left + small, 0] = stamp
         options = [colour for colour in COLOURS if distance(colour, product.colour) >= 110]
@@ -195,14 +195,14 @@ def draw_scene(
             colour = np.broadcast_to(rng.uniform(0, 255, 3).astype(np.float32), (size, size, 3))
             put(colour, mask * float(rng.uniform(0.6, 1)), float(places[0]), float(places[1]))
 
-    if rng.random() < 0.5:
-        clutter(int(rng.integers(1, 5)))
+    if rng.random() < 0.4:
+        clutter(int(rng.integers(1, 4)))
     if len(products) == 2:
         spots, fills, drawn = list(RELATIONS.values())[rng.integers(4)], (0.4, 0.54), products
     elif count > 1:
         spots, fills, drawn = GROUPS[count], (0.36, 0.5), products * count
     else:
-        spots, fills, drawn = ((rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)),), (0.52, 0.96), products
+        spots, fills, drawn = ((rng.uniform(0.44, 0.56), rng.uniform(0.44, 0.56)),), (0.6, 1.0), products
     for product, (across, down) in zip(drawn, spots, strict=True):
         size = round(side * float(rng.uniform(*fills)))
         rgb, alpha = draw_product(product, masks, size, rng)
@@ -218,7 +218,7 @@ def draw_scene(
     if degraded < 0.15:
         image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 1.6))))
     elif degraded < 0.45:  # an enlarged small image
-        small = int(rng.integers(48, 97))
+        small = int(rng.integers(56, 97))
         image = image.resize((small, small), Image.Resampling.BILINEAR).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(image)
 

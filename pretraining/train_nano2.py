@@ -8,6 +8,8 @@ In addition to the data of nano (``train.py``), each step uses scenes with known
   uniform guess, summed over the attributes.
 * ``dense``: one minus the cosine of a linear map of each image token and EfficientNet's features of the same place of the
   image; the features are transformed like the image.
+* ``token_contrastive``, in the first steps: nano's contrastive loss of captions on a linear map of the mean image token, which
+  costs no pass of the decoder.
 * ``pooled``, ``image_rows``: the same for the backbone's vector and the mean of the features, and the similarities within a
   batch.
 
@@ -20,7 +22,7 @@ weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -168,7 +170,7 @@ def read_maps(work: Path, name: str) -> tuple[np.ndarray | None, np.ndarray, np.
 
 
 class Heads(nn.Module):
-    """Weights that only training uses: linear maps to attributes and to EfficientNet's features, and the temperature."""
+    """Weights that only training uses: linear maps to attributes, EfficientNet's features and captions, and the temperature."""
 
     def __init__(self, width: int, num_classes: int, num_channels: int) -> None:
         super().__init__()
@@ -176,6 +178,7 @@ class Heads(nn.Module):
         self.tokens = nn.Linear(width, num_classes)
         self.dense = nn.Linear(width, num_channels)
         self.pooled = nn.Linear(width, num_channels)
+        self.caption = nn.Linear(width, width)
         self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
@@ -341,6 +344,15 @@ def staged(params: dict[str, Any], step: int) -> dict[str, Any]:
     return params
 
 
+def drawn_captions(material: Material, params: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
+    """Draw other captions for the contrastive loss, of nano's corpus and of contrastive sources: rows of the targets."""
+    sides = (
+        (material.corpus.caption_ids, params["num_other_captions"]),
+        (material.other_ids, params["num_other_seen_captions"]),
+    )
+    return np.concatenate([rng.choice(ids, min(count, len(ids)), replace=False) for ids, count in sides])
+
+
 def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
     """The losses of one step by name, not yet weighted."""
     corpus = material.corpus
@@ -354,13 +366,7 @@ def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str,
     text_ids = drawn_places(corpus.text_places, list(params["text_shares"].values()), params["num_texts"], rng)
     num_seen_texts = min(params["num_seen_texts"], len(material.other_ids))
     text_ids = np.concatenate([text_ids, rng.choice(material.other_ids, num_seen_texts, replace=False)])
-    other_ids = np.concatenate([
-        rng.choice(ids, min(count, len(ids)), replace=False)
-        for ids, count in (
-            (corpus.caption_ids, params["num_other_captions"]),
-            (material.other_ids, params["num_other_seen_captions"]),
-        )
-    ])  # fmt: skip
+    other_ids = drawn_captions(material, params, rng)
     prompt = int(rng.integers(len(params["image_prompts"])))
     with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
         texts = text_vectors(encoder, [material.rows[place] for place in text_ids], params["text_batch_size"])
@@ -399,7 +405,13 @@ def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str,
 def token_outputs(heads: Heads, tokens_BMD: Tensor, mapped: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs of the heads on image tokens: features of the mapped images by place, and logits from the mean token."""
     level = F.layer_norm(tokens_BMD.float(), tokens_BMD.shape[-1:])
-    return heads.dense(level[mapped]).float(), heads.tokens(F.layer_norm(level.mean(1), level.shape[-1:])).float()
+    return heads.dense(level[mapped]).float(), heads.tokens(mean_token(tokens_BMD)).float()
+
+
+def mean_token(tokens_BMD: Tensor) -> Tensor:
+    """``(B, D)`` standardised mean of the standardised image tokens."""
+    level = F.layer_norm(tokens_BMD.float(), tokens_BMD.shape[-1:])
+    return F.layer_norm(level.mean(1), level.shape[-1:])
 
 
 def tower_losses(
@@ -407,10 +419,19 @@ def tower_losses(
 ) -> dict[str, Tensor]:
     """The losses on image tokens, for the first steps, in which the tower is trained without the decoder."""
     batch = drawn_batch(material, params, size, rng)
+    other_ids = drawn_captions(material, params, rng)
     with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
         tokens, _ = encoder.image_tokens(batch.rgb)
         dense, logits = token_outputs(heads, tokens, batch.mapped)
-    found = {"token_heads": attribute_loss(logits, batch.labels, material.heads, params["head_weights"])}
+    own = torch.from_numpy(batch.own)
+    seen = F.normalize(heads.caption(mean_token(tokens))[own, : material.targets.shape[1]], dim=-1)
+    targets, others = (torch.from_numpy(material.targets[ids]) for ids in (batch.caption_ids[batch.own], other_ids))
+    same = torch.from_numpy(batch.caption_ids[batch.own][:, None] == other_ids[None])
+    scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
+    found = {
+        "token_heads": attribute_loss(logits, batch.labels, material.heads, params["head_weights"]),
+        "token_contrastive": contrastive(seen, targets, others, same, scale, params["softness"]),
+    }
     if len(batch.mapped):
         found["dense"] = dense_loss(dense, batch.maps, tuple(params["channels"]))
     return found
@@ -508,6 +529,7 @@ def first_model(
             weight.copy_(stored[source])
     if params["nano2"]["new_tower"]:
         whiten(model.model.visual, work, params["train"])
+        look_at_neighbours(model.model.visual, params["nano2"]["head_offsets"], params["nano2"]["head_sharpness"])
     if not turned:
         return model, encoder, axes
     return model, encoder, turned_axes(work, encoder, axes, params["nano2"]["num_axis_texts"])
@@ -533,6 +555,45 @@ def whiten(visual: nn.Module, work: Path, params: dict[str, Any]) -> None:
     powers, axes = powers.flip(0)[: len(kernel)], axes.flip(1)[:, : len(kernel)]
     rows = (axes / (powers + 0.05).sqrt()).T.float().view(len(kernel), 3, 1, PATCH * PATCH) / 2
     kernel.copy_(rows.expand(-1, -1, 2, -1).reshape(kernel.shape))
+
+
+@torch.no_grad()
+def look_at_neighbours(visual: nn.Module, offsets: Sequence[Sequence[Sequence[int] | None]], sharpness: float) -> None:
+    """Initialise attention heads so that each looks at one neighbour of its patch, as a convolution does.
+
+    A tower that starts at random has to learn which patches are neighbours (d'Ascoli et al. 2021, "ConViT: improving vision
+    transformers with soft convolutional inductive biases").  Rotary embeddings turn a constant query and key by angles
+    proportional to their positions; so constants in the biases alone give the scores
+
+        sharpness * sum over axes and the two highest frequencies f of cos(f * (position of key - position of query - offset)),
+
+    which are largest at the offset.  The weights of query and key, which depend on the content, become smaller by a factor of 4
+    in these heads.
+
+    Args:
+        visual: the tower.
+        offsets: for each block and head the offset of the key in patches, ``[rows, columns]``; None leaves a head as it is.
+        sharpness: scale of the scores.
+    """
+    tower: Any = visual
+    for block, own in zip(tower.blocks, offsets, strict=True):
+        linear, num_heads = block.attn.qkv, block.attn.num_heads
+        width = linear.in_features // num_heads
+        weight_3HDI, bias_3HD = linear.weight.view(3, num_heads, width, -1), linear.bias.view(3, num_heads, width)
+        frequencies = tower.rotary_pos_emb.inv_freq
+        length = math.sqrt(sharpness * math.sqrt(width))
+        for head, offset in enumerate(own):
+            if offset is None:
+                continue
+            weight_3HDI[:2, head] /= 4
+            for axis, distance in enumerate(offset):
+                for place in range(2):
+                    # pairs of dimensions that rotate together: half the width apart, first those of rows, then of columns
+                    first = axis * len(frequencies) + place
+                    angle = frequencies[place] * distance
+                    bias_3HD[0, head, first] = length
+                    bias_3HD[1, head, first] = length * torch.cos(angle)
+                    bias_3HD[1, head, first + width // 2] = -length * torch.sin(angle)
 
 
 @torch.inference_mode()

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from transformers.vision_utils import get_vision_position_ids
 
 from pretraining.busy_scenes import MOTIFS, PATTERNS, described, draw_scene, drawn_products, labels, pattern_share
 from pretraining.common import settings
 from pretraining.export import write_checkpoint
-from pretraining.model import patches
+from pretraining.model import ImageGrid, patches
 from pretraining.scenes import WORDS, Product, held_out
 from pretraining.seen import write
 from pretraining.train import plain
@@ -34,6 +35,7 @@ from pretraining.train_nano2 import (
     first_model,
     is_inner,
     laid_over,
+    look_at_neighbours,
     losses,
     nano2_rate,
     nano2_settings,
@@ -153,7 +155,7 @@ def params():
         "stages": [{"until": 1, "tower_alone": True, "only_mapped": True, "sources": {"scenes": 5}, "num_images": 0}],
         "sources": {"scenes": 4, "clothing_cc0": 3}, "num_valid_images": 4,
     }  # fmt: skip
-    chosen["nano2"] |= {"num_axis_texts": 10, "new_tower": False}
+    chosen["nano2"] |= {"num_axis_texts": 10, "new_tower": False, "head_offsets": [[[0, 1], *[None] * 5], [None] * 6, [None] * 6]}
     return chosen
 
 
@@ -228,6 +230,11 @@ def test_every_loss_has_a_weight_and_a_gradient_reaches_the_tower(folder, params
     heads = Heads(256, len(material.classes), 5)
     found = losses(encoder, heads, material, params["train"], 0, 2)
     assert found.keys() <= params["train"]["loss_weights"].keys()
+    alone = losses(encoder, heads, material, params["train"], 0, 0)
+    assert alone.keys() <= params["train"]["loss_weights"].keys()
+    for name in ("token_contrastive", "token_heads"):
+        (gradient,) = torch.autograd.grad(alone[name], [model.model.visual.patch_embed.proj.weight], retain_graph=True)
+        assert gradient.abs().max() > 0, name
     for name in ("vector_heads", "token_heads", "dense", "pooled"):
         (gradient,) = torch.autograd.grad(found[name], [model.model.visual.patch_embed.proj.weight], retain_graph=True)
         assert gradient.abs().max() > 0, name
@@ -239,7 +246,7 @@ def test_a_stage_trains_the_tower_alone_on_mapped_images(folder, params):
     assert 3 not in material.sources["scenes"].mapped
     heads = Heads(256, len(material.classes), 5)
     found = losses(encoder, heads, material, params["train"], 0, 0)
-    assert found.keys() == {"token_heads", "dense"}
+    assert found.keys() == {"token_heads", "token_contrastive", "dense"}
     torch.stack(list(found.values())).sum().backward()
     assert model.model.language_model.layers[0].mlp.up_proj.weight.grad is None
     rates = [nano2_rate(step, params["train"] | {"num_warmup_steps": 2}) for step in range(3)]
@@ -259,6 +266,39 @@ def test_a_new_tower_starts_at_whitened_patches(folder, params):
     spread = (found.pow(2).mean(0)).sqrt()
     assert spread[:5].max() < 2 * spread[:5].min()
     assert encoder.images(rgb[:2]).isfinite().all()
+
+
+def scores_of_a_head(model, head: int, num_patches: int = 8) -> torch.Tensor:
+    """Attention of one head of the first block by rows and columns of query and key, from the biases alone."""
+    visual = model.model.visual
+    grid = ImageGrid.of(visual, num_patches, num_patches)
+    block = visual.blocks[0]
+    with torch.no_grad():
+        query, key = (block.attn.qkv.bias.view(3, block.attn.num_heads, -1)[part, head] for part in (0, 1))
+        turned = [one * grid.cos_ND + torch.cat([-one[16:], one[:16]]) * grid.sin_ND for one in (query, key)]
+    positions = get_vision_position_ids(torch.tensor([[1, num_patches, num_patches]]), 2, kwargs={})[grid.order_N]
+    places = positions[:, 0] * num_patches + positions[:, 1]
+    scores = torch.zeros(num_patches**2, num_patches**2)
+    scores[places[:, None], places[None]] = turned[0] @ turned[1].T / len(query) ** 0.5
+    return scores.view(num_patches, num_patches, num_patches, num_patches)
+
+
+@pytest.mark.parametrize("offset", [(0, 1), (0, -1), (2, 0), (-1, -1), (0, 0)])
+def test_a_head_looks_at_its_neighbour_first(folder, params, offset):
+    model, _, _ = first_model(folder, params, folder / "first")
+    before = model.model.visual.blocks[0].attn.qkv.weight.clone()
+    look_at_neighbours(model.model.visual, [[None, list(offset), *[None] * 4], [None] * 6, [None] * 6], 4.0)
+    scores = scores_of_a_head(model, 1)
+    for row in range(2, 6):
+        for column in range(2, 6):
+            best = int(scores[row, column].argmax())
+            assert (best // 8 - row, best % 8 - column) == offset
+    # the formula: sharpness times the sum over both axes and two frequencies, 1 and 10 ** -0.5
+    wanted = 4.0 * sum(np.cos(f * (3 - 2 - offset[0])) + np.cos(f * (5 - 2 - offset[1])) for f in (1.0, 10**-0.5))
+    assert scores[2, 2, 3, 5].item() == pytest.approx(wanted, abs=1e-4)
+    after = model.model.visual.blocks[0].attn.qkv.weight
+    changed = (after != before).view(3, 6, -1).any(-1)
+    assert changed.tolist() == [[False, True, *[False] * 4]] * 2 + [[False] * 6]
 
 
 def test_both_optimisers_keep_their_state(folder, params):
