@@ -50,16 +50,16 @@ class Setting:
 SETTINGS = (
     Setting("LoRA, InfoNCE", "lora", "infonce", {}),
     Setting("MoDA, CMSA", "moda", "loss", {}),
-    Setting("MoDA, CMSA, the tower run each step", "moda", "loss", {"vision_cache": "never"}),
+    Setting("MoDA, CMSA, no vision cache", "moda", "loss", {"vision_cache": "never"}),
     Setting("MoDA, CMSA, micro batch 16", "moda", "loss", {"micro_batch_size": 16}),
     Setting("MoDA, CMSA, micro batch 8", "moda", "loss", {"micro_batch_size": 8}),
     Setting("MoDA, CMSA, micro batch 4", "moda", "loss", {"micro_batch_size": 4}),
     Setting("LoRA, InfoNCE, micro batch 4", "lora", "infonce", {"micro_batch_size": 4}),
     Setting("MoDA, CMSA, checkpointing", "moda", "loss", {"gradient_checkpointing": True}),
     Setting("LoRA, InfoNCE, checkpointing", "lora", "infonce", {"gradient_checkpointing": True}),
-    Setting("MoDA, CMSA, both", "moda", "loss", {"micro_batch_size": 4, "gradient_checkpointing": True}),
-    Setting("MoDA, CMSA taught by the base", "moda", "loss", {}, {"teacher_source": "base"}),
-    Setting("MoDA, CMSA, the base's structure kept", "moda", "loss", {}, {"keep_base": 0.5}),
+    Setting("MoDA, CMSA, micro batch 4, checkpointing", "moda", "loss", {"micro_batch_size": 4, "gradient_checkpointing": True}),
+    Setting("MoDA, CMSA, base vectors as teacher", "moda", "loss", {}, {"teacher_source": "base"}),
+    Setting("MoDA, CMSA, keep_base 0.5", "moda", "loss", {}, {"keep_base": 0.5}),
 )
 
 
@@ -67,7 +67,7 @@ def main(
     shape: Annotated[Literal["tiny", "7b"], typer.Option()] = "tiny",
     batch: int = 32,
     side: Annotated[int, typer.Option(help="Width and height of an image in pixels.")] = 112,
-    characters: Annotated[int, typer.Option(help="Mean length of a text; also its number of tokens.")] = 150,
+    characters: Annotated[int, typer.Option(help="Mean length of a text in characters, which are also its tokens.")] = 150,
     steps: Annotated[int, typer.Option(help="Measured steps.")] = 5,
     only: Annotated[
         Numbers, typer.Option(parser=numbers, metavar="0,1,...", help="Settings to run, by number from 0.")
@@ -78,7 +78,7 @@ def main(
         found = in_own_process(measure, number, shape, batch, side, characters, steps)
         if not place:
             print(f"{found['where']}, shape {shape}, batch {batch}, {found['tokens']}\n")
-            print("| setting | s a step | items/s | peak GiB | 4,000 steps, h |\n|---|---|---|---|---|")
+            print("| setting | s/step | items/s | peak GiB | 4,000 steps, h |\n|---|---|---|---|---|")
         cells = ["does not fit", "", "", ""]
         if found["seconds"]:
             seconds, held = found["seconds"], f"{found['peak'] / 2**30:.1f}" if found["peak"] else ""
@@ -107,7 +107,7 @@ def measure(number: int, shape: str, batch: int, side: int, characters: int, ste
         seconds, peak = run(SETTINGS[number], backbone, source, batch, steps, device)
     return {
         "where": f"{where}, {dtype}",
-        "tokens": f"{tokens[0]:.0f} tokens an image, {tokens[1]:.0f} a text, weights {held:.1f} GiB",
+        "tokens": f"{tokens[0]:.0f} tokens per image, {tokens[1]:.0f} per text, weights {held:.1f} GiB",
         "seconds": seconds,
         "peak": peak,
     }

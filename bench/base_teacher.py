@@ -70,10 +70,10 @@ def main(rounds: int = 20, batch: int = 32, side: int = 64, characters: int = 30
     quarter = len(ratios) // 4
     own, base = (statistics.median(found) for found in kept.values())
     share = once / len(rows) * batch / own
-    print(f"{rounds} rounds of a step each, batch {batch}, one thread, processor time")
-    print(f"median of a step: {own:.3f} s with the trained vectors as the teacher, {base:.3f} s with the base's")
+    print(f"{rounds} rounds of one step per side, batch {batch}, one thread, processor time")
+    print(f"median of a step: {own:.3f} s with the adapted vectors as the teacher, {base:.3f} s with the base vectors")
     print(f"ratio: median {statistics.median(ratios):.3f} x, quartiles {ratios[quarter]:.3f} and {ratios[-1 - quarter]:.3f}")
-    print(f"the base's vectors once: {1000 * once / len(rows):.1f} ms an item; those of a batch {share:.2f} x a step")
+    print(f"base vectors, computed once: {1000 * once / len(rows):.1f} ms per item; for a batch {share:.2f} x the time of a step")
 
 
 def step(

@@ -97,7 +97,7 @@ def main(
     """Measure and print."""
     curl = shutil.which("curl")
     if curl is None:
-        raise SystemExit("curl is not here")
+        raise SystemExit("curl is not installed: install it, or run the comparison on another machine")
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place = Path(name)
@@ -135,4 +135,4 @@ def main(
         print(f"  {tool:10s}  {step:6.2f} s  {size / step / 1e6:5.0f} MB/s  processor {cpu_step:6.2f} s")
     yardstick, cpu_yardstick = sum(step[0] for step in best), sum(step[1] for step in best)
     print(f"the three     {yardstick:6.2f} s              processor {cpu_yardstick:6.2f} s")
-    print(f"ours takes {seconds / yardstick:.2f} x their time, {cpu_seconds / cpu_yardstick:.2f} x their processor time")
+    print(f"sda download takes {seconds / yardstick:.2f} x their time, {cpu_seconds / cpu_yardstick:.2f} x their processor time")

@@ -146,9 +146,9 @@ def main(
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, {precision}, shape {shape}, {items} items in batches of {batch}, images of {side} px")
     print(
-        f"matmul peak {peak / 1e12:.3g} TFLOP/s; padding {1 - num_tokens['text'] / num_padded['text']:.1%} of the texts' places"
+        f"matmul peak {peak / 1e12:.3g} TFLOP/s; padding {1 - num_tokens['text'] / num_padded['text']:.1%} of the text positions"
     )
-    print("\n| side     | modality | items/s | tokens/s | of peak | x base's time |\n|---|---|---|---|---|---|")
+    print("\n| side     | modality | items/s | tokens/s | of peak | time / base |\n|---|---|---|---|---|---|")
     for which in SIDES:
         for name in batches:
             spent = statistics.median(seconds[which, name])

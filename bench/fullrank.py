@@ -59,7 +59,7 @@ def main(num_users: int = 52_204, num_items: int = 57_019, width: int = 128, his
     seconds["histories"] = since(begin)
     begin = now()
     placed = ranking.place_targets(model, data, None, settings.batch_size, device)
-    seconds["place targets (product included)"] = since(begin)
+    seconds["rank targets (includes the product)"] = since(begin)
     begin = now()
     metrics = evaluation.summarise(evaluation.score_positions(placed, settings.ties), interactions, settings)
     seconds["positions, metrics, 1,000 resamples"] = since(begin)
@@ -67,9 +67,9 @@ def main(num_users: int = 52_204, num_items: int = 57_019, width: int = 128, his
     print(f"{num_users:,} users x {num_items:,} items x {width}, {threads}")
     product = seconds["matrix product alone"]
     whole = (sum(clock for clock, _ in seconds.values()) - product[0], sum(cpu for _, cpu in seconds.values()) - product[1])
-    for name, (clock, cpu) in {**seconds, "evaluation in all": whole}.items():
+    for name, (clock, cpu) in {**seconds, "whole evaluation": whole}.items():
         print(f"| {name:<36} | {clock:7.2f} s | {cpu:7.2f} CPU s |")
     print(
-        f"evaluation: {whole[0] / product[0]:.2f} x the product alone by the clock, {whole[1] / product[1]:.2f} x its CPU seconds"
+        f"evaluation / matrix product: {whole[0] / product[0]:.2f} x wall-clock time, {whole[1] / product[1]:.2f} x CPU seconds"
     )
     print(f"hit@10 {metrics['hit@10']:.4f} (chance {10 / num_items:.4f})")

@@ -66,6 +66,8 @@ def main(batch: int = 4096, chunk: int = 64, text_tokens: int = 96) -> None:
     steps = {name: one["peak"] - one["before"] for name, one in found.items()}
     per_item = cached["processor"] / batch / (plain["processor"] / chunk)
     print(f"batch {batch} in chunks of {chunk}, against a plain batch of {chunk}:")
-    print(f"  peak of the process {cached['peak']:.0f} MiB, {plain['peak']:.0f} MiB: {cached['peak'] / plain['peak']:.2f} x")
-    print(f"  of it the step      {steps['cached']:.0f} MiB, {steps['plain']:.0f} MiB: {steps['cached'] / steps['plain']:.2f} x")
-    print(f"  processor time an item: {per_item:.2f} x")
+    print(f"  peak of the process   {cached['peak']:.0f} MiB, {plain['peak']:.0f} MiB: {cached['peak'] / plain['peak']:.2f} x")
+    print(
+        f"  of which the step     {steps['cached']:.0f} MiB, {steps['plain']:.0f} MiB: {steps['cached'] / steps['plain']:.2f} x"
+    )
+    print(f"  processor time per item: {per_item:.2f} x")

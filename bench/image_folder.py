@@ -44,4 +44,4 @@ def main(num_images: int = 100_000) -> None:
             num_found = find(folder, ids)
             seconds[way] = time.process_time() - begin
             print(f"| {way:<6} | {seconds[way]:6.2f} s of processor time | {num_found} of {len(ids)} found |")
-    print(f"listed is {seconds['asked'] / seconds['listed']:.1f} x as fast; load {os.getloadavg()[0]:.1f}")
+    print(f"one listing is {seconds['asked'] / seconds['listed']:.1f} x as fast; load {os.getloadavg()[0]:.1f}")

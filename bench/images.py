@@ -139,12 +139,12 @@ def main(
     bound = latency_ms / 1000 * num_images / max_per_host
     mean_bytes = sum(map(len, images)) // len(images)
     what = f"{num_images} images of {side} x {side}, {mean_bytes} bytes"
-    how = f"{latency_ms:g} ms an answer; {max_per_host} requests at a time"
+    how = f"{latency_ms:g} ms per response; {max_per_host} parallel requests"
     print(f"{what}; {how}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for way, result in results.items():
         print(
             f"| {way:<5} | {result['seconds']:7.2f} s | {num_images / result['seconds']:7.1f} images/s |"
-            f" {result['cpu_seconds']:6.2f} s of CPU | peak {result['peak_mib']:5.0f} MiB | {result['num_ok']} good"
+            f" {result['cpu_seconds']:6.2f} s of CPU | peak {result['peak_mib']:5.0f} MiB | {result['num_ok']} valid"
         )
     print(f"| bound | {bound:7.2f} s | {num_images / bound:7.1f} images/s |")
     seconds = {way: result["seconds"] for way, result in results.items()}

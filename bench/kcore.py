@@ -110,7 +110,7 @@ def main(
         in_own_process(write_codes, folder, num_interactions, num_items, mean_history_length)
         measured = {way: in_own_process(run_way, way, folder, minimum) for way in WAYS}
         masks = [np.load(Path(folder) / f"{way}.npy") for way in WAYS]
-    assert all(np.array_equal(mask, masks[0]) for mask in masks), "the ways keep different rows"
+    assert all(np.array_equal(mask, masks[0]) for mask in masks), "the implementations keep different rows"
     kept = int(masks[0].sum())
     print(f"{num_interactions:,} interactions, {kept:,} in the core; {os.cpu_count()} CPU cores, load {load:.1f}")
     own = measured["core_mask"]

@@ -75,10 +75,12 @@ def run_part(part: str, num_users: int, num_items: int) -> dict[str, Any]:
     }
 
 
-def main(num_items: int = 1_000_000, num_users: Annotated[int, typer.Option(help="Users of the evaluation.")] = 1000) -> None:
+def main(
+    num_items: int = 1_000_000, num_users: Annotated[int, typer.Option(help="Number of users of the evaluation.")] = 1000
+) -> None:
     """Run all parts and print a table."""
     print(f"SASRec, {num_items:,} items x {HIDDEN}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print("\n| part | CPU s | weights, MiB | peak, MiB | of it added | a whole score matrix |\n|---|---|---|---|---|---|")
+    print("\n| part | CPU s | weights, MiB | peak, MiB | added, MiB | full score matrix, MiB |\n|---|---|---|---|---|---|")
     for part in PARTS:  # keep this process small: the system reports at least its memory as peak of a child
         found = in_own_process(run_part, part, num_users, num_items)
         what = f"evaluation of {num_users:,} users" if part == "evaluation" else f"a step of {BATCH} users, {part}"

@@ -34,7 +34,7 @@ def seconds(project: Path, *arguments: str) -> tuple[float, float]:
 def shown(name: str, watching: tuple[float, float], bare: tuple[float, float]) -> None:
     """Print one comparison."""
     print(
-        f"{name}: {watching[0]:.2f} s ({watching[1]:.2f} of processor time), without the folder {bare[0]:.2f} s ({bare[1]:.2f})",
+        f"{name}: {watching[0]:.2f} s (CPU {watching[1]:.2f} s), without the folder {bare[0]:.2f} s (CPU {bare[1]:.2f} s)",
         flush=True,
     )
 

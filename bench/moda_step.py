@@ -261,7 +261,7 @@ def training(subject: Subject, device: torch.device, rounds: int, r: int, loops:
         model.zero_grad(set_to_none=True)
     median = measure(Clock(device), rounds, {name: lambda side=side: step(*side) for name, side in sides.items()})
     reference = f"LoRA, rank {r}"
-    print(f"| {'side':28} | ms a step | x LoRA | MiB held | x LoRA |\n|{'-' * 30}|-----------|--------|----------|--------|")
+    print(f"| {'side':28} | ms/step   | x LoRA | MiB      | x LoRA |\n|{'-' * 30}|-----------|--------|----------|--------|")
     for name in sides:
         time_ratio, memory_ratio = median[name] / median[reference], memory[name] / max(memory[reference], 1)
         print(
@@ -270,7 +270,7 @@ def training(subject: Subject, device: torch.device, rounds: int, r: int, loops:
     for num_experts in loops:
         loop, ours = f"loop over experts, E = {num_experts}", f"MoDA, E = {num_experts}"
         times, held = median[loop] / median[ours], memory[loop] / memory[ours]
-        print(f"MoDA against a loop over {num_experts} experts: {times:.2f} x faster, memory 1/{held:.1f}")
+        print(f"MoDA and a loop over {num_experts} experts: MoDA is {times:.2f} x faster, with 1/{held:.1f} of the memory")
 
 
 @torch.no_grad()
@@ -289,7 +289,7 @@ def inference(subject: Subject, device: torch.device, rounds: int, r: int) -> No
     with merged_modality(merged, "image"):
         sides = {"base": lambda: run(plain), "unmerged": unmerged, "merged": lambda: run(merged)}
         median = measure(Clock(device), rounds, sides)
-    print("\n| inference, E = 4 | ms a pass | x base |\n|------------------|-----------|--------|")
+    print("\n| inference, E = 4 | ms/pass   | x base |\n|------------------|-----------|--------|")
     for name, seconds in median.items():
         print(f"| {name:16} | {1000 * seconds:9.1f} | {seconds / median['base']:6.2f} |")
 
@@ -299,7 +299,7 @@ def main(
     shape: Annotated[Literal["small", "calls", "7b", "nano"], typer.Option()] = "small",
     rounds: int = 7,
     threads: int = 1,
-    batch: Annotated[int | None, typer.Option(help="Rows of a batch; default: 8 for nano, else that of the shape.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size; default: 8 for nano, else that of the shape.")] = None,
     no_large: Annotated[
         bool, typer.Option("--no-large", help="Leave out the implementations that need most memory: loops, reference.")
     ] = False,

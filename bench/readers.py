@@ -310,10 +310,10 @@ def compare(kind: str, edition: int, path: Path, scratch: Path, repeats: int) ->
     size = best["zlib"]["size"] / 1e6
     yardstick = best["gunzip"]
     notes = {
-        "zlib": "unpacked by Python's zlib, thrown away",
+        "zlib": "decompressed by Python's zlib, output discarded",
         "reviews": f"{best['reviews']['size']:,} reviews to parquet" if kind == "reviews" else "",
         "metadata": f"all {best['metadata']['size']:,} items cleaned, to parquet" if kind == "metadata" else "",
-        "metadata, some": f"keep= {len(some):,} items of them, to parquet",
+        "metadata, some": f"{len(some):,} of the items cleaned, to parquet",
     }
     for name, note in notes.items():
         if name in best:
@@ -336,7 +336,7 @@ def compare(kind: str, edition: int, path: Path, scratch: Path, repeats: int) ->
 
 
 def main(
-    megabytes: Annotated[int, typer.Option(help="Size of each generated file, unpacked (literals: a quarter).")] = 120,
+    megabytes: Annotated[int, typer.Option(help="Decompressed size of each generated file (Python literals: a quarter).")] = 120,
     repeats: int = 3,
     folder: Annotated[
         Path | None, typer.Option(help="Folder in which generated files are kept; default: a temporary folder.")
@@ -353,7 +353,7 @@ def main(
     try:
         load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
         print(f"{os.cpu_count()} cores, load {load} before the run; best of {repeats} in turns\n")
-        print("| what | against | result | by seconds of the processor | peak memory |\n|---|---|---|---|---|")
+        print("| what | against | result | ratio of processor seconds | peak memory |\n|---|---|---|---|---|")
         if file:
             compare(*file, scratch, repeats)
             return

@@ -107,9 +107,9 @@ def compare(
     print(
         f"{rows['user'].max():,} users, {rows['item'].max():,} items, {len(rows['user']):,} interactions"
         f"{kind}; loss {loss}, batch {batch}, {epochs} epochs, "
-        f"one thread a side, best of {rounds} rounds; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+        f"one thread per side, best of {rounds} rounds; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )
-    columns = ("model", "side", "s an epoch", "x ours", "s of evaluation", "x ours", "NDCG@10", "versions")
+    columns = ("model", "side", "s/epoch", "x ours", "s/evaluation", "x ours", "NDCG@10", "versions")
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for (model, side), found in results.items():
         epoch, spent = (min(min(one["epochs"]) for one in found), min(one["evaluation"] for one in found))
@@ -127,16 +127,14 @@ def main(
     cornac: Annotated[Path | None, typer.Option(help="Python interpreter with Cornac.", show_default=False)] = None,
     install: Annotated[bool, typer.Option("--install", help="Print what to install, and exit.")] = False,
     reviews: Annotated[
-        Path | None, typer.Option(help="Reviews of the 2014 edition, packed JSON lines.", show_default=False)
+        Path | None, typer.Option(help="Reviews of the 2014 edition, gzip-compressed JSON lines.", show_default=False)
     ] = None,
     users: Annotated[int | None, typer.Option(help="Use only the first users, and their items.")] = None,
     models: Annotated[Names, typer.Option(parser=names, metavar="A,B,...")] = Names(MODELS),
     loss: Annotated[
         Literal["softmax", "bce"], typer.Option(help="Loss of SASRec and BERT4Rec; in RecBole CE or BPR.")
     ] = "softmax",
-    batch: Annotated[
-        int, typer.Option(help=f"Rows of a batch of SASRec and BERT4Rec; VBPR takes {PAIRS_PER_BATCH} pairs.")
-    ] = 128,
+    batch: Annotated[int, typer.Option(help=f"Batch size of SASRec and BERT4Rec; that of VBPR is {PAIRS_PER_BATCH}.")] = 128,
     epochs: int = 3,
     rounds: int = 2,
 ) -> None:

@@ -99,7 +99,7 @@ def main(
     kind = f"{clusters} clusters" if clusters else "no clusters"
     shape = f"{num_users:,} users x {num_items:,} items x {width}, {kind}, depth {depth}"
     print(f"{time.strftime('%Y-%m-%d')}: {shape}, {threads}")
-    print("\n| index | building, CPU s | placing, CPU s (clock) | exact / placing | recall@10 |\n|---|---|---|---|---|")
+    print("\n| index | building, CPU s | ranking, CPU s (wall-clock) | exact / ranking | recall@10 |\n|---|---|---|---|---|")
     exact = 0.0
     for factory in (None, *(index or INDEXES)):
         begin, built = now(), (0.0, 0.0)

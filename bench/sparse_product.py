@@ -38,7 +38,7 @@ def main() -> None:
         return found_NK.detach(), leaf_NK.grad
 
     print(f"{device}: {NODES} nodes, {EDGES} edges, {WIDTH} columns\n")
-    print("| product | forward the same | backward the same | ms |\n|---|---|---|---|")
+    print("| product | forward equal | backward equal | ms |\n|---|---|---|---|")
     for name, product in (("torch.sparse.mm", torch.sparse.mm), ("SLMRec's", graph_product)):
         first, same = both_ways(product), [True, True]
         start = time.perf_counter()

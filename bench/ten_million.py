@@ -156,8 +156,8 @@ def main(
     yaml.dump(params, root / "params.yaml")
     measured = {module: run_stage(module, root) for module in ("stages.download", "stages.filter")}
     size = sum((folder / name).stat().st_size for name in (REVIEWS, METADATA))
-    print(f"{num_reviews:,} reviews, {size / 1e9:.2f} GB packed, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{num_reviews:,} reviews, {size / 1e9:.2f} GB compressed, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}")
     for module, (seconds, cpu_seconds, mebibytes) in measured.items():
-        print(f"| {module:<16} | {seconds:7.1f} s | {cpu_seconds:7.1f} CPU s | {mebibytes:7.0f} MiB at most |")
+        print(f"| {module:<16} | {seconds:7.1f} s | {cpu_seconds:7.1f} CPU s | {mebibytes:7.0f} MiB peak |")
     for name, value in json.loads((root / "data" / "filtered" / "statistics.json").read_text(encoding="utf-8")).items():
         print(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}")

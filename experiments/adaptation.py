@@ -91,16 +91,16 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
     "Can this recommender use vectors here?": [
         ("id", "random"), ("text_only", "random"), ("attributes", "random"), ("attributes", "id"), ("shuffled", BASE),
     ],
-    "Does adaptation beat the backbone as it is?": [(variant, BASE) for variant in _ADAPTED],
-    "Does it beat the texts alone?": [(variant, "text_only") for variant in _ADAPTED],
-    "Does it help beside ids?": [
+    "Does adaptation beat the frozen backbone?": [(variant, BASE) for variant in _ADAPTED],
+    "Does it beat the text vectors alone?": [(variant, "text_only") for variant in _ADAPTED],
+    "Does it help together with ids?": [
         (f"{IDS}{BASE}", "id"), (f"{IDS}sda", f"{IDS}{BASE}"), (f"{IDS}lora", f"{IDS}{BASE}"),
         (f"{IDS}sda", f"{IDS}text_only"), (f"{IDS}random", "id"),
     ],
     "MoDA or LoRA?": [("infonce", "lora"), ("sda", "lora_cmsa")],
     "Soft or hard targets?": [("sda", "infonce"), ("lora_cmsa", "lora")],
     "Base and adapted vectors together?": [("sda+base", BASE), ("sda+base", "text_only"), ("sda+base", "sda")],
-    "What do photos bring?": [("image_only", "random"), (BASE, "text_only"), ("text_attributes", "text_only")],
+    "What do images add?": [("image_only", "random"), (BASE, "text_only"), ("text_attributes", "text_only")],
 }  # fmt: skip
 """The pairs of vectors that answer each question: first minus second."""
 

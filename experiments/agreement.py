@@ -383,9 +383,9 @@ def agree(ours_SU: np.ndarray, theirs_SU: np.ndarray, low: float, high: float) -
     spread = max(float(np.ptp(values.mean(1))) for values in (ours_SU, theirs_SU))
     bound = WIDTH * theirs_SU.mean()
     if difference <= spread:
-        return "yes: within the seeds' range"
+        return "yes: within the range over seeds"
     if -bound < low <= 0.0 <= high < bound:
-        return "yes: the interval holds 0"
+        return "yes: the interval contains 0"
     return "no" if not low <= 0.0 <= high else "open: the interval is wide"
 
 
@@ -412,8 +412,8 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
             spent = [read_json(folder / model / row / f"{seed}.json", "result")["seconds"] for seed in seeds]
             lines.append([*cells, f"{np.mean(spent):.0f}"])
     heads = ["model", "row", *(f"{name}@{CUTOFF} (range over seeds)" for name in ("NDCG", "Hit"))]
-    heads += [f"NDCG@{CUTOFF}, ours minus the library's [95 %]", "agrees", "processor seconds a training"]
-    return markdown_table(heads, lines, "Ours beside the other library")
+    heads += [f"NDCG@{CUTOFF}, ours minus the library's [95 %]", "agrees", "processor seconds per training"]
+    return markdown_table(heads, lines, "Our results and those of the other library")
 
 
 def rows_of(folder: Path, seeds: Sequence[int]) -> list[str]:
@@ -441,6 +441,6 @@ def same_lists(folder: Path, models: Sequence[str], seeds: Sequence[int]) -> str
             kept = own.get("ndcg_with_history")
             lines.append([*cells, str(int((frame["num_tied"] > 0).sum())), "" if kept is None else f"{kept:.6f}"])
     heads = ["model", "library", "seed"]
-    heads += [f"{name}@{CUTOFF}, {what}" for name in ("NDCG", "Hit") for what in ("ours", "its own", "difference")]
-    heads += ["targets that tie", "its own NDCG with the history in the list"]
-    return markdown_table(heads, lines, "One ranking, two evaluations")
+    heads += [f"{name}@{CUTOFF}, {what}" for name in ("NDCG", "Hit") for what in ("ours", "the library's", "difference")]
+    heads += ["tied targets", "the library's NDCG with the history in the list"]
+    return markdown_table(heads, lines, "The same scores, evaluated by us and by the library")

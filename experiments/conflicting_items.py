@@ -41,7 +41,7 @@ from sda_core.embeddings.controls import Vectors, read_table
 from sda_core.params import DemoDataset, Params
 from sda_core.unit_rows import unit_rows
 
-AGREEING, IMAGE, TEXT = "alike in both", "alike in image only", "alike in text only"
+AGREEING, IMAGE, TEXT = "similar in both", "similar in image only", "similar in text only"
 KINDS = (AGREEING, IMAGE, TEXT)
 SHARE_ALIKE = 0.02  # share of all pairs, in each modality
 MAX_ITEMS = 2_000  # the first items; two million pairs

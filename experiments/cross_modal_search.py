@@ -53,6 +53,7 @@ from sda_core.unit_rows import unit_rows
 CONTROL = "mismatched"
 DIRECTIONS = ("text to image", "image to text")
 GEOMETRIES = ("as they are", "without the mean")  # also values in the kept tables
+SHOWN = {"as they are": "with the mean of their modality", "without the mean": "without the mean of their modality"}
 METRICS = {"R@1": lambda places: hits(places, 1), "R@10": lambda places: hits(places, 10), "MRR": reciprocals}
 
 
@@ -228,7 +229,7 @@ def table(placed: Mapping[str, Sequence[pl.DataFrame]], params: Params) -> str:
                     for metric in ("R@10", "MRR")
                 ]
                 rows.append([direction, variant, *cells])
-        title = f"{num_items} held-out items, {num_seeds} seeds, cosines of embeddings {geometry}"
+        title = f"{num_items} held-out items, {num_seeds} seeds, cosines of embeddings {SHOWN[geometry]}"
         heads = ["search", "vectors", *METRICS, f"R@10 - {BASE}", f"MRR - {BASE}"]
         tables.append(markdown_table(heads, rows, title))
     return "\n".join(tables)

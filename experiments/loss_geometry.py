@@ -407,10 +407,10 @@ FIGURES = {
 PROBES = {
     "probes image": "images",
     "probes text": "texts",
-    "own image": "images, what they alone show",
-    "own text": "texts, what they alone show",
-    "own fused": "fused, what one alone shows",
-    "own with base": "the same, with base",
+    "own image": "images, image-only attributes",
+    "own text": "texts, text-only attributes",
+    "own fused": "fused, attributes of one modality",
+    "own with base": "fused with base, attributes of one modality",
 }
 
 

@@ -60,7 +60,7 @@ class Model:
 
 
 MODELS = {
-    "pop": Model("pop", {"counts": "train"}, {}, "what the default counts"),
+    "pop": Model("pop", {"counts": "train"}, {}, "training counts, the default"),
     "pop_leaking": Model("pop", {"counts": "all"}, {"fullrank": (0.0152, 0.0068)}, "S3-Rec's tables: counts over all splits"),
     "bert4rec": Model("bert4rec", {}, {"fullrank": (0.0347, 0.0170)}, "S3-Rec's table"),
     "sasrec_bce": Model("sasrec", {"loss": "bce", "num_negatives": 1}, {"fullrank": (0.0605, 0.0318)}, "S3-Rec's table"),
@@ -114,7 +114,7 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
             )
             rows.append([*cells, epochs(folder / name, done)])
     heads = ["model", "candidates", "seeds", f"Hit@{CUTOFF} (sd of the seeds) [95 %]", f"NDCG@{CUTOFF}", "published"]
-    return markdown_table([*heads, "shares of it", "best epoch of"], rows)
+    return markdown_table([*heads, "ours / published", "best epoch of all"], rows)
 
 
 def intervals(folder: Path, models: Sequence[str], seeds: Sequence[int], params: EvaluateParams) -> Panels:

@@ -78,7 +78,7 @@ def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
     recommenders = [name for name in params.recommenders if noise_file.has_seed(tree, name)]
     if not trained or not recommenders:
         problem = "no variant has an adapter" if not trained else "no recommender has a seed"
-        raise ConfigError(str(root / "params.yaml"), problem, "the run's own seeds hold all of its noise: see `sda diff`")
+        raise ConfigError(str(root / "params.yaml"), problem, "the run's own seeds contain all of its variation: see `sda diff`")
     needed = [workspace.interactions, workspace.items, workspace.images]
     shared = ["zero_shot"] if params.export_embeddings.with_base else []
     if any(aligns_to_ids(params.train_recommender.of(name)) for name in recommenders):

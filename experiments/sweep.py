@@ -113,7 +113,9 @@ def main(
     """Run what is missing, write table and plot."""
     check_names("--variant", [variant], VARIANTS)
     if (param is None) == (corrupted is None):
-        raise ConfigError("--param, --corrupt", "expected one of them", "name what is varied")
+        raise ConfigError(
+            "--param, --corrupt", "expected exactly one of them", "give the setting to vary, or the modality to corrupt"
+        )
     study = Study(source.resolve(), Path("experiments") / "runs" / name, [variant], seeds, changes or [])
     sweep = Sweep(study, variant, values, recommenders, param, corrupted, how)
     for seed in seeds:

@@ -59,7 +59,7 @@ def main(
         float | None, typer.Option(help="Replaces id_dropout of SASRec or BERT4Rec.", show_default=False)
     ] = None,
     new_item_cost: Annotated[
-        float | None, typer.Option(help="Replaces that of SASRec or BERT4Rec, on item vectors.", show_default=False)
+        float | None, typer.Option(help="Replaces new_item_cost of SASRec or BERT4Rec on item vectors.", show_default=False)
     ] = None,
     user_share: Annotated[float, typer.Option(help="Share of the users that is kept, drawn once.")] = 1.0,
 ) -> None:

@@ -123,7 +123,7 @@ def main(
     root: Root = Path(),
     seeds: Seeds = THREE_SEEDS,
     num_steps: NumSteps = None,
-    num_held_out: Annotated[int, typer.Option(help="Number of held-out items, on which is measured.")] = 64,
+    num_held_out: Annotated[int, typer.Option(help="Number of held-out items that are measured.")] = 64,
 ) -> None:
     """Measure what is missing, write table and plot."""
     params = load_params(root / "params.yaml")

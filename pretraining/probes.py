@@ -118,9 +118,7 @@ def scores(vectors: np.ndarray, values: dict[str, list[str]], *, neighbours: boo
 
 
 def main(
-    models: Annotated[
-        str, typer.Option(help="List of name=folder or name=folder:least pixels of an image, separated by commas.")
-    ] = "",
+    models: Annotated[str, typer.Option(help="Models as name=folder or name=folder:min_pixels, separated by commas.")] = "",
     shop: Annotated[Path, typer.Option(help="A project folder with the built-in shop's data.")] = Path(),
     teacher: Annotated[bool, typer.Option(help="Compare with EfficientNet-lite0.")] = True,
     results_file: Annotated[Path | None, typer.Option("--json", help="Add the results to this file.")] = None,
@@ -133,7 +131,7 @@ def main(
     if HM.is_dir():
         sets["H&M"] = hm_images(HM, NUM_HM, params["seed"])
     else:
-        print("H&M: skipped, ../shared/data/hm_week is absent")
+        print("H&M: skipped, ../shared/data/hm_week does not exist")
     results: dict[str, dict[str, float]] = {}
     if results_file and results_file.is_file():
         results = json.loads(results_file.read_text(encoding="utf-8"))

@@ -223,8 +223,8 @@ def of_seeds(*means: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("ours", "theirs", "bounds", "verdict"),
     [
-        ((0.050, 0.052, 0.054), (0.049, 0.050, 0.051), (-0.001, 0.005), "yes: within the seeds' range"),
-        ((0.0520, 0.0521, 0.0522), (0.0500, 0.0500, 0.0500), (-0.001, 0.0045), "yes: the interval holds 0"),
+        ((0.050, 0.052, 0.054), (0.049, 0.050, 0.051), (-0.001, 0.005), "yes: within the range over seeds"),
+        ((0.0520, 0.0521, 0.0522), (0.0500, 0.0500, 0.0500), (-0.001, 0.0045), "yes: the interval contains 0"),
         ((0.0520, 0.0521, 0.0522), (0.0500, 0.0500, 0.0500), (-0.001, 0.0055), "open: the interval is wide"),
         ((0.0600, 0.0600, 0.0600), (0.0500, 0.0500, 0.0500), (0.008, 0.012), "no"),
         ((0.0400, 0.0400, 0.0400), (0.0500, 0.0500, 0.0500), (-0.012, -0.008), "no"),
@@ -244,7 +244,7 @@ def test_the_tables(shop: Workspace, params: Params, tmp_path: Path) -> None:
     made = agreement.table(tmp_path, ["sasrec"], [1, 2], params.evaluate).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in made if line.startswith("| sasrec")]
     assert [line[1] for line in cells] == ["recbole", "ours", "default"]
-    assert cells[1][4:6] == ["+0.0000 [+0.0000, +0.0000]", "yes: within the seeds' range"]
+    assert cells[1][4:6] == ["+0.0000 [+0.0000, +0.0000]", "yes: within the range over seeds"]
     assert [line[6] for line in cells] == ["20", "2", "3"]
     lines = agreement.same_lists(tmp_path, ["sasrec"], [1, 2]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| sasrec")]

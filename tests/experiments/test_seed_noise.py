@@ -193,7 +193,7 @@ def test_an_unfinished_run_and_one_without_adapters_are_refused(finished: Worksp
     params = yaml.load(tmp_path / "params.yaml")
     params["variants"] = ["zero_shot"]
     yaml.dump(params, tmp_path / "params.yaml")
-    with pytest.raises(ConfigError, match="no variant has an adapter; the run's own seeds hold all of its noise"):
+    with pytest.raises(ConfigError, match="no variant has an adapter; the run's own seeds contain all of its variation"):
         seed_noise.main(tmp_path)
 
 
