@@ -1,4 +1,4 @@
-"""Write the measured tables of nano 2 to its model card and the README, and print which targets it reaches.
+"""Write the tables of nano 2, and print which targets it reaches.
 
 python -m pretraining export_nano2 --untrained
 python -m pretraining evaluate --json pretraining/work/results.json
@@ -26,8 +26,8 @@ from pretraining.common import HERE, WORK
 TEACHER, MINILM = "EfficientNet-lite0", "MiniLM"
 RECALL, NEIGHBOUR, SPEARMAN = "text to image R@10", "1-NN", "Spearman with MiniLM's cosines"
 MODELS = ("nano 2", "nano", "untrained")
-WORDS = {"category": "type", "shape": "motif"}
-"""Words of the tables for attributes of the built-in shop."""
+NAMES = {"category": "type", "shape": "motif"}
+"""Names in the tables of attributes of the built-in shop."""
 FOREIGN = ("openmoji (style never seen)", "flat-color-icons (style never seen)")
 CARD, README = HERE / "nano2" / "MODEL_CARD.md", HERE / "README.md"
 
@@ -40,7 +40,7 @@ class Target:
     """One row of the table of targets.
 
     Attributes:
-        name: what is measured.
+        name: description of the measure.
         least: the smallest value that reaches the target.
         found: the measured value by model; a model that was not measured is absent.
     """
@@ -83,7 +83,7 @@ def targets(probes: Probes, evaluations: Evaluations) -> list[Target]:
 
 def probe_target(probes: Probes, row: str, least: float) -> Target:
     """A target on a probe; all models that were probed are compared."""
-    return Target(worded(row), least, {model: found[row] for model, found in probes.items() if row in found})
+    return Target(named(row), least, {model: found[row] for model, found in probes.items() if row in found})
 
 
 def evaluation_target(evaluations: Evaluations, data: str, measure: str, least: float) -> Target:
@@ -94,10 +94,10 @@ def evaluation_target(evaluations: Evaluations, data: str, measure: str, least: 
     return Target(f"{data}: {measure.removeprefix('text to image ')}", least, found)
 
 
-def worded(row: str) -> str:
-    """A row of the probes with the words of the tables: type for category, motif for shape."""
-    for name, word in WORDS.items():
-        row = row.replace(f": {name},", f": {word},")
+def named(row: str) -> str:
+    """A row of the probes with the names of the tables: type for category, motif for shape."""
+    for name, shown in NAMES.items():
+        row = row.replace(f": {name},", f": {shown},")
     return row
 
 
@@ -120,7 +120,7 @@ def probes_table(probes: Probes) -> str:
     lines = [f"| accuracy above chance | {' | '.join(probes)} |", "|---" * (len(probes) + 1) + "|"]
     for row in dict.fromkeys(row for found in probes.values() for row in found):
         figures = [f"{found[row]:.3f}" if row in found else "" for found in probes.values()]
-        lines.append(f"| {worded(row)} | {' | '.join(figures)} |")
+        lines.append(f"| {named(row)} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 

@@ -529,7 +529,7 @@ def first_model(
             weight.copy_(stored[source])
     if params["nano2"]["new_tower"]:
         whiten(model.model.visual, work, params["train"])
-        look_at_neighbours(model.model.visual, params["nano2"]["head_offsets"], params["nano2"]["head_sharpness"])
+        focus_on_neighbours(model.model.visual, params["nano2"]["head_offsets"], params["nano2"]["head_sharpness"])
     if not turned:
         return model, encoder, axes
     return model, encoder, turned_axes(work, encoder, axes, params["nano2"]["num_axis_texts"])
@@ -558,8 +558,8 @@ def whiten(visual: nn.Module, work: Path, params: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def look_at_neighbours(visual: nn.Module, offsets: Sequence[Sequence[Sequence[int] | None]], sharpness: float) -> None:
-    """Initialise attention heads so that each looks at one neighbour of its patch, as a convolution does.
+def focus_on_neighbours(visual: nn.Module, offsets: Sequence[Sequence[Sequence[int] | None]], sharpness: float) -> None:
+    """Initialise attention heads so that each attends to one neighbour of its patch, as a convolution does.
 
     A tower that starts at random has to learn which patches are neighbours (d'Ascoli et al. 2021, "ConViT: improving vision
     transformers with soft convolutional inductive biases").  Rotary embeddings turn a constant query and key by angles
@@ -572,7 +572,7 @@ def look_at_neighbours(visual: nn.Module, offsets: Sequence[Sequence[Sequence[in
 
     Args:
         visual: the tower.
-        offsets: for each block and head the offset of the key in patches, ``[rows, columns]``; None leaves a head as it is.
+        offsets: for each block and head the offset of the key in patches, ``[rows, columns]``; None leaves a head random.
         sharpness: scale of the scores.
     """
     tower: Any = visual

@@ -33,9 +33,9 @@ from pretraining.train_nano2 import (
     dense_loss,
     drawn_batch,
     first_model,
+    focus_on_neighbours,
     is_inner,
     laid_over,
-    look_at_neighbours,
     losses,
     nano2_rate,
     nano2_settings,
@@ -284,10 +284,10 @@ def scores_of_a_head(model, head: int, num_patches: int = 8) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("offset", [(0, 1), (0, -1), (2, 0), (-1, -1), (0, 0)])
-def test_a_head_looks_at_its_neighbour_first(folder, params, offset):
+def test_a_head_attends_to_its_neighbour_first(folder, params, offset):
     model, _, _ = first_model(folder, params, folder / "first")
     before = model.model.visual.blocks[0].attn.qkv.weight.clone()
-    look_at_neighbours(model.model.visual, [[None, list(offset), *[None] * 4], [None] * 6, [None] * 6], 4.0)
+    focus_on_neighbours(model.model.visual, [[None, list(offset), *[None] * 4], [None] * 6, [None] * 6], 4.0)
     scores = scores_of_a_head(model, 1)
     for row in range(2, 6):
         for column in range(2, 6):
