@@ -279,7 +279,8 @@ def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -
     """``(I, F)`` vectors of a variant joined with those of zero_shot, as by ``export_embeddings.with_base``."""
     own, base = read_table(workspace.embeddings(variant)), read_table(workspace.embeddings(BASE))
     section = params.model_copy(update={"with_base": True})
-    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, (base.image_ID, base.text_ID))
+    beside = base.image_ID, base.text_ID
+    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, beside, own.has_text)
 
 
 def attribute_vectors(workspace: Workspace, params: Params, *, with_text: bool) -> np.ndarray:

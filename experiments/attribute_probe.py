@@ -67,7 +67,7 @@ def probe(workspace: Workspace, params: Params, variant: str) -> dict[str, dict[
         raise ConfigError("params.yaml: dataset.source", "the truth is known of the built-in shop only", "use dataset=demo")
     attributes = shop_attributes(workspace, params.dataset)
     vectors = read_table(workspace.embeddings(variant))
-    rows = np.flatnonzero(vectors.has_image)
+    rows = np.flatnonzero(vectors.has_image & vectors.has_text)
     columns = {"fused": vectors.fused_IF, "image": vectors.image_ID, "text": vectors.text_ID}
     return {
         column: {name: above_chance(matrix[rows], values_I[rows]) for name, values_I in attributes.items()}

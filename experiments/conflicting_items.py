@@ -63,7 +63,7 @@ def main(
     for seed in seeds:
         workspace, params = workspace_of(root, seed)
         base = read_table(workspace.embeddings(BASE))
-        rows = np.flatnonzero(base.has_image)[:MAX_ITEMS]
+        rows = np.flatnonzero(base.has_image & base.has_text)[:MAX_ITEMS]
         choices = {"base": chosen_by_base(base, rows)} | chosen_by_truth(workspace, params, rows)
         for variant in variants:
             vectors = fused_again(workspace, params, read_table(workspace.embeddings(variant)), fused_dim)

@@ -202,7 +202,7 @@ def retrieval_at_1(path: Path, limit: int = 2000) -> float:
         limit: maximum number of items, always the same ones; retrieval is harder among more items.
 
     Returns:
-        0 to 1; the chance level is 1 / number of items.  Items without an image are skipped; ties count as hits.
+        0 to 1; the chance level is 1 / number of items.  Items without an image or a text are skipped; ties count as hits.
 
     Raises:
         ArtifactError: the file has no image or text embeddings, like that of a joint pass.
@@ -211,7 +211,7 @@ def retrieval_at_1(path: Path, limit: int = 2000) -> float:
     if missing := {"image_embedding", "text_embedding"} - {*frame.columns}:
         problem = f"has no {' and no '.join(sorted(missing))}, which retrieval@1 compares"
         raise ArtifactError(str(path), problem, "name a variant with a pass for each modality, e.g. zero_shot")
-    frame = frame.filter(pl.col("image_embedding").is_not_null())
+    frame = frame.drop_nulls(["image_embedding", "text_embedding"])
     rows = np.sort(generator(0, "found").permutation(len(frame))[:limit])
     vectors = (frame[name].to_numpy() for name in ("image_embedding", "text_embedding"))
     image_ND, text_ND = (unit_rows((all_ND - all_ND.mean(axis=0))[rows]) for all_ND in vectors)

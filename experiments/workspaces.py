@@ -269,7 +269,7 @@ def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors,
     if fused_dim is None:
         return vectors
     section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
-    fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen_items(workspace), section)
+    fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen_items(workspace), section, has_text=vectors.has_text)
     return replace(vectors, fused_IF=fused)
 
 

@@ -58,15 +58,19 @@ class ItemSource:
         prompt_hash: hash of the prompts' template and wording, for the embeddings' metadata.
         store: the images.
         missing_image: ``placeholder`` uses a fixed grey noise image for an item without one; ``text_only`` uses none.
+        has_text: ``(I,)`` bool, whether an item has a text of its own; None if all have.
+        missing_text: ``placeholder`` uses the prompt of an item without a text as it is; ``image_only`` uses none.
 
     Attributes:
         item_ids: ``(I,)`` int32.
         store: the encoded images.
         has_image: ``(I,)`` bool, whether an item has a real image.
         shows_image: ``(I,)`` bool, whether a batch contains an image of the item, real or placeholder.
+        has_text: ``(I,)`` bool, whether an item has a text of its own.
+        shows_text: ``(I,)`` bool, whether the item gets a text embedding, of its own text or of a placeholder.
 
     Raises:
-        ArtifactError: ids are not ascending and positive, or the number of texts differs.
+        ArtifactError: ids are not ascending and positive, or the number of texts or flags differs.
     """
 
     def __init__(
@@ -77,6 +81,8 @@ class ItemSource:
         prompt_hash: str,
         store: EncodedImages,
         missing_image: Literal["placeholder", "text_only"],
+        has_text: np.ndarray | None = None,
+        missing_text: Literal["placeholder", "image_only"] = "placeholder",
     ) -> None:
         ids = np.asarray(item_ids, dtype=np.int32)
         if ids.ndim != 1 or (len(ids) and (ids[0] < 1 or (np.diff(ids) <= 0).any())):
@@ -85,6 +91,9 @@ class ItemSource:
             )
         if len(texts) != len(ids):
             raise ArtifactError("items table", f"should have one text an item (got {len(texts)} texts for {len(ids)} items)")
+        self.has_text = np.ones(len(ids), dtype=bool) if has_text is None else np.asarray(has_text, dtype=bool)
+        if len(self.has_text) != len(ids):
+            raise ArtifactError("items table", f"should have one flag an item (got {len(self.has_text)} for {len(ids)} items)")
         self.item_ids = ids
         self.image_prompt = image_prompt
         self.prompt_hash = prompt_hash
@@ -101,6 +110,13 @@ class ItemSource:
                 self.shows_image = self.has_image.copy()
             case _:
                 assert_never(missing_image)
+        match missing_text:
+            case "placeholder":
+                self.shows_text = np.ones(len(ids), dtype=bool)
+            case "image_only":
+                self.shows_text = self.has_text.copy()
+            case _:
+                assert_never(missing_text)
 
     def __len__(self) -> int:
         return len(self.item_ids)

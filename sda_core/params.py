@@ -205,7 +205,7 @@ class FetchImagesParams(Section):
 
 
 class ItemsParams(Section):
-    """The prompts of an item, and the placeholder of a missing image."""
+    """The prompts of an item, and what takes the place of a missing image or text."""
 
     noun: Annotated[str, Field(min_length=1, max_length=64)]  # word for an item in the prompts, for example film
     text_opening: Annotated[str, Field(min_length=1)]  # first words of the text prompt; {noun} is filled in
@@ -215,6 +215,7 @@ class ItemsParams(Section):
     max_value_chars: Count  # maximum length of each field; longer ones are truncated
     image_prompt: Annotated[str, Field(min_length=1)]  # the text beside an image; {noun} is filled in
     missing_image: Literal["placeholder", "text_only"]  # use a fixed grey image, or make only a text embedding
+    missing_text: Literal["placeholder", "image_only"]  # use a prompt that says unknown, or make only an image embedding
 
 
 # ---------------------------------------------------------------------------------------------- backbone

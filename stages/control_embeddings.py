@@ -26,6 +26,7 @@ def control_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile
             made.fused_IF,
             described,
             made.has_image,
+            made.has_text,
         )
         run.counts = {"variant": variant, "items": len(frame), "width": made.fused_IF.shape[1]}
 

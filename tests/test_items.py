@@ -71,6 +71,19 @@ def test_text_only_shows_nothing():
     assert source.has_image.tolist() == source.shows_image.tolist() == [False, True, False, False]
 
 
+def test_image_only_shows_no_text_of_items_without_one():
+    has_text = np.array([True, False, True])
+    given = np.arange(1, 4), ["a", "unknown", "c"], "p", "h", MemoryStore({1: b""}), "placeholder"
+    source = ItemSource(*given, has_text, "image_only")
+    assert source.shows_text.tolist() == source.has_text.tolist() == [True, False, True]
+    source = ItemSource(*given, has_text)
+    assert source.shows_text.all()
+    assert source.has_text.tolist() == [True, False, True]
+    assert ItemSource(*given).has_text.all()
+    with pytest.raises(ArtifactError, match=r"one flag an item \(got 2 for 3 items\)"):
+        ItemSource(*given, has_text[:2])
+
+
 def test_placeholder_is_fixed_grey_noise():
     image = placeholder_image()
     pixels = np.asarray(image)

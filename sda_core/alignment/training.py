@@ -84,9 +84,9 @@ def train_adapter(
         ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that is not possible.
     """
     with team.raise_on_all_ranks():
-        rows = np.flatnonzero(source.shows_image)
+        rows = np.flatnonzero(source.shows_image & source.shows_text)
         if len(rows) < training.batch_size:
-            raise too_few_items(len(source.item_ids), len(rows), training.batch_size)
+            raise too_few_items(source, training.batch_size)
         chunks = chunks_of(training, team)
         cache = open_cache(backbone, source, rows, training, checkpoint.parent, fingerprint)
         if training.sharding == "fsdp":
@@ -158,17 +158,21 @@ def train_adapter(
     return Curve(kept, first, check.Checked(before, after, criterion.found_temperature))
 
 
-def too_few_items(num_items: int, num_shown: int, batch_size: int) -> TrainingError:
-    """The error if the items with an image do not fill one batch, with a remedy."""
+def too_few_items(source: ItemSource, batch_size: int) -> TrainingError:
+    """The error if the items with image and text do not fill one batch, with a remedy."""
+    num_items, num_shown = len(source), int((source.shows_image & source.shows_text).sum())
+    wanted = "an image" if source.shows_text.all() else "image and text"
     if num_shown < 2:
-        problem = f"{num_shown} of {num_items} items have an image; an adapter needs at least 2 items with image and text"
+        problem = f"{num_shown} of {num_items} items have {wanted}; an adapter needs at least 2 items with image and text"
         return TrainingError(
             "train_adapter", problem, "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"
         )
-    problem = f"should be at most {num_shown}, the number of items with an image (got {batch_size})"
+    problem = f"should be at most {num_shown}, the number of items with {wanted} (got {batch_size})"
     advice = f"set it to {num_shown} or less"
-    if num_shown < num_items:
+    if not source.shows_image.all():
         advice += ", or set items.missing_image to placeholder, which gives every item an image"
+    if not source.shows_text.all():
+        advice += ", or set items.missing_text to placeholder, which gives every item a text"
     return TrainingError("params.yaml: train_adapter.training.batch_size", problem, advice)
 
 

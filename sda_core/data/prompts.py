@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from sda_core.data.junk import is_meaningful, is_page_junk
@@ -45,11 +45,30 @@ def text_prompt(row: Mapping[str, Any], params: ItemsParams) -> str:
     Raises:
         ConfigError: ``items.text_opening`` has a placeholder other than ``{noun}``.
     """
+    return prompt_of(text_pairs(row, params), params)
+
+
+def text_pairs(row: Mapping[str, Any], params: ItemsParams) -> list[str]:
+    """The ``field: value`` pairs of an item's text prompt; empty if the item has no text.
+
+    Args:
+        row: see :func:`text_prompt`.
+        params: section ``items``.
+    """
     pairs: list[str] = []
     for field in params.fields:
         value = _text(row.get(field))[: params.max_value_chars].rstrip()
         if is_meaningful(value) and not is_page_junk(value):
             pairs.append(f"{field}: {value}")
+    return pairs
+
+
+def prompt_of(pairs: Sequence[str], params: ItemsParams) -> str:
+    """The text prompt with these pairs; without pairs, the opening and ``unknown``.
+
+    Raises:
+        ConfigError: see :func:`text_prompt`.
+    """
     opening = _fill(params.text_opening, params, "text_opening")
     prompt = f"{opening} {'; '.join(pairs) or 'unknown'}"
     return prompt if prompt.endswith(".") else prompt + "."
@@ -66,7 +85,7 @@ def image_prompt(params: ItemsParams) -> str:
 
 def prompt_hash(params: ItemsParams) -> str:
     """Hex SHA-256 of everything that determines the prompts: the params, and the prompts of a fixed item."""
-    settings = params.model_dump(mode="json", exclude={"missing_image"})
+    settings = params.model_dump(mode="json", exclude={"missing_image", "missing_text"})
     text = "\x1f".join([json.dumps(settings, sort_keys=True), text_prompt(_PROBE, params), image_prompt(params)])
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -39,14 +40,16 @@ class EmbeddedItems:
 
     Attributes:
         item_ids: ``(I,)`` int32, in the source's order.
-        vectors: ``(I, D)`` float32 by pass; image vectors are zero where ``has_image`` is false.
+        vectors: ``(I, D)`` float32 by pass; image vectors are zero where ``has_image`` is false, text vectors likewise.
         has_image: ``(I,)`` bool, whether an image (real or placeholder) was encoded.
+        has_text: ``(I,)`` bool, whether a text (its own or a placeholder) was encoded.
         info: description of the backbone.
     """
 
     item_ids: np.ndarray
     vectors: dict[Pass, np.ndarray]
     has_image: np.ndarray
+    has_text: np.ndarray
     info: BackboneInfo
 
     @property
@@ -106,7 +109,15 @@ def blocks_of(source: ItemSource, shard_rows: int, passes: Sequence[Pass]) -> li
     for name in passes:
         for number, start in enumerate(range(0, len(source), shard_rows)):
             rows = np.arange(start, min(start + shard_rows, len(source)))
-            rows = rows[source.shows_image[rows]] if name == "image" else rows
+            match name:
+                case "image":
+                    rows = rows[source.shows_image[rows]]
+                case "text":
+                    rows = rows[source.shows_text[rows]]
+                case "joint":
+                    pass
+                case _:
+                    assert_never(name)
             if len(rows):
                 found.append(Block(name, number, rows))
     return found
@@ -192,12 +203,13 @@ class BlockFolder:
         _log.info("%d items in %d blocks, %d of them taken from an earlier run", len(source), len(blocks), num_resumed)
         if num_full:
             _log.info("%d of %d texts reach backbone.max_text_tokens and were truncated there", num_full, len(source))
-        return EmbeddedItems(source.item_ids.copy(), vectors, source.shows_image.copy(), infos.pop())
+        return EmbeddedItems(source.item_ids.copy(), vectors, source.shows_image.copy(), source.shows_text.copy(), infos.pop())
 
 
 def _hash_of(source: ItemSource) -> str:
-    """Hash of the ids, of the items with an image, and of the texts."""
-    digest = hashlib.sha256(source.item_ids.tobytes() + source.shows_image.tobytes() + source.has_image.tobytes())
+    """Hash of the ids, of the items with an image or a text, and of the texts."""
+    flags = source.shows_image, source.has_image, source.shows_text
+    digest = hashlib.sha256(source.item_ids.tobytes() + b"".join(flag.tobytes() for flag in flags))
     for text in [source.image_prompt, source.prompt_hash, *source.texts(np.arange(len(source)))]:
         digest.update(f"{len(text)}\x1f{text}".encode())
     return digest.hexdigest()
@@ -271,7 +283,7 @@ class BlockEncoder:
         """Vectors of some rows, in their order.
 
         A joint pass uses an item's own image and text; an item without an image has a sequence with text only, regardless of
-        ``items.missing_image``.
+        ``items.missing_image``.  An item without a text keeps the prompt that says so, regardless of ``items.missing_text``.
 
         Batches contain sequences of similar length.  A thread reads, decodes and tokenises the next two batches while the
         model runs.

@@ -44,24 +44,27 @@ class Vectors:
         text_ID: ``(I, D)`` float32.
         fused_IF: ``(I, F)`` float32.
         has_image: ``(I,)`` bool, whether a row of ``image_ID`` is valid.
+        has_text: ``(I,)`` bool, whether a row of ``text_ID`` is valid.
     """
 
     image_ID: np.ndarray
     text_ID: np.ndarray
     fused_IF: np.ndarray
     has_image: np.ndarray
+    has_text: np.ndarray
 
 
 def read_table(path: Path) -> Vectors:
-    """All vectors of an embeddings file; an item without an image gets the mean image vector.
+    """All vectors of an embeddings file; an item without an image or a text gets the mean vector.
 
     Raises:
         ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.
     """
     found = [read_vectors(path, column, fill="mean") for column in ("image_embedding", "text_embedding", "embedding")]
     image, text, fused = (matrix[1:] for matrix in found if matrix is not None)
-    has_image = EMBEDDINGS.read(path).sort("item_id")["image_embedding"].is_not_null().to_numpy()
-    return Vectors(image, text, fused, has_image)
+    frame = EMBEDDINGS.read(path).sort("item_id")
+    has = (frame[f"{modality}_embedding"].is_not_null().to_numpy() for modality in ("image", "text"))
+    return Vectors(image, text, fused, *has)
 
 
 def kind_of(variant: str) -> Control:
@@ -103,7 +106,8 @@ def make(kind: Control, workspace: Workspace, params: ExportParams, seed: int) -
 def oracle(kind: Oracle, workspace: Workspace, raw_item_ids: Sequence[str], seed: int) -> Vectors:
     """:func:`~sda_core.embeddings.oracle.oracle_vectors` of a workspace's items, in the order of their ids."""
     image_IW, text_IW, fused_IW = oracle_vectors(kind, TRUTH.read(workspace.truth), raw_item_ids, seed)
-    return Vectors(image_IW, text_IW, fused_IW, np.ones(len(raw_item_ids), dtype=np.bool_))
+    every = np.ones(len(raw_item_ids), dtype=np.bool_)
+    return Vectors(image_IW, text_IW, fused_IW, every, every)
 
 
 def control(kind: Derived, vectors: Vectors, fit_ids: np.ndarray, params: ExportParams, seed: int) -> Vectors:
@@ -128,19 +132,22 @@ def control(kind: Derived, vectors: Vectors, fit_ids: np.ndarray, params: Export
             image_ID, text_ID, fused_IF = (
                 _directions(random, matrix) for matrix in (vectors.image_ID, vectors.text_ID, vectors.fused_IF)
             )
-            return Vectors(image_ID, text_ID, fused_IF, vectors.has_image)
+            return Vectors(image_ID, text_ID, fused_IF, vectors.has_image, vectors.has_text)
         case "shuffled":
             circle = random.permutation(len(vectors.fused_IF))
             source = np.empty_like(circle)
             source[circle] = np.roll(circle, 1)  # each item gets the vector of its predecessor on a random cycle, never its own
-            return Vectors(vectors.image_ID[source], vectors.text_ID[source], vectors.fused_IF[source], vectors.has_image[source])
+            whole = vectors.image_ID, vectors.text_ID, vectors.fused_IF, vectors.has_image, vectors.has_text
+            return Vectors(*(each[source] for each in whole))
         case "image_only" | "text_only":
             kept = kind.removesuffix("_only")
             zero_ID = np.zeros_like(vectors.image_ID)
             image_ID, text_ID = (vectors.image_ID, zero_ID) if kept == "image" else (zero_ID, vectors.text_ID)
-            has_image = vectors.has_image if kept == "image" else np.ones_like(vectors.has_image)
+            every = np.ones_like(vectors.has_image)  # also the zeros of the other modality, which are written as they are
+            has_image, has_text = (vectors.has_image, every) if kept == "image" else (every, vectors.has_text)
             section = params.model_copy(update={"fusion": "late_concat_pca", "fused_dim": vectors.fused_IF.shape[1]})
-            return Vectors(image_ID, text_ID, fuse(image_ID, text_ID, has_image, fit_ids, section), has_image)
+            fused_IF = fuse(image_ID, text_ID, has_image, fit_ids, section, has_text=has_text)
+            return Vectors(image_ID, text_ID, fused_IF, has_image, has_text)
         case _:
             assert_never(kind)
 

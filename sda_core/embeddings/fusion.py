@@ -35,12 +35,16 @@ def fuse(
     fit_ids: np.ndarray,
     params: ExportParams,
     base: tuple[np.ndarray, np.ndarray] | None = None,
+    has_text: np.ndarray | None = None,
 ) -> np.ndarray:
     """Fuse image and text vectors into one vector per item.
 
     With ``params.normalize`` each half is first scaled to unit length, and the result at the end.  A row without an image
     gets the mean image vector of the fitted items that have one (or of all items that have one, if no fitted item does),
-    which carries no information about the item.
+    which carries no information about the item.  Likewise a row without a text gets the mean text vector.  So after the
+    centring of ``late_concat_pca`` such a row is that of its other modality alone: without a text
+    ``y = (image - mean image) A_image``, without an image ``y = (text - mean text) A_text``, with ``A`` the rows of the axes
+    for that modality.  Rows without both are all equal.
 
     ===================  ====================================================================================
     ``late_concat_pca``  principal components of ``[image, text]``, fitted on ``fit_ids`` only, centred, not
@@ -67,21 +71,23 @@ def fuse(
         fit_ids: item ids seen in training.
         params: fusion, ``fused_dim``, ``normalize``, weights and scaling.
         base: image and text vectors of the same items by the backbone alone; for ``concat`` and ``late_concat_pca``.
+        has_text: ``(I,)`` bool, whether a row of ``text_ID`` is valid; None if all are.
 
     Returns:
         ``(I, F)`` float32.
 
     Raises:
-        DataError: no item to fit on, an id out of range, fusion ``image`` without any image, or fusion ``mean`` of different
-            widths.
+        DataError: no item to fit on, an id out of range, fusion ``image`` without any image or ``text`` without any
+            text, or fusion ``mean`` of different widths.
     """
     fit_rows = _fit_rows(fit_ids, len(image_ID))
+    has = has_image, np.ones(len(text_ID), dtype=bool) if has_text is None else has_text
     match params.fusion:
         case "late_concat_pca":
-            joined_IF = _with_base(image_ID, text_ID, base, has_image, fit_rows, params)
+            joined_IF = _with_base(image_ID, text_ID, base, has, fit_rows, params)
             fused_IF = _principal_components(joined_IF, fit_rows, params.fused_dim, even=params.axis_scaling == "even")
         case "concat":
-            fused_IF = _with_base(image_ID, text_ID, base, has_image, fit_rows, params)
+            fused_IF = _with_base(image_ID, text_ID, base, has, fit_rows, params)
         case "mean":
             width = image_ID.shape[1]
             if width != text_ID.shape[1]:  # imported vectors
@@ -90,15 +96,18 @@ def fuse(
                     f"is 'mean', but the vectors of images are {width} wide and those of texts {text_ID.shape[1]}",
                     "use 'concat' or 'late_concat_pca'",
                 )
-            joined_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
+            joined_IF = _joined(image_ID, text_ID, has, fit_rows, params)
             fused_IF = (joined_IF[:, :width] + joined_IF[:, width:]) / 2
         case "image":
             if not has_image.any():
                 raise DataError("params.yaml: export_embeddings.fusion", "is 'image', but no item has an image", "use 'text'")
             fused_IF = image_ID.astype(np.float32)
-            _prepare_images(fused_IF, has_image, fit_rows, params)
+            _prepare(fused_IF, has[0], fit_rows, params)
         case "text":
+            if not has[1].any():
+                raise DataError("params.yaml: export_embeddings.fusion", "is 'text', but no item has a text", "use 'image'")
             fused_IF = text_ID.astype(np.float32)
+            _prepare(fused_IF, has[1], fit_rows, params)
         case _:
             assert_never(params.fusion)
     if params.normalize:
@@ -150,25 +159,28 @@ def _with_base(
     image_ID: np.ndarray,
     text_ID: np.ndarray,
     base: tuple[np.ndarray, np.ndarray] | None,
-    has_image: np.ndarray,
+    has: tuple[np.ndarray, np.ndarray],
     fit_rows: np.ndarray,
     params: ExportParams,
 ) -> np.ndarray:
     """``[image, text]``, followed by those of the base if given."""
-    joined_IF = _joined(image_ID, text_ID, has_image, fit_rows, params)
-    return joined_IF if base is None else np.concatenate([joined_IF, _joined(*base, has_image, fit_rows, params)], axis=1)
+    joined_IF = _joined(image_ID, text_ID, has, fit_rows, params)
+    return joined_IF if base is None else np.concatenate([joined_IF, _joined(*base, has, fit_rows, params)], axis=1)
 
 
 def _joined(
-    image_ID: np.ndarray, text_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams
+    image_ID: np.ndarray,
+    text_ID: np.ndarray,
+    has: tuple[np.ndarray, np.ndarray],
+    fit_rows: np.ndarray,
+    params: ExportParams,
 ) -> np.ndarray:
     """``[image, text]``, ``(I, 2 D)`` float32: the only additional copy that a fusion makes."""
     joined_IF = np.concatenate([image_ID, text_ID], axis=1, dtype=np.float32)
     width = image_ID.shape[1]
-    _prepare_images(joined_IF[:, :width], has_image, fit_rows, params)
-    if params.normalize:
-        unit_rows(joined_IF[:, width:], out=joined_IF[:, width:])
     parts = joined_IF[:, :width], joined_IF[:, width:]
+    for part, has_part in zip(parts, has, strict=True):
+        _prepare(part, has_part, fit_rows, params)
     factors = [params.image_weight, params.text_weight]
     if params.balance == "equal_energy":
         energies = [_energy(part[fit_rows]) for part in parts]
@@ -188,16 +200,16 @@ def _energy(vectors_ID: np.ndarray) -> float:
     return float(np.einsum("id,id->", centred, centred) / len(centred))
 
 
-def _prepare_images(image_ID: np.ndarray, has_image: np.ndarray, fit_rows: np.ndarray, params: ExportParams) -> None:
-    """In place: scale rows to unit length if requested, and write the mean vector to rows without an image."""
+def _prepare(vectors_ID: np.ndarray, has_vector: np.ndarray, fit_rows: np.ndarray, params: ExportParams) -> None:
+    """In place: scale rows to unit length if requested, and write the mean vector to rows without one."""
     if params.normalize:
-        unit_rows(image_ID, out=image_ID)
-    if has_image.all():
+        unit_rows(vectors_ID, out=vectors_ID)
+    if has_vector.all():
         return
-    fitted = np.zeros(len(has_image), dtype=bool)
+    fitted = np.zeros(len(has_vector), dtype=bool)
     fitted[fit_rows] = True
-    known = has_image & fitted if (has_image & fitted).any() else has_image
-    image_ID[~has_image] = image_ID[known].mean(0, dtype=np.float64) if known.any() else 0.0
+    known = has_vector & fitted if (has_vector & fitted).any() else has_vector
+    vectors_ID[~has_vector] = vectors_ID[known].mean(0, dtype=np.float64) if known.any() else 0.0
 
 
 def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_components: int, *, even: bool) -> np.ndarray:

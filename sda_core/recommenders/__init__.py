@@ -71,8 +71,8 @@ def read_item_vectors(path: Path, params: RecommenderParams) -> ItemVectors | No
         params: section of the recommender.
 
     Returns:
-        The fused vectors; for a recommender with separate modalities, those of images and texts (an item without an image
-        has the mean of the others); None for a table with ids only.
+        The fused vectors; for a recommender with separate modalities, those of images and texts (an item without one of
+        them has the mean of the others); None for a table with ids only.
 
     Raises:
         ArtifactError: see :func:`sda_core.item_vectors.read_vectors`.

@@ -31,6 +31,7 @@ def modality_drop(
     text_ND: Vectors,
     has_image: npt.NDArray[np.bool_],
     is_own_image: npt.NDArray[np.bool_],
+    has_text: npt.NDArray[np.bool_],
     is_fitted: npt.NDArray[np.bool_],
     categories: Sequence[str],
     params: ExportParams,
@@ -43,16 +44,17 @@ def modality_drop(
         text_ND: text vectors, in the same order.
         has_image: ``(N,)``, whether a row of ``image_ND`` is valid.
         is_own_image: ``(N,)``, whether it is that of the item's image and not of a placeholder.
+        has_text: ``(N,)``, whether a row of ``text_ND`` is valid.
         is_fitted: ``(N,)``, whether an item occurs in training.
         categories: leaf category of each item, empty if there is none.
         params: section of the export; ``with_base`` is ignored, so that the figures are those of the variant's own vectors.
 
     Returns:
-        None if there are less than two items, none with an image and a category, or none in training.
+        None if there are less than two items, none with image, text and category, or none in training.
     """
     kinds = np.unique(np.array(categories, dtype=np.str_), return_inverse=True)[1]
     named = np.array([bool(name) for name in categories], dtype=bool)
-    asked = np.flatnonzero(has_image & is_own_image & named)
+    asked = np.flatnonzero(has_image & is_own_image & has_text & named)
     if len(image_ND) < 2 or not len(asked) or not is_fitted.any():
         return None
     image, text = (unit_rows(rows.astype(np.float64)) if params.normalize else rows for rows in (image_ND, text_ND))
@@ -67,6 +69,7 @@ def modality_drop(
             params.model_copy(
                 update={"normalize": False, "fused_dim": width}
             ),  # the parts are normalised; the length of the whole does not matter
+            has_text=np.concatenate([has_text, np.ones(2 * len(asked), bool)]),
         )
         whole, *halves = np.split(unit_rows(fused.astype(np.float64)), [len(image), len(image) + len(asked)])
         found = [_found(queries, whole, asked, kinds) for queries in (whole[asked], *halves)]

@@ -194,22 +194,24 @@ def examine(
             raise ArtifactError(str(path), problem, "run `dvc repro` to make it again")
         fused[variant] = whole
         ids = sampled(len(whole) - 1, MAX_COMPARED)
-        is_shown = EMBEDDINGS.scan(path).sort("item_id").select(pl.col("image_embedding").is_not_null()).collect().to_series()
-        has_image = is_shown.to_numpy()[ids - 1]
+        columns = [pl.col(f"{modality}_embedding").is_not_null() for modality in ("image", "text")]
+        has_image, has_text = EMBEDDINGS.scan(path).sort("item_id").select(columns).collect().to_numpy().T
+        both = chosen[has_text[chosen - 1]]
         dropped = modality_drop(
             variant,
             image[ids],
             text[ids],
-            has_image,
+            has_image[ids - 1],
             np.isin(ids, with_image),
+            has_text[ids - 1],
             np.isin(ids, fit_ids),
             leaves[ids - 1].tolist(),
             params,
         )
         drops += [] if dropped is None else [dropped]
-        numbers.append(geometry(variant, image[chosen], text[chosen]))
+        numbers.append(geometry(variant, image[both], text[both]))
         if variant == variants[0]:
-            pairs = conflicting(chosen, image[chosen], text[chosen], num_pairs)
+            pairs = conflicting(both, image[both], text[both], num_pairs)
     if not fused:
         return Findings((), (), (), (), ())
     units = {variant: unit_rows(whole.astype(np.float64)) for variant, whole in fused.items()}

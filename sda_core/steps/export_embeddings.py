@@ -60,19 +60,19 @@ def export(
     embedded = embed(backbone, adapter, source, params, scratch, inputs, device, team, passes)
     if embedded is None:
         return {}
-    seen, joint, has_image = seen_items(workspace), passes == JOINT, embedded.has_image
+    seen, joint, has_image, has_text = seen_items(workspace), passes == JOINT, embedded.has_image, embedded.has_text
     image_ID = text_ID = None
     if joint:
         fused_IF = fuse_joint(embedded.joint_ID, seen, params)
     else:
         image_ID, text_ID = embedded.image_ID, embedded.text_ID
         base = table.read_modalities(workspace.embeddings("zero_shot")) if adapter and params.with_base else None
-        fused_IF = fuse(image_ID, text_ID, has_image, seen, params, base)
+        fused_IF = fuse(image_ID, text_ID, has_image, seen, params, base, has_text)
     dims = embedded.dim, fused_IF.shape[1]
     described = table.embedding_metadata(embedded.info, params, source.prompt_hash, adapter_hash, *dims, joint=joint)
     raw_ids = ITEMS.read(workspace.items)["raw_item_id"].to_list()
     target = workspace.embeddings(variant)
-    table.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused_IF, described, has_image)
+    table.write_embeddings(target, embedded.item_ids, raw_ids, image_ID, text_ID, fused_IF, described, has_image, has_text)
     shutil.rmtree(scratch, ignore_errors=True)
     return {"variant": variant, "items": len(raw_ids), "width": fused_IF.shape[1]}
 

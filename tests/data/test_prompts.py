@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sda_core.data.prompts import image_prompt, prompt_hash, text_prompt
+from sda_core.data.prompts import image_prompt, prompt_hash, text_pairs, text_prompt
 from sda_core.errors import ConfigError
 from sda_core.params import ItemsParams
 
@@ -29,6 +29,7 @@ def items_params(**changes: object) -> ItemsParams:
         "max_value_chars": 100,
         "image_prompt": "The picture shows a {noun}.",
         "missing_image": "placeholder",
+        "missing_text": "placeholder",
     }
     return ItemsParams.model_validate(values | changes)
 
@@ -60,6 +61,7 @@ def test_empty_and_junk_values_are_left_out(value: object) -> None:
     assert prompt == "The beauty product has the following attributes: brand: OPI."
     # and nothing at all still gives a sentence
     assert text_prompt({"title": value}, items_params()) == "The beauty product has the following attributes: unknown."
+    assert text_pairs({"title": value}, items_params()) == []
 
 
 def test_a_tables_row_and_its_columns_slices_will_do() -> None:
@@ -93,6 +95,7 @@ def test_braces_do_no_harm_and_unknown_placeholders_are_told() -> None:
 def test_the_hash_follows_what_shapes_the_prompts() -> None:
     base = prompt_hash(items_params())
     assert base == prompt_hash(items_params(missing_image="text_only"))
+    assert base == prompt_hash(items_params(missing_text="image_only"))
     changes = [
         {"noun": "film"},
         {"text_opening": "A {noun}:"},

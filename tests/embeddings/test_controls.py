@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from stages.control_embeddings import control_embeddings
 from tests.sections import short_ladder
 
 NUM_ITEMS, FIT = 40, np.arange(1, 31)
+FLAGS = np.arange(NUM_ITEMS) > 3, np.arange(NUM_ITEMS) < 38  # of images, of texts
 
 
 @pytest.fixture
@@ -30,7 +32,9 @@ def export(repository: Path) -> ExportParams:
 def vectors() -> Vectors:
     random = np.random.default_rng(0)
     image, text, fused = (random.normal(size=(NUM_ITEMS, width)).astype(np.float32) for width in (6, 6, 5))
-    return Vectors(image, text, fused / np.linalg.norm(fused, axis=1, keepdims=True), np.arange(NUM_ITEMS) > 3)
+    return Vectors(
+        image, text, fused / np.linalg.norm(fused, axis=1, keepdims=True), np.arange(NUM_ITEMS) > 3, np.arange(NUM_ITEMS) < 38
+    )
 
 
 def test_random_vectors_have_the_shape_and_nothing_else(vectors: Vectors, export: ExportParams) -> None:
@@ -51,13 +55,14 @@ def test_shuffled_vectors_are_the_same_rows_and_none_stays(vectors: Vectors, exp
     np.testing.assert_array_equal(made.image_ID, vectors.image_ID[source])
     np.testing.assert_array_equal(made.text_ID, vectors.text_ID[source])
     np.testing.assert_array_equal(made.has_image, vectors.has_image[source])
+    np.testing.assert_array_equal(made.has_text, vectors.has_text[source])
 
 
 def test_one_modality_alone_does_not_depend_on_the_other(vectors: Vectors, export: ExportParams) -> None:
     other = np.random.default_rng(1).normal(size=vectors.image_ID.shape).astype(np.float32)
     for kind, changed in (
-        ("image_only", Vectors(vectors.image_ID, other, vectors.fused_IF, vectors.has_image)),
-        ("text_only", Vectors(other, vectors.text_ID, vectors.fused_IF, vectors.has_image)),
+        ("image_only", replace(vectors, text_ID=other)),
+        ("text_only", replace(vectors, image_ID=other)),
     ):
         made = control(kind, vectors, FIT, export, 1)  # type: ignore[arg-type]
         assert made.fused_IF.shape == vectors.fused_IF.shape
@@ -65,10 +70,13 @@ def test_one_modality_alone_does_not_depend_on_the_other(vectors: Vectors, expor
     image, text = (control(kind, vectors, FIT, export, 1) for kind in ("image_only", "text_only"))
     assert not np.allclose(image.fused_IF, text.fused_IF)
     np.testing.assert_allclose(image.fused_IF[:4], np.tile(image.fused_IF[0], (4, 1)), atol=1e-6)  # these show no image
+    np.testing.assert_allclose(text.fused_IF[38], text.fused_IF[39], atol=1e-6)  # these have no text
+    assert not np.allclose(text.fused_IF[37], text.fused_IF[38])
     # cosines within the modality survive: the components are all of its six but one
-    unit = vectors.text_ID / np.linalg.norm(vectors.text_ID, axis=1, keepdims=True)
-    upper = np.triu_indices(NUM_ITEMS, 1)
-    assert np.corrcoef((unit @ unit.T)[upper], (text.fused_IF @ text.fused_IF.T)[upper])[0, 1] > 0.8
+    with_text = vectors.text_ID[vectors.has_text]
+    unit, fused = with_text / np.linalg.norm(with_text, axis=1, keepdims=True), text.fused_IF[vectors.has_text]
+    upper = np.triu_indices(len(unit), 1)
+    assert np.corrcoef((unit @ unit.T)[upper], (fused @ fused.T)[upper])[0, 1] > 0.8
 
 
 def test_the_stage_writes_a_table_of_its_own(
@@ -83,12 +91,15 @@ def test_the_stage_writes_a_table_of_its_own(
     ids, raw = np.arange(1, NUM_ITEMS + 1), [f"i{item}" for item in range(NUM_ITEMS)]
     source = workspace.embeddings("zero_shot")
     source.parent.mkdir()
-    write_embeddings(source, ids, raw, vectors.image_ID, vectors.text_ID, vectors.fused_IF, {}, vectors.has_image)
+    write_embeddings(
+        source, ids, raw, vectors.image_ID, vectors.text_ID, vectors.fused_IF, {}, vectors.has_image, vectors.has_text
+    )
     for variant in ("shuffled", "text_only"):
         control_embeddings(variant, workspace.root)
         frame = EMBEDDINGS.read(workspace.embeddings(variant))
         assert frame["raw_item_id"].to_list() == raw
         assert frame["image_embedding"].null_count() == (4 if variant == "shuffled" else 0)
+        assert frame["text_embedding"].null_count() == 2
         fused = read_vectors(workspace.embeddings(variant))
         assert fused is not None
         assert fused.shape == (NUM_ITEMS + 1, 5)

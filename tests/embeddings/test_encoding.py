@@ -70,6 +70,19 @@ def test_text_only_leaves_rows_out(backbone, embedded, tmp_path):
     np.testing.assert_allclose(result.text_ID, embedded.text_ID, **up_to_rounding(embedded.text_ID))
 
 
+def test_image_only_leaves_rows_out(backbone, embedded, tmp_path):
+    plain, has_text = shop(30), np.arange(1, 31) % 3 != 0
+    texts = plain.texts(np.arange(30))
+    given = plain.item_ids, texts, plain.image_prompt, plain.prompt_hash, plain.store, "placeholder", has_text
+    result = encoded(ItemSource(*given, "image_only"), backbone, tmp_path, shard_rows=5)
+    assert np.array_equal(result.has_text, has_text)
+    assert result.has_image.all()
+    assert not result.text_ID[~has_text].any()
+    np.testing.assert_allclose(result.text_ID[has_text], embedded.text_ID[has_text], **up_to_rounding(embedded.text_ID))
+    np.testing.assert_allclose(result.image_ID, embedded.image_ID, **up_to_rounding(embedded.image_ID))
+    assert_equal(encoded(ItemSource(*given), backbone, tmp_path / "placeholder"), embedded)
+
+
 def test_no_image_at_all(backbone, tmp_path):
     source = ItemSource(np.arange(1, 4), ["a", "b", "c"], "p", "h", NoImages(), "text_only")
     result = encoded(source, backbone, tmp_path)

@@ -126,6 +126,49 @@ def test_row_without_image_takes_the_mean_of_the_fitted():
     np.testing.assert_allclose(fused[2, :4], image[has_image].mean(0), atol=1e-6)
 
 
+def test_row_without_text_takes_the_mean_of_the_fitted():
+    image, text = random_halves(10, 4)
+    has_text, everywhere = np.ones(10, dtype=bool), np.ones(10, dtype=bool)
+    has_text[[2, 9]] = False
+    text[~has_text] = 0
+    arguments = image, text, everywhere, np.arange(1, 7)
+    fused = fuse(*arguments, export_params(fusion="concat", normalize=False), has_text=has_text)
+    np.testing.assert_allclose(fused[[2, 9], 4:], np.repeat(text[[0, 1, 3, 4, 5]].mean(0)[None], 2, axis=0), atol=1e-6)
+    np.testing.assert_array_equal(fused[has_text, 4:], text[has_text])
+    np.testing.assert_array_equal(fused[:, :4], image)
+    alone = fuse(*arguments, export_params(fusion="text", normalize=False), has_text=has_text)
+    np.testing.assert_array_equal(alone, fused[:, 4:])
+    with pytest.raises(DataError, match="'text', but no item has a text; use 'image'"):
+        fuse(*arguments, export_params(fusion="text"), has_text=~everywhere)
+
+
+@pytest.mark.parametrize("lacking", ["text", "image"])
+def test_a_row_without_a_modality_is_exactly_the_other_one_in_the_fused_geometry(lacking):
+    """All components and no scaling: distances and lengths of such rows are those of their centred other vectors."""
+    image, text = random_halves(40, 4)
+    has = np.arange(40) % 4 != 0
+    present, absent = (image, text) if lacking == "text" else (text, image)
+    absent[~has] = 100.0  # must not matter
+    everywhere, fit_rows = np.ones(40, dtype=bool), np.arange(30)
+    flags = {"has_image": everywhere, "has_text": has} if lacking == "text" else {"has_image": has, "has_text": everywhere}
+    fused = fuse(image, text, fit_ids=fit_rows + 1, params=export_params(fused_dim=8, normalize=False), **flags)[~has]
+    centred = (present - present[fit_rows].mean(0))[~has]
+    np.testing.assert_allclose(fused @ fused.T, centred @ centred.T, atol=1e-4)
+    of_absent = (absent - absent[fit_rows][has[fit_rows]].mean(0))[has]
+    both = fuse(image, text, fit_ids=fit_rows + 1, params=export_params(fused_dim=8, normalize=False), **flags)[has]
+    np.testing.assert_allclose(both @ fused.T, (present - present[fit_rows].mean(0))[has] @ centred.T, atol=1e-4)
+    assert np.abs(both @ both.T - of_absent @ of_absent.T).max() > 0.1  # rows with both have more than one of them
+
+
+def test_base_rows_without_text_are_filled_too():
+    image, text = random_halves(12, 3)
+    has_text, everywhere = np.arange(12) > 1, np.ones(12, dtype=bool)
+    params = export_params(fusion="concat", normalize=False)
+    fused = fuse(image, text, everywhere, np.arange(1, 13), params, (2 * image, 2 * text), has_text)
+    np.testing.assert_allclose(fused[:2, 3:6], np.tile(text[2:].mean(0), (2, 1)), atol=1e-6)
+    np.testing.assert_allclose(fused[:2, 9:], 2 * fused[:2, 3:6], atol=1e-6)
+
+
 def test_zero_vector_stays_zero():
     image, text = random_halves(5, 4)
     text[3] = 0

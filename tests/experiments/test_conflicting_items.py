@@ -13,7 +13,7 @@ from sda_core.embeddings.controls import Vectors
 
 
 def vectors(image: np.ndarray, text: np.ndarray) -> Vectors:
-    return Vectors(image, text, np.concatenate([image, text], axis=1), np.ones(len(image), dtype=bool))
+    return Vectors(image, text, np.concatenate([image, text], axis=1), *2 * [np.ones(len(image), dtype=bool)])
 
 
 @pytest.fixture

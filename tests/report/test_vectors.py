@@ -169,7 +169,7 @@ def kinds_in(which: str, num_items: int = 60) -> tuple[np.ndarray, np.ndarray, l
 def test_the_modality_that_tells_the_category_is_missed(which: str) -> None:
     image, text, categories = kinds_in(which)
     everywhere = np.ones(60, dtype=bool)
-    found = modality_drop("sda", image, text, everywhere, everywhere, everywhere, categories, export(fused_dim=8))
+    found = modality_drop("sda", image, text, everywhere, everywhere, everywhere, everywhere, categories, export(fused_dim=8))
     assert found is not None
     kept, lost = (found.without_text, found.without_image) if which == "image" else (found.without_image, found.without_text)
     assert kept.same_category == 1.0
@@ -186,7 +186,7 @@ def test_modality_drop_is_what_it_says(normalize: bool) -> None:
     has_image, fitted = np.arange(40) % 5 != 0, np.arange(40) % 3 != 0
     categories[7], with_image = "", np.arange(40) != 12  # the vector of item 12's image is that of a stand-in
     params = export(normalize=normalize)
-    found = modality_drop("sda", image, text, has_image, with_image, fitted, categories, params)
+    found = modality_drop("sda", image, text, has_image, with_image, np.ones_like(has_image), fitted, categories, params)
     assert found is not None
     fit_ids = np.flatnonzero(fitted) + 1
     whole = unit_rows(fuse(image, text, has_image, fit_ids, params))
@@ -218,10 +218,11 @@ def test_modality_drop_is_what_it_says(normalize: bool) -> None:
 def test_modality_drop_has_nothing_to_say_of_nothing() -> None:
     image, text, categories = kinds_in("image", 8)
     yes, no = np.ones(8, dtype=bool), np.zeros(8, dtype=bool)
-    assert modality_drop("v", image, text, no, yes, yes, categories, export()) is None
-    assert modality_drop("v", image, text, yes, yes, no, categories, export()) is None
-    assert modality_drop("v", image, text, yes, yes, yes, [""] * 8, export()) is None
-    assert modality_drop("v", image[:1], text[:1], yes[:1], yes[:1], yes[:1], categories[:1], export()) is None
-    found = modality_drop("v", image, text, yes, yes, yes, categories, export("image"))
+    assert modality_drop("v", image, text, no, yes, yes, yes, categories, export()) is None
+    assert modality_drop("v", image, text, yes, yes, yes, no, categories, export()) is None
+    assert modality_drop("v", image, text, yes, yes, no, yes, categories, export()) is None
+    assert modality_drop("v", image, text, yes, yes, yes, yes, [""] * 8, export()) is None
+    assert modality_drop("v", image[:1], text[:1], yes[:1], yes[:1], yes[:1], yes[:1], categories[:1], export()) is None
+    found = modality_drop("v", image, text, yes, yes, yes, yes, categories, export("image"))
     assert found is not None
     assert found.without_text == found.whole  # the words were not in it

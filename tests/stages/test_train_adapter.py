@@ -27,6 +27,7 @@ from sda_core.cli.check_adapter import FIGURES, check_adapter
 from sda_core.errors import ConfigError, StorageError
 from sda_core.fetch.images import coverage_path
 from sda_core.image_store import ImageRow, shard_path, write_shard
+from sda_core.items import ItemSource
 from sda_core.params import load_params
 from sda_core.processes import Processes
 from stages.train_adapter import train_adapter
@@ -155,20 +156,32 @@ def test_the_last_line_counts_the_steps_and_not_the_rows_of_the_curve(
 
 
 @pytest.mark.parametrize(
-    ("num_items", "num_shown", "batch_size", "expected"),
+    ("num_items", "num_images", "num_texts", "batch_size", "expected"),
     [
-        (25, 0, 32, "train_adapter: 0 of 25 items have an image; an adapter needs at least 2 items with image and text; "
-                    "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"),
-        (3, 1, 2, "train_adapter: 1 of 3 items have an image"),
-        (25, 25, 32, "train_adapter.training.batch_size: should be at most 25, the number of items with an image (got 32); "
-                     "set it to 25 or less"),
-        (40, 25, 32, "set it to 25 or less, or set items.missing_image to placeholder, which gives every item an image"),
+        (25, 0, 25, 32, "train_adapter: 0 of 25 items have an image; an adapter needs at least 2 items with image and text; "
+                        "give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot"),
+        (3, 1, 3, 2, "train_adapter: 1 of 3 items have an image"),
+        (3, 3, 1, 2, "train_adapter: 1 of 3 items have image and text"),
+        (25, 25, 25, 32, "train_adapter.training.batch_size: should be at most 25, the number of items with an image (got 32); "
+                         "set it to 25 or less"),
+        (40, 25, 40, 32, "set it to 25 or less, or set items.missing_image to placeholder, which gives every item an image"),
+        (40, 40, 25, 32, "the number of items with image and text (got 32); set it to 25 or less, "
+                         "or set items.missing_text to placeholder, which gives every item a text"),
     ],
 )  # fmt: skip
-def test_too_few_items_for_a_batch(num_items: int, num_shown: int, batch_size: int, expected: str) -> None:
-    text = str(training.too_few_items(num_items, num_shown, batch_size))
+def test_too_few_items_for_a_batch(num_items: int, num_images: int, num_texts: int, batch_size: int, expected: str) -> None:
+    class SomeImages:
+        def get(self, item_id: int) -> bytes | None:
+            raise AssertionError
+
+        def status(self, item_id: int) -> str:
+            return "ok" if item_id <= num_images else "missing_url"
+
+    has_text, ids = np.arange(num_items) < num_texts, np.arange(1, num_items + 1)
+    source = ItemSource(ids, [""] * num_items, "", "", SomeImages(), "text_only", has_text, "image_only")
+    text = str(training.too_few_items(source, batch_size))
     assert expected in text
-    assert ("placeholder" in text) == (2 <= num_shown < num_items)
+    assert ("placeholder" in text) == (2 <= min(num_images, num_texts) < num_items)
 
 
 @pytest.mark.parametrize(
