@@ -15,6 +15,7 @@ random, shuffled    controls: random directions, and the vectors of zero_shot as
 lora, lora_cmsa     LoRA with hard targets (InfoNCE) and with soft targets (CMSA)
 infonce, sda        MoDA with hard targets and with soft targets
 X+base              adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base (sda+base)
+X+filled            vectors X; the vector of a missing text or image is filled in from the item's other modality
 attributes          categories and features of the items, one-hot, with an item-specific random part
 text_attributes     the text vectors of zero_shot with these attributes: a bound for what a perfect reader of photos could add
 id+X                vectors X added to learned ids (representation id+content of sequential recommenders)
@@ -30,7 +31,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,9 +66,11 @@ from experiments.workspaces import (
     NOTHING_TRAINED,
     VARIANTS,
     adapt,
+    mean_retrieval,
     own_params,
     prepare,
     stage_failed,
+    train_on_corrupted,
     vectors_of,
 )
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
@@ -81,8 +86,12 @@ from sda_core.traits import takes_modalities
 from sda_core.unit_rows import unit_rows
 
 CONTROLS = ("random", "shuffled", "image_only", "text_only")
-KNOWN = (BASE, *CONTROLS, "attributes", "text_attributes", *VARIANTS, *(f"{variant}+base" for variant in VARIANTS))
+FILLED = tuple(f"{variant}+filled" for variant in (BASE, *VARIANTS))
+KNOWN = (BASE, *CONTROLS, "attributes", "text_attributes", *VARIANTS, *(f"{variant}+base" for variant in VARIANTS), *FILLED)
 IDS = "id+"
+MISMATCHED = "mismatched"
+"""The negative control of the maps: vectors like :data:`CHECKED`, of an adapter trained on images with texts of other items."""
+CHECKED = "sda"
 FIRST = Names(("id", "random", BASE, "text_only", "attributes", "sda", "lora", "id+zero_shot", "id+sda", "id+lora"))
 MIN_USERS = 30  # smallest group that is shown; the interval of a smaller one is too wide
 _ADAPTED = ("sda", "lora", "infonce", "lora_cmsa")
@@ -116,6 +125,12 @@ Composed = Annotated[
         show_default=False,
     ),
 ]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes", min=0.0, help="Start no training after this time; 0 only writes the tables.", show_default=False
+    ),
+]
 Train = Annotated[
     bool, typer.Option("--train/--no-train", help="Train what is missing, or only write the tables of what is complete.")
 ]
@@ -131,7 +146,7 @@ def main(
     train: Train = True,
 ) -> None:
     """Train what is missing; write the tables and the plot."""
-    _check(vectors)
+    check_vectors(vectors)
     folder = root / "experiments" / "runs" / "adaptation" / name
     shop = Workspace(folder / "shop")
     params = make_shop(shop, (root / "conf").resolve(), composed or [])
@@ -140,9 +155,7 @@ def main(
     if train:
         for vector in vectors:
             for seed in seeds:
-                workspace = workspace_of_seed(shop, folder, vector, seed)
-                for recommender in recommenders:
-                    train_cell(workspace, vector, recommender, seed, positions(folder, recommender, vector))
+                train_vector(shop, folder, vector, recommenders, seed)
     tables, panels = [alignment(folder, vectors, seeds)], {}
     for recommender in recommenders:
         done = [vector for vector in vectors if is_complete(positions(folder, recommender, vector), seeds)]
@@ -153,10 +166,19 @@ def main(
     plot_intervals(results / "plot.png", panels, f"difference in NDCG@{CUTOFF}", zero=True, columns=2)
 
 
-def _check(vectors: Sequence[str]) -> None:
-    known = ("id", *KNOWN)
+def check_vectors(vectors: Sequence[str], more: Sequence[str] = ()) -> None:
+    """Check that all kinds of vectors are known.
+
+    Args:
+        vectors: the kinds.
+        more: names that are known too, without ``id+``.
+
+    Raises:
+        ConfigError: a kind is unknown.
+    """
+    known = ("id", *more, *KNOWN)
     for vector in vectors:
-        if vector.removeprefix(IDS) not in (known if vector == "id" else KNOWN):
+        if vector not in known and vector.removeprefix(IDS) not in KNOWN:
             raise ConfigError("--vectors", f"expected some of {', '.join(known)}, or one with id+ before it (got {vector!r})")
 
 
@@ -233,7 +255,7 @@ def run_data_stages(shop: Workspace) -> None:
 
 def source_of(vector: str) -> str:
     """The variant from which vectors are computed: ``sda`` for ``id+sda+base``."""
-    return vector.removeprefix(IDS).removesuffix("+base")
+    return vector.removeprefix(IDS).removesuffix("+base").removesuffix("+filled")
 
 
 def workspace_of_seed(shop: Workspace, folder: Path, vector: str, seed: int) -> Workspace:
@@ -268,6 +290,8 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     content = vector.removeprefix(IDS)
     if content.endswith("+base"):
         made = joined_with_base(workspace, params.export_embeddings, source_of(vector))
+    elif content in FILLED:
+        made = filled(workspace, params.export_embeddings, source_of(vector))
     elif content in ("attributes", "text_attributes"):
         made = attribute_vectors(workspace, params, with_text=content == "text_attributes")
     else:
@@ -281,6 +305,29 @@ def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -
     section = params.model_copy(update={"with_base": True})
     beside = base.image_ID, base.text_ID
     return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, beside, own.has_text)
+
+
+def filled(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
+    """``(I, F)`` vectors of a variant; a missing modality is filled in from the item's other one.
+
+    For an item without a text, ``text = image - mean image + mean text``, where the means are those of items that have both, and
+    the vectors have unit length if ``params.normalize``.  For an item without an image, likewise.  Such a vector has a meaning
+    only in a space that image and text share.  Everything else is as in :func:`~sda_core.embeddings.fusion.fuse`, and without a
+    missing vector the result is that of the variant.
+    """
+    own = read_table(workspace.embeddings(variant))
+    made = {"image": own.image_ID.copy(), "text": own.text_ID.copy()}
+    has = {"image": own.has_image, "text": own.has_text}
+    if params.normalize:
+        made = {modality: unit_rows(rows_ID) for modality, rows_ID in made.items()}
+    both = own.has_image & own.has_text
+    if both.any():
+        mean = {modality: rows_ID[both].mean(axis=0, dtype=np.float64) for modality, rows_ID in made.items()}
+        for to, source in (("text", "image"), ("image", "text")):
+            lost = ~has[to] & has[source]
+            made[to][lost] = made[source][lost] - mean[source] + mean[to]
+        has = dict.fromkeys(has, own.has_image | own.has_text)
+    return fuse(made["image"], made["text"], has["image"], seen_items(workspace), params, has_text=has["text"])
 
 
 def attribute_vectors(workspace: Workspace, params: Params, *, with_text: bool) -> np.ndarray:
@@ -336,6 +383,63 @@ def train_cell(workspace: Workspace, vector: str, recommender: str, seed: int, p
         chosen: Any = "id+content" if vector.startswith(IDS) else "content"
         section = section.model_copy(update={"representation": chosen})
     keep_positions(workspace, params, section, seed, place, vectors=matrix(workspace, params, vector))
+
+
+def project(folder: Path, vector: str) -> Path:
+    """The folder of the seeds' projects; the mismatched adapters have a separate one."""
+    return folder / MISMATCHED if vector == MISMATCHED else folder
+
+
+def train_vector(shop: Workspace, folder: Path, vector: str, recommenders: Sequence[str], seed: int) -> None:
+    """Make one kind of vectors with one seed, and train the recommenders on them, unless their positions exist.
+
+    Args:
+        shop: the project with the data.
+        folder: the folder with the seeds' projects and the positions.
+        vector: the kind of vectors.
+        recommenders: names.
+        seed: seed of the adapter and the recommenders.
+    """
+    is_control = vector == MISMATCHED
+    workspace = workspace_of_seed(shop, project(folder, vector), BASE if is_control else vector, seed)
+    if is_control:
+        train_on_corrupted(workspace, CHECKED, "text", "shuffle", 1.0, seed)
+        adapt(workspace, CHECKED)
+    for recommender in recommenders:
+        place = positions(folder, recommender, vector)
+        train_cell(workspace, CHECKED if is_control else vector, recommender, seed, place)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training.
+
+    Attributes:
+        wanted: the files that it makes.
+        run: makes them.
+    """
+
+    wanted: Sequence[Path]
+    run: Callable[[], None]
+
+
+def run_jobs(groups: Iterable[tuple[str, Sequence[Job]]], max_minutes: float | None) -> None:
+    """Run the jobs whose files are missing, in the given order.
+
+    Args:
+        groups: jobs by label; the log says when the jobs of a label are complete.
+        max_minutes: time after which no job starts; None for no limit.
+    """
+    begin = time.monotonic()
+    for label, jobs in groups:
+        for job in jobs:
+            if all(path.exists() for path in job.wanted):
+                continue
+            if max_minutes is not None and time.monotonic() - begin >= 60.0 * max_minutes:
+                logger.info("%g minutes are over; run it again to resume", max_minutes)
+                return
+            job.run()
+        logger.info("%s: complete, %.1f minutes", label, (time.monotonic() - begin) / 60.0)
 
 
 def is_complete(place: Path, seeds: Sequence[int]) -> bool:
@@ -413,6 +517,13 @@ def intervals(measured: Measured, params: Params, recommender: str) -> Panels:
         if any(any(line) for line in lines.values()):
             panels[f"{recommender}, {group}"] = lines
     return panels
+
+
+def mean_alignment(folder: Path, vector: str, seeds: Sequence[int]) -> str:
+    """Retrieval@1 of a kind of vectors, mean over the seeds; empty if embeddings are missing."""
+    variant = CHECKED if vector == MISMATCHED else vector
+    paths = [Workspace(project(folder, vector) / f"seed-{seed}").embeddings(variant) for seed in seeds]
+    return f"{mean_retrieval(paths):.4f}" if all(path.exists() for path in paths) else ""
 
 
 def alignment(folder: Path, vectors: Sequence[str], seeds: Sequence[int]) -> str:

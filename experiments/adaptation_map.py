@@ -42,9 +42,9 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -62,14 +62,14 @@ from experiments.study import (
     best_validation,
     check_names,
     interval_cell,
-    logger,
     markdown_table,
     mean_and_interval,
+    minus,
     positions_path,
     rank_correlation,
     write_results,
 )
-from experiments.workspaces import BASE, VARIANTS, adapt, link, mean_retrieval, train_on_corrupted
+from experiments.workspaces import BASE, VARIANTS, link
 from sda_core.artifacts import Workspace, read_json
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
@@ -81,8 +81,8 @@ IN_EVERY_CELL = ("id", "oracle", BASE, "text_only")
 REFERENCES = (BASE, "text_only")
 ROOM = (("oracle", "sda"), ("sda", "id"), (BASE, "id"), (BASE, "text_only"))
 """Pairs that say whether there is room for a gain over ``sda``, and what it is a gain over."""
-CONTROL = "mismatched"
-CHECKED = "sda"  # its check before step 0 gives the figures, and the control is trained like it
+CONTROL = adaptation.MISMATCHED
+CHECKED = adaptation.CHECKED  # its check before step 0 gives the figures
 ADAPTED = (*VARIANTS, *(f"{variant}+base" for variant in VARIANTS))
 FEWEST_CELLS = 5  # for a rank correlation
 MISSING = "missing"
@@ -106,13 +106,6 @@ Vectors = Annotated[
 Backbone = Annotated[
     str | None, typer.Option("--backbone", metavar="NAME=FILE", help="Backbone; default: nano.", show_default=False)
 ]
-MaxMinutes = Annotated[
-    float | None,
-    typer.Option(
-        "--max-minutes", min=0.0, help="Start no training after this time; 0 only writes the tables.", show_default=False
-    ),
-]
-
 OwnAdapters = Annotated[
     bool, typer.Option("--own-adapters/--shared-adapters", help="Train adapters in every cell, or once for each completeness.")
 ]
@@ -150,13 +143,9 @@ class Place:
         """The folder with the positions of all seeds."""
         return adaptation.positions(self.folder, recommender, vector)
 
-    def project(self, variant: str) -> Path:
-        """The folder of the seeds' projects; the control has a separate one."""
-        return self.folder / CONTROL if variant == CONTROL else self.folder
-
-    def workspaces(self, variant: str, seeds: Sequence[int]) -> list[Workspace]:
-        """The seeds' projects with the adapters and embeddings of a variant."""
-        return [Workspace(self.project(variant) / f"seed-{seed}") for seed in seeds]
+    def workspaces(self, seeds: Sequence[int]) -> list[Workspace]:
+        """The seeds' projects with the adapters and embeddings, except those of the control."""
+        return [Workspace(self.folder / f"seed-{seed}") for seed in seeds]
 
 
 def main(
@@ -169,7 +158,7 @@ def main(
     composed: adaptation.Composed = None,
     root: Root = Path(),
     seeds: Seeds = THREE_SEEDS,
-    max_minutes: MaxMinutes = None,
+    max_minutes: adaptation.MaxMinutes = None,
     own_adapters: OwnAdapters = False,
 ) -> None:
     """Train what is missing; write the tables and the heat map."""
@@ -256,17 +245,22 @@ def train(
         seeds: seeds of the adapters and recommenders.
         max_minutes: time after which no training starts; None for no limit.
     """
-    begin = time.monotonic()
-    for seed, place in product(seeds, places):
-        for vector in (*vectors, *([CONTROL] if place.has_control else [])):
-            wanted = [positions_path(place.positions(recommender, vector), seed) for recommender in recommenders]
-            if all(path.exists() for path in wanted):
-                continue
-            if max_minutes is not None and time.monotonic() - begin >= 60.0 * max_minutes:
-                logger.info("%g minutes are over; run it again to resume", max_minutes)
-                return
-            train_vector(place, vector, recommenders, seed)
-        logger.info("cell %s, seed %d: complete, %.1f minutes", place.cell.name, seed, (time.monotonic() - begin) / 60.0)
+    adaptation.run_jobs(
+        (
+            (
+                f"cell {place.cell.name}, seed {seed}",
+                [job(place, vector, recommenders, seed) for vector in (*vectors, *([CONTROL] if place.has_control else []))],
+            )
+            for seed, place in product(seeds, places)
+        ),
+        max_minutes,
+    )
+
+
+def job(place: Place, vector: str, recommenders: Sequence[str], seed: int) -> adaptation.Job:
+    """The training of the recommenders on one kind of vectors with one seed."""
+    wanted = [positions_path(place.positions(recommender, vector), seed) for recommender in recommenders]
+    return adaptation.Job(wanted, partial(train_vector, place, vector, recommenders, seed))
 
 
 def train_vector(place: Place, vector: str, recommenders: Sequence[str], seed: int) -> None:
@@ -274,13 +268,7 @@ def train_vector(place: Place, vector: str, recommenders: Sequence[str], seed: i
     adaptation.run_data_stages(place.shop)
     if place.lender is not None and vector != CONTROL:
         borrow(place, place.lender, adaptation.source_of(vector), seed)
-    of_adapter = CHECKED if vector == CONTROL else vector
-    workspace = adaptation.workspace_of_seed(place.shop, place.project(vector), BASE if vector == CONTROL else vector, seed)
-    if vector == CONTROL:
-        train_on_corrupted(workspace, CHECKED, "text", "shuffle", 1.0, seed)
-        adapt(workspace, CHECKED)
-    for recommender in recommenders:
-        adaptation.train_cell(workspace, of_adapter, recommender, seed, place.positions(recommender, vector))
+    adaptation.train_vector(place.shop, place.folder, vector, recommenders, seed)
 
 
 def borrow(place: Place, lender: Place, variant: str, seed: int) -> None:
@@ -372,7 +360,7 @@ def figures_of(place: Place, recommender: str, done: Sequence[str], seeds: Seque
         seeds: seeds of the trainings.
     """
     found: dict[str, float] = {}
-    paths = [workspace.adapter(CHECKED) / "check.json" for workspace in place.workspaces(CHECKED, seeds)]
+    paths = [workspace.adapter(CHECKED) / "check.json" for workspace in place.workspaces(seeds)]
     if all(path.exists() for path in paths):
         checks = [read_json(path, "the check of an adapter") for path in paths]
         found = {shown: float(np.mean([check[key] for check in checks])) for key, shown in CHECK_FIGURES.items()}
@@ -394,10 +382,7 @@ def alignment(places: Sequence[Place], adapted: Sequence[str], seeds: Sequence[i
     for place in places:
         rows.append(list(place.labels))
         for variant in variants:
-            named = CHECKED if variant == CONTROL else variant
-            paths = [workspace.embeddings(named) for workspace in place.workspaces(variant, seeds)]
-            is_there = all(path.exists() for path in paths)
-            rows[-1].append(f"{mean_retrieval(paths):.4f}" if is_there else _missing(place, variant))
+            rows[-1].append(adaptation.mean_alignment(place.folder, variant, seeds) or _missing(place, variant))
     title = f"Retrieval@1 of image and text without their means, at most 2,000 items, {len(seeds)} seeds"
     return markdown_table([*AXES, *variants], rows, title)
 
@@ -460,12 +445,6 @@ def contrast(ends: Sequence[Measured], adapted: Sequence[str], title: str) -> st
         rows.append([f"{vector} - {reference}", *cells, interval_cell(minus(*known)) if len(known) == 2 else MISSING])
     names_ = [f"shared {share}, completeness {text}" for share, text in (first.place.labels, last.place.labels)]
     return markdown_table(["gain", *names_, "difference"], rows, f"Two opposite corners, {title}")
-
-
-def minus(one: Interval, other: Interval) -> Interval:
-    """The difference of two independent means, with an interval from theirs (Zou & Donner 2008)."""
-    mean = one[0] - other[0]
-    return mean, mean - math.hypot(one[0] - one[1], other[2] - other[0]), mean + math.hypot(one[2] - one[0], other[0] - other[1])
 
 
 def figures(on_map: Sequence[Measured], title: str) -> str:

@@ -81,7 +81,7 @@ def draw(
     shares = text_share, image_share
     if not all(0.0 <= share <= 1.0 for share in shares) or (sum(shares) > 1.0 and not overlapping):
         problem = f"{text_share:g} of the items cannot lose their text and another {image_share:g} their image"
-        raise ConfigError("shares", problem, "use shares from 0 to 1 whose sum is at most 1, or let the sets overlap")
+        raise ConfigError("--shares", problem, "use shares from 0 to 1 whose sum is at most 1, or let the sets overlap")
     random = generator(seed, "missing modalities")
     order = random.permutation(np.sort(complete))
     other = random.permutation(order) if overlapping else order[::-1]

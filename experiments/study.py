@@ -10,6 +10,7 @@ Dimensions: S seeds, U users, N items, D width.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -163,6 +164,12 @@ def interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> tuple
 def mean_and_interval(gain_SU: np.ndarray, params: EvaluateParams, purpose: str) -> Interval:
     """The mean of ``(S, U)``, and its :func:`interval`."""
     return float(gain_SU.mean()), *interval(gain_SU, params, purpose)
+
+
+def minus(one: Interval, other: Interval) -> Interval:
+    """The difference of two independent means, with an interval from theirs (Zou & Donner 2008)."""
+    mean = one[0] - other[0]
+    return mean, mean - math.hypot(one[0] - one[1], other[2] - other[0]), mean + math.hypot(one[2] - one[0], other[0] - other[1])
 
 
 def mean_and_range(values: Sequence[float]) -> Interval:

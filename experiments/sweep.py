@@ -13,7 +13,7 @@ results are table.md and plot.png in experiments/results/sweep-NAME, which `sda 
     python -m experiments sweep --name teacher --param train_adapter.loss.teacher --values mean,image,text,agreement
 
 With --corrupt text or --corrupt image the values are shares of the items whose texts or images are corrupted during the
-training of the adapter (--how shuffle, blank or noise).  The vectors are computed from the clean items:
+training of the adapter (--how shuffle, blank, noise or absent).  The vectors are computed from the clean items:
 
     python -m experiments sweep --name noisy-text-sda --corrupt text --values 0,0.2,0.4,0.6
     python -m experiments sweep --name noisy-text-infonce --variant infonce --corrupt text --values 0,0.2,0.4,0.6

@@ -224,7 +224,7 @@ def test_one_seed_of_all_cells_before_the_next_and_an_end(tmp_path: Path, monkey
         asked.append((place.cell.name, vector, seed))
 
     monkeypatch.setattr(maps, "train_vector", note)
-    monkeypatch.setattr(maps.time, "monotonic", lambda: now)
+    monkeypatch.setattr(maps.adaptation.time, "monotonic", lambda: now)
     kept = places[1].positions("sasrec", "id") / "1.parquet"
     kept.parent.mkdir(parents=True)
     kept.touch()
