@@ -133,7 +133,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Loss:
-    """What the items lose.
+    """The loss of modalities in a shop.
 
     Attributes:
         modality: the modality; ``both``: half of the items lose the text, half the image.
