@@ -60,7 +60,7 @@ def _unit(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
     lengths = row_lengths(rows)
     if (lengths == 0).any():
         problem = f"{int((lengths == 0).sum())} of {len(rows)} are all zero, so they have no cosine"
-        raise DataError(what, problem, "look at the adapter's training: the representation may have collapsed")
+        raise DataError(what, problem, "check the adapter's training: the representation may have collapsed")
     return unit_rows(rows, out=rows)
 
 

@@ -59,7 +59,7 @@ class ItemSource:
         store: the images.
         missing_image: ``placeholder`` uses a fixed grey noise image for an item without one; ``text_only`` uses none.
         has_text: ``(I,)`` bool, whether an item has a text of its own; None if all have.
-        missing_text: ``placeholder`` uses the prompt of an item without a text as it is; ``image_only`` uses none.
+        missing_text: ``placeholder`` uses the unchanged prompt of an item without a text; ``image_only`` uses none.
 
     Attributes:
         item_ids: ``(I,)`` int32.

@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 EXEMPT = {
     "sda_core": "the version, and the import hook",
-    "sda_core._peft_hook": "makes MoDA known to PEFT; whoever uses an adapter imports sda_core.adapters itself",
+    "sda_core._peft_hook": "makes MoDA known to PEFT; code that uses an adapter imports sda_core.adapters itself",
     "sda_core.artifacts": "paths, schemas of tables, files written whole: what is read is what was written",
     "sda_core.cli": "the entry point of the console script",
     "sda_core.cli.process": "when a process began, how its threads wait, when garbage is collected",
     "sda_core.cli.project": "writes the files of a new project, and rejects a project of another version",
     "sda_core.cli.stage": "options, messages and costs of a stage",
-    "sda_core.costs": "seconds and memory, which stand in no output of the pipeline",
+    "sda_core.costs": "seconds and memory, which are not part of an output of the pipeline",
     "sda_core.errors": "messages",
     "sda_core.log": "messages and progress bars",
     "sda_core.params": "declares and checks the params; their values are dependencies of their own",

@@ -58,7 +58,7 @@ from sda_core.variants import adapter_of, indexed_variants, reported
 Status = Literal["ok", "absent", "skipped", "problem"]
 
 _AGAIN = "run `dvc repro` to make it again"
-_TAKEN = "run `dvc repro`, which takes the local files as they are now"
+_TAKEN = "run `dvc repro`, which reads the current local files"
 _UNIT = 1e-3  # tolerance of a unit vector's length
 _SAME = 1e-9  # tolerance between a number in a JSON file and its recomputed value
 _NUM_QUERIES = 50

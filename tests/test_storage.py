@@ -139,7 +139,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path, library: str) -> None:
     with pytest.raises(StorageError) as caught, replace_file(tmp_path / "data" / "table") as temporary:
         WRITERS[library](temporary)
     assert caught.value.where == str(tmp_path / "data")
-    assert "move away the file that stands where a folder should be" in str(caught.value)
+    assert "move away the file whose path should be a folder" in str(caught.value)
     assert (tmp_path / "data").read_bytes() == b"mine"
 
 

@@ -308,7 +308,7 @@ def _not_finite(step: int, value: float, norm: float, item_ids: np.ndarray, brok
     return TrainingError(
         f"train_adapter, step {step}",
         f"loss {value} with a gradient of norm {norm}, expected finite numbers (items {_some(named)})",
-        "lower train_adapter.training.learning_rate, raise the loss's temperature, or look at those items",
+        "lower train_adapter.training.learning_rate, raise the loss's temperature, or check those items",
     )
 
 

@@ -32,7 +32,7 @@ _WIDE = 1000  # columns; lines are never wrapped
 _COMMENT = "# Written by `sda init` and `sda upgrade`; a stage runs again when its hash of the installed code changes.\n"
 _DVC_COMMENT = (
     "# The pipeline.  One stage = one file in stages/ = one section of params.yaml.\n"
-    f"# The hashes of {PACKAGE} stand for the installed code that a stage depends on.\n"
+    f"# The hashes of {PACKAGE} represent the installed code that a stage depends on.\n"
 )
 _IGNORED = "__pycache__/\n.venv/\nvenv/\n.resume/\n*.tmp\n/costs\n/report\n/dvc_plots\n/datasets/\n"
 _README = """# {name}

@@ -151,7 +151,7 @@ def gradient_products(
     M = len(passes)
     products = torch.stack(inner).view(len(layers), 2, M, M)
     if not (torch.isfinite(value.detach()) and torch.isfinite(products).all()):
-        raise TrainingError("gradients", f"loss {value.item()} or a gradient is not finite", "look at the items of the batch")
+        raise TrainingError("gradients", f"loss {value.item()} or a gradient is not finite", "check the items of the batch")
     both = torch.stack(touched).view(len(layers), 2, M, M).sum(dim=1).long()
     return GradientProducts(tuple(passes), tuple(layers), products, both)
 

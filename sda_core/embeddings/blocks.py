@@ -177,7 +177,7 @@ class BlockFolder:
             DataError: there is no item.
         """
         if not blocks:
-            raise DataError("item vectors", "there is no item", "look at the filter's statistics")
+            raise DataError("item vectors", "there is no item", "check the filter's statistics")
         vectors: dict[Pass, np.ndarray] = {}
         infos: set[BackboneInfo] = set()
         num_full = 0
@@ -198,7 +198,7 @@ class BlockFolder:
             raise ArtifactError(
                 str(self._folder),
                 problem,
-                "delete the folder, and make sure that all machines have the same software and settings",
+                "delete the folder, and check that all machines have the same software and settings",
             )
         _log.info("%d items in %d blocks, %d of them taken from an earlier run", len(source), len(blocks), num_resumed)
         if num_full:
@@ -316,7 +316,7 @@ class BlockEncoder:
             raise DataError(
                 f"{name} vectors",
                 f"should be finite (got NaN or infinity for {len(bad)} items, e.g. item_id {ids})",
-                "use backbone.dtype bfloat16 or float32, and look at the adapter's loss curve",
+                "use backbone.dtype bfloat16 or float32, and check the adapter's loss curve",
             )
         return EncodedBlock(vectors_BD, num_full, backbone.info)
 

@@ -143,7 +143,7 @@ def control(kind: Derived, vectors: Vectors, fit_ids: np.ndarray, params: Export
             kept = kind.removesuffix("_only")
             zero_ID = np.zeros_like(vectors.image_ID)
             image_ID, text_ID = (vectors.image_ID, zero_ID) if kept == "image" else (zero_ID, vectors.text_ID)
-            every = np.ones_like(vectors.has_image)  # also the zeros of the other modality, which are written as they are
+            every = np.ones_like(vectors.has_image)  # also the zeros of the other modality, which are written unchanged
             has_image, has_text = (vectors.has_image, every) if kept == "image" else (every, vectors.has_text)
             section = params.model_copy(update={"fusion": "late_concat_pca", "fused_dim": vectors.fused_IF.shape[1]})
             fused_IF = fuse(image_ID, text_ID, has_image, fit_ids, section, has_text=has_text)

@@ -224,7 +224,7 @@ def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_comp
     width = vectors_IF.shape[1]
     if not len(fit_rows):
         raise DataError(
-            "item fusion", "there is no training item to fit the principal components on", "look at the filter's statistics"
+            "item fusion", "there is no training item to fit the principal components on", "check the filter's statistics"
         )
     kept = min(num_components, width, len(fit_rows))
     if kept < num_components:

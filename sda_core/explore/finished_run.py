@@ -178,7 +178,7 @@ def recommend(workspace: Workspace, history: Sequence[int], variant: str, recomm
     folder = _first_model(workspace, load_params(workspace.root / "params.yaml"), variant, recommender)
     section = recommenders.saved_params(folder)
     if not scores_histories(section):
-        problem = f"{recommender} learns a vector for each user of the training and has none for a history typed by hand"
+        problem = f"{recommender} learns a vector for each user of the training and has none for a typed history"
         raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
     vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
     return ranking.recommend_after(folder, vectors, history, k)

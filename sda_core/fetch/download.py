@@ -284,7 +284,7 @@ def _check_folders(dataset: AmazonDataset, raw: Path, root: Path) -> None:
         except DownloadError as error:
             raise DownloadError(where, error.problem, advice) from None
         if clash:
-            raise DownloadError(where, f"{folder} lies in {raw}, which this stage clears of everything else", advice)
+            raise DownloadError(where, f"{folder} is in {raw}, which this stage clears of everything else", advice)
 
 
 def _check_local_folder(dataset: AmazonDataset, root: Path) -> None:
@@ -375,7 +375,7 @@ async def _fetch_first(client: httpx.AsyncClient | None, file: _File, params: Do
             if client is not None and is_web(source):
                 digest, etag = await fetch_file(client, source, wanted, params)
             elif inside(path := local_path(source, root), raw):
-                raise RejectedError(f"lies in {raw}, which this stage writes to")
+                raise RejectedError(f"is in {raw}, which this stage writes to")
             else:
                 digest, etag = await copy_file(path, wanted, params), None
         except (RejectedError, DownloadError) as error:

@@ -65,7 +65,7 @@ def folder_lock(folder: Path) -> Generator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _log.warning("%s cannot be locked (%s); make sure that no other run writes there", folder, error)
+        _log.warning("%s cannot be locked (%s); check that no other run writes there", folder, error)
     try:
         yield
     finally:

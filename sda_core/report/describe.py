@@ -146,12 +146,12 @@ def variants(params: Params) -> tuple[Variant, ...]:
         if name == "id":
             text = "No content: the recommender learns a vector for each item id."
         elif name == "zero_shot":
-            text = "Content vectors of the backbone as it is, without adaptation."
+            text = "Content vectors of the unchanged backbone."
         elif name in params.control_embeddings.variants:
             text = _CONTROL_TEXT[name]
         elif name in params.joint_embeddings.variants:
             base = params.joint_embeddings.variants[name].of
-            model = "the backbone as it is" if base == "zero_shot" else f"the backbone with the adapter of {base}"
+            model = "the unchanged backbone" if base == "zero_shot" else f"the backbone with the adapter of {base}"
             text = f"Content vectors of one pass over image and text together, by {model}."
         elif name in params.import_embeddings.variants:
             text = "Content vectors that were imported from a file."

@@ -70,7 +70,7 @@ USUAL_WORDS = {
     r"\btak(e|es|en) off\b": "subtract",
     r"\blook(s|ed|ing)? at\b": "use, read, or compare",
     r"\b(lies|stand|stands|stood) (in|there|for|beside|behind|before|above|below|under|where)\b": "is in, or represents",
-    r"\bwant(s|ed)? (?!name\b)\w": "need, or request",
+    r"\bwant(s|ed)? (?!name\b|to do\b)\w": "need, or request",
     r"\b(is|was) made of\b|\bmakes? of\b": "computed from",
     r"\bsees? (that|to)\b|\bmake sure\b": "check",
     r"\bthe very\b|\bby hand\b|\bof one's own\b": "leave it out",
@@ -150,7 +150,7 @@ NAMES = {
 @pytest.mark.parametrize("path", MESSAGES, ids=lambda p: f"{p.relative_to(ROOT).parts[0]}-{p.stem}")
 def test_messages(path: Path) -> None:
     """Logs, errors, help texts, headings of tables and labels of plots."""
-    terms = INSTEAD | USUAL_WORDS if path.relative_to(ROOT).parts[0] in SCRIPTS else INSTEAD
+    terms = INSTEAD | USUAL_WORDS
     wrong = [f"{path}:{number}: {one}" for number, text in messages(path) if text not in NAMES for one in found(text, terms)]
     assert not wrong, "\n".join(wrong)
 

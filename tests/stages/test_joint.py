@@ -99,7 +99,7 @@ def test_a_wrong_file_in_its_place_is_seen(root: Path, params: Params, tmp_path:
 def test_the_page_and_the_metrics_have_the_variant(root: Path) -> None:
     workspace = Workspace(root)
     page = workspace.report.read_text(encoding="utf-8")
-    assert "Content vectors of one pass over image and text together, by the backbone as it is." in page
+    assert "Content vectors of one pass over image and text together, by the unchanged backbone." in page
     assert "Content vectors of one pass over image and text together, by the backbone with the adapter of sda." in page
     metrics = json.loads(workspace.metrics("joint", "vbpr").read_text(encoding="utf-8"))
     assert 0 <= metrics["ndcg@10"] <= 1
