@@ -353,6 +353,26 @@ def drawn_captions(material: Material, params: dict[str, Any], rng: np.random.Ge
     return np.concatenate([rng.choice(ids, min(count, len(ids)), replace=False) for ids, count in sides])
 
 
+def caption_loss(
+    heads: Heads, material: Material, batch: Batch, images_BD: Tensor, other_ids: np.ndarray, params: dict[str, Any]
+) -> Tensor:
+    """nano's contrastive loss of the images whose caption describes them only.
+
+    Args:
+        heads: the temperature.
+        material: the targets of all captions.
+        batch: the images of the step.
+        images_BD: vectors of all images of the batch, in the columns of the targets.
+        other_ids: result of :func:`drawn_captions`.
+        params: the settings of the step.
+    """
+    ids = batch.caption_ids[batch.own]
+    targets, others = (torch.from_numpy(material.targets[chosen]) for chosen in (ids, other_ids))
+    same = torch.from_numpy(ids[:, None] == other_ids[None])
+    scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
+    return contrastive(images_BD[torch.from_numpy(batch.own)], targets, others, same, scale, params["softness"])
+
+
 def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str, Any], seed: int, step: int) -> dict[str, Tensor]:
     """The losses of one step by name, not yet weighted."""
     corpus = material.corpus
@@ -374,17 +394,12 @@ def losses(encoder: Encoder, heads: Heads, material: Material, params: dict[str,
         images = F.normalize(encoder.image_vectors(tokens, grid, prompt), dim=-1)
         dense, token_logits = token_outputs(heads, tokens, batch.mapped)
     known_width = material.targets.shape[1]
-    targets, caption_targets, others = (
-        torch.from_numpy(material.targets[ids]) for ids in (text_ids, batch.caption_ids, other_ids)
-    )
+    targets, caption_targets = (torch.from_numpy(material.targets[ids]) for ids in (text_ids, batch.caption_ids))
     text_part, image_part = texts[:, :known_width], images[:, :known_width]
-    own = torch.from_numpy(batch.own)
-    same = torch.from_numpy(batch.caption_ids[batch.own][:, None] == other_ids[None])
-    scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
     text_rows, text_squares = relational(texts, targets, params["relational_temperature"])
     vector_logits = heads.vector(images * images.shape[1] ** 0.5)
     found = {
-        "contrastive": contrastive(image_part[own], caption_targets[own], others, same, scale, params["softness"]),
+        "contrastive": caption_loss(heads, material, batch, image_part, other_ids, params),
         "text_cosine": 1 - (text_part * targets).sum(-1).mean(),
         "text_rows": text_rows,
         "text_squares": text_squares,
@@ -423,14 +438,10 @@ def tower_losses(
     with torch.autocast("cpu", torch.bfloat16, enabled=params["half_precision"]):
         tokens, _ = encoder.image_tokens(batch.rgb)
         dense, logits = token_outputs(heads, tokens, batch.mapped)
-    own = torch.from_numpy(batch.own)
-    seen = F.normalize(heads.caption(mean_token(tokens))[own, : material.targets.shape[1]], dim=-1)
-    targets, others = (torch.from_numpy(material.targets[ids]) for ids in (batch.caption_ids[batch.own], other_ids))
-    same = torch.from_numpy(batch.caption_ids[batch.own][:, None] == other_ids[None])
-    scale = heads.log_inverse_temperature.exp().clamp(max=50.0)
+    seen = F.normalize(heads.caption(mean_token(tokens))[:, : material.targets.shape[1]], dim=-1)
     found = {
         "token_heads": attribute_loss(logits, batch.labels, material.heads, params["head_weights"]),
-        "token_contrastive": contrastive(seen, targets, others, same, scale, params["softness"]),
+        "token_contrastive": caption_loss(heads, material, batch, seen, other_ids, params),
     }
     if len(batch.mapped):
         found["dense"] = dense_loss(dense, batch.maps, tuple(params["channels"]))
