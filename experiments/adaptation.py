@@ -12,6 +12,8 @@ id                  ids that the recommender learns
 zero_shot           the backbone without an adapter
 text_only           the text vectors of zero_shot; image_only: its image vectors
 random, shuffled    controls: random directions, and the vectors of zero_shot assigned to other items
+other_images        control: the text vectors of zero_shot joined with the image vectors of other items
+mismatched          control: sda, trained on images with the texts of other items
 lora, lora_cmsa     LoRA with hard targets (InfoNCE) and with soft targets (CMSA)
 infonce, sda        MoDA with hard targets and with soft targets
 X+base              adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base (sda+base)
@@ -87,10 +89,20 @@ from sda_core.unit_rows import unit_rows
 
 CONTROLS = ("random", "shuffled", "image_only", "text_only")
 FILLED = tuple(f"{variant}+filled" for variant in (BASE, *VARIANTS))
-KNOWN = (BASE, *CONTROLS, "attributes", "text_attributes", *VARIANTS, *(f"{variant}+base" for variant in VARIANTS), *FILLED)
+OTHER_IMAGES = "other_images"
+KNOWN = (
+    BASE,
+    *CONTROLS,
+    OTHER_IMAGES,
+    "attributes",
+    "text_attributes",
+    *VARIANTS,
+    *(f"{variant}+base" for variant in VARIANTS),
+    *FILLED,
+)
 IDS = "id+"
 MISMATCHED = "mismatched"
-"""The negative control of the maps: vectors like :data:`CHECKED`, of an adapter trained on images with texts of other items."""
+"""A negative control: vectors like :data:`CHECKED`, of an adapter trained on images with texts of other items."""
 CHECKED = "sda"
 FIRST = Names(("id", "random", BASE, "text_only", "attributes", "sda", "lora", "id+zero_shot", "id+sda", "id+lora"))
 MIN_USERS = 30  # smallest group that is shown; the interval of a smaller one is too wide
@@ -100,7 +112,7 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
     "Can this recommender use vectors here?": [
         ("id", "random"), ("text_only", "random"), ("attributes", "random"), ("attributes", "id"), ("shuffled", BASE),
     ],
-    "Does adaptation beat the frozen backbone?": [(variant, BASE) for variant in _ADAPTED],
+    "Does adaptation beat the frozen backbone?": [(variant, BASE) for variant in (*_ADAPTED, MISMATCHED)],
     "Does it beat the text vectors alone?": [(variant, "text_only") for variant in _ADAPTED],
     "Does it help together with ids?": [
         (f"{IDS}{BASE}", "id"), (f"{IDS}sda", f"{IDS}{BASE}"), (f"{IDS}lora", f"{IDS}{BASE}"),
@@ -109,7 +121,10 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
     "MoDA or LoRA?": [("infonce", "lora"), ("sda", "lora_cmsa")],
     "Soft or hard targets?": [("sda", "infonce"), ("lora_cmsa", "lora")],
     "Base and adapted vectors together?": [("sda+base", BASE), ("sda+base", "text_only"), ("sda+base", "sda")],
-    "What do images add?": [("image_only", "random"), (BASE, "text_only"), ("text_attributes", "text_only")],
+    "What do images add?": [
+        ("image_only", "random"), (BASE, "text_only"), (BASE, OTHER_IMAGES), (OTHER_IMAGES, "text_only"),
+        ("text_attributes", "text_only"),
+    ],
 }  # fmt: skip
 """The pairs of vectors that answer each question: first minus second."""
 
@@ -146,7 +161,7 @@ def main(
     train: Train = True,
 ) -> None:
     """Train what is missing; write the tables and the plot."""
-    check_vectors(vectors)
+    check_vectors(vectors, (MISMATCHED,))
     folder = root / "experiments" / "runs" / "adaptation" / name
     shop = Workspace(folder / "shop")
     params = make_shop(shop, (root / "conf").resolve(), composed or [])
@@ -290,6 +305,8 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     content = vector.removeprefix(IDS)
     if content.endswith("+base"):
         made = joined_with_base(workspace, params.export_embeddings, source_of(vector))
+    elif content == OTHER_IMAGES:
+        made = with_other_images(workspace, params)
     elif content in FILLED:
         made = filled(workspace, params.export_embeddings, source_of(vector))
     elif content in ("attributes", "text_attributes"):
@@ -305,6 +322,23 @@ def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -
     section = params.model_copy(update={"with_base": True})
     beside = base.image_ID, base.text_ID
     return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, beside, own.has_text)
+
+
+def with_other_images(workspace: Workspace, params: Params) -> np.ndarray:
+    """``(I, F)`` text vectors of zero_shot joined with the image vectors of other items.
+
+    The items that have an image exchange them along a seeded cycle, so that each of them has another item's image.  Thus the
+    image vectors are as many and as varied as before, and what they say about an item is wrong.
+
+    Args:
+        workspace: a project with the embeddings of zero_shot.
+        params: its params; ``control_embeddings.seed`` is the seed of the cycle.
+    """
+    own = read_table(workspace.embeddings(BASE))
+    order = generator(params.control_embeddings.seed, OTHER_IMAGES).permutation(np.flatnonzero(own.has_image))
+    image_ID = own.image_ID.copy()
+    image_ID[order] = own.image_ID[np.roll(order, 1)]
+    return fuse(image_ID, own.text_ID, own.has_image, seen_items(workspace), params.export_embeddings, has_text=own.has_text)
 
 
 def filled(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
@@ -533,8 +567,9 @@ def alignment(folder: Path, vectors: Sequence[str], seeds: Sequence[int]) -> str
     """
     rows: list[list[str]] = []
     for variant in dict.fromkeys(source_of(vector) for vector in (BASE, *vectors)):
-        paths = [Workspace(folder / f"seed-{seed}").embeddings(variant) for seed in seeds]
-        if variant in (BASE, *VARIANTS) and all(path.exists() for path in paths):
+        trained = CHECKED if variant == MISMATCHED else variant
+        paths = [Workspace(project(folder, variant) / f"seed-{seed}").embeddings(trained) for seed in seeds]
+        if trained in (BASE, *VARIANTS) and all(path.exists() for path in paths):
             found = [retrieval_at_1(path) for path in (paths[:1] if variant == BASE else paths)]
             rows.append([variant, " ".join(f"{value:.4f}" for value in found)])
     title = "Retrieval@1 of image and text without their means, at most 2,000 items"

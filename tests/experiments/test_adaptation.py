@@ -19,6 +19,7 @@ from sda_core.embeddings.oracle import NOISE_LENGTH
 from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation.metrics import per_user
 from sda_core.params import load_params
+from sda_core.seed import generator
 
 SMALL = [
     "dataset.num_users=260",
@@ -39,7 +40,12 @@ SMALL = [
     "train_recommender.sasrec.hidden_size=8",
     "train_recommender.sasrec.num_negatives=4",
 ]
-VECTORS = Names(("id", "random", "zero_shot", "text_only", "attributes", "text_attributes", "sda", "sda+base", "id+sda"))
+VECTORS = Names(
+    (
+        *("id", "random", "zero_shot", "text_only", "attributes", "text_attributes", "sda", "sda+base", "id+sda"),
+        *("other_images", "mismatched"),
+    )
+)
 
 
 def run(root: Path, *more: str, vectors: Names = VECTORS, train: bool = True) -> None:
@@ -113,6 +119,38 @@ def test_a_run_resumes_and_tables_are_of_what_is_complete(
     assert "lora" not in out
     with pytest.raises(ConfigError, match="was made with other params; use another name"):
         run(project, "items.noun=mug")
+
+
+def test_other_images_are_those_of_other_items(project: Path) -> None:
+    """Every item with an image has another item's, no image is lost, and texts stay where they are."""
+    workspace = Workspace(folder(project) / "seed-1")
+    params = load_params(workspace.root / "params.yaml")
+    own, seen = read_table(workspace.embeddings("zero_shot")), seen_items(workspace)
+    order = generator(1, "other_images").permutation(np.flatnonzero(own.has_image))
+    partner = np.arange(len(own.has_image))
+    partner[order] = np.roll(order, 1)
+    assert (partner[own.has_image] != np.flatnonzero(own.has_image)).all()
+    assert sorted(partner) == list(range(len(partner)))
+    assert own.has_image[partner[own.has_image]].all()
+    fused = fuse(own.image_ID[partner], own.text_ID, own.has_image, seen, params.export_embeddings, has_text=own.has_text)
+    made = adaptation.matrix(workspace, params, "other_images")
+    assert made is not None
+    np.testing.assert_array_equal(made[1:], fused)
+    assert not made[0].any()
+    assert not np.array_equal(fused, own.fused_IF)
+
+
+def test_the_mismatched_adapter_is_another_one_and_has_own_vectors(project: Path) -> None:
+    own = Workspace(folder(project) / "seed-1")
+    control = Workspace(folder(project) / "mismatched" / "seed-1")
+    made = [read_table(workspace.embeddings("sda")).text_ID for workspace in (own, control)]
+    assert not np.array_equal(made[0], made[1])
+    spoilt, clean = (ITEMS.read(root / "data" / "items.parquet") for root in (control.root / "spoilt", control.root))
+    assert spoilt["raw_item_id"].to_list() == clean["raw_item_id"].to_list()
+    assert spoilt["title"].to_list() != clean["title"].to_list()
+    text = (project / "experiments" / "results" / "adaptation-small" / "table.md").read_text(encoding="utf-8")
+    assert "| mismatched - zero_shot | " in text
+    assert "| zero_shot - other_images | " in text
 
 
 def test_attributes_are_one_hot_with_an_own_part(project: Path) -> None:
