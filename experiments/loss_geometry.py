@@ -13,6 +13,8 @@ items of the built-in shop:
 
 Step 0 is the backbone without adapter.  ``mismatched`` is the negative control: every image is paired with another item's text.
 ``infonce``, which has no teacher, is the positive control where the paper's formula is not known to learn.
+``detached_N`` and ``trained_N`` are the paper's formula with a teacher of N effective targets before step 0, without and with a
+gradient through the teacher; ``reference_T`` is the public code's loss whose temperature starts at T.
 A cell (backbone, geometry, seed) is trained once; existing results are kept, and an interrupted run resumes.  The table is
 written to experiments/results/loss_geometry-NAME, which `sda report --experiments` shows.
 
@@ -93,6 +95,18 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "mismatched": {"center": "batch"},  # the negative control: see mismatched
     "keep": {"center": "none", "keep_base": 1.0},  # the paper's formula and the term that keeps each modality's structure
 }
+SOFTNESS = (2, 4, 8, 12, 16, 24)
+"""Effective targets of the teacher before step 0, for the geometries that look for the softest teacher that does not collapse."""
+
+LIMITS: dict[str, dict[str, Any]] = {
+    **{f"detached_{targets}": {"center": "none", "teacher_targets": float(targets)} for targets in SOFTNESS},
+    **{
+        f"trained_{targets}": {"center": "none", "teacher_targets": float(targets), "detach_teacher": False}
+        for targets in SOFTNESS
+    },
+    **{f"reference_{sharpness}": REFERENCE | {"temperature": float(sharpness)} for sharpness in (5, 8, 12, 20, 30)},
+}
+"""The paper's formula with a softer teacher, without and with a gradient through it, and the public code with a sharper one."""
 TRAINING = {"learning_rate": 1e-3, "check": "warn"}  # from conf/adaptation/strong.yaml, the setting of most adapters here
 SAMPLE = 256
 
@@ -106,7 +120,7 @@ def main(
     ] = None,
     geometries: Annotated[
         Names, typer.Option("--geometries", parser=names, metavar="A,B,...", help="Geometries of the loss to compare.")
-    ] = Names(tuple(GEOMETRIES)),
+    ] = Names(tuple(GEOMETRIES)),  # those of LIMITS only on request
     seeds: Seeds = THREE_SEEDS,
     num_steps: Annotated[
         Numbers,
@@ -122,7 +136,7 @@ def main(
     ] = False,
 ) -> None:
     """Train and measure what is missing; write the table."""
-    check_names("--geometries", geometries, GEOMETRIES)
+    check_names("--geometries", geometries, [*GEOMETRIES, *LIMITS])
     if list(num_steps) != sorted(set(num_steps)) or min(num_steps) < 1:
         raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
     params = load_params(source / "params.yaml")
@@ -195,7 +209,7 @@ class Cell:
 
     Args:
         folder: folder of the backbone, which contains the cell's files.
-        geometry: name in :data:`GEOMETRIES`.
+        geometry: name in :data:`GEOMETRIES` or :data:`LIMITS`.
         seed: seed of the adapter and its training.
         shift: see :class:`Shifted`; 0 for none.
     """
@@ -210,7 +224,7 @@ class Cell:
     def run(self, items: Items, params: Params, num_steps: Sequence[int]) -> list[dict[str, float]]:
         """The measurements at step 0 and after each number of steps, read from disk if they exist."""
         section = params.train_adapter
-        loss = LossParams.model_validate(section.loss.model_dump() | GEOMETRIES[self.geometry])
+        loss = LossParams.model_validate(section.loss.model_dump() | (GEOMETRIES | LIMITS)[self.geometry])
         training = section.training.model_copy(update={**TRAINING, "seed": self.seed})
         inputs = fingerprint(items.inputs, loss, training, section.moda, params.backbone, self.shift)
         of_base = fingerprint(items.inputs, params.backbone, self.shift)

@@ -1,13 +1,14 @@
-"""Measure the vectors of some items before and after an adapter is trained.
+"""Measure the vectors of some items before, while and after an adapter is trained.
 
 If the vectors share one large direction, the teacher of CMSA is nearly uniform before the first step, and training makes all
 vectors equal.  If the teacher is nearly certain of the own pair, CMSA is InfoNCE.  A few hundred items suffice to see both.
+Not every collapse is visible before step 0, so some items are measured again during the training (:func:`watch`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ FEWEST_TARGETS = 1.05
 """With fewer effective targets the teacher counts as certain of the own pair."""
 
 _NARROWER = 10
+_EQUAL = 1e-6  # mean of 1 - cosine of vectors that are equal but for rounding
 
 
 @dataclass(frozen=True)
@@ -85,26 +87,50 @@ def measure(batches: Sequence[Batch], criterion: AlignmentLoss) -> Figures:
     """
     image_ND = F.normalize(torch.cat([batch.image_BD for batch in batches]).float(), dim=-1)
     text_ND = F.normalize(torch.cat([batch.text_BD for batch in batches]).float(), dim=-1)
-    N = len(image_ND)
-    num_pairs = max(N * N - N, 1)
-
-    def mean_cosine(one_ND: Tensor, two_ND: Tensor) -> float:
-        """Mean cosine over pairs of different items, computed from the sum over all pairs."""
-        every = one_ND.double().sum(dim=0) @ two_ND.double().sum(dim=0)
-        return float((every - (one_ND * two_ND).double().sum()) / num_pairs)
-
     measured = [criterion.diagnostics(batch.image_BD, batch.text_BD, batch.groups_B, batch.base) for batch in batches]
     return Figures(
-        items=N,
-        cosine_images=mean_cosine(image_ND, image_ND),
-        cosine_texts=mean_cosine(text_ND, text_ND),
+        items=len(image_ND),
+        cosine_images=_mean_cosine(image_ND, image_ND),
+        cosine_texts=_mean_cosine(text_ND, text_ND),
         cosine_own_pair=float((image_ND * text_ND).sum(dim=-1).mean()),
-        cosine_other_pair=mean_cosine(image_ND, text_ND),
+        cosine_other_pair=_mean_cosine(image_ND, text_ND),
         rank_images=effective_rank(image_ND),
         rank_texts=effective_rank(text_ND),
         retrieval=sum(one["retrieval"] for one in measured) / len(measured),
         teacher_targets=float(torch.tensor([one["teacher_entropy"] for one in measured]).mean().exp()),
     )
+
+
+def _mean_cosine(one_ND: Tensor, two_ND: Tensor) -> float:
+    """Mean cosine over pairs of different rows of unit vectors, computed from the sum over all pairs."""
+    N = len(one_ND)
+    every = one_ND.double().sum(dim=0) @ two_ND.double().sum(dim=0)
+    return float((every - (one_ND * two_ND).double().sum()) / max(N * N - N, 1))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How much the vectors of one modality differ.
+
+    Attributes:
+        cosine: mean cosine of two different items.
+        rank: effective rank, see :class:`Figures`.
+    """
+
+    cosine: float
+    rank: float
+
+
+@torch.no_grad()
+def spreads(image_BD: Tensor, text_BD: Tensor) -> dict[str, Spread]:
+    """The spread of the images and of the texts of some items.
+
+    Args:
+        image_BD: ``(B, D)`` image vectors, not centred.
+        text_BD: ``(B, D)`` text vectors, not centred.
+    """
+    units = {"images": F.normalize(image_BD.float(), dim=-1), "texts": F.normalize(text_BD.float(), dim=-1)}
+    return {name: Spread(_mean_cosine(unit_BD, unit_BD), effective_rank(unit_BD)) for name, unit_BD in units.items()}
 
 
 def effective_rank(x_ND: Tensor) -> float:
@@ -124,9 +150,11 @@ def check(
 ) -> None:
     """Log the figures before step 0, and stop or warn if the teacher is not informative.
 
-    Only a nearly uniform teacher stops the training: it makes all vectors equal, or, if the teacher is the fixed backbone,
-    teaches little (docs/results.md, geometry of the loss).  A teacher that is nearly certain of the own pair turns CMSA into
-    InfoNCE, which learns (docs/results.md, geometry of the loss), so it causes a warning.
+    Two kinds of teachers stop the training (docs/results.md, geometry of the loss).  A nearly uniform teacher makes all vectors
+    equal, or, if the teacher is the fixed backbone, teaches little.  A soft teacher through which gradients pass
+    (``detach_teacher: false``, and the public code's loss) makes all vectors equal however few targets it has, because equal
+    vectors are a minimum of its loss.  A teacher that is nearly certain of the own pair turns CMSA into InfoNCE, which learns,
+    so it causes a warning.
 
     Centering by a running mean causes a warning: the figures can look sound and training may still make all vectors equal
     (:class:`~sda_core.losses.geometry.Centering`).
@@ -140,8 +168,8 @@ def check(
         say: whether this process logs.
 
     Raises:
-        TrainingError: the teacher has more effective targets than half of the batch, and ``train_adapter.training.check`` is
-            ``stop``.
+        TrainingError: the teacher has more effective targets than half of the batch, or is soft and trained, and
+            ``train_adapter.training.check`` is ``stop``.
     """
     if say:
         _log.info("before training: %s", describe(before))
@@ -154,11 +182,11 @@ def check(
             section,
             section.removeprefix("params.yaml: "),
         )
-    found = problem(before, training.batch_size, section, fixed=loss.teacher_source == "base")
+    found = problem(before, training.batch_size, section, loss)
     if loss.teacher == "none" or found is None:
         return
     what, advice = found
-    if training.check == "stop" and before.teacher_targets > training.batch_size / 2:
+    if training.check == "stop" and before.teacher_targets > FEWEST_TARGETS:
         raise TrainingError(section, what, f"{advice}; or set train_adapter.training.check to warn")
     if say:
         _log.warning("%s: %s; %s", section, what, advice)
@@ -174,20 +202,28 @@ def describe(figures: Figures) -> str:
     )
 
 
-def problem(figures: Figures, batch_size: int, section: str, *, fixed: bool = False) -> tuple[str, str] | None:
+def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -> tuple[str, str] | None:
     """Describe what is wrong with the teacher and which setting to change; None if nothing is wrong.
 
     Args:
         figures: figures of the sample.
         batch_size: batch size of the training.
         section: the loss section's path in ``params.yaml``.
-        fixed: whether the teacher is the backbone without adapter, whose vectors do not change.
+        loss: section of the loss.
     """
-    effect = "training would teach little" if fixed else "training would make all vectors alike"
     targets, path = figures.teacher_targets, section.removeprefix("params.yaml: ")
-    if targets > batch_size / 2:
+    is_fixed = loss.teacher_source == "base"
+    count = f"{targets:.3g} of {batch_size} effective targets"
+    if targets > FEWEST_TARGETS and not loss.detach_teacher and not is_fixed:
+        change = "variant to paper" if loss.variant == "reference" else "detach_teacher to true"
         return (
-            f"the teacher is nearly uniform ({targets:.3g} of {batch_size} effective targets; two items have a mean cosine of"
+            f"gradients pass through the teacher, and it is soft ({count}), so training would make all vectors alike",
+            f"set {path}.{change}",
+        )
+    if targets > batch_size / 2:
+        effect = "training would teach little" if is_fixed else "training would make all vectors alike"
+        return (
+            f"the teacher is nearly uniform ({count}; two items have a mean cosine of"
             f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so {effect}",
             f"set {path}.center to batch, or {path}.teacher_targets to {_recommended_targets(batch_size)}",
         )
@@ -206,29 +242,87 @@ def _recommended_targets(batch_size: int) -> int:
 
 def collapsed(before: Figures, after: Figures) -> list[str]:
     """The modalities whose vectors have collapsed: ten times closer to each other, or a tenth of the effective rank."""
-    found: list[str] = []
-    for name in ("images", "texts"):
-        spreads = [1 - getattr(figures, f"cosine_{name}") for figures in (before, after)]
-        ranks = [getattr(figures, f"rank_{name}") for figures in (before, after)]
-        if spreads[1] < spreads[0] / _NARROWER or ranks[1] < ranks[0] / _NARROWER:
-            found.append(name)
-    return found
+    spreads_before, spreads_after = spreads_of(before), spreads_of(after)
+    return [name for name, spread in spreads_after.items() if _has_collapsed(spreads_before[name], spread)]
 
 
-def report(before: Figures, after: Figures) -> None:
+def spreads_of(figures: Figures) -> dict[str, Spread]:
+    """The spread of the images and of the texts of a sample."""
+    return {
+        "images": Spread(figures.cosine_images, figures.rank_images),
+        "texts": Spread(figures.cosine_texts, figures.rank_texts),
+    }
+
+
+def _has_collapsed(before: Spread, after: Spread) -> bool:
+    """Whether vectors are ten times closer than before, or have a tenth of the effective rank; equal ones cannot collapse."""
+    distance = 1 - before.cosine
+    return distance > _EQUAL and (1 - after.cosine < distance / _NARROWER or after.rank < before.rank / _NARROWER)
+
+
+def watch(
+    before: Mapping[str, Spread],
+    now: Mapping[str, Spread],
+    step: int,
+    loss: LossParams,
+    training: TrainingParams,
+    section: str,
+) -> str | None:
+    """Look for a collapse during training that the figures before step 0 did not show.
+
+    The definition is that of :func:`collapsed`.
+
+    Args:
+        before: the spread of some items' vectors by the backbone without its adapter, by modality.
+        now: the spread of the same items' vectors with the adapter and without dropout.
+        step: number of the step.
+        loss: section of the loss.
+        training: section with the setting ``check``: stop or warn.
+        section: the loss section's path in ``params.yaml``, for the message.
+
+    Returns:
+        A warning, if the vectors have collapsed and ``check`` is ``warn``; else None.
+
+    Raises:
+        TrainingError: the vectors have collapsed, and ``check`` is ``stop``.
+    """
+    alike = [name for name, spread in now.items() if _has_collapsed(before[name], spread)]
+    if not alike:
+        return None
+    what = f"after step {step} " + " and ".join(_alike(name, before[name], now[name]) for name in alike)
+    advice = _remedies(loss, section)
+    if training.check == "stop":
+        raise TrainingError(section, what, f"{advice}; or set train_adapter.training.check to warn")
+    return f"{section}: {what}; {advice}"
+
+
+def _alike(name: str, before: Spread, after: Spread) -> str:
+    """The description of a collapsed modality."""
+    return (
+        f"all embeddings of {name} are alike (mean cosine of two items {after.cosine:.3f}, {before.cosine:.3f} before; "
+        f"effective rank {after.rank:.3g}, {before.rank:.3g} before)"
+    )
+
+
+def _remedies(loss: LossParams, section: str) -> str:
+    """The settings that may prevent a collapse and are not set already."""
+    path = section.removeprefix("params.yaml: ")
+    changes = ["lower the learning rate"]
+    if loss.variant == "reference":
+        return f"{changes[0]}, or set {path}.variant to paper"
+    if loss.center != "batch":
+        changes.append(f"set {path}.center to batch")
+    if loss.teacher != "none" and loss.teacher_source == "adapted":
+        changes.append(f"set {path}.teacher_source to base")
+    return ", or ".join(changes)
+
+
+def report(before: Figures, after: Figures, loss: LossParams, section: str) -> None:
     """Log the figures of a trained adapter, with a warning if vectors have collapsed."""
     _log.info("after training: %s", describe(after))
     for name in collapsed(before, after):
-        _log.warning(
-            "all embeddings of %s have become alike (mean cosine of two items %.3f, %.3f before; "
-            "effective rank %.3g, %.3g before); "
-            "lower the learning rate, set the loss's center to batch or its teacher_source to base",
-            name,
-            getattr(after, f"cosine_{name}"),
-            getattr(before, f"cosine_{name}"),
-            getattr(after, f"rank_{name}"),
-            getattr(before, f"rank_{name}"),
-        )
+        alike = _alike(name, spreads_of(before)[name], spreads_of(after)[name])
+        _log.warning("%s: %s; %s", section, alike, _remedies(loss, section))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -46,6 +47,11 @@ from sda_core.params import LossParams, TrainingParams
 from sda_core.processes import ALONE, Processes
 from sda_core.seed import derive
 
+_log = logging.getLogger(__name__)
+
+WATCHED = 32
+"""Number of items per process that are measured during training; whole chunks."""
+
 
 def train_adapter(
     backbone: Encoder,
@@ -79,8 +85,9 @@ def train_adapter(
         figures of a sample before and after training (:mod:`sda_core.alignment.check`).
 
     Raises:
-        TrainingError: too few items for one batch, no trainable parameter, an uninformative teacher (if ``training.check`` is
-            ``stop``), a loss or gradient that is not finite, or gradient checkpointing for a model that does not support it.
+        TrainingError: too few items for one batch, no trainable parameter, an uninformative teacher or a collapse during training
+            (both if ``training.check`` is ``stop``), a loss or gradient that is not finite, or gradient checkpointing for a model
+            that does not support it.
         ConfigError: a batch that cannot be shared evenly, or sharding or a vision cache that is not possible.
     """
     with team.raise_on_all_ranks():
@@ -114,6 +121,7 @@ def train_adapter(
     before = before or check.measure(at_first, criterion)
     with team.raise_on_all_ranks():
         check.check(before, criterion, loss, training, section, say=team.is_main and not first)
+    watch = Watch(batch_rows(rows, 0, training), run) if first < training.num_steps else None
 
     with (
         team.explain_connection_errors(),
@@ -143,6 +151,8 @@ def train_adapter(
             if logged:
                 gates.record(model)
                 curve.append(StepRecord(step, value, rate, norm, temperature, **batch.measured))
+            if due and watch is not None:
+                watch.look(step, loss, section)
             if due and team.is_main:
                 save_run(checkpoint, fingerprint, trained, criterion, optimizer, curve, moved, before)
             bar.set_postfix_str(f"loss {value:.4f}")
@@ -152,7 +162,7 @@ def train_adapter(
     if team.is_main and curve:
         targets = curve[0].teacher_targets, curve[-1].teacher_targets
         health.warn(model, moved, gates, at_last, targets, training.batch_size)
-        check.report(before, after)
+        check.report(before, after, loss, section)
     team.wait()
     kept = (record for record in curve if record.step % training.log_every == 0 or record.step + 1 == training.num_steps)
     return Curve(kept, first, check.Checked(before, after, criterion.found_temperature))
@@ -365,6 +375,59 @@ class Sample:
         with self._run.team.raise_on_all_ranks():
             keys = [self._run.maker.keys(rows[start:stop]) for start, stop in self._run.chunks.bounds]
         return groups_of(np.concatenate(keys), self._run.device)
+
+
+class Watch:
+    """Some items whose vectors are measured again during training, without dropout, to notice a collapse.
+
+    Their inputs are made once, because another thread prepares the inputs of the next steps.
+
+    Args:
+        rows: rows of a batch; each process takes its own chunks of them until it has :data:`WATCHED` items.
+        run: objects of the training run.
+    """
+
+    def __init__(self, rows: np.ndarray, run: Run) -> None:
+        self._run = run
+        self._inputs: dict[Modality, list[Ready]] = {name: [] for name in MODALITIES}
+        with run.team.raise_on_all_ranks():
+            num_items = 0
+            for start, stop in run.chunks.bounds:
+                if num_items < WATCHED:
+                    num_items += stop - start
+                    for name in MODALITIES:
+                        self._inputs[name].append(run.maker.make(name, rows[start:stop]))
+        self._before = self._spreads(adapter=False)
+        self._warned = False
+
+    def look(self, step: int, loss: LossParams, section: str) -> None:
+        """Measure the items after a step; all processes call this.
+
+        Raises:
+            TrainingError: the vectors have collapsed, and ``training.check`` is ``stop``.
+        """
+        run = self._run
+        training = run.model.training
+        now = self._spreads(adapter=True)
+        run.model.train(training)
+        try:
+            warning = check.watch(self._before, now, step, loss, run.training, section)
+        except TrainingError as error:
+            error.known_to_all = run.team.count > 1
+            raise
+        if warning and run.team.is_main and not self._warned:
+            _log.warning("%s", warning)
+            self._warned = True
+
+    @torch.no_grad()
+    def _spreads(self, *, adapter: bool) -> dict[str, check.Spread]:
+        run = self._run
+        run.model.eval()
+        with nullcontext() if adapter else base_model(run.model):
+            image_BD, text_BD = (
+                gather(torch.cat([run.encode(name, ready) for ready in self._inputs[name]])) for name in MODALITIES
+            )
+        return check.spreads(image_BD, text_BD)
 
 
 def groups_of(keys: np.ndarray, device: torch.device) -> Tensor:

@@ -55,7 +55,9 @@ def cmsa(
             between the rows of the image structure and the text structure: 1 if the modalities have the same neighbours, 0
             if they share none.  Weights are normalised to sum 1 and have no gradient.
         teacher_temperature: temperature of the teacher; None: ``temperature``.
-        detach_teacher: no gradient through ``P``.  Without it, the entropy of ``P`` is minimised as well.
+        detach_teacher: no gradient through ``P``.  Without it, ``P`` also moves towards the student's distributions; equal
+            vectors, for which all of them are uniform, are a minimum, and a soft ``P`` leads there (docs/results.md, geometry of
+            the loss).
         normalize: scale the rows to unit length first.
         groups_B: ``(B,)`` integers, equal for rows with equal content; unused if ``false_negatives`` is ``keep``.
         false_negatives: ``keep``, as above; ``mask``, the *other* rows of a row's group are excluded from every softmax of

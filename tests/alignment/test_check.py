@@ -11,10 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from sda_core.alignment.check import Batch, Checked, Figures, check, collapsed, effective_rank, measure, problem
+from sda_core.alignment.check import (
+    Batch,
+    Checked,
+    Figures,
+    Spread,
+    check,
+    collapsed,
+    effective_rank,
+    measure,
+    problem,
+    spreads,
+    watch,
+)
 from sda_core.errors import TrainingError
 from sda_core.losses import build
-from sda_core.params import TrainingParams
+from sda_core.params import LossParams, TrainingParams
 from tests.sections import SHIPPED, changed
 
 LOSS = changed(SHIPPED.train_adapter.loss, center="none")
@@ -84,15 +96,37 @@ def test_a_common_direction_is_stopped_and_the_advice_helps() -> None:
 
 
 def test_a_fixed_uniform_teacher_is_said_to_teach_little() -> None:
-    uniform = figures(teacher_targets=32.0)
-    (followed, advice), (fixed, same) = (problem(uniform, 32, SECTION, fixed=fixed) or ("", "") for fixed in (False, True))
+    uniform, fixed_loss = figures(teacher_targets=32.0), changed(LOSS, teacher_source="base")
+    (followed, advice), (fixed, same) = (problem(uniform, 32, SECTION, loss) or ("", "") for loss in (LOSS, fixed_loss))
     assert "make all vectors alike" in followed
     assert "teach little" in fixed
     assert "alike" not in fixed
     assert advice == same
-    loss = LOSS.model_copy(update={"teacher_source": "base"})
     with pytest.raises(TrainingError, match="teach little"):
-        check(uniform, build(loss), loss, training(), SECTION, say=True)
+        check(uniform, build(fixed_loss), fixed_loss, training(), SECTION, say=True)
+
+
+REFERENCE = changed(LOSS, variant="reference", detach_teacher=False, normalize=False, temperature=3.0, learn_temperature=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "advice"),
+    [(REFERENCE, "variant to paper"), (changed(LOSS, detach_teacher=False), "detach_teacher to true")],
+)
+def test_a_soft_teacher_with_a_gradient_is_stopped_however_few_its_targets(loss: LossParams, advice: str) -> None:
+    for targets in (1.1, 4.0, 12.7, 31.0):
+        with pytest.raises(TrainingError, match=rf"gradients pass through the teacher.*{targets:.3g} of 32.*{advice}"):
+            check(figures(teacher_targets=targets), build(loss), loss, training(), SECTION, say=True)
+    certain = figures(teacher_targets=1.01)  # its gradient is nearly zero
+    check(certain, build(loss), loss, training(), SECTION, say=True)
+    for teaching in ({"detach_teacher": True}, {"detach_teacher": False, "teacher_source": "base"}):
+        sound = changed(LOSS, **teaching)
+        check(figures(teacher_targets=12.7), build(sound), sound, training(), SECTION, say=True)
+
+
+def test_a_soft_teacher_with_a_gradient_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    check(figures(teacher_targets=12.7), build(REFERENCE), REFERENCE, training(check="warn"), SECTION, say=True)
+    assert "so training would make all vectors alike; set train_adapter.loss.variant to paper" in caplog.text
 
 
 def test_a_certain_teacher_is_said_to_be_infonce(caplog: pytest.LogCaptureFixture) -> None:
@@ -155,10 +189,79 @@ def test_vectors_that_became_alike(before: dict[str, float], after: dict[str, fl
 
 @pytest.mark.parametrize("batch_size", [2, 8, 32, 4096])
 def test_the_advice_is_a_number_that_can_be_had(batch_size: int) -> None:
-    found = problem(figures(teacher_targets=float(batch_size)), batch_size, SECTION)
+    found = problem(figures(teacher_targets=float(batch_size)), batch_size, SECTION, LOSS)
     assert found is not None
     wanted = int(found[1].rsplit(" ", 1)[1])
     assert 1 < wanted <= max(2, batch_size // 2)
+
+
+def test_the_spread_of_a_batch() -> None:
+    (batch,) = sample(1.0, num_batches=1)
+    off = ~np.eye(32, dtype=bool)
+    found = spreads(1000 * batch.image_BD.half(), batch.text_BD)
+    for name, x_BD in (("images", batch.image_BD), ("texts", batch.text_BD)):
+        x = x_BD.double().numpy()
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        p = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+        p = p / p.sum()
+        assert found[name].cosine == pytest.approx((x @ x.T)[off].mean(), abs=1e-3)
+        assert found[name].rank == pytest.approx(math.exp(-(p * np.log(p + 1e-30)).sum()), rel=1e-2)
+
+
+OPEN = Spread(0.2, 20.0)
+BEFORE = {"images": OPEN, "texts": OPEN}
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "alike"),
+    [
+        (Spread(0.3, 20.0), Spread(0.9, 20.0), ""),
+        (Spread(0.3, 20.0), Spread(0.925, 20.0), "texts"),
+        (Spread(1.0, 20.0), Spread(0.9, 2.1), "images"),
+        (OPEN, Spread(0.2, 1.9), "texts"),
+        (Spread(0.99, 1.0), Spread(0.99, 1.0), "images and texts"),
+    ],
+)
+def test_a_step_whose_vectors_have_collapsed(images: Spread, texts: Spread, alike: str) -> None:
+    now = {"images": images, "texts": texts}
+    warning = watch(BEFORE, now, 40, LOSS, training(check="warn"), SECTION)
+    if not alike:
+        assert warning is None
+        assert watch(BEFORE, now, 40, LOSS, training(check="stop"), SECTION) is None
+        return
+    assert warning is not None
+    for name in alike.split(" and "):
+        assert f"all embeddings of {name} are alike (mean cosine of two items {now[name].cosine:.3f}, 0.200 before; " in warning
+    assert warning.count("are alike") == len(alike.split(" and "))
+    assert warning.startswith(f"{SECTION}: after step 40 all embeddings")
+    with pytest.raises(TrainingError, match=r"after step 40 .* or set train_adapter\.training\.check to warn"):
+        watch(BEFORE, now, 40, LOSS, training(check="stop"), SECTION)
+
+
+def test_vectors_that_were_always_equal_have_not_collapsed() -> None:
+    """All images are placeholders: their mean cosine is 1, up to rounding."""
+    equal, same = Spread(1 - 1e-8, 0.0), Spread(1 + 1e-8, 0.0)
+    assert watch({"images": equal, "texts": OPEN}, {"images": same, "texts": OPEN}, 0, LOSS, training(), SECTION) is None
+    before, after = figures(cosine_images=1 - 1e-8, rank_images=0.0), figures(cosine_images=1 + 1e-8, rank_images=0.0)
+    assert collapsed(before, after) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedies"),
+    [
+        ({}, "lower the learning rate, or set l.center to batch, or set l.teacher_source to base"),
+        ({"center": "batch"}, "lower the learning rate, or set l.teacher_source to base"),
+        ({"teacher": "none"}, "lower the learning rate, or set l.center to batch"),
+        ({"center": "batch", "teacher_source": "base"}, "lower the learning rate"),
+        ({"variant": "reference"}, "lower the learning rate, or set l.variant to paper"),
+    ],
+)
+def test_the_remedies_are_settings_that_can_be_changed(changes: dict[str, Any], remedies: str) -> None:
+    loss = LOSS.model_copy(update=changes)
+    now = {"images": Spread(1.0, 20.0), "texts": OPEN}
+    warning = watch(BEFORE, now, 3, loss, training(check="warn"), "params.yaml: l")
+    assert warning is not None
+    assert warning.rsplit("; ", 1)[1] == remedies
 
 
 def test_rank_of_equal_rows_is_zero() -> None:

@@ -23,7 +23,7 @@ from sda_core.params import LossParams, load_params
 
 def test_every_geometry_is_a_valid_loss_section(repository: Path) -> None:
     section = load_params(repository / "params.yaml").train_adapter.loss
-    for changes in loss_geometry.GEOMETRIES.values():
+    for changes in (loss_geometry.GEOMETRIES | loss_geometry.LIMITS).values():
         LossParams.model_validate(section.model_dump() | changes)
 
 
@@ -70,7 +70,7 @@ def test_refused_is_what_check_stop_would_refuse(repository: Path) -> None:
     constant_D = 50 * torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0)
 
     def refused(geometry: str) -> bool:
-        loss = LossParams.model_validate(section.loss.model_dump() | loss_geometry.GEOMETRIES[geometry])
+        loss = LossParams.model_validate(section.loss.model_dump() | (loss_geometry.GEOMETRIES | loss_geometry.LIMITS)[geometry])
         criterion = losses.build(loss)
         image_BD, text_BD = (torch.randn(training.batch_size, 8, generator=generator) + constant_D for _ in range(2))
         groups_B = torch.arange(training.batch_size)
@@ -79,6 +79,13 @@ def test_refused_is_what_check_stop_would_refuse(repository: Path) -> None:
         return loss_geometry._is_stopped(before, training, loss)
 
     assert {geometry for geometry in loss_geometry.GEOMETRIES if refused(geometry)} == {"cosine", "base", "keep"}
+    assert {
+        geometry for geometry in ("detached_2", "detached_12", "detached_24", "trained_2", "trained_24") if refused(geometry)
+    } == {
+        "detached_24",
+        "trained_2",
+        "trained_24",
+    }
 
 
 def test_swatches_show_what_they_are_said_to_show() -> None:
