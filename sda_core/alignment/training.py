@@ -121,7 +121,7 @@ def train_adapter(
     before = before or check.measure(at_first, criterion)
     with team.raise_on_all_ranks():
         check.check(before, criterion, loss, training, section, say=team.is_main and not first)
-    watch = Watch(batch_rows(rows, 0, training), run) if first < training.num_steps else None
+    watch = Watch(batch_rows(rows, 0, training), at_first[0], run) if first < training.num_steps else None
 
     with (
         team.explain_connection_errors(),
@@ -383,21 +383,23 @@ class Watch:
     Their inputs are made once, because another thread prepares the inputs of the next steps.
 
     Args:
-        rows: rows of a batch; each process takes its own chunks of them until it has :data:`WATCHED` items.
+        rows: rows of the sample's first batch; each process takes its own chunks of them until it has :data:`WATCHED` items.
+        at_first: the vectors of that batch by the backbone alone.
         run: objects of the training run.
     """
 
-    def __init__(self, rows: np.ndarray, run: Run) -> None:
+    def __init__(self, rows: np.ndarray, at_first: check.Batch, run: Run) -> None:
         self._run = run
         self._inputs: dict[Modality, list[Ready]] = {name: [] for name in MODALITIES}
+        positions: list[int] = []
         with run.team.raise_on_all_ranks():
-            num_items = 0
             for start, stop in run.chunks.bounds:
-                if num_items < WATCHED:
-                    num_items += stop - start
+                if len(positions) < WATCHED:
+                    positions += range(start, stop)
                     for name in MODALITIES:
                         self._inputs[name].append(run.maker.make(name, rows[start:stop]))
-        self._before = self._spreads(adapter=False)
+        of_all = gather(torch.tensor(positions, device=run.device))
+        self._before = check.spreads(*(base_BD[of_all] for base_BD in at_first.base))
         self._warned = False
 
     def look(self, step: int, loss: LossParams, section: str) -> None:
@@ -408,8 +410,13 @@ class Watch:
         """
         run = self._run
         training = run.model.training
-        now = self._spreads(adapter=True)
+        run.model.eval()
+        with torch.no_grad():
+            image_BD, text_BD = (
+                gather(torch.cat([run.encode(name, ready) for ready in self._inputs[name]])) for name in MODALITIES
+            )
         run.model.train(training)
+        now = check.spreads(image_BD, text_BD)
         try:
             warning = check.watch(self._before, now, step, loss, run.training, section)
         except TrainingError as error:
@@ -418,16 +425,6 @@ class Watch:
         if warning and run.team.is_main and not self._warned:
             _log.warning("%s", warning)
             self._warned = True
-
-    @torch.no_grad()
-    def _spreads(self, *, adapter: bool) -> dict[str, check.Spread]:
-        run = self._run
-        run.model.eval()
-        with nullcontext() if adapter else base_model(run.model):
-            image_BD, text_BD = (
-                gather(torch.cat([run.encode(name, ready) for ready in self._inputs[name]])) for name in MODALITIES
-            )
-        return check.spreads(image_BD, text_BD)
 
 
 def groups_of(keys: np.ndarray, device: torch.device) -> Tensor:
