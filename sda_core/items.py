@@ -90,10 +90,10 @@ class ItemSource:
                 "items table", "item ids should be positive and ascending, each once", "run `dvc repro` to make it again"
             )
         if len(texts) != len(ids):
-            raise ArtifactError("items table", f"should have one text an item (got {len(texts)} texts for {len(ids)} items)")
+            raise ArtifactError("items table", f"should have one text per item (got {len(texts)} texts for {len(ids)} items)")
         self.has_text = np.ones(len(ids), dtype=bool) if has_text is None else np.asarray(has_text, dtype=bool)
         if len(self.has_text) != len(ids):
-            raise ArtifactError("items table", f"should have one flag an item (got {len(self.has_text)} for {len(ids)} items)")
+            raise ArtifactError("items table", f"should have one flag per item (got {len(self.has_text)} for {len(ids)} items)")
         self.item_ids = ids
         self.image_prompt = image_prompt
         self.prompt_hash = prompt_hash

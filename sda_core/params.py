@@ -347,7 +347,7 @@ class TrainingParams(Section):
     max_grad_norm: Positive  # gradients are clipped to this norm
     gradient_checkpointing: bool  # saves memory by a second forward pass; the same result
     sharding: Literal["none", "fsdp"]  # fsdp: the frozen base is sharded over the processes
-    check: Literal["stop", "warn"]  # what to do before step 0 if the teacher is nearly uniform: sda_core.alignment.check
+    check: Literal["stop", "warn"]  # what to do if the vectors are about to collapse, or do: sda_core.alignment.check
     vision_cache: Literal[
         "never", "auto", "always"
     ]  # the frozen vision tower's outputs, computed once per item and cached on disk

@@ -80,7 +80,7 @@ def test_image_only_shows_no_text_of_items_without_one():
     assert source.shows_text.all()
     assert source.has_text.tolist() == [True, False, True]
     assert ItemSource(*given).has_text.all()
-    with pytest.raises(ArtifactError, match=r"one flag an item \(got 2 for 3 items\)"):
+    with pytest.raises(ArtifactError, match=r"one flag per item \(got 2 for 3 items\)"):
         ItemSource(*given, has_text[:2])
 
 
