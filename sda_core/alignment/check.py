@@ -215,10 +215,10 @@ def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -
     is_fixed = loss.teacher_source == "base"
     count = f"{targets:.3g} of {batch_size} effective targets"
     if targets > FEWEST_TARGETS and not loss.detach_teacher and not is_fixed:
-        change = "variant to paper" if loss.variant == "reference" else "detach_teacher to true"
+        first = f"set {path}.variant to paper and " if loss.variant == "reference" else "set "
         return (
             f"gradients pass through the teacher, and it is soft ({count}), so training would make all vectors alike",
-            f"set {path}.{change}",
+            f"{first}{path}.detach_teacher to true",
         )
     if targets > batch_size / 2:
         effect = "training would teach little" if is_fixed else "training would make all vectors alike"

@@ -111,7 +111,10 @@ REFERENCE = changed(LOSS, variant="reference", detach_teacher=False, normalize=F
 
 @pytest.mark.parametrize(
     ("loss", "advice"),
-    [(REFERENCE, "variant to paper"), (changed(LOSS, detach_teacher=False), "detach_teacher to true")],
+    [
+        (REFERENCE, "set train_adapter.loss.variant to paper and train_adapter.loss.detach_teacher to true"),
+        (changed(LOSS, detach_teacher=False), "detach_teacher to true"),
+    ],
 )
 def test_a_soft_teacher_with_a_gradient_is_stopped_however_few_its_targets(loss: LossParams, advice: str) -> None:
     for targets in (1.1, 4.0, 12.7, 31.0):
@@ -126,7 +129,7 @@ def test_a_soft_teacher_with_a_gradient_is_stopped_however_few_its_targets(loss:
 
 def test_a_soft_teacher_with_a_gradient_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     check(figures(teacher_targets=12.7), build(REFERENCE), REFERENCE, training(check="warn"), SECTION, say=True)
-    assert "so training would make all vectors alike; set train_adapter.loss.variant to paper" in caplog.text
+    assert "so training would make all vectors alike; set train_adapter.loss.variant to paper and " in caplog.text
 
 
 def test_a_certain_teacher_is_said_to_be_infonce(caplog: pytest.LogCaptureFixture) -> None:
