@@ -82,6 +82,8 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.oracle import NOISE_LENGTH, NOISE_WIDTH
 from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation.groups import item_groups
+from sda_core.item_source import item_source
+from sda_core.items import ItemSource
 from sda_core.params import ExportParams, Params, SequentialParams, load_params
 from sda_core.seed import generator
 from sda_core.traits import takes_modalities
@@ -488,14 +490,19 @@ Measured = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]  # by group
 def measure(
     shop: Workspace, params: Params, folder: Path, recommender: str, vectors: Sequence[str], seeds: Sequence[int]
 ) -> Measured:
-    """NDCG and Hit ``(S, U)`` by seed and user: of all users, and of those with a tail or a cold target.
+    """NDCG and Hit ``(S, U)`` by seed and user: of all users, and of groups of them by their target.
 
-    Tail and cold are left out with fewer than :data:`MIN_USERS` users.
+    The groups are tail and cold targets, and targets whose text is unique or shared with other items.  Text vectors alone cannot
+    tell items with one text apart, so there any other vector gains.  Groups with fewer than :data:`MIN_USERS` users are left out,
+    and those of the text if nearly all texts are unique.
     """
     interactions = INTERACTIONS.read(shop.interactions)
     items = item_groups(interactions, params.evaluate.tail, ITEMS.count(shop.items))
     target_U = interactions.filter(pl.col("split") == "test").sort("user_id")["item_id"].to_numpy()
     masks = {"all": np.ones(len(target_U), dtype=bool), "tail": items.tail[target_U], "cold": items.cold[target_U]}
+    shared_U = shares_text(item_source(shop, params.items))[target_U - 1]
+    if shared_U.sum() >= MIN_USERS:
+        masks |= {"unique text": ~shared_U, "shared text": shared_U}
     read = {vector: read_positions(positions(folder, recommender, vector), seeds) for vector in vectors}
     return {
         f"{group} ({mask.sum():,})": {
@@ -504,6 +511,12 @@ def measure(
         for group, mask in masks.items()
         if group == "all" or mask.sum() >= MIN_USERS
     }
+
+
+def shares_text(source: ItemSource) -> np.ndarray:
+    """``(I,)`` bool: whether another item has the same text."""
+    _, group_I, count_G = np.unique(source.texts(np.arange(len(source))), return_inverse=True, return_counts=True)
+    return count_G[group_I] > 1
 
 
 def absolute(measured: Measured, recommender: str, num_seeds: int) -> str:

@@ -18,6 +18,7 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.oracle import NOISE_LENGTH
 from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation.metrics import per_user
+from sda_core.item_source import item_source
 from sda_core.params import load_params
 from sda_core.seed import generator
 
@@ -121,6 +122,24 @@ def test_a_run_resumes_and_tables_are_of_what_is_complete(
         run(project, "items.noun=mug")
 
 
+def test_targets_whose_text_other_items_have_are_a_group(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workspace(folder(project) / "shop")
+    params = load_params(shop.root / "params.yaml")
+    source = item_source(shop, params.items)
+    texts = source.texts(np.arange(len(source)))
+    assert adaptation.shares_text(source).tolist() == [list(texts).count(text) > 1 for text in texts]
+    assert "shared text" not in " ".join(adaptation.measure(shop, params, folder(project), "sasrec", ["id"], [1, 2]))
+
+    even_I = np.arange(len(source)) % 2 == 0
+    monkeypatch.setattr(adaptation, "shares_text", lambda _: even_I)
+    monkeypatch.setattr(adaptation, "MIN_USERS", 1)
+    found = adaptation.measure(shop, params, folder(project), "sasrec", ["id"], [1, 2])
+    target = INTERACTIONS.read(shop.interactions).filter(pl.col("split") == "test")["item_id"].to_numpy()
+    sizes = {name.split(" (")[0]: of["id"][0].shape for name, of in found.items()}
+    assert sizes["shared text"] == (2, (target % 2 == 1).sum())  # item ids begin with 1
+    assert sizes["unique text"] == (2, (target % 2 == 0).sum())
+
+
 def test_other_images_are_those_of_other_items(project: Path) -> None:
     """Every item with an image has another item's, no image is lost, and texts stay where they are."""
     workspace = Workspace(folder(project) / "seed-1")
@@ -145,7 +164,7 @@ def test_the_mismatched_adapter_is_another_one_and_has_own_vectors(project: Path
     control = Workspace(folder(project) / "mismatched" / "seed-1")
     made = [read_table(workspace.embeddings("sda")).text_ID for workspace in (own, control)]
     assert not np.array_equal(made[0], made[1])
-    spoilt, clean = (ITEMS.read(root / "data" / "items.parquet") for root in (control.root / "spoilt", control.root))
+    spoilt, clean = (ITEMS.read(Workspace(root).items) for root in (control.root / "spoilt", control.root))
     assert spoilt["raw_item_id"].to_list() == clean["raw_item_id"].to_list()
     assert spoilt["title"].to_list() != clean["title"].to_list()
     text = (project / "experiments" / "results" / "adaptation-small" / "table.md").read_text(encoding="utf-8")
