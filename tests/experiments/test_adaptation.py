@@ -219,7 +219,7 @@ def test_items_without_attributes(project: Path, tmp_path: Path) -> None:
 def test_mistakes_are_one_line(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
     (tmp_path / "conf").symlink_to(repository / "conf")
-    with pytest.raises(ConfigError, match=r"--vectors: expected some of id, zero_shot, .* \(got 'nosuch'\)"):
+    with pytest.raises(ConfigError, match=r"--vectors: expected some of id, mismatched, zero_shot, .* \(got 'nosuch'\)"):
         adaptation.main("m", Names(("sasrec",)), Names(("nosuch",)), SMALL, tmp_path)
     with pytest.raises(ConfigError, match=r"--vectors: expected some of .* \(got 'id\+id'\)"):
         adaptation.main("m", Names(("sasrec",)), Names(("id+id",)), SMALL, tmp_path)
