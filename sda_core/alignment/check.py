@@ -29,7 +29,7 @@ FEWEST_TARGETS = 1.05
 """With fewer effective targets the teacher counts as certain of the own pair."""
 
 _NARROWER = 10
-_EQUAL = 1e-6  # mean of 1 - cosine of vectors that are equal but for rounding
+_EQUAL = 1e-6  # mean of 1 - cosine of vectors that are equal up to rounding errors
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _mean_cosine(one_ND: Tensor, two_ND: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """How much the vectors of one modality differ.
+    """The spread of the vectors of one modality.
 
     Attributes:
         cosine: mean cosine of two different items.
