@@ -101,6 +101,7 @@ SOFTNESS = (2, 4, 8, 12, 16, 24)
 
 LIMITS: dict[str, dict[str, Any]] = {
     "trained": {"center": "none", "detach_teacher": False},
+    "trained_centred": {"center": "batch", "detach_teacher": False},
     **{f"detached_{targets}": {"center": "none", "teacher_targets": float(targets)} for targets in SOFTNESS},
     **{
         f"trained_{targets}": {"center": "none", "teacher_targets": float(targets), "detach_teacher": False}

@@ -28,6 +28,7 @@ SAMPLE_ITEMS = 256
 FEWEST_TARGETS = 1.05
 """With fewer effective targets the teacher counts as certain of the own pair."""
 
+_FEWEST_OF_REFERENCE = 1.001  # the public code's loss collapsed with 1.003 targets (docs/archive/geometry.md)
 _NARROWER = 10
 _EQUAL = 1e-6  # mean of 1 - cosine of vectors that are equal up to rounding errors
 
@@ -185,11 +186,10 @@ def check(
     found = problem(before, training.batch_size, section, loss)
     if loss.teacher == "none" or found is None:
         return
-    what, advice = found
-    if training.check == "stop" and before.teacher_targets > FEWEST_TARGETS:
-        raise TrainingError(section, what, f"{advice}; or set train_adapter.training.check to warn")
+    if training.check == "stop" and found.stops:
+        raise TrainingError(section, found.what, f"{found.advice}; or set train_adapter.training.check to warn")
     if say:
-        _log.warning("%s: %s; %s", section, what, advice)
+        _log.warning("%s: %s; %s", section, found.what, found.advice)
 
 
 def describe(figures: Figures) -> str:
@@ -202,7 +202,22 @@ def describe(figures: Figures) -> str:
     )
 
 
-def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -> tuple[str, str] | None:
+@dataclass(frozen=True)
+class Problem:
+    """A problem with a teacher.
+
+    Attributes:
+        what: description.
+        advice: the setting to change.
+        stops: whether the training should not start.
+    """
+
+    what: str
+    advice: str
+    stops: bool
+
+
+def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -> Problem | None:
     """Describe what is wrong with the teacher and which setting to change; None if nothing is wrong.
 
     Args:
@@ -214,23 +229,27 @@ def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -
     targets, path = figures.teacher_targets, section.removeprefix("params.yaml: ")
     is_fixed = loss.teacher_source == "base"
     count = f"{targets:.3g} of {batch_size} effective targets"
-    if targets > FEWEST_TARGETS and not loss.detach_teacher and not is_fixed:
+    fewest = _FEWEST_OF_REFERENCE if loss.variant == "reference" else FEWEST_TARGETS
+    if targets > fewest and not loss.detach_teacher and not is_fixed:
         first = f"set {path}.variant to paper and " if loss.variant == "reference" else "set "
-        return (
+        return Problem(
             f"gradients pass through the teacher, and it is soft ({count}), so training would make all vectors alike",
             f"{first}{path}.detach_teacher to true",
+            stops=True,
         )
     if targets > batch_size / 2:
         effect = "training would teach little" if is_fixed else "training would make all vectors alike"
-        return (
+        return Problem(
             f"the teacher is nearly uniform ({count}; two items have a mean cosine of"
             f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so {effect}",
             f"set {path}.center to batch, or {path}.teacher_targets to {_recommended_targets(batch_size)}",
+            stops=True,
         )
     if targets < FEWEST_TARGETS:
-        return (
+        return Problem(
             f"the teacher gives nearly all weight to the item's own pair ({targets:.3g} effective targets), so CMSA is InfoNCE",
             f"set {path}.teacher_targets to {_recommended_targets(batch_size)}, or {path}.teacher to none",
+            stops=False,
         )
     return None
 
