@@ -28,7 +28,7 @@ SAMPLE_ITEMS = 256
 FEWEST_TARGETS = 1.05
 """With fewer effective targets the teacher counts as certain of the own pair."""
 
-_FEWEST_OF_REFERENCE = 1.001  # the public code's loss collapsed with 1.003 targets (docs/archive/geometry.md)
+_FEWEST_OF_REFERENCE = 1.001  # the public code's loss collapsed with 1.03 targets (docs/archive/geometry.md)
 _NARROWER = 10
 _EQUAL = 1e-6  # mean of 1 - cosine of vectors that are equal up to rounding errors
 
