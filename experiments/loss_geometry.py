@@ -14,8 +14,8 @@ items of the built-in shop:
 Step 0 is the backbone without adapter.  ``mismatched`` is the negative control: every image is paired with another item's text.
 ``infonce``, which has no teacher, is the positive control where the paper's formula is not known to learn.
 ``trained`` is the paper's formula with a gradient through the teacher.  ``detached_N`` and ``trained_N`` are the same without and
-with that gradient, at the temperature at which the teacher has N effective targets before step 0.  ``centred_N`` is ``detached_N`` with
-``center: batch``.  ``reference_T`` is the public code's loss whose temperature starts at T.
+with that gradient, at the temperature at which the teacher has N effective targets before step 0; ``centred_N`` is ``detached_N``
+with ``center: batch``.  ``reference_T`` is the public code's loss whose temperature starts at T.
 A cell (backbone, geometry, seed) is trained once; existing results are kept, and an interrupted run resumes.  The table is
 written to experiments/results/loss_geometry-NAME, which `sda report --experiments` shows.
 
