@@ -28,6 +28,13 @@ SAMPLE_ITEMS = 256
 FEWEST_TARGETS = 1.05
 """With fewer effective targets the teacher counts as certain of the own pair."""
 
+MOST_OF_UNCENTRED = 2.0
+"""A teacher computed from trained vectors that are not centred may have at most this number of effective targets.
+
+It is a careful limit.  Measured on nano in batches of 32: with 1.13 targets it learned; with 4 it learned on one shop and
+collapsed on another; with 8 and 16 it collapsed (docs/archive/geometry.md).
+"""
+
 _FEWEST_OF_REFERENCE = 1.001  # the public code's loss collapsed with 1.03 targets (docs/archive/geometry.md)
 _NARROWER = 10
 _EQUAL = 1e-6  # mean of 1 - cosine of vectors that are equal up to rounding errors
@@ -151,11 +158,12 @@ def check(
 ) -> None:
     """Log the figures before step 0, and stop or warn if the teacher is not informative.
 
-    Two kinds of teachers stop the training (docs/results.md, geometry of the loss).  A nearly uniform teacher makes all vectors
-    equal, or, if the teacher is the fixed backbone, teaches little.  A soft teacher through which gradients pass
-    (``detach_teacher: false``, and the public code's loss) makes all vectors equal however few targets it has, because equal
-    vectors are a minimum of its loss.  A teacher that is nearly certain of the own pair turns CMSA into InfoNCE, which learns,
-    so it causes a warning.
+    Three kinds of teachers stop the training (docs/archive/geometry.md, how soft may a teacher be).  A nearly uniform teacher
+    makes all vectors equal, or, if the teacher is the fixed backbone, teaches little.  A soft teacher through which gradients
+    pass (``detach_teacher: false``, and the public code's loss) makes all vectors equal even if it has few targets.  So may a
+    soft teacher that is computed from the trained vectors and not centred, because equal vectors make it uniform, and a uniform
+    teacher makes vectors equal.  A teacher that is nearly certain of the own pair turns CMSA into InfoNCE, which learns, so it
+    causes a warning.
 
     Centering by a running mean causes a warning: the figures can look sound and training may still make all vectors equal
     (:class:`~sda_core.losses.geometry.Centering`).
@@ -169,7 +177,7 @@ def check(
         say: whether this process logs.
 
     Raises:
-        TrainingError: the teacher has more effective targets than half of the batch, or is soft and trained, and
+        TrainingError: the teacher has more effective targets than it may have (:func:`problem`), and
             ``train_adapter.training.check`` is ``stop``.
     """
     if say:
@@ -220,6 +228,9 @@ class Problem:
 def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -> Problem | None:
     """Describe what is wrong with the teacher and which setting to change; None if nothing is wrong.
 
+    A teacher may have at most half of the batch as effective targets; computed from the trained vectors without centering, at
+    most :data:`MOST_OF_UNCENTRED`; with gradients through it, at most :data:`FEWEST_TARGETS`.
+
     Args:
         figures: figures of the sample.
         batch_size: batch size of the training.
@@ -237,12 +248,26 @@ def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -
             f"{first}{path}.detach_teacher to true",
             stops=True,
         )
-    if targets > batch_size / 2:
-        effect = "training would teach little" if is_fixed else "training would make all vectors alike"
+    images, texts = figures.cosine_images, figures.cosine_texts
+    cosines = f"two items have a mean cosine of {images:.2f} by their images and {texts:.2f} by their texts"
+    if is_fixed and targets > batch_size / 2:
         return Problem(
-            f"the teacher is nearly uniform ({count}; two items have a mean cosine of"
-            f" {figures.cosine_images:.2f} by their images and {figures.cosine_texts:.2f} by their texts), so {effect}",
+            f"the teacher is nearly uniform ({count}; {cosines}), so training would teach little",
             f"set {path}.center to batch, or {path}.teacher_targets to {_recommended_targets(batch_size)}",
+            stops=True,
+        )
+    if targets > batch_size / 2:
+        return Problem(
+            f"the teacher is nearly uniform ({count}; {cosines}), so training would make all vectors alike",
+            f"set {path}.teacher_targets to {_recommended_targets(batch_size)}, or {path}.teacher_source to base"
+            if loss.center == "batch"
+            else f"set {path}.center to batch, or {path}.teacher_source to base",
+            stops=True,
+        )
+    if not is_fixed and loss.center != "batch" and targets > MOST_OF_UNCENTRED:
+        return Problem(
+            f"the teacher is computed from the trained vectors, and it is soft ({count}), so training may make all vectors alike",
+            f"set {path}.center to batch, or {path}.teacher_source to base",
             stops=True,
         )
     if targets < FEWEST_TARGETS:
