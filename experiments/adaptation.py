@@ -17,6 +17,7 @@ mismatched          control: sda, trained on images with the texts of other item
 lora, lora_cmsa     LoRA with hard targets (InfoNCE) and with soft targets (CMSA)
 infonce, sda        MoDA with hard targets and with soft targets
 X+base              adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base (sda+base)
+X+even              vectors X whose axes have more even variance, as by export_embeddings.axis_scaling: even
 X+filled            vectors X; the vector of a missing text or image is filled in from the item's other modality
 attributes          categories and features of the items, one-hot, with an item-specific random part
 text_attributes     the text vectors of zero_shot with these attributes: a bound for what a perfect reader of photos could add
@@ -92,15 +93,11 @@ from sda_core.unit_rows import unit_rows
 CONTROLS = ("random", "shuffled", "image_only", "text_only")
 FILLED = tuple(f"{variant}+filled" for variant in (BASE, *VARIANTS))
 OTHER_IMAGES = "other_images"
+EVEN = "+even"
+CAN_BE_EVEN = (BASE, "text_only", "image_only", OTHER_IMAGES, *VARIANTS)
 KNOWN = (
-    BASE,
-    *CONTROLS,
-    OTHER_IMAGES,
-    "attributes",
-    "text_attributes",
-    *VARIANTS,
-    *(f"{variant}+base" for variant in VARIANTS),
-    *FILLED,
+    *(BASE, *CONTROLS, OTHER_IMAGES, "attributes", "text_attributes"),
+    *(*VARIANTS, *(f"{variant}+base" for variant in VARIANTS), *FILLED, *(f"{vector}{EVEN}" for vector in CAN_BE_EVEN)),
 )
 IDS = "id+"
 MISMATCHED = "mismatched"
@@ -127,6 +124,7 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
         ("image_only", "random"), (BASE, "text_only"), (BASE, OTHER_IMAGES), (OTHER_IMAGES, "text_only"),
         ("text_attributes", "text_only"),
     ],
+    "Do axes of more even variance help?": [(f"{vector}{EVEN}", vector) for vector in (BASE, "text_only", "sda")],
 }  # fmt: skip
 """The pairs of vectors that answer each question: first minus second."""
 
@@ -272,7 +270,7 @@ def run_data_stages(shop: Workspace) -> None:
 
 def source_of(vector: str) -> str:
     """The variant from which vectors are computed: ``sda`` for ``id+sda+base``."""
-    return vector.removeprefix(IDS).removesuffix("+base").removesuffix("+filled")
+    return vector.removeprefix(IDS).removesuffix("+base").removesuffix("+filled").removesuffix(EVEN)
 
 
 def workspace_of_seed(shop: Workspace, folder: Path, vector: str, seed: int) -> Workspace:
@@ -305,7 +303,9 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     if vector == "id":
         return None
     content = vector.removeprefix(IDS)
-    if content.endswith("+base"):
+    if content.endswith(EVEN):
+        made = evened(workspace, params, content.removesuffix(EVEN))
+    elif content.endswith("+base"):
         made = joined_with_base(workspace, params.export_embeddings, source_of(vector))
     elif content == OTHER_IMAGES:
         made = with_other_images(workspace, params)
@@ -341,6 +341,23 @@ def with_other_images(workspace: Workspace, params: Params) -> np.ndarray:
     image_ID = own.image_ID.copy()
     image_ID[order] = own.image_ID[np.roll(order, 1)]
     return fuse(image_ID, own.text_ID, own.has_image, seen_items(workspace), params.export_embeddings, has_text=own.has_text)
+
+
+def evened(workspace: Workspace, params: Params, vector: str) -> np.ndarray:
+    """``(I, F)`` vectors whose axes have more even variance, as by ``export_embeddings.axis_scaling: even``.
+
+    Args:
+        workspace: a project with the embeddings.
+        params: its params.
+        vector: a kind in :data:`CAN_BE_EVEN`.
+    """
+    weights = {"text_only": {"image_weight": 0.0}, "image_only": {"text_weight": 0.0}}.get(vector, {})
+    even = {"fusion": "late_concat_pca", "axis_scaling": "even", **weights}
+    section = params.export_embeddings.model_copy(update=even)
+    if vector == OTHER_IMAGES:
+        return with_other_images(workspace, params.model_copy(update={"export_embeddings": section}))
+    own = read_table(workspace.embeddings(vector if vector in VARIANTS else BASE))
+    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
 
 
 def filled(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
@@ -490,11 +507,20 @@ Measured = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]  # by group
 def measure(
     shop: Workspace, params: Params, folder: Path, recommender: str, vectors: Sequence[str], seeds: Sequence[int]
 ) -> Measured:
-    """NDCG and Hit ``(S, U)`` by seed and user: of all users, and of groups of them by their target.
+    """NDCG and Hit ``(S, U)`` by seed and user: of all users, and of the groups of :func:`target_groups`."""
+    read = {vector: read_positions(positions(folder, recommender, vector), seeds) for vector in vectors}
+    return {
+        group: {vector: (gains("ndcg", frames, mask), gains("hit", frames, mask)) for vector, frames in read.items()}
+        for group, mask in target_groups(shop, params).items()
+    }
 
-    The groups are tail and cold targets, and targets whose text is unique or shared with other items.  Text vectors alone cannot
-    tell items with one text apart, so there any other vector gains.  Groups with fewer than :data:`MIN_USERS` users are left out,
-    and those of the text if nearly all texts are unique.
+
+def target_groups(shop: Workspace, params: Params) -> dict[str, np.ndarray]:
+    """Masks ``(U,)`` of test users by their target, with the number of users in the name.
+
+    The groups are all users, tail and cold targets, and targets whose text is unique or shared with other items.  Text vectors
+    alone cannot tell items with one text apart, so there any other vector gains.  Groups with fewer than :data:`MIN_USERS` users
+    are left out, and those of the text if nearly all texts are unique.
     """
     interactions = INTERACTIONS.read(shop.interactions)
     items = item_groups(interactions, params.evaluate.tail, ITEMS.count(shop.items))
@@ -503,14 +529,7 @@ def measure(
     shared_U = shares_text(item_source(shop, params.items))[target_U - 1]
     if shared_U.sum() >= MIN_USERS:
         masks |= {"unique text": ~shared_U, "shared text": shared_U}
-    read = {vector: read_positions(positions(folder, recommender, vector), seeds) for vector in vectors}
-    return {
-        f"{group} ({mask.sum():,})": {
-            vector: (gains("ndcg", frames, mask), gains("hit", frames, mask)) for vector, frames in read.items()
-        }
-        for group, mask in masks.items()
-        if group == "all" or mask.sum() >= MIN_USERS
-    }
+    return {f"{group} ({mask.sum():,})": mask for group, mask in masks.items() if group == "all" or mask.sum() >= MIN_USERS}
 
 
 def shares_text(source: ItemSource) -> np.ndarray:

@@ -1,0 +1,295 @@
+"""Compare item vectors in a recommender without training: the items nearest to the user's history.
+
+A trained recommender can learn which directions of the vectors matter.  This one takes them as they are, so the geometry of the
+vectors decides, as in search, in `sda neighbors`, and in a shop without interactions to train on.  The score of an item is the
+mean cosine to the items of the history, of vectors without the mean of the items in the training data.
+
+The vectors are those of finished runs of ``adaptation`` or of cells of ``adaptation_map``: folders with the projects ``shop`` and
+``seed-N``.  Nothing is trained.
+
+    python -m experiments nearest_items --name hm --runs H&M=experiments/runs/adaptation/hm
+    python -m experiments nearest_items --name map --runs corner=experiments/runs/adaptation_map/nano/shared-1-complete-0.2 \\
+        --runs opposite=experiments/runs/adaptation_map/nano/shared-0.2-complete-0.2
+
+The kinds of vectors are those of ``adaptation``, and ``oracle`` on the built-in shop.  ``--beside sasrec/id`` adds a recommender
+that the run has trained on learned ids.  The tables are written to experiments/results/nearest_items-NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+
+from experiments import adaptation
+from experiments.adaptation import CHECKED, EVEN, MISMATCHED, OTHER_IMAGES, Measured
+from experiments.options import THREE_SEEDS, Name, Seeds
+from experiments.study import (
+    CUTOFF,
+    difference,
+    gains,
+    interval_cell,
+    logger,
+    markdown_table,
+    mean_and_interval,
+    minus,
+    range_over_seeds,
+    read_positions,
+    write_results,
+)
+from experiments.workspaces import BASE, VARIANTS
+from sda_core import evaluation, ranking, recommenders
+from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
+from sda_core.cli.scripts import Names, names
+from sda_core.embeddings.fusion import seen_items
+from sda_core.errors import ConfigError
+from sda_core.params import DemoDataset, Params, RecommenderParams, load_params
+from sda_core.recommenders.base import EpochRecord, Recommender
+from sda_core.recommenders.batches import TrainingData
+
+ORACLE = "oracle"
+DEFAULT = Names(
+    (
+        *("random", ORACLE, BASE, "text_only", "image_only", OTHER_IMAGES, CHECKED, MISMATCHED),
+        *(f"{vector}{EVEN}" for vector in (BASE, "text_only", OTHER_IMAGES, CHECKED, MISMATCHED)),
+    )
+)
+PAIRS = (
+    *((ORACLE, BASE), (BASE, "random"), (BASE, "text_only"), (BASE, OTHER_IMAGES)),
+    *((CHECKED, BASE), (CHECKED, "text_only"), (CHECKED, "image_only"), (CHECKED, MISMATCHED), (MISMATCHED, BASE)),
+    *((f"{BASE}{EVEN}", BASE), (f"{BASE}{EVEN}", f"text_only{EVEN}"), (f"{BASE}{EVEN}", f"{OTHER_IMAGES}{EVEN}")),
+    *((CHECKED, f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{MISMATCHED}{EVEN}")),
+    *(("lora", BASE), (CHECKED, "lora")),
+)
+"""The differences in the table: first minus second."""
+
+Runs = Annotated[
+    list[str],
+    typer.Option("--runs", metavar="LABEL=FOLDER", help="A finished run: the folder with shop and seed-N.  Repeat it for more."),
+]
+Beside = Annotated[
+    Names,
+    typer.Option(
+        "--beside",
+        parser=names,
+        metavar="A/B,...",
+        help="Trained recommenders to compare with: RECOMMENDER/VECTORS, which the runs have trained.",
+    ),
+]
+Vectors = Annotated[Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="The vectors to compare.")]
+
+
+def main(name: Name, runs: Runs, vectors: Vectors = DEFAULT, beside: Beside = Names(()), seeds: Seeds = THREE_SEEDS) -> None:
+    """Rank the targets with every kind of vectors; write the tables."""
+    adaptation.check_vectors(vectors, (ORACLE, MISMATCHED, f"{MISMATCHED}{EVEN}"))
+    if identities := [vector for vector in vectors if vector.removesuffix(EVEN) == "id" or vector.startswith(adaptation.IDS)]:
+        raise ConfigError("--vectors", f"{identities[0]} has ids that a recommender learns, and this one learns nothing")
+    found = [Run.read(run) for run in runs]
+    measured = {run.label: measure(run, vectors, beside, seeds) for run in found}
+    tables = []
+    for run in found:
+        of_run = measured[run.label]
+        tables += [levels(of_run, f"{run.label}, nearest items, {len(seeds)} seeds"), differences(of_run, run, beside)]
+    for one, other in combinations(found, 2):
+        tables.append(contrast(one, measured[one.label], other, measured[other.label]))
+    write_results("\n".join(filter(None, tables)), "nearest_items", name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        label: its name in the tables.
+        folder: folder with the projects ``shop`` and ``seed-N``.
+        params: params of its shop.
+    """
+
+    label: str
+    folder: Path
+    params: Params
+
+    @staticmethod
+    def read(text: str) -> Run:
+        """The run of an option ``LABEL=FOLDER``.
+
+        Raises:
+            ConfigError: the option has another form, or there is no such run.
+        """
+        label, separator, path = text.partition("=")
+        folder = Path(path)
+        if not (label and separator and path):
+            raise ConfigError("--runs", f"should be LABEL=FOLDER (got {text!r})")
+        if not (folder / "shop" / "params.yaml").exists():
+            raise ConfigError(
+                "--runs", f"{folder} has no shop/params.yaml", "give the folder of a run of adaptation, or of a cell"
+            )
+        return Run(label, folder, load_params(folder / "shop" / "params.yaml"))
+
+    @property
+    def shop(self) -> Workspace:
+        """The project with the data."""
+        return Workspace(self.folder / "shop")
+
+    def workspace(self, vector: str, seed: int) -> Workspace | None:
+        """The project with the embeddings from which these vectors are computed; None if they are missing."""
+        kind = adaptation.source_of(vector)
+        trained = CHECKED if kind == MISMATCHED else kind
+        workspace = Workspace(adaptation.project(self.folder, kind) / f"seed-{seed}")
+        needed = workspace.embeddings(trained if trained in VARIANTS else BASE)
+        return workspace if needed.exists() else None
+
+
+# ------------------------------------------------------------------------------------------------- the recommender
+class NearestItems(Recommender):
+    """The mean cosine of each item to the items of the history.
+
+    Items without a vector have the score 0.
+
+    Args:
+        params: section of any recommender; messages use its name.
+        num_users: number of users.
+        item_vectors: ``(I + 1, D)``, row 0 zero.
+        seen: ids of the items whose mean is subtracted.
+        longest: length of the longest history.
+    """
+
+    def __init__(
+        self, params: RecommenderParams, num_users: int, item_vectors: np.ndarray, seen: np.ndarray, longest: int
+    ) -> None:
+        super().__init__(params, num_users, len(item_vectors) - 1, item_vectors)
+        self.history_length = longest
+        centred_ID = item_vectors - item_vectors[np.unique(seen)].mean(axis=0, dtype=np.float64)
+        centred_ID[~item_vectors.any(axis=1)] = 0.0
+        self.unit_ID = F.normalize(torch.from_numpy(centred_ID), dim=1)
+
+    def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
+        """Train nothing."""
+        del data, checkpoint, fingerprint, device
+        return []
+
+    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
+        del user_ids_B
+        length_B = (history_BL > 0).sum(dim=1).clamp_min(1)
+        query_BD = self.unit_ID[history_BL].sum(dim=1) / length_B[:, None]  # padding has the vector 0
+        return (query_BD @ self.unit_ID.T).float()
+
+
+def ranked(shop: Workspace, params: Params, item_vectors: np.ndarray) -> pl.DataFrame:
+    """Rank the test targets of a shop with these vectors.
+
+    Args:
+        shop: project with the interactions.
+        params: its params, of which ``evaluate`` is used.
+        item_vectors: ``(I + 1, D)``, row 0 zero.
+
+    Returns:
+        POSITIONS table.
+    """
+    interactions = INTERACTIONS.read(shop.interactions)
+    data = recommenders.evaluation_data(interactions, num_items=ITEMS.count(shop.items))
+    section = params.train_recommender.of("pop")
+    longest = int(data.histories.lengths.max())
+    model = NearestItems(section, interactions["user_id"].n_unique(), item_vectors, seen_items(shop), longest)
+    placed = ranking.place_targets(model, data, None, params.evaluate.batch_size, torch.device("cpu"))
+    return evaluation.score_positions(placed, params.evaluate.ties)
+
+
+def matrix(workspace: Workspace, vector: str) -> np.ndarray:
+    """The item vectors ``(I + 1, D)`` of a project, row 0 zero."""
+    stored = vector.replace(MISMATCHED, CHECKED)
+    found = adaptation.matrix(workspace, load_params(workspace.root / "params.yaml"), stored)
+    assert found is not None, vector
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- numbers
+def measure(run: Run, vectors: Sequence[str], beside: Sequence[str], seeds: Sequence[int]) -> Measured:
+    """NDCG and Hit ``(S, U)`` by group of users and kind of vectors.
+
+    Kinds whose embeddings are missing for a seed are left out, with a warning.
+
+    Args:
+        run: the finished run.
+        vectors: kinds of vectors.
+        beside: trained recommenders, ``RECOMMENDER/VECTORS``.
+        seeds: seeds of the adapters and of the trained recommenders.
+    """
+    groups = adaptation.target_groups(run.shop, run.params)
+    measured: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {group: {} for group in groups}
+    for vector in vectors:
+        if vector == ORACLE and not isinstance(run.params.dataset, DemoDataset):
+            continue
+        workspaces = [run.workspace(vector, seed) for seed in seeds]
+        known = [workspace for workspace in workspaces if workspace is not None]
+        if len(known) < len(seeds):
+            logger.warning("%s: %s has no embeddings of every seed and is left out", run.label, vector)
+            continue
+        frames = [ranked(run.shop, run.params, matrix(workspace, vector)) for workspace in known]
+        for group, mask in groups.items():
+            measured[group][vector] = gains("ndcg", frames, mask), gains("hit", frames, mask)
+    for trained in beside:
+        recommender, _, vector = trained.partition("/")
+        place = adaptation.positions(run.folder, recommender, vector)
+        if not adaptation.is_complete(place, seeds):
+            logger.warning("%s: %s has no positions of every seed and is left out", run.label, trained)
+            continue
+        frames = read_positions(place, seeds)
+        for group, mask in groups.items():
+            measured[group][trained] = gains("ndcg", frames, mask), gains("hit", frames, mask)
+    return measured
+
+
+def levels(measured: Measured, title: str) -> str:
+    """The Markdown table of NDCG and Hit of each group, with a row for each kind of vectors."""
+    kinds = list(next(iter(measured.values())))
+    heads = ["vectors", *(f"{group}: {metric}@{CUTOFF}" for group in measured for metric in ("NDCG", "Hit"))]
+    rows = [[vector, *(f"{gain.mean():.4f}" for of in measured.values() for gain in of[vector])] for vector in kinds]
+    return markdown_table(heads, rows, title)
+
+
+def differences(measured: Measured, run: Run, beside: Sequence[str]) -> str:
+    """The Markdown table of the measured :data:`PAIRS`, with intervals over users and adapter seeds.
+
+    Frozen vectors and ``sda``, with axes of more even variance, are also compared with the trained recommenders.
+    """
+    kinds = next(iter(measured.values())).keys()
+    rows = []
+    against = product((f"{BASE}{EVEN}", f"text_only{EVEN}", f"{CHECKED}{EVEN}"), beside)
+    for first, second in (*PAIRS, *against):
+        if kinds >= {first, second}:
+            row = [f"{first} - {second}"]
+            for group, of in measured.items():
+                paired_SU = of[first][0] - of[second][0]
+                row.append(difference(paired_SU, run.params.evaluate, row[0]))
+                if group.startswith("all"):
+                    row.append(range_over_seeds(paired_SU))
+            rows.append(row)
+    heads = ["difference"]
+    for group in measured:
+        heads += [f"{group}: NDCG@{CUTOFF} [95 %]", *(["over seeds"] if group.startswith("all") else [])]
+    return markdown_table(heads, rows, f"{run.label}, nearest items, differences") if rows else ""
+
+
+def contrast(one: Run, of_one: Measured, other: Run, of_other: Measured) -> str:
+    """The Markdown table of gains over zero_shot in two runs, and their difference; empty if there are no adapted vectors."""
+    rows = []
+    first, second = next(iter(of_one.values())), next(iter(of_other.values()))  # all users
+    for vector in (*VARIANTS, MISMATCHED):
+        if all(of.keys() >= {vector, BASE} for of in (first, second)):
+            pair = [
+                mean_and_interval(of[vector][0] - of[BASE][0], run.params.evaluate, f"{vector} - {BASE}")
+                for of, run in ((first, one), (second, other))
+            ]
+            rows.append([f"{vector} - {BASE}", *map(interval_cell, pair), interval_cell(minus(*pair))])
+    title = f"Gains in {one.label} and {other.label}, nearest items"
+    return markdown_table(["gain", one.label, other.label, "difference"], rows, title) if rows else ""
