@@ -140,6 +140,30 @@ def test_targets_whose_text_other_items_have_are_a_group(project: Path, monkeypa
     assert sizes["unique text"] == (2, (target % 2 == 0).sum())
 
 
+@pytest.mark.parametrize(
+    ("vector", "weights"),
+    [
+        ("zero_shot", {}),
+        ("sda", {}),
+        ("text_only", {"image_weight": 0.0}),
+        ("image_only", {"text_weight": 0.0}),
+    ],
+)
+def test_even_vectors_are_those_of_the_export(project: Path, vector: str, weights: dict[str, float]) -> None:
+    workspace = Workspace(folder(project) / "seed-1")
+    params = load_params(workspace.root / "params.yaml")
+    own = read_table(workspace.embeddings("sda" if vector == "sda" else "zero_shot"))
+    section = params.export_embeddings.model_copy(update={"axis_scaling": "even", **weights})
+    wanted = fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
+    made = adaptation.matrix(workspace, params, f"{vector}+even")
+    assert made is not None
+    np.testing.assert_array_equal(made[1:], wanted)
+    assert not np.array_equal(made[1:], adaptation.matrix(workspace, params, vector)[1:])  # type: ignore[index]
+    added = adaptation.matrix(workspace, params, f"id+{vector}+even")
+    assert added is not None
+    np.testing.assert_array_equal(added, made)
+
+
 def test_other_images_are_those_of_other_items(project: Path) -> None:
     """Every item with an image has another item's, no image is lost, and texts stay where they are."""
     workspace = Workspace(folder(project) / "seed-1")
