@@ -17,7 +17,7 @@ mismatched          control: sda, trained on images with the texts of other item
 lora, lora_cmsa     LoRA with hard targets (InfoNCE) and with soft targets (CMSA)
 infonce, sda        MoDA with hard targets and with soft targets
 X+base              adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base (sda+base)
-X+even              vectors X whose axes have more even variance, as by export_embeddings.axis_scaling: even
+X+even              vectors X, principal components scaled towards equal variance (export_embeddings.axis_scaling: even)
 X+filled            vectors X; the vector of a missing text or image is filled in from the item's other modality
 attributes          categories and features of the items, one-hot, with an item-specific random part
 text_attributes     the text vectors of zero_shot with these attributes: a bound for what a perfect reader of photos could add
@@ -124,7 +124,7 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
         ("image_only", "random"), (BASE, "text_only"), (BASE, OTHER_IMAGES), (OTHER_IMAGES, "text_only"),
         ("text_attributes", "text_only"),
     ],
-    "Do axes of more even variance help?": [(f"{vector}{EVEN}", vector) for vector in (BASE, "text_only", "sda")],
+    "Does scaling the components help?": [(f"{vector}{EVEN}", vector) for vector in (BASE, "text_only", "sda")],
 }  # fmt: skip
 """The pairs of vectors that answer each question: first minus second."""
 
@@ -344,7 +344,7 @@ def with_other_images(workspace: Workspace, params: Params) -> np.ndarray:
 
 
 def evened(workspace: Workspace, params: Params, vector: str) -> np.ndarray:
-    """``(I, F)`` vectors whose axes have more even variance, as by ``export_embeddings.axis_scaling: even``.
+    """``(I, F)`` vectors whose principal components are scaled towards equal variance (``export_embeddings.axis_scaling: even``).
 
     Args:
         workspace: a project with the embeddings.

@@ -1,8 +1,8 @@
 """Compare item vectors in a recommender without training: the items nearest to the user's history.
 
-A trained recommender can learn which directions of the vectors matter.  This one takes them as they are, so the geometry of the
-vectors decides, as in search, in `sda neighbors`, and in a shop without interactions to train on.  The score of an item is the
-mean cosine to the items of the history, of vectors without the mean of the items in the training data.
+Items are ranked by their mean cosine to the items of the history, after the mean of the items in the training data is subtracted.
+A trained recommender can learn which directions of the vectors matter.  Here the geometry of the vectors decides, as in search,
+in `sda neighbors`, and in a shop without interactions to train on.
 
 The vectors are those of finished runs of ``adaptation`` or of cells of ``adaptation_map``: folders with the projects ``shop`` and
 ``seed-N``.  Nothing is trained.

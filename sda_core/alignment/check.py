@@ -7,6 +7,7 @@ Not every collapse is visible before step 0, so some items are measured again du
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,10 +33,21 @@ MOST_OF_UNCENTRED = 2.0
 """A teacher computed from trained vectors that are not centred may have at most this number of effective targets.
 
 It is a careful limit.  Measured on nano in batches of 32: with 1.13 targets it learned; with 4 it learned on one shop and
-collapsed on another; with 8 and 16 it collapsed (docs/archive/geometry.md).
+collapsed on another; with 8 and 16 it collapsed (docs/archive/geometry.md, how soft may a teacher be).
 """
 
 _FEWEST_OF_REFERENCE = 1.001  # the public code's loss collapsed with 1.03 targets (docs/archive/geometry.md)
+_PAPER = {
+    "variant": "paper",
+    "detach_teacher": True,
+    "normalize": True,
+    "temperature": 0.05,
+    "learn_temperature": False,
+    "center": "batch",
+}
+"""Settings of a loss that learns, instead of those of the public code."""
+
+_SMALLEST_BATCH = 8  # smaller batches are too small for a soft teacher
 _NARROWER = 10
 _EQUAL = 1e-6  # mean of 1 - cosine of vectors that are equal up to rounding errors
 
@@ -241,42 +253,57 @@ def problem(figures: Figures, batch_size: int, section: str, loss: LossParams) -
     is_fixed = loss.teacher_source == "base"
     count = f"{targets:.3g} of {batch_size} effective targets"
     fewest = _FEWEST_OF_REFERENCE if loss.variant == "reference" else FEWEST_TARGETS
-    if targets > fewest and not loss.detach_teacher and not is_fixed:
-        first = f"set {path}.variant to paper and " if loss.variant == "reference" else "set "
+    if _exceeds(targets, fewest) and not loss.detach_teacher and not is_fixed:
         return Problem(
             f"gradients pass through the teacher, and it is soft ({count}), so training would make all vectors alike",
-            f"{first}{path}.detach_teacher to true",
+            _set(loss, path, _PAPER)
+            if loss.variant == "reference"
+            else _fewer_targets(loss, path, {"detach_teacher": True, "center": "batch"}, batch_size),
             stops=True,
         )
+    centred = {} if is_fixed else {"center": "batch"}
     images, texts = figures.cosine_images, figures.cosine_texts
     cosines = f"two items have a mean cosine of {images:.2f} by their images and {texts:.2f} by their texts"
-    if is_fixed and targets > batch_size / 2:
+    if _exceeds(targets, batch_size / 2):
+        effect = "training would teach little" if is_fixed else "training may make all vectors alike"
         return Problem(
-            f"the teacher is nearly uniform ({count}; {cosines}), so training would teach little",
-            f"set {path}.center to batch, or {path}.teacher_targets to {_recommended_targets(batch_size)}",
+            f"the teacher is nearly uniform ({count}; {cosines}), so {effect}",
+            _fewer_targets(loss, path, centred, batch_size),
             stops=True,
         )
-    if targets > batch_size / 2:
-        return Problem(
-            f"the teacher is nearly uniform ({count}; {cosines}), so training would make all vectors alike",
-            f"set {path}.teacher_targets to {_recommended_targets(batch_size)}, or {path}.teacher_source to base"
-            if loss.center == "batch"
-            else f"set {path}.center to batch, or {path}.teacher_source to base",
-            stops=True,
-        )
-    if not is_fixed and loss.center != "batch" and targets > MOST_OF_UNCENTRED:
+    if not is_fixed and loss.center != "batch" and _exceeds(targets, MOST_OF_UNCENTRED):
         return Problem(
             f"the teacher is computed from the trained vectors, and it is soft ({count}), so training may make all vectors alike",
-            f"set {path}.center to batch, or {path}.teacher_source to base",
+            f"{_set(loss, path, centred)}, or {path}.teacher_source to base",
             stops=True,
         )
-    if targets < FEWEST_TARGETS:
+    if targets < FEWEST_TARGETS and loss.variant == "paper":
+        detached = {} if is_fixed else {"detach_teacher": True}
         return Problem(
             f"the teacher gives nearly all weight to the item's own pair ({targets:.3g} effective targets), so CMSA is InfoNCE",
-            f"set {path}.teacher_targets to {_recommended_targets(batch_size)}, or {path}.teacher to none",
+            f"{_fewer_targets(loss, path, centred | detached, batch_size)}, or {path}.teacher to none",
             stops=False,
         )
     return None
+
+
+def _exceeds(targets: float, limit: float) -> bool:
+    """Whether a number of targets is above a limit by more than the error of its calibration."""
+    return targets > limit * (1 + 1e-3)
+
+
+def _fewer_targets(loss: LossParams, path: str, changes: Mapping[str, Any], batch_size: int) -> str:
+    """The advice to calibrate the teacher, with other changes; a larger batch if this one is too small for a soft teacher."""
+    if batch_size < _SMALLEST_BATCH:
+        return f"set train_adapter.training.batch_size to {_SMALLEST_BATCH} or more"
+    return _set(loss, path, {**changes, "teacher_temperature": None, "teacher_targets": _recommended_targets(batch_size)})
+
+
+def _set(loss: LossParams, path: str, wanted: Mapping[str, Any]) -> str:
+    """The advice to change settings of the loss; those that have the value already are left out."""
+    changes = [f"{path}.{name} to {json.dumps(value)}" for name, value in wanted.items() if getattr(loss, name) != value]
+    *most, last = changes
+    return f"set {', '.join(most)} and {last}".replace('"', "") if most else f"set {last}".replace('"', "")
 
 
 def _recommended_targets(batch_size: int) -> int:
@@ -319,7 +346,7 @@ def watch(
     Args:
         before: the spread of some items' vectors by the backbone without its adapter, by modality.
         now: the spread of the same items' vectors with the adapter and without dropout.
-        step: number of the step.
+        step: number of the step, from 0.
         loss: section of the loss.
         training: section with the setting ``check``: stop or warn.
         section: the loss section's path in ``params.yaml``, for the message.
@@ -333,30 +360,32 @@ def watch(
     alike = [name for name, spread in now.items() if _has_collapsed(before[name], spread)]
     if not alike:
         return None
-    what = f"after step {step} " + " and ".join(_alike(name, before[name], now[name]) for name in alike)
+    what = f"after {step + 1} steps " + " and ".join(_describe_collapse(name, before[name], now[name]) for name in alike)
     advice = _remedies(loss, section)
     if training.check == "stop":
-        raise TrainingError(section, what, f"{advice}; or set train_adapter.training.check to warn")
+        raise TrainingError(section, what, f"{advice}; or set train_adapter.training.check to warn, which starts again at step 0")
     return f"{section}: {what}; {advice}"
 
 
-def _alike(name: str, before: Spread, after: Spread) -> str:
+def _describe_collapse(name: str, before: Spread, after: Spread) -> str:
     """The description of a collapsed modality."""
     return (
-        f"all embeddings of {name} are alike (mean cosine of two items {after.cosine:.3f}, {before.cosine:.3f} before; "
-        f"effective rank {after.rank:.3g}, {before.rank:.3g} before)"
+        f"the embeddings of {name} have collapsed (mean of 1 - cosine of two items {1 - after.cosine:.2g}, "
+        f"{1 - before.cosine:.2g} before; effective rank {after.rank:.3g}, {before.rank:.3g} before)"
     )
 
 
 def _remedies(loss: LossParams, section: str) -> str:
     """The settings that may prevent a collapse and are not set already."""
     path = section.removeprefix("params.yaml: ")
-    changes = ["lower the learning rate"]
     if loss.variant == "reference":
-        return f"{changes[0]}, or set {path}.variant to paper"
+        return f"lower the learning rate, or {_set(loss, path, _PAPER)}"
+    changes = ["lower the learning rate"]
     if loss.center != "batch":
         changes.append(f"set {path}.center to batch")
     if loss.teacher != "none" and loss.teacher_source == "adapted":
+        if not loss.detach_teacher:
+            changes.append(f"set {path}.detach_teacher to true")
         changes.append(f"set {path}.teacher_source to base")
     return ", or ".join(changes)
 
@@ -365,8 +394,8 @@ def report(before: Figures, after: Figures, loss: LossParams, section: str) -> N
     """Log the figures of a trained adapter, with a warning if vectors have collapsed."""
     _log.info("after training: %s", describe(after))
     for name in collapsed(before, after):
-        alike = _alike(name, spreads_of(before)[name], spreads_of(after)[name])
-        _log.warning("%s: %s; %s", section, alike, _remedies(loss, section))
+        collapse = _describe_collapse(name, spreads_of(before)[name], spreads_of(after)[name])
+        _log.warning("%s: %s; %s", section, collapse, _remedies(loss, section))
 
 
 @dataclass(frozen=True)

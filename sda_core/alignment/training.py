@@ -121,7 +121,7 @@ def train_adapter(
     before = before or check.measure(at_first, criterion)
     with team.raise_on_all_ranks():
         check.check(before, criterion, loss, training, section, say=team.is_main and not first)
-    watch = Watch(batch_rows(rows, 0, training), at_first[0], run) if first < training.num_steps else None
+    watch = Watch(sample.rows, at_first, run) if first < training.num_steps else None
 
     with (
         team.explain_connection_errors(),
@@ -331,25 +331,28 @@ class Sample:
     """The items that are measured before and after training: those of its first batches.
 
     Args:
-        rows: rows of the items with an image.
+        rows: rows of the items with image and text.
         run: objects of the training run.
+
+    Attributes:
+        rows: rows of each batch.
     """
 
     def __init__(self, rows: np.ndarray, run: Run) -> None:
-        self._rows = [batch_rows(rows, step, run.training) for step in range(num_sampled(rows, run.training))]
+        self.rows = [batch_rows(rows, step, run.training) for step in range(num_sampled(rows, run.training))]
         self._run = run
 
     def batches(self, base_vectors: BaseVectors | None) -> list[check.Batch]:
         """The sample's vectors by the backbone alone; read from disk if they were computed before."""
         found: list[check.Batch] = []
-        for rows in self._rows:
+        for rows in self.rows:
             base = self._encode(rows, adapter=False) if base_vectors is None else base_vectors.pair(rows, self._run.device)
             found.append(check.Batch(*base, self._groups(rows), base))
         return found
 
     def adapted(self, at_first: Sequence[check.Batch]) -> list[check.Batch]:
         """The sample's vectors with the current adapter."""
-        encoded = (self._encode(rows, adapter=True) for rows in self._rows)
+        encoded = (self._encode(rows, adapter=True) for rows in self.rows)
         return [
             replace(batch, image_BD=image_BD, text_BD=text_BD)
             for batch, (image_BD, text_BD) in zip(at_first, encoded, strict=True)
@@ -383,23 +386,27 @@ class Watch:
     Their inputs are made once, because another thread prepares the inputs of the next steps.
 
     Args:
-        rows: rows of the sample's first batch; each process takes its own chunks of them until it has :data:`WATCHED` items.
-        at_first: the vectors of that batch by the backbone alone.
+        rows: rows of each batch of the sample.  Each process takes about :data:`WATCHED` items from its chunks of the first ones.
+        at_first: the vectors of these batches by the backbone alone.
         run: objects of the training run.
     """
 
-    def __init__(self, rows: np.ndarray, at_first: check.Batch, run: Run) -> None:
+    def __init__(self, rows: Sequence[np.ndarray], at_first: Sequence[check.Batch], run: Run) -> None:
         self._run = run
         self._inputs: dict[Modality, list[Ready]] = {name: [] for name in MODALITIES}
+        places = [(batch, start, stop) for batch in range(len(rows)) for start, stop in run.chunks.bounds]
+        size = run.training.micro_batch_size or run.training.batch_size // run.team.count
+        places = places[: -(-WATCHED // size)]  # as many in every process, because all take part in each pass of a sharded model
         positions: list[int] = []
         with run.team.raise_on_all_ranks():
-            for start, stop in run.chunks.bounds:
-                if len(positions) < WATCHED:
-                    positions += range(start, stop)
-                    for name in MODALITIES:
-                        self._inputs[name].append(run.maker.make(name, rows[start:stop]))
+            for batch, start, stop in places:
+                stop = min(stop, start + WATCHED)
+                positions += range(batch * run.training.batch_size + start, batch * run.training.batch_size + stop)
+                for name in MODALITIES:
+                    self._inputs[name].append(run.maker.make(name, rows[batch][start:stop]))
         of_all = gather(torch.tensor(positions, device=run.device))
-        self._before = check.spreads(*(base_BD[of_all] for base_BD in at_first.base))
+        base = (torch.cat([batch.base[place] for batch in at_first]) for place in range(len(MODALITIES)))
+        self._before = check.spreads(*(base_ND[of_all] for base_ND in base))
         self._warned = False
 
     def look(self, step: int, loss: LossParams, section: str) -> None:
@@ -417,11 +424,8 @@ class Watch:
             )
         run.model.train(training)
         now = check.spreads(image_BD, text_BD)
-        try:
+        with run.team.raise_on_all_ranks():  # rounding may differ between processes
             warning = check.watch(self._before, now, step, loss, run.training, section)
-        except TrainingError as error:
-            error.known_to_all = run.team.count > 1
-            raise
         if warning and run.team.is_main and not self._warned:
             _log.warning("%s", warning)
             self._warned = True
