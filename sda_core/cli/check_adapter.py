@@ -26,8 +26,8 @@ FIGURES = {
 def check_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
     """Measure the backbone's embeddings of a few hundred items as a variant's loss gets them; trains nothing.
 
-    Needs data/filtered and data/images (`dvc repro fetch_images`). The exit code is 1 if the teacher is nearly uniform
-    and train_adapter.training.check is stop.
+    Needs data/filtered and data/images (`dvc repro fetch_images`). The exit code is 1 if training would make all
+    embeddings alike or teach little, and train_adapter.training.check is stop.
     """
     from sda_core.steps.train_adapter import AdapterTraining
 
