@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sda_core.alignment.check import Checked
+from sda_core.alignment import check
+from sda_core.alignment import training as training_loop
+from sda_core.alignment.check import Checked, Spread
 from sda_core.errors import TrainingError
 from tests.alignment.toy import LOSS, MODA, TRAINING, Encoder, run
 from tests.sections import changed
@@ -81,3 +83,34 @@ def test_a_collapse_during_training_is_warned_of_once(tmp_path: Path, caplog: py
     caplog.clear()
     trained(tmp_path / "centred", 1, center="batch")
     assert "have collapsed" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "wanted"),
+    [(2, None, 18), (8, 2, 16), (16, None, 16), (16, 3, 16)],
+)
+def test_watched_items_fill_several_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, micro_batch_size: int | None, wanted: int
+) -> None:
+    """There are 19 items; the base's vectors are those of the watched items."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(image_BD: Tensor, text_BD: Tensor) -> dict[str, Spread]:
+        seen.append((image_BD.clone(), text_BD.clone()))
+        return {"images": Spread(0.5, 3.0), "texts": Spread(0.5, 3.0)}
+
+    monkeypatch.setattr(check, "spreads", spy)
+    sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
+    run(tmp_path, changed(LONG, num_steps=1, learning_rate=1e-9, checkpoint_every=1, **sizes), LOSS, MODA)
+    before, after = seen
+    assert len(before[0]) == wanted
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_few_items_are_watched_in_a_large_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(training_loop, "WATCHED", 5)
+    seen: list[int] = []
+    monkeypatch.setattr(check, "spreads", lambda image_BD, _: seen.append(len(image_BD)) or {})
+    run(tmp_path, changed(LONG, num_steps=1), LOSS, MODA)
+    assert seen == [5, 5]
