@@ -257,6 +257,6 @@ def test_a_teacher_with_nothing_to_teach_is_one_line(
         message = capsys.readouterr().err.strip().splitlines()[-1]
         assert message.startswith("sda ")
         assert "params.yaml: train_adapter.loss: the teacher is nearly uniform (8 of 8 effective targets" in message
-        assert "set train_adapter.loss.center to batch, or train_adapter.loss.teacher_targets to 2" in message
+        assert "so training may make all vectors alike; set train_adapter.loss.teacher_targets to 2; or set" in message
     assert not (Workspace(shop).adapter("sda") / "unfinished").exists()
     train_adapter("sda", shop, changed_params(shop, loss={"temperature": 100.0}, check="warn", num_steps=1))
