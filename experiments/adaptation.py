@@ -585,10 +585,15 @@ def intervals(measured: Measured, params: Params, recommender: str) -> Panels:
     return panels
 
 
+def embeddings_of(folder: Path, variant: str, seeds: Sequence[int]) -> list[Path]:
+    """The embeddings of a variant by seed; those of the mismatched adapters are in separate projects."""
+    trained = CHECKED if variant == MISMATCHED else variant
+    return [Workspace(project(folder, variant) / f"seed-{seed}").embeddings(trained) for seed in seeds]
+
+
 def mean_alignment(folder: Path, vector: str, seeds: Sequence[int]) -> str:
     """Retrieval@1 of a kind of vectors, mean over the seeds; empty if embeddings are missing."""
-    variant = CHECKED if vector == MISMATCHED else vector
-    paths = [Workspace(project(folder, vector) / f"seed-{seed}").embeddings(variant) for seed in seeds]
+    paths = embeddings_of(folder, vector, seeds)
     return f"{mean_retrieval(paths):.4f}" if all(path.exists() for path in paths) else ""
 
 
@@ -599,9 +604,8 @@ def alignment(folder: Path, vectors: Sequence[str], seeds: Sequence[int]) -> str
     """
     rows: list[list[str]] = []
     for variant in dict.fromkeys(source_of(vector) for vector in (BASE, *vectors)):
-        trained = CHECKED if variant == MISMATCHED else variant
-        paths = [Workspace(project(folder, variant) / f"seed-{seed}").embeddings(trained) for seed in seeds]
-        if trained in (BASE, *VARIANTS) and all(path.exists() for path in paths):
+        paths = embeddings_of(folder, variant, seeds)
+        if variant in (BASE, *VARIANTS, MISMATCHED) and all(path.exists() for path in paths):
             found = [retrieval_at_1(path) for path in (paths[:1] if variant == BASE else paths)]
             rows.append([variant, " ".join(f"{value:.4f}" for value in found)])
     title = "Retrieval@1 of image and text without their means, at most 2,000 items"
