@@ -21,7 +21,8 @@ X+even              vectors X, principal components scaled towards equal varianc
 X+filled            vectors X; the vector of a missing text or image is filled in from the item's other modality
 attributes          categories and features of the items, one-hot, with an item-specific random part
 text_attributes     the text vectors of zero_shot with these attributes: a bound for what a perfect reader of photos could add
-id+X                vectors X added to learned ids (representation id+content of sequential recommenders)
+id+X                vectors X added to learned ids (representation id+content of sequential recommenders); in the recommender
+                    nearest, similarity by vectors X added to similarity by users, which is what id means there
 ==================  =================================================================================================
 
 The vectors are trained in the given order, all seeds of one before the next, so list the important ones first.  A stopped run
@@ -85,7 +86,7 @@ from sda_core.errors import ConfigError, DataError
 from sda_core.evaluation.groups import item_groups
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
-from sda_core.params import ExportParams, Params, SequentialParams, load_params
+from sda_core.params import ExportParams, NearestParams, Params, RecommenderParams, SequentialParams, load_params
 from sda_core.seed import generator
 from sda_core.traits import takes_modalities
 from sda_core.unit_rows import unit_rows
@@ -209,9 +210,9 @@ def check_recommender(params: Params, recommender: str, vectors: Sequence[str]) 
             "--recommenders", f"{recommender} takes image and text vectors separately", "use one that takes one vector per item"
         )
     added = [vector for vector in vectors if vector.startswith(IDS)]
-    if added and not isinstance(section, SequentialParams):
-        problem = f"{recommender} is not sequential, so it cannot use {added[0]}"
-        raise ConfigError("--vectors", problem, "leave out the vectors that begin with id+, or use sasrec or bert4rec")
+    if added and not isinstance(section, SequentialParams | NearestParams):
+        problem = f"{recommender} has no representation id+content, so it cannot use {added[0]}"
+        raise ConfigError("--vectors", problem, "leave out the vectors that begin with id+, or use sasrec, bert4rec or nearest")
 
 
 # ------------------------------------------------------------------------------------------------- the shop and its vectors
@@ -431,11 +432,16 @@ def train_cell(workspace: Workspace, vector: str, recommender: str, seed: int, p
     if positions_path(place, seed).exists():
         return
     params = load_params(workspace.root / "params.yaml")
-    section = params.train_recommender.of(recommender)
-    if isinstance(section, SequentialParams):
-        chosen: Any = "id+content" if vector.startswith(IDS) else "content"
-        section = section.model_copy(update={"representation": chosen})
+    section = with_representation(params.train_recommender.of(recommender), vector)
     keep_positions(workspace, params, section, seed, place, vectors=matrix(workspace, params, vector))
+
+
+def with_representation(section: RecommenderParams, vector: str) -> RecommenderParams:
+    """A recommender's section with the representation that a kind of vectors asks for: ``id+content`` for ``id+X``."""
+    if not isinstance(section, SequentialParams | NearestParams):
+        return section
+    chosen = "id+content" if vector.startswith(IDS) else "content"
+    return section.model_copy(update={"representation": chosen})
 
 
 def project(folder: Path, vector: str) -> Path:

@@ -1,8 +1,9 @@
-"""Compare item vectors in a recommender without training: the items nearest to the user's history.
+"""Compare item vectors in the recommender ``nearest``, which is not trained, with each other and with trained recommenders.
 
 Items are ranked by their mean cosine to the items of the history, after the mean of the items in the training data is subtracted.
 A trained recommender can learn which directions of the vectors matter.  Here the geometry of the vectors decides, as in search,
-in `sda neighbors`, and in a shop without interactions to train on.
+in `sda neighbors`, and in a shop without interactions to train on.  ``id`` is the similarity of items by the users they share
+(item-kNN), and ``id+X`` the sum of it and of that by the vectors X, whose weight is chosen on the validation targets.
 
 The vectors are those of finished runs of ``adaptation`` or of cells of ``adaptation_map``: folders with the projects ``shop`` and
 ``seed-N``.  Nothing is trained.
@@ -26,12 +27,10 @@ from typing import Annotated
 import numpy as np
 import polars as pl
 import torch
-import torch.nn.functional as F
 import typer
-from torch import Tensor
 
 from experiments import adaptation
-from experiments.adaptation import CHECKED, EVEN, MISMATCHED, OTHER_IMAGES, Measured
+from experiments.adaptation import CHECKED, EVEN, IDS, MISMATCHED, OTHER_IMAGES, Measured
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import (
     CUTOFF,
@@ -50,11 +49,8 @@ from experiments.workspaces import BASE, VARIANTS
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.cli.scripts import Names, names
-from sda_core.embeddings.fusion import seen_items
 from sda_core.errors import ConfigError
-from sda_core.params import DemoDataset, Params, RecommenderParams, load_params
-from sda_core.recommenders.base import EpochRecord, Recommender
-from sda_core.recommenders.batches import TrainingData
+from sda_core.params import DemoDataset, Params, load_params
 
 ORACLE = "oracle"
 DEFAULT = Names(
@@ -63,12 +59,17 @@ DEFAULT = Names(
         *(f"{vector}{EVEN}" for vector in (BASE, "text_only", OTHER_IMAGES, CHECKED, MISMATCHED)),
     )
 )
+WITH_USERS = (BASE, "text_only", "image_only", OTHER_IMAGES, CHECKED, MISMATCHED, "lora", ORACLE)
 PAIRS = (
     *((ORACLE, BASE), (BASE, "random"), (BASE, "text_only"), (BASE, OTHER_IMAGES)),
     *((CHECKED, BASE), (CHECKED, "text_only"), (CHECKED, "image_only"), (CHECKED, MISMATCHED), (MISMATCHED, BASE)),
     *((f"{BASE}{EVEN}", BASE), (f"{BASE}{EVEN}", f"text_only{EVEN}"), (f"{BASE}{EVEN}", f"{OTHER_IMAGES}{EVEN}")),
     *((CHECKED, f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{MISMATCHED}{EVEN}")),
     *(("lora", BASE), (CHECKED, "lora")),
+    *((f"{IDS}{vector}{even}", "id") for vector in ("random", "shuffled", *WITH_USERS) for even in ("", EVEN)),
+    *((f"{IDS}{CHECKED}{even}", f"{IDS}{other}{even}") for other in (BASE, "text_only", MISMATCHED) for even in ("", EVEN)),
+    *((f"{IDS}{BASE}{even}", f"{IDS}{OTHER_IMAGES}{even}") for even in ("", EVEN)),
+    *((f"{IDS}{BASE}{even}", f"{IDS}text_only{even}") for even in ("", EVEN)),
 )
 """The differences in the table: first minus second."""
 
@@ -90,9 +91,8 @@ Vectors = Annotated[Names, typer.Option("--vectors", parser=names, metavar="A,B,
 
 def main(name: Name, runs: Runs, vectors: Vectors = DEFAULT, beside: Beside = Names(()), seeds: Seeds = THREE_SEEDS) -> None:
     """Rank the targets with every kind of vectors; write the tables."""
-    adaptation.check_vectors(vectors, (ORACLE, MISMATCHED, f"{MISMATCHED}{EVEN}"))
-    if identities := [vector for vector in vectors if vector.removesuffix(EVEN) == "id" or vector.startswith(adaptation.IDS)]:
-        raise ConfigError("--vectors", f"{identities[0]} has ids that a recommender learns, and this one learns nothing")
+    more = (ORACLE, MISMATCHED, f"{MISMATCHED}{EVEN}")
+    adaptation.check_vectors(vectors, (*more, *(f"{IDS}{vector}" for vector in more)))
     found = [Run.read(run) for run in runs]
     measured = {run.label: measure(run, vectors, beside, seeds) for run in found}
     tables = []
@@ -150,66 +150,33 @@ class Run:
 
 
 # ------------------------------------------------------------------------------------------------- the recommender
-class NearestItems(Recommender):
-    """The mean cosine of each item to the items of the history.
-
-    Items without a vector have the score 0.
+def ranked(run: Run, vector: str, item_vectors: np.ndarray | None) -> pl.DataFrame:
+    """Rank the test targets of a run with these vectors.
 
     Args:
-        params: section of any recommender; messages use its name.
-        num_users: number of users.
-        item_vectors: ``(I + 1, D)``, row 0 zero.
-        seen: ids of the items whose mean is subtracted.
-        longest: length of the longest history.
-    """
-
-    def __init__(
-        self, params: RecommenderParams, num_users: int, item_vectors: np.ndarray, seen: np.ndarray, longest: int
-    ) -> None:
-        super().__init__(params, num_users, len(item_vectors) - 1, item_vectors)
-        self.history_length = longest
-        centred_ID = item_vectors - item_vectors[np.unique(seen)].mean(axis=0, dtype=np.float64)
-        centred_ID[~item_vectors.any(axis=1)] = 0.0
-        self.unit_ID = F.normalize(torch.from_numpy(centred_ID), dim=1)
-
-    def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """Train nothing."""
-        del data, checkpoint, fingerprint, device
-        return []
-
-    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
-        del user_ids_B
-        length_B = (history_BL > 0).sum(dim=1).clamp_min(1)
-        query_BD = self.unit_ID[history_BL].sum(dim=1) / length_B[:, None]  # padding has the vector 0
-        return (query_BD @ self.unit_ID.T).float()
-
-
-def ranked(shop: Workspace, params: Params, item_vectors: np.ndarray) -> pl.DataFrame:
-    """Rank the test targets of a shop with these vectors.
-
-    Args:
-        shop: project with the interactions.
-        params: its params, of which ``evaluate`` is used.
-        item_vectors: ``(I + 1, D)``, row 0 zero.
+        run: the run, with its interactions.
+        vector: the kind of vectors; it decides between similarity by users, by vectors, and both.
+        item_vectors: ``(I + 1, D)``, row 0 zero; None for similarity by users alone.
 
     Returns:
         POSITIONS table.
     """
-    interactions = INTERACTIONS.read(shop.interactions)
-    data = recommenders.evaluation_data(interactions, num_items=ITEMS.count(shop.items))
-    section = params.train_recommender.of("pop")
-    longest = int(data.histories.lengths.max())
-    model = NearestItems(section, interactions["user_id"].n_unique(), item_vectors, seen_items(shop), longest)
-    placed = ranking.place_targets(model, data, None, params.evaluate.batch_size, torch.device("cpu"))
-    return evaluation.score_positions(placed, params.evaluate.ties)
+    interactions, num_items = INTERACTIONS.read(run.shop.interactions), ITEMS.count(run.shop.items)
+    training = recommenders.training_data(interactions, num_items=num_items)
+    section = adaptation.with_representation(run.params.train_recommender.nearest, vector)
+    section = section.model_copy(update={"axis_scaling": "none"})  # X+even are vectors of their own
+    model = recommenders.build(section, training.num_users, num_items, item_vectors, seed=0)
+    device = torch.device("cpu")
+    model.fit(training, checkpoint=run.folder / "unused", fingerprint="", device=device)
+    data = recommenders.evaluation_data(interactions, num_items=num_items)
+    placed = ranking.place_targets(model, data, None, run.params.evaluate.batch_size, device)
+    return evaluation.score_positions(placed, run.params.evaluate.ties)
 
 
-def matrix(workspace: Workspace, vector: str) -> np.ndarray:
-    """The item vectors ``(I + 1, D)`` of a project, row 0 zero."""
+def matrix(workspace: Workspace, vector: str) -> np.ndarray | None:
+    """The item vectors ``(I + 1, D)`` of a project, row 0 zero; None for ``id``."""
     stored = vector.replace(MISMATCHED, CHECKED)
-    found = adaptation.matrix(workspace, load_params(workspace.root / "params.yaml"), stored)
-    assert found is not None, vector
-    return found
+    return adaptation.matrix(workspace, load_params(workspace.root / "params.yaml"), stored)
 
 
 # ------------------------------------------------------------------------------------------------- numbers
@@ -227,14 +194,14 @@ def measure(run: Run, vectors: Sequence[str], beside: Sequence[str], seeds: Sequ
     groups = adaptation.target_groups(run.shop, run.params)
     measured: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {group: {} for group in groups}
     for vector in vectors:
-        if vector == ORACLE and not isinstance(run.params.dataset, DemoDataset):
+        if vector.removeprefix(IDS) == ORACLE and not isinstance(run.params.dataset, DemoDataset):
             continue
         workspaces = [run.workspace(vector, seed) for seed in seeds]
         known = [workspace for workspace in workspaces if workspace is not None]
         if len(known) < len(seeds):
             logger.warning("%s: %s has no embeddings of every seed and is left out", run.label, vector)
             continue
-        frames = [ranked(run.shop, run.params, matrix(workspace, vector)) for workspace in known]
+        frames = [ranked(run, vector, matrix(workspace, vector)) for workspace in known]
         for group, mask in groups.items():
             measured[group][vector] = gains("ndcg", frames, mask), gains("hit", frames, mask)
     for trained in beside:
@@ -264,7 +231,8 @@ def differences(measured: Measured, run: Run, beside: Sequence[str]) -> str:
     """
     kinds = next(iter(measured.values())).keys()
     rows = []
-    against = product((f"{BASE}{EVEN}", f"text_only{EVEN}", f"{CHECKED}{EVEN}"), beside)
+    of_frozen = f"{BASE}{EVEN}", f"text_only{EVEN}"
+    against = product(("id", *of_frozen, f"{CHECKED}{EVEN}", *(f"{IDS}{vector}" for vector in of_frozen)), beside)
     for first, second in (*PAIRS, *against):
         if kinds >= {first, second}:
             row = [f"{first} - {second}"]

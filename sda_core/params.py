@@ -542,6 +542,24 @@ class PopParams(Section):
     counts: Literal["train", "train_valid", "all"]  # splits to count; all includes the test
 
 
+class NearestParams(Section):
+    """Nearest items: similarity to the items of the history, without training; without vectors it is item-kNN."""
+
+    kind: Literal["nearest"]
+    representation: Representation  # similarity of items: by the users they share, by their embeddings, or both
+    content_weight: Share | None  # with id+content: weight of the embeddings; null: chosen on validation NDCG@10
+    axis_scaling: Literal["none", "even"]  # scaling of the embeddings' principal axes, as in export_embeddings
+    num_neighbors: Count  # most similar items by users that each item keeps
+    shrinkage: NonNegative  # lowers the similarity of items with few users; 0: none
+    max_length: Count  # number of latest items of a history that are used
+
+    @model_validator(mode="after")
+    def _weighs_two_similarities(self) -> NearestParams:
+        if self.content_weight is not None and self.representation != "id+content":
+            raise ValueError(f"content_weight needs representation id+content (got {self.representation}); set it to null")
+        return self
+
+
 class SequentialParams(FitParams):
     """Settings of SASRec and BERT4Rec."""
 
@@ -616,7 +634,7 @@ class SLMRecParams(FitParams):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout of the views of fd
 
 
-RecommenderParams = PopParams | BPRParams | VBPRParams | SLMRecParams | SASRecParams | BERT4RecParams
+RecommenderParams = PopParams | NearestParams | BPRParams | VBPRParams | SLMRecParams | SASRecParams | BERT4RecParams
 
 
 class TrainRecommenderParams(Section):
@@ -625,6 +643,7 @@ class TrainRecommenderParams(Section):
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # those with vectors; id is always trained, see dvc.yaml
     seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1), Distinct]  # one training per seed
     pop: PopParams
+    nearest: NearestParams
     sasrec: SASRecParams
     vbpr: VBPRParams
     bert4rec: BERT4RecParams
@@ -639,6 +658,7 @@ class TrainRecommenderParams(Section):
         """
         sections: dict[str, RecommenderParams] = {
             "pop": self.pop,
+            "nearest": self.nearest,
             "sasrec": self.sasrec,
             "vbpr": self.vbpr,
             "bert4rec": self.bert4rec,
@@ -727,7 +747,7 @@ class Params(Section):
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # variants to evaluate and show, in this order
     recommenders: Annotated[  # recommenders to train and evaluate
-        tuple[Literal["pop", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1), Distinct
+        tuple[Literal["pop", "nearest", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1), Distinct
     ]
     dataset: Dataset
     local_files: LocalFilesParams

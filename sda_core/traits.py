@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sda_core.params import PopParams, RecommenderParams, SequentialParams, SLMRecParams
+from sda_core.params import NearestParams, PopParams, RecommenderParams, SequentialParams, SLMRecParams
 
 
 def counts_test(params: RecommenderParams) -> bool:
@@ -17,8 +17,8 @@ def counts_test(params: RecommenderParams) -> bool:
 
 
 def seeds_of(params: RecommenderParams, seeds: Sequence[int]) -> tuple[int, ...]:
-    """The training seeds of a recommender: the given ones, or only 0 if its training is deterministic (``pop``)."""
-    return (0,) if isinstance(params, PopParams) else tuple(seeds)
+    """The training seeds of a recommender: the given ones, or only 0 if nothing in it is random."""
+    return (0,) if isinstance(params, PopParams | NearestParams) else tuple(seeds)
 
 
 def takes_modalities(params: RecommenderParams) -> bool:
@@ -36,4 +36,4 @@ def aligns_to_ids(params: RecommenderParams) -> bool:
 
 def scores_histories(params: RecommenderParams) -> bool:
     """Whether it can score items for a history alone; other recommenders need a user from training."""
-    return isinstance(params, PopParams | SequentialParams)
+    return isinstance(params, PopParams | NearestParams | SequentialParams)

@@ -45,7 +45,7 @@ LEVELS = {
     "backbones": 2, "adapters": 2, "losses": 2, "items": 2,
     "image_store": 3, "local_files": 3, "processes": 3, "item_vectors": 3, "dropped_values": 3,
     "artifacts": 4, "traits": 4, "variants": 4,
-    "modalities": 5, "read_ahead": 5, "unit_rows": 5,
+    "modalities": 5, "read_ahead": 5, "principal_axes": 5, "unit_rows": 5,
     "sources": 5, "params": 5, "log": 5, "seed": 5, "fingerprint": 5, "checkpoint": 3, "runtime": 3, "costs": 5, "_peft_hook": 5,
     "errors": 6,
 }  # fmt: skip

@@ -113,7 +113,7 @@ def test_a_mistake_is_named_with_its_path(path: str, value: object, expected: st
     ("path", "value", "expected"),
     [
         ("recommenders", [], "recommenders: should not be empty (got [])"),
-        ("recommenders", ["id"], "recommenders.0: should be 'pop', 'bpr', 'vbpr', 'slmrec', 'sasrec' or 'bert4rec' (got 'id')"),
+        ("recommenders", ["id"], "recommenders.0: should be 'pop', 'nearest', 'bpr', 'vbpr', 'slmrec', 'sasrec' or 'bert4rec' (got 'id')"),
         ("evaluate.cutoffs", [0], "evaluate.cutoffs.0: should be greater than or equal to 1 (got 0)"),
         ("report.title", "", "report.title: should not be empty (got '')"),
     ],
@@ -356,7 +356,7 @@ AMAZON = {
             {"train_recommender.variants": ["zero_shot", "lora"]},
             "train_recommender.variants: misses random, text_only, image_only, sda, oracle, which variants has",
         ),
-        ({"recommenders": ["pop", "gru4rec"]}, "recommenders.1: should be 'pop', 'bpr', 'vbpr', 'slmrec'"),
+        ({"recommenders": ["pop", "gru4rec"]}, "recommenders.1: should be 'pop', 'nearest', 'bpr', 'vbpr', 'slmrec'"),
         # adapters
         (
             {"train_adapter.moda.gate": "onehot", "train_adapter.moda.num_experts": 3, "train_adapter.moda.r": 9},

@@ -1,13 +1,8 @@
-"""Fuse the image and text vectors of each item, or the vectors of a joint pass, into one vector per item.
-
-The principal components of ``late_concat_pca`` are computed exactly and in float64, from a covariance that is summed in
-chunks, so that the matrix (57,000 items with 7,168 columns, for example) is not copied a third time.
-"""
+"""Fuse the image and text vectors of each item, or the vectors of a joint pass, into one vector per item."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import assert_never
 
 import numpy as np
@@ -16,11 +11,10 @@ import polars as pl
 from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.errors import DataError
 from sda_core.params import ExportParams
+from sda_core.principal_axes import principal_axes, project
 from sda_core.unit_rows import unit_rows
 
 _log = logging.getLogger(__name__)
-
-_CHUNK_ROWS = 4096
 
 
 def seen_items(workspace: Workspace) -> np.ndarray:
@@ -213,55 +207,18 @@ def _prepare(vectors_ID: np.ndarray, has_vector: np.ndarray, fit_rows: np.ndarra
 
 
 def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_components: int, *, even: bool) -> np.ndarray:
-    """Centred projections on the principal axes of the fitted rows, ``(I, K)`` float32; scaled if ``even``.
-
-    The axes are computed from the covariance if there are at least as many rows as columns, else from the singular value
-    decomposition of the rows; both are exact.
-
-    scikit-learn's ``PCA(svd_solver="covariance_eigh")`` is not used: it agrees within 1e-9, signs included, but not bit for
-    bit, so trained recommenders would differ, and it needs the whole matrix in float64, which doubles the memory.
-    """
-    width = vectors_IF.shape[1]
+    """Centred projections on the principal axes of the fitted rows, ``(I, K)`` float32; scaled if ``even``."""
     if not len(fit_rows):
         raise DataError(
             "item fusion", "there is no training item to fit the principal components on", "check the filter's statistics"
         )
-    kept = min(num_components, width, len(fit_rows))
-    if kept < num_components:
+    mean_F, axes_FK = principal_axes(vectors_IF, fit_rows, num_components, even=even)
+    if axes_FK.shape[1] < num_components:
         _log.info(
             "late_concat_pca: %d components instead of %d (%d columns, %d fitted items)",
-            kept,
+            axes_FK.shape[1],
             num_components,
-            width,
+            vectors_IF.shape[1],
             len(fit_rows),
         )
-    mean_F = np.zeros(width, dtype=np.float64)
-    for chunk in _chunks(fit_rows):
-        mean_F += vectors_IF[chunk].sum(0, dtype=np.float64)
-    mean_F /= len(fit_rows)
-    if len(fit_rows) >= width:
-        scatter_FF = np.zeros((width, width), dtype=np.float64)
-        for chunk in _chunks(fit_rows):
-            centred = vectors_IF[chunk] - mean_F
-            scatter_FF += centred.T @ centred
-        energy_F, axes_FF = np.linalg.eigh(scatter_FF)
-        energy_K, axes_FK = energy_F[::-1][:kept], axes_FF[:, ::-1][:, :kept]
-    else:
-        _, singular_F, axes_FF = np.linalg.svd(vectors_IF[fit_rows] - mean_F, full_matrices=False)
-        energy_K, axes_FK = np.square(singular_F[:kept]), axes_FF[:kept].T
-    signs_K = np.sign(axes_FK[np.abs(axes_FK).argmax(0), np.arange(kept)])
-    axes_FK = axes_FK * signs_K
-    if even:
-        variance_K = np.maximum(energy_K, 0) / len(fit_rows)
-        typical = variance_K.mean()
-        axes_FK = axes_FK / np.sqrt(variance_K + typical) if typical > 0 else axes_FK
-    projected_IK = np.empty((len(vectors_IF), kept), dtype=np.float32)
-    for chunk in _chunks(np.arange(len(vectors_IF))):
-        projected_IK[chunk] = (vectors_IF[chunk] - mean_F) @ axes_FK
-    return projected_IK
-
-
-def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Consecutive pieces of at most ``_CHUNK_ROWS`` rows."""
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        yield rows[start : start + _CHUNK_ROWS]
+    return project(vectors_IF, mean_F, axes_FK)

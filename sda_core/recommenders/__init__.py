@@ -1,4 +1,4 @@
-"""Recommenders on interactions and frozen item vectors: popularity, BPR, VBPR, SLMRec, SASRec, BERT4Rec.
+"""Recommenders on interactions and frozen item vectors: popularity, nearest items, BPR, VBPR, SLMRec, SASRec, BERT4Rec.
 
 :func:`build` makes a recommender from its params section, :func:`load` loads a saved one.  A new recommender needs a params
 class, a file and a case in :func:`build`.  Trainings depend on this whole package, so code that only ranks or recommends is
@@ -21,6 +21,7 @@ from sda_core.item_vectors import read_vectors
 from sda_core.params import (
     BERT4RecParams,
     BPRParams,
+    NearestParams,
     PopParams,
     RecommenderParams,
     SASRecParams,
@@ -134,6 +135,10 @@ def _build(params: RecommenderParams, num_users: int, num_items: int, item_vecto
             from sda_core.recommenders.pop import Pop
 
             return Pop(params, num_users, num_items, vectors)
+        case NearestParams():
+            from sda_core.recommenders.nearest import Nearest
+
+            return Nearest(params, num_users, num_items, vectors)
         case BPRParams():
             from sda_core.recommenders.bpr import BPR
 

@@ -33,7 +33,7 @@ class EpochRecord:
     """One epoch of training, without wall-clock time, so that equal runs write equal files."""
 
     epoch: int  # from 1
-    loss: float  # mean over the epoch's steps
+    loss: float | None  # mean over the epoch's steps; None without a loss
     valid_ndcg_10: float | None  # None if the epoch was not evaluated
     is_best: bool  # whether its weights were the best so far on valid_ndcg_10
 

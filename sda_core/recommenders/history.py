@@ -22,7 +22,7 @@ class EpochMean:
     """One epoch, averaged over seeds; a seed that has stopped counts with its last values."""
 
     epoch: int  # from 1
-    loss: float
+    loss: float | None
     valid_ndcg_10: float | None  # None if no seed was evaluated at this epoch
     num_training: int  # seeds that have not stopped
 
@@ -64,7 +64,7 @@ def mean_over_seeds(histories: Sequence[Sequence[EpochRecord]]) -> list[EpochMea
     made: list[EpochMean] = []
     last: list[float | None] = [None] * len(histories)  # last validation NDCG of each seed
     for place in range(max(map(len, histories), default=0)):
-        losses = [records[min(place, len(records) - 1)].loss for records in histories]
+        losses = [loss for records in histories if (loss := records[min(place, len(records) - 1)].loss) is not None]
         training = [records[place] for records in histories if place < len(records)]
         last = [
             records[place].valid_ndcg_10 if place < len(records) and records[place].valid_ndcg_10 is not None else before
@@ -73,7 +73,7 @@ def mean_over_seeds(histories: Sequence[Sequence[EpochRecord]]) -> list[EpochMea
         known = [value for value in last if value is not None]
         is_evaluated = any(record.valid_ndcg_10 is not None for record in training)
         ndcg = float(np.mean(known)) if is_evaluated else None
-        made.append(EpochMean(place + 1, float(np.mean(losses)), ndcg, len(training)))
+        made.append(EpochMean(place + 1, float(np.mean(losses)) if losses else None, ndcg, len(training)))
     return made
 
 

@@ -14,7 +14,7 @@ from sda_core.artifacts import Workspace, read_json
 from sda_core.costs import Latest
 from sda_core.errors import ArtifactError
 from sda_core.evaluation import Comparison
-from sda_core.params import DemoDataset, Params, PopParams
+from sda_core.params import DemoDataset, FitParams, Params
 from sda_core.report import describe
 from sda_core.report.coverage import data_coverage
 from sda_core.report.examples import Neighbors, conflicts, examples, training_counts
@@ -129,7 +129,7 @@ def read_curve(path: Path, y_prefix: str) -> tuple[tuple[float, float], ...]:
 def _validation_charts(workspace: Workspace, params: Params) -> tuple[Chart, ...]:
     charts: list[Chart] = []
     for recommender in params.recommenders:
-        if isinstance(params.train_recommender.of(recommender), PopParams):
+        if not isinstance(params.train_recommender.of(recommender), FitParams):
             continue
         variants = params.variants[:1] if recommender in _CONTENT_FREE else params.variants
         curves = tuple(Curve(v, read_curve(workspace.recommender(v, recommender) / "history.tsv", "valid")) for v in variants)

@@ -26,7 +26,7 @@ from sda_core.traits import aligns_to_ids, counts_test, seeds_of
 _log = logging.getLogger(__name__)
 
 MADE_OF = "made_of.json"
-_LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "pop")
+_LONGEST_FIRST = ("bert4rec", "sasrec", "slmrec", "vbpr", "bpr", "nearest", "pop")
 
 
 def command(module: str, variant: str, root: Path, params_file: Path | None) -> list[str]:

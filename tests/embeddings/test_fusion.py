@@ -45,7 +45,7 @@ def test_chunks_do_not_change_the_components(monkeypatch):
     image, text = random_halves(100, 8)
     arguments = (image, text, np.ones(100, dtype=bool), np.arange(1, 91), export_params())
     whole = fuse(*arguments)
-    monkeypatch.setattr("sda_core.embeddings.fusion._CHUNK_ROWS", 7)
+    monkeypatch.setattr("sda_core.principal_axes._CHUNK_ROWS", 7)
     np.testing.assert_allclose(fuse(*arguments), whole, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The recommender without training: its scores against NumPy, which vectors it takes, and what the tables say."""
+"""Vectors in the recommender that is not trained: positions against NumPy, which vectors it takes, and what the tables say."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import pytest
 import torch
 
 from experiments import adaptation, nearest_items
+from sda_core import ranking, recommenders
 from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.cli.scripts import Names, Numbers
 from sda_core.embeddings.fusion import seen_items
 from sda_core.errors import ConfigError
-from sda_core.params import load_params
 from tests.experiments.test_adaptation import SMALL
 
 NONE = Names(())
-VECTORS = Names(("random", "oracle", "zero_shot", "text_only", "other_images", "sda", "mismatched", "zero_shot+even", "sda+even"))
+VECTORS = Names(
+    (
+        *("random", "oracle", "zero_shot", "text_only", "other_images", "sda", "mismatched", "zero_shot+even", "sda+even"),
+        *("id", "id+random", "id+zero_shot", "id+sda", "id+mismatched", "id+oracle", "id+zero_shot+even"),
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +67,8 @@ def by_hand(shop: Workspace, vectors_XD: np.ndarray) -> dict[int, int]:
 @pytest.mark.parametrize("vector", ["zero_shot", "random"])
 def test_positions_are_those_of_numpy(project: Path, vector: str) -> None:
     shop = Workspace(folder(project) / "shop")
-    params = load_params(shop.root / "params.yaml")
     vectors_XD = nearest_items.matrix(Workspace(folder(project) / "seed-1"), vector)
-    found = nearest_items.ranked(shop, params, vectors_XD)
+    found = nearest_items.ranked(nearest_items.Run.read(f"small={folder(project)}"), vector, vectors_XD)
     wanted = by_hand(shop, vectors_XD.astype(np.float64))
     differ = [abs(wanted[user] - place) for user, place in found.select("user_id", "position").iter_rows()]
     assert len(differ) == len(wanted)
@@ -72,27 +76,31 @@ def test_positions_are_those_of_numpy(project: Path, vector: str) -> None:
     assert max(differ) <= 2
 
 
-def test_items_without_a_vector_are_never_near(project: Path) -> None:
-    shop = Workspace(folder(project) / "shop")
-    params = load_params(shop.root / "params.yaml")
-    vectors_XD = nearest_items.matrix(Workspace(folder(project) / "seed-1"), "zero_shot")
-    interactions = INTERACTIONS.read(shop.interactions)
-    lost = int(interactions.filter(pl.col("split") == "test")["item_id"][0])
-    vectors_XD[lost] = 0
-    model = nearest_items.NearestItems(params.train_recommender.of("pop"), 3, vectors_XD, seen_items(shop), 5)
-    score_BI = model.score(torch.zeros(1, dtype=torch.int64), torch.tensor([[0, 1, 2]]))
-    assert score_BI[0, lost] == 0
-    assert float(score_BI[0, 1:].max()) > 0.2
-    assert score_BI[0, 0] == -torch.inf
-    empty_BI = model.score(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64))
-    assert not empty_BI[0, 1:].any()  # nothing was bought: every item ties
+def test_ids_are_similarity_by_users_and_the_weight_is_chosen_on_validation(project: Path) -> None:
+    run = nearest_items.Run.read(f"small={folder(project)}")
+    vectors_XD = nearest_items.matrix(run.workspace("zero_shot", 1), "zero_shot")
+    assert nearest_items.matrix(run.workspace("id", 1), "id") is None
+    training = recommenders.training_data(INTERACTIONS.read(run.shop.interactions), num_items=len(vectors_XD) - 1)
+    section = run.params.train_recommender.nearest.model_copy(update={"axis_scaling": "none"})
+    for vector, representation, given in (
+        ("id", "content", None),
+        ("zero_shot", "content", vectors_XD),
+        ("id+zero_shot", "id+content", vectors_XD),
+    ):
+        own = section.model_copy(update={"representation": representation})
+        model = recommenders.build(own, training.num_users, training.num_items, given, seed=0)
+        model.fit(training, checkpoint=project / "unused", fingerprint="", device=torch.device("cpu"))
+        data = recommenders.evaluation_data(INTERACTIONS.read(run.shop.interactions), num_items=training.num_items)
+        placed = ranking.place_targets(model, data, None, 256, torch.device("cpu"))
+        found = nearest_items.ranked(run, vector, given)
+        assert found["num_better"].to_list() == placed["num_better"].to_list()
 
 
 def test_the_tables(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = compare(project, beside=Names(("sasrec/id", "sasrec/lora")))
     for vector in (*VECTORS, "sasrec/id"):
         assert f"| {vector} | " in text
-    for pair in ("oracle - zero_shot", "sda - mismatched", "zero_shot+even - zero_shot", "zero_shot+even - sasrec/id"):
+    for pair in ("id+sda - id", "id+sda - id+mismatched", "id+zero_shot+even - id", "id - sasrec/id", "oracle - zero_shot", "sda - mismatched", "zero_shot+even - zero_shot", "zero_shot+even - sasrec/id"):
         assert f"| {pair} | " in text
     assert "sasrec/lora" not in text
     assert "sasrec/lora has no positions of every seed and is left out" in caplog.text
@@ -122,8 +130,7 @@ def test_what_is_missing_is_said(project: Path, caplog: pytest.LogCaptureFixture
         (["nowhere"], ["sda"], r"--runs: should be LABEL=FOLDER \(got 'nowhere'\)"),
         (["one=nowhere"], ["sda"], r"--runs: nowhere has no shop/params.yaml"),
         (["one=nowhere"], ["nosuch"], r"--vectors: expected some of .* \(got 'nosuch'\)"),
-        (["one=nowhere"], ["id"], r"--vectors: id has ids that a recommender learns"),
-        (["one=nowhere"], ["id+sda"], r"--vectors: id\+sda has ids that a recommender learns"),
+        (["one=nowhere"], ["id+nosuch"], r"--vectors: expected some of .* \(got 'id\+nosuch'\)"),
     ],
 )
 def test_mistakes_are_one_line(runs: list[str], vectors: list[str], expected: str) -> None:

@@ -15,6 +15,7 @@ from sda_core.params import (
     BERT4RecParams,
     BPRParams,
     EvaluateParams,
+    NearestParams,
     PopParams,
     RecommenderParams,
     SASRecParams,
@@ -84,7 +85,21 @@ _bert4rec = BERT4RecParams(
     kind="bert4rec", representation="content", mask_probability=0.3, last_item_mask_share=0.5, loss="softmax", **_FIT, **_SEQUENCE
 )
 
+_nearest = NearestParams(
+    kind="nearest",
+    representation="content",
+    content_weight=None,
+    axis_scaling="none",
+    num_neighbors=10,
+    shrinkage=1.0,
+    max_length=12,
+)
+
 _case("pop", PopParams(kind="pop", counts="train"), has_vectors=False)
+_case("nearest-id", _nearest, has_vectors=False)
+_case("nearest-content", _nearest, has_vectors=True)
+_case("nearest-content-even", _nearest.model_copy(update={"axis_scaling": "even"}), has_vectors=True)
+_case("nearest-id+content", _nearest.model_copy(update={"representation": "id+content"}), has_vectors=True)
 _case("bpr", _bpr, has_vectors=True)
 _case("vbpr-id", _vbpr, has_vectors=False)
 _case("vbpr", _vbpr, has_vectors=True)

@@ -1,0 +1,220 @@
+"""Nearest items: rank items by their mean similarity to the items of the history.  No weight is trained.
+
+Two similarities, either of which can be used alone:
+
+    by users:    s(i, j) = c_ij / (sqrt(n_i n_j) + shrinkage)
+    by content:  s(i, j) = cos(f_i - m, f_j - m)
+
+``c_ij`` is the number of users who have both items in training and ``n_i`` the number of those who have item i: the cosine
+of two columns of the matrix of users and items (Sarwar et al. 2001), with the shrinkage of Ferrari Dacrema et al. (2019),
+which lowers the similarity of rare items.  ``f_i`` is the content vector of item i and ``m`` the mean of the training items.
+``axis_scaling: even`` first brings the principal axes of f closer to equal variance
+(:func:`sda_core.principal_axes.principal_axes`).
+
+With ``id+content`` both are added after division by their standard deviation over the items (mean over users), content with
+the weight w and users with 1 - w.  ``content_weight: null`` takes the value of :data:`WEIGHTS_OF_CONTENT` with the highest
+NDCG@10 on the validation targets.
+
+It is the baseline to beat: it needs no training, ranks items without a purchase by content, and follows the geometry of the
+vectors, while trained recommenders can learn to ignore it.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sda_core.params import NearestParams
+from sda_core.principal_axes import principal_axes, project
+from sda_core.recommenders.base import EpochRecord, Recommender
+from sda_core.recommenders.batches import EvaluationData, Histories, TrainingData, validation_view
+from sda_core.recommenders.fit import USERS_PER_CHUNK
+from sda_core.recommenders.position import count_positions, ndcg_at_10
+
+_log = logging.getLogger(__name__)
+
+WEIGHTS_OF_CONTENT = tuple(step / 10 for step in range(11))
+"""The candidates of w, from users alone to content alone."""
+
+_ITEMS_PER_CHUNK = 256  # items whose similarity to all others is computed at once
+_USERS_OF_SPREAD = 1000  # users whose scores give the two standard deviations
+
+
+class Nearest(Recommender):
+    """Nearest items, see the module's docstring.  An empty history gives every item the same score.
+
+    Args:
+        params, num_users, num_items, item_vectors: see the base class.  Without vectors the similarity is that by users,
+            whatever ``params.representation``.
+    """
+
+    neighbor_ids_IK: Tensor
+    neighbor_similarities_IK: Tensor
+    mean_D: Tensor
+    axes_DK: Tensor
+    spreads: Tensor
+    content_weight: Tensor
+
+    def __init__(self, params: NearestParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
+        super().__init__(params, num_users, num_items, item_vectors)
+        self.history_length = params.max_length
+        self.settings = params
+        self.item_vectors = item_vectors
+        self.uses_users = item_vectors is None or params.representation != "content"
+        self.uses_content = item_vectors is not None and params.representation != "id"
+        if self.uses_users:
+            shape = num_items + 1, min(params.num_neighbors, num_items)
+            self.register_buffer("neighbor_ids_IK", torch.zeros(shape, dtype=torch.int32))
+            self.register_buffer("neighbor_similarities_IK", torch.zeros(shape))
+        if self.uses_content:
+            assert item_vectors is not None
+            width = item_vectors.shape[1]
+            self.register_buffer("mean_D", torch.zeros(width))
+            self.register_buffer("axes_DK", torch.eye(width) if params.axis_scaling == "even" else torch.zeros(0, 0))
+        if self.uses_users and self.uses_content:
+            self.register_buffer("spreads", torch.ones(2))  # of the scores by users, and by content
+            self.register_buffer("content_weight", torch.tensor(0.5 if params.content_weight is None else params.content_weight))
+        self._unit_ID: Tensor | None = None
+
+    # ------------------------------------------------------------------------------------------- fit
+    def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
+        """Compute the similarities, and choose the weight of content; takes seconds, so there is no checkpoint.
+
+        Returns:
+            One record without a loss, which has NDCG@10 on the validation targets.
+        """
+        del checkpoint, fingerprint
+        self.check_data(data)
+        if self.uses_users:
+            self._find_neighbors(data.train)
+        if self.uses_content:
+            self._find_axes(data.train)
+        self.to(device)
+        self.eval()
+        validation = validation_view(data)
+        if self.uses_users and self.uses_content:
+            self._measure_spreads(data.train, device)
+            if self.settings.content_weight is None:
+                self._choose_weight(validation, device)
+        ndcg = self._validate(validation, device) if len(validation.users) else None
+        return [EpochRecord(1, None, ndcg, is_best=True)]
+
+    def _find_neighbors(self, train: Histories) -> None:
+        """Keep the most similar items of each item; among equally similar ones those with the lowest ids."""
+        users = np.arange(len(train.offsets) - 1)
+        rows, items = train.pairs(users)
+        matrix_UI = scipy.sparse.csr_matrix(
+            (np.ones(len(rows)), (rows, items)), shape=(len(users), self.num_items + 1), dtype=np.float64
+        )
+        by_item_IU = matrix_UI.T.tocsr()
+        length_I = np.sqrt(np.bincount(items, minlength=self.num_items + 1))
+        for start in range(0, self.num_items + 1, _ITEMS_PER_CHUNK):
+            together = (by_item_IU[start : start + _ITEMS_PER_CHUNK] @ matrix_UI).tocoo()
+            here, others = together.row + start, together.col
+            similarity = together.data / (length_I[here] * length_I[others] + self.settings.shrinkage)
+            is_other = here != others
+            here, others, similarity = here[is_other], others[is_other], similarity[is_other]
+            order = np.lexsort((others, -similarity, here))
+            here, others, similarity = here[order], others[order], similarity[order]
+            place = np.arange(len(here)) - np.searchsorted(here, here)
+            is_kept = place < self.neighbor_ids_IK.shape[1]
+            at = torch.from_numpy(here[is_kept].astype(np.int64)), torch.from_numpy(place[is_kept])
+            self.neighbor_ids_IK[at] = torch.from_numpy(others[is_kept].astype(np.int32))
+            self.neighbor_similarities_IK[at] = torch.from_numpy(similarity[is_kept].astype(np.float32))
+
+    def _find_axes(self, train: Histories) -> None:
+        assert self.item_vectors is not None
+        fit_rows = np.unique(train.item_ids)
+        even = self.settings.axis_scaling == "even"
+        mean_D, axes_DK = principal_axes(self.item_vectors, fit_rows, self.item_vectors.shape[1], even=even)
+        self.mean_D.copy_(torch.from_numpy(mean_D))
+        if even:
+            self.axes_DK.zero_()  # fewer training items than columns give fewer axes
+            self.axes_DK[:, : axes_DK.shape[1]] = torch.from_numpy(axes_DK)
+        self._unit_ID = None
+
+    def _measure_spreads(self, train: Histories, device: torch.device) -> None:
+        """The mean standard deviation over the items of each kind of score, for training histories of some users."""
+        users = np.flatnonzero(train.lengths)
+        users = users[np.unique(np.linspace(0, len(users) - 1, min(len(users), _USERS_OF_SPREAD)).astype(np.int64))]
+        sums = torch.zeros(2, dtype=torch.float64)
+        for start in range(0, len(users), USERS_PER_CHUNK):
+            history_BL = train.last(users[start : start + USERS_PER_CHUNK], self.history_length)
+            history_BL = torch.from_numpy(history_BL).to(device, torch.int64)
+            for index, score_BI in enumerate((self._score_by_users(history_BL), self._score_by_content(history_BL))):
+                sums[index] += score_BI[:, 1:].double().std(dim=1, correction=0).sum().cpu()
+        spreads = sums / len(users)
+        self.spreads.copy_(torch.where(spreads > 0, spreads, 1.0))
+
+    def _choose_weight(self, validation: EvaluationData, device: torch.device) -> None:
+        """The weight with the highest NDCG@10; the lowest of equally good ones."""
+        if not len(validation.users):
+            _log.warning("nearest: no user has a validation target, so content_weight is %.1f", float(self.content_weight))
+            return
+        found: list[float] = []
+        for weight in WEIGHTS_OF_CONTENT:
+            self.content_weight.fill_(weight)
+            found.append(self._validate(validation, device))
+        self.content_weight.fill_(WEIGHTS_OF_CONTENT[int(np.argmax(found))])
+        _log.info(
+            "nearest: content_weight %.1f has the highest valid ndcg@10, %.4f (by users alone %.4f, by content alone %.4f)",
+            float(self.content_weight),
+            max(found),
+            found[0],
+            found[-1],
+        )
+
+    def _validate(self, validation: EvaluationData, device: torch.device) -> float:
+        return ndcg_at_10(count_positions(self, validation, None, USERS_PER_CHUNK, device))
+
+    # ------------------------------------------------------------------------------------------- scores
+    def _units(self) -> Tensor:
+        """Content vectors of unit length, ``(I + 1, K)``; zero for padding and for items whose vector is zero."""
+        if self._unit_ID is None or self._unit_ID.device != self.mean_D.device:
+            assert self.item_vectors is not None
+            mean_D, axes_DK = self.mean_D.cpu().numpy(), self.axes_DK.cpu().numpy()
+            has_vector = self.item_vectors.any(axis=1)
+            moved = project(self.item_vectors, mean_D, axes_DK) if len(axes_DK) else self.item_vectors - mean_D
+            moved[~has_vector] = 0.0
+            self._unit_ID = F.normalize(torch.from_numpy(moved), dim=1, eps=1e-30).to(self.mean_D.device)
+        return self._unit_ID
+
+    def _queries_of(self, history_BL: Tensor) -> Tensor:
+        history_BL = history_BL[:, -self.history_length :]
+        length_B = (history_BL > 0).sum(dim=1).clamp_min(1)
+        return self._units()[history_BL].sum(dim=1) / length_B[:, None]
+
+    def _score_by_content(self, history_BL: Tensor) -> Tensor:
+        return self._queries_of(history_BL) @ self._units().T
+
+    def _score_by_users(self, history_BL: Tensor) -> Tensor:
+        history_BL = history_BL[:, -self.history_length :]
+        B = len(history_BL)
+        length_B = (history_BL > 0).sum(dim=1).clamp_min(1)
+        ids_Bn = self.neighbor_ids_IK[history_BL].reshape(B, -1).long()
+        similarity_Bn = self.neighbor_similarities_IK[history_BL].reshape(B, -1)
+        score_BI = similarity_Bn.new_zeros(B, self.num_items + 1).scatter_add_(1, ids_Bn, similarity_Bn)
+        return score_BI / length_B[:, None]
+
+    def _item_matrix(self) -> Tensor | None:
+        return None if self.uses_users else self._units()
+
+    def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
+        if self.uses_users:
+            return super()._queries(user_ids_B, history_BL)
+        return self._queries_of(history_BL)
+
+    def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
+        if not self.uses_users:
+            return self._score_by_content(history_BL)
+        by_users_BI = self._score_by_users(history_BL)
+        if not self.uses_content:
+            return by_users_BI
+        users_share, content_share = (1.0 - self.content_weight) / self.spreads[0], self.content_weight / self.spreads[1]
+        return users_share * by_users_BI + content_share * self._score_by_content(history_BL)
