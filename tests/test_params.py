@@ -113,7 +113,11 @@ def test_a_mistake_is_named_with_its_path(path: str, value: object, expected: st
     ("path", "value", "expected"),
     [
         ("recommenders", [], "recommenders: should not be empty (got [])"),
-        ("recommenders", ["id"], "recommenders.0: should be 'pop', 'nearest', 'bpr', 'vbpr', 'slmrec', 'sasrec' or 'bert4rec' (got 'id')"),
+        (
+            "recommenders",
+            ["id"],
+            "recommenders.0: should be 'pop', 'nearest', 'bpr', 'vbpr', 'slmrec', 'sasrec' or 'bert4rec' (got 'id')",
+        ),
         ("evaluate.cutoffs", [0], "evaluate.cutoffs.0: should be greater than or equal to 1 (got 0)"),
         ("report.title", "", "report.title: should not be empty (got '')"),
     ],

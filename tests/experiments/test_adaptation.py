@@ -254,7 +254,7 @@ def test_mistakes_are_one_line(tmp_path: Path, repository: Path, monkeypatch: py
         (made / "data" / stage).mkdir(parents=True)
     (made / "data" / "filtered").mkdir()
     (made / "data" / "filtered" / "statistics.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ConfigError, match="--vectors: vbpr has no representation id\+content, so it cannot use id"):
+    with pytest.raises(ConfigError, match=r"--vectors: vbpr has no representation id\+content, so it cannot use id"):
         adaptation.main("m", Names(("vbpr",)), Names(("id+sda",)), SMALL, tmp_path)
     with pytest.raises(ConfigError, match="--recommenders: slmrec takes image and text vectors separately"):
         adaptation.main("m", Names(("slmrec",)), Names(("sda",)), SMALL, tmp_path)
