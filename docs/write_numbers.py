@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ("id", "random", "image_only", "text_only", "zero_shot", "lora", "sda", "oracle")
 IN_README = ("id", "zero_shot", "lora", "sda", "oracle")
-RECOMMENDERS = ("pop", "sasrec", "vbpr", "bert4rec")
+RECOMMENDERS = ("pop", "nearest", "sasrec", "vbpr", "bert4rec")
 METRIC = "ndcg@10"
 
 

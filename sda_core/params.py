@@ -552,11 +552,14 @@ class NearestParams(Section):
     num_neighbors: Count  # most similar items by users that each item keeps
     shrinkage: NonNegative  # lowers the similarity of items with few users; 0: none
     max_length: Count  # number of latest items of a history that are used
+    new_item_cost: Share | None  # accepted loss of validation NDCG@10 to recommend items not seen in training; null: none
 
     @model_validator(mode="after")
     def _weighs_two_similarities(self) -> NearestParams:
         if self.content_weight is not None and self.representation != "id+content":
             raise ValueError(f"content_weight needs representation id+content (got {self.representation}); set it to null")
+        if self.new_item_cost is not None and self.representation == "id":
+            raise ValueError("new_item_cost needs content to tell new items apart (representation is id); set it to null")
         return self
 
 

@@ -300,8 +300,13 @@ def _fewer_targets(loss: LossParams, path: str, changes: Mapping[str, Any], batc
 
 
 def _set(loss: LossParams, path: str, wanted: Mapping[str, Any]) -> str:
-    """The advice to change settings of the loss; those that have the value already are left out."""
+    """The advice to change settings of the loss; those that have the value already are left out.
+
+    If all have it (the teacher was calibrated, and is outside the limits nevertheless), the advice is a larger batch.
+    """
     changes = [f"{path}.{name} to {json.dumps(value)}" for name, value in wanted.items() if getattr(loss, name) != value]
+    if not changes:
+        return "raise train_adapter.training.batch_size"
     *most, last = changes
     return f"set {', '.join(most)} and {last}".replace('"', "") if most else f"set {last}".replace('"', "")
 

@@ -50,7 +50,7 @@ from sda_core.seed import derive
 _log = logging.getLogger(__name__)
 
 WATCHED = 32
-"""Number of items per process that are measured during training; whole chunks."""
+"""Number of items per process that are measured during training."""
 
 
 def train_adapter(

@@ -34,11 +34,11 @@ ParamsFile = Annotated[
     Path | None, typer.Option("--params", help="The params file.", show_default="params.yaml of the project folder")
 ]
 Variant = Annotated[str, typer.Option("--variant", help="Variant, e.g. id, zero_shot, lora, sda.")]
-Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender, e.g. pop, sasrec, vbpr, bert4rec.")]
+Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender, e.g. pop, nearest, sasrec, vbpr.")]
 OneOrAllRecommenders = Annotated[
     str | None,
     typer.Option(
-        "--recommender", help="Which recommender, e.g. pop, sasrec, vbpr, bert4rec.", show_default="all of params.recommenders"
+        "--recommender", help="Which recommender, e.g. pop, nearest, sasrec, vbpr.", show_default="all of params.recommenders"
     ),
 ]
 

@@ -24,14 +24,12 @@ from sda_core.params import FitParams
 from sda_core.recommenders.adam import Adam
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import TrainingData, validation_view
-from sda_core.recommenders.position import count_positions, ndcg_at_10
+from sda_core.recommenders.position import USERS_PER_CHUNK, count_positions, ndcg_at_10
 from sda_core.seed import derive, generator
 
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
-
-USERS_PER_CHUNK = 256  # users scored at once in validation; fewer for a large catalogue
 
 
 class TrainedRecommender(Recommender):

@@ -34,8 +34,8 @@ from sda_core.params import NearestParams
 from sda_core.principal_axes import principal_axes, project
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import EvaluationData, Histories, TrainingData, validation_view
-from sda_core.recommenders.fit import USERS_PER_CHUNK
-from sda_core.recommenders.position import count_positions, ndcg_at_10
+from sda_core.recommenders.new_items import raise_new_items
+from sda_core.recommenders.position import USERS_PER_CHUNK, count_positions, ndcg_at_10
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Nearest(Recommender):
     axes_DK: Tensor
     spreads: Tensor
     content_weight: Tensor
+    new_item_offset_I: Tensor | None
 
     def __init__(self, params: NearestParams, num_users: int, num_items: int, item_vectors: np.ndarray | None) -> None:
         super().__init__(params, num_users, num_items, item_vectors)
@@ -80,11 +81,15 @@ class Nearest(Recommender):
         if self.uses_users and self.uses_content:
             self.register_buffer("spreads", torch.ones(2))  # of the scores by users, and by content
             self.register_buffer("content_weight", torch.tensor(0.5 if params.content_weight is None else params.content_weight))
+        raises = params.new_item_cost is not None and self.uses_content
+        self.register_buffer("new_item_offset_I", torch.zeros(num_items + 1) if raises else None)
         self._unit_ID: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------- fit
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
         """Compute the similarities, and choose the weight of content; takes seconds, so there is no checkpoint.
+
+        With ``new_item_cost`` the scores of new items are raised at the end, see :mod:`sda_core.recommenders.new_items`.
 
         Returns:
             One record without a loss, which has NDCG@10 on the validation targets.
@@ -102,6 +107,8 @@ class Nearest(Recommender):
             self._measure_spreads(data.train, device)
             if self.settings.content_weight is None:
                 self._choose_weight(validation, device)
+        if self.new_item_offset_I is not None:
+            raise_new_items(self, self.new_item_offset_I, data, self.settings.new_item_cost or 0.0, device)
         ndcg = self._validate(validation, device) if len(validation.users) else None
         return [EpochRecord(1, None, ndcg, is_best=True)]
 
@@ -203,18 +210,24 @@ class Nearest(Recommender):
         return score_BI / length_B[:, None]
 
     def _item_matrix(self) -> Tensor | None:
-        return None if self.uses_users else self._units()
+        if self.uses_users:
+            return None
+        if self.new_item_offset_I is None:
+            return self._units()
+        return torch.cat([self._units(), self.new_item_offset_I[:, None]], dim=1)
 
     def _queries(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:
         if self.uses_users:
             return super()._queries(user_ids_B, history_BL)
-        return self._queries_of(history_BL)
+        query_BK = self._queries_of(history_BL)
+        return query_BK if self.new_item_offset_I is None else F.pad(query_BK, (0, 1), value=1.0)
 
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         if not self.uses_users:
-            return self._score_by_content(history_BL)
-        by_users_BI = self._score_by_users(history_BL)
-        if not self.uses_content:
-            return by_users_BI
-        users_share, content_share = (1.0 - self.content_weight) / self.spreads[0], self.content_weight / self.spreads[1]
-        return users_share * by_users_BI + content_share * self._score_by_content(history_BL)
+            score_BI = self._score_by_content(history_BL)
+        elif not self.uses_content:
+            score_BI = self._score_by_users(history_BL)
+        else:
+            of_users, of_content = (1.0 - self.content_weight) / self.spreads[0], self.content_weight / self.spreads[1]
+            score_BI = of_users * self._score_by_users(history_BL) + of_content * self._score_by_content(history_BL)
+        return score_BI if self.new_item_offset_I is None else score_BI + self.new_item_offset_I

@@ -13,10 +13,19 @@ whose next item is new and the loss of the others are included.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from sda_core.recommenders.base import Recommender
+from sda_core.recommenders.batches import TrainingData, validation_view
+from sda_core.recommenders.position import USERS_PER_CHUNK, count_positions, ndcg_at_10_by_user
+
+_log = logging.getLogger(__name__)
 
 STEPS = tuple(step / 4 for step in range(17))
 """Candidates of c, as multiples of the standard deviation of a user's scores over the items."""
@@ -55,3 +64,40 @@ def choose(ndcg_of: Callable[[float], np.ndarray], is_new_U: np.ndarray, spread:
         return float(ndcg_U.mean()), float(ndcg_U[is_new_U].mean()) if is_new_U.any() else None
 
     return Raise(candidates[chosen], both(found[0]), both(found[chosen]))
+
+
+def raise_new_items(recommender: Recommender, offset_I: Tensor, data: TrainingData, cost: float, device: torch.device) -> None:
+    """Set the offsets of the scores of a fitted recommender: one number for new items, 0 for the others.
+
+    Without new items, or without validation targets, all offsets stay 0.
+
+    Args:
+        recommender: a recommender whose ``score`` adds ``offset_I``.
+        offset_I: ``(I + 1,)``, by item id; all 0.  It is changed in place.
+        data: training histories and validation targets.
+        cost: accepted loss of NDCG@10, see :func:`choose`.
+        device: device of the recommender.
+    """
+    validation = validation_view(data)
+    is_new_I = torch.ones(len(offset_I), dtype=torch.bool)
+    is_new_I[0] = is_new_I[np.unique(data.train.item_ids).astype(np.int64)] = False
+    if not is_new_I.any() or not len(validation.users):
+        return
+    is_new_on_device_I = is_new_I.to(device)
+
+    def ndcg_of(offset: float) -> np.ndarray:
+        offset_I.copy_(offset * is_new_on_device_I)
+        return ndcg_at_10_by_user(count_positions(recommender, validation, None, USERS_PER_CHUNK, device))
+
+    offset_I.zero_()
+    some = validation.users[:USERS_PER_CHUNK].astype(np.int64)
+    history = validation.histories.last(some, recommender.history_length)
+    score_BI = recommender.score(torch.from_numpy(some).to(device), torch.from_numpy(history).to(device, torch.int64))
+    spread = float(score_BI[:, 1:].std(dim=1).mean())
+    made = choose(ndcg_of, is_new_I.numpy()[validation.targets], spread, cost)
+    offset_I.copy_(made.offset * is_new_on_device_I)
+    of_new = "" if made.after[1] is None else f", of users whose target is new {made.before[1]:.4f} -> {made.after[1]:.4f}"
+    _log.info(
+        "%s: the scores of %d new items are raised by %.2f; validation ndcg@10 %.4f -> %.4f%s",
+        *(recommender.params.kind, int(is_new_I.sum()), made.offset, made.before[0], made.after[0], of_new),
+    )

@@ -24,6 +24,8 @@ from sda_core.recommenders.batches import EvaluationData
 # twice as long at a million items.  The allocator does not keep larger blocks (see runtime.py), and fresh pages cost time, too.
 SCORES_PER_CHUNK = 8_000_000
 
+USERS_PER_CHUNK = 256  # users scored at once in validation; fewer for a large catalogue
+
 CountAmong = Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor, Tensor]]
 """Maps scores ``(B, I + 1)``, targets ``(B,)`` and rows in ``data.users`` to better, tied and all candidates, ``(B,)`` each."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from pathlib import Path
 from typing import assert_never
@@ -16,15 +15,12 @@ from sda_core.errors import ConfigError, TrainingError
 from sda_core.params import BERT4RecParams, SASRecParams
 from sda_core.recommenders import losses
 from sda_core.recommenders.base import EpochRecord
-from sda_core.recommenders.batches import TrainingData, validation_view
+from sda_core.recommenders.batches import TrainingData
 from sda_core.recommenders.features import ItemEncoder
-from sda_core.recommenders.fit import USERS_PER_CHUNK, Batch, TrainedRecommender
-from sda_core.recommenders.new_items import choose
-from sda_core.recommenders.position import count_positions, ndcg_at_10_by_user
+from sda_core.recommenders.fit import Batch, TrainedRecommender
+from sda_core.recommenders.new_items import raise_new_items
 from sda_core.recommenders.transformer import Transformer
 from sda_core.traits import aligns_to_ids
-
-_log = logging.getLogger(__name__)
 
 
 class SequentialRecommender(TrainedRecommender):
@@ -108,35 +104,8 @@ class SequentialRecommender(TrainedRecommender):
         records = super().fit(data, checkpoint=checkpoint, fingerprint=fingerprint, device=device)
         self._reference_ID = None
         if self.new_item_offset_I is not None:
-            is_new_I = torch.ones(self.num_items + 1, dtype=torch.bool)
-            is_new_I[0] = is_new_I[seen_items] = False
-            self._raise_new_items(self.new_item_offset_I, is_new_I, data, device)
+            raise_new_items(self, self.new_item_offset_I, data, self.sequence_params.new_item_cost or 0.0, device)
         return records
-
-    def _raise_new_items(self, offset_I: Tensor, is_new_I: Tensor, data: TrainingData, device: torch.device) -> None:
-        """Set the offsets of the scores: one number for new items, 0 for the others."""
-        validation = validation_view(data)
-        if not is_new_I.any() or not len(validation.users):
-            return
-        is_new_on_device_I = is_new_I.to(device)
-
-        def ndcg_of(offset: float) -> np.ndarray:
-            offset_I.copy_(offset * is_new_on_device_I)
-            return ndcg_at_10_by_user(count_positions(self, validation, None, USERS_PER_CHUNK, device))
-
-        offset_I.zero_()
-        some = validation.users[:USERS_PER_CHUNK].astype(np.int64)
-        history = validation.histories.last(some, self.sequence_params.max_length)
-        score_BI = self.score(torch.from_numpy(some).to(device), torch.from_numpy(history).to(device, torch.int64))
-        spread = float(score_BI[:, 1:].std(dim=1).mean())
-        is_new_U = is_new_I.numpy()[validation.targets]
-        made = choose(ndcg_of, is_new_U, spread, self.sequence_params.new_item_cost or 0.0)
-        offset_I.copy_(made.offset * is_new_on_device_I)
-        of_new = "" if made.after[1] is None else f", of users whose target is new {made.before[1]:.4f} -> {made.after[1]:.4f}"
-        _log.info(
-            "%s: the scores of %d new items are raised by %.2f; validation ndcg@10 %.4f -> %.4f%s",
-            *(self.params.kind, int(is_new_I.sum()), made.offset, made.before[0], made.after[0], of_new),
-        )
 
     def train(self, mode: bool = True) -> SequentialRecommender:
         """Switch between training and scoring; clears the item table, which is computed once per scoring phase."""

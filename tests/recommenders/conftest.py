@@ -93,6 +93,7 @@ _nearest = NearestParams(
     num_neighbors=10,
     shrinkage=1.0,
     max_length=12,
+    new_item_cost=None,
 )
 
 _case("pop", PopParams(kind="pop", counts="train"), has_vectors=False)

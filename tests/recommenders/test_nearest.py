@@ -27,6 +27,7 @@ SETTINGS = {
     "num_neighbors": 1000,
     "shrinkage": 0.0,
     "max_length": 50,
+    "new_item_cost": None,
 }
 
 
@@ -144,19 +145,18 @@ def test_the_weight_is_the_best_on_validation_and_test_rows_do_not_matter(shop, 
     assert torch.equal(_scores(again, [4, 6]), _scores(chosen, [4, 6]))
 
 
-def test_content_that_says_nothing_gets_no_say_and_content_that_says_all_gets_it(checkerboard, tmp_path):
-    """Purchases that say nothing: every user has the same items in training."""
+def test_content_that_says_nothing_costs_little(checkerboard, tmp_path):
     interactions, vectors = checkerboard
     noise = np.zeros_like(vectors)
     noise[1:] = np.random.default_rng(0).normal(size=(24, 7))
-    recommender, _, _ = _fit(_params(), interactions, noise, tmp_path)
+    both, _, _ = _fit(_params(), interactions, noise, tmp_path)
     alone, _, _ = _fit(_params(), interactions, None, tmp_path)
     data = evaluation_data(interactions)
     hits = [
         (placed["num_better"] + placed["num_tied"] < 2).mean()
-        for placed in (place_targets(part, data, None, 7, CPU) for part in (recommender, alone))
+        for placed in (place_targets(part, data, None, 7, CPU) for part in (both, alone))
     ]
-    assert float(recommender.content_weight) <= 0.5
+    assert float(both.content_weight) <= 0.5
     assert hits[0] >= hits[1] - 0.1
 
 
@@ -211,6 +211,33 @@ def test_only_the_latest_items_count(shop, tmp_path):
     assert torch.equal(_scores(recommender, [9, 3, 5, 7]), _scores(recommender, [5, 7]))
 
 
+def test_new_items_are_raised_at_a_bounded_cost(shop, tmp_path):
+    """Items 29 and 30 are validation targets of some users; their vectors are those of items that these users have."""
+    interactions, vectors = shop
+    vectors = vectors.copy()
+    late = pl.col("split") == "valid"
+    interactions = interactions.with_columns(
+        item_id=pl.when(late & (pl.col("user_id") % 4 == 0)).then(pl.lit(29, pl.Int32)).otherwise("item_id")
+    )
+    buyers = interactions.filter(late & (pl.col("item_id") == 29))["user_id"].to_list()
+    vectors[29] = np.mean([vectors[training_data(interactions).train.of(user)].mean(axis=0) for user in buyers], axis=0)
+    plain, before, _ = _fit(_params(), interactions, vectors, tmp_path, num_items=30)
+    raised, after, _ = _fit(_params(new_item_cost=0.5), interactions, vectors, tmp_path, num_items=30)
+    assert after[0].valid_ndcg_10 >= 0.5 * before[0].valid_ndcg_10
+    difference = _scores(raised, [4, 6]) - _scores(plain, [4, 6])
+    assert difference[28] > 0.0
+    torch.testing.assert_close(difference[28], difference[29])
+    assert difference[:28].abs().max() < 1e-5
+    content, _, _ = _fit(_params(representation="content", new_item_cost=0.5), interactions, vectors, tmp_path, num_items=30)
+    asked = torch.tensor([0]), torch.tensor([[4, 6]])
+    product = (content.queries(*asked) @ content.item_matrix().T)[0, 1:]
+    torch.testing.assert_close(product, _scores(content, [4, 6]))
+    raised.save(tmp_path / "raised")
+    assert torch.equal(_scores(load(tmp_path / "raised", vectors, CPU), [4, 6]), _scores(raised, [4, 6]))
+
+
 def test_a_weight_without_two_similarities_is_a_mistake():
     with pytest.raises(ValidationError, match=r"content_weight needs representation id\+content \(got content\); set it to null"):
         _params(representation="content", content_weight=0.5)
+    with pytest.raises(ValidationError, match="new_item_cost needs content to tell new items apart"):
+        _params(representation="id", new_item_cost=0.01)
