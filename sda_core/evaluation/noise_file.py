@@ -51,7 +51,7 @@ def has_adapter(params: Tree, variant: str) -> bool:
 
 def has_seed(params: Tree, recommender: str) -> bool:
     """Whether a recommender's training draws random numbers; true for unknown recommenders."""
-    return at(params, f"train_recommender.{recommender}.kind") != "pop"
+    return at(params, f"train_recommender.{recommender}.kind") not in ("pop", "nearest")
 
 
 def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
