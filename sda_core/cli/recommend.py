@@ -17,15 +17,15 @@ def recommend(
         typer.Argument(metavar="ITEM...", help=f"The history, oldest first. {ITEM_HELP}"),
     ],
     variant: Annotated[str, typer.Option("--variant", help="Variant that the recommender was trained on.")] = "sda",
-    recommender: Annotated[str, typer.Option("--recommender", help="Recommender: sasrec, bert4rec or pop.")] = "sasrec",
+    recommender: Annotated[str, typer.Option("--recommender", help="Recommender: sasrec, bert4rec, nearest or pop.")] = "sasrec",
     top: Annotated[int, typer.Option("--top", min=1, help="How many.")] = 10,
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:
     """List the recommendations of a trained recommender for a history, with score and title.
 
-    Items of the history are not recommended.  The recommender must score a history without a user, as sasrec, bert4rec and pop
-    do.  It is the one of the first seed in train_recommender.seeds.
+    Items of the history are not recommended.  The recommender must score a history without a user, as sasrec, bert4rec,
+    nearest and pop do.  It is the one of the first seed in train_recommender.seeds.
     """
     from sda_core.artifacts import Workspace
     from sda_core.explore.finished_run import recommend as recommend_after

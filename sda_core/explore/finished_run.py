@@ -179,7 +179,7 @@ def recommend(workspace: Workspace, history: Sequence[int], variant: str, recomm
     section = recommenders.saved_params(folder)
     if not scores_histories(section):
         problem = f"{recommender} learns a vector for each user of the training and has none for a typed history"
-        raise ConfigError("--recommender", problem, "use sasrec or bert4rec, which read histories, or pop")
+        raise ConfigError("--recommender", problem, "use sasrec, bert4rec or nearest, which read histories, or pop")
     vectors = recommenders.read_item_vectors(workspace.embeddings(variant), section)
     return ranking.recommend_after(folder, vectors, history, k)
 

@@ -101,7 +101,7 @@ def test_unknown_variant(shop: Shop, command: tuple[str, ...]) -> None:
 
 
 def test_unknown_recommender(shop: Shop) -> None:
-    assert "unknown recommender 'sasrek'; known are pop, sasrec" in shop.mistake(
+    assert "unknown recommender 'sasrek'; known are pop, nearest, sasrec" in shop.mistake(
         "train-recommender", "--variant", "id", "--recommender", "sasrek"
     )
 

@@ -17,7 +17,8 @@ from sda_core.artifacts import INTERACTIONS, POSITIONS
 from sda_core.errors import ArtifactError, DataError
 from sda_core.evaluation import hit, ndcg, noise_file
 from sda_core.evaluation.noise_file import SeedNoise
-from sda_core.params import TailParams
+from sda_core.params import TailParams, parse_params
+from sda_core.traits import seeds_of
 from tests.sections import seeded
 
 TAIL = TailParams(definition="train_lt_k", max_count=2, share=0.8)
@@ -261,3 +262,9 @@ def test_params_of_another_version_are_read_as_they_stand() -> None:
     assert noise_file.has_seed({}, "sasrec")  # not known, so no exact match is asked for
     assert not noise_file.has_seed({"train_recommender": {"pop": {"kind": "pop"}}}, "pop")
     assert noise_file.has_seed({"train_recommender": {"bpr": {"kind": "bpr"}}}, "bpr")
+
+
+def test_a_recommender_has_seeds_if_it_is_trained_with_several(params: dict[str, Any]) -> None:
+    section = parse_params(params, "params.yaml").train_recommender
+    for name in ("pop", "nearest", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"):
+        assert noise_file.has_seed(params, name) == (seeds_of(section.of(name), [1, 2]) == (1, 2)), name
