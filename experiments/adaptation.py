@@ -39,7 +39,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -70,6 +70,7 @@ from experiments.workspaces import (
     NOTHING_TRAINED,
     VARIANTS,
     adapt,
+    changed_section,
     mean_retrieval,
     own_params,
     prepare,
@@ -437,11 +438,21 @@ def train_cell(workspace: Workspace, vector: str, recommender: str, seed: int, p
 
 
 def with_representation(section: RecommenderParams, vector: str) -> RecommenderParams:
-    """A recommender's section with the representation that a kind of vectors asks for: ``id+content`` for ``id+X``."""
+    """A recommender's section with the representation that a kind of vectors asks for: ``id+content`` for ``id+X``.
+
+    ``nearest`` does not scale the axes, because ``X+even`` are vectors of their own.
+
+    Raises:
+        ConfigError: the section contradicts this representation.
+    """
     if not isinstance(section, SequentialParams | NearestParams):
         return section
-    chosen = "id+content" if vector.startswith(IDS) else "content"
-    return section.model_copy(update={"representation": chosen})
+    changes: dict[str, Any] = {"representation": "id+content" if vector.startswith(IDS) else "content"}
+    if isinstance(section, NearestParams):
+        changes["axis_scaling"] = "none"
+        if not vector.startswith(IDS):
+            changes["content_weight"] = None
+    return changed_section(section, changes)
 
 
 def project(folder: Path, vector: str) -> Path:

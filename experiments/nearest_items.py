@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
@@ -86,15 +86,26 @@ Beside = Annotated[
         help="Trained recommenders to compare with: RECOMMENDER/VECTORS, which the runs have trained.",
     ),
 ]
+AxisScaling = Annotated[
+    Literal["none", "even"],
+    typer.Option(help="Scaling of the axes by the recommender itself, of all vectors (its default in params.yaml is even)."),
+]
 Vectors = Annotated[Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="The vectors to compare.")]
 
 
-def main(name: Name, runs: Runs, vectors: Vectors = DEFAULT, beside: Beside = Names(()), seeds: Seeds = THREE_SEEDS) -> None:
+def main(
+    name: Name,
+    runs: Runs,
+    vectors: Vectors = DEFAULT,
+    beside: Beside = Names(()),
+    seeds: Seeds = THREE_SEEDS,
+    axis_scaling: AxisScaling = "none",
+) -> None:
     """Rank the targets with every kind of vectors; write the tables."""
     more = (ORACLE, MISMATCHED, f"{MISMATCHED}{EVEN}")
     adaptation.check_vectors(vectors, (*more, *(f"{IDS}{vector}" for vector in more)))
     found = [Run.read(run) for run in runs]
-    measured = {run.label: measure(run, vectors, beside, seeds) for run in found}
+    measured = {run.label: measure(run, vectors, beside, seeds, axis_scaling) for run in found}
     tables = []
     for run in found:
         of_run = measured[run.label]
@@ -150,13 +161,14 @@ class Run:
 
 
 # ------------------------------------------------------------------------------------------------- the recommender
-def ranked(run: Run, vector: str, item_vectors: np.ndarray | None) -> pl.DataFrame:
+def ranked(run: Run, vector: str, item_vectors: np.ndarray | None, axis_scaling: str = "none") -> pl.DataFrame:
     """Rank the test targets of a run with these vectors.
 
     Args:
         run: the run, with its interactions.
         vector: the kind of vectors; it decides between similarity by users, by vectors, and both.
         item_vectors: ``(I + 1, D)``, row 0 zero; None for similarity by users alone.
+        axis_scaling: see :class:`sda_core.params.NearestParams`.
 
     Returns:
         POSITIONS table.
@@ -164,7 +176,7 @@ def ranked(run: Run, vector: str, item_vectors: np.ndarray | None) -> pl.DataFra
     interactions, num_items = INTERACTIONS.read(run.shop.interactions), ITEMS.count(run.shop.items)
     training = recommenders.training_data(interactions, num_items=num_items)
     section = adaptation.with_representation(run.params.train_recommender.nearest, vector)
-    section = section.model_copy(update={"axis_scaling": "none"})  # X+even are vectors of their own
+    section = section.model_copy(update={"axis_scaling": axis_scaling})
     model = recommenders.build(section, training.num_users, num_items, item_vectors, seed=0)
     device = torch.device("cpu")
     model.fit(training, checkpoint=run.folder / "unused", fingerprint="", device=device)
@@ -180,7 +192,9 @@ def matrix(workspace: Workspace, vector: str) -> np.ndarray | None:
 
 
 # ------------------------------------------------------------------------------------------------- numbers
-def measure(run: Run, vectors: Sequence[str], beside: Sequence[str], seeds: Sequence[int]) -> Measured:
+def measure(
+    run: Run, vectors: Sequence[str], beside: Sequence[str], seeds: Sequence[int], axis_scaling: str = "none"
+) -> Measured:
     """NDCG and Hit ``(S, U)`` by group of users and kind of vectors.
 
     Kinds whose embeddings are missing for a seed are left out, with a warning.
@@ -190,6 +204,7 @@ def measure(run: Run, vectors: Sequence[str], beside: Sequence[str], seeds: Sequ
         vectors: kinds of vectors.
         beside: trained recommenders, ``RECOMMENDER/VECTORS``.
         seeds: seeds of the adapters and of the trained recommenders.
+        axis_scaling: see :class:`sda_core.params.NearestParams`.
     """
     groups = adaptation.target_groups(run.shop, run.params)
     measured: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {group: {} for group in groups}
@@ -201,7 +216,7 @@ def measure(run: Run, vectors: Sequence[str], beside: Sequence[str], seeds: Sequ
         if len(known) < len(seeds):
             logger.warning("%s: %s has no embeddings of every seed and is left out", run.label, vector)
             continue
-        frames = [ranked(run, vector, matrix(workspace, vector)) for workspace in known]
+        frames = [ranked(run, vector, matrix(workspace, vector), axis_scaling) for workspace in known]
         for group, mask in groups.items():
             measured[group][vector] = gains("ndcg", frames, mask), gains("hit", frames, mask)
     for trained in beside:

@@ -39,6 +39,7 @@ from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.cli.scripts import Names
 from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.table import write_embeddings
+from sda_core.errors import ConfigError
 from sda_core.params import ExportParams, load_params
 from sda_core.seed import generator
 
@@ -59,7 +60,8 @@ def main(
         float | None, typer.Option(help="Replaces id_dropout of SASRec or BERT4Rec.", show_default=False)
     ] = None,
     new_item_cost: Annotated[
-        float | None, typer.Option(help="Replaces new_item_cost of SASRec or BERT4Rec on item vectors.", show_default=False)
+        float | None,
+        typer.Option(help="Replaces new_item_cost of the recommender on item vectors.", show_default=False),
     ] = None,
     user_share: Annotated[float, typer.Option(help="Share of the users that is kept, drawn once.")] = 1.0,
 ) -> None:
@@ -70,6 +72,11 @@ def main(
         write_title_vectors(workspace, params.export_embeddings)
     given = {"representation": representation, "max_epochs": max_epochs, "id_dropout": id_dropout, "new_item_cost": new_item_cost}
     changes = {key: value for key, value in given.items() if value is not None}
+    section = params.train_recommender.of(recommender)
+    for key, value in (("max_epochs", max_epochs), ("id_dropout", id_dropout), ("new_item_cost", new_item_cost)):
+        if value is not None and key not in type(section).model_fields:
+            option = "--" + key.replace("_", "-")
+            raise ConfigError(option, f"{recommender} has no setting {key}", f"leave out {option}, or use another recommender")
     folder = root / "experiments" / "positions" / name / recommender
     if user_share < 1.0:
         workspace = with_fewer_users(workspace, user_share, folder.parent / "shop")

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from torch import nn
 
@@ -27,7 +28,7 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.local_files import watched
-from sda_core.params import AdapterParams, Control, Oracle, Params, load_params
+from sda_core.params import AdapterParams, Control, Oracle, Params, RecommenderParams, load_params
 
 BASE = "zero_shot"
 VARIANTS = {
@@ -300,8 +301,23 @@ def train_on(
         return
     section = params.train_recommender.of(recommender)
     known = {key: value for key, value in (changes or {}).items() if key in type(section).model_fields}
-    section = section.model_copy(update=known)
+    section = changed_section(section, known)
     keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant, fused_dim))
+
+
+def changed_section(section: RecommenderParams, changes: Mapping[str, Any]) -> RecommenderParams:
+    """A recommender's section with some values changed.
+
+    Raises:
+        ConfigError: a value is wrong, or the values contradict each other.
+    """
+    try:
+        return type(section).model_validate(section.model_dump() | dict(changes))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        where = f"params.yaml: train_recommender.{section.kind}" + (f".{name}" if name else "")
+        raise ConfigError(where, first["msg"].removeprefix("Value error, ")) from None
 
 
 # ------------------------------------------------------------------------------------------------- one workspace for each seed

@@ -548,9 +548,9 @@ class NearestParams(Section):
     kind: Literal["nearest"]
     representation: Representation  # similarity of items: by the users they share, by their embeddings, or both
     content_weight: Share | None  # with id+content: weight of the embeddings; null: chosen on validation NDCG@10
-    axis_scaling: Literal["none", "even"]  # scaling of the embeddings' principal axes, as in export_embeddings
-    num_neighbors: Count  # most similar items by users that each item keeps
-    shrinkage: NonNegative  # lowers the similarity of items with few users; 0: none
+    axis_scaling: Literal["none", "even"]  # with content: scaling of the embeddings' principal axes, as in export_embeddings
+    num_neighbors: Count  # with id: number of most similar items by users that each item keeps
+    shrinkage: NonNegative  # with id: lowers the similarity of items with few users; 0: none
     max_length: Count  # number of latest items of a history that are used
     new_item_cost: Share | None  # accepted loss of validation NDCG@10 to recommend items not seen in training; null: none
 

@@ -15,8 +15,12 @@ With ``id+content`` both are added after division by their standard deviation ov
 the weight w and users with 1 - w.  ``content_weight: null`` takes the value of :data:`WEIGHTS_OF_CONTENT` with the highest
 NDCG@10 on the validation targets.
 
-It is the baseline to beat: it needs no training, ranks items without a purchase by content, and follows the geometry of the
-vectors, while trained recommenders can learn to ignore it.
+It is a baseline that needs no training and follows the geometry of the vectors, which trained recommenders can learn to
+ignore.  With ``content`` it ranks items without a purchase like all others.  With ``id+content`` their similarity by users is 0,
+so ``new_item_cost`` may be needed to recommend them (:mod:`sda_core.recommenders.new_items`).
+
+Cost: the time of the similarity by users grows with the sum over users of the squared number of their training items, and a
+model stores ``num_neighbors`` ids and similarities per item.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from sda_core.principal_axes import principal_axes, project
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import EvaluationData, Histories, TrainingData, validation_view
 from sda_core.recommenders.new_items import raise_new_items
-from sda_core.recommenders.position import USERS_PER_CHUNK, count_positions, ndcg_at_10
+from sda_core.recommenders.position import SCORES_PER_CHUNK, USERS_PER_CHUNK, count_positions, ndcg_at_10
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +91,9 @@ class Nearest(Recommender):
 
     # ------------------------------------------------------------------------------------------- fit
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
-        """Compute the similarities, and choose the weight of content; takes seconds, so there is no checkpoint.
+        """Compute the similarities, and choose the weight of content.
+
+        There is no checkpoint: 10,000 items and 20,000 users take about a minute, most of it for the choice of the weight.
 
         With ``new_item_cost`` the scores of new items are raised at the end, see :mod:`sda_core.recommenders.new_items`.
 
@@ -103,6 +109,8 @@ class Nearest(Recommender):
         self.to(device)
         self.eval()
         validation = validation_view(data)
+        if self.new_item_offset_I is not None:
+            self.new_item_offset_I.zero_()
         if self.uses_users and self.uses_content:
             self._measure_spreads(data.train, device)
             if self.settings.content_weight is None:
@@ -121,6 +129,8 @@ class Nearest(Recommender):
         )
         by_item_IU = matrix_UI.T.tocsr()
         length_I = np.sqrt(np.bincount(items, minlength=self.num_items + 1))
+        ids_IK = np.zeros(tuple(self.neighbor_ids_IK.shape), dtype=np.int32)
+        similarities_IK = np.zeros(ids_IK.shape, dtype=np.float32)
         for start in range(0, self.num_items + 1, _ITEMS_PER_CHUNK):
             together = (by_item_IU[start : start + _ITEMS_PER_CHUNK] @ matrix_UI).tocoo()
             here, others = together.row + start, together.col
@@ -130,38 +140,46 @@ class Nearest(Recommender):
             order = np.lexsort((others, -similarity, here))
             here, others, similarity = here[order], others[order], similarity[order]
             place = np.arange(len(here)) - np.searchsorted(here, here)
-            is_kept = place < self.neighbor_ids_IK.shape[1]
-            at = torch.from_numpy(here[is_kept].astype(np.int64)), torch.from_numpy(place[is_kept])
-            self.neighbor_ids_IK[at] = torch.from_numpy(others[is_kept].astype(np.int32))
-            self.neighbor_similarities_IK[at] = torch.from_numpy(similarity[is_kept].astype(np.float32))
+            is_kept = place < ids_IK.shape[1]
+            ids_IK[here[is_kept], place[is_kept]] = others[is_kept]
+            similarities_IK[here[is_kept], place[is_kept]] = similarity[is_kept]
+        self.neighbor_ids_IK.copy_(torch.from_numpy(ids_IK))
+        self.neighbor_similarities_IK.copy_(torch.from_numpy(similarities_IK))
 
     def _find_axes(self, train: Histories) -> None:
+        """The mean and the axes of the training items that have a vector; without any, the vectors stay unchanged."""
         assert self.item_vectors is not None
-        fit_rows = np.unique(train.item_ids)
-        even = self.settings.axis_scaling == "even"
-        mean_D, axes_DK = principal_axes(self.item_vectors, fit_rows, self.item_vectors.shape[1], even=even)
-        self.mean_D.copy_(torch.from_numpy(mean_D))
-        if even:
-            self.axes_DK.zero_()  # fewer training items than columns give fewer axes
-            self.axes_DK[:, : axes_DK.shape[1]] = torch.from_numpy(axes_DK)
         self._unit_ID = None
+        fit_rows = np.unique(train.item_ids)
+        fit_rows = fit_rows[self.item_vectors[fit_rows].any(axis=1)]
+        if not len(fit_rows):
+            return
+        if self.settings.axis_scaling == "none":
+            self.mean_D.copy_(torch.from_numpy(self.item_vectors[fit_rows].mean(axis=0, dtype=np.float64)))
+            return
+        mean_D, axes_DK = principal_axes(self.item_vectors, fit_rows, self.item_vectors.shape[1], even=True)
+        self.mean_D.copy_(torch.from_numpy(mean_D))
+        self.axes_DK.zero_()  # fewer training items than columns give fewer axes
+        self.axes_DK[:, : axes_DK.shape[1]] = torch.from_numpy(axes_DK)
 
     def _measure_spreads(self, train: Histories, device: torch.device) -> None:
         """The mean standard deviation over the items of each kind of score, for training histories of some users."""
         users = np.flatnonzero(train.lengths)
         users = users[np.unique(np.linspace(0, len(users) - 1, min(len(users), _USERS_OF_SPREAD)).astype(np.int64))]
+        size = max(1, min(USERS_PER_CHUNK, SCORES_PER_CHUNK // (self.num_items + 1)))
         sums = torch.zeros(2, dtype=torch.float64)
-        for start in range(0, len(users), USERS_PER_CHUNK):
-            history_BL = train.last(users[start : start + USERS_PER_CHUNK], self.history_length)
+        for start in range(0, len(users), size):
+            history_BL = train.last(users[start : start + size], self.history_length)
             history_BL = torch.from_numpy(history_BL).to(device, torch.int64)
-            for index, score_BI in enumerate((self._score_by_users(history_BL), self._score_by_content(history_BL))):
-                sums[index] += score_BI[:, 1:].double().std(dim=1, correction=0).sum().cpu()
+            for index, score in enumerate((self._score_by_users, self._score_by_content)):
+                sums[index] += score(history_BL)[:, 1:].double().std(dim=1, correction=0).sum().cpu()
         spreads = sums / len(users)
         self.spreads.copy_(torch.where(spreads > 0, spreads, 1.0))
 
     def _choose_weight(self, validation: EvaluationData, device: torch.device) -> None:
         """The weight with the highest NDCG@10; the lowest of equally good ones."""
         if not len(validation.users):
+            self.content_weight.fill_(0.5)
             _log.warning("nearest: no user has a validation target, so content_weight is %.1f", float(self.content_weight))
             return
         found: list[float] = []
@@ -220,7 +238,7 @@ class Nearest(Recommender):
         if self.uses_users:
             return super()._queries(user_ids_B, history_BL)
         query_BK = self._queries_of(history_BL)
-        return query_BK if self.new_item_offset_I is None else F.pad(query_BK, (0, 1), value=1.0)
+        return query_BK if self.new_item_offset_I is None else torch.cat([query_BK, _has_history(history_BL)], dim=1)
 
     def _score(self, user_ids_B: Tensor, history_BL: Tensor) -> Tensor:  # noqa: ARG002 (contract)
         if not self.uses_users:
@@ -230,4 +248,9 @@ class Nearest(Recommender):
         else:
             of_users, of_content = (1.0 - self.content_weight) / self.spreads[0], self.content_weight / self.spreads[1]
             score_BI = of_users * self._score_by_users(history_BL) + of_content * self._score_by_content(history_BL)
-        return score_BI if self.new_item_offset_I is None else score_BI + self.new_item_offset_I
+        return score_BI if self.new_item_offset_I is None else score_BI + _has_history(history_BL) * self.new_item_offset_I
+
+
+def _has_history(history_BL: Tensor) -> Tensor:
+    """``(B, 1)``: 1.0 for each history with an item, else 0.0."""
+    return (history_BL > 0).any(dim=1, keepdim=True).float()

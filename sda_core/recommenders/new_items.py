@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sda_core.recommenders.base import Recommender
 from sda_core.recommenders.batches import TrainingData, validation_view
-from sda_core.recommenders.position import USERS_PER_CHUNK, count_positions, ndcg_at_10_by_user
+from sda_core.recommenders.position import SCORES_PER_CHUNK, USERS_PER_CHUNK, count_positions, ndcg_at_10_by_user
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Raise:
 
 
 def choose(ndcg_of: Callable[[float], np.ndarray], is_new_U: np.ndarray, spread: float, cost: float) -> Raise:
-    """The largest of the candidates whose mean NDCG@10 is at most ``cost`` below that of the best one.
+    """The largest of the candidates whose mean NDCG@10 is at most ``cost`` below that of the best one; 0 if all means are 0.
 
     Args:
         ndcg_of: returns NDCG@10 by user ``(U,)`` for a value of c.
@@ -58,7 +58,8 @@ def choose(ndcg_of: Callable[[float], np.ndarray], is_new_U: np.ndarray, spread:
     candidates: Sequence[float] = [step * spread for step in STEPS]
     found = [ndcg_of(offset) for offset in candidates]
     means = np.array([ndcg_U.mean() for ndcg_U in found])
-    chosen = int(np.flatnonzero(means >= (1.0 - cost) * means.max())[-1])
+    # If no candidate finds a target, nothing speaks for an offset.
+    chosen = int(np.flatnonzero(means >= (1.0 - cost) * means.max())[-1]) if means.max() > 0 else 0
 
     def both(ndcg_U: np.ndarray) -> tuple[float, float | None]:
         return float(ndcg_U.mean()), float(ndcg_U[is_new_U].mean()) if is_new_U.any() else None
@@ -90,7 +91,8 @@ def raise_new_items(recommender: Recommender, offset_I: Tensor, data: TrainingDa
         return ndcg_at_10_by_user(count_positions(recommender, validation, None, USERS_PER_CHUNK, device))
 
     offset_I.zero_()
-    some = validation.users[:USERS_PER_CHUNK].astype(np.int64)
+    size = max(1, min(USERS_PER_CHUNK, SCORES_PER_CHUNK // len(offset_I)))
+    some = validation.users[:size].astype(np.int64)
     history = validation.histories.last(some, recommender.history_length)
     score_BI = recommender.score(torch.from_numpy(some).to(device), torch.from_numpy(history).to(device, torch.int64))
     spread = float(score_BI[:, 1:].std(dim=1).mean())

@@ -258,3 +258,16 @@ def test_mistakes_are_one_line(tmp_path: Path, repository: Path, monkeypatch: py
         adaptation.main("m", Names(("vbpr",)), Names(("id+sda",)), SMALL, tmp_path)
     with pytest.raises(ConfigError, match="--recommenders: slmrec takes image and text vectors separately"):
         adaptation.main("m", Names(("slmrec",)), Names(("sda",)), SMALL, tmp_path)
+
+
+def test_the_section_follows_the_kind_of_vectors(repository: Path) -> None:
+    section = load_params(repository / "params.yaml").train_recommender
+    weighted = section.nearest.model_copy(update={"content_weight": 0.3})
+    both = adaptation.with_representation(weighted, "id+zero_shot")
+    assert (both.representation, both.content_weight, both.axis_scaling) == ("id+content", 0.3, "none")
+    alone = adaptation.with_representation(weighted, "zero_shot+even")
+    assert (alone.representation, alone.content_weight, alone.axis_scaling) == ("content", None, "none")
+    assert adaptation.with_representation(section.vbpr, "zero_shot") is section.vbpr
+    dropped = section.sasrec.model_copy(update={"representation": "id+content", "id_dropout": 0.25})
+    with pytest.raises(ConfigError, match=r"params.yaml: train_recommender.sasrec: id_dropout needs representation id\+content"):
+        adaptation.with_representation(dropped, "zero_shot")

@@ -185,6 +185,31 @@ def test_equal_vectors_and_missing_ones_score_zero(make_table, tmp_path):
     assert (_scores(recommender, [3]) == 0.0).all()
 
 
+def test_items_without_a_vector_do_not_move_the_mean(shop, tmp_path):
+    interactions, vectors = shop
+    kept = vectors.copy()
+    kept[5:15] = 0.0
+    recommender, _, data = _fit(_params(representation="content"), interactions, kept, tmp_path, num_items=30)
+    known = [item for item in np.unique(data.train.item_ids) if kept[item].any()]
+    np.testing.assert_allclose(recommender.mean_D.numpy(), kept[known].mean(axis=0), rtol=1e-5)
+    nothing = np.zeros_like(vectors)
+    recommender, _, _ = _fit(_params(axis_scaling="even"), interactions, nothing, tmp_path, num_items=30)
+    alone, _, _ = _fit(_params(), interactions, None, tmp_path, num_items=30)
+    assert torch.equal(_scores(recommender, [4, 6]).argsort(), _scores(alone, [4, 6]).argsort())
+
+
+def test_a_second_fit_forgets_the_first(shop, tmp_path):
+    interactions, vectors = shop
+    few = interactions.filter(pl.col("user_id") <= 10)
+    params = _params(new_item_cost=0.5, axis_scaling="even")
+    once, _, data = _fit(params, few, vectors, tmp_path, num_users=40, num_items=30)
+    twice, _, _ = _fit(params, interactions, vectors, tmp_path, num_items=30)
+    twice.fit(data, checkpoint=tmp_path / "unused", fingerprint="", device=CPU)
+    for name, tensor in once.state_dict().items():
+        assert torch.equal(tensor, twice.state_dict()[name]), name
+    assert torch.equal(_scores(once, [4, 6]), _scores(twice, [4, 6]))
+
+
 def test_no_validation_target_keeps_the_middle_and_says_so(shop, tmp_path, caplog):
     interactions, vectors = shop
     recommender, records, _ = _fit(
@@ -232,6 +257,9 @@ def test_new_items_are_raised_at_a_bounded_cost(shop, tmp_path):
     asked = torch.tensor([0]), torch.tensor([[4, 6]])
     product = (content.queries(*asked) @ content.item_matrix().T)[0, 1:]
     torch.testing.assert_close(product, _scores(content, [4, 6]))
+    empty = torch.zeros((1, 3), dtype=torch.int64)
+    assert not raised.score(asked[0], empty)[0, 1:].any()  # an empty history says nothing about new items
+    assert not (content.queries(asked[0], empty) @ content.item_matrix().T)[0, 1:].any()
     raised.save(tmp_path / "raised")
     assert torch.equal(_scores(load(tmp_path / "raised", vectors, CPU), [4, 6]), _scores(raised, [4, 6]))
 

@@ -38,6 +38,11 @@ def test_the_largest_within_the_cost_is_chosen(seed: int, cost: float, spread: f
         assert made.after[1] is None
 
 
+def test_if_nothing_finds_a_target_nothing_is_raised() -> None:
+    made = choose(lambda _: np.zeros(5), np.array([True, False, False, False, False]), 1.0, 0.01)
+    assert made.offset == 0.0
+
+
 @pytest.mark.parametrize("name", ["sasrec-content", "bert4rec-content"])
 @pytest.mark.parametrize("representation", ["content", "id+content"])
 def test_one_number_for_all_new_items_and_the_rest_stays(
