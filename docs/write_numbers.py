@@ -65,16 +65,21 @@ def readme_row(root: Path) -> str:
     """The row of README's table on the default run."""
     metrics = _metrics(root)
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
-    shown = [v for v in IN_README if (v, "sasrec") in metrics]
-    values = ", ".join(f"`{v}` {number(metrics[v, 'sasrec'][METRIC])}" for v in shown)
-    verdicts = "; ".join(
-        f"`{variant}` against `zero_shot`: {_verdict(comparisons, 'sasrec', variant, 'zero_shot')}"
-        for variant in ("sda", "lora")
-        if f"sasrec/{variant}_vs_zero_shot/{METRIC}_gain" in comparisons
-    )
+    answers: list[str] = []
+    for recommender, name in (("nearest", "Nearest items"), ("sasrec", "SASRec")):
+        shown = [v for v in IN_README if (v, recommender) in metrics]
+        if not shown:
+            continue
+        values = ", ".join(f"`{v}` {number(metrics[v, recommender][METRIC])}" for v in shown)
+        verdicts = "; ".join(
+            f"`{variant}` against `zero_shot`: {_verdict(comparisons, recommender, variant, 'zero_shot')}"
+            for variant in ("sda", "lora")
+            if f"{recommender}/{variant}_vs_zero_shot/{METRIC}_gain" in comparisons
+        )
+        answers.append(f"{name}, NDCG@10: {verdicts} ({values})")
     return (
-        f"| Does adaptation improve a recommender on the built-in shop? | SASRec, NDCG@10. {verdicts}. "
-        f"Values: {values} | [the default run](docs/results.md#the-default-run) |\n"
+        f"| Does adaptation improve a recommender on the built-in shop? | {'. '.join(answers)} "
+        f"| [the default run](docs/results.md#the-default-run) |\n"
     )
 
 

@@ -46,8 +46,9 @@ def test_the_answer_follows_from_the_interval(
     gains = {f"{pair}_gain": 0.0123, f"{pair}_low": interval[0], f"{pair}_high": interval[1]}
     (tmp_path / "comparisons.json").write_text(json.dumps(gains), encoding="utf-8")
     row = script["readme_row"](tmp_path)
-    assert f"| SASRec, NDCG@10. `sda` against `zero_shot`: {verdict} (.0123, 95 % interval " in row
-    assert ". Values: `id` .1000, `zero_shot` .1400, `lora` .1500, `sda` .1600, `oracle` .1700 |" in row
+    assert f"| SASRec, NDCG@10: `sda` against `zero_shot`: {verdict} (.0123, 95 % interval " in row
+    assert " (`id` .1000, `zero_shot` .1400, `lora` .1500, `sda` .1600, `oracle` .1700) |" in row
+    assert "Nearest items" not in row  # a run without them
     table = script["results_block"](tmp_path)
     assert script["control_row"](tmp_path) == ""  # a run without the positive control
     assert "| `sasrec` | .1000 (.0100) | .1100 (.0100) | .1200 (.0100) | .1300 (.0100) | .1400 (.0100) |" in table
