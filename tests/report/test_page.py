@@ -169,7 +169,7 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
         "Test NDCG@10 0.0500 (0.0460 to 0.0550). Chosen on validation: 0.0630, next id 0.0610.",
         "sda is better than zero_shot in sasrec (+4.2 %, +0.0010 to +0.0030).",
         "sda against id in sasrec (−2.0 %, −0.0040 to +0.0020).",
-        "Every number is the mean of 3 training seeds.",
+        "Every number of a trained recommender is the mean of 3 training seeds; pop and nearest draw no random numbers.",
         "1.810 −1.770 −1.750 0.7 %",
         "zero_shot 90.0 % 80.0 % 77.0 % 12.1 % 0 %", "289 items with an image and a category, among 300",
         "Chance: 12.0 % for the category, 0.3 % for the item itself.", "sda costs", "costs/report.html",
