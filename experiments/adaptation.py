@@ -16,6 +16,7 @@ other_images        control: the text vectors of zero_shot joined with the image
 mismatched          control: sda, trained on images with the texts of other items
 lora, lora_cmsa     LoRA with hard targets (InfoNCE) and with soft targets (CMSA)
 infonce, sda        MoDA with hard targets and with soft targets
+X:text, X:image     the text or the image vectors of an adapted variant X alone (sda:text)
 X+base              adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base (sda+base)
 X+even              vectors X, principal components scaled towards equal variance (export_embeddings.axis_scaling: even)
 X+filled            vectors X; the vector of a missing text or image is filled in from the item's other modality
@@ -96,9 +97,13 @@ CONTROLS = ("random", "shuffled", "image_only", "text_only")
 FILLED = tuple(f"{variant}+filled" for variant in (BASE, *VARIANTS))
 OTHER_IMAGES = "other_images"
 EVEN = "+even"
-CAN_BE_EVEN = (BASE, "text_only", "image_only", OTHER_IMAGES, *VARIANTS)
+PARTS = {"text_only": BASE, "image_only": BASE} | {
+    f"{variant}:{part}": variant for variant in VARIANTS for part in ("text", "image")
+}
+"""Kinds of vectors that are one modality of a variant."""
+CAN_BE_EVEN = (BASE, *PARTS, OTHER_IMAGES, *VARIANTS)
 KNOWN = (
-    *(BASE, *CONTROLS, OTHER_IMAGES, "attributes", "text_attributes"),
+    *(BASE, *CONTROLS, *PARTS, OTHER_IMAGES, "attributes", "text_attributes"),
     *(*VARIANTS, *(f"{variant}+base" for variant in VARIANTS), *FILLED, *(f"{vector}{EVEN}" for vector in CAN_BE_EVEN)),
 )
 IDS = "id+"
@@ -271,8 +276,9 @@ def run_data_stages(shop: Workspace) -> None:
 
 
 def source_of(vector: str) -> str:
-    """The variant from which vectors are computed: ``sda`` for ``id+sda+base``."""
-    return vector.removeprefix(IDS).removesuffix("+base").removesuffix("+filled").removesuffix(EVEN)
+    """The variant from which vectors are computed: ``sda`` for ``id+sda+base`` and ``sda:text``."""
+    vector = vector.removeprefix(IDS).removesuffix("+base").removesuffix("+filled").removesuffix(EVEN)
+    return vector.partition(":")[0]
 
 
 def workspace_of_seed(shop: Workspace, folder: Path, vector: str, seed: int) -> Workspace:
@@ -307,6 +313,8 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     content = vector.removeprefix(IDS)
     if content.endswith(EVEN):
         made = evened(workspace, params, content.removesuffix(EVEN))
+    elif ":" in content:
+        made = one_modality(workspace, params.export_embeddings, content)
     elif content.endswith("+base"):
         made = joined_with_base(workspace, params.export_embeddings, source_of(vector))
     elif content == OTHER_IMAGES:
@@ -353,12 +361,27 @@ def evened(workspace: Workspace, params: Params, vector: str) -> np.ndarray:
         params: its params.
         vector: a kind in :data:`CAN_BE_EVEN`.
     """
-    weights = {"text_only": {"image_weight": 0.0}, "image_only": {"text_weight": 0.0}}.get(vector, {})
-    even = {"fusion": "late_concat_pca", "axis_scaling": "even", **weights}
+    even = {"fusion": "late_concat_pca", "axis_scaling": "even"}
     section = params.export_embeddings.model_copy(update=even)
+    if vector in PARTS:
+        return one_modality(workspace, section, vector)
     if vector == OTHER_IMAGES:
         return with_other_images(workspace, params.model_copy(update={"export_embeddings": section}))
     own = read_table(workspace.embeddings(vector if vector in VARIANTS else BASE))
+    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
+
+
+def one_modality(workspace: Workspace, params: ExportParams, vector: str) -> np.ndarray:
+    """``(I, F)`` principal components of the text or the image vectors of a variant.
+
+    Args:
+        workspace: a project with the embeddings.
+        params: fusion of its params.
+        vector: a kind in :data:`PARTS`.
+    """
+    own = read_table(workspace.embeddings(PARTS[vector]))
+    other = "image_weight" if vector.startswith("text") or vector.endswith("text") else "text_weight"
+    section = params.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
     return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
 
 

@@ -1,4 +1,4 @@
-"""Compare item vectors in the recommender ``nearest``, which is not trained, with each other and with trained recommenders.
+"""Compare item vectors in the recommender ``nearest``, which is not trained.
 
 Items are ranked by their mean cosine to the items of the history, after the mean of the items in the training data is subtracted.
 A trained recommender can learn which directions of the vectors matter.  Here the geometry of the vectors decides, as in search,
