@@ -164,6 +164,20 @@ def test_even_vectors_are_those_of_the_export(project: Path, vector: str, weight
     np.testing.assert_array_equal(added, made)
 
 
+@pytest.mark.parametrize(("vector", "weight"), [("sda:text", "image_weight"), ("sda:image", "text_weight")])
+@pytest.mark.parametrize("scaling", ["none", "even"])
+def test_one_modality_of_an_adapted_variant(project: Path, vector: str, weight: str, scaling: str) -> None:
+    workspace = Workspace(folder(project) / "seed-1")
+    params = load_params(workspace.root / "params.yaml")
+    own = read_table(workspace.embeddings("sda"))
+    section = params.export_embeddings.model_copy(update={"axis_scaling": scaling, weight: 0.0})
+    wanted = fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
+    made = adaptation.matrix(workspace, params, vector + ("+even" if scaling == "even" else ""))
+    assert made is not None
+    np.testing.assert_array_equal(made[1:], wanted)
+    assert adaptation.source_of(f"id+{vector}+even") == "sda"
+
+
 def test_other_images_are_those_of_other_items(project: Path) -> None:
     """Every item with an image has another item's, no image is lost, and texts stay where they are."""
     workspace = Workspace(folder(project) / "seed-1")
