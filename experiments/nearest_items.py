@@ -66,6 +66,8 @@ PAIRS = (
     *((f"{BASE}{EVEN}", BASE), (f"{BASE}{EVEN}", f"text_only{EVEN}"), (f"{BASE}{EVEN}", f"{OTHER_IMAGES}{EVEN}")),
     *((CHECKED, f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{MISMATCHED}{EVEN}")),
     *(("lora", BASE), (CHECKED, "lora")),
+    *((f"{CHECKED}:{part}{even}", f"{part}_only{even}") for part in ("text", "image") for even in ("", EVEN)),
+    *((f"{ids}{CHECKED}+base", f"{ids}{BASE}") for ids in ("", IDS)),
     *((f"{IDS}{vector}{even}", "id") for vector in ("random", "shuffled", *WITH_USERS) for even in ("", EVEN)),
     *((f"{IDS}{CHECKED}{even}", f"{IDS}{other}{even}") for other in (BASE, "text_only", MISMATCHED) for even in ("", EVEN)),
     *((f"{IDS}{BASE}{even}", f"{IDS}{OTHER_IMAGES}{even}") for even in ("", EVEN)),
