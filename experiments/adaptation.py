@@ -380,7 +380,7 @@ def one_modality(workspace: Workspace, params: ExportParams, vector: str) -> np.
         vector: a kind in :data:`PARTS`.
     """
     own = read_table(workspace.embeddings(PARTS[vector]))
-    other = "image_weight" if vector.startswith("text") or vector.endswith("text") else "text_weight"
+    other = "image_weight" if "text" in vector else "text_weight"
     section = params.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
     return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
 

@@ -45,7 +45,7 @@ from experiments.study import (
     read_positions,
     write_results,
 )
-from experiments.workspaces import BASE, VARIANTS
+from experiments.workspaces import BASE, VARIANTS, changed_section
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.cli.scripts import Names, names
@@ -178,7 +178,7 @@ def ranked(run: Run, vector: str, item_vectors: np.ndarray | None, axis_scaling:
     interactions, num_items = INTERACTIONS.read(run.shop.interactions), ITEMS.count(run.shop.items)
     training = recommenders.training_data(interactions, num_items=num_items)
     section = adaptation.with_representation(run.params.train_recommender.nearest, vector)
-    section = section.model_copy(update={"axis_scaling": axis_scaling})
+    section = changed_section(section, {"axis_scaling": axis_scaling})
     model = recommenders.build(section, training.num_users, num_items, item_vectors, seed=0)
     device = torch.device("cpu")
     model.fit(training, checkpoint=run.folder / "unused", fingerprint="", device=device)

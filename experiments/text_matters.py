@@ -73,8 +73,8 @@ def main(
     given = {"representation": representation, "max_epochs": max_epochs, "id_dropout": id_dropout, "new_item_cost": new_item_cost}
     changes = {key: value for key, value in given.items() if value is not None}
     section = params.train_recommender.of(recommender)
-    for key, value in (("max_epochs", max_epochs), ("id_dropout", id_dropout), ("new_item_cost", new_item_cost)):
-        if value is not None and key not in type(section).model_fields:
+    for key in changes:
+        if key != "representation" and key not in type(section).model_fields:
             option = "--" + key.replace("_", "-")
             raise ConfigError(option, f"{recommender} has no setting {key}", f"leave out {option}, or use another recommender")
     folder = root / "experiments" / "positions" / name / recommender
