@@ -46,17 +46,26 @@ _SLACK = 1e-6  # similarities closer than this count as equal: float32 sums in a
 _WHERE = "params.yaml: build_index"
 
 
-def _unit(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
-    """A copy of the rows with unit length; float32, contiguous.
+def _matrix(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
+    """A copy of the rows; float32, contiguous.
 
     Raises:
-        DataError: the input is not a matrix or not finite, or a row is zero.
+        DataError: the input is not a matrix or not finite.
     """
     rows = np.array(vectors, dtype=np.float32, order="C")
     if rows.ndim != 2 or not rows.shape[1]:
         raise DataError(what, f"should be a matrix of one vector per row (got shape {rows.shape})")
     if not np.isfinite(rows).all():
         raise DataError(what, "hold values that are not finite")
+    return rows
+
+
+def _scale(rows: Vectors, what: str) -> Vectors:
+    """The rows scaled to unit length, in place.
+
+    Raises:
+        DataError: a row is zero.
+    """
     lengths = row_lengths(rows)
     if (lengths == 0).any():
         problem = f"{int((lengths == 0).sum())} of {len(rows)} are all zero, so they have no cosine"
@@ -169,7 +178,8 @@ def build_index(
     """Build, measure and write an index.
 
     Args:
-        vectors_ID: one vector per item, any length; a copy scaled to unit length is indexed.
+        vectors_ID: one vector per item, any length; a copy scaled to unit length is indexed.  A row of zeros means that the
+            item has no vector, so it is not in the index.
         item_ids: (I,) the item of each row; None if the rows are the whole catalogue, items 1..I in order.
         params: factory string, search settings, measurement of the recall and its minimum.
         folder: target folder of ``items.faiss``, ``ids.parquet`` and ``index.json``.
@@ -181,12 +191,17 @@ def build_index(
     Raises:
         ConfigError: an unknown factory string, too few items to train the index, or a search setting that the index does
             not have; or the recall is below ``min_recall``.
-        DataError: vectors are not finite or zero, or ids do not fit.
+        DataError: vectors are not finite or all are zero, or ids do not fit.
     """
-    vectors = _unit(vectors_ID, "item vectors")
+    vectors = _matrix(vectors_ID, "item vectors")
     ids = np.arange(1, len(vectors) + 1, dtype=np.int32) if item_ids is None else np.asarray(item_ids, dtype=np.int32)
     if ids.shape != (len(vectors),) or len(np.unique(ids)) != len(ids) or not len(ids) or ids.min() < 1:
         raise DataError("item ids", f"should be {len(vectors)} distinct numbers from 1, one per vector (got {len(ids)})")
+    has_vector = vectors.any(axis=1)
+    if has_vector.any() and not has_vector.all():
+        _log.info("%d of %d items have no vector and are not in the index", int((~has_vector).sum()), len(ids))
+        vectors, ids = vectors[has_vector], ids[has_vector]
+    vectors = _scale(vectors, "item vectors")
     index = _make(vectors, params)
     try:
         recall, queries_per_second = _recall(index, vectors, params)
@@ -269,7 +284,7 @@ class ItemIndex:
         Raises:
             DataError: queries have another width, are not finite or are zero; or ``k`` is less than 1.
         """
-        queries = _unit(queries_QD, "queries")
+        queries = _scale(_matrix(queries_QD, "queries"), "queries")
         if queries.shape[1] != self.index.d:
             raise DataError("queries", f"are {queries.shape[1]} wide, the index in {self.where} is {self.index.d}")
         if k < 1:
@@ -295,9 +310,8 @@ class ItemIndex:
         """
         places = np.flatnonzero(self.item_ids == item_id)
         if not len(places):
-            raise DataError(
-                "neighbours", f"there is no item {item_id} in {self.where}", f"ids run up to {int(self.item_ids.max())}"
-            )
+            problem = f"item {item_id} is not in {self.where}: it does not exist, or has no vector"
+            raise DataError("neighbours", problem, f"its ids run up to {int(self.item_ids.max())}")
         try:
             vector = np.asarray(self.index.reconstruct(int(places[0])), dtype=np.float32)
         except RuntimeError as error:
@@ -308,8 +322,10 @@ class ItemIndex:
         return items[0, kept], scores[0, kept]
 
     def neighbor_lists(self, item_ids: Iterable[int], k: int) -> dict[int, list[tuple[int, float]]]:
-        """:meth:`neighbors` of several items, as pairs of item id and cosine, with the same errors."""
-        found = {item_id: self.neighbors(item_id, k) for item_id in item_ids}
+        """:meth:`neighbors` of several items, as pairs of item id and cosine; an item that is not in the index has none."""
+        indexed = set(self.item_ids.tolist())
+        nothing = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
+        found = {item_id: self.neighbors(item_id, k) if item_id in indexed else nothing for item_id in item_ids}
         return {item_id: list(zip(ids.tolist(), scores.tolist(), strict=True)) for item_id, (ids, scores) in found.items()}
 
 

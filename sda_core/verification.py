@@ -352,7 +352,10 @@ class _Run:
         _expect(str(vectors.shape[1]) == described.get("embedding_dim"), path, "embedding_dim in its metadata is another width")
         if self.params.export_embeddings.normalize:
             lengths = np.linalg.norm(vectors[1:], axis=1)
-            off = int((np.abs(lengths - 1) > _UNIT).sum())
+            lacks_one = np.zeros(len(lengths), dtype=bool)  # an item may be zero if it has nothing that was fused
+            for column in {*columns} & {*table.columns}:
+                lacks_one |= table[column].is_null().to_numpy()
+            off = int(((np.abs(lengths - 1) > _UNIT) & ~((lengths == 0) & lacks_one)).sum())
             _expect(off == 0, path, f"{off} of {len(lengths)} vectors are not of unit length, although normalize is true")
         return f"{len(table):,} vectors of width {vectors.shape[1]}, finite"
 
@@ -401,11 +404,13 @@ class _Run:
         vectors = self._vectors(variant)
         if vectors is None:
             raise ArtifactError(str(folder), f"is of a variant without vectors, {variant}")
-        num_items, width = len(vectors) - 1, vectors.shape[1]
+        described, width = np.flatnonzero(vectors.any(axis=1)), vectors.shape[1]  # a row of zeros is an item without a vector
         shape = len(opened.item_ids), int(opened.index.d)
-        _expect(shape == (num_items, width), folder, f"holds {shape[0]} vectors of width {shape[1]}, not {num_items} of {width}")
-        _expect(set(opened.item_ids.tolist()) == set(range(1, num_items + 1)), folder, f"its items are not 1..{num_items}")
-        queries = np.unique(np.linspace(1, num_items, min(_NUM_QUERIES, num_items)).round().astype(int))
+        expected = len(described), width
+        _expect(shape == expected, folder, f"holds {shape[0]} vectors of width {shape[1]}, not {expected[0]} of {width}")
+        same = np.array_equal(np.sort(opened.item_ids), described)
+        _expect(same, folder, f"its items are not the {len(described)} of {variant} that have a vector")
+        queries = described[np.unique(np.linspace(0, len(described) - 1, min(_NUM_QUERIES, len(described))).round().astype(int))]
         found = opened.search(vectors[queries], 1)[0][:, 0]
         lengths = np.linalg.norm(vectors, axis=1)
         cosines = np.einsum("qd,qd->q", vectors[queries], vectors[found]) / (lengths[queries] * np.maximum(lengths[found], 1e-12))

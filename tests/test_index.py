@@ -200,7 +200,7 @@ def test_bad_vectors_are_refused(bad: str, tmp_path: Path) -> None:
     ids = np.arange(1, 21)
     match bad:
         case "zero":
-            vectors[3] = 0
+            vectors[:] = 0
         case "nan":
             vectors[3, 0] = np.nan
         case "flat":
@@ -209,6 +209,25 @@ def test_bad_vectors_are_refused(bad: str, tmp_path: Path) -> None:
             vectors, ids = vectors[:0], ids[:0]
     with pytest.raises(DataError):
         build_index(vectors, ids, index_params(), tmp_path)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8"])
+def test_items_without_a_vector_are_left_out(factory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    vectors = clustered(40)
+    vectors[[0, 7, 39]] = 0
+    with caplog.at_level("INFO"):
+        made = build_index(vectors, None, index_params(factory), tmp_path)
+    assert made["ntotal"] == 37
+    assert "3 of 40 items have no vector and are not in the index" in caplog.text
+    opened = load_index(tmp_path)
+    assert set(opened.item_ids.tolist()) == set(range(1, 41)) - {1, 8, 40}
+    found, cosines = opened.neighbors(2, 39)
+    assert len(found) >= 30  # HNSW is approximate
+    assert not {1, 8, 40} & set(found.tolist())
+    assert np.isfinite(cosines).all()
+    with pytest.raises(DataError, match="item 8 is not in .*: it does not exist, or has no vector"):
+        opened.neighbors(8, 3)
+    assert opened.neighbor_lists([8, 2], 3)[8] == []
 
 
 @pytest.mark.parametrize("ids", [np.arange(20), np.arange(1, 20), np.ones(20, dtype=int)])
@@ -239,7 +258,7 @@ def test_inputs_are_left_as_they_were(tmp_path: Path) -> None:
 
 def test_questions_that_make_no_sense(tmp_path: Path) -> None:
     build_index(clustered(20), None, index_params(), tmp_path)
-    with pytest.raises(DataError, match="no item 21"):
+    with pytest.raises(DataError, match="item 21 is not in"):
         neighbors(tmp_path, 21, 3)
     with pytest.raises(DataError, match="at least 1"):
         search(tmp_path, clustered(1), 0)

@@ -145,7 +145,9 @@ def control(kind: Derived, vectors: Vectors, fit_ids: np.ndarray, params: Export
             image_ID, text_ID = (vectors.image_ID, zero_ID) if kept == "image" else (zero_ID, vectors.text_ID)
             every = np.ones_like(vectors.has_image)  # also the zeros of the other modality, which are written unchanged
             has_image, has_text = (vectors.has_image, every) if kept == "image" else (every, vectors.has_text)
-            section = params.model_copy(update={"fusion": "late_concat_pca", "fused_dim": vectors.fused_IF.shape[1]})
+            other = "text" if kept == "image" else "image"
+            only = {"fusion": "late_concat_pca", "fused_dim": vectors.fused_IF.shape[1], f"{other}_weight": 0.0}
+            section = params.model_copy(update=only)
             fused_IF = fuse(image_ID, text_ID, has_image, fit_ids, section, has_text=has_text)
             return Vectors(image_ID, text_ID, fused_IF, has_image, has_text)
         case _:

@@ -38,7 +38,8 @@ def fuse(
     which carries no information about the item.  Likewise a row without a text gets the mean text vector.  So after the
     centring of ``late_concat_pca`` such a row is that of its other modality alone: without a text
     ``y = (image - mean image) A_image``, without an image ``y = (text - mean text) A_text``, with ``A`` the rows of the axes
-    for that modality.  Rows without both are all equal.
+    for that modality.  A row that has none of the fused modalities, or none whose weight is not 0, is zero: nothing is known
+    about this item.
 
     ===================  ====================================================================================
     ``late_concat_pca``  principal components of ``[image, text]``, fitted on ``fit_ids`` only, centred, not
@@ -104,9 +105,18 @@ def fuse(
             _prepare(fused_IF, has[1], fit_rows, params)
         case _:
             assert_never(params.fusion)
+    fused_IF[~_has_content(has, params)] = 0.0  # principal components have rounding noise there, which would get length 1
     if params.normalize:
         unit_rows(fused_IF, out=fused_IF)
     return fused_IF
+
+
+def _has_content(has: tuple[np.ndarray, np.ndarray], params: ExportParams) -> np.ndarray:
+    """``(I,)`` bool: whether a row has one of the fused modalities."""
+    image, text = has
+    if params.fusion in ("image", "text"):
+        return image if params.fusion == "image" else text
+    return image & (params.image_weight != 0) | text & (params.text_weight != 0)
 
 
 def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) -> np.ndarray:

@@ -111,13 +111,16 @@ class Nearest(Recommender):
         validation = validation_view(data)
         if self.new_item_offset_I is not None:
             self.new_item_offset_I.zero_()
+        ndcg = None
         if self.uses_users and self.uses_content:
             self._measure_spreads(data.train, device)
             if self.settings.content_weight is None:
-                self._choose_weight(validation, device)
+                ndcg = self._choose_weight(validation, device)
         if self.new_item_offset_I is not None:
             raise_new_items(self, self.new_item_offset_I, data, self.settings.new_item_cost or 0.0, device)
-        ndcg = self._validate(validation, device) if len(validation.users) else None
+            ndcg = None  # it is that of other scores
+        if ndcg is None and len(validation.users):
+            ndcg = self._validate(validation, device)
         return [EpochRecord(1, None, ndcg, is_best=True)]
 
     def _find_neighbors(self, train: Histories) -> None:
@@ -176,12 +179,12 @@ class Nearest(Recommender):
         spreads = sums / len(users)
         self.spreads.copy_(torch.where(spreads > 0, spreads, 1.0))
 
-    def _choose_weight(self, validation: EvaluationData, device: torch.device) -> None:
-        """The weight with the highest NDCG@10; the lowest of equally good ones."""
+    def _choose_weight(self, validation: EvaluationData, device: torch.device) -> float | None:
+        """Set the weight with the highest NDCG@10, the lowest of equally good ones; return that NDCG@10, or None without users."""
         if not len(validation.users):
             self.content_weight.fill_(0.5)
             _log.warning("nearest: no user has a validation target, so content_weight is %.1f", float(self.content_weight))
-            return
+            return None
         found: list[float] = []
         for weight in WEIGHTS_OF_CONTENT:
             self.content_weight.fill_(weight)
@@ -194,6 +197,7 @@ class Nearest(Recommender):
             found[0],
             found[-1],
         )
+        return max(found)
 
     def _validate(self, validation: EvaluationData, device: torch.device) -> float:
         return ndcg_at_10(count_positions(self, validation, None, USERS_PER_CHUNK, device))
@@ -210,22 +214,24 @@ class Nearest(Recommender):
             self._unit_ID = F.normalize(torch.from_numpy(moved), dim=1, eps=1e-30).to(self.mean_D.device)
         return self._unit_ID
 
+    def _used_history(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The latest ``max_length`` items of each history ``(B, L)``, and their number ``(B, 1)``, at least 1."""
+        used_BL = history_BL[:, -self.history_length :]
+        return used_BL, (used_BL > 0).sum(dim=1, keepdim=True).clamp_min(1)
+
     def _queries_of(self, history_BL: Tensor) -> Tensor:
-        history_BL = history_BL[:, -self.history_length :]
-        length_B = (history_BL > 0).sum(dim=1).clamp_min(1)
-        return self._units()[history_BL].sum(dim=1) / length_B[:, None]
+        used_BL, length_B1 = self._used_history(history_BL)
+        return self._units()[used_BL].sum(dim=1) / length_B1
 
     def _score_by_content(self, history_BL: Tensor) -> Tensor:
         return self._queries_of(history_BL) @ self._units().T
 
     def _score_by_users(self, history_BL: Tensor) -> Tensor:
-        history_BL = history_BL[:, -self.history_length :]
-        B = len(history_BL)
-        length_B = (history_BL > 0).sum(dim=1).clamp_min(1)
-        ids_Bn = self.neighbor_ids_IK[history_BL].reshape(B, -1).long()
-        similarity_Bn = self.neighbor_similarities_IK[history_BL].reshape(B, -1)
-        score_BI = similarity_Bn.new_zeros(B, self.num_items + 1).scatter_add_(1, ids_Bn, similarity_Bn)
-        return score_BI / length_B[:, None]
+        used_BL, length_B1 = self._used_history(history_BL)
+        B = len(used_BL)
+        ids_Bn = self.neighbor_ids_IK[used_BL].reshape(B, -1).long()
+        similarity_Bn = self.neighbor_similarities_IK[used_BL].reshape(B, -1)
+        return similarity_Bn.new_zeros(B, self.num_items + 1).scatter_add_(1, ids_Bn, similarity_Bn) / length_B1
 
     def _item_matrix(self) -> Tensor | None:
         if self.uses_users:

@@ -137,7 +137,7 @@ def test_row_without_text_takes_the_mean_of_the_fitted():
     np.testing.assert_array_equal(fused[has_text, 4:], text[has_text])
     np.testing.assert_array_equal(fused[:, :4], image)
     alone = fuse(*arguments, export_params(fusion="text", normalize=False), has_text=has_text)
-    np.testing.assert_array_equal(alone, fused[:, 4:])
+    np.testing.assert_array_equal(alone[has_text], fused[has_text, 4:])
     with pytest.raises(DataError, match="'text', but no item has a text; use 'image'"):
         fuse(*arguments, export_params(fusion="text"), has_text=~everywhere)
 
@@ -158,6 +158,29 @@ def test_a_row_without_a_modality_is_exactly_the_other_one_in_the_fused_geometry
     both = fuse(image, text, fit_ids=fit_rows + 1, params=export_params(fused_dim=8, normalize=False), **flags)[has]
     np.testing.assert_allclose(both @ fused.T, (present - present[fit_rows].mean(0))[has] @ centred.T, atol=1e-4)
     assert np.abs(both @ both.T - of_absent @ of_absent.T).max() > 0.1  # rows with both have more than one of them
+
+
+CENTRED = [("late_concat_pca", scaling, with_base) for scaling in ("none", "even") for with_base in (False, True)]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("only", [None, "image", "text"])
+@pytest.mark.parametrize(
+    ("fusion", "axis_scaling", "with_base"),
+    [*CENTRED, ("concat", "none", True), *((fusion, "none", False) for fusion in ("concat", "mean", "image", "text"))],
+)
+def test_an_item_without_content_is_zero(fusion, axis_scaling, with_base, only, normalize):
+    """Nothing is known of it, so no item is near it; rounding noise of length 1 made such items each other's nearest items."""
+    image, text = random_halves(60, 5)
+    row = np.arange(60)
+    has_image, has_text = row % 3 != 0, row % 4 != 0
+    weights = {"image_weight": float(only != "text"), "text_weight": float(only != "image")}
+    params = export_params(fusion=fusion, axis_scaling=axis_scaling, normalize=normalize, with_base=with_base, **weights)
+    base = (2 * image, image + text) if with_base else None
+    fused = fuse(image, text, has_image, np.arange(1, 41), params, base, has_text)
+    kept = fusion if fusion in ("image", "text") else only
+    expected = {"image": has_image, "text": has_text, None: has_image | has_text}[kept]
+    np.testing.assert_array_equal(fused.any(axis=1), expected)
 
 
 def test_base_rows_without_text_are_filled_too():
