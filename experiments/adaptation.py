@@ -20,6 +20,8 @@ X:text, X:image     the text or the image vectors of an adapted variant X alone 
 X+base              adapted vectors X joined with those of zero_shot, as by export_embeddings.with_base (sda+base)
 X+even              vectors X, principal components scaled towards equal variance (export_embeddings.axis_scaling: even)
 X+filled            vectors X; the vector of a missing text or image is filled in from the item's other modality
+separate_models     MiniLM's vectors of the texts and EfficientNet-lite0's of the images: what is possible without a
+                    vision-language model; separate_models:text and separate_models:image are one of the two
 attributes          categories and features of the items, one-hot, with an item-specific random part
 text_attributes     the text vectors of zero_shot with these attributes: a bound for what a perfect reader of photos could add
 id+X                vectors X added to learned ids (representation id+content of sequential recommenders); in the recommender
@@ -49,6 +51,7 @@ from dvc.utils.hydra import compose_and_dump
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import separate_models
 from experiments.options import THREE_SEEDS, Name, Recommenders, Root, Seeds
 from experiments.study import (
     CUTOFF,
@@ -81,7 +84,7 @@ from experiments.workspaces import (
 )
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.cli.scripts import Names, names
-from sda_core.embeddings.controls import read_table
+from sda_core.embeddings.controls import Vectors, read_table
 from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.oracle import NOISE_LENGTH, NOISE_WIDTH
 from sda_core.errors import ConfigError, DataError
@@ -96,14 +99,15 @@ from sda_core.unit_rows import unit_rows
 CONTROLS = ("random", "shuffled", "image_only", "text_only")
 FILLED = tuple(f"{variant}+filled" for variant in (BASE, *VARIANTS))
 OTHER_IMAGES = "other_images"
+SEPARATE = separate_models.NAME
 EVEN = "+even"
 PARTS = {"text_only": BASE, "image_only": BASE} | {
-    f"{variant}:{part}": variant for variant in VARIANTS for part in ("text", "image")
+    f"{variant}:{part}": variant for variant in (*VARIANTS, SEPARATE) for part in ("text", "image")
 }
 """Kinds of vectors that are one modality of a variant."""
-CAN_BE_EVEN = (BASE, *PARTS, OTHER_IMAGES, *VARIANTS)
+CAN_BE_EVEN = (BASE, *PARTS, OTHER_IMAGES, *VARIANTS, SEPARATE)
 KNOWN = (
-    *(BASE, *CONTROLS, *PARTS, OTHER_IMAGES, "attributes", "text_attributes"),
+    *(BASE, *CONTROLS, *PARTS, OTHER_IMAGES, SEPARATE, "attributes", "text_attributes"),
     *(*VARIANTS, *(f"{variant}+base" for variant in VARIANTS), *FILLED, *(f"{vector}{EVEN}" for vector in CAN_BE_EVEN)),
 )
 IDS = "id+"
@@ -127,6 +131,10 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
     "MoDA or LoRA?": [("infonce", "lora"), ("sda", "lora_cmsa")],
     "Soft or hard targets?": [("sda", "infonce"), ("lora_cmsa", "lora")],
     "Base and adapted vectors together?": [("sda+base", BASE), ("sda+base", "text_only"), ("sda+base", "sda")],
+    "Is a vision-language model needed?": [
+        (BASE, SEPARATE), ("text_only", f"{SEPARATE}:text"), ("image_only", f"{SEPARATE}:image"), (f"{IDS}{SEPARATE}", "id"),
+        (f"{IDS}{BASE}", f"{IDS}{SEPARATE}"),
+    ],
     "What do images add?": [
         ("image_only", "random"), (BASE, "text_only"), (BASE, OTHER_IMAGES), (OTHER_IMAGES, "text_only"),
         ("text_attributes", "text_only"),
@@ -135,7 +143,7 @@ QUESTIONS: dict[str, list[tuple[str, str]]] = {
 }  # fmt: skip
 """The pairs of vectors that answer each question: first minus second."""
 
-Vectors = Annotated[
+VectorNames = Annotated[
     Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="The vectors, in the order of training.")
 ]
 Composed = Annotated[
@@ -161,7 +169,7 @@ Train = Annotated[
 def main(
     name: Name,
     recommenders: Recommenders = Names(("sasrec",)),
-    vectors: Vectors = FIRST,
+    vectors: VectorNames = FIRST,
     composed: Composed = None,
     root: Root = Path(),
     seeds: Seeds = THREE_SEEDS,
@@ -314,11 +322,13 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     if content.endswith(EVEN):
         made = evened(workspace, params, content.removesuffix(EVEN))
     elif ":" in content:
-        made = one_modality(workspace, params.export_embeddings, content)
+        made = one_modality(workspace, params, params.export_embeddings, content)
     elif content.endswith("+base"):
         made = joined_with_base(workspace, params.export_embeddings, source_of(vector))
     elif content == OTHER_IMAGES:
         made = with_other_images(workspace, params)
+    elif content == SEPARATE:
+        made = table_of(workspace, params, content).fused_IF
     elif content in FILLED:
         made = filled(workspace, params.export_embeddings, source_of(vector))
     elif content in ("attributes", "text_attributes"):
@@ -326,6 +336,21 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     else:
         return vectors_of(workspace, params, content)
     return np.concatenate([np.zeros((1, made.shape[1]), dtype=np.float32), made])
+
+
+def table_of(workspace: Workspace, params: Params, variant: str) -> Vectors:
+    """The image, text and fused vectors of a variant; those of ``separate_models`` are computed once for all seeds.
+
+    Args:
+        workspace: a project with the embeddings of zero_shot.
+        params: its params.
+        variant: the variant.
+    """
+    path = workspace.embeddings(variant)
+    if variant == SEPARATE:
+        path = workspace.embeddings(BASE).resolve().with_stem(SEPARATE)  # all seeds link the file of zero_shot
+        separate_models.write(workspace, params, path)
+    return read_table(path)
 
 
 def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
@@ -364,24 +389,25 @@ def evened(workspace: Workspace, params: Params, vector: str) -> np.ndarray:
     even = {"fusion": "late_concat_pca", "axis_scaling": "even"}
     section = params.export_embeddings.model_copy(update=even)
     if vector in PARTS:
-        return one_modality(workspace, section, vector)
+        return one_modality(workspace, params, section, vector)
     if vector == OTHER_IMAGES:
         return with_other_images(workspace, params.model_copy(update={"export_embeddings": section}))
-    own = read_table(workspace.embeddings(vector if vector in VARIANTS else BASE))
+    own = table_of(workspace, params, vector)
     return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
 
 
-def one_modality(workspace: Workspace, params: ExportParams, vector: str) -> np.ndarray:
+def one_modality(workspace: Workspace, params: Params, fusion: ExportParams, vector: str) -> np.ndarray:
     """``(I, F)`` principal components of the text or the image vectors of a variant.
 
     Args:
         workspace: a project with the embeddings.
-        params: fusion of its params.
+        params: its params.
+        fusion: the fusion.
         vector: a kind in :data:`PARTS`.
     """
-    own = read_table(workspace.embeddings(PARTS[vector]))
+    own = table_of(workspace, params, PARTS[vector])
     other = "image_weight" if "text" in vector else "text_weight"
-    section = params.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
+    section = fusion.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
     return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
 
 

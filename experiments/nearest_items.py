@@ -30,7 +30,7 @@ import torch
 import typer
 
 from experiments import adaptation
-from experiments.adaptation import CHECKED, EVEN, IDS, MISMATCHED, OTHER_IMAGES, Measured
+from experiments.adaptation import CHECKED, EVEN, IDS, MISMATCHED, OTHER_IMAGES, SEPARATE, Measured
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import (
     CUTOFF,
@@ -59,19 +59,44 @@ DEFAULT = Names(
         *(f"{vector}{EVEN}" for vector in (BASE, "text_only", OTHER_IMAGES, CHECKED, MISMATCHED)),
     )
 )
-WITH_USERS = (BASE, "text_only", "image_only", OTHER_IMAGES, CHECKED, MISMATCHED, "lora", ORACLE)
+WITH_USERS = (
+    BASE,
+    "text_only",
+    "image_only",
+    OTHER_IMAGES,
+    CHECKED,
+    MISMATCHED,
+    "lora",
+    "infonce",
+    SEPARATE,
+    f"{SEPARATE}:text",
+    ORACLE,
+)
 PAIRS = (
     *((ORACLE, BASE), (BASE, "random"), (BASE, "text_only"), (BASE, OTHER_IMAGES)),
     *((CHECKED, BASE), (CHECKED, "text_only"), (CHECKED, "image_only"), (CHECKED, MISMATCHED), (MISMATCHED, BASE)),
     *((f"{BASE}{EVEN}", BASE), (f"{BASE}{EVEN}", f"text_only{EVEN}"), (f"{BASE}{EVEN}", f"{OTHER_IMAGES}{EVEN}")),
     *((CHECKED, f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{BASE}{EVEN}"), (f"{CHECKED}{EVEN}", f"{MISMATCHED}{EVEN}")),
-    *(("lora", BASE), (CHECKED, "lora")),
+    (CHECKED, "lora"),
     *((f"{CHECKED}:{part}{even}", f"{part}_only{even}") for part in ("text", "image") for even in ("", EVEN)),
     *((f"{ids}{CHECKED}+base", f"{ids}{BASE}") for ids in ("", IDS)),
     *((f"{IDS}{vector}{even}", "id") for vector in ("random", "shuffled", *WITH_USERS) for even in ("", EVEN)),
     *((f"{IDS}{CHECKED}{even}", f"{IDS}{other}{even}") for other in (BASE, "text_only", MISMATCHED) for even in ("", EVEN)),
     *((f"{IDS}{BASE}{even}", f"{IDS}{OTHER_IMAGES}{even}") for even in ("", EVEN)),
     *((f"{IDS}{BASE}{even}", f"{IDS}text_only{even}") for even in ("", EVEN)),
+    *(
+        (f"{ids}{one}{even}", f"{ids}{other}{even}")
+        for one, other in (("infonce", BASE), ("lora", BASE), (CHECKED, "infonce"), ("infonce", "lora"))
+        for ids in ("", IDS)
+        for even in ("", EVEN)
+    ),
+    *(
+        (f"{ids}{one}{even}", f"{ids}{SEPARATE}{part}{even}")
+        for one, part in ((BASE, ""), ("text_only", ":text"), ("image_only", ":image"))
+        for ids in ("", IDS)
+        for even in ("", EVEN)
+    ),
+    *((f"{IDS}{SEPARATE}{even}", f"{IDS}{SEPARATE}:text{even}") for even in ("", EVEN)),
 )
 """The differences in the table: first minus second."""
 

