@@ -28,7 +28,7 @@ interval of the difference contains 0 and is within 10 % of the level in both di
     python -m experiments agreement --cornac cornac/bin/python --recbole recbole/bin/python --variant zero_shot --seeds 1,2,3
 
 Positions are kept below the project's experiments/positions/agreement, so a stopped run resumes.  Tables are written to
-experiments/results/agreement.
+experiments/results/agreement; with --users N, to experiments/results/agreement-N.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def main(
         train_ours(workspace, params, model, ("control", "default"), variant, seeds, folder / model)
     done = [model for model in LIBRARY if is_complete(folder / model / "theirs", seeds)]
     tables = [table(folder, done, seeds, params.evaluate), same_lists(folder, done, seeds)]
-    write_results("\n".join(tables), "agreement", name, root)
+    write_results("\n".join(tables), "agreement", "" if users is None else str(users), root)
 
 
 def first_users(source: Workspace, users: int, variant: str, folder: Path) -> Workspace:
@@ -408,12 +408,17 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
                 ours_SU, theirs_SU = (gains("ndcg", part) for part in pair)
                 low, high = interval(ours_SU - theirs_SU, params, "agreement")
                 cells.append(f"{(ours_SU - theirs_SU).mean():+.4f} [{low:+.4f}, {high:+.4f}]")
-                cells.append(agree(ours_SU, theirs_SU, low, high))
+                cells.append(verdict_of(row, agree(ours_SU, theirs_SU, low, high)))
             spent = [read_json(folder / model / row / f"{seed}.json", "result")["seconds"] for seed in seeds]
             lines.append([*cells, f"{np.mean(spent):.0f}"])
     heads = ["model", "row", *(f"{name}@{CUTOFF} (range over seeds)" for name in ("NDCG", "Hit"))]
     heads += [f"NDCG@{CUTOFF}, ours minus the library's [95 %]", "agrees", "processor seconds per training"]
     return markdown_table(heads, lines, "Our results and those of the other library")
+
+
+def verdict_of(row: str, verdict: str) -> str:
+    """The cell of a row; if the control does not differ, agreement of the other rows says little."""
+    return f"{verdict}; the control should differ: use more users" if row == "control" and verdict != "no" else verdict
 
 
 def rows_of(folder: Path, seeds: Sequence[int]) -> list[str]:

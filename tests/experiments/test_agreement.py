@@ -232,6 +232,8 @@ def of_seeds(*means: float) -> np.ndarray:
 )
 def test_the_verdict(ours: tuple[float, ...], theirs: tuple[float, ...], bounds: tuple[float, float], verdict: str) -> None:
     assert agreement.agree(of_seeds(*ours), of_seeds(*theirs), *bounds) == verdict
+    assert agreement.verdict_of("ours", verdict) == verdict
+    assert (agreement.verdict_of("control", verdict) == verdict) == (verdict == "no")
 
 
 def test_the_tables(shop: Workspace, params: Params, tmp_path: Path) -> None:
