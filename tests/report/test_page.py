@@ -16,7 +16,7 @@ import pytest
 
 from sda_core.costs import Latest
 from sda_core.report import ReportData, render
-from sda_core.report.model import Change, Learning
+from sda_core.report.model import Change, Learning, NeighborList
 from sda_core.report.page import (
     change_cell,
     day,
@@ -380,6 +380,14 @@ def test_shared_neighbours_are_marked_with_more_than_a_frame(page_data: ReportDa
     html = render(page_data)
     assert html.count('<li class="shared">') == 1
     assert html.count(", shared</span>") == 1
+
+
+def test_an_item_without_a_vector_has_no_neighbours(page_data: ReportData) -> None:
+    (example,) = page_data.examples
+    lists = example.lists[0], NeighborList("image_only", ())
+    html = render(dataclasses.replace(page_data, examples=(dataclasses.replace(example, lists=lists),)))
+    assert "None: this item has no vector in image_only." in html
+    assert "0 of 0 shared" not in html
 
 
 @pytest.mark.parametrize(
