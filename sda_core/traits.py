@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from sda_core.params import NearestParams, PopParams, RecommenderParams, SequentialParams, SLMRecParams
 
+WITHOUT_SEED = frozenset({"pop", "nearest"})
+"""Kinds of recommenders whose training draws no random numbers."""
+
 
 def counts_test(params: RecommenderParams) -> bool:
     """Whether it uses the test interactions, as in published tables with leakage; only ``pop`` has this setting."""
@@ -18,7 +21,7 @@ def counts_test(params: RecommenderParams) -> bool:
 
 def seeds_of(params: RecommenderParams, seeds: Sequence[int]) -> tuple[int, ...]:
     """The training seeds of a recommender: the given ones, or only 0 if nothing in it is random."""
-    return (0,) if isinstance(params, PopParams | NearestParams) else tuple(seeds)
+    return (0,) if params.kind in WITHOUT_SEED else tuple(seeds)
 
 
 def takes_modalities(params: RecommenderParams) -> bool:

@@ -20,6 +20,7 @@ from sda_core.evaluation.metrics import Metric
 from sda_core.evaluation.seed_noise import Spread, spread_of_runs
 from sda_core.evaluation.seeds import stack
 from sda_core.params import TailParams
+from sda_core.traits import WITHOUT_SEED
 
 Tree = Mapping[str, Any]
 """The content of a ``params.yaml``."""
@@ -51,7 +52,7 @@ def has_adapter(params: Tree, variant: str) -> bool:
 
 def has_seed(params: Tree, recommender: str) -> bool:
     """Whether a recommender's training draws random numbers; true for unknown recommenders."""
-    return at(params, f"train_recommender.{recommender}.kind") not in ("pop", "nearest")
+    return at(params, f"train_recommender.{recommender}.kind") not in WITHOUT_SEED
 
 
 def sections(params: Tree, variant: str, recommender: str) -> dict[str, Any]:
