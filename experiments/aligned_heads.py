@@ -1,0 +1,306 @@
+"""Does alignment help if the images are informative?  Linear heads on frozen embeddings, trained with the losses of the project.
+
+An adapter inside a small backbone cannot align what the backbone does not see.  Here the embeddings are frozen, so any embeddings
+can be aligned in seconds: those of ``zero_shot``, or of ``separate_models`` (MiniLM and EfficientNet-lite0), which see photos
+better.  Each modality is reduced to its first principal components, and one square matrix for each modality, the identity at the
+start, is trained on the pairs of image and text of all items.  Interactions are not used.  After 0 steps the embeddings are the
+frozen ones.
+
+==========  =========================================================================================================
+losses      sda: CMSA as in the project; soft: CMSA with the frozen embeddings as the teacher, at 4 effective targets;
+            infonce: hard targets; mismatched: the negative control, sda on images with the texts of other items
+parts       fused: both aligned modalities; mixed: the frozen texts and the aligned images; image and text: one of them
+==========  =========================================================================================================
+
+The recommender is ``nearest``, which is not trained: next to co-purchases (``id+``) after the last number of steps, and by
+embeddings alone after each.  Principal axes are scaled towards equal variance (axis_scaling: even).  The input are runs of
+``adaptation``, as for ``nearest_items``.
+
+    python -m experiments aligned_heads --name hm --runs H&M=experiments/runs/adaptation/hm --embeddings separate_models
+
+Positions are kept below experiments/runs/aligned_heads/NAME, so a stopped run resumes.  Tables are written to
+experiments/results/aligned_heads-NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor, nn
+
+from experiments import adaptation
+from experiments.adaptation import IDS, SEPARATE
+from experiments.nearest_items import Run, Runs, ranked
+from experiments.options import THREE_SEEDS, Name, Seeds
+from experiments.study import (
+    CUTOFF,
+    check_names,
+    difference,
+    gains,
+    logger,
+    markdown_table,
+    mean_with_range,
+    mutual_retrieval_at_1,
+    positions_path,
+    read_positions,
+    write_results,
+)
+from experiments.workspaces import BASE
+from sda_core import losses
+from sda_core.artifacts import POSITIONS, Workspace, read_json, write_json
+from sda_core.cli.scripts import Names, Numbers, names, numbers
+from sda_core.embeddings.controls import Vectors
+from sda_core.embeddings.fusion import fuse, seen_items
+from sda_core.errors import ConfigError
+from sda_core.params import LossParams, Params
+from sda_core.principal_axes import principal_axes, project
+from sda_core.seed import generator
+from sda_core.unit_rows import unit_rows
+
+WIDTH = 256  # principal components of each modality
+BATCH = 256
+RATE = 1e-3
+MISMATCHED = "mismatched"
+LOSSES: dict[str, dict[str, object]] = {
+    "sda": {},
+    "soft": {"teacher_source": "base", "teacher_targets": 4.0},
+    "infonce": {"teacher": "none"},
+    MISMATCHED: {},
+}
+"""Changes of the section ``train_adapter.loss``."""
+PARTS = ("fused", "mixed", "image", "text")
+NEXT_TO_IDS = ("fused", "mixed")
+BATCHES_OF_CALIBRATION = 8
+
+
+def main(
+    name: Name,
+    runs: Runs,
+    embeddings: Annotated[Literal["zero_shot", "separate_models"], typer.Option(help="The frozen embeddings.")] = SEPARATE,
+    losses_: Annotated[Names, typer.Option("--losses", parser=names, metavar="A,B,...", help="Losses to compare.")] = Names(
+        tuple(LOSSES)
+    ),
+    num_steps: Annotated[
+        Numbers, typer.Option("--num-steps", parser=numbers, metavar="100,300", help="Numbers of steps, ascending.")
+    ] = Numbers((100, 300)),
+    seeds: Seeds = THREE_SEEDS,
+) -> None:
+    """Train the heads, rank the targets; write the tables."""
+    check_names("--losses", losses_, LOSSES)
+    if list(num_steps) != sorted(set(num_steps)) or min(num_steps) < 1:
+        raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
+    tables = []
+    for run in [Run.read(text) for text in runs]:
+        folder = Path("experiments") / "runs" / "aligned_heads" / name / run.label
+        frozen = None
+        for loss in losses_:
+            for seed in seeds:
+                if not is_complete(folder, loss, num_steps, seed):
+                    frozen = frozen or Frozen.read(run, embeddings)
+                    train(run, frozen, folder, loss, num_steps, seed)
+        tables += [retrieval(folder, losses_, num_steps, seeds, run.label)]
+        tables += [levels(run, folder, losses_, num_steps, seeds), differences(run, folder, losses_, num_steps, seeds)]
+    write_results("\n".join(tables), "aligned_heads", name)
+
+
+# ------------------------------------------------------------------------------------------------- the heads
+@dataclass(frozen=True)
+class Frozen:
+    """The frozen embeddings of a run's items, reduced to principal components.
+
+    Attributes:
+        workspace: the project with the embeddings.
+        params: its params.
+        image_ID: ``(I, WIDTH)`` components of the unit image embeddings, centred; zero for an item without one.
+        text_ID: the same of the texts.
+        has_image: ``(I,)`` bool.
+        has_text: ``(I,)`` bool.
+    """
+
+    workspace: Workspace
+    params: Params
+    image_ID: np.ndarray
+    text_ID: np.ndarray
+    has_image: np.ndarray
+    has_text: np.ndarray
+
+    @staticmethod
+    def read(run: Run, embeddings: str) -> Frozen:
+        """The frozen embeddings of a run."""
+        workspace = Workspace(run.folder / "seed-1")
+        own: Vectors = adaptation.table_of(workspace, run.params, embeddings if embeddings == SEPARATE else BASE)
+        image_ID = components(own.image_ID, own.has_image)
+        return Frozen(workspace, run.params, image_ID, components(own.text_ID, own.has_text), own.has_image, own.has_text)
+
+    def vectors(self, part: str, image_ID: np.ndarray, text_ID: np.ndarray) -> np.ndarray:
+        """``(I + 1, F)`` item vectors of a part, row 0 zero.
+
+        Args:
+            part: see :data:`PARTS`.
+            image_ID: aligned image embeddings.
+            text_ID: aligned text embeddings.
+        """
+        weights = {"image": (1.0, 0.0), "text": (0.0, 1.0)}.get(part, (1.0, 1.0))
+        even = {"fusion": "late_concat_pca", "axis_scaling": "even", "balance": "none"}
+        section = self.params.export_embeddings.model_copy(update={**even, "image_weight": weights[0], "text_weight": weights[1]})
+        text_ID = self.text_ID if part == "mixed" else text_ID
+        fused_IF = fuse(image_ID, text_ID, self.has_image, seen_items(self.workspace), section, has_text=self.has_text)
+        return np.concatenate([np.zeros((1, fused_IF.shape[1]), dtype=np.float32), fused_IF])
+
+
+def components(vectors_ID: np.ndarray, has_vector: np.ndarray) -> np.ndarray:
+    """The first :data:`WIDTH` principal components ``(I, WIDTH)`` of the unit vectors, centred; zero for rows without a vector."""
+    unit_ID = unit_rows(vectors_ID.astype(np.float32))
+    mean_D, axes_DK = principal_axes(unit_ID, np.flatnonzero(has_vector), WIDTH, even=False)
+    found_IK = np.zeros((len(unit_ID), WIDTH), dtype=np.float32)
+    found_IK[:, : axes_DK.shape[1]] = project(unit_ID, mean_D, axes_DK)
+    found_IK[~has_vector] = 0.0
+    return found_IK
+
+
+def section_of(params: Params, loss: str) -> LossParams:
+    """The section of a loss, validated."""
+    return LossParams.model_validate(params.train_adapter.loss.model_dump() | LOSSES[loss])
+
+
+def train(run: Run, frozen: Frozen, folder: Path, loss: str, num_steps: Sequence[int], seed: int) -> None:
+    """Train a pair of heads, and rank the targets before training and after each number of steps."""
+    torch.manual_seed(seed)  # nothing is drawn from it: the heads start at the identity
+    criterion = losses.build(section_of(frozen.params, loss))
+    rows = np.flatnonzero(frozen.has_image & frozen.has_text)
+    texts = rows if loss != MISMATCHED else exchanged(rows, seed)
+    image_ND, text_ND = torch.from_numpy(frozen.image_ID[rows]), torch.from_numpy(frozen.text_ID[texts])
+    order = generator(seed, "aligned heads")
+    size = min(BATCH, len(rows))
+    drawn = [torch.from_numpy(order.choice(len(rows), size, replace=False)) for _ in range(BATCHES_OF_CALIBRATION)]
+    criterion.calibrate([(image_ND[batch], text_ND[batch], None) for batch in drawn])
+    heads = [nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2)]
+    for head in heads:
+        nn.init.eye_(head.weight)
+    optimizer = torch.optim.Adam([parameter for head in heads for parameter in head.parameters()], lr=RATE)
+    measure(run, frozen, folder, loss, 0, seed, heads, next_to_ids=True)
+    for step in range(1, num_steps[-1] + 1):
+        batch = torch.from_numpy(order.choice(len(rows), size, replace=False))
+        pair = image_ND[batch], text_ND[batch]
+        value: Tensor = criterion(heads[0](pair[0]), heads[1](pair[1]), None, pair if criterion.needs_base else None)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        if step in num_steps:
+            logger.info("%s: %s, seed %d, step %d, loss %.4f", run.label, loss, seed, step, value.item())
+            measure(run, frozen, folder, loss, step, seed, heads, next_to_ids=step == num_steps[-1])
+
+
+def exchanged(rows: np.ndarray, seed: int) -> np.ndarray:
+    """The rows, each moved by one position along a seeded cycle, so that none keeps its own text."""
+    cycle = generator(seed, "aligned heads", MISMATCHED).permutation(len(rows))
+    partner = np.empty_like(rows)
+    partner[cycle] = rows[np.roll(cycle, 1)]
+    return partner
+
+
+@torch.no_grad()
+def measure(
+    run: Run,
+    frozen: Frozen,
+    folder: Path,
+    loss: str,
+    step: int,
+    seed: int,
+    heads: Sequence[nn.Module],
+    *,
+    next_to_ids: bool,
+) -> None:
+    """Rank the targets with every part, and measure retrieval@1 among all items that have both modalities."""
+    image_ID, text_ID = (
+        head(torch.from_numpy(given)).numpy() for head, given in zip(heads, (frozen.image_ID, frozen.text_ID), strict=True)
+    )
+    both = frozen.has_image & frozen.has_text
+    found = [unit_rows(given[both] - given[both].mean(axis=0)) for given in (image_ID, text_ID)]
+    place = place_of(folder, loss, step)
+    for part in PARTS:
+        made = frozen.vectors(part, image_ID, text_ID)
+        for kind in (part, IDS + part) if next_to_ids and part in NEXT_TO_IDS else (part,):
+            path = positions_path(place / kind, seed)
+            if not path.exists():
+                POSITIONS.write(ranked(run, IDS + part if kind != part else part, made), path)
+    path = place / f"{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"retrieval_at_1": mutual_retrieval_at_1(*found)})
+
+
+# ------------------------------------------------------------------------------------------------- tables
+def place_of(folder: Path, loss: str, step: int) -> Path:
+    """The folder of a loss after a number of steps; the frozen embeddings are shared."""
+    return folder / ("frozen" if step == 0 else f"{loss}-{step}")
+
+
+def is_complete(folder: Path, loss: str, num_steps: Sequence[int], seed: int) -> bool:
+    """Whether a training was measured after all steps; the retrieval is written last."""
+    return all((place_of(folder, loss, step) / f"{seed}.json").exists() for step in (0, *num_steps))
+
+
+def rows_of(losses_: Sequence[str], num_steps: Sequence[int]) -> list[tuple[str, int]]:
+    """Loss and steps of each row of the tables; the frozen embeddings first."""
+    return [(losses_[0], 0), *((loss, step) for loss in losses_ for step in num_steps)]
+
+
+def label(loss: str, step: int) -> str:
+    """The name of a row."""
+    return "frozen" if step == 0 else f"{loss}, {step} steps"
+
+
+def retrieval(folder: Path, losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int], title: str) -> str:
+    """The Markdown table of retrieval@1 among all items with both modalities."""
+    rows = []
+    for loss, step in rows_of(losses_, num_steps):
+        place = place_of(folder, loss, step)
+        found = [read_json(place / f"{seed}.json", "retrieval")["retrieval_at_1"] for seed in seeds]
+        rows.append([label(loss, step), mean_with_range(found, 3)])
+    return markdown_table(["embeddings", "retrieval@1"], rows, f"{title}, image and text of an item")
+
+
+def kinds_of(step: int, num_steps: Sequence[int]) -> tuple[str, ...]:
+    """The kinds of scores that are measured after a number of steps."""
+    return (*PARTS, *(IDS + part for part in NEXT_TO_IDS)) if step in (0, num_steps[-1]) else PARTS
+
+
+def levels(run: Run, folder: Path, losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int]) -> str:
+    """The Markdown table of NDCG@10 of all users, by kind of scores."""
+    kinds = kinds_of(0, num_steps)
+    rows = []
+    for loss, step in rows_of(losses_, num_steps):
+        known = kinds_of(step, num_steps)
+        cells = [f"{ndcg(folder, loss, step, kind, seeds).mean():.4f}" if kind in known else "" for kind in kinds]
+        rows.append([label(loss, step), *cells])
+    return markdown_table(["embeddings", *kinds], rows, f"{run.label}, NDCG@{CUTOFF} in nearest items, {len(seeds)} seeds")
+
+
+def differences(run: Run, folder: Path, losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int]) -> str:
+    """The Markdown table of differences to the frozen embeddings, and between losses after the last step."""
+    kinds, last = kinds_of(0, num_steps), num_steps[-1]
+    frozen = (losses_[0], 0)
+    pairs = [((loss, step), frozen) for loss, step in rows_of(losses_, num_steps)[1:]]
+    wanted = (("sda", MISMATCHED), ("sda", "infonce"), ("soft", "infonce"), ("soft", MISMATCHED), ("infonce", MISMATCHED))
+    pairs += [((one, last), (other, last)) for one, other in wanted if {one, other} <= {*losses_}]
+    groups: Mapping[str, np.ndarray] = adaptation.target_groups(run.shop, run.params)
+    rows = []
+    for one, other in pairs:
+        for kind in kinds:
+            if kind in kinds_of(one[1], num_steps):
+                paired_SU = ndcg(folder, *one, kind, seeds) - ndcg(folder, *other, kind, seeds)
+                name = f"{label(*one)} - {label(*other)}"
+                of_groups = [difference(paired_SU[:, mask], run.params.evaluate, f"{name} {kind}") for mask in groups.values()]
+                rows.append([name, kind, *of_groups])
+    return markdown_table(["difference", "scores", *groups], rows, f"{run.label}, differences in NDCG@{CUTOFF} [95 %]")
+
+
+def ndcg(folder: Path, loss: str, step: int, kind: str, seeds: Sequence[int]) -> np.ndarray:
+    """NDCG@10 by seed and user ``(S, U)``."""
+    return gains("ndcg", read_positions(place_of(folder, loss, step) / kind, seeds))
