@@ -155,7 +155,7 @@ class Frozen:
 
 
 def components(vectors_ID: np.ndarray, has_vector: np.ndarray) -> np.ndarray:
-    """The first :data:`WIDTH` principal components ``(I, WIDTH)`` of the unit vectors, centred; zero for rows without a vector."""
+    """The first :data:`WIDTH` principal components ``(I, WIDTH)`` of the centred unit vectors; zero for rows without a vector."""
     unit_ID = unit_rows(vectors_ID.astype(np.float32))
     mean_D, axes_DK = principal_axes(unit_ID, np.flatnonzero(has_vector), WIDTH, even=False)
     found_IK = np.zeros((len(unit_ID), WIDTH), dtype=np.float32)

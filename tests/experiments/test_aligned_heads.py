@@ -1,0 +1,155 @@
+"""Linear heads on frozen embeddings: what they start from, what they learn, what is kept, and what the tables say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import adaptation, aligned_heads
+from experiments.nearest_items import Run
+from sda_core.artifacts import Workspace
+from sda_core.cli.scripts import Names, Numbers
+from sda_core.embeddings.controls import read_table
+from sda_core.embeddings.fusion import seen_items
+from sda_core.errors import ConfigError
+from sda_core.params import Params, load_params
+from sda_core.unit_rows import unit_rows
+from tests.experiments.test_adaptation import SMALL
+
+NUM_ITEMS = 300
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A run of the study of adaptation on a tiny shop, without adapters."""
+    root = tmp_path_factory.mktemp("project")
+    (root / "conf").symlink_to(repository / "conf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository)
+        adaptation.main("small", Names(("nearest",)), Names(("id",)), SMALL, root, Numbers((1,)))
+    return root / "experiments" / "runs" / "adaptation" / "small"
+
+
+@pytest.fixture
+def run(project: Path) -> Run:
+    return Run.read(f"small={project}")
+
+
+@pytest.fixture
+def tables(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    runs = [f"small={project}"]
+    aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), Numbers((1, 2)))
+    return (tmp_path / "experiments" / "results" / "aligned_heads-small" / "table.md").read_text(encoding="utf-8")
+
+
+def pairs(seed: int, width: int = aligned_heads.WIDTH) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of two modalities that share 16 directions, rotated differently."""
+    draws = np.random.default_rng(seed)
+    shared = draws.normal(size=(NUM_ITEMS, 16))
+    images, texts = (shared @ draws.normal(size=(16, width)) + draws.normal(size=(NUM_ITEMS, width)) for _ in range(2))
+    return unit_rows(images.astype(np.float32)), unit_rows(texts.astype(np.float32))
+
+
+@pytest.mark.parametrize("part", ["image", "text"])
+def test_before_training_the_embeddings_are_the_frozen_ones(run: Run, part: str) -> None:
+    """Cosines against NumPy: centred unit embeddings, unit length again, and axes of more even variance."""
+    frozen = aligned_heads.Frozen.read(run, "zero_shot")
+    own = read_table(frozen.workspace.embeddings("zero_shot"))
+    given, has = (own.image_ID, own.has_image) if part == "image" else (own.text_ID, own.has_text)
+    unit = given[has] / np.linalg.norm(given[has], axis=1, keepdims=True)
+    unit = unit - unit.mean(axis=0)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    seen = np.isin(np.flatnonzero(has) + 1, seen_items(frozen.workspace))
+    # an item of training without this modality counts as the mean, with a variance of 0
+    num_fitted = len(np.unique(seen_items(frozen.workspace)))
+    centred = unit - unit[seen].mean(axis=0)
+    variance, axes = np.linalg.eigh(centred[seen].T.astype(np.float64) @ centred[seen] / num_fitted)
+    variance, axes = variance[::-1], axes[:, ::-1]
+    kept = frozen.params.export_embeddings.fused_dim
+    wanted = centred @ axes[:, :kept] / np.sqrt(np.maximum(variance[:kept], 0) + variance[:kept].mean())
+    wanted = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    made = frozen.vectors(part, frozen.image_ID, frozen.text_ID)[1:]
+    np.testing.assert_array_equal(made.any(axis=1), has)
+    np.testing.assert_allclose(made[has] @ made[has].T, wanted @ wanted.T, atol=2e-3)
+
+
+def test_mixed_has_the_frozen_texts(run: Run) -> None:
+    frozen = aligned_heads.Frozen.read(run, "zero_shot")
+    other = np.random.default_rng(0).normal(size=frozen.text_ID.shape).astype(np.float32)
+    mixed = frozen.vectors("mixed", frozen.image_ID, other)
+    np.testing.assert_array_equal(mixed, frozen.vectors("fused", frozen.image_ID, frozen.text_ID))
+    assert not np.array_equal(mixed, frozen.vectors("fused", frozen.image_ID, other))
+
+
+def test_mismatched_pairs_are_all_wrong_and_depend_on_the_seed() -> None:
+    rows = np.flatnonzero(np.arange(50) % 3)
+    one = aligned_heads.exchanged(rows, 1)
+    assert sorted(one) == rows.tolist()
+    assert (one != rows).all()
+    np.testing.assert_array_equal(one, aligned_heads.exchanged(rows, 1))
+    assert (one != aligned_heads.exchanged(rows, 2)).any()
+
+
+@pytest.mark.parametrize(("loss", "learns"), [("sda", True), ("soft", True), ("infonce", True), ("mismatched", False)])
+def test_true_pairs_are_learned_and_wrong_ones_are_not(
+    run: Run, loss: str, learns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, texts = pairs(0)
+    every = np.ones(NUM_ITEMS, dtype=bool)
+    params = load_params(run.folder / "seed-1" / "params.yaml")
+    frozen = aligned_heads.Frozen(run.shop, params, images, texts, every, every)
+    found: dict[int, float] = {}
+
+    def note(*given: Any, next_to_ids: bool) -> None:
+        step, heads = given[4], given[6]
+        with torch.no_grad():
+            made = [head(torch.from_numpy(rows)).numpy() for head, rows in zip(heads, (images, texts), strict=True)]
+        found[step] = aligned_heads.mutual_retrieval_at_1(*(unit_rows(rows - rows.mean(axis=0)) for rows in made))
+        assert next_to_ids == (step in (0, 60))
+
+    monkeypatch.setattr(aligned_heads, "measure", note)
+    aligned_heads.train(run, frozen, tmp_path, loss, (30, 60), 1)
+    assert list(found) == [0, 30, 60]
+    assert found[0] < 0.02
+    assert (found[60] > 0.5) == learns, found
+
+
+def test_tables(tables: str) -> None:
+    assert "### small, image and text of an item" in tables
+    assert "| embeddings | fused | mixed | image | text | id+fused | id+mixed |" in tables
+    rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| sda, 4 steps |")]
+    assert len(rows[1]) == 7
+    assert any(line.startswith("| sda, 4 steps - mismatched, 4 steps | id+mixed |") for line in tables.splitlines())
+    halfway = [line for line in tables.splitlines() if line.startswith("| sda, 2 steps - frozen |")]
+    assert [line.split(" | ")[1] for line in halfway] == ["fused", "mixed", "image", "text"]
+
+
+def test_finished_trainings_are_kept(project: Path, tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(aligned_heads, "train", refuse)
+    runs = [f"small={project}"]
+    aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), Numbers((1, 2)))
+    with pytest.raises(AssertionError, match="trained again"):
+        aligned_heads.main("small", runs, "zero_shot", Names(("infonce",)), Numbers((2, 4)), Numbers((1, 2)))
+
+
+@pytest.mark.parametrize(("losses", "steps", "where"), [("nonsense", (1,), "--losses"), ("sda", (4, 2), "--num-steps")])
+def test_user_mistakes(project: Path, losses: str, steps: tuple[int, ...], where: str) -> None:
+    with pytest.raises(ConfigError, match=where):
+        aligned_heads.main("small", [f"small={project}"], "zero_shot", Names((losses,)), Numbers(steps), Numbers((1,)))
+
+
+def test_sections_are_those_of_the_params(run: Run) -> None:
+    params: Params = load_params(Workspace(run.folder / "seed-1").root / "params.yaml")
+    assert aligned_heads.section_of(params, "sda") == params.train_adapter.loss
+    assert aligned_heads.section_of(params, "mismatched") == params.train_adapter.loss
+    soft, hard = aligned_heads.section_of(params, "soft"), aligned_heads.section_of(params, "infonce")
+    assert (soft.teacher_source, soft.teacher_targets) == ("base", 4.0)
+    assert hard.teacher == "none"
