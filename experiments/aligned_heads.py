@@ -7,7 +7,7 @@ start, is trained on the pairs of image and text of all items.  Interactions are
 frozen ones.
 
 ==========  =========================================================================================================
-losses      sda: CMSA as in the project; soft: CMSA with the frozen embeddings as the teacher, at 4 effective targets;
+losses      sda: CMSA as by default; soft: CMSA with the frozen embeddings as the teacher, at 4 effective targets;
             infonce: hard targets; mismatched: the negative control, sda on images with the texts of other items
 parts       fused: both aligned modalities; mixed: the frozen texts and the aligned images; image and text: one of them
 ==========  =========================================================================================================
@@ -67,13 +67,22 @@ WIDTH = 256  # principal components of each modality
 BATCH = 256
 RATE = 1e-3
 MISMATCHED = "mismatched"
-LOSSES: dict[str, dict[str, object]] = {
-    "sda": {},
-    "soft": {"teacher_source": "base", "teacher_targets": 4.0},
-    "infonce": {"teacher": "none"},
-    MISMATCHED: {},
+CMSA: dict[str, object] = {
+    "variant": "paper",
+    "teacher": "mean",
+    "temperature": 0.05,
+    "teacher_temperature": None,
+    "teacher_targets": None,
+    "teacher_source": "adapted",
+    "center": "batch",
 }
-"""Changes of the section ``train_adapter.loss``."""
+LOSSES: dict[str, dict[str, object]] = {
+    "sda": CMSA,
+    "soft": CMSA | {"teacher_source": "base", "teacher_targets": 4.0},
+    "infonce": CMSA | {"teacher": "none"},
+    MISMATCHED: CMSA,
+}
+"""Values of the section ``train_adapter.loss``, whatever the run's own are."""
 PARTS = ("fused", "mixed", "image", "text")
 NEXT_TO_IDS = ("fused", "mixed")
 BATCHES_OF_CALIBRATION = 8
