@@ -21,6 +21,7 @@ from sda_core.evaluation.metrics import per_user
 from sda_core.item_source import item_source
 from sda_core.params import load_params
 from sda_core.seed import generator
+from tests.experiments.projects import new_project
 
 SMALL = [
     "dataset.num_users=260",
@@ -56,10 +57,7 @@ def run(root: Path, *more: str, vectors: Names = VECTORS, train: bool = True) ->
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A project folder with conf/ alone, in which the study has run."""
-    root = tmp_path_factory.mktemp("project")
-    (root / "conf").symlink_to(repository / "conf")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(repository)
+    with new_project(tmp_path_factory, repository) as root:
         run(root)
     return root
 

@@ -20,6 +20,7 @@ from sda_core.errors import ConfigError
 from sda_core.evaluation.metrics import per_user
 from sda_core.item_source import item_source
 from sda_core.params import DemoDataset, load_params
+from tests.experiments.projects import new_project
 from tests.experiments.test_adaptation import SMALL
 
 VECTORS = Names(("sda", "sda+base", "mismatched"))
@@ -46,10 +47,7 @@ def tables(text: str) -> dict[str, list[list[str]]]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A project folder with conf/ alone, in which the map of two cells was made; before that, nothing of it was shown."""
-    root = tmp_path_factory.mktemp("project")
-    (root / "conf").symlink_to(repository / "conf")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(repository)
+    with new_project(tmp_path_factory, repository) as root:
         before = tables(run(root, minutes=0.0))
         assert before["NDCG@10"] == [[share, "0.5", *["missing"] * 8] for share in ("0.2", "1")]
         assert before["Gain"][0] == ["0.2", "0.5", "zero_shot", "missing", "missing", ""]  # the control is in one cell alone

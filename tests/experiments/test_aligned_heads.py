@@ -18,6 +18,7 @@ from sda_core.embeddings.fusion import seen_items
 from sda_core.errors import ConfigError
 from sda_core.params import Params, load_params
 from sda_core.unit_rows import unit_rows
+from tests.experiments.projects import new_project
 from tests.experiments.test_adaptation import SMALL
 
 NUM_ITEMS = 300
@@ -26,10 +27,7 @@ NUM_ITEMS = 300
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A run of the study of adaptation on a tiny shop, without adapters."""
-    root = tmp_path_factory.mktemp("project")
-    (root / "conf").symlink_to(repository / "conf")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(repository)
+    with new_project(tmp_path_factory, repository) as root:
         adaptation.main("small", Names(("nearest",)), Names(("id",)), SMALL, root, Numbers((1,)))
     return root / "experiments" / "runs" / "adaptation" / "small"
 

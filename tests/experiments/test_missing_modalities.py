@@ -22,6 +22,7 @@ from sda_core.evaluation.metrics import per_user
 from sda_core.image_store import ImageStore
 from sda_core.item_source import item_source
 from sda_core.params import Params, load_params
+from tests.experiments.projects import new_project
 from tests.experiments.test_adaptation import SMALL
 
 VECTORS = Names(("sda", "mismatched", "sda+filled"))
@@ -52,10 +53,7 @@ def results(project: Path) -> Path:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A project folder with conf/ alone, in which the experiment was stopped before its first training, and run again."""
-    root = tmp_path_factory.mktemp("project")
-    (root / "conf").symlink_to(repository / "conf")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(repository)
+    with new_project(tmp_path_factory, repository) as root:
         before = tables(run(root, minutes=0.0))
         assert before[0] == [[share, *["missing"] * 8] for share in ("0", "0.6")]
         assert before[-1] == [[share, "missing", "missing"] for share in ("0", "0.6")]

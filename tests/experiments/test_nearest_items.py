@@ -15,6 +15,7 @@ from sda_core.artifacts import INTERACTIONS, Workspace
 from sda_core.cli.scripts import Names, Numbers
 from sda_core.embeddings.fusion import seen_items
 from sda_core.errors import ConfigError
+from tests.experiments.projects import new_project
 from tests.experiments.test_adaptation import SMALL
 
 NONE = Names(())
@@ -29,10 +30,7 @@ VECTORS = Names(
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A finished run of the study of adaptation on a tiny shop."""
-    root = tmp_path_factory.mktemp("project")
-    (root / "conf").symlink_to(repository / "conf")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(repository)
+    with new_project(tmp_path_factory, repository) as root:
         adaptation.main("small", Names(("sasrec",)), Names(("id", "sda", "mismatched")), SMALL, root, Numbers((1, 2)))
     return root
 
