@@ -199,7 +199,8 @@ def build_index(
         raise DataError("item ids", f"should be {len(vectors)} distinct numbers from 1, one per vector (got {len(ids)})")
     has_vector = vectors.any(axis=1)
     if has_vector.any() and not has_vector.all():
-        _log.info("%d of %d items have no vector and are not in the index", int((~has_vector).sum()), len(ids))
+        level = logging.INFO if has_vector.mean() > 0.5 else logging.WARNING
+        _log.log(level, "%d of %d items have no vector and are not in the index", int((~has_vector).sum()), len(ids))
         vectors, ids = vectors[has_vector], ids[has_vector]
     vectors = _scale(vectors, "item vectors")
     index = _make(vectors, params)

@@ -41,6 +41,7 @@ from sda_core.artifacts import (
     tsv,
 )
 from sda_core.data.prompts import prompt_hash
+from sda_core.embeddings.fusion import has_content
 from sda_core.embeddings.table import read_metadata
 from sda_core.errors import ArtifactError, SDAError
 from sda_core.fetch import download, images, manifest
@@ -352,12 +353,23 @@ class _Run:
         _expect(str(vectors.shape[1]) == described.get("embedding_dim"), path, "embedding_dim in its metadata is another width")
         if self.params.export_embeddings.normalize:
             lengths = np.linalg.norm(vectors[1:], axis=1)
-            lacks_one = np.zeros(len(lengths), dtype=bool)  # an item may be zero if it has nothing that was fused
-            for column in {*columns} & {*table.columns}:
-                lacks_one |= table[column].is_null().to_numpy()
-            off = int(((np.abs(lengths - 1) > _UNIT) & ~((lengths == 0) & lacks_one)).sum())
+            off = int(((np.abs(lengths - 1) > _UNIT) & (lengths != 0)).sum())
             _expect(off == 0, path, f"{off} of {len(lengths)} vectors are not of unit length, although normalize is true")
+        zeros, expected = int((~vectors[1:].any(axis=1)).sum()), self._num_without_content(variant, table, described)
+        _expect(zeros == expected, path, f"{zeros} of its vectors are zero, but {expected} items have nothing to embed")
         return f"{len(table):,} vectors of width {vectors.shape[1]}, finite"
+
+    def _num_without_content(self, variant: str, table: pl.DataFrame, described: Mapping[str, str]) -> int:
+        """Number of items whose vector should be zero, because they have none of the fused modalities."""
+        if "imported_missing_items" in described and described.get("fusion") == "none":
+            return int(described["imported_missing_items"])
+        columns = ("image_embedding", "text_embedding")
+        if variant == "random" or not {*columns} <= {*table.columns}:  # random directions, or a joint pass
+            return 0
+        has_image, has_text = (table[column].is_not_null().to_numpy() for column in columns)
+        if variant in ("image_only", "text_only"):
+            return int((~(has_image if variant == "image_only" else has_text)).sum())
+        return int((~has_content(has_image, has_text, self.params.export_embeddings)).sum())
 
     def _expected_metadata(self, variant: str) -> dict[str, str]:
         backbone, section = self.params.backbone, self.params.export_embeddings

@@ -24,7 +24,7 @@ def import_embeddings(variant: Variant, root: Root = Path(), params: ParamsFile 
         if fused is None:
             assert found.image is not None
             assert found.text is not None
-            fused = fuse(found.image, found.text, found.has_image, seen_items(run.workspace), export)
+            fused = fuse(found.image, found.text, found.has_image, seen_items(run.workspace), export, has_text=found.has_text)
         described = found.metadata(path.name, export.fusion, export.normalize, fused.shape[1])
         target = run.workspace.embeddings(variant)
         table.write_embeddings(target, ids, raw_ids, found.image, found.text, fused, described, found.has_image, found.has_text)

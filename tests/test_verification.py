@@ -152,6 +152,13 @@ def index_of_other_vectors(at: Workspace) -> None:
     build_index(-vectors[1:], None, load_params(at.root / "params.yaml").build_index, at.index("sda"))
 
 
+def index_without_an_item(at: Workspace) -> None:
+    vectors = read_vectors(at.embeddings("sda"))
+    assert vectors is not None
+    vectors[4] = 0.0
+    build_index(vectors[1:], None, load_params(at.root / "params.yaml").build_index, at.index("sda"))
+
+
 def second_test_row(table: pl.DataFrame) -> pl.DataFrame:
     first_test = table["split"].index_of("test")
     assert first_test is not None
@@ -204,10 +211,16 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
         lambda at: edit_vectors(at.embeddings("sda"), lambda v: np.multiply(v, 1.5, out=v)),
         "not of unit length",
     ),
+    (
+        "embeddings/sda.parquet",
+        lambda at: edit_vectors(at.embeddings("sda"), lambda v: v[3].fill(0.0)),
+        "1 of its vectors are zero, but 0 items have nothing to embed",
+    ),
     ("embeddings/sda.parquet", lambda at: shutil.copy(at.embeddings("zero_shot"), at.embeddings("sda")), "adapter_hash is ''"),
     ("embeddings/id.parquet", lambda at: shutil.copy(at.embeddings("sda"), at.embeddings("id")), "should have no vectors"),
     ("indexes/sda", lambda at: cut(at.index("sda") / "items.faiss"), "not a readable FAISS index"),
     ("indexes/sda", index_of_other_vectors, "find themselves"),
+    ("indexes/sda", index_without_an_item, "vectors of width"),
     ("models/sda/vbpr/1", lambda at: cut(at.model("sda", "vbpr", 1) / "model.safetensors"), "model.safetensors"),
     (
         "models/sda/vbpr/1",

@@ -20,6 +20,7 @@ def neighbors(
 ) -> None:
     """List an item's nearest neighbours, with their cosine and title."""
     from sda_core.artifacts import Workspace
+    from sda_core.errors import DataError
     from sda_core.index import load_index
 
     with one_line_errors("neighbors", root):
@@ -27,7 +28,10 @@ def neighbors(
         catalogue = Catalogue.read(workspace)
         number = catalogue.number(item, by_number)
         check_variant(root, variant, workspace.index(variant))
-        ids, cosines = load_index(workspace.index(variant)).neighbors(number, k)
+        index = load_index(workspace.index(variant))
+        if number not in index.item_ids:
+            raise DataError(f"item {item!r}", f"has no vector in {variant}, so it has no neighbours", "choose another item")
+        ids, cosines = index.neighbors(number, k)
         typer.echo(catalogue.line(number))
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
             typer.echo(f"{cosine:7.4f}  {catalogue.line(near)}")

@@ -105,18 +105,17 @@ def fuse(
             _prepare(fused_IF, has[1], fit_rows, params)
         case _:
             assert_never(params.fusion)
-    fused_IF[~_has_content(has, params)] = 0.0  # principal components have rounding noise there, which would get length 1
+    fused_IF[~has_content(*has, params)] = 0.0  # principal components have rounding noise there, which would get length 1
     if params.normalize:
         unit_rows(fused_IF, out=fused_IF)
     return fused_IF
 
 
-def _has_content(has: tuple[np.ndarray, np.ndarray], params: ExportParams) -> np.ndarray:
-    """``(I,)`` bool: whether a row has one of the fused modalities."""
-    image, text = has
+def has_content(has_image: np.ndarray, has_text: np.ndarray, params: ExportParams) -> np.ndarray:
+    """Whether :func:`fuse` knows anything about an item, ``(I,)`` bool: the item has a fused modality whose weight is not 0."""
     if params.fusion in ("image", "text"):
-        return image if params.fusion == "image" else text
-    return image & (params.image_weight != 0) | text & (params.text_weight != 0)
+        return has_image if params.fusion == "image" else has_text
+    return has_image & (params.image_weight != 0) | has_text & (params.text_weight != 0)
 
 
 def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) -> np.ndarray:

@@ -38,12 +38,12 @@ _MMREC_NAMES = {"image_embedding": "image_feat", "text_embedding": "text_feat"}
 class ForeignVectors:
     """Vectors by item: row r of every matrix is that of item id r + 1."""
 
-    image: np.ndarray | None  # (I, D) float32, unchanged; None without such a column
-    text: np.ndarray | None  # (I, D) float32; the width may differ
-    embedding: np.ndarray | None  # (I, D) float32, complete; None if images and texts are still to be fused
+    image: np.ndarray | None  # (I, D) float32, zero where missing; None without such a column
+    text: np.ndarray | None  # (I, D) float32, zero where missing; the width may differ
+    embedding: np.ndarray | None  # (I, D) float32, zero where missing; None if images and texts are still to be fused
     has_image: np.ndarray  # (I,) bool, whether a row of `image` is valid
     has_text: np.ndarray
-    num_missing: int  # items without a vector, which get the mean of the others
+    num_missing: int  # items without a vector
     num_other: int  # rows of items that are not in the shop
 
     def metadata(self, source: str, fusion: str, normalized: bool, embedding_dim: int) -> dict[str, str]:
@@ -91,12 +91,6 @@ class _Column:
             raise self.problem(f"holds vectors of widths {widths} (the latter of item {raw_item_ids[int(places_n[0])]!r})")
         self.matrix_ID[places_n] = vectors_nD
         self.known[places_n] = vectors_nD.any(axis=1)
-
-    def filled(self) -> np.ndarray:
-        """The matrix, with missing rows replaced by the mean of the others."""
-        assert self.matrix_ID is not None
-        self.matrix_ID[~self.known] = self.matrix_ID[self.known].mean(axis=0, dtype=np.float64)
-        return self.matrix_ID
 
 
 class _Join:
@@ -178,11 +172,11 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
     main = columns[next(ours for ours in names if ours in columns)]
     _check_missing(path, ~main.known, raw_item_ids, params.max_missing_share)
     image, text = columns.get("image_embedding"), columns.get("text_embedding")
-    embedding = main.filled() if "embedding" in columns or len(columns) == 1 else None
+    embedding = main.matrix_ID if "embedding" in columns or len(columns) == 1 else None
     none = np.zeros(len(raw_item_ids), dtype=bool)
     return ForeignVectors(
         image=None if image is None else image.matrix_ID,
-        text=None if text is None else text.filled(),
+        text=None if text is None else text.matrix_ID,
         embedding=unit_rows(embedding) if embedding is not None and normalize else embedding,
         has_image=none if image is None else image.known,
         has_text=none if text is None else text.known,

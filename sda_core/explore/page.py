@@ -122,7 +122,7 @@ def _side_by_side(run: FinishedRun, variants: list[str], answer: Callable[[str],
         except SDAError as error:
             found[variant] = error
     lists = {variant: [item for item, _ in pairs] for variant, pairs in found.items() if not isinstance(pairs, SDAError)}
-    if len(lists) > 1:
+    if len(lists) > 1 and all(lists.values()):
         shared = set.intersection(*(set(items) for items in lists.values()))
         most = max(map(len, lists.values()))
         st.text(f"{len(shared)} of {most} items are in every list." + (" A dot marks the others." if len(shared) < most else ""))

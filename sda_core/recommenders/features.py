@@ -6,6 +6,8 @@ Design:
   mean squared length is 1.  They are centred because vision-language vectors share a large common direction, and an equal
   shift of all items shifts all scores of a user equally.  One number is used instead of one per dimension, because the
   geometry between items is what is evaluated, and whitening would inflate the last axes of a PCA.
+* A vector of zeros means that nothing is known about the item.  Such rows stay zero, which is the centre, and do not count
+  in the mean and the length.
 * The projector consists of two linear maps without a non-linearity in between, as in the paper's public code.  The weights
   are multiplied first, ``(W2 W1) x`` instead of ``W2 (W1 x)``, which costs D times the hidden size per item instead of D
   times D/2.
@@ -35,18 +37,21 @@ def standardise(item_vectors: np.ndarray) -> np.ndarray:
     """Centre over the items and scale to mean squared length 1; see the module's docstring.
 
     Args:
-        item_vectors: ``(I + 1, D)``, row 0 is padding and stays zero.
+        item_vectors: ``(I + 1, D)``; rows of zeros, such as the padding in row 0, stay zero.
 
     Returns:
         ``(I + 1, D)`` float32; all zero if all items have the same vector.
     """
-    rows = item_vectors[1:].astype(np.float64)
-    rows -= rows.mean(axis=0)
-    length = math.sqrt(float(np.einsum("id,id->", rows, rows)) / max(1, len(rows)))
     result = np.zeros(item_vectors.shape, dtype=np.float32)
+    has_vector = item_vectors.any(axis=1)
+    rows = item_vectors[has_vector].astype(np.float64)
+    if not len(rows):
+        return result
+    rows -= rows.mean(axis=0)
+    length = math.sqrt(float(np.einsum("id,id->", rows, rows)) / len(rows))
     # If all vectors are equal, rounding gives a length of about 1e-16 times the values.
     if length > 1e-7 * float(np.abs(item_vectors).max(initial=0.0)):
-        result[1:] = rows / length
+        result[has_vector] = rows / length
     return result
 
 

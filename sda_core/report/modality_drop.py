@@ -85,13 +85,17 @@ def modality_drop(
 
 
 def _found(queries_QF: npt.NDArray[np.float64], whole_NF: npt.NDArray[np.float64], own: np.ndarray, kinds: np.ndarray) -> Found:
-    """Share of items whose nearest other item has the same category, and of items that are nearest to themselves."""
+    """Share of items whose nearest other item has the same category, and of items that are nearest to themselves.
+
+    A query of zeros, of which nothing is left, finds nothing.
+    """
     cosines_QN = queries_QF @ whole_NF.T
     rows = np.arange(len(own))
     itself = cosines_QN[rows, own]
     cosines_QN[rows, own] = -np.inf
     nearest = cosines_QN.argmax(axis=1)
+    is_left = queries_QF.any(axis=1)
     return Found(
-        same_category=float((kinds[nearest] == kinds[own]).mean()),
-        itself=float((cosines_QN[rows, nearest] <= itself + 1e-9).mean()),
+        same_category=float((is_left & (kinds[nearest] == kinds[own])).mean()),
+        itself=float((is_left & (cosines_QN[rows, nearest] <= itself + 1e-9)).mean()),
     )

@@ -35,6 +35,19 @@ def test_standardising_keeps_the_shape_of_the_cloud():
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
 
+def test_items_without_a_vector_stay_at_the_centre_and_do_not_move_the_others():
+    vectors = _vectors(30, 6) + 5.0  # far from the origin, like the vectors of a vision-language model
+    vectors[0] = 0.0
+    is_missing = np.arange(31) % 4 == 1
+    vectors[is_missing] = 0.0
+    standard = standardise(vectors)
+    assert (standard[is_missing] == 0).all()
+    kept = np.flatnonzero(vectors.any(axis=1))
+    alone = standardise(np.concatenate([np.zeros((1, 6), dtype=np.float32), vectors[kept]]))
+    np.testing.assert_array_equal(standard[kept], alone[1:])
+    assert (standardise(np.zeros((5, 3), dtype=np.float32)) == 0).all()
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
 def test_equal_vectors_become_zero(value):
     vectors = np.full((9, 3), value, dtype=np.float32)

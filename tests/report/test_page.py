@@ -384,9 +384,9 @@ def test_shared_neighbours_are_marked_with_more_than_a_frame(page_data: ReportDa
 
 def test_an_item_without_a_vector_has_no_neighbours(page_data: ReportData) -> None:
     (example,) = page_data.examples
-    lists = example.lists[0], NeighborList("image_only", ())
+    lists = example.lists[0], NeighborList("sda", ())
     html = render(dataclasses.replace(page_data, examples=(dataclasses.replace(example, lists=lists),)))
-    assert "None: this item has no vector in image_only." in html
+    assert "None: sda has no vector of this item, or no other item." in html
     assert "0 of 0 shared" not in html
 
 

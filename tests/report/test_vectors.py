@@ -226,3 +226,7 @@ def test_modality_drop_has_nothing_to_say_of_nothing() -> None:
     found = modality_drop("v", image, text, yes, yes, yes, yes, categories, export("image"))
     assert found is not None
     assert found.without_text == found.whole  # the words were not in it
+    assert (found.without_image.same_category, found.without_image.itself) == (0.0, 0.0)  # nothing is left to search with
+    found = modality_drop("v", image, text, yes, yes, yes, yes, categories, export().model_copy(update={"text_weight": 0.0}))
+    assert found is not None
+    assert found.without_image.itself == 0.0
