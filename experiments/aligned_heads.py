@@ -2,9 +2,11 @@
 
 An adapter inside a small backbone cannot align what the backbone does not see.  Here the embeddings are frozen, so any embeddings
 can be aligned in seconds: those of ``zero_shot``, or of ``separate_models`` (MiniLM and EfficientNet-lite0), which see photos
-better.  Each modality is reduced to its first principal components, and one square matrix for each modality, the identity at the
-start, is trained on the pairs of image and text of all items.  Interactions are not used.  After 0 steps the embeddings are the
-frozen ones.
+better.  Each modality is reduced to its first principal components and scaled to unit length, and one square matrix for each
+modality, the identity at the start, is trained on the pairs of image and text of all items.  Interactions are not used.
+
+``frozen`` is the same without training.  Its levels differ from those of ``nearest_items``, where the unit length comes before
+the mean is removed.
 
 ==========  =========================================================================================================
 losses      sda: CMSA as by default; soft: CMSA with the frozen embeddings as the teacher, at 4 effective targets;
@@ -106,7 +108,7 @@ def main(
         raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
     tables = []
     for run in [Run.read(text) for text in runs]:
-        folder = Path("experiments") / "runs" / "aligned_heads" / name / run.label
+        folder = Path("experiments") / "runs" / "aligned_heads" / name / embeddings / run.label
         frozen = None
         for loss in losses_:
             for seed in seeds:
@@ -251,8 +253,13 @@ def place_of(folder: Path, loss: str, step: int) -> Path:
 
 
 def is_complete(folder: Path, loss: str, num_steps: Sequence[int], seed: int) -> bool:
-    """Whether a training was measured after all steps; the retrieval is written last."""
-    return all((place_of(folder, loss, step) / f"{seed}.json").exists() for step in (0, *num_steps))
+    """Whether a training was measured after all steps."""
+
+    def files(step: int) -> list[Path]:
+        place = place_of(folder, loss, step)
+        return [place / f"{seed}.json", *(positions_path(place / kind, seed) for kind in kinds_of(step, num_steps))]
+
+    return all(path.exists() for step in (0, *num_steps) for path in files(step))
 
 
 def rows_of(losses_: Sequence[str], num_steps: Sequence[int]) -> list[tuple[str, int]]:

@@ -96,7 +96,7 @@ PAIRS = (
         for ids in ("", IDS)
         for even in ("", EVEN)
     ),
-    *((f"{IDS}{SEPARATE}{even}", f"{IDS}{SEPARATE}:text{even}") for even in ("", EVEN)),
+    *((f"{IDS}{SEPARATE}{even}", f"{IDS}{other}{even}") for other in (f"{SEPARATE}:text", "text_only") for even in ("", EVEN)),
 )
 """The differences in the table: first minus second."""
 

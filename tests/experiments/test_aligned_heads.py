@@ -134,8 +134,9 @@ def test_finished_trainings_are_kept(project: Path, tables: str, monkeypatch: py
     monkeypatch.setattr(aligned_heads, "train", refuse)
     runs = [f"small={project}"]
     aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), Numbers((1, 2)))
-    with pytest.raises(AssertionError, match="trained again"):
-        aligned_heads.main("small", runs, "zero_shot", Names(("infonce",)), Numbers((2, 4)), Numbers((1, 2)))
+    for losses, steps in ((("infonce",), (2, 4)), (("sda",), (2,)), (("sda",), (2, 4, 6))):
+        with pytest.raises(AssertionError, match="trained again"):  # after 2 steps nothing was ranked next to co-purchases
+            aligned_heads.main("small", runs, "zero_shot", Names(losses), Numbers(steps), Numbers((1, 2)))
 
 
 @pytest.mark.parametrize(("losses", "steps", "where"), [("nonsense", (1,), "--losses"), ("sda", (4, 2), "--num-steps")])
