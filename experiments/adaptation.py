@@ -420,18 +420,26 @@ def filled(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarr
     missing vector the result is that of the variant.
     """
     own = read_table(workspace.embeddings(variant))
-    made = {"image": own.image_ID.copy(), "text": own.text_ID.copy()}
-    has = {"image": own.has_image, "text": own.has_text}
-    if params.normalize:
+    image_ID, text_ID, has_image, has_text = fill_in(own.image_ID, own.text_ID, own.has_image, own.has_text, params.normalize)
+    return fuse(image_ID, text_ID, has_image, seen_items(workspace), params, has_text=has_text)
+
+
+def fill_in(
+    image_ID: np.ndarray, text_ID: np.ndarray, has_image: np.ndarray, has_text: np.ndarray, normalize: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Image and text vectors, with a missing one filled in from the item's other one (see :func:`filled`), and their flags."""
+    made = {"image": image_ID.copy(), "text": text_ID.copy()}
+    has = {"image": has_image, "text": has_text}
+    if normalize:
         made = {modality: unit_rows(rows_ID) for modality, rows_ID in made.items()}
-    both = own.has_image & own.has_text
+    both = has_image & has_text
     if both.any():
         mean = {modality: rows_ID[both].mean(axis=0, dtype=np.float64) for modality, rows_ID in made.items()}
         for to, source in (("text", "image"), ("image", "text")):
             lost = ~has[to] & has[source]
             made[to][lost] = made[source][lost] - mean[source] + mean[to]
-        has = dict.fromkeys(has, own.has_image | own.has_text)
-    return fuse(made["image"], made["text"], has["image"], seen_items(workspace), params, has_text=has["text"])
+        has = dict.fromkeys(has, has_image | has_text)
+    return made["image"], made["text"], has["image"], has["text"]
 
 
 def attribute_vectors(workspace: Workspace, params: Params, *, with_text: bool) -> np.ndarray:

@@ -18,6 +18,10 @@ The recommender is ``nearest``, which is not trained: next to co-purchases (``id
 embeddings alone after each.  Principal axes are scaled towards equal variance (axis_scaling: even).  The input are runs of
 ``adaptation``, as for ``nearest_items``.
 
+With ``--missing text`` or ``--missing image`` a share of the items that have both modalities loses one, drawn once.  Heads are
+trained on items with both.  In the part ``filled`` the missing half of ``fused`` is filled in from the item's other half, which
+needs a space that both modalities share; otherwise it is the mean.
+
     python -m experiments aligned_heads --name hm --runs H&M=experiments/runs/adaptation/hm --embeddings separate_models
 
 Positions are kept below experiments/runs/aligned_heads/NAME, so a stopped run resumes.  Tables are written to
@@ -32,12 +36,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import polars as pl
 import torch
 import typer
 from torch import Tensor, nn
 
 from experiments import adaptation
 from experiments.adaptation import IDS, SEPARATE
+from experiments.corruption import draw
 from experiments.nearest_items import Run, Runs, ranked
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import (
@@ -55,7 +61,7 @@ from experiments.study import (
 )
 from experiments.workspaces import BASE
 from sda_core import losses
-from sda_core.artifacts import POSITIONS, Workspace, read_json, write_json
+from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, read_json, write_json
 from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.embeddings.controls import Vectors
 from sda_core.embeddings.fusion import fuse, seen_items
@@ -86,7 +92,9 @@ LOSSES: dict[str, dict[str, object]] = {
 }
 """Values of the section ``train_adapter.loss``, whatever the run's own are."""
 PARTS = ("fused", "mixed", "image", "text")
-NEXT_TO_IDS = ("fused", "mixed")
+FILLED = "filled"
+NEXT_TO_IDS = ("fused", "mixed", FILLED)
+DRAW = 1  # seed of the items that lose a modality
 BATCHES_OF_CALIBRATION = 8
 
 
@@ -100,6 +108,10 @@ def main(
     num_steps: Annotated[
         Numbers, typer.Option("--num-steps", parser=numbers, metavar="100,300", help="Numbers of steps, ascending.")
     ] = Numbers((100, 300)),
+    missing: Annotated[
+        Literal["text", "image"] | None, typer.Option(help="What a share of the items loses.", show_default=False)
+    ] = None,
+    share: Annotated[float, typer.Option(help="Share of the items with both modalities that lose one.")] = 0.6,
     seeds: Seeds = THREE_SEEDS,
 ) -> None:
     """Train the heads, rank the targets; write the tables."""
@@ -109,14 +121,16 @@ def main(
     tables = []
     for run in [Run.read(text) for text in runs]:
         folder = Path("experiments") / "runs" / "aligned_heads" / name / embeddings / run.label
-        frozen = None
+        if missing is not None:
+            folder = folder / f"{missing}-{share:g}"
+        frozen = Frozen.read(run, embeddings, missing, share)
         for loss in losses_:
             for seed in seeds:
-                if not is_complete(folder, loss, num_steps, seed):
-                    frozen = frozen or Frozen.read(run, embeddings)
+                if not is_complete(folder, frozen.parts, loss, num_steps, seed):
                     train(run, frozen, folder, loss, num_steps, seed)
+        given = folder, frozen.parts, losses_, num_steps, seeds
         tables += [retrieval(folder, losses_, num_steps, seeds, run.label)]
-        tables += [levels(run, folder, losses_, num_steps, seeds), differences(run, folder, losses_, num_steps, seeds)]
+        tables += [levels(run, *given), differences(run, groups_of(run, frozen), *given)]
     write_results("\n".join(tables), "aligned_heads", name)
 
 
@@ -132,6 +146,8 @@ class Frozen:
         text_ID: the same of the texts.
         has_image: ``(I,)`` bool.
         has_text: ``(I,)`` bool.
+        missing: what items have lost; None for nothing.
+        has_lost: ``(I,)`` bool, which items have lost it.
     """
 
     workspace: Workspace
@@ -140,14 +156,33 @@ class Frozen:
     text_ID: np.ndarray
     has_image: np.ndarray
     has_text: np.ndarray
+    missing: str | None
+    has_lost: np.ndarray
 
     @staticmethod
-    def read(run: Run, embeddings: str) -> Frozen:
-        """The frozen embeddings of a run."""
+    def read(run: Run, embeddings: str, missing: str | None = None, share: float = 0.0) -> Frozen:
+        """The frozen embeddings of a run, of which a share of the items with both modalities loses one.
+
+        Raises:
+            ConfigError: the share is not between 0 and 1.
+        """
         workspace = Workspace(run.folder / "seed-1")
         own: Vectors = adaptation.table_of(workspace, run.params, embeddings if embeddings == SEPARATE else BASE)
-        image_ID = components(own.image_ID, own.has_image)
-        return Frozen(workspace, run.params, image_ID, components(own.text_ID, own.has_text), own.has_image, own.has_text)
+        complete = np.flatnonzero(own.has_image & own.has_text)
+        shares = (share, 0.0) if missing == "text" else (0.0, share)
+        has_lost = np.zeros(len(own.has_image), dtype=bool)
+        if missing is not None:
+            for lost in draw(complete, *shares, DRAW):
+                has_lost[lost] = True
+        has_image = own.has_image & ~(has_lost & (missing == "image"))
+        has_text = own.has_text & ~(has_lost & (missing == "text"))
+        image_ID, text_ID = components(own.image_ID, has_image), components(own.text_ID, has_text)
+        return Frozen(workspace, run.params, image_ID, text_ID, has_image, has_text, missing, has_lost)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that are measured."""
+        return PARTS if self.missing is None else (*PARTS, FILLED)
 
     def vectors(self, part: str, image_ID: np.ndarray, text_ID: np.ndarray) -> np.ndarray:
         """``(I + 1, F)`` item vectors of a part, row 0 zero.
@@ -161,7 +196,10 @@ class Frozen:
         even = {"fusion": "late_concat_pca", "axis_scaling": "even", "balance": "none"}
         section = self.params.export_embeddings.model_copy(update={**even, "image_weight": weights[0], "text_weight": weights[1]})
         text_ID = self.text_ID if part == "mixed" else text_ID
-        fused_IF = fuse(image_ID, text_ID, self.has_image, seen_items(self.workspace), section, has_text=self.has_text)
+        has_image, has_text = self.has_image, self.has_text
+        if part == FILLED:
+            image_ID, text_ID, has_image, has_text = adaptation.fill_in(image_ID, text_ID, has_image, has_text, normalize=True)
+        fused_IF = fuse(image_ID, text_ID, has_image, seen_items(self.workspace), section, has_text=has_text)
         return np.concatenate([np.zeros((1, fused_IF.shape[1]), dtype=np.float32), fused_IF])
 
 
@@ -235,7 +273,7 @@ def measure(
     both = frozen.has_image & frozen.has_text
     found = [unit_rows(given[both] - given[both].mean(axis=0)) for given in (image_ID, text_ID)]
     place = place_of(folder, loss, step)
-    for part in PARTS:
+    for part in frozen.parts:
         made = frozen.vectors(part, image_ID, text_ID)
         for kind in (part, IDS + part) if next_to_ids and part in NEXT_TO_IDS else (part,):
             path = positions_path(place / kind, seed)
@@ -252,12 +290,12 @@ def place_of(folder: Path, loss: str, step: int) -> Path:
     return folder / ("frozen" if step == 0 else f"{loss}-{step}")
 
 
-def is_complete(folder: Path, loss: str, num_steps: Sequence[int], seed: int) -> bool:
+def is_complete(folder: Path, parts: Sequence[str], loss: str, num_steps: Sequence[int], seed: int) -> bool:
     """Whether a training was measured after all steps."""
 
     def files(step: int) -> list[Path]:
         place = place_of(folder, loss, step)
-        return [place / f"{seed}.json", *(positions_path(place / kind, seed) for kind in kinds_of(step, num_steps))]
+        return [place / f"{seed}.json", *(positions_path(place / kind, seed) for kind in kinds_of(parts, step, num_steps))]
 
     return all(path.exists() for step in (0, *num_steps) for path in files(step))
 
@@ -282,38 +320,60 @@ def retrieval(folder: Path, losses_: Sequence[str], num_steps: Sequence[int], se
     return markdown_table(["embeddings", "retrieval@1"], rows, f"{title}, image and text of an item")
 
 
-def kinds_of(step: int, num_steps: Sequence[int]) -> tuple[str, ...]:
+def kinds_of(parts: Sequence[str], step: int, num_steps: Sequence[int]) -> tuple[str, ...]:
     """The kinds of scores that are measured after a number of steps."""
-    return (*PARTS, *(IDS + part for part in NEXT_TO_IDS)) if step in (0, num_steps[-1]) else PARTS
+    next_to_ids = tuple(IDS + part for part in NEXT_TO_IDS if part in parts)
+    return (*parts, *next_to_ids) if step in (0, num_steps[-1]) else tuple(parts)
 
 
-def levels(run: Run, folder: Path, losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int]) -> str:
+def groups_of(run: Run, frozen: Frozen) -> dict[str, np.ndarray]:
+    """Masks ``(U,)`` of test users: those of :mod:`experiments.adaptation`, or by what the target has lost."""
+    if frozen.missing is None:
+        return adaptation.target_groups(run.shop, run.params)
+    test = INTERACTIONS.read(run.shop.interactions).filter(pl.col("split") == "test").sort("user_id")
+    lacks = frozen.has_lost[test["item_id"].to_numpy() - 1]
+    groups = {"all": np.ones(len(lacks), dtype=bool), f"without {frozen.missing}": lacks, "others": ~lacks}
+    return {f"{name} ({mask.sum():,})": mask for name, mask in groups.items()}
+
+
+def levels(
+    run: Run, folder: Path, parts: Sequence[str], losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int]
+) -> str:
     """The Markdown table of NDCG@10 of all users, by kind of scores."""
-    kinds = kinds_of(0, num_steps)
+    kinds = kinds_of(parts, 0, num_steps)
     rows = []
     for loss, step in rows_of(losses_, num_steps):
-        known = kinds_of(step, num_steps)
+        known = kinds_of(parts, step, num_steps)
         cells = [f"{ndcg(folder, loss, step, kind, seeds).mean():.4f}" if kind in known else "" for kind in kinds]
         rows.append([label(loss, step), *cells])
     return markdown_table(["embeddings", *kinds], rows, f"{run.label}, NDCG@{CUTOFF} in nearest items, {len(seeds)} seeds")
 
 
-def differences(run: Run, folder: Path, losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int]) -> str:
-    """The Markdown table of differences to the frozen embeddings, and between losses after the last step."""
-    kinds, last = kinds_of(0, num_steps), num_steps[-1]
-    frozen = (losses_[0], 0)
+def differences(
+    run: Run,
+    groups: Mapping[str, np.ndarray],
+    folder: Path,
+    parts: Sequence[str],
+    losses_: Sequence[str],
+    num_steps: Sequence[int],
+    seeds: Sequence[int],
+) -> str:
+    """The Markdown table of differences to the frozen embeddings, and between losses after the last step.
+
+    What is filled in is compared with the frozen ``fused``, because frozen embeddings of two modalities share no space.
+    """
+    last, frozen = num_steps[-1], (losses_[0], 0)
     pairs = [((loss, step), frozen) for loss, step in rows_of(losses_, num_steps)[1:]]
     wanted = (("sda", MISMATCHED), ("sda", "infonce"), ("soft", "infonce"), ("soft", MISMATCHED), ("infonce", MISMATCHED))
     pairs += [((one, last), (other, last)) for one, other in wanted if {one, other} <= {*losses_}]
-    groups: Mapping[str, np.ndarray] = adaptation.target_groups(run.shop, run.params)
     rows = []
     for one, other in pairs:
-        for kind in kinds:
-            if kind in kinds_of(one[1], num_steps):
-                paired_SU = ndcg(folder, *one, kind, seeds) - ndcg(folder, *other, kind, seeds)
-                name = f"{label(*one)} - {label(*other)}"
-                of_groups = [difference(paired_SU[:, mask], run.params.evaluate, f"{name} {kind}") for mask in groups.values()]
-                rows.append([name, kind, *of_groups])
+        for kind in kinds_of(parts, one[1], num_steps):
+            against = kind.replace(FILLED, "fused") if other == frozen else kind
+            paired_SU = ndcg(folder, *one, kind, seeds) - ndcg(folder, *other, against, seeds)
+            name = f"{label(*one)} - {label(*other)}"
+            of_groups = [difference(paired_SU[:, mask], run.params.evaluate, f"{name} {kind}") for mask in groups.values()]
+            rows.append([name, kind if kind == against else f"{kind} - {against}", *of_groups])
     return markdown_table(["difference", "scores", *groups], rows, f"{run.label}, differences in NDCG@{CUTOFF} [95 %]")
 
 

@@ -41,7 +41,7 @@ def run(project: Path) -> Run:
 def tables(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     runs = [f"small={project}"]
-    aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), Numbers((1, 2)))
+    aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), seeds=Numbers((1, 2)))
     return (tmp_path / "experiments" / "results" / "aligned_heads-small" / "table.md").read_text(encoding="utf-8")
 
 
@@ -84,6 +84,50 @@ def test_mixed_has_the_frozen_texts(run: Run) -> None:
     assert not np.array_equal(mixed, frozen.vectors("fused", frozen.image_ID, other))
 
 
+@pytest.mark.parametrize("missing", ["text", "image"])
+def test_a_share_loses_a_modality_and_is_filled_in_from_the_other(run: Run, missing: str) -> None:
+    whole, frozen = aligned_heads.Frozen.read(run, "zero_shot"), aligned_heads.Frozen.read(run, "zero_shot", missing, 0.5)
+    both = whole.has_image & whole.has_text
+    assert frozen.has_lost.sum() == round(0.5 * both.sum())
+    assert not (frozen.has_lost & ~both).any()
+    has, other = (frozen.has_text, frozen.has_image) if missing == "text" else (frozen.has_image, frozen.has_text)
+    lost_ID, other_ID = (frozen.text_ID, frozen.image_ID) if missing == "text" else (frozen.image_ID, frozen.text_ID)
+    assert not has[frozen.has_lost].any()
+    assert other[frozen.has_lost].all()
+    assert not lost_ID[frozen.has_lost].any()
+    assert (frozen.parts, whole.parts) == ((*aligned_heads.PARTS, "filled"), aligned_heads.PARTS)
+    # in a space that both share (here: the same vectors), filling in gives what was lost
+    shared = np.random.default_rng(0).normal(size=other_ID.shape).astype(np.float32)
+    seen = [shared.copy(), shared.copy()]
+    seen[missing == "text"][frozen.has_lost] = 0.0
+    complete = frozen.vectors("fused", shared, shared)[1:]
+    filled = frozen.vectors("filled", *seen)[1:]
+    assert filled.any(axis=1)[frozen.has_lost].all()
+    assert not np.allclose(filled, complete)  # the axes of the frozen flags differ
+    same = aligned_heads.Frozen(frozen.workspace, frozen.params, shared, shared, both | True, both | True, None, both & False)
+    expected = same.vectors("fused", shared, shared)[1:][both]
+    np.testing.assert_allclose(filled[both] @ filled[both].T, expected @ expected.T, atol=0.15)
+
+
+def test_groups_by_what_the_target_has_lost(run: Run) -> None:
+    frozen = aligned_heads.Frozen.read(run, "zero_shot", "image", 0.5)
+    every, lost, others = aligned_heads.groups_of(run, frozen).values()
+    assert every.all()
+    np.testing.assert_array_equal(lost, ~others)
+    assert 0 < lost.sum() < len(lost)
+
+
+def test_tables_of_missing_modalities(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [f"small={project}"], "zero_shot", Names(("sda", "mismatched")), Numbers((2,)), "text", 0.5, Numbers((1,))
+    aligned_heads.main("small", *given)
+    table = (tmp_path / "experiments" / "results" / "aligned_heads-small" / "table.md").read_text(encoding="utf-8")
+    assert "| sda, 2 steps - frozen | id+filled - id+fused |" in table
+    assert "| sda, 2 steps - mismatched, 2 steps | id+filled |" in table
+    assert "without text (" in table
+    assert (tmp_path / "experiments/runs/aligned_heads/small/zero_shot/small/text-0.5/sda-2/id+filled/1.parquet").exists()
+
+
 def test_mismatched_pairs_are_all_wrong_and_depend_on_the_seed() -> None:
     rows = np.flatnonzero(np.arange(50) % 3)
     one = aligned_heads.exchanged(rows, 1)
@@ -100,7 +144,7 @@ def test_true_pairs_are_learned_and_wrong_ones_are_not(
     images, texts = pairs(0)
     every = np.ones(NUM_ITEMS, dtype=bool)
     params = load_params(run.folder / "seed-1" / "params.yaml")
-    frozen = aligned_heads.Frozen(run.shop, params, images, texts, every, every)
+    frozen = aligned_heads.Frozen(run.shop, params, images, texts, every, every, None, ~every)
     found: dict[int, float] = {}
 
     def note(*given: Any, next_to_ids: bool) -> None:
@@ -133,16 +177,16 @@ def test_finished_trainings_are_kept(project: Path, tables: str, monkeypatch: py
 
     monkeypatch.setattr(aligned_heads, "train", refuse)
     runs = [f"small={project}"]
-    aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), Numbers((1, 2)))
+    aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), seeds=Numbers((1, 2)))
     for losses, steps in ((("infonce",), (2, 4)), (("sda",), (2,)), (("sda",), (2, 4, 6))):
         with pytest.raises(AssertionError, match="trained again"):  # after 2 steps nothing was ranked next to co-purchases
-            aligned_heads.main("small", runs, "zero_shot", Names(losses), Numbers(steps), Numbers((1, 2)))
+            aligned_heads.main("small", runs, "zero_shot", Names(losses), Numbers(steps), seeds=Numbers((1, 2)))
 
 
 @pytest.mark.parametrize(("losses", "steps", "where"), [("nonsense", (1,), "--losses"), ("sda", (4, 2), "--num-steps")])
 def test_user_mistakes(project: Path, losses: str, steps: tuple[int, ...], where: str) -> None:
     with pytest.raises(ConfigError, match=where):
-        aligned_heads.main("small", [f"small={project}"], "zero_shot", Names((losses,)), Numbers(steps), Numbers((1,)))
+        aligned_heads.main("small", [f"small={project}"], "zero_shot", Names((losses,)), Numbers(steps), seeds=Numbers((1,)))
 
 
 def test_sections_do_not_depend_on_the_losses_of_the_run(run: Run, repository: Path) -> None:
