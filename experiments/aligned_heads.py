@@ -146,7 +146,7 @@ class Frozen:
         text_ID: the same of the texts.
         has_image: ``(I,)`` bool.
         has_text: ``(I,)`` bool.
-        missing: what items have lost; None for nothing.
+        missing: the modality that items have lost; None for nothing.
         has_lost: ``(I,)`` bool, which items have lost it.
     """
 
