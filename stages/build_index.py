@@ -23,8 +23,6 @@ def build_index(variant: Variant, root: Root = Path(), params: ParamsFile = None
         with replace_directory(run.workspace.index(variant)) as folder:
             made = build(vectors[1:], None, run.params.build_index, folder)
         run.counts = {"variant": variant, "factory": made["factory"], "items": made["ntotal"], "recall": made["recall"]}
-        if missing := len(vectors) - 1 - made["ntotal"]:
-            run.counts["without a vector"] = missing
 
 
 if __name__ == "__main__":
