@@ -43,11 +43,12 @@ from torch import Tensor, nn
 
 from experiments import adaptation
 from experiments.adaptation import IDS, SEPARATE
-from experiments.corruption import draw
+from experiments.corruption import draw, partners
 from experiments.nearest_items import Run, Runs, ranked
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import (
     CUTOFF,
+    check_ascending,
     check_names,
     difference,
     gains,
@@ -65,7 +66,6 @@ from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, read_json, wr
 from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.embeddings.controls import Vectors
 from sda_core.embeddings.fusion import fuse, seen_items
-from sda_core.errors import ConfigError
 from sda_core.params import LossParams, Params
 from sda_core.principal_axes import principal_axes, project
 from sda_core.seed import generator
@@ -116,8 +116,7 @@ def main(
 ) -> None:
     """Train the heads, rank the targets; write the tables."""
     check_names("--losses", losses_, LOSSES)
-    if list(num_steps) != sorted(set(num_steps)) or min(num_steps) < 1:
-        raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
+    check_ascending("--num-steps", num_steps)
     tables = []
     for run in [Run.read(text) for text in runs]:
         folder = Path("experiments") / "runs" / "aligned_heads" / name / embeddings / run.label
@@ -220,7 +219,6 @@ def section_of(params: Params, loss: str) -> LossParams:
 
 def train(run: Run, frozen: Frozen, folder: Path, loss: str, num_steps: Sequence[int], seed: int) -> None:
     """Train a pair of heads, and rank the targets before training and after each number of steps."""
-    torch.manual_seed(seed)  # nothing is drawn from it: the heads start at the identity
     criterion = losses.build(section_of(frozen.params, loss))
     rows = np.flatnonzero(frozen.has_image & frozen.has_text)
     texts = rows if loss != MISMATCHED else exchanged(rows, seed)
@@ -248,10 +246,7 @@ def train(run: Run, frozen: Frozen, folder: Path, loss: str, num_steps: Sequence
 
 def exchanged(rows: np.ndarray, seed: int) -> np.ndarray:
     """The rows, each moved by one position along a seeded cycle, so that none keeps its own text."""
-    cycle = generator(seed, "aligned heads", MISMATCHED).permutation(len(rows))
-    partner = np.empty_like(rows)
-    partner[cycle] = rows[np.roll(cycle, 1)]
-    return partner
+    return rows[partners(generator(seed, "aligned heads", MISMATCHED), len(rows))]
 
 
 @torch.no_grad()
@@ -274,12 +269,13 @@ def measure(
     found = [unit_rows(given[both] - given[both].mean(axis=0)) for given in (image_ID, text_ID)]
     place = place_of(folder, loss, step)
     for part in frozen.parts:
-        made = frozen.vectors(part, image_ID, text_ID)
-        for kind in (part, IDS + part) if next_to_ids and part in NEXT_TO_IDS else (part,):
-            path = positions_path(place / kind, seed)
-            if not path.exists():
-                POSITIONS.write(ranked(run, IDS + part if kind != part else part, made), path)
-    path = place / f"{seed}.json"
+        kinds = (part, IDS + part) if next_to_ids and part in NEXT_TO_IDS else (part,)
+        paths = {kind: positions_path(place / kind, seed_of(step, seed)) for kind in kinds}
+        missing = {kind: path for kind, path in paths.items() if not path.exists()}
+        made = frozen.vectors(part, image_ID, text_ID) if missing else None
+        for kind, path in missing.items():
+            POSITIONS.write(ranked(run, kind, made), path)
+    path = place / f"{seed_of(step, seed)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"retrieval_at_1": mutual_retrieval_at_1(*found)})
 
@@ -290,12 +286,18 @@ def place_of(folder: Path, loss: str, step: int) -> Path:
     return folder / ("frozen" if step == 0 else f"{loss}-{step}")
 
 
+def seed_of(step: int, seed: int) -> int:
+    """The seed in the names of files: frozen embeddings do not depend on it, so they are ranked once."""
+    return seed if step else 0
+
+
 def is_complete(folder: Path, parts: Sequence[str], loss: str, num_steps: Sequence[int], seed: int) -> bool:
     """Whether a training was measured after all steps."""
 
     def files(step: int) -> list[Path]:
         place = place_of(folder, loss, step)
-        return [place / f"{seed}.json", *(positions_path(place / kind, seed) for kind in kinds_of(parts, step, num_steps))]
+        known = seed_of(step, seed)
+        return [place / f"{known}.json", *(positions_path(place / kind, known) for kind in kinds_of(parts, step, num_steps))]
 
     return all(path.exists() for step in (0, *num_steps) for path in files(step))
 
@@ -315,7 +317,7 @@ def retrieval(folder: Path, losses_: Sequence[str], num_steps: Sequence[int], se
     rows = []
     for loss, step in rows_of(losses_, num_steps):
         place = place_of(folder, loss, step)
-        found = [read_json(place / f"{seed}.json", "retrieval")["retrieval_at_1"] for seed in seeds]
+        found = [read_json(place / f"{seed_of(step, seed)}.json", "retrieval")["retrieval_at_1"] for seed in seeds]
         rows.append([label(loss, step), mean_with_range(found, 3)])
     return markdown_table(["embeddings", "retrieval@1"], rows, f"{title}, image and text of an item")
 
@@ -379,4 +381,4 @@ def differences(
 
 def ndcg(folder: Path, loss: str, step: int, kind: str, seeds: Sequence[int]) -> np.ndarray:
     """NDCG@10 by seed and user ``(S, U)``."""
-    return gains("ndcg", read_positions(place_of(folder, loss, step) / kind, seeds))
+    return gains("ndcg", read_positions(place_of(folder, loss, step) / kind, [seed_of(step, seed) for seed in seeds]))

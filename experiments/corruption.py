@@ -57,6 +57,14 @@ def corrupt(
     return _images(source, target, how, share, random)
 
 
+def partners(random: np.random.Generator, size: int) -> np.ndarray:
+    """For each of some rows the row before it on a random cycle of all, ``(size,)``: a permutation that keeps no row in place."""
+    order = random.permutation(size)
+    partner = np.empty(size, dtype=np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
 def draw(
     complete: np.ndarray, text_share: float, image_share: float, seed: int, *, overlapping: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

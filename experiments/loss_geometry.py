@@ -44,9 +44,11 @@ from torch import Tensor, nn
 
 from experiments import swatches as colours
 from experiments.attribute_probe import SHOWN_BY, above_chance
+from experiments.corruption import partners
 from experiments.families import read_backbones
 from experiments.options import THREE_SEEDS, Name, Seeds, Source
 from experiments.study import (
+    check_ascending,
     check_names,
     logger,
     markdown_table,
@@ -141,8 +143,7 @@ def main(
 ) -> None:
     """Train and measure what is missing; write the table."""
     check_names("--geometries", geometries, [*GEOMETRIES, *LIMITS])
-    if list(num_steps) != sorted(set(num_steps)) or min(num_steps) < 1:
-        raise ConfigError("--num-steps", f"should be ascending numbers from 1 (got {','.join(map(str, num_steps))})")
+    check_ascending("--num-steps", num_steps)
     params = load_params(source / "params.yaml")
     sections = read_backbones(backbone) if backbone else {"nano": params.backbone.model_dump()}
     items = of_swatches() if swatches else of_shop(Workspace(source), params)
@@ -301,9 +302,7 @@ def _is_stopped(before: check.Figures, training: TrainingParams, loss: LossParam
 
 def mismatched(source: ItemSource, seed: int) -> ItemSource:
     """The items with exchanged texts: every text moves by one position along a seeded cycle of all items."""
-    order = generator(seed, "mismatched").permutation(len(source))
-    partner = np.empty(len(source), dtype=np.int64)
-    partner[order] = np.roll(order, 1)
+    partner = partners(generator(seed, "mismatched"), len(source))
     return ItemSource(
         source.item_ids, source.texts(partner), source.image_prompt, source.prompt_hash, source.store, "placeholder"
     )

@@ -271,6 +271,16 @@ def mean_with_range(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean:.3f} ({low:.{digits}f} .. {high:.{digits}f})" if high > low else f"{mean:.3f}"
 
 
+def check_ascending(option: str, given: Sequence[int]) -> None:
+    """Check that the numbers of an option are ascending and at least 1.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if list(given) != sorted(set(given)) or min(given) < 1:
+        raise ConfigError(option, f"should be ascending numbers from 1 (got {','.join(map(str, given))})")
+
+
 def check_names(option: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Check that all names of an option are known.
 

@@ -121,8 +121,9 @@ def _side_by_side(run: FinishedRun, variants: list[str], answer: Callable[[str],
             found[variant] = answer(variant)
         except SDAError as error:
             found[variant] = error
-    lists = {variant: [item for item, _ in pairs] for variant, pairs in found.items() if not isinstance(pairs, SDAError)}
-    if len(lists) > 1 and all(lists.values()):
+    shown = {variant: pairs for variant, pairs in found.items() if pairs and not isinstance(pairs, SDAError)}
+    lists = {variant: [item for item, _ in pairs] for variant, pairs in shown.items()}
+    if len(lists) > 1:
         shared = set.intersection(*(set(items) for items in lists.values()))
         most = max(map(len, lists.values()))
         st.text(f"{len(shared)} of {most} items are in every list." + (" A dot marks the others." if len(shared) < most else ""))

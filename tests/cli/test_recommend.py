@@ -149,6 +149,25 @@ def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.
     assert [float(score) for score, _ in found] == pytest.approx(cosines[best].tolist(), abs=1e-4)  # four decimals
 
 
+def test_an_item_without_a_vector_has_no_neighbors(
+    workspace: Workspace, params: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sda_core.index import build_index
+    from sda_core.params import IndexParams
+
+    vectors = np.random.default_rng(0).normal(size=(len(RAW), 4)).astype(np.float32)
+    vectors[3] = 0.0
+    section = IndexParams.model_validate(params["build_index"] | {"num_queries": 3, "recall_at": 2})
+    build_index(vectors, None, section, workspace.index("sda"))
+    with pytest.raises(typer.Exit):
+        neighbors("sku-4", "sda", 3, workspace.root)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip() == (
+        "sda neighbors: error: item 'sku-4': has no vector in sda, so it has no neighbours; choose another item"
+    )
+
+
 NUMERIC = ["100", "110", "007", "-4", " 12", "Ab12", "ab12", "2.0", "٣"]  # in the rows of the numbers 1 to 9
 
 

@@ -109,6 +109,24 @@ def test_images_and_texts_are_fused_as_ours_are(workspace: Workspace) -> None:
     np.testing.assert_allclose(np.linalg.norm(frame["embedding"].to_numpy(), axis=1), 1.0, rtol=1e-5)
 
 
+def test_items_with_neither_vector_are_zero(workspace: Workspace) -> None:
+    """Not the mean of the others, with which such items would be each other's nearest items."""
+    folder = workspace.root / "mine"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    image, text = random.normal(size=(NUM_ITEMS, 4)), random.normal(size=(NUM_ITEMS, 6))
+    image[[2, 3, 5]], text[[3, 5, 7]] = 0.0, 0.0
+    np.save(folder / "image_embedding.npy", image)
+    np.save(folder / "text_embedding.npy", text)
+    (folder / "ids.txt").write_text("\n".join(RAW))
+    params = YAML(typ="safe", pure=True).load(workspace.root / "params.yaml")
+    params["import_embeddings"]["max_missing_share"] = 0.5
+    YAML(typ="safe", pure=True).dump(params, workspace.root / "params.yaml")
+    import_embeddings("mine", workspace.root)
+    found = EMBEDDINGS.read(workspace.embeddings("mine"))["embedding"].to_numpy()
+    assert np.flatnonzero(~found.any(axis=1)).tolist() == [3, 5]
+
+
 def test_equal_files_give_equal_bytes(workspace: Workspace) -> None:
     write_minilm(workspace)
     import_embeddings("minilm", workspace.root)
