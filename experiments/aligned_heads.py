@@ -111,7 +111,7 @@ def main(
     missing: Annotated[
         Literal["text", "image"] | None, typer.Option(help="What a share of the items loses.", show_default=False)
     ] = None,
-    share: Annotated[float, typer.Option(help="Share of the items with both modalities that lose one.")] = 0.6,
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the items with both modalities that lose one.")] = 0.6,
     seeds: Seeds = THREE_SEEDS,
 ) -> None:
     """Train the heads, rank the targets; write the tables."""
