@@ -346,11 +346,16 @@ def table_of(workspace: Workspace, params: Params, variant: str) -> Vectors:
         params: its params.
         variant: the variant.
     """
-    path = workspace.embeddings(variant)
-    if variant == SEPARATE:
-        path = workspace.embeddings(BASE).resolve().with_stem(SEPARATE)  # all seeds link the file of zero_shot
-        separate_models.write(workspace, params, path)
-    return read_table(path)
+    return read_table(table_path(workspace, params, variant))
+
+
+def table_path(workspace: Workspace, params: Params, variant: str) -> Path:
+    """The table of :func:`table_of`."""
+    if variant != SEPARATE:
+        return workspace.embeddings(variant)
+    path = workspace.embeddings(BASE).resolve().with_stem(SEPARATE)  # all seeds link the file of zero_shot
+    separate_models.write(workspace, params, path)
+    return path
 
 
 def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
@@ -387,7 +392,18 @@ def evened(workspace: Workspace, params: Params, vector: str) -> np.ndarray:
         vector: a kind in :data:`CAN_BE_EVEN`.
     """
     even = {"fusion": "late_concat_pca", "axis_scaling": "even"}
-    section = params.export_embeddings.model_copy(update=even)
+    return fused_again(workspace, params, params.export_embeddings.model_copy(update=even), vector)
+
+
+def fused_again(workspace: Workspace, params: Params, section: ExportParams, vector: str) -> np.ndarray:
+    """``(I, F)`` vectors with another fusion than that of the project.
+
+    Args:
+        workspace: a project with the embeddings.
+        params: its params.
+        section: the fusion.
+        vector: a kind in :data:`CAN_BE_EVEN`.
+    """
     if vector in PARTS:
         return one_modality(workspace, params, section, vector)
     if vector == OTHER_IMAGES:

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import typer
@@ -40,7 +40,7 @@ from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
 from sda_core.evaluation.metrics import per_user
 from sda_core.fingerprint import fingerprint
-from sda_core.params import DemoDataset, Params, RecommenderParams, load_params
+from sda_core.params import DemoDataset, Params, RecommenderParams, Section, load_params
 from sda_core.recommenders.batches import validation_view
 from sda_core.recommenders.fit import USERS_PER_CHUNK
 from sda_core.recommenders.position import count_positions
@@ -55,6 +55,8 @@ SHOPS: Mapping[str, Sequence[str]] = {
 VARIANTS = ("id", "random", "oracle", BASE)
 REFERENCE = "id"
 _MAKE_A_SHOP = ("dataset", "download", "filter", "fetch_images", "items", "backbone", "export_embeddings")
+
+Changed = TypeVar("Changed", bound=Section)
 
 Candidates = Annotated[
     list[str] | None,
@@ -106,11 +108,11 @@ def main(
     write_results(table(found, names_, recommender, any_params), "recommender_settings", name, root)
 
 
-def changed(section: RecommenderParams, candidate: str) -> RecommenderParams:
-    """The settings with the changes of a candidate.
+def changed(section: Changed, candidate: str) -> Changed:
+    """A section of the params with the changes of a candidate.
 
     Args:
-        section: the settings.
+        section: the section.
         candidate: the changes, as ``A=1,B=2``; empty for none.
 
     Raises:
@@ -120,7 +122,7 @@ def changed(section: RecommenderParams, candidate: str) -> RecommenderParams:
     for change in filter(None, candidate.split(",")):
         key, separator, value = change.partition("=")
         if not separator or key not in tree:
-            raise ConfigError("--try", f"no such setting of {section.kind}: {key!r} (got {change!r}, expected NAME=VALUE)")
+            raise ConfigError("--try", f"expected NAME=VALUE, with NAME one of {', '.join(tree)} (got {change!r})")
         tree[key] = YAML(typ="safe").load(value)
     try:
         return type(section).model_validate(tree)
@@ -177,6 +179,31 @@ def _trained_once(workspace: Workspace, params: Params, section: RecommenderPara
     """
     made_of = fingerprint(section, str(seed), variant)
     path = workspace.root / "validation" / section.kind / variant / f"{made_of}.json"
+    return validated(path, workspace, params, section, lambda: _vectors(workspace, params, variant, section), seed)
+
+
+def validated(
+    path: Path,
+    workspace: Workspace,
+    params: Params,
+    section: RecommenderParams,
+    vectors: Callable[[], recommenders.ItemVectors | None],
+    seed: int,
+) -> dict[str, Any]:
+    """Train a recommender without the test interactions and rank the validation targets; keep the result in a file.
+
+    Args:
+        path: the file; if it exists, it is read and nothing is trained.  Its folder and name tell what the result belongs to.
+        workspace: the project with the interactions.
+        params: its params, of which ``runtime`` is used.
+        section: settings of the recommender.
+        vectors: computes the item vectors; called if the recommender is trained.
+        seed: seed of the training.
+
+    Returns:
+        ``ndcg``: NDCG@10 of each user's validation target at the selected epoch; ``epochs``: their number; ``seconds`` of
+        processor time.
+    """
     if not path.exists():
         device = prepare_torch(params.runtime)
         interactions = INTERACTIONS.read(workspace.interactions)
@@ -185,17 +212,16 @@ def _trained_once(workspace: Workspace, params: Params, section: RecommenderPara
             num_users=interactions["user_id"].n_unique(),
             num_items=ITEMS.count(workspace.items),
         )
-        vectors = _vectors(workspace, params, variant, section)
-        model = recommenders.build(section, data.num_users, data.num_items, vectors, seed=seed)
+        model = recommenders.build(section, data.num_users, data.num_items, vectors(), seed=seed)
         scratch = path.with_suffix(".safetensors")
         begin = time.process_time()
-        records = model.fit(data, checkpoint=scratch, fingerprint=made_of, device=device)
+        records = model.fit(data, checkpoint=scratch, fingerprint=path.stem, device=device)
         seconds = time.process_time() - begin
         counts = count_positions(model, validation_view(data), None, USERS_PER_CHUNK, device)
         ndcg_U = per_user("ndcg", 1.0 + counts[:, 0] + counts[:, 1], CUTOFF)
         write_json(path, {"seconds": round(seconds, 2), "epochs": len(records), "ndcg": ndcg_U.tolist()})
         scratch.unlink(missing_ok=True)
-        logger.info("%s %s, seed %d: %d epochs, %.4f", section.kind, variant, seed, len(records), ndcg_U.mean())
+        logger.info("%s %s, seed %d: %d epochs, %.4f", section.kind, path.parent.name, seed, len(records), ndcg_U.mean())
     return read_json(path, "a candidate's validation")
 
 

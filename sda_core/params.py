@@ -448,6 +448,7 @@ class ExportParams(Section):
         "late_concat_pca", "concat", "mean", "image", "text"
     ]  # fusion of the two vectors: concatenation with PCA, concatenation, mean, or only one of them
     fused_dim: Count  # components of the PCA; at most the width of the concatenation and the number of fitted items
+    center: bool  # subtract the mean of each modality before the scaling to unit length
     normalize: bool  # unit length
     image_weight: NonNegative  # factors of the two modalities if both are fused
     text_weight: NonNegative

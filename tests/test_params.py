@@ -186,6 +186,8 @@ def test_joint_passes_are_variants() -> None:
     ("path", "value"),
     [
         ("export_embeddings.with_base", True),
+        ("export_embeddings.center", True),
+        ("export_embeddings.center", False),
         ("export_embeddings.image_weight", 0.5),
         ("export_embeddings.text_weight", 2.0),
         ("export_embeddings.balance", "equal_energy"),

@@ -33,10 +33,13 @@ def fuse(
 ) -> np.ndarray:
     """Fuse image and text vectors into one vector per item.
 
-    With ``params.normalize`` each half is first scaled to unit length, and the result at the end.  A row without an image
-    gets the mean image vector of the fitted items that have one (or of all items that have one, if no fitted item does),
-    which carries no information about the item.  Likewise a row without a text gets the mean text vector.  So after the
-    centring of ``late_concat_pca`` such a row is that of its other modality alone: without a text
+    With ``params.center`` the mean of the fitted rows of each half is subtracted first, so that what all items have in common
+    takes no part of the length.  With ``params.normalize`` each half is then scaled to unit length, and the result at the end.
+    So a half is ``(x - m) / |x - m|``, with ``m`` the mean, or ``x / |x|`` without ``center``.
+
+    A row without an image then gets the mean image vector of the fitted items that have one (or of all items that have one, if
+    no fitted item does), which carries no information about the item.  Likewise a row without a text gets the mean text vector.
+    So after the centring in ``late_concat_pca`` such a row is that of its other modality alone: without a text
     ``y = (image - mean image) A_image``, without an image ``y = (text - mean text) A_text``, with ``A`` the rows of the axes
     for that modality.  A row that has none of the fused modalities, or none whose weight is not 0, is zero: nothing is known
     about this item.
@@ -64,7 +67,7 @@ def fuse(
         text_ID: ``(I, D)`` float32.
         has_image: ``(I,)`` bool, whether a row of ``image_ID`` is valid.
         fit_ids: item ids seen in training.
-        params: fusion, ``fused_dim``, ``normalize``, weights and scaling.
+        params: fusion, ``fused_dim``, ``center``, ``normalize``, weights and scaling.
         base: image and text vectors of the same items by the backbone alone; for ``concat`` and ``late_concat_pca``.
         has_text: ``(I,)`` bool, whether a row of ``text_ID`` is valid; None if all are.
 
@@ -122,9 +125,9 @@ def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) 
     """Process the vectors of a joint pass in the same way as :func:`fuse` processes pairs of vectors.
 
     With ``late_concat_pca`` the result consists of the principal components, so that origin, width and ``axis_scaling`` are
-    those of the other variants; any other ``fusion`` does not change the vectors.  With ``params.normalize`` they are first
-    scaled to unit length, and the result at the end.  Weights, ``balance`` and ``with_base`` apply to pairs of vectors and
-    have no effect here.
+    those of the other variants; any other ``fusion`` does not change the vectors.  With ``params.center`` the mean of the fitted
+    rows is subtracted first; with ``params.normalize`` they are then scaled to unit length, and the result at the end.  Weights,
+    ``balance`` and ``with_base`` apply to pairs of vectors and have no effect here.
 
     Args:
         joint_ID: ``(I, D)`` float32, row r is that of item id r + 1.
@@ -139,8 +142,7 @@ def fuse_joint(joint_ID: np.ndarray, fit_ids: np.ndarray, params: ExportParams) 
     """
     fit_rows = _fit_rows(fit_ids, len(joint_ID))
     fused_IF = joint_ID.astype(np.float32)
-    if params.normalize:
-        unit_rows(fused_IF, out=fused_IF)
+    _prepare(fused_IF, np.ones(len(fused_IF), dtype=bool), fit_rows, params)
     if params.fusion == "late_concat_pca":
         fused_IF = _principal_components(fused_IF, fit_rows, params.fused_dim, even=params.axis_scaling == "even")
     if params.normalize:
@@ -204,15 +206,16 @@ def _energy(vectors_ID: np.ndarray) -> float:
 
 
 def _prepare(vectors_ID: np.ndarray, has_vector: np.ndarray, fit_rows: np.ndarray, params: ExportParams) -> None:
-    """In place: scale rows to unit length if requested, and write the mean vector to rows without one."""
-    if params.normalize:
-        unit_rows(vectors_ID, out=vectors_ID)
-    if has_vector.all():
-        return
+    """In place: center rows and scale them to unit length, each if requested; write the mean vector to rows without one."""
     fitted = np.zeros(len(has_vector), dtype=bool)
     fitted[fit_rows] = True
     known = has_vector & fitted if (has_vector & fitted).any() else has_vector
-    vectors_ID[~has_vector] = vectors_ID[known].mean(0, dtype=np.float64) if known.any() else 0.0
+    if params.center and known.any():
+        vectors_ID -= vectors_ID[known].mean(0, dtype=np.float64).astype(np.float32)
+    if params.normalize:
+        unit_rows(vectors_ID, out=vectors_ID)
+    if not has_vector.all():
+        vectors_ID[~has_vector] = vectors_ID[known].mean(0, dtype=np.float64) if known.any() else 0.0
 
 
 def _principal_components(vectors_IF: np.ndarray, fit_rows: np.ndarray, num_components: int, *, even: bool) -> np.ndarray:

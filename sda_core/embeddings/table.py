@@ -57,7 +57,7 @@ def embedding_metadata(
 
 def _non_default_fusion(params: ExportParams, joint: bool) -> dict[str, str]:
     """The fusion settings that differ from the neutral ones, without those that a joint pass does not use."""
-    neutral: dict[str, object] = {"axis_scaling": "none"}
+    neutral: dict[str, object] = {"center": False, "axis_scaling": "none"}
     if not joint:
         neutral |= {"image_weight": 1.0, "text_weight": 1.0, "balance": "none", "with_base": False}
     return {name: str(getattr(params, name)).lower() for name, value in neutral.items() if getattr(params, name) != value}

@@ -57,25 +57,22 @@ def modality_drop(
     asked = np.flatnonzero(has_image & is_own_image & has_text & named)
     if len(image_ND) < 2 or not len(asked) or not is_fitted.any():
         return None
-    image, text = (unit_rows(rows.astype(np.float64)) if params.normalize else rows for rows in (image_ND, text_ND))
-    nothing = np.broadcast_to(text[is_fitted].mean(axis=0, dtype=np.float64), (len(asked), text.shape[1]))
-    width = min(params.fused_dim, image.shape[1] + text.shape[1], int(is_fitted.sum()))
+    width = min(params.fused_dim, image_ND.shape[1] + text_ND.shape[1], int(is_fitted.sum()))
+    has_half, lacks_half = np.ones(len(asked), dtype=bool), np.zeros(len(asked), dtype=bool)
     with threadpool_limits(limits=1):
         fused = fuse(
-            np.concatenate([image, image[asked], image[asked]]).astype(np.float32),
-            np.concatenate([text, nothing, text[asked]]).astype(np.float32),
-            np.concatenate([has_image, np.ones(len(asked), bool), np.zeros(len(asked), bool)]),
+            np.concatenate([image_ND, image_ND[asked], image_ND[asked]]),
+            np.concatenate([text_ND, text_ND[asked], text_ND[asked]]),
+            np.concatenate([has_image, has_half, lacks_half]),
             np.flatnonzero(is_fitted) + 1,
-            params.model_copy(
-                update={"normalize": False, "fused_dim": width}
-            ),  # the parts are normalised; the length of the whole does not matter
-            has_text=np.concatenate([has_text, np.ones(2 * len(asked), bool)]),
+            params.model_copy(update={"fused_dim": width}),
+            has_text=np.concatenate([has_text, lacks_half, has_half]),
         )
-        whole, *halves = np.split(unit_rows(fused.astype(np.float64)), [len(image), len(image) + len(asked)])
+        whole, *halves = np.split(unit_rows(fused.astype(np.float64)), [len(image_ND), len(image_ND) + len(asked)])
         found = [_found(queries, whole, asked, kinds) for queries in (whole[asked], *halves)]
     return ModalityDrop(
         variant=variant,
-        num_items=len(image),
+        num_items=len(image_ND),
         num_asked=len(asked),
         whole=found[0],
         without_text=found[1],

@@ -17,7 +17,7 @@ HAS_IMAGE = np.ones(200, dtype=bool)
 
 
 def export(**changes: Any) -> ExportParams:
-    return changed(SHIPPED.export_embeddings, **({"fused_dim": 6, "normalize": False} | changes))
+    return changed(SHIPPED.export_embeddings, **({"fused_dim": 6, "center": False, "normalize": False} | changes))
 
 
 def halves(seed: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -101,8 +101,63 @@ def test_an_item_without_an_image_takes_the_mean_of_either_kind() -> None:
     np.testing.assert_allclose(found[7, 16:24], base[0][known].mean(0), atol=1e-5)
 
 
-def test_defaults_change_no_bit() -> None:
-    """The neutral values of all new settings take no arithmetic."""
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("num_fit", [120, 200], ids=["some-fitted", "all-fitted"])
+def test_centred_rows_are_scaled_to_unit_length_around_the_mean_of_the_fitted_ones(num_fit: int) -> None:
+    image, text = halves(scale=3.0)
+    fit_ids, centred = EVERY[:num_fit], {"center": True, "normalize": True}
+    expected = [unit(part.astype(np.float64) - part[:num_fit].astype(np.float64).mean(0)) for part in (image, text)]
+    found = fuse(image, text, HAS_IMAGE, fit_ids, export(fusion="concat", **centred))
+    np.testing.assert_allclose(found, np.hstack(expected) / np.sqrt(2), atol=1e-6)
+    for fusion, oracle in zip(("image", "text"), expected, strict=True):
+        np.testing.assert_allclose(fuse(image, text, HAS_IMAGE, fit_ids, export(fusion=fusion, **centred)), oracle, atol=1e-6)
+    components = fuse(image, text, HAS_IMAGE, fit_ids, export(**centred))
+    fitted = PCA(n_components=6, svd_solver="full").fit(np.hstack(expected)[:num_fit])
+    np.testing.assert_allclose(np.abs(components), np.abs(unit(fitted.transform(np.hstack(expected)))), atol=1e-4)
+
+
+def test_centred_vectors_do_not_depend_on_what_all_items_have_in_common() -> None:
+    """Without centring a common direction takes the length, and the differences between items become small."""
+    image, text = halves()
+    fused, moved = (
+        {center: fuse(image + shift, text, HAS_IMAGE, EVERY, export(center=center, normalize=True)) for center in (False, True)}
+        for shift in (0.0, 100.0)
+    )
+    np.testing.assert_allclose(np.abs(moved[True]), np.abs(fused[True]), atol=1e-3)
+    assert np.abs(np.abs(moved[False]) - np.abs(fused[False])).max() > 0.1
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_centring_ignores_rows_without_a_vector(with_base: bool) -> None:
+    """What stands in such a row changes nothing, and its half is the mean of the centred rows."""
+    (image, text), base = halves(), halves(seed=1)
+    has_image = HAS_IMAGE.copy()
+    has_image[[7, 150]] = False
+    options = export(fusion="concat", center=True, normalize=True, with_base=with_base)
+    found = fuse(image, text, has_image, EVERY[:120], options, base if with_base else None)
+    image[[7, 150]] = 1e6
+    again = fuse(image, text, has_image, EVERY[:120], options, base if with_base else None)
+    np.testing.assert_array_equal(found, again)
+    fitted = np.delete(np.arange(120), 7)
+    lengths = np.linalg.norm(found[:, 8:16], axis=1, keepdims=True)
+    mean = (found[fitted, :8] / lengths[fitted]).mean(0)  # each half has unit length before the whole has
+    np.testing.assert_allclose(found[7, :8] / lengths[7], mean, atol=1e-5)
+    np.testing.assert_allclose(found[150, :8] / lengths[150], mean, atol=1e-5)
+
+
+def test_without_a_fitted_item_that_has_an_image_the_others_give_the_mean() -> None:
+    image, text = halves()
+    has_image = np.arange(200) >= 100
+    found = fuse(image, text, has_image, EVERY[:50], export(fusion="image", center=True, normalize=True))
+    np.testing.assert_allclose(found[100:], unit(image[100:] - image[100:].mean(0)), atol=1e-5)
+    assert not found[:100].any()
+
+
+def test_neutral_values_change_no_bit() -> None:
+    """They take no arithmetic."""
     image, text = halves()
     found = fuse(image, text, HAS_IMAGE, EVERY, export(fusion="concat"))
     assert found.tobytes() == np.hstack([image, text]).tobytes()

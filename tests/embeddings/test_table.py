@@ -127,10 +127,12 @@ def test_the_modalities_are_read_back_with_zeros_where_there_is_none(tmp_path):
 
 
 def test_the_file_tells_what_of_its_fusion_is_not_neutral(tmp_path, backbone):
-    plain = embedding_metadata(backbone.info, export_params(), "p", "", 4, 8)
-    told = embedding_metadata(backbone.info, export_params(with_base=True, image_weight=0.5, axis_scaling="even"), "p", "", 4, 8)
+    plain = embedding_metadata(backbone.info, export_params(center=False), "p", "", 4, 8)
+    fusion = {"with_base": True, "image_weight": 0.5, "axis_scaling": "even", "center": True}
+    told = embedding_metadata(backbone.info, export_params(**fusion), "p", "", 4, 8)
     assert {name: told[name] for name in told.keys() - plain.keys()} == {
         "with_base": "true",
         "image_weight": "0.5",
         "axis_scaling": "even",
+        "center": "true",
     }
