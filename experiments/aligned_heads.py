@@ -24,13 +24,13 @@ needs a space that both modalities share; otherwise it is the mean.
 
     python -m experiments aligned_heads --name hm --runs H&M=experiments/runs/adaptation/hm --embeddings separate_models
 
-Positions are kept below experiments/runs/aligned_heads/NAME, so a stopped run resumes.  Tables are written to
-experiments/results/aligned_heads-NAME.
+Positions are kept below experiments/runs/aligned_heads/NAME, so a stopped run resumes.  Tables and a plot of the differences to
+the frozen embeddings are written to experiments/results/aligned_heads-NAME.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,14 +48,17 @@ from experiments.nearest_items import Run, Runs, ranked
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import (
     CUTOFF,
+    Panels,
     check_ascending,
     check_names,
     difference,
     gains,
     logger,
     markdown_table,
+    mean_and_interval,
     mean_with_range,
     mutual_retrieval_at_1,
+    plot_intervals,
     positions_path,
     read_positions,
     write_results,
@@ -117,7 +120,8 @@ def main(
     """Train the heads, rank the targets; write the tables."""
     check_names("--losses", losses_, LOSSES)
     check_ascending("--num-steps", num_steps)
-    tables = []
+    tables: list[str] = []
+    panels: Panels = {}
     for run in [Run.read(text) for text in runs]:
         folder = Path("experiments") / "runs" / "aligned_heads" / name / embeddings / run.label
         if missing is not None:
@@ -130,7 +134,9 @@ def main(
         given = folder, frozen.parts, losses_, num_steps, seeds
         tables += [retrieval(folder, losses_, num_steps, seeds, run.label)]
         tables += [levels(run, *given), differences(run, groups_of(run, frozen), *given)]
-    write_results("\n".join(tables), "aligned_heads", name)
+        panels |= intervals(run, *given)
+    results = write_results("\n".join(tables), "aligned_heads", name)
+    plot_intervals(results / "plot.png", panels, f"difference in NDCG@{CUTOFF} to frozen embeddings", zero=True, columns=2)
 
 
 # ------------------------------------------------------------------------------------------------- the heads
@@ -219,19 +225,49 @@ def section_of(params: Params, loss: str) -> LossParams:
 
 def train(run: Run, frozen: Frozen, folder: Path, loss: str, num_steps: Sequence[int], seed: int) -> None:
     """Train a pair of heads, and rank the targets before training and after each number of steps."""
-    criterion = losses.build(section_of(frozen.params, loss))
     rows = np.flatnonzero(frozen.has_image & frozen.has_text)
+    section = section_of(frozen.params, loss)
+    for step, heads in trained(frozen.image_ID, frozen.text_ID, rows, section, loss, num_steps, seed, run.label):
+        measure(run, frozen, folder, loss, step, seed, heads, next_to_ids=step in (0, num_steps[-1]))
+
+
+def trained(
+    image_ID: np.ndarray,
+    text_ID: np.ndarray,
+    rows: np.ndarray,
+    section: LossParams,
+    loss: str,
+    num_steps: Sequence[int],
+    seed: int,
+    label: str = "",
+) -> Iterator[tuple[int, list[nn.Linear]]]:
+    """Train one square matrix for each modality, the identity at the start.
+
+    Args:
+        image_ID: ``(I, D)`` frozen image embeddings.
+        text_ID: ``(I, D)`` frozen text embeddings.
+        rows: the items to train on.
+        section: settings of the loss.
+        loss: its name; with ``mismatched`` each image gets the text of another item.
+        num_steps: numbers of steps, ascending.
+        seed: seed of the batches.
+        label: name of the data in the log.
+
+    Yields:
+        0 and each number of steps, with the two matrices at that time: of images, of texts.
+    """
+    criterion = losses.build(section)
     texts = rows if loss != MISMATCHED else exchanged(rows, seed)
-    image_ND, text_ND = torch.from_numpy(frozen.image_ID[rows]), torch.from_numpy(frozen.text_ID[texts])
+    image_ND, text_ND = torch.from_numpy(image_ID[rows]), torch.from_numpy(text_ID[texts])
     order = generator(seed, "aligned heads")
-    size = min(BATCH, len(rows))
+    size, width = min(BATCH, len(rows)), image_ID.shape[1]
     drawn = [torch.from_numpy(order.choice(len(rows), size, replace=False)) for _ in range(BATCHES_OF_CALIBRATION)]
     criterion.calibrate([(image_ND[batch], text_ND[batch], None) for batch in drawn])
-    heads = [nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2)]
+    heads = [nn.Linear(width, width, bias=False) for _ in range(2)]
     for head in heads:
         nn.init.eye_(head.weight)
     optimizer = torch.optim.Adam([parameter for head in heads for parameter in head.parameters()], lr=RATE)
-    measure(run, frozen, folder, loss, 0, seed, heads, next_to_ids=True)
+    yield 0, heads
     for step in range(1, num_steps[-1] + 1):
         batch = torch.from_numpy(order.choice(len(rows), size, replace=False))
         pair = image_ND[batch], text_ND[batch]
@@ -240,8 +276,8 @@ def train(run: Run, frozen: Frozen, folder: Path, loss: str, num_steps: Sequence
         value.backward()
         optimizer.step()
         if step in num_steps:
-            logger.info("%s: %s, seed %d, step %d, loss %.4f", run.label, loss, seed, step, value.item())
-            measure(run, frozen, folder, loss, step, seed, heads, next_to_ids=step == num_steps[-1])
+            logger.info("%s: %s, seed %d, step %d, loss %.4f", label, loss, seed, step, value.item())
+            yield step, heads
 
 
 def exchanged(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -250,6 +286,11 @@ def exchanged(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 @torch.no_grad()
+def aligned(heads: Sequence[nn.Module], image_ID: np.ndarray, text_ID: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Image and text embeddings, multiplied by the heads."""
+    return heads[0](torch.from_numpy(image_ID)).numpy(), heads[1](torch.from_numpy(text_ID)).numpy()
+
+
 def measure(
     run: Run,
     frozen: Frozen,
@@ -262,9 +303,7 @@ def measure(
     next_to_ids: bool,
 ) -> None:
     """Rank the targets with every part, and measure retrieval@1 among all items that have both modalities."""
-    image_ID, text_ID = (
-        head(torch.from_numpy(given)).numpy() for head, given in zip(heads, (frozen.image_ID, frozen.text_ID), strict=True)
-    )
+    image_ID, text_ID = aligned(heads, frozen.image_ID, frozen.text_ID)
     both = frozen.has_image & frozen.has_text
     found = [unit_rows(given[both] - given[both].mean(axis=0)) for given in (image_ID, text_ID)]
     place = place_of(folder, loss, step)
@@ -377,6 +416,23 @@ def differences(
             of_groups = [difference(paired_SU[:, mask], run.params.evaluate, f"{name} {kind}") for mask in groups.values()]
             rows.append([name, kind if kind == against else f"{kind} - {against}", *of_groups])
     return markdown_table(["difference", "scores", *groups], rows, f"{run.label}, differences in NDCG@{CUTOFF} [95 %]")
+
+
+def intervals(
+    run: Run, folder: Path, parts: Sequence[str], losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int]
+) -> Panels:
+    """The panels of the plot: for each kind of scores a line for each loss, its difference to the frozen embeddings."""
+    last, frozen = num_steps[-1], (losses_[0], 0)
+    panels: Panels = {}
+    for kind in kinds_of(parts, last, num_steps):
+        against = kind.replace(FILLED, "fused")
+        lines = {}
+        for loss in losses_:
+            paired_SU = ndcg(folder, loss, last, kind, seeds) - ndcg(folder, *frozen, against, seeds)
+            name = f"{label(loss, last)} - {label(*frozen)}"
+            lines[loss] = mean_and_interval(paired_SU, run.params.evaluate, f"{name} {kind}")
+        panels[f"{run.label}, {kind}"] = lines
+    return panels
 
 
 def ndcg(folder: Path, loss: str, step: int, kind: str, seeds: Sequence[int]) -> np.ndarray:
