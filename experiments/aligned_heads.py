@@ -53,6 +53,7 @@ from experiments.study import (
     check_names,
     difference,
     gains,
+    keep_settings,
     logger,
     markdown_table,
     mean_and_interval,
@@ -69,6 +70,8 @@ from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, read_json, wr
 from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.embeddings.controls import Vectors
 from sda_core.embeddings.fusion import fuse, seen_items
+from sda_core.errors import ConfigError
+from sda_core.fingerprint import sha256_file
 from sda_core.params import LossParams, Params
 from sda_core.principal_axes import principal_axes, project
 from sda_core.seed import generator
@@ -97,6 +100,7 @@ LOSSES: dict[str, dict[str, object]] = {
 PARTS = ("fused", "mixed", "image", "text")
 FILLED = "filled"
 NEXT_TO_IDS = ("fused", "mixed", FILLED)
+SHARE = 0.6
 DRAW = 1  # seed of the items that lose a modality
 BATCHES_OF_CALIBRATION = 8
 
@@ -114,12 +118,23 @@ def main(
     missing: Annotated[
         Literal["text", "image"] | None, typer.Option(help="What a share of the items loses.", show_default=False)
     ] = None,
-    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the items with both modalities that lose one.")] = 0.6,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="With --missing: share of the items with both modalities that lose one.",
+            show_default="0.6",
+        ),
+    ] = None,
     seeds: Seeds = THREE_SEEDS,
 ) -> None:
     """Train the heads, rank the targets; write the tables."""
     check_names("--losses", losses_, LOSSES)
     check_ascending("--num-steps", num_steps)
+    if share is not None and missing is None:
+        raise ConfigError("--share", "has no effect without --missing", "add --missing text or --missing image")
+    share = SHARE if share is None else share
     tables: list[str] = []
     panels: Panels = {}
     for run in [Run.read(text) for text in runs]:
@@ -127,6 +142,7 @@ def main(
         if missing is not None:
             folder = folder / f"{missing}-{share:g}"
         frozen = Frozen.read(run, embeddings, missing, share)
+        keep_settings(folder / "settings.json", {"embeddings": frozen.source, "interactions": sha256_file(run.shop.interactions)})
         for loss in losses_:
             for seed in seeds:
                 if not is_complete(folder, frozen.parts, loss, num_steps, seed):
@@ -153,6 +169,7 @@ class Frozen:
         has_text: ``(I,)`` bool.
         missing: the modality that items have lost; None for nothing.
         has_lost: ``(I,)`` bool, which items have lost it.
+        source: hash of the table of the embeddings.
     """
 
     workspace: Workspace
@@ -163,13 +180,14 @@ class Frozen:
     has_text: np.ndarray
     missing: str | None
     has_lost: np.ndarray
+    source: str
 
     @staticmethod
     def read(run: Run, embeddings: str, missing: str | None = None, share: float = 0.0) -> Frozen:
         """The frozen embeddings of a run, of which a share of the items with both modalities loses one.
 
         Raises:
-            ConfigError: the share is not between 0 and 1.
+            ConfigError: no item would lose a modality, or fewer than two would be left to train on.
         """
         workspace = Workspace(run.folder / "seed-1")
         own: Vectors = adaptation.table_of(workspace, run.params, embeddings if embeddings == SEPARATE else BASE)
@@ -179,10 +197,18 @@ class Frozen:
         if missing is not None:
             for lost in draw(complete, *shares, DRAW):
                 has_lost[lost] = True
+            num_lost, num_left = int(has_lost.sum()), len(complete) - int(has_lost.sum())
+            if num_lost < 1 or num_left < 2:
+                raise ConfigError(
+                    "--share",
+                    f"takes one modality from {num_lost} of {len(complete)} items with both, and leaves {num_left} to train on",
+                    "take it from at least one, and leave at least two",
+                )
         has_image = own.has_image & ~(has_lost & (missing == "image"))
         has_text = own.has_text & ~(has_lost & (missing == "text"))
         image_ID, text_ID = components(own.image_ID, has_image), components(own.text_ID, has_text)
-        return Frozen(workspace, run.params, image_ID, text_ID, has_image, has_text, missing, has_lost)
+        source = sha256_file(adaptation.table_path(workspace, run.params, embeddings))
+        return Frozen(workspace, run.params, image_ID, text_ID, has_image, has_text, missing, has_lost, source)
 
     @property
     def parts(self) -> tuple[str, ...]:

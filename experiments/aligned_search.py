@@ -28,12 +28,13 @@ from experiments.adaptation import SEPARATE
 from experiments.aligned_heads import LOSSES, MISMATCHED, WIDTH, aligned, section_of, trained
 from experiments.nearest_items import Run, Runs
 from experiments.options import THREE_SEEDS, Name, Seeds
-from experiments.study import check_names, kept_table, write_results
+from experiments.study import check_names, keep_settings, kept_table, write_results
 from experiments.workspaces import BASE
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.embeddings.controls import Vectors
 from sda_core.errors import TrainingError
+from sda_core.fingerprint import sha256_file
 from sda_core.principal_axes import principal_axes, project
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
@@ -56,10 +57,11 @@ def main(
     """Train the heads, rank the held-out items; write the tables."""
     check_names("--losses", losses_, LOSSES)
     root = Path("experiments") / "runs" / "aligned_search" / name / embeddings
-    cross_modal_search.keep_share(root / "settings.json", share)
     tables = []
     for run in [Run.read(text) for text in runs]:
         folder = root / run.label / f"{num_steps}-steps"
+        table = adaptation.table_path(Workspace(run.folder / "seed-1"), run.params, embeddings)
+        keep_settings(folder / "settings.json", {"share": share, "embeddings": sha256_file(table)})
         placed: dict[str, list[pl.DataFrame]] = {}
         for kind in (BASE, *losses_):
             for seed in seeds:

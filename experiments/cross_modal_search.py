@@ -33,14 +33,14 @@ from torch import nn
 
 from experiments.loss_geometry import mismatched
 from experiments.options import THREE_SEEDS, Changes, Name, NumSteps, Root, Seeds, Variants
-from experiments.study import check_names, difference, kept_table, logger, markdown_table, write_results
+from experiments.study import check_names, difference, keep_settings, kept_table, logger, markdown_table, write_results
 from experiments.workspaces import BASE, VARIANTS, own_params, untrained
 from sda_core import alignment, backbones
 from sda_core.adapters import modality
-from sda_core.artifacts import Workspace, read_json, write_json
+from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names
 from sda_core.embeddings.blocks import BlockEncoder
-from sda_core.errors import ConfigError, TrainingError
+from sda_core.errors import TrainingError
 from sda_core.evaluation.metrics import hits, reciprocals
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
@@ -71,7 +71,7 @@ def main(
     folder = root / "experiments" / "cross_modal_search" / name
     steps = [] if num_steps is None else [f"train_adapter.training.num_steps={num_steps}"]
     params = own_params(root / "params.yaml", folder, [*(changes or []), *steps])
-    keep_share(folder / "settings.json", share)
+    keep_settings(folder / "settings.json", {"share": share})
     workspace = Workspace(root)
     placed: dict[str, list[pl.DataFrame]] = {}
     for seed in seeds:
@@ -80,19 +80,6 @@ def main(
             made = kept_table(path, lambda variant=variant, seed=seed: place(workspace, params, variant, seed, share))
             placed.setdefault(variant, []).append(made)
     write_results(table(placed, params), "cross_modal_search", name, root)
-
-
-def keep_share(path: Path, share: float) -> None:
-    """Record the share of held-out items, and check it against the share of existing tables.
-
-    Raises:
-        ConfigError: tables of the same name were made with another share.
-    """
-    if path.exists() and read_json(path, "settings of an experiment").get("share") != share:
-        raise ConfigError(
-            "--name", f"the tables in {path.parent} were made with another --share", "use another name, or delete the folder"
-        )
-    write_json(path, {"share": share})
 
 
 # ------------------------------------------------------------------------------------------------- measuring

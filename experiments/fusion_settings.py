@@ -1,4 +1,4 @@
-"""Choose settings of the fusion of image and text vectors, on validation targets of several shops.
+"""Choose settings of the fusion on validation targets of several shops.
 
 The stored image and text vectors of finished runs of ``adaptation`` are fused again with each candidate, and recommenders rank
 the validation targets by them: alone (``content``), and next to ids (``id+content``).  Test targets are not ranked, and no
@@ -39,6 +39,8 @@ from sda_core.fingerprint import fingerprint
 from sda_core.params import ExportParams, NearestParams, RecommenderParams
 from sda_core.traits import seeds_of
 
+FUSION = ("fusion", "fused_dim", "center", "normalize", "image_weight", "text_weight", "balance", "axis_scaling")
+"""The settings of ``export_embeddings`` that a candidate may change."""
 USES = {"content": "", "id+content": IDS}
 """The two ways in which vectors are used, and the prefix of the vectors' name in ``adaptation``."""
 
@@ -80,6 +82,8 @@ def main(
 ) -> None:
     """Rank the validation targets with every fusion; write the tables."""
     check_names("--vectors", vectors, CAN_BE_EVEN)
+    for candidate in candidates:
+        check_candidate(candidate)
     found = [Run.read(run) for run in runs]
     for run in found:
         for recommender in recommenders:
@@ -97,6 +101,20 @@ def main(
                     }
     by_label = {run.label: run for run in found}
     write_results(differences(measured, by_label) + "\n" + summary(measured, by_label), "fusion_settings", name)
+
+
+def check_candidate(candidate: str) -> None:
+    """Check that a candidate changes the fusion, and each setting once.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    changes = [change.partition("=")[0] for change in candidate.split(",")]
+    for change in changes:
+        if change not in FUSION:
+            raise ConfigError("--try", f"expected NAME=VALUE, with NAME one of {', '.join(FUSION)} (got {candidate!r})")
+        if changes.count(change) > 1:
+            raise ConfigError("--try", f"changes {change} twice (got {candidate!r})")
 
 
 def ndcg(run: Run, candidate: str, vector: str, recommender: str, use: str, seeds: Sequence[int]) -> np.ndarray:

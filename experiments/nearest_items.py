@@ -167,6 +167,8 @@ class Run:
         folder = Path(path)
         if not (label and separator and path):
             raise ConfigError("--runs", f"should be LABEL=FOLDER (got {text!r})")
+        if label in (".", "..") or {"/", "\\"} & {*label}:  # it may become a folder's name
+            raise ConfigError("--runs", f"a label has no slash and is not . or .. (got {label!r})")
         if not (folder / "shop" / "params.yaml").exists():
             raise ConfigError(
                 "--runs", f"{folder} has no shop/params.yaml", "give the folder of a run of adaptation, or of a cell"

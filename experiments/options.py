@@ -6,6 +6,7 @@ contain commas.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,21 @@ SeedRoot = Annotated[
 Source = Annotated[
     Path, typer.Option("--source", help="The project folder whose data is used.", show_default="the current folder")
 ]
-Name = Annotated[str, typer.Option("--name", help="Name of this experiment, which is part of its folders' names.")]
+
+
+def folder_name(text: str) -> str:
+    """Check a name that becomes a folder's (the ``parser`` of an option)."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", text):
+        raise typer.BadParameter(f"expected letters, digits, _ . + and -, which become a folder's name (got {text!r})")
+    return text
+
+
+Name = Annotated[
+    str,
+    typer.Option(
+        "--name", parser=folder_name, metavar="NAME", help="Name of this experiment, which is part of its folders' names."
+    ),
+]
 Seeds = Annotated[Numbers, typer.Option("--seeds", parser=numbers, metavar="1,2,...", help="Seeds of the trainings.")]
 Variants = Annotated[
     Names, typer.Option("--variants", parser=names, metavar="A,B,...", help="Variants whose item vectors are used.")

@@ -25,6 +25,8 @@ from sda_core.artifacts import (
     ITEMS,
     POSITIONS,
     Workspace,
+    read_json,
+    write_json,
     write_parquet,
     write_text,
     write_tsv,
@@ -111,6 +113,24 @@ def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
     if not path.exists():
         write_parquet(make(), path)
     return pl.read_parquet(path)
+
+
+def keep_settings(path: Path, settings: Mapping[str, object]) -> None:
+    """Record what the results in a folder were made with, and check it against a record of earlier results.
+
+    Args:
+        path: the file of the record.
+        settings: values that can be written as JSON.
+
+    Raises:
+        ConfigError: the results were made with other values.
+    """
+    known = read_json(path, "settings of an experiment") if path.exists() else dict(settings)
+    differ = [name for name, value in settings.items() if known.get(name) != value]
+    if differ:
+        problem = f"the results in {path.parent} were made with other {' and '.join(differ)}"
+        raise ConfigError("--name", problem, "use another name, or delete the folder")
+    write_json(path, known)
 
 
 def epochs(folder: Path, seeds: Sequence[int]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
@@ -45,8 +45,11 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Strength = Annotated[float, Field(ge=0.0, le=1000.0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+_LARGEST = 2**53  # what JSON and float64 express exactly; an address or a size beyond it is a mistake
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
+CountOrZero = Annotated[int, Field(ge=0, le=_LARGEST)]
+Length = Annotated[int, Field(ge=1, le=100_000)]  # of histories, which are padded to it
+Seconds = Annotated[int, Field(ge=0, le=10**9)]  # about 32 years
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Cut = Annotated[float | str, AfterValidator(_cut)]
 
@@ -63,9 +66,9 @@ Distinct = AfterValidator(_distinct)
 
 
 class Section(BaseModel):
-    """Base class of every section: unknown keys are errors, values are not coerced, objects are immutable."""
+    """Base class of every section: unknown keys are errors, values are not coerced, numbers are finite, objects are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # ----------------------------------------------------------------------------------------------- dataset
@@ -161,7 +164,7 @@ class FilterParams(Section):
     duplicates: Literal["first", "last", "keep"]  # the kept one of several interactions of a user with an item; keep: all
     ties: Literal["random", "file"]  # order of a user's interactions with equal times; file: that of the raw lines
     ties_seed: CountOrZero  # seed of `ties: random`
-    time_resolution_seconds: CountOrZero  # times are rounded down to multiples of it; 86400: days; 0: no rounding
+    time_resolution_seconds: Seconds  # times are rounded down to multiples of it; 86400: days; 0: no rounding
     items_without_metadata: Literal["drop", "keep"]  # items without a line in the metadata
     items_without_image: Literal["drop", "keep"]  # items without an image in the metadata
     min_rating: NonNegative  # lower ratings are dropped
@@ -490,7 +493,7 @@ class ImportEmbeddingsParams(Section):
     image_column: Annotated[str, Field(min_length=1)]
     text_column: Annotated[str, Field(min_length=1)]
     embedding_column: Annotated[str, Field(min_length=1)]  # one vector per item; without it the other two are fused
-    max_missing_share: Share  # maximum share of items without a vector; they get the mean of the others
+    max_missing_share: Share  # maximum share of items without a vector; such items get a vector of zeros
 
     def of(self, variant: str) -> ImportedVariant:
         """The source of an imported variant.
@@ -552,7 +555,7 @@ class NearestParams(Section):
     axis_scaling: Literal["none", "even"]  # with content: scaling of the embeddings' principal axes, as in export_embeddings
     num_neighbors: Count  # with id: number of most similar items by users that each item keeps
     shrinkage: NonNegative  # with id: lowers the similarity of items with few users; 0: none
-    max_length: Count  # number of latest items of a history that are used
+    max_length: Length  # number of latest items of a history that are used
     new_item_cost: Share | None  # accepted loss of validation NDCG@10 to recommend items not seen in training; null: none
 
     @model_validator(mode="after")
@@ -571,7 +574,7 @@ class SequentialParams(FitParams):
     hidden_size: Count
     num_blocks: Count
     num_heads: Count
-    max_length: Count  # number of latest items of a history that are used
+    max_length: Length  # number of latest items of a history that are used
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
     id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # with id+content: probability that an item has only content in a step
     new_item_cost: Share | None  # accepted loss of validation NDCG@10 to recommend items not seen in training; null: none
@@ -1068,6 +1071,33 @@ def _plain(value: Any) -> str:
     raise TypeError(type(value).__name__)
 
 
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def _not_text(data: Any, path: str = "") -> Iterator[str]:
+    """The paths of texts that cannot be written as UTF-8."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(data, dict):
+        pairs = cast("dict[Any, Any]", data).items()
+    elif isinstance(data, list):
+        pairs = enumerate(cast("list[Any]", data))
+    if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
+        yield path or "the file"
+    for key, value in pairs:
+        yield from _not_text(value, f"{path}.{key}" if path else str(key))
+
+
+def _yaml_problem(error: YAMLError) -> str:
+    """What is wrong with a YAML file, and in which line."""
+    problem: Any = getattr(error, "problem", None)  # of a marked error
+    mark: Any = getattr(error, "problem_mark", None)
+    if not problem:
+        return _first_line(error)
+    what = str(problem).strip().split("\n")[0]
+    return what if mark is None else f"line {mark.line + 1}: {what}"
+
+
 def parse_params(data: Any, where: str) -> Params:
     """Check plain data against :class:`Params`.
 
@@ -1079,6 +1109,8 @@ def parse_params(data: Any, where: str) -> Params:
         ConfigError: one line with all problems, each with its path.
     """
     try:
+        if wrong := next(_not_text(data), None):
+            raise ConfigError(where, f"{wrong}: holds half of a surrogate pair, which is not text", "write the character itself")
         # Via JSON, because pydantic's strict mode then accepts a list for a tuple, and is otherwise unchanged.
         return Params.model_validate_json(json.dumps(data, default=_plain))
     except ValidationError as error:
@@ -1091,6 +1123,8 @@ def parse_params(data: Any, where: str) -> Params:
         raise ConfigError(where, " | ".join(problems)) from None
     except TypeError as error:  # a date, a set, a non-string key: YAML has more types than JSON
         raise ConfigError(where, f"holds a value of a type that params do not have: {error}") from None
+    except (ValueError, RecursionError) as error:  # an anchor within itself, thousands of nested lists
+        raise ConfigError(where, f"holds a value that params cannot have: {_first_line(error)}") from None
 
 
 def load_params(path: Path) -> Params:
@@ -1108,7 +1142,9 @@ def load_params(path: Path) -> Params:
     try:
         data: Any = YAML(typ="safe", pure=True).load(text)  # pyright: ignore[reportUnknownMemberType]
     except YAMLError as error:
-        raise ConfigError(str(path), f"is not valid YAML: {error}") from None
+        raise ConfigError(str(path), f"is not valid YAML: {_yaml_problem(error)}") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of nested brackets
+        raise ConfigError(str(path), f"cannot be read as YAML: {_first_line(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(str(path), f"should be a mapping of sections (got {type(data).__name__})")
     params = parse_params(data, str(path))

@@ -218,6 +218,39 @@ def test_all_problems_are_reported_at_once() -> None:
     assert "surprise: unknown parameter" in text
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "export_embeddings.image_weight", "train_recommender.nearest.shrinkage", "train_adapter.training.learning_rate",
+        "download.timeout_seconds", "train_adapter.loss.temperature", "filter.min_rating",
+    ],
+)  # fmt: skip
+def test_numbers_are_finite(path: str, value: float) -> None:
+    def edit(tree: dict) -> None:
+        *parents, last = path.split(".")
+        for name in parents:
+            tree = tree[name]
+        tree[last] = value
+
+    assert f"{path}: should be a finite number (got {value})" in problem(edit)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["train_recommender.nearest.max_length", "train_recommender.sasrec.max_length", "filter.time_resolution_seconds",
+     "train_adapter.training.num_steps", "download.max_file_bytes"],
+)  # fmt: skip
+def test_whole_numbers_have_an_upper_limit(path: str) -> None:
+    def edit(tree: dict) -> None:
+        *parents, last = path.split(".")
+        for name in parents:
+            tree = tree[name]
+        tree[last] = 10**18
+
+    assert f"{path}: should be less than or equal to " in problem(edit)
+
+
 def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
     """YAML 1.2: `2e-3` is a number, `no` is a string."""
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -236,6 +269,11 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
         (b"", "should be a mapping of sections (got NoneType)"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"when: 2020-01-01 10:00:00\n", "of a type that params do not have"),
+        (b"a: 1\nb: 2\na: 3\n", 'is not valid YAML: line 3: found duplicate key "a"'),
+        (b"a: &a [*a]\n", "holds a value that params cannot have"),
+        (b"a: " + b"1" * 5000, "cannot be read as YAML"),
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "cannot be read as YAML"),
+        (b'filter: {noun: ["\\ud800x"]}\n', "filter.noun.0: holds half of a surrogate pair"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, content: bytes | None, expected: str) -> None:

@@ -20,13 +20,15 @@ def neighbors(
 ) -> None:
     """List an item's nearest neighbours, with their cosine and title."""
     from sda_core.artifacts import Workspace
-    from sda_core.errors import DataError
+    from sda_core.errors import ConfigError, DataError
     from sda_core.index import load_index
 
     with one_line_errors("neighbors", root):
         workspace = Workspace(root)
         catalogue = Catalogue.read(workspace)
         number = catalogue.number(item, by_number)
+        if variant == "id":
+            raise ConfigError("--variant", "id has no embeddings; its recommenders learn from interactions alone", "name another")
         check_variant(root, variant, workspace.index(variant))
         index = load_index(workspace.index(variant))
         if number not in index.item_ids:

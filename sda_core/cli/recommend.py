@@ -34,7 +34,7 @@ def recommend(
         workspace = Workspace(root)
         catalogue = Catalogue.read(workspace)
         history = [catalogue.number(item, by_number) for item in items]
-        check_variant(root, variant, workspace.recommender(variant, recommender))
+        check_variant(root, variant, workspace.recommender(variant, recommender), recommender)
         found = recommend_after(workspace, history, variant, recommender, top)
         for number in history:
             typer.echo(f"history  {catalogue.line(number)}")

@@ -63,7 +63,10 @@ def _copy(root: Path, revision: str, target: Path) -> None:
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
     from dvc_data.index import DataIndexError  # a whole folder is not in the cache
+    from scmrepo.exceptions import SCMError
 
+    if not revision.strip():
+        raise ConfigError("revision", "is empty", "name a commit, branch, tag, or an experiment of `dvc exp list`")
     where = f"revision {revision}"
     try:
         files = DVCFileSystem(str(root.resolve()), rev=revision)
@@ -71,8 +74,8 @@ def _copy(root: Path, revision: str, target: Path) -> None:
     except RevError:
         advice = "name a commit, branch, tag, or an experiment of `dvc exp list`"
         raise ConfigError(where, "there is no such revision in Git or DVC", advice) from None
-    except DvcException as error:
-        advice = "run inside a DVC project with Git, or name it with --root"
+    except (DvcException, SCMError) as error:  # the latter: a repository without a commit
+        advice = "run inside a DVC project with Git and a commit, or name it with --root"
         raise ConfigError(str(root), f"cannot be opened at {revision!r} by DVC ({error})", advice) from None
     for what in (*_IN_GIT, *_IN_CACHE):
         path, contents = what, dict[str, bytes]()
@@ -206,7 +209,7 @@ def params_of(workspace: Workspace, revision: str | None) -> Mapping[str, Any]:
         return {}
     try:
         data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{PARAMS} of {name_of(revision)}", f"is not valid YAML ({error})") from None
     return data if isinstance(data, dict) else {}
 

@@ -44,6 +44,8 @@ def names(text: str | Names) -> Names:
     parts = Names(part.strip() for part in text.split(","))
     if not all(parts):
         raise typer.BadParameter(f"expected names with commas between them (got {text!r})")
+    if len({*parts}) < len(parts):
+        raise typer.BadParameter(f"expected each name once (got {text!r})")
     return parts
 
 
@@ -52,9 +54,12 @@ def numbers(text: str | Numbers) -> Numbers:
     if isinstance(text, Numbers):
         return text
     try:
-        return Numbers(int(part) for part in text.split(","))
+        found = Numbers(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"expected whole numbers with commas between them (got {text!r})") from None
+    if min(found) < 0 or len({*found}) < len(found):
+        raise typer.BadParameter(f"expected each number once, none below 0 (got {text!r})")
+    return found
 
 
 def scripts(package: str) -> Iterator[tuple[str, str]]:

@@ -107,20 +107,27 @@ def _check_project(root: Path) -> None:
     raise error
 
 
-def check_variant(root: Path, variant: str, needed: Path) -> None:
+def check_variant(root: Path, variant: str, needed: Path, recommender: str | None = None) -> None:
     """Check that a variant is part of the project if its files are missing, because ``dvc repro`` makes no others.
 
+    Args:
+        root: the project folder.
+        variant: the variant.
+        needed: the file or folder that a command needs; if it exists, nothing is checked.
+        recommender: the recommender that made it, which is checked, too; None if none did.
+
     Raises:
-        ConfigError: the variant is not in the project.
+        ConfigError: the variant or the recommender is not in the project.
     """
     settings = root / "params.yaml"
     if needed.exists() or not settings.is_file():
         return
-    known = load_params(settings).variants
-    if variant not in known:
-        raise ConfigError(
-            "--variant", f"{variant!r} is not among the variants of params.yaml ({', '.join(known)})", "name one of them"
-        )
+    params = load_params(settings)
+    asked = {"variant": (variant, params.variants), "recommender": (recommender, params.recommenders)}
+    for name, (value, known) in asked.items():
+        if value is not None and value not in known:
+            problem = f"{value!r} is not among the {name}s of params.yaml ({', '.join(known)})"
+            raise ConfigError(f"--{name}", problem, "name one of them")
 
 
 def _storage_failure(error: OSError) -> StorageError | None:

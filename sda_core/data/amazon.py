@@ -103,6 +103,7 @@ class LineCount:
     first_bad: int | None = None  # line number, from 1
     quotes: list[str] = field(default_factory=list[str])
     not_parsed: int = 0  # metadata of items that are not requested
+    not_used: int = 0  # metadata of items that have a better line
     units: Counter[times.Unit] = field(default_factory=Counter[times.Unit])  # of the times of usable reviews
     stripped_ids: Counter[str] = field(default_factory=Counter[str])  # white space removed, by column
     values: ValueCount = field(default_factory=ValueCount)  # of metadata
@@ -492,7 +493,12 @@ def read_metadata(
     if lines.stripped_ids:
         _log.warning("%s: white space at the ends of ids was removed: %s", path, _counts(lines.stripped_ids))
     lines.check(path, max_bad_line_share)
-    return _one_line_per_item(pl.concat(frames)).sort("raw_item_id")
+    table = pl.concat(frames)
+    chosen = _one_line_per_item(table)
+    lines.not_used += len(table) - len(chosen)
+    if len(chosen) < len(table):
+        _log.info("%s: %d lines are not used, because their items have a line with more fields", path, len(table) - len(chosen))
+    return chosen.sort("raw_item_id")
 
 
 def _one_line_per_item(table: pl.DataFrame) -> pl.DataFrame:

@@ -143,6 +143,7 @@ def filter_dataset(
         "metadata_rows_read": metadata_lines.total,
         "metadata_rows_bad": metadata_lines.num_bad,
         "metadata_rows_repaired": metadata_lines.repaired.total(),
+        "metadata_rows_not_used": metadata_lines.not_used,
         **review_lines.time_statistics(edition),
         "ids_repaired": review_lines.stripped_ids.total(),
         "metadata_ids_repaired": metadata_lines.stripped_ids.total(),

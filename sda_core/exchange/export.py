@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from sda_core import __version__
-from sda_core.artifacts import replace_directory, write_json
+from sda_core.artifacts import replace_directory
 from sda_core.errors import ConfigError
 from sda_core.exchange import Format
+from sda_core.exchange.own_folder import check_replaceable, describe
 from sda_core.exchange.shop import Shop
 
 DESCRIPTION = "sda_export.json"
@@ -28,19 +29,18 @@ def export(shop: Shop, target: Format, folder: Path) -> dict[str, Any]:
         A description of the export: flat counts and texts.
 
     Raises:
-        ConfigError: the folder's name is not a valid name of a dataset, or the folder is not an export.
+        ConfigError: the folder's name is not a valid name of a dataset, or the folder has anything but an older export.
         DataError: the shop cannot be written in this format.
     """
     name = folder.resolve().name
     if not _NAME.fullmatch(name):
         problem = f"the data set gets the folder's name, and {name!r} is not a valid name"
         raise ConfigError("--to", problem, "use letters, digits, _ and -")
-    is_free = not folder.exists() or (folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())))
-    if not is_free:
-        raise ConfigError("--to", f"{folder} already exists and was not made by this command", "name a new folder")
+    check_replaceable(folder, DESCRIPTION)
     with replace_directory(folder) as temporary:
         written = _write(shop, target, name, temporary)
-        write_json(temporary / DESCRIPTION, {"format": target, "variant": shop.variant, "sda_version": __version__, **written})
+        described = {"format": target, "variant": shop.variant, "sda_version": __version__, **written}
+        describe(temporary, DESCRIPTION, described)
     return written
 
 

@@ -29,8 +29,9 @@ from pathlib import Path
 import polars as pl
 
 from sda_core import __version__
-from sda_core.artifacts import replace_directory, write_json
+from sda_core.artifacts import replace_directory
 from sda_core.errors import ConfigError, DataError
+from sda_core.exchange.own_folder import check_replaceable, describe
 from sda_core.seed import generator
 
 ARTICLES, TRANSACTIONS, IMAGES = "articles.csv", "transactions_train.csv", "images"
@@ -103,7 +104,7 @@ def import_hm(source: Path, folder: Path, selection: Selection) -> dict[str, int
         (temporary / IMAGES).mkdir()
         for item_id, photo in items.filter(pl.col("photo").is_not_null()).select("item_id", "photo").iter_rows():
             _place(Path(photo), temporary / IMAGES / f"{item_id}.jpg")
-        write_json(temporary / DESCRIPTION, {"sda_version": __version__, "products": selection.products, **counts})
+        describe(temporary, DESCRIPTION, {"sda_version": __version__, "products": selection.products, **counts})
     return counts
 
 
@@ -113,9 +114,7 @@ def _check(folder: Path, selection: Selection) -> None:
         raise ConfigError("--from-date", f"{first} is after --to-date {last}")
     if not 0.0 < selection.customer_share <= 1.0:
         raise ConfigError("--customer-share", f"should be above 0 and at most 1 (got {selection.customer_share:g})")
-    is_free = not folder.exists() or (folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())))
-    if not is_free:
-        raise ConfigError("--to", f"{folder} already exists and was not made by this command", "name a new folder")
+    check_replaceable(folder, DESCRIPTION)
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -43,7 +43,7 @@ class ForeignVectors:
     embedding: np.ndarray | None  # (I, D) float32, zero where missing; None if images and texts are still to be fused
     has_image: np.ndarray  # (I,) bool, whether a row of `image` is valid
     has_text: np.ndarray
-    num_missing: int  # items without a vector
+    num_missing: int  # items without any vector
     num_other: int  # rows of items that are not in the shop
 
     def metadata(self, source: str, fusion: str, normalized: bool, embedding_dim: int) -> dict[str, str]:
@@ -84,6 +84,16 @@ class _Column:
         if not finite_n.all():
             item = raw_item_ids[int(places_n[~finite_n][0])]
             raise self.problem(f"holds a value that is not finite (item {item!r})", "correct the file, or remove the item")
+        with np.errstate(over="ignore", under="ignore"):
+            squared_n = np.einsum("nd,nd->n", vectors_nD, vectors_nD)
+        lost_n = vectors_nD.any(axis=1) & ((squared_n < np.finfo(np.float32).tiny) | np.isinf(squared_n))
+        if lost_n.any():
+            row = int(np.flatnonzero(lost_n)[0])
+            largest, item = np.abs(vectors_nD[row]).max(), raw_item_ids[int(places_n[row])]
+            raise self.problem(
+                f"holds a vector whose length float32 cannot express (item {item!r}, largest value {largest:.3g})",
+                "scale the vectors, for instance to unit length",
+            )
         if self.matrix_ID is None:
             self.matrix_ID = np.zeros((len(self.known), vectors_nD.shape[1]), dtype=np.float32)
         if self.matrix_ID.shape[1] != vectors_nD.shape[1]:
@@ -169,10 +179,12 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
             advice = f"its ids look like {join.example!r}, the shop's like {raw_item_ids[0]!r}"
             raise DataError(str(path), problem, advice)
         raise DataError(str(path), "has no vector that is not null or zero for any item of this shop")
-    main = columns[next(ours for ours in names if ours in columns)]
-    _check_missing(path, ~main.known, raw_item_ids, params.max_missing_share)
-    image, text = columns.get("image_embedding"), columns.get("text_embedding")
-    embedding = main.matrix_ID if "embedding" in columns or len(columns) == 1 else None
+    image, text, only = columns.get("image_embedding"), columns.get("text_embedding"), columns.get("embedding")
+    if only is None and len(columns) == 1:
+        (only,) = columns.values()
+    missing = ~np.any([column.known for column in columns.values()], axis=0) if only is None else ~only.known
+    _check_missing(path, missing, raw_item_ids, params.max_missing_share)
+    embedding = None if only is None else only.matrix_ID
     none = np.zeros(len(raw_item_ids), dtype=bool)
     return ForeignVectors(
         image=None if image is None else image.matrix_ID,
@@ -180,7 +192,7 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
         embedding=unit_rows(embedding) if embedding is not None and normalize else embedding,
         has_image=none if image is None else image.known,
         has_text=none if text is None else text.known,
-        num_missing=int((~main.known).sum()),
+        num_missing=int(missing.sum()),
         num_other=join.num_other,
     )
 
@@ -192,7 +204,7 @@ def _check_missing(path: Path, missing_I: np.ndarray, raw_item_ids: Sequence[str
         raise DataError(
             str(path),
             f"has no vector for {int(missing_I.sum())} of the {len(missing_I)} items ({100 * share:.3g} %), e.g. {examples}",
-            f"import_embeddings.max_missing_share allows {allowed:g}; items without a vector take the mean of the others",
+            f"add them, or raise import_embeddings.max_missing_share (now {allowed:g}); such items get a vector of zeros",
         )
 
 
@@ -208,6 +220,10 @@ def _read_parquet(path: Path, join: _Join, names: Mapping[str, str], item_column
                     "set import_embeddings.item_column",
                 )
             present = {ours: theirs for ours, theirs in names.items() if theirs in found.names}
+            if twice := [name for name in (item_column, *present.values()) if found.names.count(name) > 1]:
+                raise DataError(
+                    str(path), f"has {found.names.count(twice[0])} columns of the name {twice[0]!r}", "keep one of them"
+                )
             if not present:
                 raise DataError(
                     str(path),

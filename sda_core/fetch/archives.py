@@ -20,6 +20,7 @@ from __future__ import annotations
 import io
 import posixpath
 import re
+import stat
 import struct
 import sys
 import tarfile
@@ -68,6 +69,7 @@ _TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 _ENCRYPTED = 0x2041  # flag bits of an entry: encrypted, strongly encrypted, masked headers
 _UTF8 = 0x800
+_UNIX = 3  # the system that made an entry, APPNOTE 4.4.2
 _UNICODE_PATH = 0x7075  # Info-ZIP's extra field
 _PACKINGS = {0: "stored", 8: "deflated", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
 _UNPACKED = frozenset({"stored", "deflated"})
@@ -319,7 +321,9 @@ def _scan_zip(archive: zipfile.ZipFile, stream: _Bounded) -> Iterator[tuple[tupl
             names = _readings(_unicode_path(info.extra, name) or name)
         packing = _PACKINGS.get(info.compress_type, f"method {info.compress_type}")
         packing = "encrypted" if info.flag_bits & _ENCRYPTED else packing
-        yield names, _kind(names[0]), Entry(info, info.header_offset, info.file_size, packing, info.CRC)
+        is_link = info.create_system == _UNIX and stat.S_ISLNK(info.external_attr >> 16)  # its contents are the target's path
+        kind: _Kind = "other" if is_link else _kind(names[0])
+        yield names, kind, Entry(info, info.header_offset, info.file_size, packing, info.CRC)
 
 
 def _lies_inside(info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> bool:

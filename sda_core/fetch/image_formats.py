@@ -133,7 +133,8 @@ def recognized(data: bytes) -> str | None:
         data: the whole file.
 
     Returns:
-        The common name of the format ("HEIC", "SVG", "HTML page"), for messages and counts; None if it is not recognized.
+        The common name of the format ("HEIC", "SVG", "HTML page", "Git LFS pointer"), for messages and counts; None if it is
+        not recognized.
     """
     if data[4:8] == b"ftyp":
         name = _iso_media(data)
@@ -166,6 +167,8 @@ def _text(data: bytes) -> str | None:
         return "HTML page"
     if declared:
         return "XML"
+    if begin.startswith("version https://git-lfs.github.com/spec/"):
+        return "Git LFS pointer"
     if begin.startswith(("{", "[")) and len(data) <= _MAX_JSON_BYTES:
         try:
             json.loads(data)

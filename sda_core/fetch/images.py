@@ -59,7 +59,8 @@ _log = logging.getLogger(__name__)
 
 _TRIED_AGAIN = frozenset(name for name, status in IMAGE_STATUSES.items() if status.is_tried_again)
 _ADVICE = {
-    "HTML page": "the server answers with a page instead of an image",
+    "HTML page": "it is a web page: an address gives the page around the image, or a page was saved under the image's name",
+    "Git LFS pointer": "it names the image, which is not there yet: run `git lfs pull` in the repository of the images",
     "archive entry": "pack the archive again with Deflate and without a password",
     "": "the files are not damaged, but this format is not read: convert them to JPEG or PNG",
 }

@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,6 +132,7 @@ def test_two_revisions_turned_round_change_the_sign(project: Path) -> None:
 
 def test_what_is_not_there(project: Path) -> None:
     assert "revision nosuch: there is no such revision in Git or DVC" in mistake(project, "nosuch")
+    assert "revision: is empty; name a commit, branch, tag, or an experiment" in mistake(project, "")
     assert "revision code: has no evaluation" in mistake(project, "code")
 
 
@@ -161,6 +163,13 @@ def test_a_full_disk_is_no_missing_file(project: Path, monkeypatch: pytest.Monke
 def test_no_project(tmp_path: Path, repository: Path) -> None:
     shutil.copy(repository / "params.yaml", tmp_path)
     assert "cannot be opened" in mistake(tmp_path, "HEAD")
+
+
+def test_a_repository_without_a_commit(tmp_path: Path, repository: Path) -> None:
+    shutil.copy(repository / "params.yaml", tmp_path)
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    assert "run inside a DVC project with Git and a commit" in mistake(tmp_path, "HEAD~1")
 
 
 def test_a_cache_that_is_gone(project: Path) -> None:

@@ -150,6 +150,25 @@ def test_a_folder_is_held_without_a_lock_where_the_system_has_none(
     assert "cannot be locked" in caplog.text
 
 
+def test_what_no_run_makes_is_named(shop: Path, repository: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(shop, tmp_path / "shop"))
+    compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", ["ladder=zero_shot"])
+    for command, problem in (
+        (
+            ("neighbors", "i0", "--variant", "id"),
+            "--variant: id has no embeddings; its recommenders learn from",
+        ),
+        (
+            ("recommend", "i0", "--variant", "zero_shot", "--recommender", "slmrec"),
+            "--recommender: 'slmrec' is not among the recommenders of params.yaml (pop, ",
+        ),
+    ):
+        done = sda(repository, *command, cwd=root)
+        assert done.returncode == 1
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith(f"sda {command[0]}: error: {problem}")
+
+
 @pytest.mark.parametrize(
     "command",
     [("recommend", "i0"), ("neighbors", "i0", "--variant", "sdaa"), ("export", "--format", "mmrec", "--to", "made")],

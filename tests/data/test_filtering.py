@@ -52,7 +52,7 @@ VALUES = [
 COUNTS = ["mean", "min", "p10", "p50", "p90", "p99", "max"]
 STATISTICS = [
     "rows_read", *DROPS, "rows_repaired",
-    "metadata_rows_read", "metadata_rows_bad", "metadata_rows_repaired",
+    "metadata_rows_read", "metadata_rows_bad", "metadata_rows_repaired", "metadata_rows_not_used",
     "times_converted", *TIMES, "ids_repaired", "metadata_ids_repaired", *VALUES,
     "num_users", "num_items", "num_interactions",
     "num_train", "num_valid", "num_test", "num_rest", "num_users_without_target", "density", "first_time", "last_time",
@@ -414,6 +414,7 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
         {"asin": "a", "title": "four", "brand": "x", "price": "$2.50", "category": ["k", "l"], "imageURL": ["http://x/a.jpg"]},
         {"asin": "b", "title": "sixsix", "feature": ["soft"], "description": ["long"]},
         {"asin": "c"},
+        {"asin": "b", "title": "six"},
     ]
     (tmp_path / "m").write_bytes(b"\xe9" + "\n".join(["", *map(json.dumps, metadata)]).encode())
     data = filter_dataset(tmp_path / "r", tmp_path / "m", 2018, filter_params())
@@ -421,10 +422,11 @@ def test_statistics_by_hand(tmp_path: Path) -> None:
     assert data.statistics == {
         "rows_read": 6, "rows_bad": 0, "rows_dropped_rating": 0, "rows_dropped_duplicate": 0, "rows_dropped_core": 0,
         "rows_dropped_no_metadata": 0, "rows_dropped_no_image": 0, "rows_repaired": 1,
-        "metadata_rows_read": 4, "metadata_rows_bad": 1, "metadata_rows_repaired": 1,
+        "metadata_rows_read": 5, "metadata_rows_bad": 1, "metadata_rows_repaired": 1, "metadata_rows_not_used": 1,
         "times_converted": 0, **dict.fromkeys(TIMES, 0), "times_without_date": 6, "ids_repaired": 0, "metadata_ids_repaired": 0,
         **dict.fromkeys(VALUES, 0),
-        "values_used_title": 2, "values_used_brand": 1, "values_used_price": 1, "values_used_categories": 2,
+        "values_used_title": 3, "values_used_brand": 1,  # of all lines that can be read
+        "values_used_price": 1, "values_used_categories": 2,
         "values_used_features": 1, "values_used_description": 1, "values_used_image_references": 1,
         "num_users": 3, "num_items": 4, "num_interactions": 6,
         "num_train": 4, "num_valid": 1, "num_test": 1, "num_rest": 0, "num_users_without_target": 2,

@@ -21,6 +21,7 @@ from sda_core.data.filtering import filter_dataset
 from sda_core.errors import ArtifactError, ConfigError, DataError
 from sda_core.exchange import Format
 from sda_core.exchange.export import export
+from sda_core.exchange.own_folder import check_replaceable, describe
 from sda_core.exchange.recbole import MAX_ITEM_LIST_LENGTH, token
 from sda_core.exchange.shop import Shop
 from sda_core.params import load_params
@@ -240,7 +241,6 @@ def test_an_export_is_replaced_and_nothing_else_is(workspace: Workspace, tmp_pat
     shop, folder = Shop.read(workspace, "sda"), tmp_path / "shop"
     export(shop, target, folder)
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    (folder / "stray").touch()
     export(shop, target, folder)
     assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert json.loads(before[Path("sda_export.json")])["format"] == target
@@ -309,3 +309,40 @@ def test_the_guide_brings_interactions_back(
     assert found == {
         (name(user), name(item), time) for user, item, time in ours.select("raw_user_id", "raw_item_id", "timestamp").iter_rows()
     }
+
+
+# ------------------------------------------------------------------------------------------- an existing folder
+@pytest.mark.parametrize("target", list(Format), ids=lambda target: target.value)
+def test_an_older_export_is_replaced_by_another_variant(workspace: Workspace, tmp_path: Path, target: Format) -> None:
+    folder = tmp_path / "shop"
+    export(Shop.read(workspace, "sda"), target, folder)
+    export(Shop.read(workspace, "sda"), target, folder)
+    export(Shop.read(workspace, "id"), target, folder)
+    assert json.loads((folder / "sda_export.json").read_text(encoding="utf-8"))["variant"] == "id"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/model.bin", "empty/"])
+@pytest.mark.parametrize("listed", [True, False], ids=["", "export-of-an-earlier-version"])
+def test_files_of_the_user_in_an_older_export_are_kept(workspace: Workspace, tmp_path: Path, name: str, listed: bool) -> None:
+    folder = tmp_path / "shop"
+    export(Shop.read(workspace, "sda"), Format.MMREC, folder)
+    if not listed:
+        (folder / "sda_export.json").write_text("{}", encoding="utf-8")
+    mine = folder / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.mkdir() if name.endswith("/") else mine.write_text("mine", encoding="utf-8")
+    before = {path: path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
+    with pytest.raises(ConfigError, match=r"--to: .* was not made by this command and would be lost; move them away"):
+        export(Shop.read(workspace, "id"), Format.MMREC, folder)
+    assert {path: path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))} == before
+
+
+def test_more_files_in_a_folder_of_an_older_export(tmp_path: Path) -> None:
+    """As in the images of `sda import-hm`."""
+    (tmp_path / "to" / "images").mkdir(parents=True)
+    (tmp_path / "to" / "images" / "1.jpg").write_bytes(b"one")
+    describe(tmp_path / "to", "made.json", {})
+    check_replaceable(tmp_path / "to", "made.json")
+    (tmp_path / "to" / "images" / "mine.jpg").write_bytes(b"two")
+    with pytest.raises(ConfigError, match=r"--to: .*images has 2 files, 1 of them from this command; the others would be lost"):
+        check_replaceable(tmp_path / "to", "made.json")

@@ -235,3 +235,14 @@ def test_a_folder_of_something_else_is_left_alone(kaggle: Path, tmp_path: Path) 
     assert done.exit_code == 1
     assert "already exists and was not made by this command; name a new folder" in done.stderr
     assert [path.name for path in (tmp_path / "hm").iterdir()] == ["mine.txt"]
+
+
+def test_an_older_import_is_replaced_unless_it_has_more_photos(kaggle: Path, tmp_path: Path) -> None:
+    arguments = ["import-hm", str(kaggle), "--to", str(tmp_path / "hm")]
+    for _ in range(2):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    (tmp_path / "hm" / "images" / "mine.jpg").write_bytes(b"mine")
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "from this command; the others would be lost" in done.stderr
+    assert (tmp_path / "hm" / "images" / "mine.jpg").exists()

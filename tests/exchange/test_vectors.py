@@ -104,6 +104,36 @@ def test_images_and_texts_are_left_to_be_fused(parquet) -> None:
     np.testing.assert_array_equal(found.image[1:], VECTORS[1:])
 
 
+def test_an_item_is_missing_if_it_has_neither_image_nor_text(parquet) -> None:
+    image = pa.array([VECTORS[2].tolist(), None, None, VECTORS[1].tolist()])  # the order is B2, B0, B3, B1
+    text = pa.array([[1.0, 2.0], [1.0, 2.0], None, None])
+    assert "has no vector for 1 of the 4 items (25 %), e.g. 'B3'" in problem(parquet(image=image, text=text))
+    found = read(parquet(image=image, text=text), max_missing_share=0.25)
+    assert found.has_image.tolist() == [False, True, True, False]
+    assert found.has_text.tolist() == [True, False, True, False]
+    assert found.num_missing == 1
+
+
+@pytest.mark.parametrize("name", ["asin", "vector"])
+def test_a_column_that_occurs_twice(tmp_path: Path, name: str) -> None:
+    columns = {"asin": pa.array(SHOP), "vector": pa.array(VECTORS.tolist())}
+    made = pa.table([*columns.values(), columns[name]], names=[*columns, name])
+    pq.write_table(made, tmp_path / "twice.parquet")
+    assert f"has 2 columns of the name '{name}'; keep one of them" in problem(tmp_path / "twice.parquet")
+
+
+@pytest.mark.parametrize("value", [3e38, 1e-40, -2e19, 1e-20])
+def test_lengths_that_float32_cannot_express(parquet, value: float) -> None:
+    path = parquet(vector=[[1.0, 1.0], [value, value], [1.0, 0.0], [1.0, 1.0]])
+    assert "'vector' holds a vector whose length float32 cannot express (item 'B0', largest value" in problem(path)
+
+
+@pytest.mark.parametrize("value", [1e18, 1e-18])
+def test_large_and_small_vectors_keep_their_direction(parquet, value: float) -> None:
+    found = read(parquet(vector=[[1.0, 1.0], [value, value], [1.0, 0.0], [1.0, 1.0]]), normalize=True)
+    np.testing.assert_allclose(found.embedding[0], [0.5**0.5] * 2, rtol=1e-5)
+
+
 def test_a_single_kind_of_vector_is_the_embedding(parquet) -> None:
     found = read(parquet(text=VECTORS[ORDER].tolist()))
     np.testing.assert_array_equal(found.embedding, VECTORS)
@@ -120,7 +150,8 @@ def test_normalized_as_ours(parquet) -> None:
 @pytest.mark.parametrize("vector", [None, [0.0, 0.0, 0.0]], ids=["null", "zeros"])
 def test_missing_vectors_are_counted_and_stay_zero(parquet, vector: list[float] | None) -> None:
     path = parquet(vector=pa.array([VECTORS[2].tolist(), vector, VECTORS[3].tolist(), VECTORS[1].tolist()]))
-    assert "has no vector for 1 of the 4 items (25 %), e.g. 'B0'; import_embeddings.max_missing_share allows 0" in problem(path)
+    line = problem(path)
+    assert "has no vector for 1 of the 4 items (25 %), e.g. 'B0'; add them, or raise import_embeddings.max_missing_share" in line
     found = read(path, max_missing_share=0.25)
     assert found.num_missing == 1
     assert not found.embedding[0].any()

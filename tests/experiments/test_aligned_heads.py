@@ -200,3 +200,27 @@ def test_sections_do_not_depend_on_the_losses_of_the_run(run: Run, repository: P
         assert aligned_heads.section_of(params, "infonce") == usual.train_adapter.infonce
         soft = aligned_heads.section_of(params, "soft")
         assert (soft.teacher_source, soft.teacher_targets) == ("base", 4.0)
+
+
+def test_results_of_other_embeddings_are_not_reused(
+    project: Path, tables: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(aligned_heads, "sha256_file", lambda path: f"other {path.name}")
+    with pytest.raises(ConfigError, match=r"--name: the results in .* were made with other embeddings and interactions; use"):
+        aligned_heads.main("small", [f"small={project}"], "zero_shot", Names(("sda",)), Numbers((2, 4)), seeds=Numbers((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("missing", "share", "message"),
+    [
+        (None, 0.3, "--share: has no effect without --missing; add --missing text or --missing image"),
+        ("text", 0.0, r"--share: takes one modality from 0 of (\d+) items with both, and leaves \1 to train on"),
+        ("image", 1.0, r"--share: takes one modality from (\d+) of \1 items with both, and leaves 0 to train on"),
+    ],
+)
+def test_shares_that_leave_nothing(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: Any, share: float, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        aligned_heads.main("m", [f"small={project}"], "zero_shot", Names(("sda",)), Numbers((2,)), missing, share, Numbers((1,)))

@@ -102,7 +102,7 @@ def test_tables_and_what_is_kept(project: Path, tmp_path: Path, monkeypatch: pyt
     assert [row[1].strip() for row in rows] == ["zero_shot", "sda", "mismatched"] * 2
     monkeypatch.setattr(aligned_search, "place", lambda *arguments: pytest.fail("trained again"))
     assert search(project, tmp_path) == text
-    with pytest.raises(ConfigError, match=r"--name: the tables in .* were made with another --share"):
+    with pytest.raises(ConfigError, match=r"--name: the results in .* were made with other share"):
         search(project, tmp_path, share=0.5)
 
 

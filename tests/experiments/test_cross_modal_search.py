@@ -70,7 +70,7 @@ def test_the_same_items_are_held_out_of_every_training(on_tiny: Path, monkeypatc
 
 def test_mistakes(on_tiny: Path) -> None:
     search.main("settings", on_tiny, Names(()), Numbers((1,)))
-    with pytest.raises(ConfigError, match=r"--name: the tables in .* were made with another --share; use another name"):
+    with pytest.raises(ConfigError, match=r"--name: the results in .* were made with other share; use another name"):
         search.main("settings", on_tiny, Names(()), Numbers((1,)), share=0.3)
     with pytest.raises(ConfigError, match=r"--name: .* was made with other params; use another name"):
         search.main("settings", on_tiny, Names(()), Numbers((1,)), num_steps=3)

@@ -108,10 +108,15 @@ def test_the_mean_over_runs_is_relative_and_counts_clear_intervals(project: Path
     ("options", "message"),
     [
         ({"candidates": ["centre=true"]}, r"--try: expected NAME=VALUE, with NAME one of .*center.* \(got 'centre=true'\)"),
+        ({"candidates": [""]}, r"--try: expected NAME=VALUE, with NAME one of fusion, .* \(got ''\)"),
+        ({"candidates": ["batch_size=4"]}, r"--try: expected NAME=VALUE, with NAME one of fusion, .* \(got 'batch_size=4'\)"),
+        ({"candidates": ["center=true,center=false"]}, "--try: changes center twice"),
+        ({"candidates": ["image_weight=.inf"]}, "--try: Input should be a finite number"),
         ({"candidates": ["center=perhaps"]}, "--try: Input should be a valid boolean"),
         ({"candidates": ["center=true"], "vectors": Names(("sda:image",))}, "--vectors: small has no embeddings for sda:image"),
         ({"candidates": ["center=true"], "vectors": Names(("id",))}, "--vectors: expected some of zero_shot"),
         ({"candidates": ["center=true"], "run": "small=nowhere"}, "--runs: nowhere has no shop/params.yaml"),
+        ({"candidates": ["center=true"], "run": "../a=nowhere"}, "--runs: a label has no slash"),
     ],
 )
 def test_mistakes_are_one_line(project: Path, options: dict, message: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from experiments.options import folder_name
 from sda_core.cli.scripts import run_script, script, scripts
 
 COMMAND = re.compile(r"python -m (bench|experiments|pretraining) ([a-z0-9_]+)([^`]*?)(?=`|\n\w|\n\n|\n-|#)")
@@ -41,9 +42,12 @@ def test_a_package_lists_its_scripts_in_one_line_each(package: str, repository: 
         (["--models", "pop,nosuch"], 1, "python -m experiments published: error: --models: expected some of pop, pop_leaking"),
         (["--seeds", "1 2"], 2, "Invalid value for '--seeds': expected whole numbers with commas between them (got '1 2')"),
         (["--models", "pop,"], 2, "Invalid value for '--models': expected names with commas between them (got 'pop,')"),
+        (["--models", "pop,pop"], 2, "Invalid value for '--models': expected each name once (got 'pop,pop')"),
+        (["--seeds", "1,1"], 2, "Invalid value for '--seeds': expected each number once, none below 0 (got '1,1')"),
+        (["--seeds=-1"], 2, "Invalid value for '--seeds': expected each number once, none below 0 (got '-1')"),
         (["--root", "nowhere"], 1, "python -m experiments published: error: nowhere/params.yaml: no such file"),
     ],
-    ids=["name", "number", "comma", "root"],
+    ids=["name", "number", "comma", "name-twice", "number-twice", "negative", "root"],
 )
 def test_a_mistake_is_one_line(
     arguments: list[str],
@@ -72,3 +76,10 @@ def test_commands_in_the_docs_have_options_that_exist(repository: Path) -> None:
             assert used <= known | {"--help"}, f"{page.name}: python -m {package} {name}{rest}"
             checked += len(used)
     assert checked > 60
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", ".hidden", "-x", "a b"])
+def test_a_name_is_no_path(name: str) -> None:
+    with pytest.raises(typer.BadParameter, match="which become a folder's name"):
+        folder_name(name)
+    assert folder_name("hm-2.nano2+x_1") == "hm-2.nano2+x_1"

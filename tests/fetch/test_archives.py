@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import stat
 import struct
 import subprocess
 import sys
@@ -467,6 +468,21 @@ def test_links_and_devices_in_a_tar(tmp_path: Path) -> None:
     assert [of(archive, str(number)) for number in range(7)] == [None] * 6 + [b"good"]
     assert [at(archive, f"{number}.jpg") for number in range(7)] == [None] * 6 + [b"good"]
     assert archive.passed_over == {"no_file": 5}
+
+
+def test_links_in_a_zip(tmp_path: Path) -> None:
+    """Their contents are the path of the target, as Info-ZIP writes them."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("0.jpg")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+        file = zipfile.ZipInfo("1.jpg")
+        file.create_system, file.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+        archive.writestr(file, b"good")
+    archive = ImageArchive(path, ["0.jpg", "1.jpg"], ["0", "1"])
+    assert [of(archive, "0"), of(archive, "1")] == [None, b"good"]
+    assert archive.passed_over == {"no_file": 1}
 
 
 def tar_header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:

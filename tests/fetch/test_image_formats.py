@@ -66,6 +66,7 @@ def iso_media(*brands: bytes) -> bytes:
         (b"<!DOCTYPE html><html><body><svg></svg></body></html>", "HTML page"),
         (b"\n\n  <HTML><head><title>404</title>", "HTML page"),
         (b"<!-- a comment --><html>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS pointer"),
         (b"<?xml version='1.0'?><!DOCTYPE html PUBLIC '-//W3C//DTD XHTML 1.0//EN' 'x'><html/>", "HTML page"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
         (b'{"error": "not found"}', "JSON"),
