@@ -6,7 +6,8 @@ which have nothing in common before).  Then the text of each held-out item is th
 items, and the reverse, with the metrics of ``cross_modal_search``: R@1, R@10 and MRR.
 
 ``zero_shot`` in the tables are the frozen embeddings.  Those of separate models have no common space, so theirs are at chance.
-``mismatched`` is the negative control: the heads of ``sda``, trained on images with the texts of other items.
+With ``--by-title`` items of the same title, such as the colours of a product, are held out together: else a held-out item may have
+nearly the same text as a known one.  ``mismatched`` is the negative control: the heads of ``sda``, trained on images with the texts of other items.
 
     python -m experiments aligned_search --name hm --runs H&M=experiments/runs/adaptation/hm --embeddings separate_models
 
@@ -16,6 +17,7 @@ a stopped run resumes.  The tables are written to experiments/results/aligned_se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +32,7 @@ from experiments.nearest_items import Run, Runs
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import check_names, keep_settings, kept_table, write_results
 from experiments.workspaces import BASE
-from sda_core.artifacts import Workspace
+from sda_core.artifacts import ITEMS, Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.embeddings.controls import Vectors
 from sda_core.errors import TrainingError
@@ -52,6 +54,9 @@ def main(
     ),
     num_steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 300,
     share: Annotated[float, typer.Option(help="Share of the items with both modalities to hold out.")] = 0.25,
+    by_title: Annotated[
+        bool, typer.Option("--by-title", help="Hold out all items of a title together, such as the colours of a product.")
+    ] = False,
     seeds: Seeds = THREE_SEEDS,
 ) -> None:
     """Train the heads, rank the held-out items; write the tables."""
@@ -59,21 +64,21 @@ def main(
     root = Path("experiments") / "runs" / "aligned_search" / name / embeddings
     tables = []
     for run in [Run.read(text) for text in runs]:
-        folder = root / run.label / f"{num_steps}-steps"
+        folder = root / run.label / f"{num_steps}-steps{'-by-title' if by_title else ''}"
         table = adaptation.table_path(Workspace(run.folder / "seed-1"), run.params, embeddings)
         keep_settings(folder / "settings.json", {"share": share, "embeddings": sha256_file(table)})
         placed: dict[str, list[pl.DataFrame]] = {}
         for kind in (BASE, *losses_):
             for seed in seeds:
                 path = folder / kind / f"{0 if kind == BASE else seed}.parquet"
-                given = run, embeddings, kind, num_steps, share, seed
+                given = run, embeddings, kind, num_steps, share, by_title, seed
                 made = kept_table(path, lambda given=given: place(*given))
                 placed.setdefault(kind, []).append(made)
         tables += [f"# {run.label}, {embeddings}\n", cross_modal_search.table(placed, run.params)]
     write_results("\n".join(tables), "aligned_search", name)
 
 
-def place(run: Run, embeddings: str, kind: str, num_steps: int, share: float, seed: int) -> pl.DataFrame:
+def place(run: Run, embeddings: str, kind: str, num_steps: int, share: float, by_title: bool, seed: int) -> pl.DataFrame:
     """The positions of the held-out items, in the table of :func:`experiments.cross_modal_search.places`.
 
     Args:
@@ -82,6 +87,7 @@ def place(run: Run, embeddings: str, kind: str, num_steps: int, share: float, se
         kind: a loss, or ``zero_shot`` for the frozen embeddings.
         num_steps: number of steps.
         share: share of the items with both modalities to hold out.
+        by_title: whether items of the same title are held out together.
         seed: seed of the training.
 
     Raises:
@@ -89,7 +95,8 @@ def place(run: Run, embeddings: str, kind: str, num_steps: int, share: float, se
     """
     workspace = Workspace(run.folder / "seed-1")
     own = adaptation.table_of(workspace, run.params, embeddings)
-    known, held_out = draw(own, share)
+    titles = ITEMS.read(run.shop.items).sort("item_id")["title"].to_list() if by_title else None
+    known, held_out = draw(own, share, titles)
     found = prepared(own, known)
     if kind != BASE:
         steps = trained(*found, known, section_of(run.params, kind), kind, [num_steps], seed, run.label)
@@ -99,22 +106,36 @@ def place(run: Run, embeddings: str, kind: str, num_steps: int, share: float, se
     return cross_modal_search.places({"image": image_ND, "text": text_ND}, held_out + 1)
 
 
-def draw(own: Vectors, share: float) -> tuple[np.ndarray, np.ndarray]:
+def draw(own: Vectors, share: float, titles: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the items to train on and of the held-out ones, ascending; both have an image and a text.
+
+    Args:
+        own: the embeddings.
+        share: share of the items to hold out; with titles the last title may add a few.
+        titles: the title of each item, to hold out all items of a title together; None to draw items.
 
     Raises:
         TrainingError: no item would be held out, or fewer than two would be left.
     """
     rows = np.flatnonzero(own.has_image & own.has_text)
     wanted = round(share * len(rows))
+    if titles is not None and wanted:
+        of_row = np.unique(np.array(titles, dtype=np.str_)[rows], return_inverse=True)[1]
+        order = generator(0, "held out for search").permutation(of_row.max() + 1)
+        num_titles = int(np.searchsorted(np.cumsum(np.bincount(of_row)[order]), wanted)) + 1
+        is_held_out = np.isin(of_row, order[:num_titles])
+        known, held_out = rows[~is_held_out], rows[is_held_out]
+        wanted = len(held_out)
+    else:
+        order = generator(0, "held out for search").permutation(rows)
+        known, held_out = np.sort(order[wanted:]), np.sort(order[:wanted])
     if wanted < 1 or len(rows) - wanted < 2:
         raise TrainingError(
             "--share",
             f"it holds out {wanted} of {len(rows)} items with an image and a text",
             "hold out at least one, and leave at least two for training",
         )
-    order = generator(0, "held out for search").permutation(rows)
-    return np.sort(order[wanted:]), np.sort(order[:wanted])
+    return known, held_out
 
 
 def prepared(own: Vectors, known: np.ndarray) -> Modalities:

@@ -58,6 +58,17 @@ def test_only_items_with_both_modalities_are_held_out() -> None:
     np.testing.assert_array_equal(held_out, again[1])
 
 
+def test_items_of_a_title_are_held_out_together() -> None:
+    own = vectors((20, 30), num_missing=100)
+    titles = [f"title {item % 37}" for item in range(NUM_ITEMS)]
+    known, held_out = aligned_search.draw(own, 0.25, titles)
+    assert sorted([*known, *held_out]) == list(range(200, NUM_ITEMS))
+    assert {titles[row] for row in known}.isdisjoint(titles[row] for row in held_out)
+    assert 100 <= len(held_out) <= 100 + 11  # a title has at most eleven items
+    with pytest.raises(TrainingError, match="--share: it holds out 400 of 400 items"):
+        aligned_search.draw(own, 0.25, ["the same"] * NUM_ITEMS)
+
+
 @pytest.mark.parametrize("width", [40, aligned_heads.WIDTH])
 def test_embeddings_in_one_space_keep_their_cosines(width: int) -> None:
     own = vectors((width, width))
@@ -87,7 +98,7 @@ def test_true_pairs_are_found_on_held_out_items_and_wrong_ones_are_not(
     run = Run.read(f"small={project}")
     recall = {
         kind: of_seeds(
-            [aligned_search.place(run, "zero_shot", kind, 200, 0.25, 1)], "text to image", "without the mean", "R@10"
+            [aligned_search.place(run, "zero_shot", kind, 200, 0.25, False, 1)], "text to image", "without the mean", "R@10"
         ).mean()
         for kind in ("zero_shot", "sda", "mismatched")
     }
@@ -102,6 +113,9 @@ def test_tables_and_what_is_kept(project: Path, tmp_path: Path, monkeypatch: pyt
     assert [row[1].strip() for row in rows] == ["zero_shot", "sda", "mismatched"] * 2
     monkeypatch.setattr(aligned_search, "place", lambda *arguments: pytest.fail("trained again"))
     assert search(project, tmp_path) == text
+    monkeypatch.undo()
+    by_title = search(project, tmp_path, by_title=True)
+    assert by_title != text
     with pytest.raises(ConfigError, match=r"--name: the results in .* were made with other share"):
         search(project, tmp_path, share=0.5)
 
