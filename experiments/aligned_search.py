@@ -6,8 +6,9 @@ which have nothing in common before).  Then the text of each held-out item is th
 items, and the reverse, with the metrics of ``cross_modal_search``: R@1, R@10 and MRR.
 
 ``zero_shot`` in the tables are the frozen embeddings.  Those of separate models have no common space, so theirs are at chance.
-With ``--by-title`` items of the same title, such as the colours of a product, are held out together: else a held-out item may have
-nearly the same text as a known one.  ``mismatched`` is the negative control: the heads of ``sda``, trained on images with the texts of other items.
+With ``--by-title`` items of the same title, such as the colours of a product, are held out together: otherwise a held-out item
+may have nearly the same text as a known one.  ``mismatched`` is the negative control: the heads of ``sda``, trained on images
+with the texts of other items.
 
     python -m experiments aligned_search --name hm --runs H&M=experiments/runs/adaptation/hm --embeddings separate_models
 
