@@ -193,7 +193,7 @@ def validated(
     """Train a recommender without the test interactions and rank the validation targets; keep the result in a file.
 
     Args:
-        path: the file; if it exists, it is read and nothing is trained.  Its folder and name tell what the result belongs to.
+        path: the file; if it exists, it is read and nothing is trained.  Its folder and name identify the settings.
         workspace: the project with the interactions.
         params: its params, of which ``runtime`` is used.
         section: settings of the recommender.

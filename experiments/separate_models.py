@@ -89,7 +89,7 @@ def embed(workspace: Workspace, params: ItemsParams) -> Embedded:
 
     Args:
         workspace: a project with items and images.
-        params: which fields are the text, and what to do without an image or a text.
+        params: settings of the text, and of items without an image or a text.
 
     Raises:
         ArtifactError: the project has no items or images, or a file is damaged.

@@ -1089,7 +1089,7 @@ def _not_text(data: Any, path: str = "") -> Iterator[str]:
 
 
 def _yaml_problem(error: YAMLError) -> str:
-    """What is wrong with a YAML file, and in which line."""
+    """Describe the problem of a YAML file, with its line."""
     problem: Any = getattr(error, "problem", None)  # of a marked error
     mark: Any = getattr(error, "problem_mark", None)
     if not problem:

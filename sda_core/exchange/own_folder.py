@@ -41,7 +41,7 @@ def describe(folder: Path, description: str, described: dict[str, Any]) -> None:
     Args:
         folder: the folder.
         description: name of the description.
-        described: what else it says.
+        described: the other fields of the description.
     """
     write_json(folder / description, described | {_CONTENT: _content(folder, description)})
 
@@ -57,7 +57,7 @@ def _known(path: Path) -> dict[str, int]:
 
 
 def _content(folder: Path, description: str) -> dict[str, int]:
-    """What a folder has apart from the description: by name the number of files, 1 for a file or a link."""
+    """The number of files by name in a folder without its description: 1 for a file or a link."""
     return {
         path.name: 1 if path.is_symlink() or not path.is_dir() else max(1, sum(not each.is_dir() for each in path.rglob("*")))
         for path in sorted(folder.iterdir())

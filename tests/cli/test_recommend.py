@@ -112,7 +112,7 @@ def test_an_id_comes_before_a_number(workspace: Workspace, capsys: pytest.Captur
         (["sku-1", "sku-77"], "sasrec", "ITEM: 'sku-77' is not among the 9 items; ids look like sku-1"),
         (["0"], "sasrec", "ITEM: '0' is not among the 9 items"),
         (["10"], "sasrec", "ITEM: '10' is not among the 9 items"),
-        (["sku-1"], "gru4rec", "unknown recommender 'gru4rec'; known are pop, nearest, sasrec"),
+        (["sku-1"], "gru4rec", "--recommender: 'gru4rec' is not among the recommenders of params.yaml (pop, "),
     ],
 )
 def test_a_mistake_is_one_line(
