@@ -104,7 +104,7 @@ def test_a_share_loses_a_modality_and_is_filled_in_from_the_other(run: Run, miss
     filled = frozen.vectors("filled", *seen)[1:]
     assert filled.any(axis=1)[frozen.has_lost].all()
     assert not np.allclose(filled, complete)  # the axes of the frozen flags differ
-    same = aligned_heads.Frozen(frozen.workspace, frozen.params, shared, shared, both | True, both | True, None, both & False)
+    same = aligned_heads.Frozen(frozen.workspace, frozen.params, shared, shared, both | True, both | True, None, both & False, "")
     expected = same.vectors("fused", shared, shared)[1:][both]
     np.testing.assert_allclose(filled[both] @ filled[both].T, expected @ expected.T, atol=0.15)
 
@@ -144,7 +144,7 @@ def test_true_pairs_are_learned_and_wrong_ones_are_not(
     images, texts = pairs(0)
     every = np.ones(NUM_ITEMS, dtype=bool)
     params = load_params(run.folder / "seed-1" / "params.yaml")
-    frozen = aligned_heads.Frozen(run.shop, params, images, texts, every, every, None, ~every)
+    frozen = aligned_heads.Frozen(run.shop, params, images, texts, every, every, None, ~every, "")
     found: dict[int, float] = {}
 
     def note(*given: Any, next_to_ids: bool) -> None:
