@@ -1071,8 +1071,8 @@ def _plain(value: Any) -> str:
     raise TypeError(type(value).__name__)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+def _first_line(problem: object) -> str:
+    return str(problem).strip().split("\n")[0]
 
 
 def _not_text(data: Any, path: str = "") -> Iterator[str]:
@@ -1094,8 +1094,7 @@ def _yaml_problem(error: YAMLError) -> str:
     mark: Any = getattr(error, "problem_mark", None)
     if not problem:
         return _first_line(error)
-    what = str(problem).strip().split("\n")[0]
-    return what if mark is None else f"line {mark.line + 1}: {what}"
+    return _first_line(problem) if mark is None else f"line {mark.line + 1}: {_first_line(problem)}"
 
 
 def parse_params(data: Any, where: str) -> Params:
