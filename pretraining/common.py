@@ -22,6 +22,11 @@ def settings() -> dict[str, Any]:
     return YAML(typ="safe", pure=True).load((HERE / "params.yaml").read_text(encoding="utf-8"))
 
 
+def tower_folder(params: dict[str, Any]) -> Path:
+    """The checkpoint folder with the frozen vision tower of nano_lvlm, ``lvlm.tower`` of the settings."""
+    return HERE.parent / str(params["lvlm"]["tower"])
+
+
 def number(*parts: object) -> int:
     """A 63-bit number that depends only on the parts.
 

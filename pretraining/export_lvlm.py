@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from pretraining.common import CHECKPOINT, HERE, WORK, settings
+from pretraining.common import HERE, WORK, settings, tower_folder
 from pretraining.export import write_checkpoint
 from pretraining.train import resume
 from pretraining.train_lvlm import Learner
@@ -21,13 +21,13 @@ from pretraining.train_lvlm import Learner
 def main(
     work: Path = WORK,
     folder: Path = HERE / "nano_lvlm",
-    tower: Path = CHECKPOINT,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Export the model before its first step, for comparison.")
     ] = False,
 ) -> None:
     """Export the last saved state of the training."""
-    learner = Learner.first(settings(), tower)
+    params = settings()
+    learner = Learner.first(params, tower_folder(params))
     step = 0 if untrained else resume(work / "lvlm_training.safetensors", learner.model, nn.Identity(), None)
     write_checkpoint(learner.model, learner.reader.tokenizer, folder, torch.float16)
     size = sum(file.stat().st_size for file in folder.iterdir())

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import CHECKPOINT, WORK, generator, settings
+from pretraining.common import WORK, generator, settings, tower_folder
 from pretraining.model import PATCH, ImageGrid, patches, vision_blocks
 
 
@@ -47,12 +47,12 @@ def features(visual: Any, pixels: np.ndarray, side: int, batch_size: int) -> np.
     return found
 
 
-def main(work: Path = WORK, tower: Path = CHECKPOINT) -> None:
+def main(work: Path = WORK) -> None:
     """Compute and write the features of all scenes."""
     params = settings()
     section = params["lvlm"]
     torch.set_num_threads(section["num_threads"])
-    visual = Qwen2_5_VLForConditionalGeneration.from_pretrained(tower, dtype=torch.float32).model.visual
+    visual = Qwen2_5_VLForConditionalGeneration.from_pretrained(tower_folder(params), dtype=torch.float32).model.visual
     pixels = np.load(work / "scenes.npy", mmap_mode="r")
     folder = work / "scene_features"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pre-train nano_lvlm: projector and decoder by next-token loss, with the frozen vision tower of nano.
+"""Pre-train nano_lvlm: projector and decoder by next-token loss, with a frozen vision tower, nano 2's.
 
 A step uses scenes with captions, lists of attributes, questions and answers.  It also uses plain texts: glosses of WordNet,
 shop titles and entries, and descriptions with a question.  The loss is the mean cross-entropy of all answers and plain texts.
@@ -20,9 +20,9 @@ import polars as pl
 import torch
 import typer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import CHECKPOINT, WORK, generator, number, settings
+from pretraining.common import WORK, generator, number, settings, tower_folder
 from pretraining.conversations import CAPTION_PROMPTS, QUESTIONS, Turn, answers, caption, reading, turns
 from pretraining.generative import Reader, Rows, first_model, packed, row_states, standardise_projector, token_losses, until_full
 from pretraining.model import PATCH, ImageGrid, configuration, vision_merged
@@ -87,6 +87,7 @@ class Learner:
         """The model before the first step, with the tokenizer and the tower of a checkpoint."""
         tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
         config = configuration(params["model"], tokenizer)
+        config.vision_config = AutoConfig.from_pretrained(checkpoint).vision_config
         model = first_model(config, checkpoint / "model.safetensors", params["seed"])
         grids = {side: ImageGrid.of(model.model.visual, side // PATCH, side // PATCH) for side in params["lvlm"]["side_shares"]}
         return cls(model, Reader(tokenizer), grids)
@@ -227,8 +228,11 @@ def validated(learner: Learner, material: Material, section: dict[str, Any]) -> 
     return found | {about: float(hits.mean()) for about, (hits, _) in answers_found.items()}
 
 
-def train(work: Path, params: dict[str, Any], checkpoint: Path = CHECKPOINT, stop_after: int | None = None) -> None:
-    """Run or resume the training in ``work``; ``stop_after`` ends the run at this step, like an interruption."""
+def train(work: Path, params: dict[str, Any], checkpoint: Path, stop_after: int | None = None) -> None:
+    """Run or resume the training in ``work`` with the tokenizer and the tower of a checkpoint.
+
+    ``stop_after`` ends the run at this step, like an interruption.
+    """
     section, seed = params["lvlm"], params["seed"]
     torch.set_num_threads(section["num_threads"])
     learner = Learner.first(params, checkpoint)
@@ -247,4 +251,5 @@ def main(
     steps: Annotated[int | None, typer.Option(help="Stop after this many steps; the schedule does not change.")] = None,
 ) -> None:
     """Train with the settings; a stopped run resumes from its last saved state."""
-    train(work, settings(), stop_after=steps)
+    params = settings()
+    train(work, params, tower_folder(params), stop_after=steps)

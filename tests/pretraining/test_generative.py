@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from pretraining import train_lvlm
-from pretraining.common import settings
+from pretraining.common import settings, tower_folder
 from pretraining.conversations import Turn
 from pretraining.export import write_checkpoint
 from pretraining.generative import (
@@ -246,6 +246,20 @@ def test_the_tower_is_taken_over_and_frozen_and_all_else_is_new(params, tower, t
         elif weight.ndim > 1:
             assert not torch.allclose(weight, theirs[name], atol=1e-3), name
     assert any("merger" in name and weight.requires_grad for name, weight in made.named_parameters())
+
+
+def test_the_tower_may_have_other_sizes_than_nano(params, tower):
+    """nano 2's tower is deeper, so the sizes of the tower are those of its checkpoint and not those of the settings."""
+    other = {**params, "model": params["model"] | {"vision_depth": params["model"]["vision_depth"] + 1}}
+    assert len(Learner.first(other, tower).model.model.visual.blocks) == params["model"]["vision_depth"]
+
+
+def test_the_released_tower_fits_the_settings():
+    params = settings()
+    visual = Learner.first(params, tower_folder(params)).model.model.visual
+    given = load_file(tower_folder(params) / "model.safetensors")
+    (name,) = (name for name in given if name.endswith("visual.blocks.5.attn.qkv.weight"))
+    assert torch.equal(visual.blocks[5].attn.qkv.weight, given[name].float())
 
 
 def test_a_standardised_projector_has_spread_in_and_out(params, tower):
