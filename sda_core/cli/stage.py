@@ -98,7 +98,7 @@ def _check_project(root: Path) -> None:
         ConfigError: it is not a project.
     """
     folder, workspace = root if root != Path() else Path.cwd(), Workspace(root)
-    where, problem = str(folder), "no such folder"
+    where, problem = str(folder), "is a file, not a folder" if root.is_file() else "no such folder"
     if root.is_dir():
         if any(path.exists() for path in (root / "params.yaml", workspace.raw, workspace.filtered)):
             return

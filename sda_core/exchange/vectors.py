@@ -307,7 +307,7 @@ def _ids(folder: Path) -> list[str]:
     plain, mapping = folder / _IDS, folder / _MMREC_IDS
     try:
         if plain.is_file():
-            return plain.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+            return _listed(plain)
         if mapping.is_file():
             return list(_mapped(mapping))
     except UnicodeDecodeError as error:
@@ -317,6 +317,16 @@ def _ids(folder: Path) -> list[str]:
     raise ArtifactError(
         str(folder), f"does not say which item each row is (expected {_IDS} with one id a line, or MMRec's {_MMREC_IDS})"
     )
+
+
+def _listed(plain: Path) -> list[str]:
+    """The ids in a text file; blank lines at its end are no ids."""
+    lines = plain.read_text(encoding="utf-8-sig").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if blank := next((number for number, line in enumerate(lines, start=1) if not line.strip()), None):
+        raise DataError(str(plain), f"line {blank} is blank", "write one id per line, in the order of the rows")
+    return lines
 
 
 def _mapped(mapping: Path) -> Iterator[str]:

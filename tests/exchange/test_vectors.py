@@ -223,6 +223,24 @@ def test_a_matrix_and_a_list_of_ids(folder: Path) -> None:
     np.testing.assert_array_equal(found.embedding, VECTORS)
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n", "\n \t\n\n", "\r\n\r\n"])
+def test_blank_lines_at_the_end_of_the_ids_are_no_ids(folder: Path, end: str) -> None:
+    (folder / "ids.txt").write_bytes(("\n".join(SHOP[place] for place in ORDER) + end).encode())
+    np.testing.assert_array_equal(read(folder).embedding, VECTORS)
+
+
+@pytest.mark.parametrize(("text", "line"), [("\nB0\nB1\nB2\n", 1), ("B0\n\nB1\nB2\n", 2), ("B0\nB1\n \t\nB2", 3)])
+def test_a_blank_line_among_the_ids_is_named(folder: Path, text: str, line: int) -> None:
+    (folder / "ids.txt").write_text(text)
+    assert problem(folder) == (f"{folder}/ids.txt: line {line} is blank; write one id per line, in the order of the rows")
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\n"])
+def test_an_empty_list_of_ids(folder: Path, text: str) -> None:
+    (folder / "ids.txt").write_text(text)
+    assert "has 4 rows, but its list of ids has 0" in problem(folder)
+
+
 def test_a_folder_of_mmrec(folder: Path) -> None:
     (folder / "vector.npy").rename(folder / "image_feat.npy")
     np.save(folder / "text_feat.npy", VECTORS[ORDER, :2])
