@@ -365,7 +365,7 @@ def test_reviews_without_the_field_of_an_id_name_it(tmp_path: Path) -> None:
 
 
 def test_a_field_name_with_a_line_feed_stays_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the first such line has 'a.nb'; rename the field") as error:
+    with pytest.raises(DataError, match=r"the first such line has 'a\\nb'; rename the field") as error:
         metadata_of(tmp_path / "m", [{"a\nb": 1}], 2018)
     assert "\n" not in str(error.value)
 
