@@ -1142,9 +1142,10 @@ def load_params(path: Path) -> Params:
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError:
-        raise ConfigError(str(path), "no such file", "run inside the project, or name the file with --params") from None
+        advice = "restore it, or pass the project folder with --root" if path.name == "params.yaml" else "correct --params"
+        raise ConfigError(str(path), "no such file", advice) from None
     except IsADirectoryError:
-        raise ConfigError(str(path), "is a folder, not a file", "name the file with --params, or move the folder away") from None
+        raise ConfigError(str(path), "is a folder, not a file", "name a file, or move the folder away") from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), f"is not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:

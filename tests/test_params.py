@@ -263,7 +263,7 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "no such file"),
+        (None, "params.yaml: no such file; restore it, or pass the project folder with --root"),
         (b"a: [1", "is not valid YAML"),
         (b"- 1\n", "should be a mapping of sections (got a list); restore it, for example from Git"),
         (b"", "should be a mapping of sections (got an empty file); restore it, for example from Git"),
@@ -285,6 +285,11 @@ def test_a_bad_file_is_one_line(tmp_path: Path, content: bytes | None, expected:
         load_params(path)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_of_another_name_was_an_option(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"other\.yaml: no such file; correct --params"):
+        load_params(tmp_path / "other.yaml")
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_params_that_are_a_folder(tmp_path: Path, repository: Path) -> None:
         assert done.returncode == 1
         assert (
             done.stderr.decode() == f"sda {command}: error: params.yaml: is a folder, not a file; "
-            "name the file with --params, or move the folder away\n"
+            "name a file, or move the folder away\n"
         )
 
 

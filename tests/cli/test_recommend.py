@@ -163,6 +163,10 @@ def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.
     found = [line.split(maxsplit=1) for line in rest]
     assert [text for _, text in found] == [f"{RAW[item]}  Title of {RAW[item]}" for item in best]
     assert [float(score) for score, _ in found] == pytest.approx(cosines[best].tolist(), abs=1e-4)  # four decimals
+    for k in (NUM_ITEMS - 2, NUM_ITEMS - 1, NUM_ITEMS, NUM_ITEMS + 1, 10**12, 10**30):
+        neighbors("sku-4", "sda", k, workspace.root)
+        shown_ids = [re.split(r" {2,}", line.strip())[1] for line in capsys.readouterr().out.splitlines()[1:]]
+        assert shown_ids == [RAW[item] for item in np.argsort(-cosines)[: min(k, NUM_ITEMS - 1)]]
 
 
 def test_an_item_without_a_vector_has_no_neighbors(
