@@ -359,7 +359,8 @@ def _argument(parameter: Any) -> str:
 
 def _meaning(parameter: Any, context: Any) -> str:
     """What the value of an option or argument is: its choices, or else the first sentence of its help."""
-    choices = (parameter.get_missing_message(ctx=context) or "") if parameter is not None else ""
+    name_choices = getattr(parameter, "get_missing_message", None)  # absent in the releases of typer on top of click
+    choices = (name_choices(ctx=context) or "") if name_choices is not None else ""
     text = choices.removeprefix("Choose from:") or getattr(parameter, "help", None) or ""
     first = re.split(r"\. (?=[A-Z])", " ".join(text.split()))[0].removesuffix(".")
     return f", expected: {'one of ' if choices else ''}{first[:1].lower()}{first[1:]}" if first else ""
