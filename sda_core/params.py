@@ -1155,7 +1155,7 @@ def load_params(path: Path) -> Params:
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of nested brackets
         raise ConfigError(str(path), f"cannot be read as YAML: {_first_line(error)}") from None
     if not isinstance(data, dict):
-        found = "an empty file" if data is None else {list: "a list"}.get(type(data), repr(data)[:60])
+        found = "an empty file" if data is None else "a list" if isinstance(data, list) else repr(data)[:60]
         raise ConfigError(str(path), f"should be a mapping of sections (got {found})", "restore it, for example from Git")
     params = parse_params(data, str(path))
     if isinstance(params.backbone, Checkpoint):
