@@ -958,17 +958,24 @@ def _problems_of_names(params: Params) -> Iterator[str]:
         yield f"train_recommender.variants: misses {', '.join(untrained)}, which variants has"
     reserved = {"id", "zero_shot", *get_args(Control)} & set(made)
     if reserved:
-        yield f"train_adapter.variants: {', '.join(sorted(reserved))} are reserved names (they train nothing)"
+        yield _reserved("train_adapter", reserved, "made without training")
     reserved = {"id", "zero_shot", *get_args(Control), *made} & set(joint)
     if reserved:
-        yield f"joint_embeddings.variants: {', '.join(sorted(reserved))} are reserved names (no joint pass)"
+        yield _reserved("joint_embeddings", reserved, "made without a joint pass")
     for name, section in joint.items():
         if section.of not in {"zero_shot", *made}:
             bases = ", ".join(sorted({"zero_shot", *made}))
             yield f"joint_embeddings.variants.{name}.of: unknown variant {section.of}; known are {bases}"
     reserved = {"id", "zero_shot", *get_args(Control), *made, *joint} & set(imported)
     if reserved:
-        yield f"import_embeddings.variants: {', '.join(sorted(reserved))} are reserved names (made here)"
+        yield _reserved("import_embeddings", reserved, "made by the pipeline itself")
+
+
+def _reserved(section: str, names: Iterable[str], reason: str) -> str:
+    """The problem of names that belong to other variants."""
+    found = sorted(names)
+    are = "are reserved names" if len(found) > 1 else "is a reserved name"
+    return f"{section}.variants: {', '.join(found)} {are} ({reason}); choose another"
 
 
 def _problems_of_pairs(params: Params) -> Iterator[str]:
@@ -1135,7 +1142,10 @@ def load_params(path: Path) -> Params:
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError:
-        raise ConfigError(str(path), "no such file", "run inside the project, or name the file with --params") from None
+        advice = "restore it, or pass the project folder with --root" if path.name == "params.yaml" else "correct --params"
+        raise ConfigError(str(path), "no such file", advice) from None
+    except IsADirectoryError:
+        raise ConfigError(str(path), "is a folder, not a file", "name a file, or move the folder away") from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), f"is not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
@@ -1145,7 +1155,8 @@ def load_params(path: Path) -> Params:
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, thousands of nested brackets
         raise ConfigError(str(path), f"cannot be read as YAML: {_first_line(error)}") from None
     if not isinstance(data, dict):
-        raise ConfigError(str(path), f"should be a mapping of sections (got {type(data).__name__})")
+        found = "an empty file" if data is None else "a list" if isinstance(data, list) else repr(data)[:60]
+        raise ConfigError(str(path), f"should be a mapping of sections (got {found})", "restore it, for example from Git")
     params = parse_params(data, str(path))
     if isinstance(params.backbone, Checkpoint):
         for problem in _revision_problems(params.backbone):

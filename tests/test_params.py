@@ -88,7 +88,7 @@ def test_the_shipped_file_is_valid() -> None:
         (
             "import_embeddings.variants",
             {"sda": {"path": "x"}},
-            "import_embeddings.variants: sda are reserved names (made here)",
+            "import_embeddings.variants: sda is a reserved name (made by the pipeline itself); choose another",
         ),
         ("import_embeddings.variants", {"minilm": {}}, "import_embeddings.variants.minilm.path: missing"),
         ("import_embeddings.max_missing_share", 2.0, "import_embeddings.max_missing_share: should be less than or equal to 1"),
@@ -263,10 +263,11 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "no such file"),
+        (None, "params.yaml: no such file; restore it, or pass the project folder with --root"),
         (b"a: [1", "is not valid YAML"),
-        (b"- 1\n", "should be a mapping of sections (got list)"),
-        (b"", "should be a mapping of sections (got NoneType)"),
+        (b"- 1\n", "should be a mapping of sections (got a list); restore it, for example from Git"),
+        (b"", "should be a mapping of sections (got an empty file); restore it, for example from Git"),
+        (b"text", "should be a mapping of sections (got 'text'); restore it"),
         (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"when: 2020-01-01 10:00:00\n", "of a type that params do not have"),
         (b"a: 1\nb: 2\na: 3\n", 'is not valid YAML: line 3: found duplicate key "a"'),
@@ -284,6 +285,11 @@ def test_a_bad_file_is_one_line(tmp_path: Path, content: bytes | None, expected:
         load_params(path)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_of_another_name_was_an_option(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"other\.yaml: no such file; correct --params"):
+        load_params(tmp_path / "other.yaml")
 
 
 @pytest.mark.parametrize(
@@ -370,10 +376,17 @@ AMAZON = {
             "train_recommender.variants: should name each once (got sda more than once)",
         ),
         # names
-        ({"train_adapter.variants.id": {"adapter": "lora", "loss": "loss"}}, "train_adapter.variants: id are reserved names"),
+        (
+            {"train_adapter.variants.id": {"adapter": "lora", "loss": "loss"}},
+            "train_adapter.variants: id is a reserved name (made without training); choose another",
+        ),
+        (
+            {f"train_adapter.variants.{name}": {"adapter": "lora", "loss": "loss"} for name in ("random", "id")},
+            "train_adapter.variants: id, random are reserved names (made without training); choose another",
+        ),
         (
             {"joint_embeddings.variants": {"sda": {"of": "zero_shot"}}},
-            "joint_embeddings.variants: sda are reserved names (no joint pass)",
+            "joint_embeddings.variants: sda is a reserved name (made without a joint pass); choose another",
         ),
         (
             {"joint_embeddings.variants": {"joint": {"of": "random"}}},

@@ -33,7 +33,7 @@ def neighbors(
         index = load_index(workspace.index(variant))
         if number not in index.item_ids:
             raise DataError(f"item {item!r}", f"has no vector in {variant}, so it has no neighbours", "choose another item")
-        ids, cosines = index.neighbors(number, k)
+        ids, cosines = index.neighbors(number, min(k, len(index.item_ids)))
         typer.echo(catalogue.line(number))
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
             typer.echo(f"{cosine:7.4f}  {catalogue.line(near)}")

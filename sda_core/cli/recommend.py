@@ -28,6 +28,7 @@ def recommend(
     nearest and pop do.  It is the one of the first seed in train_recommender.seeds.
     """
     from sda_core.artifacts import Workspace
+    from sda_core.errors import ConfigError
     from sda_core.explore.finished_run import recommend as recommend_after
 
     with one_line_errors("recommend", root):
@@ -35,6 +36,9 @@ def recommend(
         catalogue = Catalogue.read(workspace)
         history = [catalogue.number(item, by_number) for item in items]
         check_variant(root, variant, workspace.recommender(variant, recommender), recommender)
+        if not set(catalogue.names) - {*history}:
+            problem = f"the history has all {len(catalogue.names)} items, so none is left to recommend"
+            raise ConfigError("ITEM", problem, "leave some out")
         found = recommend_after(workspace, history, variant, recommender, top)
         for number in history:
             typer.echo(f"history  {catalogue.line(number)}")

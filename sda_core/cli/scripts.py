@@ -18,7 +18,7 @@ from typing import Any
 
 import typer
 
-from sda_core.cli.stage import run_app
+from sda_core.cli.stage import run_app, run_arguments
 from sda_core.errors import SDAError
 
 TYPER: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
@@ -111,11 +111,11 @@ def run_script(package: str, name: str, arguments: Sequence[str]) -> None:
     """Run one script with its options.
 
     Raises:
-        SystemExit: always; the status is 1 if required input is missing.
+        SystemExit: always; the status is 1 after a user's mistake.
     """
     program = f"python -m {package} {name}"
     try:
-        script(package, name)(list(arguments), prog_name=program)
+        run_arguments(script(package, name), arguments, program)
     except SDAError as error:
         typer.echo(f"{program}: error: {error}", err=True)
         raise SystemExit(1) from None

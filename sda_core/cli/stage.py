@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -97,7 +98,7 @@ def _check_project(root: Path) -> None:
         ConfigError: it is not a project.
     """
     folder, workspace = root if root != Path() else Path.cwd(), Workspace(root)
-    where, problem = str(folder), "no such folder"
+    where, problem = str(folder), "is a file, not a folder" if root.is_file() else "no such folder"
     if root.is_dir():
         if any(path.exists() for path in (root / "params.yaml", workspace.raw, workspace.filtered)):
             return
@@ -249,14 +250,117 @@ def run_as_script(command: Callable[..., None]) -> None:
     run_app(app)
 
 
-def run_app(app: typer.Typer) -> None:
+def run_app(app: typer.Typer) -> NoReturn:
     """Run a command line whose output may contain any text; an unwritable help page is also reported in one line."""
     log.buffer_output()
     log.show_any_text()
     try:
-        app()
+        run_arguments(app)
     except OSError as error:
         if (failure := _storage_failure(error)) is None:
             raise
         _say("", failure)
         raise SystemExit(1) from None
+
+
+# ------------------------------------------------------------------------------------- mistakes in options and arguments
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""The base class of the mistakes that typer finds; it is in click or, in newer releases, in a private copy of click."""
+
+
+def run_arguments(app: typer.Typer, arguments: Sequence[str] | None = None, program: str | None = None) -> NoReturn:
+    """Run a command line; a mistake in its options or arguments is reported in one line, with exit status 1.
+
+    Args:
+        app: the commands.
+        arguments: the words after the program's name; None: those of this process.
+        program: the program's name in messages; None: as it was started.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        status = app(arguments, prog_name=program, standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help of a program that was started without a command
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            raise SystemExit(error.exit_code) from None  # pyright: ignore[reportAttributeAccessIssue]
+        if not _is_another_process():
+            words = sys.argv[1:] if arguments is None else arguments
+            with suppress(OSError):  # stderr itself may be full or closed
+                typer.echo(usage_message(error, app, words, program), err=True)
+        raise SystemExit(1) from None
+    except typer.Abort:
+        typer.echo("Aborted!", err=True)
+        raise SystemExit(1) from None
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def usage_message(error: Any, app: typer.Typer, words: Sequence[str], program: str | None = None) -> str:
+    """The line for a mistake in options or arguments: which one, what was given, what is expected, whose help explains it.
+
+    Args:
+        error: a :data:`UsageError`.
+        app, words, program: see :func:`run_arguments`.
+    """
+    command, path = getattr(error.ctx, "command", None), getattr(error.ctx, "command_path", None)
+    if error.ctx is None:  # typer does not say of which command an option without its value is
+        command, path = typer.main.get_command(app), program or _program()
+        names = getattr(command, "commands", {})
+        if (name := next((word for word in words if word in names), None)) is not None:
+            command, path = names[name], f"{path} {name}"
+    text = " ".join(f"{path}: error: {_mistake(error, command)}; see `{path} --help`".split())
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _program() -> str:
+    """The name of the running program, as in its help."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {module.name.removesuffix('.__main__')}" if module is not None else Path(sys.argv[0]).name
+
+
+def _mistake(error: Any, command: Any) -> str:
+    """The place of a mistake, what was given, and what is expected."""
+    message = error.format_message().removesuffix(".")
+    parameters = list(getattr(command, "params", ()))
+    option = getattr(error, "option_name", None)
+    if option is not None and hasattr(error, "possibilities"):
+        near = f" (similar are {', '.join(sorted(error.possibilities))})" if error.possibilities else ""
+        return f"{option}: is no option of this command{near}"
+    if option is not None:
+        meant = next((parameter for parameter in parameters if option in parameter.opts), None)
+        return f"{option}: takes no value" if "not take" in message else f"{option}: has no value{_meaning(meant, error.ctx)}"
+    parameter = getattr(error, "param", None)
+    if parameter is None:
+        return _misplaced_word(message, parameters)
+    where = max(parameter.opts, key=len) if parameter.param_type_name == "option" else _argument(parameter)
+    if message.startswith("Missing "):
+        return f"{where}: is missing{_meaning(parameter, error.ctx)}"
+    problem = error.message.removeprefix("Value error, ").removeprefix("Input ").removesuffix(".").split(", unable to parse")[0]
+    found = getattr(error.__cause__, "errors", list)()  # of pydantic, which reads the values in newer releases of typer
+    given = repr(found[0]["input"]) if found else ""
+    return f"{where}: {problem}" + (f" (got {given})" if given and given not in problem else "")
+
+
+def _misplaced_word(message: str, parameters: Iterable[Any]) -> str:
+    """The problem of a word that is neither a command nor an argument."""
+    if (unknown := re.fullmatch(r"No such command (.+?)\.?(?: Did you mean (.*)\?)?", message, re.DOTALL)) is not None:
+        near = f" (similar are {unknown[2]})" if unknown[2] else ""
+        return f"COMMAND: {unknown[1]} is no command{near}"
+    if (extra := re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)", message, re.DOTALL)) is not None:
+        names = [_argument(parameter) for parameter in parameters if parameter.param_type_name == "argument"]
+        return f"{extra[1]!r} is not expected; this command takes {' '.join(names) or 'options only'}"
+    return message
+
+
+def _argument(parameter: Any) -> str:
+    return (parameter.metavar or parameter.name).upper()
+
+
+def _meaning(parameter: Any, context: Any) -> str:
+    """What the value of an option or argument is: its choices, or else the first sentence of its help."""
+    name_choices = getattr(parameter, "get_missing_message", None)  # absent in the releases of typer on top of click
+    choices = (name_choices(ctx=context) or "") if name_choices is not None else ""
+    text = choices.removeprefix("Choose from:") or getattr(parameter, "help", None) or ""
+    first = re.split(r"\. (?=[A-Z])", " ".join(text.split()))[0].removesuffix(".")
+    return f", expected: {'one of ' if choices else ''}{first[:1].lower()}{first[1:]}" if first else ""

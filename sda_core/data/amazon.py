@@ -68,7 +68,9 @@ _SLOW_LINES = 64  # a block with at most so many lines is read one by one if the
 _HOPELESS_LINES = 10_000  # stop if so many lines were read and all of them were bad
 _MAX_RATING = 1e6
 _NUM_QUOTES = 5
+_NUM_FIELDS = 12  # in a message
 _BLANKS = b" \t\r\n"
+_AGAIN = "if it is a copy of your own file, correct that file; else delete it and download it again"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 REVIEW_SCHEMA = {
@@ -107,6 +109,7 @@ class LineCount:
     units: Counter[times.Unit] = field(default_factory=Counter[times.Unit])  # of the times of usable reviews
     stripped_ids: Counter[str] = field(default_factory=Counter[str])  # white space removed, by column
     values: ValueCount = field(default_factory=ValueCount)  # of metadata
+    without_id: dict[str, str] = field(default_factory=dict[str, str])  # reason of a bad line: the field it lacks, those it has
 
     @property
     def num_bad(self) -> int:
@@ -122,6 +125,12 @@ class LineCount:
         if len(self.quotes) < _NUM_QUOTES:
             self.quotes.append(f"line {number} ({reason}): {line[:80]!r}{'...' if len(line) > 80 else ''}")
 
+    def note_fields(self, reason: str, key: str, record: dict[str, Any]) -> None:
+        """Store the fields of the first line that is bad because the field of an id is not among them."""
+        if key not in record and reason not in self.without_id:
+            some = [repr(name) for name in list(record)[:_NUM_FIELDS]] + ["..."] * (len(record) > _NUM_FIELDS)
+            self.without_id[reason] = f"the id is expected in the field {key!r}, and the first such line has {', '.join(some)}"
+
     def check(self, path: Path, max_bad_share: float) -> None:
         """Log the counts, and raise if too many lines were bad.
 
@@ -129,7 +138,7 @@ class LineCount:
             DataError: the file has no line, or the share of bad lines exceeds the limit.
         """
         if self.total == 0:
-            raise DataError(str(path), "holds no line", "download it again")
+            raise DataError(str(path), "holds no line", _AGAIN)
         if self.repaired:
             _log.warning("%s: repaired lines: %s", path, _counts(self.repaired))
         if not self.num_bad:
@@ -219,6 +228,8 @@ class LineCount:
     def _advice(self, otherwise: str) -> str:
         """The remedy for bad lines: set the edition if most of them are of another one."""
         reason = self._common_reason()
+        if reason in self.without_id:
+            return f"{self.without_id[reason]}; rename the field, or {otherwise}"
         return f"set dataset.edition to {reason.removeprefix(_OTHER_EDITION)}" if reason.startswith(_OTHER_EDITION) else otherwise
 
 
@@ -386,7 +397,11 @@ def _review_row(text: str, fields: _ReviewFields, lines: LineCount) -> tuple[str
     user = read_id(record.get(fields.user), "user", MAX_USER_ID_CHARS)
     item = read_id(record.get(fields.item), "item", MAX_ITEM_ID_CHARS)
     if isinstance(user, BadId) or isinstance(item, BadId):
-        return _looks_like(record, fields) or (str(user) if isinstance(user, BadId) else str(item))
+        if (other := _looks_like(record, fields)) is not None:
+            return other
+        reason, key = (str(user), fields.user) if isinstance(user, BadId) else (str(item), fields.item)
+        lines.note_fields(reason, key, record)
+        return reason
     given = record.get(fields.rating)
     rating = _as_number(given)
     if rating is None:
@@ -543,6 +558,8 @@ def _metadata_of_block(block: bytes, number: int, edition: int, wanted: frozense
         item = read_id(record.get(key), "item", MAX_ITEM_ID_CHARS)
         if problem is not None or isinstance(item, BadId):
             lines.add_bad(number + offset, problem or str(item), line)
+            if problem is None:
+                lines.note_fields(str(item), key, record)
             continue
         lines.total += 1
         if item[1]:
@@ -698,7 +715,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
         with path.open("rb") as handle:
             head = handle.read(_READ_BYTES)
             if not head:
-                raise DataError(str(path), "is empty", "download it again")
+                raise DataError(str(path), "is empty", _AGAIN)
             rest = iter(lambda: handle.read(_READ_BYTES), b"")
             pieces = _gunzip(path, head, rest) if head.startswith(b"\x1f\x8b") else _chain(head, rest)
             for position, piece in enumerate(pieces):
@@ -740,7 +757,7 @@ def _gunzip(path: Path, head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
             try:
                 piece = unpacker.decompress(data, _CHUNK_BYTES)
             except zlib.error as error:
-                raise DataError(str(path), f"is a damaged gzip file ({error})", "delete it and download it again") from None
+                raise DataError(str(path), f"is a damaged gzip file ({error})", _AGAIN) from None
             if piece:
                 yield piece
             data = unpacker.unconsumed_tail
@@ -748,4 +765,4 @@ def _gunzip(path: Path, head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
                 data = unpacker.unused_data
                 unpacker, fresh = zlib.decompressobj(wbits=31), True
     if not fresh:
-        raise DataError(str(path), "is a gzip file that ends too early", "delete it and download it again")
+        raise DataError(str(path), "is a gzip file that ends too early", _AGAIN)

@@ -78,18 +78,18 @@ class _Column:
         """
         if not len(places_n):
             return
-        with np.errstate(over="ignore"):  # overflow in float32 gives infinity, which is rejected
-            vectors_nD = np.asarray(vectors_nD, dtype=np.float32)
         finite_n = np.isfinite(vectors_nD).all(axis=1)
         if not finite_n.all():
             item = raw_item_ids[int(places_n[~finite_n][0])]
             raise self.problem(f"holds a value that is not finite (item {item!r})", "correct the file, or remove the item")
+        given_nD = vectors_nD
         with np.errstate(over="ignore", under="ignore"):
+            vectors_nD = np.asarray(vectors_nD, dtype=np.float32)
             squared_n = np.einsum("nd,nd->n", vectors_nD, vectors_nD)
-        lost_n = vectors_nD.any(axis=1) & ((squared_n < np.finfo(np.float32).tiny) | np.isinf(squared_n))
+        lost_n = given_nD.any(axis=1) & ((squared_n < np.finfo(np.float32).tiny) | np.isinf(squared_n))
         if lost_n.any():
             row = int(np.flatnonzero(lost_n)[0])
-            largest, item = np.abs(vectors_nD[row]).max(), raw_item_ids[int(places_n[row])]
+            largest, item = np.abs(given_nD[row]).max(), raw_item_ids[int(places_n[row])]
             raise self.problem(
                 f"holds a vector whose length float32 cannot express (item {item!r}, largest value {largest:.3g})",
                 "scale the vectors, for instance to unit length",
@@ -174,6 +174,8 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
         )
     columns = {ours: column for ours, column in columns.items() if column.known.any()}
     if not columns:
+        if join.num_rows == 0:
+            raise DataError(str(path), "has no rows", "write one row per item")
         if join.num_other == join.num_rows:
             problem = f"none of its {join.num_rows} ids is an item of this shop"
             advice = f"its ids look like {join.example!r}, the shop's like {raw_item_ids[0]!r}"
@@ -238,7 +240,9 @@ def _read_parquet(path: Path, join: _Join, names: Mapping[str, str], item_column
                     columns[ours].place(vectors, places[is_there], join.raw_item_ids)
             return columns
     except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(str(path), f"cannot be read as a parquet file ({error})") from None
+        reason = str(error).split(". ")[0].removesuffix(".")
+        advice = "name a parquet file, or a folder with matrices (.npy) and their list of ids"
+        raise ArtifactError(str(path), f"cannot be read as a parquet file ({reason})", advice) from None
 
 
 def _texts(path: Path, name: str, column: pa.Array) -> list[str | None]:
@@ -307,7 +311,7 @@ def _ids(folder: Path) -> list[str]:
     plain, mapping = folder / _IDS, folder / _MMREC_IDS
     try:
         if plain.is_file():
-            return plain.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+            return _listed(plain)
         if mapping.is_file():
             return list(_mapped(mapping))
     except UnicodeDecodeError as error:
@@ -317,6 +321,16 @@ def _ids(folder: Path) -> list[str]:
     raise ArtifactError(
         str(folder), f"does not say which item each row is (expected {_IDS} with one id a line, or MMRec's {_MMREC_IDS})"
     )
+
+
+def _listed(plain: Path) -> list[str]:
+    """The ids in a text file; blank lines at its end are no ids."""
+    lines = plain.read_text(encoding="utf-8-sig").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if blank := next((number for number, line in enumerate(lines, start=1) if not line.strip()), None):
+        raise DataError(str(plain), f"line {blank} is blank", "write one id per line, in the order of the rows")
+    return lines
 
 
 def _mapped(mapping: Path) -> Iterator[str]:

@@ -60,10 +60,12 @@ class TextEncoder:
         """The vector of a text used as an item's title in the prompt: ``(D,)`` float32, not normalised.
 
         Raises:
-            ConfigError: the text is empty.
+            ConfigError: the text is empty, or not Unicode.
         """
         if not text.strip():
             raise ConfigError("TEXT", "is empty", "type what to look for, for example 'striped blue shirt'")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # Python's form of bytes that the terminal's encoding lacks
+            raise ConfigError("TEXT", f"{text!r} is not UTF-8 text", "type it in a terminal that uses UTF-8")
         inputs = self._backbone.text_inputs([text_prompt({"title": text}, self._items_params)])
         moved = {name: tensor.to(self._device) for name, tensor in inputs.items()}
         with torch.inference_mode(), self._modality_context("text"):

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from dvc.utils.hydra import compose_and_dump
 
+from sda_core.cli.app import app
+from sda_core.cli.stage import run_arguments
+
 REVIEW = b'{"overall": 5.0, "reviewerID": "A%d", "asin": "B%d", "unixReviewTime": 1500000000}\n'
 
 
@@ -191,3 +194,70 @@ def test_corrupt_images_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> Non
     coverage = json.loads((shop.root / "data" / "images" / "coverage.json").read_text())
     assert coverage["num_corrupt"] == 1
     assert coverage["num_items"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("recomend B1", "sda: error: COMMAND: 'recomend' is no command (similar are 'recommend', 'train-recommender'); see"),
+        ("--foo", "sda: error: --foo: is no option of this command; see"),
+        ("recommend", "sda recommend: error: ITEM...: is missing, expected: the history, oldest first; see"),
+        ("recommend B1 --top", "sda recommend: error: --top: has no value, expected: how many; see"),
+        ("recommend B1 --top 0", "sda recommend: error: --top: should be greater than or equal to 1 (got '0'); see"),
+        ("recommend B1 --top three", "sda recommend: error: --top: should be a valid integer (got 'three'); see"),
+        ("verify --rot x", "sda verify: error: --rot: is no option of this command (similar are --root); see"),
+        ("neighbors -5", "sda neighbors: error: -5: is no option of this command; see"),
+        ("neighbors B1 B2", "sda neighbors: error: 'B2' is not expected; this command takes ITEM; see"),
+        ("verify B1", "sda verify: error: 'B1' is not expected; this command takes options only; see"),
+        ("download --check=yes", "sda download: error: --check: takes no value; see"),
+        ("export --to x", "sda export: error: --format: is missing, expected: one of mmrec, recbole, datasets; see"),
+        ("export --to x --format csv", "sda export: error: --format: 'csv' is not one of 'mmrec', 'recbole', 'datasets'; see"),
+        ("build-index", "sda build-index: error: --variant: is missing, expected: variant, e.g. id, zero_shot, lora, sda; see"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_arguments(app, arguments.split(), "sda")
+    assert ended.value.code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"{message} `{message.partition(': error')[0]} --help`\n"
+
+
+def test_an_option_with_line_feeds_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_arguments(app, ["verify", "--x\ny\x1b[31m"], "sda")
+    assert capsys.readouterr().err == "sda verify: error: --x y\\x1b[31m: is no option of this command; see `sda verify --help`\n"
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["verify", "--help"], 0), (["--version"], 0), ([], 2)])
+def test_help_and_version_are_no_mistakes(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_arguments(app, arguments, "sda")
+    assert ended.value.code == status
+    captured = capsys.readouterr()
+    assert (captured.err if status else captured.out).startswith("sda 0" if "--version" in arguments else "Usage: sda")
+    assert "error" not in captured.err
+
+
+def test_a_stage_without_dvc_names_its_own_help(tmp_path: Path, repository: Path) -> None:
+    for words, message in (
+        (["--foo"], "--foo: is no option of this command (similar are --root)"),
+        (["--variant"], "--variant: has no value, expected: variant, e.g. id, zero_shot, lora, sda"),
+    ):
+        command = [sys.executable, "-m", "stages.build_index", *words]
+        environment = {**os.environ, "PYTHONPATH": str(repository)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        program = "python -m stages.build_index"
+        assert done.stderr == f"{program}: error: {message}; see `{program} --help`\n"
+
+
+def test_one_process_of_a_launch_reports_a_wrong_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as ended:
+        run_arguments(app, ["verify", "--foo"], "sda")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == ""

@@ -105,6 +105,10 @@ def test_every_command_from_another_folder(command: tuple[str, ...], tmp_path: P
         f"sda {command[0]}: error: nowhere: no such folder; cd to the project folder, or pass it with --root"
     ]
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, [*command, "--root", "file"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"sda {command[0]}: error: file: is a file, not a folder; cd to the project folder, ")
 
 
 def test_every_command_was_tried() -> None:
@@ -120,7 +124,8 @@ def test_params_that_are_a_folder(tmp_path: Path, repository: Path) -> None:
         done = sda(repository, command, cwd=tmp_path)
         assert done.returncode == 1
         assert (
-            done.stderr == f"sda {command}: error: params.yaml: cannot be used (Is a directory); move the folder away\n".encode()
+            done.stderr.decode() == f"sda {command}: error: params.yaml: is a folder, not a file; "
+            "name a file, or move the folder away\n"
         )
 
 

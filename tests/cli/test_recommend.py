@@ -98,6 +98,22 @@ def test_popularity_leaves_out_what_was_seen(workspace: Workspace, capsys: pytes
     assert [raw for _, raw in shown(capsys)[1]] == ["2", "sku-8"]  # no more are left
 
 
+@pytest.mark.parametrize("recommender", ["pop", "nearest", "sasrec", "bert4rec"])
+def test_a_history_of_all_items_leaves_nothing(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], recommender: str
+) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        recommend([*RAW, RAW[0]], "sda", recommender, 3, workspace.root)
+    assert ended.value.exit_code == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "sda recommend: error: ITEM: the history has all 9 items, so none is left to recommend; leave some out\n"
+    )
+    recommend([*RAW[1:], RAW[1]], "sda", recommender, 3, workspace.root)  # all but one, as long a history
+    assert [raw for _, raw in shown(capsys)[1]] == [RAW[0]]
+
+
 def test_an_id_comes_before_a_number(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     recommend(["2", "sku-3"], "sda", "pop", 1, workspace.root)
     assert shown(capsys)[0] == ["2", "sku-3"]
@@ -147,6 +163,10 @@ def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.
     found = [line.split(maxsplit=1) for line in rest]
     assert [text for _, text in found] == [f"{RAW[item]}  Title of {RAW[item]}" for item in best]
     assert [float(score) for score, _ in found] == pytest.approx(cosines[best].tolist(), abs=1e-4)  # four decimals
+    for k in (NUM_ITEMS - 2, NUM_ITEMS - 1, NUM_ITEMS, NUM_ITEMS + 1, 10**12, 10**30):
+        neighbors("sku-4", "sda", k, workspace.root)
+        shown_ids = [re.split(r" {2,}", line.strip())[1] for line in capsys.readouterr().out.splitlines()[1:]]
+        assert shown_ids == [RAW[item] for item in np.argsort(-cosines)[: min(k, NUM_ITEMS - 1)]]
 
 
 def test_an_item_without_a_vector_has_no_neighbors(

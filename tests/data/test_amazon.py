@@ -322,6 +322,52 @@ def test_damaged_files_are_told_in_one_line(damage: Callable[[bytes], bytes], pr
             read(tmp_path / "r")
         assert str(error.value).startswith(str(tmp_path / "r"))
         assert "\n" not in str(error.value)
+        again = "; if it is a copy of your own file, correct that file; else delete it and download it again"
+        assert str(error.value).endswith(again)
+
+
+@pytest.mark.parametrize(
+    ("edition", "line", "told"),
+    [
+        (2018, {"sku": "B1", "title": "x"}, "'asin', and the first such line has 'sku', 'title'; rename the field, or check"),
+        (2014, {"sku": "B1", "title": "x"}, "'asin', and the first such line has 'sku', 'title'; rename the field, or check"),
+        (2023, {"id": 1}, "'parent_asin', and the first such line has 'id'; rename the field, or check"),
+        (2018, {f"f{n:02}": n for n in range(13)}, "'f10', 'f11', ...; rename the field, or check"),
+        (2018, {"asin": ""}, None),  # the field is there
+        (2018, {"asin": True, "sku": "B1"}, None),
+        (2018, {"parent_asin": "B1"}, None),  # of another edition, which the advice names
+    ],
+)
+def test_metadata_without_the_field_of_the_id_names_it(
+    edition: int, line: dict[str, object], told: str | None, tmp_path: Path
+) -> None:
+    for wanted in (None, {"B1"}):
+        with pytest.raises(DataError) as error:
+            metadata_of(tmp_path / "m", [line, line], edition, keep=wanted)
+        text = str(error.value)
+        assert text.startswith(f"{tmp_path}/m: 2 of 2 lines (100.00%) cannot be used")
+        assert ("the id is expected in the field" in text) == (told is not None)
+        assert (told or "") in text
+        assert "\n" not in text
+
+
+def test_reviews_without_the_field_of_an_id_name_it(tmp_path: Path) -> None:
+    for lacking, name in (("reviewerID", "customer"), ("asin", "sku")):
+        line = json.dumps({name if key == lacking else key: value for key, value in REVIEW_2018.items()}).encode()
+        with pytest.raises(
+            DataError, match=f"expected in the field '{lacking}', and the first such line has .*'{name}'"
+        ) as error:
+            reviews_of(tmp_path / "r", [line], share=0.0)
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError) as error:  # the commonest problem is another one
+        reviews_of(tmp_path / "r", [b"{", b"[", line], share=0.0)
+    assert "the id is expected" not in str(error.value)
+
+
+def test_a_field_name_with_a_line_feed_stays_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the first such line has 'a\\nb'; rename the field") as error:
+        metadata_of(tmp_path / "m", [{"a\nb": 1}], 2018)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_column_that_occurs_twice(tmp_path: Path, name: str) -> None:
     assert f"has 2 columns of the name '{name}'; keep one of them" in problem(tmp_path / "twice.parquet")
 
 
-@pytest.mark.parametrize("value", [3e38, 1e-40, -2e19, 1e-20])
+@pytest.mark.parametrize("value", [3e38, 1e-40, -2e19, 1e-20, 1e300, -1e39, 1e-300])
 def test_lengths_that_float32_cannot_express(parquet, value: float) -> None:
     path = parquet(vector=[[1.0, 1.0], [value, value], [1.0, 0.0], [1.0, 1.0]])
     assert "'vector' holds a vector whose length float32 cannot express (item 'B0', largest value" in problem(path)
@@ -174,7 +174,6 @@ def test_items_that_are_not_in_the_file_are_missing(parquet) -> None:
         ([0.5, 1.0, 2.0, 3.0], {}, "column 'asin' should hold texts or whole numbers (got double)"),
         (None, {"vector": [[1.0], [2.0], [np.nan], [1.0]]}, "'vector' holds a value that is not finite (item 'B3')"),
         (None, {"vector": [[1.0], [np.inf], [1.0], [1.0]]}, "'vector' holds a value that is not finite (item 'B0')"),
-        (None, {"vector": [[1.0], [1e300], [1.0], [1.0]]}, "'vector' holds a value that is not finite (item 'B0')"),
         (None, {"vector": [[1.0], [None], [1.0], [1.0]]}, "'vector' holds a value that is not finite (item 'B0')"),
         (None, {"vector": [[1.0], [1.0, 2.0], [1.0], [1.0]]}, "'vector' holds vectors of widths 1, 2 (expected one width)"),
         (None, {"vector": [1.0, 2.0, 3.0, 4.0]}, "'vector' should hold lists of numbers (got double)"),
@@ -185,6 +184,11 @@ def test_items_that_are_not_in_the_file_are_missing(parquet) -> None:
 )
 def test_a_defect_is_one_line(parquet, ids: list | None, columns: dict, expected: str) -> None:
     assert expected in problem(parquet(ids, **columns))
+
+
+def test_a_file_without_rows(parquet) -> None:
+    path = parquet([], vector=pa.array([], type=pa.list_(pa.float32())))
+    assert problem(path).endswith("has no rows; write one row per item")
 
 
 def test_widths_that_differ_between_batches(parquet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +209,13 @@ def test_no_such_column_of_ids(parquet) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "no such file or folder" in problem(tmp_path / "nowhere.parquet")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no more")
-    assert "cannot be read as a parquet file" in problem(tmp_path / "x.parquet")
+    advice = "; name a parquet file, or a folder with matrices (.npy) and their list of ids"
+    for content in (b"PAR1 no more", b"", b"id,embedding\nB0,1\n", b"\x93NUMPY"):
+        (tmp_path / "x.parquet").write_bytes(content)
+        told = problem(tmp_path / "x.parquet")
+        assert "cannot be read as a parquet file (" in told
+        assert told.endswith(advice)
+        assert ". " not in told
 
 
 # ----------------------------------------------------------------------------------------------------- folder
@@ -221,6 +231,24 @@ def folder(tmp_path: Path) -> Path:
 def test_a_matrix_and_a_list_of_ids(folder: Path) -> None:
     found = read(folder)
     np.testing.assert_array_equal(found.embedding, VECTORS)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\r\n", "\n \t\n\n", "\r\n\r\n"])
+def test_blank_lines_at_the_end_of_the_ids_are_no_ids(folder: Path, end: str) -> None:
+    (folder / "ids.txt").write_bytes(("\n".join(SHOP[place] for place in ORDER) + end).encode())
+    np.testing.assert_array_equal(read(folder).embedding, VECTORS)
+
+
+@pytest.mark.parametrize(("text", "line"), [("\nB0\nB1\nB2\n", 1), ("B0\n\nB1\nB2\n", 2), ("B0\nB1\n \t\nB2", 3)])
+def test_a_blank_line_among_the_ids_is_named(folder: Path, text: str, line: int) -> None:
+    (folder / "ids.txt").write_text(text)
+    assert problem(folder) == (f"{folder}/ids.txt: line {line} is blank; write one id per line, in the order of the rows")
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\n"])
+def test_an_empty_list_of_ids(folder: Path, text: str) -> None:
+    (folder / "ids.txt").write_text(text)
+    assert "has 4 rows, but its list of ids has 0" in problem(folder)
 
 
 def test_a_folder_of_mmrec(folder: Path) -> None:

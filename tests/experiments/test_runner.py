@@ -37,32 +37,43 @@ def test_a_package_lists_its_scripts_in_one_line_each(package: str, repository: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "message"),
+    ("arguments", "message"),
     [
-        (["--models", "pop,nosuch"], 1, "python -m experiments published: error: --models: expected some of pop, pop_leaking"),
-        (["--seeds", "1 2"], 2, "Invalid value for '--seeds': expected whole numbers with commas between them (got '1 2')"),
-        (["--models", "pop,"], 2, "Invalid value for '--models': expected names with commas between them (got 'pop,')"),
-        (["--models", "pop,pop"], 2, "Invalid value for '--models': expected each name once (got 'pop,pop')"),
-        (["--seeds", "1,1"], 2, "Invalid value for '--seeds': expected each number once, none below 0 (got '1,1')"),
-        (["--seeds=-1"], 2, "Invalid value for '--seeds': expected each number once, none below 0 (got '-1')"),
-        (["--root", "nowhere"], 1, "python -m experiments published: error: nowhere/params.yaml: no such file"),
+        (["--models", "pop,nosuch"], "--models: expected some of pop, pop_leaking"),
+        (["--seeds", "1 2"], "--seeds: expected whole numbers with commas between them (got '1 2'); see `{program} --help`"),
+        (["--models", "pop,"], "--models: expected names with commas between them (got 'pop,'); see `{program} --help`"),
+        (["--models", "pop,pop"], "--models: expected each name once (got 'pop,pop'); see `{program} --help`"),
+        (["--seeds", "1,1"], "--seeds: expected each number once, none below 0 (got '1,1'); see `{program} --help`"),
+        (["--seeds=-1"], "--seeds: expected each number once, none below 0 (got '-1'); see `{program} --help`"),
+        (["--seeds"], "--seeds: has no value, expected: seeds of the trainings; see `{program} --help`"),
+        (["--sees=1"], "--sees: is no option of this command (similar are --seeds); see `{program} --help`"),
+        (["1"], "'1' is not expected; this command takes options only; see `{program} --help`"),
+        (["--root", "nowhere"], "nowhere/params.yaml: no such file"),
     ],
-    ids=["name", "number", "comma", "name-twice", "number-twice", "negative", "root"],
+    ids=["name", "number", "comma", "name-twice", "number-twice", "negative", "no-value", "option", "word", "root"],
 )
 def test_a_mistake_is_one_line(
     arguments: list[str],
-    status: int,
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    program = "python -m experiments published"
     with pytest.raises(SystemExit) as ended:
         run_script("experiments", "published", arguments)
-    assert ended.value.code == status
-    assert capsys.readouterr().err.splitlines()[-1].startswith(("Error: " if status == 2 else "") + message)
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{program}: error: {message.format(program=program)}")
+
+
+@pytest.mark.parametrize("package", sorted({package for package, _ in SCRIPTS}))
+def test_an_unknown_script_is_one_line(package: str, repository: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", package, "nosuch"], cwd=repository, capture_output=True, text=True, check=False)
+    program = f"python -m {package}"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{program}: error: COMMAND: 'nosuch' is no command; see `{program} --help`\n"
 
 
 def test_commands_in_the_docs_have_options_that_exist(repository: Path) -> None:

@@ -37,6 +37,10 @@ def test_search(shop: Path) -> None:
     ("arguments", "problem"),
     [
         (("search", " "), "sda search: error: TEXT: is empty; type what to look for"),
+        (
+            ("search", "mug\udcff"),
+            "sda search: error: TEXT: 'mug\\udcff' is not UTF-8 text; type it in a terminal that uses UTF-8",
+        ),
         (("search", "mug", "--variant", "best"), "'best' is not among the variants of params.yaml"),
         (("search", "mug", "--variant", "id"), "has no item vectors; name another variant"),
         (("search", "mug", "--variant", "random"), "no model of this project made the vectors of 'random'"),
