@@ -6,7 +6,7 @@
   and 2548); on one thread two builds give equal bytes in every version.  k-means and PQ training are seeded inside FAISS.
 * Recall is measured with items as queries.  The item itself is excluded from both lists, because it would always be found.
   A neighbour counts as correct if its true similarity is at least that of the k-th true neighbour, so ties do not matter.
-* ``ids.parquet`` maps positions in the index to item ids; ``index.json`` holds its hash.
+* ``ids.parquet`` maps positions in the index to item ids; ``index.json`` holds its hash and that of the item vectors.
 * :func:`inner_product_search` is different: an index in memory, over vectors of any length.
 * :func:`load_index` opens a folder for many queries; :func:`search` and :func:`neighbors` open it for one.
 """
@@ -44,6 +44,7 @@ _INDEX, _IDS, _META = "items.faiss", "ids.parquet", "index.json"
 _WRITE_BYTES = 1 << 20
 _SLACK = 1e-6  # similarities closer than this count as equal: float32 sums in another order differ by this much
 _WHERE = "params.yaml: build_index"
+_ADVICE = "run `dvc repro` to make it again"
 
 
 def _matrix(vectors: npt.NDArray[np.floating], what: str) -> Vectors:
@@ -75,6 +76,13 @@ def _scale(rows: Vectors, what: str) -> Vectors:
 
 def _ids_hash(item_ids: Ids) -> str:
     return hashlib.sha256(np.ascontiguousarray(item_ids, dtype="<i4").tobytes()).hexdigest()
+
+
+def _vectors_hash(vectors_ID: npt.NDArray[np.floating]) -> str:
+    """Hex SHA-256 of all item vectors before they are scaled, including rows of zeros."""
+    digest = hashlib.sha256(repr(vectors_ID.shape).encode())
+    digest.update(np.ascontiguousarray(vectors_ID, dtype="<f4"))
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -185,7 +193,8 @@ def build_index(
         folder: target folder of ``items.faiss``, ``ids.parquet`` and ``index.json``.
 
     Returns:
-        The contents of ``index.json``: factory, metric, d, ntotal, search settings, FAISS version, hash of the ids, recall.
+        The contents of ``index.json``: factory, metric, d, ntotal, search settings, FAISS version, hashes of the ids and of the
+        vectors, recall.
         Queries per second are only logged, because they differ between runs.
 
     Raises:
@@ -194,6 +203,7 @@ def build_index(
         DataError: vectors are not finite or all are zero, or ids do not fit.
     """
     vectors = _matrix(vectors_ID, "item vectors")
+    vectors_hash = _vectors_hash(vectors)
     ids = np.arange(1, len(vectors) + 1, dtype=np.int32) if item_ids is None else np.asarray(item_ids, dtype=np.int32)
     if ids.shape != (len(vectors),) or len(np.unique(ids)) != len(ids) or not len(ids) or ids.min() < 1:
         raise DataError("item ids", f"should be {len(vectors)} distinct numbers from 1, one per vector (got {len(ids)})")
@@ -224,6 +234,7 @@ def build_index(
         "ef_search": params.ef_search,
         "faiss_version": faiss.__version__,
         "ids_sha256": _ids_hash(ids),
+        "vectors_sha256": vectors_hash,
         "recall_at": params.recall_at,
         "recall": recall,
     }
@@ -270,6 +281,18 @@ class ItemIndex:
     item_ids: Ids
     metadata: dict[str, Any]
     where: Path
+
+    def check_vectors(self, vectors_ID: npt.NDArray[np.floating]) -> None:
+        """Check that the index was built from these item vectors.
+
+        Args:
+            vectors_ID: one vector per item of the catalogue, as :func:`build_index` takes them.
+
+        Raises:
+            ArtifactError: it was built from others, so its neighbours are out of date.
+        """
+        if self.metadata.get("vectors_sha256") != _vectors_hash(vectors_ID):
+            raise ArtifactError(str(self.where), "was not built from the current item vectors", _ADVICE)
 
     def search(self, queries_QD: npt.NDArray[np.floating], k: int) -> tuple[Ids, Vectors]:
         """The ``k`` items nearest to each query.
@@ -339,17 +362,17 @@ def load_index(folder: Path) -> ItemIndex:
     metadata = read_json(folder / _META, "index description")
     table = INDEX_IDS.read(folder / _IDS).sort("position")
     item_ids = table["item_id"].to_numpy()
-    path, advice = folder / _INDEX, "run `dvc repro` to make it again"
+    path = folder / _INDEX
     if not path.is_file():
         raise ArtifactError(str(path), "index is missing", "run `dvc repro` to make it")
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise ArtifactError(str(path), f"is not a readable FAISS index ({_reason(error)})", advice) from None
+        raise ArtifactError(str(path), f"is not a readable FAISS index ({_reason(error)})", _ADVICE) from None
     keys = ("ntotal", "d", "ids_sha256", "factory")
     expected = tuple(metadata.get(key) for key in keys[:3]) if isinstance(metadata, dict) and set(keys) <= set(metadata) else ()
     if (int(index.ntotal), int(index.d), _ids_hash(item_ids)) != expected or len(item_ids) != index.ntotal:
-        raise ArtifactError(str(folder), "items.faiss, ids.parquet and index.json do not belong together", advice)
+        raise ArtifactError(str(folder), "items.faiss, ids.parquet and index.json do not belong together", _ADVICE)
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None:
         lists.make_direct_map()  # needed to reconstruct an item's vector

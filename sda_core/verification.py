@@ -432,6 +432,7 @@ class _Run:
             folder,
             f"{share:.0%} of {len(queries)} items find themselves by the vectors of {variant}",
         )
+        opened.check_vectors(vectors[1:])  # also a few changed vectors, which the search may miss
         return f"{opened.metadata['factory']}, {shape[0]:,} vectors of width {width}, items find themselves"
 
     # -------------------------------------------------------------------------------------------- recommenders

@@ -279,6 +279,19 @@ def test_damaged_or_mixed_folders_are_refused(tmp_path: Path) -> None:
         load_index(tmp_path / "b")
 
 
+def test_an_index_knows_its_vectors(tmp_path: Path) -> None:
+    vectors = clustered(20)
+    vectors[7] = 0.0
+    build_index(vectors, None, index_params(), tmp_path)
+    opened = load_index(tmp_path)
+    opened.check_vectors(vectors)
+    changed, scaled = vectors.copy(), 2 * vectors
+    changed[3, 0] += 1e-3
+    for others in (changed, scaled, vectors[:-1], vectors[::-1]):
+        with pytest.raises(ArtifactError, match="was not built from the current item vectors; run `dvc repro`"):
+            opened.check_vectors(others)
+
+
 def test_the_module_brings_no_torch() -> None:
     program = "import sys, sda_core.index; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -152,6 +152,13 @@ def index_of_other_vectors(at: Workspace) -> None:
     build_index(-vectors[1:], None, load_params(at.root / "params.yaml").build_index, at.index("sda"))
 
 
+def index_of_one_changed_vector(at: Workspace) -> None:
+    vectors = read_vectors(at.embeddings("sda"))
+    assert vectors is not None
+    vectors[4] *= 1.001
+    build_index(vectors[1:], None, load_params(at.root / "params.yaml").build_index, at.index("sda"))
+
+
 def index_without_an_item(at: Workspace) -> None:
     vectors = read_vectors(at.embeddings("sda"))
     assert vectors is not None
@@ -221,6 +228,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ("indexes/sda", lambda at: cut(at.index("sda") / "items.faiss"), "not a readable FAISS index"),
     ("indexes/sda", index_of_other_vectors, "find themselves"),
     ("indexes/sda", index_without_an_item, "vectors of width"),
+    ("indexes/sda", index_of_one_changed_vector, "was not built from the current item vectors"),
     ("models/sda/vbpr/1", lambda at: cut(at.model("sda", "vbpr", 1) / "model.safetensors"), "model.safetensors"),
     (
         "models/sda/vbpr/1",

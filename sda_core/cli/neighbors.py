@@ -22,6 +22,7 @@ def neighbors(
     from sda_core.artifacts import Workspace
     from sda_core.errors import ConfigError, DataError
     from sda_core.index import load_index
+    from sda_core.item_vectors import read_vectors
 
     with one_line_errors("neighbors", root):
         workspace = Workspace(root)
@@ -31,6 +32,8 @@ def neighbors(
             raise ConfigError("--variant", "id has no embeddings; its recommenders learn from interactions alone", "name another")
         check_variant(root, variant, workspace.index(variant))
         index = load_index(workspace.index(variant))
+        if (vectors := read_vectors(workspace.embeddings(variant))) is not None:
+            index.check_vectors(vectors[1:])
         if number not in index.item_ids:
             raise DataError(f"item {item!r}", f"has no vector in {variant}, so it has no neighbours", "choose another item")
         ids, cosines = index.neighbors(number, min(k, len(index.item_ids)))

@@ -326,7 +326,7 @@ def _mistake(error: Any, command: Any) -> str:
     option = getattr(error, "option_name", None)
     if option is not None and hasattr(error, "possibilities"):
         near = f" (similar are {', '.join(sorted(error.possibilities))})" if error.possibilities else ""
-        return f"{option}: is no option of this command{near}"
+        return f"{option}: is not an option of this command{near}"
     if option is not None:
         meant = next((parameter for parameter in parameters if option in parameter.opts), None)
         return f"{option}: takes no value" if "not take" in message else f"{option}: has no value{_meaning(meant, error.ctx)}"
@@ -346,7 +346,7 @@ def _misplaced_word(message: str, parameters: Iterable[Any]) -> str:
     """The problem of a word that is neither a command nor an argument."""
     if (unknown := re.fullmatch(r"No such command (.+?)\.?(?: Did you mean (.*)\?)?", message, re.DOTALL)) is not None:
         near = f" (similar are {unknown[2]})" if unknown[2] else ""
-        return f"COMMAND: {unknown[1]} is no command{near}"
+        return f"COMMAND: {unknown[1]} is not a command{near}"
     if (extra := re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)", message, re.DOTALL)) is not None:
         names = [_argument(parameter) for parameter in parameters if parameter.param_type_name == "argument"]
         return f"{extra[1]!r} is not expected; this command takes {' '.join(names) or 'options only'}"

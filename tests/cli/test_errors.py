@@ -199,14 +199,14 @@ def test_corrupt_images_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("recomend B1", "sda: error: COMMAND: 'recomend' is no command (similar are 'recommend', 'train-recommender'); see"),
-        ("--foo", "sda: error: --foo: is no option of this command; see"),
+        ("recomend B1", "sda: error: COMMAND: 'recomend' is not a command (similar are 'recommend', 'train-recommender'); see"),
+        ("--foo", "sda: error: --foo: is not an option of this command; see"),
         ("recommend", "sda recommend: error: ITEM...: is missing, expected: the history, oldest first; see"),
         ("recommend B1 --top", "sda recommend: error: --top: has no value, expected: how many; see"),
         ("recommend B1 --top 0", "sda recommend: error: --top: should be greater than or equal to 1 (got '0'); see"),
         ("recommend B1 --top three", "sda recommend: error: --top: should be a valid integer (got 'three'); see"),
-        ("verify --rot x", "sda verify: error: --rot: is no option of this command (similar are --root); see"),
-        ("neighbors -5", "sda neighbors: error: -5: is no option of this command; see"),
+        ("verify --rot x", "sda verify: error: --rot: is not an option of this command (similar are --root); see"),
+        ("neighbors -5", "sda neighbors: error: -5: is not an option of this command; see"),
         ("neighbors B1 B2", "sda neighbors: error: 'B2' is not expected; this command takes ITEM; see"),
         ("verify B1", "sda verify: error: 'B1' is not expected; this command takes options only; see"),
         ("download --check=yes", "sda download: error: --check: takes no value; see"),
@@ -227,7 +227,10 @@ def test_a_mistake_in_the_options_is_one_line(arguments: str, message: str, caps
 def test_an_option_with_line_feeds_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_arguments(app, ["verify", "--x\ny\x1b[31m"], "sda")
-    assert capsys.readouterr().err == "sda verify: error: --x y\\x1b[31m: is no option of this command; see `sda verify --help`\n"
+    assert (
+        capsys.readouterr().err
+        == "sda verify: error: --x y\\x1b[31m: is not an option of this command; see `sda verify --help`\n"
+    )
 
 
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["verify", "--help"], 0), (["--version"], 0), ([], 2)])
@@ -242,7 +245,7 @@ def test_help_and_version_are_no_mistakes(arguments: list[str], status: int, cap
 
 def test_a_stage_without_dvc_names_its_own_help(tmp_path: Path, repository: Path) -> None:
     for words, message in (
-        (["--foo"], "--foo: is no option of this command (similar are --root)"),
+        (["--foo"], "--foo: is not an option of this command (similar are --root)"),
         (["--variant"], "--variant: has no value, expected: variant, e.g. id, zero_shot, lora, sda"),
     ):
         command = [sys.executable, "-m", "stages.build_index", *words]

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from dvc.utils.hydra import compose_and_dump
 
-from sda_core.artifacts import ITEMS, Workspace
+from sda_core.artifacts import EMBEDDINGS, ITEMS, Workspace
 from sda_core.index import build_index
 from sda_core.params import load_params
 
@@ -32,11 +32,16 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """Items with titles of several scripts, and an index."""
+    """Items with titles of several scripts, vectors and an index."""
     workspace = Workspace(tmp_path_factory.mktemp("shop"))
     items = [(n + 1, f"i{n}", title, "", "", [], [], "", [], True) for n, title in enumerate(TITLES)]
     ITEMS.write(pl.DataFrame(items, schema=dict(ITEMS.columns), orient="row"), workspace.items)
     vectors = np.eye(len(TITLES), dtype=np.float32) + 0.1
+    embeddings = pl.DataFrame({"item_id": range(1, len(TITLES) + 1), "raw_item_id": [f"i{n}" for n in range(len(TITLES))]})
+    schema = {"item_id": pl.Int32, "embedding": pl.Array(pl.Float32, len(TITLES))}
+    EMBEDDINGS.write(
+        embeddings.with_columns(embedding=pl.Series(vectors.tolist())).cast(schema), workspace.embeddings("zero_shot")
+    )
     build_index(vectors, None, load_params(repository / "params.yaml").build_index, workspace.index("zero_shot"))
     return workspace.root
 

@@ -46,7 +46,7 @@ def test_a_package_lists_its_scripts_in_one_line_each(package: str, repository: 
         (["--seeds", "1,1"], "--seeds: expected each number once, none below 0 (got '1,1'); see `{program} --help`"),
         (["--seeds=-1"], "--seeds: expected each number once, none below 0 (got '-1'); see `{program} --help`"),
         (["--seeds"], "--seeds: has no value, expected: seeds of the trainings; see `{program} --help`"),
-        (["--sees=1"], "--sees: is no option of this command (similar are --seeds); see `{program} --help`"),
+        (["--sees=1"], "--sees: is not an option of this command (similar are --seeds); see `{program} --help`"),
         (["1"], "'1' is not expected; this command takes options only; see `{program} --help`"),
         (["--root", "nowhere"], "nowhere/params.yaml: no such file"),
     ],
@@ -73,7 +73,7 @@ def test_an_unknown_script_is_one_line(package: str, repository: Path) -> None:
     done = subprocess.run([sys.executable, "-m", package, "nosuch"], cwd=repository, capture_output=True, text=True, check=False)
     program = f"python -m {package}"
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{program}: error: COMMAND: 'nosuch' is no command; see `{program} --help`\n"
+    assert done.stderr == f"{program}: error: COMMAND: 'nosuch' is not a command; see `{program} --help`\n"
 
 
 def test_commands_in_the_docs_have_options_that_exist(repository: Path) -> None:
