@@ -77,6 +77,7 @@ from experiments.workspaces import (
     changed_section,
     mean_retrieval,
     own_params,
+    padded,
     prepare,
     stage_failed,
     train_on_corrupted,
@@ -335,7 +336,7 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
         made = attribute_vectors(workspace, params, with_text=content == "text_attributes")
     else:
         return vectors_of(workspace, params, content)
-    return np.concatenate([np.zeros((1, made.shape[1]), dtype=np.float32), made])
+    return padded(made)
 
 
 def table_of(workspace: Workspace, params: Params, variant: str) -> Vectors:

@@ -64,7 +64,7 @@ from experiments.study import (
     read_positions,
     write_results,
 )
-from experiments.workspaces import BASE
+from experiments.workspaces import BASE, padded
 from sda_core import losses
 from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, read_json, write_json
 from sda_core.cli.scripts import Names, Numbers, names, numbers
@@ -231,7 +231,7 @@ class Frozen:
         if part == FILLED:
             image_ID, text_ID, has_image, has_text = adaptation.fill_in(image_ID, text_ID, has_image, has_text, normalize=True)
         fused_IF = fuse(image_ID, text_ID, has_image, seen_items(self.workspace), section, has_text=has_text)
-        return np.concatenate([np.zeros((1, fused_IF.shape[1]), dtype=np.float32), fused_IF])
+        return padded(fused_IF)
 
 
 def components(vectors_ID: np.ndarray, has_vector: np.ndarray) -> np.ndarray:

@@ -252,7 +252,7 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
     if kind in get_args(Oracle):
         raw_item_ids = ITEMS.read(workspace.items).sort("item_id")["raw_item_id"].to_list()
         made = controls.oracle(cast("Oracle", kind), workspace, raw_item_ids, params.control_embeddings.seed)
-        return np.concatenate([np.zeros((1, made.fused_IF.shape[1]), dtype=np.float32), made.fused_IF])
+        return padded(made.fused_IF)
     source = workspace.embeddings(variant if kind is None else BASE)
     if variant == "id" or (kind is None and fused_dim is None):
         return read_vectors(source)
@@ -262,7 +262,12 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
         vectors = controls.control(
             cast("controls.Derived", kind), vectors, seen, params.export_embeddings, params.control_embeddings.seed
         )
-    return np.concatenate([np.zeros((1, vectors.fused_IF.shape[1]), dtype=np.float32), vectors.fused_IF])
+    return padded(vectors.fused_IF)
+
+
+def padded(vectors_IF: np.ndarray) -> np.ndarray:
+    """Item vectors ``(I + 1, F)`` for a recommender: the row is the item id, and row 0, the padding, is zero."""
+    return np.concatenate([np.zeros((1, vectors_IF.shape[1]), dtype=np.float32), vectors_IF])
 
 
 def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors, fused_dim: int | None) -> controls.Vectors:
