@@ -40,7 +40,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +75,7 @@ from experiments.workspaces import (
     VARIANTS,
     adapt,
     changed_section,
+    fuse_vectors,
     mean_retrieval,
     own_params,
     padded,
@@ -322,12 +323,10 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     content = vector.removeprefix(IDS)
     if content.endswith(EVEN):
         made = evened(workspace, params, content.removesuffix(EVEN))
-    elif ":" in content:
-        made = one_modality(workspace, params, params.export_embeddings, content)
+    elif ":" in content or content == OTHER_IMAGES:
+        made = fused_again(workspace, params, params.export_embeddings, content)
     elif content.endswith("+base"):
         made = joined_with_base(workspace, params.export_embeddings, source_of(vector))
-    elif content == OTHER_IMAGES:
-        made = with_other_images(workspace, params)
     elif content == SEPARATE:
         made = table_of(workspace, params, content).fused_IF
     elif content in FILLED:
@@ -362,13 +361,11 @@ def table_path(workspace: Workspace, params: Params, variant: str) -> Path:
 def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
     """``(I, F)`` vectors of a variant joined with those of zero_shot, as by ``export_embeddings.with_base``."""
     own, base = read_table(workspace.embeddings(variant)), read_table(workspace.embeddings(BASE))
-    section = params.model_copy(update={"with_base": True})
-    beside = base.image_ID, base.text_ID
-    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, beside, own.has_text)
+    return fuse_vectors(workspace, own, params.model_copy(update={"with_base": True}), base)
 
 
-def with_other_images(workspace: Workspace, params: Params) -> np.ndarray:
-    """``(I, F)`` text vectors of zero_shot joined with the image vectors of other items.
+def with_other_images(workspace: Workspace, params: Params) -> Vectors:
+    """The vectors of zero_shot, with image vectors of other items; ``fused_IF`` is unchanged.
 
     The items that have an image exchange them along a seeded cycle, so that each of them has another item's image.  Thus the
     image vectors are as many and as varied as before, and what they say about an item is wrong.
@@ -381,7 +378,7 @@ def with_other_images(workspace: Workspace, params: Params) -> np.ndarray:
     order = generator(params.control_embeddings.seed, OTHER_IMAGES).permutation(np.flatnonzero(own.has_image))
     image_ID = own.image_ID.copy()
     image_ID[order] = own.image_ID[np.roll(order, 1)]
-    return fuse(image_ID, own.text_ID, own.has_image, seen_items(workspace), params.export_embeddings, has_text=own.has_text)
+    return replace(own, image_ID=image_ID)
 
 
 def evened(workspace: Workspace, params: Params, vector: str) -> np.ndarray:
@@ -403,29 +400,16 @@ def fused_again(workspace: Workspace, params: Params, section: ExportParams, vec
         workspace: a project with the embeddings.
         params: its params.
         section: the fusion.
-        vector: a kind in :data:`CAN_BE_EVEN`.
+        vector: a kind in :data:`CAN_BE_EVEN`.  A kind in :data:`PARTS` is always fused by principal components.
     """
-    if vector in PARTS:
-        return one_modality(workspace, params, section, vector)
     if vector == OTHER_IMAGES:
-        return with_other_images(workspace, params.model_copy(update={"export_embeddings": section}))
-    own = table_of(workspace, params, vector)
-    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
-
-
-def one_modality(workspace: Workspace, params: Params, fusion: ExportParams, vector: str) -> np.ndarray:
-    """``(I, F)`` principal components of the text or the image vectors of a variant.
-
-    Args:
-        workspace: a project with the embeddings.
-        params: its params.
-        fusion: the fusion.
-        vector: a kind in :data:`PARTS`.
-    """
-    own = table_of(workspace, params, PARTS[vector])
-    other = "image_weight" if "text" in vector else "text_weight"
-    section = fusion.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
-    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
+        own = with_other_images(workspace, params)
+    else:
+        own = table_of(workspace, params, PARTS.get(vector, vector))
+    if vector in PARTS:
+        other = "image_weight" if "text" in vector else "text_weight"
+        section = section.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
+    return fuse_vectors(workspace, own, section)
 
 
 def filled(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:

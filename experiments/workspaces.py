@@ -28,7 +28,7 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.local_files import watched
-from sda_core.params import AdapterParams, Control, Oracle, Params, RecommenderParams, load_params
+from sda_core.params import AdapterParams, Control, ExportParams, Oracle, Params, RecommenderParams, load_params
 
 BASE = "zero_shot"
 VARIANTS = {
@@ -275,8 +275,26 @@ def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors,
     if fused_dim is None:
         return vectors
     section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
-    fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen_items(workspace), section, has_text=vectors.has_text)
-    return replace(vectors, fused_IF=fused)
+    return replace(vectors, fused_IF=fuse_vectors(workspace, vectors, section))
+
+
+def fuse_vectors(
+    workspace: Workspace, vectors: controls.Vectors, section: ExportParams, base: controls.Vectors | None = None
+) -> np.ndarray:
+    """Fuse image and text vectors; see :func:`sda_core.embeddings.fusion.fuse`.
+
+    Args:
+        workspace: a workspace with interactions; the axes are fitted on the items of its training interactions.
+        vectors: the image and text vectors.
+        section: the settings of the fusion.
+        base: vectors of the same items by the backbone alone, to join with these.
+
+    Returns:
+        ``(I, F)`` float32.
+    """
+    beside = None if base is None else (base.image_ID, base.text_ID)
+    fit_ids = seen_items(workspace)
+    return fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, fit_ids, section, beside, vectors.has_text)
 
 
 def train_on(
