@@ -61,7 +61,7 @@ from experiments.study import (
     read_positions,
     write_results,
 )
-from experiments.workspaces import link, vectors_of
+from experiments.workspaces import link, project_params, vectors_of
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Workspace, read_json, write_json
 from sda_core.cli.export import export
@@ -70,7 +70,7 @@ from sda_core.errors import ArtifactError, DataError
 from sda_core.evaluation.metrics import Metric
 from sda_core.exchange import Format
 from sda_core.exchange.recbole import token
-from sda_core.params import EvaluateParams, Params, RecommenderParams, SASRecParams, VBPRParams, load_params
+from sda_core.params import EvaluateParams, Params, RecommenderParams, SASRecParams, VBPRParams
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import TrainingData
 from sda_core.recommenders.pairs import INITIAL_STD
@@ -109,7 +109,7 @@ def main(
     """Export, train what is missing on both sides, write the tables; without an interpreter only our side is trained."""
     check_names("--models", models, LIBRARY)
     check_names("--changes", [change.partition(":")[0] for change in changes or []], LIBRARY)
-    params = load_params(root / "params.yaml")
+    params = project_params(root)
     name = "agreement" if users is None else f"agreement-{users}"
     folder = root / "experiments" / "positions" / name
     workspace = Workspace(root) if users is None else first_users(Workspace(root), users, variant, folder / "project")

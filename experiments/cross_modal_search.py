@@ -34,7 +34,7 @@ from torch import nn
 from experiments.loss_geometry import mismatched
 from experiments.options import THREE_SEEDS, Changes, Name, NumSteps, Root, Seeds, Variants
 from experiments.study import check_names, difference, keep_settings, kept_table, logger, markdown_table, write_results
-from experiments.workspaces import BASE, VARIANTS, own_params, untrained
+from experiments.workspaces import BASE, VARIANTS, own_params, params_file, untrained
 from sda_core import alignment, backbones
 from sda_core.adapters import modality
 from sda_core.artifacts import Workspace
@@ -69,7 +69,7 @@ def main(
     check_names("--variants", variants, [*VARIANTS, CONTROL])
     folder = root / "experiments" / "cross_modal_search" / name
     steps = [] if num_steps is None else [f"train_adapter.training.num_steps={num_steps}"]
-    params = own_params(root / "params.yaml", folder, [*(changes or []), *steps])
+    params = own_params(params_file(root), folder, [*(changes or []), *steps])
     keep_settings(folder / "settings.json", {"share": share})
     workspace = Workspace(root)
     placed: dict[str, list[pl.DataFrame]] = {}

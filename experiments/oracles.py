@@ -53,7 +53,7 @@ from experiments.study import (
     write_results,
 )
 from experiments.study import keep_positions as keep
-from experiments.workspaces import NOTHING_TRAINED, own_params, padded
+from experiments.workspaces import NOTHING_TRAINED, own_params, padded, params_file
 from sda_core.artifacts import INTERACTIONS, ITEMS, TRUTH, USERS, Workspace, replace_directory, write_json
 from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.data.demo import truth_of
@@ -156,7 +156,7 @@ def main(
     grid = product(values_of("--shared", shared), values_of("--completeness", completeness), drawn)
     cells = [Cell(*values) for values in grid]
     common = [*(changes or []), f"dataset.image_side={IMAGE_SIDE}"]
-    shops = {cell: prepare(root / "params.yaml", folder / cell.name, [*common, *cell.changes()]) for cell in cells}
+    shops = {cell: prepare(params_file(root), folder / cell.name, [*common, *cell.changes()]) for cell in cells}
     for seed in seeds:  # finish one seed of the whole grid before the next
         for (workspace, params), recommender in product(shops.values(), recommenders):
             for variant in names_:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,7 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.local_files import watched
-from sda_core.params import AdapterParams, Control, ExportParams, Oracle, Params, RecommenderParams, load_params
+from sda_core.params import AdapterParams, Control, ExportParams, Oracle, Params, Section, load_params
 
 BASE = "zero_shot"
 VARIANTS = {
@@ -40,8 +40,32 @@ VARIANTS = {
 NOTHING_TRAINED = ("control_embeddings.variants=[]", f"variants=[id, {BASE}]", f"train_recommender.variants=[{BASE}]")
 """Changes of params for a folder in which the experiment starts the trainings, and not the pipeline."""
 
+Changed = TypeVar("Changed", bound=Section)
+
 
 # ------------------------------------------------------------------------------------------------- folders and params
+def params_file(root: Path, option: str = "--root") -> Path:
+    """The path of a project's ``params.yaml``.
+
+    Args:
+        root: the project folder.
+        option: the option that names it, for the message of the error.
+
+    Raises:
+        ConfigError: the folder has no such file.
+    """
+    path = root / "params.yaml"
+    if not path.exists():
+        problem = f"expected a project folder, with params.yaml (got {root.resolve()}, which has none)"
+        raise ConfigError(option, problem, f"run inside the project, or name its folder with {option}")
+    return path
+
+
+def project_params(root: Path, option: str = "--root") -> Params:
+    """The params of a project folder; see :func:`params_file`."""
+    return load_params(params_file(root, option))
+
+
 def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
     """The workspace with a seed's vectors, and its params.
 
@@ -50,7 +74,7 @@ def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
         seed: the seed.
     """
     folder = Path(root.replace("{seed}", str(seed)))
-    return Workspace(folder), load_params(folder / "params.yaml")
+    return Workspace(folder), project_params(folder)
 
 
 def link(path: Path, target: Path) -> None:
@@ -328,8 +352,15 @@ def train_on(
     keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant, fused_dim))
 
 
-def changed_section(section: RecommenderParams, changes: Mapping[str, Any]) -> RecommenderParams:
-    """A recommender's section with some values changed.
+def changed_section(section: Changed, changes: Mapping[str, Any], where: str = "", got: str = "") -> Changed:
+    """A section of the params with some values changed.
+
+    Args:
+        section: the section.
+        changes: the new values by name.
+        where: the option that gives the values, for the message of the error; empty for the section of a recommender in
+            ``params.yaml``.
+        got: the text of that option.
 
     Raises:
         ConfigError: a value is wrong, or the values contradict each other.
@@ -338,9 +369,11 @@ def changed_section(section: RecommenderParams, changes: Mapping[str, Any]) -> R
         return type(section).model_validate(section.model_dump() | dict(changes))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        where = f"params.yaml: train_recommender.{section.kind}" + (f".{name}" if name else "")
-        raise ConfigError(where, first["msg"].removeprefix("Value error, ")) from None
+        problem = first["msg"].removeprefix("Value error, ")
+        if where:
+            raise ConfigError(where, f"{problem} (got {got!r})") from None
+        name = ".".join(map(str, ("train_recommender", getattr(section, "kind", ""), *first["loc"])))
+        raise ConfigError(f"params.yaml: {name}", problem) from None
 
 
 # ------------------------------------------------------------------------------------------------- one workspace for each seed

@@ -45,7 +45,7 @@ def test_a_package_lists_its_scripts_in_one_line_each(package: str, repository: 
         (["--models", "pop,pop"], 2, "Invalid value for '--models': expected each name once (got 'pop,pop')"),
         (["--seeds", "1,1"], 2, "Invalid value for '--seeds': expected each number once, none below 0 (got '1,1')"),
         (["--seeds=-1"], 2, "Invalid value for '--seeds': expected each number once, none below 0 (got '-1')"),
-        (["--root", "nowhere"], 1, "python -m experiments published: error: nowhere/params.yaml: no such file"),
+        (["--root", "nowhere"], 1, "python -m experiments published: error: --root: expected a project folder"),
     ],
     ids=["name", "number", "comma", "name-twice", "number-twice", "negative", "root"],
 )
