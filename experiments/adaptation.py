@@ -58,6 +58,7 @@ from experiments.study import (
     Panels,
     difference,
     gains,
+    is_complete,
     keep_positions,
     logger,
     markdown_table,
@@ -192,7 +193,8 @@ def main(
     for recommender in recommenders:
         done = [vector for vector in vectors if is_complete(positions(folder, recommender, vector), seeds)]
         measured = measure(shop, params, folder, recommender, done, seeds)
-        tables += [absolute(measured, recommender, len(seeds)), answers(measured, params, recommender, len(seeds))]
+        tables += [absolute(measured, f"{recommender}, full rank, {len(seeds)} seeds")]
+        tables += [answers(measured, params, recommender, len(seeds))]
         panels |= intervals(measured, params, recommender)
     results = write_results("\n".join(text for text in tables if text), "adaptation", name, root)
     plot_intervals(results / "plot.png", panels, f"difference in NDCG@{CUTOFF}", zero=True, columns=2)
@@ -570,11 +572,6 @@ def run_jobs(groups: Iterable[tuple[str, Sequence[Job]]], max_minutes: float | N
         logger.info("%s: complete, %.1f minutes", label, (time.monotonic() - begin) / 60.0)
 
 
-def is_complete(place: Path, seeds: Sequence[int]) -> bool:
-    """Whether the positions of all seeds exist."""
-    return all(positions_path(place, seed).exists() for seed in seeds)
-
-
 # ------------------------------------------------------------------------------------------------- results
 Measured = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]  # by group with its number of users, by vectors: NDCG, Hit
 
@@ -613,12 +610,12 @@ def shares_text(source: ItemSource) -> np.ndarray:
     return count_G[group_I] > 1
 
 
-def absolute(measured: Measured, recommender: str, num_seeds: int) -> str:
-    """The markdown table of NDCG and Hit of each group, with a row for each kind of vectors."""
+def absolute(measured: Measured, title: str) -> str:
+    """The Markdown table of NDCG and Hit of each group, with a row for each kind of vectors."""
     vectors = list(next(iter(measured.values())))
     heads = ["vectors", *(f"{group}: {metric}@{CUTOFF}" for group in measured for metric in ("NDCG", "Hit"))]
     rows = [[vector, *(f"{gain.mean():.4f}" for of in measured.values() for gain in of[vector])] for vector in vectors]
-    return markdown_table(heads, rows, f"{recommender}, full rank, {num_seeds} seeds")
+    return markdown_table(heads, rows, title)
 
 
 def _pairs(measured: Measured) -> list[tuple[str, str, str]]:
@@ -634,17 +631,29 @@ def answers(measured: Measured, params: Params, recommender: str, num_seeds: int
     """
     rows: list[list[str]] = []
     for asked, first, second in _pairs(measured):
-        row = ["" if rows and asked in [row[0] for row in rows] else asked, f"{first} - {second}"]
-        for group, of in measured.items():
-            paired_SU = of[first][0] - of[second][0]
-            row.append(difference(paired_SU, params.evaluate, f"{first} - {second}"))
-            if group.startswith("all"):
-                row.append(range_over_seeds(paired_SU))
-        rows.append(row)
-    heads = ["question", "difference"]
+        shown = "" if asked in [row[0] for row in rows] else asked
+        rows.append([shown, f"{first} - {second}", *difference_cells(measured, params, first, second)])
+    heads = ["question", "difference", *difference_heads(measured)]
+    return markdown_table(heads, rows, f"{recommender}, answers, {num_seeds} seeds") if rows else ""
+
+
+def difference_cells(measured: Measured, params: Params, first: str, second: str) -> list[str]:
+    """The cells of a pair of vectors under :func:`difference_heads`: NDCG of the first minus that of the second, by group."""
+    cells: list[str] = []
+    for group, of in measured.items():
+        paired_SU = of[first][0] - of[second][0]
+        cells.append(difference(paired_SU, params.evaluate, f"{first} - {second}"))
+        if group.startswith("all"):
+            cells.append(range_over_seeds(paired_SU))
+    return cells
+
+
+def difference_heads(measured: Measured) -> list[str]:
+    """The heads of :func:`difference_cells`: a column for each group, and the range over the seeds of all users."""
+    heads: list[str] = []
     for group in measured:
         heads += [f"{group}: NDCG@{CUTOFF} [95 %]", *(["over seeds"] if group.startswith("all") else [])]
-    return markdown_table(heads, rows, f"{recommender}, answers, {num_seeds} seeds") if rows else ""
+    return heads
 
 
 def intervals(measured: Measured, params: Params, recommender: str) -> Panels:

@@ -54,6 +54,8 @@ from experiments.study import (
     check_names,
     gains,
     interval,
+    interval_cell,
+    is_complete,
     keep_positions,
     logger,
     markdown_table,
@@ -367,11 +369,6 @@ def place_scores(
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
-def is_complete(folder: Path, seeds: Sequence[int]) -> bool:
-    """Whether the positions of every seed exist."""
-    return all(positions_path(folder, seed).exists() for seed in seeds)
-
-
 def agree(ours_SU: np.ndarray, theirs_SU: np.ndarray, low: float, high: float) -> str:
     """The verdict by the rule in the module's docstring.
 
@@ -407,7 +404,7 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
                 pair = (read_positions(folder / model / "ours", seeds), frames) if row.startswith("theirs") else (frames, theirs)
                 ours_SU, theirs_SU = (gains("ndcg", part) for part in pair)
                 low, high = interval(ours_SU - theirs_SU, params, "agreement")
-                cells.append(f"{(ours_SU - theirs_SU).mean():+.4f} [{low:+.4f}, {high:+.4f}]")
+                cells.append(interval_cell((float((ours_SU - theirs_SU).mean()), low, high)))
                 cells.append(verdict_of(row, agree(ours_SU, theirs_SU, low, high)))
             spent = [read_json(folder / model / row / f"{seed}.json", "result")["seconds"] for seed in seeds]
             lines.append([*cells, f"{np.mean(spent):.0f}"])

@@ -108,6 +108,11 @@ def keep_positions(
     logger.info("%s/%s, seed %d: %d epochs", folder.parent.name, folder.name, seed, len(records))
 
 
+def is_complete(folder: Path, seeds: Sequence[int]) -> bool:
+    """Whether the positions of all seeds exist."""
+    return all(positions_path(folder, seed).exists() for seed in seeds)
+
+
 def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
     """Read the parquet table at ``path``; if it is missing, compute it with ``make`` and write it first."""
     if not path.exists():
