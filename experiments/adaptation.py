@@ -40,7 +40,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +58,7 @@ from experiments.study import (
     Panels,
     difference,
     gains,
+    is_complete,
     keep_positions,
     logger,
     markdown_table,
@@ -75,8 +76,10 @@ from experiments.workspaces import (
     VARIANTS,
     adapt,
     changed_section,
+    fuse_vectors,
     mean_retrieval,
     own_params,
+    padded,
     prepare,
     stage_failed,
     train_on_corrupted,
@@ -190,7 +193,8 @@ def main(
     for recommender in recommenders:
         done = [vector for vector in vectors if is_complete(positions(folder, recommender, vector), seeds)]
         measured = measure(shop, params, folder, recommender, done, seeds)
-        tables += [absolute(measured, recommender, len(seeds)), answers(measured, params, recommender, len(seeds))]
+        tables += [absolute(measured, f"{recommender}, full rank, {len(seeds)} seeds")]
+        tables += [answers(measured, params, recommender, len(seeds))]
         panels |= intervals(measured, params, recommender)
     results = write_results("\n".join(text for text in tables if text), "adaptation", name, root)
     plot_intervals(results / "plot.png", panels, f"difference in NDCG@{CUTOFF}", zero=True, columns=2)
@@ -321,12 +325,10 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
     content = vector.removeprefix(IDS)
     if content.endswith(EVEN):
         made = evened(workspace, params, content.removesuffix(EVEN))
-    elif ":" in content:
-        made = one_modality(workspace, params, params.export_embeddings, content)
+    elif ":" in content or content == OTHER_IMAGES:
+        made = fused_again(workspace, params, params.export_embeddings, content)
     elif content.endswith("+base"):
         made = joined_with_base(workspace, params.export_embeddings, source_of(vector))
-    elif content == OTHER_IMAGES:
-        made = with_other_images(workspace, params)
     elif content == SEPARATE:
         made = table_of(workspace, params, content).fused_IF
     elif content in FILLED:
@@ -335,7 +337,7 @@ def matrix(workspace: Workspace, params: Params, vector: str) -> np.ndarray | No
         made = attribute_vectors(workspace, params, with_text=content == "text_attributes")
     else:
         return vectors_of(workspace, params, content)
-    return np.concatenate([np.zeros((1, made.shape[1]), dtype=np.float32), made])
+    return padded(made)
 
 
 def table_of(workspace: Workspace, params: Params, variant: str) -> Vectors:
@@ -361,13 +363,11 @@ def table_path(workspace: Workspace, params: Params, variant: str) -> Path:
 def joined_with_base(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
     """``(I, F)`` vectors of a variant joined with those of zero_shot, as by ``export_embeddings.with_base``."""
     own, base = read_table(workspace.embeddings(variant)), read_table(workspace.embeddings(BASE))
-    section = params.model_copy(update={"with_base": True})
-    beside = base.image_ID, base.text_ID
-    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, beside, own.has_text)
+    return fuse_vectors(workspace, own, params.model_copy(update={"with_base": True}), base)
 
 
-def with_other_images(workspace: Workspace, params: Params) -> np.ndarray:
-    """``(I, F)`` text vectors of zero_shot joined with the image vectors of other items.
+def with_other_images(workspace: Workspace, params: Params) -> Vectors:
+    """The vectors of zero_shot, with image vectors of other items; ``fused_IF`` is unchanged.
 
     The items that have an image exchange them along a seeded cycle, so that each of them has another item's image.  Thus the
     image vectors are as many and as varied as before, and what they say about an item is wrong.
@@ -380,7 +380,7 @@ def with_other_images(workspace: Workspace, params: Params) -> np.ndarray:
     order = generator(params.control_embeddings.seed, OTHER_IMAGES).permutation(np.flatnonzero(own.has_image))
     image_ID = own.image_ID.copy()
     image_ID[order] = own.image_ID[np.roll(order, 1)]
-    return fuse(image_ID, own.text_ID, own.has_image, seen_items(workspace), params.export_embeddings, has_text=own.has_text)
+    return replace(own, image_ID=image_ID)
 
 
 def evened(workspace: Workspace, params: Params, vector: str) -> np.ndarray:
@@ -402,29 +402,16 @@ def fused_again(workspace: Workspace, params: Params, section: ExportParams, vec
         workspace: a project with the embeddings.
         params: its params.
         section: the fusion.
-        vector: a kind in :data:`CAN_BE_EVEN`.
+        vector: a kind in :data:`CAN_BE_EVEN`.  A kind in :data:`PARTS` is always fused by principal components.
     """
-    if vector in PARTS:
-        return one_modality(workspace, params, section, vector)
     if vector == OTHER_IMAGES:
-        return with_other_images(workspace, params.model_copy(update={"export_embeddings": section}))
-    own = table_of(workspace, params, vector)
-    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
-
-
-def one_modality(workspace: Workspace, params: Params, fusion: ExportParams, vector: str) -> np.ndarray:
-    """``(I, F)`` principal components of the text or the image vectors of a variant.
-
-    Args:
-        workspace: a project with the embeddings.
-        params: its params.
-        fusion: the fusion.
-        vector: a kind in :data:`PARTS`.
-    """
-    own = table_of(workspace, params, PARTS[vector])
-    other = "image_weight" if "text" in vector else "text_weight"
-    section = fusion.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
-    return fuse(own.image_ID, own.text_ID, own.has_image, seen_items(workspace), section, has_text=own.has_text)
+        own = with_other_images(workspace, params)
+    else:
+        own = table_of(workspace, params, PARTS.get(vector, vector))
+    if vector in PARTS:
+        other = "image_weight" if "text" in vector else "text_weight"
+        section = section.model_copy(update={"fusion": "late_concat_pca", other: 0.0})
+    return fuse_vectors(workspace, own, section)
 
 
 def filled(workspace: Workspace, params: ExportParams, variant: str) -> np.ndarray:
@@ -585,11 +572,6 @@ def run_jobs(groups: Iterable[tuple[str, Sequence[Job]]], max_minutes: float | N
         logger.info("%s: complete, %.1f minutes", label, (time.monotonic() - begin) / 60.0)
 
 
-def is_complete(place: Path, seeds: Sequence[int]) -> bool:
-    """Whether the positions of all seeds exist."""
-    return all(positions_path(place, seed).exists() for seed in seeds)
-
-
 # ------------------------------------------------------------------------------------------------- results
 Measured = Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]  # by group with its number of users, by vectors: NDCG, Hit
 
@@ -628,12 +610,12 @@ def shares_text(source: ItemSource) -> np.ndarray:
     return count_G[group_I] > 1
 
 
-def absolute(measured: Measured, recommender: str, num_seeds: int) -> str:
-    """The markdown table of NDCG and Hit of each group, with a row for each kind of vectors."""
+def absolute(measured: Measured, title: str) -> str:
+    """The Markdown table of NDCG and Hit of each group, with a row for each kind of vectors."""
     vectors = list(next(iter(measured.values())))
     heads = ["vectors", *(f"{group}: {metric}@{CUTOFF}" for group in measured for metric in ("NDCG", "Hit"))]
     rows = [[vector, *(f"{gain.mean():.4f}" for of in measured.values() for gain in of[vector])] for vector in vectors]
-    return markdown_table(heads, rows, f"{recommender}, full rank, {num_seeds} seeds")
+    return markdown_table(heads, rows, title)
 
 
 def _pairs(measured: Measured) -> list[tuple[str, str, str]]:
@@ -649,17 +631,29 @@ def answers(measured: Measured, params: Params, recommender: str, num_seeds: int
     """
     rows: list[list[str]] = []
     for asked, first, second in _pairs(measured):
-        row = ["" if rows and asked in [row[0] for row in rows] else asked, f"{first} - {second}"]
-        for group, of in measured.items():
-            paired_SU = of[first][0] - of[second][0]
-            row.append(difference(paired_SU, params.evaluate, f"{first} - {second}"))
-            if group.startswith("all"):
-                row.append(range_over_seeds(paired_SU))
-        rows.append(row)
-    heads = ["question", "difference"]
+        shown = "" if asked in [row[0] for row in rows] else asked
+        rows.append([shown, f"{first} - {second}", *difference_cells(measured, params, first, second)])
+    heads = ["question", "difference", *difference_heads(measured)]
+    return markdown_table(heads, rows, f"{recommender}, answers, {num_seeds} seeds") if rows else ""
+
+
+def difference_cells(measured: Measured, params: Params, first: str, second: str) -> list[str]:
+    """The cells of a pair of vectors under :func:`difference_heads`: NDCG of the first minus that of the second, by group."""
+    cells: list[str] = []
+    for group, of in measured.items():
+        paired_SU = of[first][0] - of[second][0]
+        cells.append(difference(paired_SU, params.evaluate, f"{first} - {second}"))
+        if group.startswith("all"):
+            cells.append(range_over_seeds(paired_SU))
+    return cells
+
+
+def difference_heads(measured: Measured) -> list[str]:
+    """The heads of :func:`difference_cells`: a column for each group, and the range over the seeds of all users."""
+    heads: list[str] = []
     for group in measured:
         heads += [f"{group}: NDCG@{CUTOFF} [95 %]", *(["over seeds"] if group.startswith("all") else [])]
-    return markdown_table(heads, rows, f"{recommender}, answers, {num_seeds} seeds") if rows else ""
+    return heads
 
 
 def intervals(measured: Measured, params: Params, recommender: str) -> Panels:

@@ -62,6 +62,7 @@ from experiments.study import (
     best_validation,
     check_names,
     interval_cell,
+    is_complete,
     markdown_table,
     mean_and_interval,
     minus,
@@ -332,7 +333,7 @@ class Measured:
 def measure(place: Place, adapted: Sequence[str], recommender: str, seeds: Sequence[int]) -> Measured:
     """Measure the vectors whose seeds are complete in a cell."""
     wanted = [*IN_EVERY_CELL, *adapted, CONTROL]
-    done = [vector for vector in wanted if adaptation.is_complete(place.positions(recommender, vector), seeds)]
+    done = [vector for vector in wanted if is_complete(place.positions(recommender, vector), seeds)]
     ndcg: dict[str, np.ndarray] = {}
     if done:
         groups = adaptation.measure(place.shop, place.params, place.folder, recommender, done, seeds)

@@ -54,6 +54,8 @@ from experiments.study import (
     check_names,
     gains,
     interval,
+    interval_cell,
+    is_complete,
     keep_positions,
     logger,
     markdown_table,
@@ -61,7 +63,7 @@ from experiments.study import (
     read_positions,
     write_results,
 )
-from experiments.workspaces import link, vectors_of
+from experiments.workspaces import link, project_params, vectors_of
 from sda_core import evaluation, ranking, recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, POSITIONS, USERS, Workspace, read_json, write_json
 from sda_core.cli.export import export
@@ -70,7 +72,7 @@ from sda_core.errors import ArtifactError, DataError
 from sda_core.evaluation.metrics import Metric
 from sda_core.exchange import Format
 from sda_core.exchange.recbole import token
-from sda_core.params import EvaluateParams, Params, RecommenderParams, SASRecParams, VBPRParams, load_params
+from sda_core.params import EvaluateParams, Params, RecommenderParams, SASRecParams, VBPRParams
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import TrainingData
 from sda_core.recommenders.pairs import INITIAL_STD
@@ -109,7 +111,7 @@ def main(
     """Export, train what is missing on both sides, write the tables; without an interpreter only our side is trained."""
     check_names("--models", models, LIBRARY)
     check_names("--changes", [change.partition(":")[0] for change in changes or []], LIBRARY)
-    params = load_params(root / "params.yaml")
+    params = project_params(root)
     name = "agreement" if users is None else f"agreement-{users}"
     folder = root / "experiments" / "positions" / name
     workspace = Workspace(root) if users is None else first_users(Workspace(root), users, variant, folder / "project")
@@ -367,11 +369,6 @@ def place_scores(
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
-def is_complete(folder: Path, seeds: Sequence[int]) -> bool:
-    """Whether the positions of every seed exist."""
-    return all(positions_path(folder, seed).exists() for seed in seeds)
-
-
 def agree(ours_SU: np.ndarray, theirs_SU: np.ndarray, low: float, high: float) -> str:
     """The verdict by the rule in the module's docstring.
 
@@ -407,7 +404,7 @@ def table(folder: Path, models: Sequence[str], seeds: Sequence[int], params: Eva
                 pair = (read_positions(folder / model / "ours", seeds), frames) if row.startswith("theirs") else (frames, theirs)
                 ours_SU, theirs_SU = (gains("ndcg", part) for part in pair)
                 low, high = interval(ours_SU - theirs_SU, params, "agreement")
-                cells.append(f"{(ours_SU - theirs_SU).mean():+.4f} [{low:+.4f}, {high:+.4f}]")
+                cells.append(interval_cell((float((ours_SU - theirs_SU).mean()), low, high)))
                 cells.append(verdict_of(row, agree(ours_SU, theirs_SU, low, high)))
             spent = [read_json(folder / model / row / f"{seed}.json", "result")["seconds"] for seed in seeds]
             lines.append([*cells, f"{np.mean(spent):.0f}"])

@@ -48,11 +48,12 @@ from experiments.nearest_items import Run, Runs, ranked
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import (
     CUTOFF,
+    Interval,
     Panels,
     check_ascending,
     check_names,
-    difference,
     gains,
+    interval_cell,
     keep_settings,
     logger,
     markdown_table,
@@ -64,7 +65,7 @@ from experiments.study import (
     read_positions,
     write_results,
 )
-from experiments.workspaces import BASE
+from experiments.workspaces import BASE, padded
 from sda_core import losses
 from sda_core.artifacts import INTERACTIONS, POSITIONS, Workspace, read_json, write_json
 from sda_core.cli.scripts import Names, Numbers, names, numbers
@@ -148,9 +149,9 @@ def main(
                 if not is_complete(folder, frozen.parts, loss, num_steps, seed):
                     train(run, frozen, folder, loss, num_steps, seed)
         given = folder, frozen.parts, losses_, num_steps, seeds
-        tables += [retrieval(folder, losses_, num_steps, seeds, run.label)]
-        tables += [levels(run, *given), differences(run, groups_of(run, frozen), *given)]
-        panels |= intervals(run, *given)
+        compared = compare(run, groups_of(run, frozen), *given)
+        tables += [retrieval(folder, losses_, num_steps, seeds, run.label), levels(run, *given), differences(run, compared)]
+        panels |= intervals(run, compared, num_steps[-1])
     results = write_results("\n".join(tables), "aligned_heads", name)
     plot_intervals(results / "plot.png", panels, f"difference in NDCG@{CUTOFF} to frozen embeddings", zero=True, columns=2)
 
@@ -206,7 +207,7 @@ class Frozen:
                 )
         has_image = own.has_image & ~(has_lost & (missing == "image"))
         has_text = own.has_text & ~(has_lost & (missing == "text"))
-        image_ID, text_ID = components(own.image_ID, has_image), components(own.text_ID, has_text)
+        image_ID, text_ID = reduced(own.image_ID, has_image), reduced(own.text_ID, has_text)
         source = sha256_file(adaptation.table_path(workspace, run.params, embeddings))
         return Frozen(workspace, run.params, image_ID, text_ID, has_image, has_text, missing, has_lost, source)
 
@@ -231,17 +232,27 @@ class Frozen:
         if part == FILLED:
             image_ID, text_ID, has_image, has_text = adaptation.fill_in(image_ID, text_ID, has_image, has_text, normalize=True)
         fused_IF = fuse(image_ID, text_ID, has_image, seen_items(self.workspace), section, has_text=has_text)
-        return np.concatenate([np.zeros((1, fused_IF.shape[1]), dtype=np.float32), fused_IF])
+        return padded(fused_IF)
 
 
-def components(vectors_ID: np.ndarray, has_vector: np.ndarray) -> np.ndarray:
-    """The first :data:`WIDTH` principal components ``(I, WIDTH)`` of the centred unit vectors; zero for rows without a vector."""
-    unit_ID = unit_rows(vectors_ID.astype(np.float32))
-    mean_D, axes_DK = principal_axes(unit_ID, np.flatnonzero(has_vector), WIDTH, even=False)
-    found_IK = np.zeros((len(unit_ID), WIDTH), dtype=np.float32)
-    found_IK[:, : axes_DK.shape[1]] = project(unit_ID, mean_D, axes_DK)
+def reduced(vectors_ID: np.ndarray, has_vector: np.ndarray) -> np.ndarray:
+    """The :func:`components` of the unit vectors ``(I, WIDTH)``, fitted on the rows that have one; zero for the other rows."""
+    found_IK = components(unit_rows(vectors_ID.astype(np.float32)), np.flatnonzero(has_vector))
     found_IK[~has_vector] = 0.0
     return found_IK
+
+
+def components(vectors_ND: np.ndarray, fit_rows: np.ndarray) -> np.ndarray:
+    """The first :data:`WIDTH` principal components ``(N, WIDTH)``, centred; columns of zeros if there are fewer.
+
+    Args:
+        vectors_ND: the vectors.
+        fit_rows: the rows that determine the mean and the principal axes.
+    """
+    mean_D, axes_DK = principal_axes(vectors_ND, fit_rows, WIDTH, even=False)
+    found_NK = np.zeros((len(vectors_ND), WIDTH), dtype=np.float32)
+    found_NK[:, : axes_DK.shape[1]] = project(vectors_ND, mean_D, axes_DK)
+    return found_NK
 
 
 def section_of(params: Params, loss: str) -> LossParams:
@@ -416,7 +427,26 @@ def levels(
     return markdown_table(["embeddings", *kinds], rows, f"{run.label}, NDCG@{CUTOFF} in nearest items, {len(seeds)} seeds")
 
 
-def differences(
+@dataclass(frozen=True)
+class Compared:
+    """A difference in NDCG@10 between two rows of the tables.
+
+    Attributes:
+        one: loss and number of steps of the first row.
+        other: those of the second row; 0 steps are the frozen embeddings.
+        kind: the kind of scores of the first row.
+        against: the kind of scores of the second row.
+        of_groups: mean and 95 % interval by group of users; the first group is all users.
+    """
+
+    one: tuple[str, int]
+    other: tuple[str, int]
+    kind: str
+    against: str
+    of_groups: Mapping[str, Interval]
+
+
+def compare(
     run: Run,
     groups: Mapping[str, np.ndarray],
     folder: Path,
@@ -424,8 +454,8 @@ def differences(
     losses_: Sequence[str],
     num_steps: Sequence[int],
     seeds: Sequence[int],
-) -> str:
-    """The Markdown table of differences to the frozen embeddings, and between losses after the last step.
+) -> list[Compared]:
+    """The differences to the frozen embeddings, and between losses after the last step.
 
     What is filled in is compared with the frozen ``fused``, because frozen embeddings of two modalities share no space.
     """
@@ -433,31 +463,39 @@ def differences(
     pairs = [((loss, step), frozen) for loss, step in rows_of(losses_, num_steps)[1:]]
     wanted = (("sda", MISMATCHED), ("sda", "infonce"), ("soft", "infonce"), ("soft", MISMATCHED), ("infonce", MISMATCHED))
     pairs += [((one, last), (other, last)) for one, other in wanted if {one, other} <= {*losses_}]
-    rows = []
+    found = []
     for one, other in pairs:
         for kind in kinds_of(parts, one[1], num_steps):
             against = kind.replace(FILLED, "fused") if other == frozen else kind
             paired_SU = ndcg(folder, *one, kind, seeds) - ndcg(folder, *other, against, seeds)
-            name = f"{label(*one)} - {label(*other)}"
-            of_groups = [difference(paired_SU[:, mask], run.params.evaluate, f"{name} {kind}") for mask in groups.values()]
-            rows.append([name, kind if kind == against else f"{kind} - {against}", *of_groups])
-    return markdown_table(["difference", "scores", *groups], rows, f"{run.label}, differences in NDCG@{CUTOFF} [95 %]")
+            purpose = f"{label(*one)} - {label(*other)} {kind}"
+            of_groups = {
+                group: mean_and_interval(paired_SU[:, mask], run.params.evaluate, purpose) for group, mask in groups.items()
+            }
+            found.append(Compared(one, other, kind, against, of_groups))
+    return found
 
 
-def intervals(
-    run: Run, folder: Path, parts: Sequence[str], losses_: Sequence[str], num_steps: Sequence[int], seeds: Sequence[int]
-) -> Panels:
-    """The panels of the plot: for each kind of scores a line for each loss, its difference to the frozen embeddings."""
-    last, frozen = num_steps[-1], (losses_[0], 0)
+def differences(run: Run, compared: Sequence[Compared]) -> str:
+    """The Markdown table of the differences, with a row for each and a column for each group of users."""
+    rows = []
+    for each in compared:
+        scores = each.kind if each.kind == each.against else f"{each.kind} - {each.against}"
+        rows.append([f"{label(*each.one)} - {label(*each.other)}", scores, *map(interval_cell, each.of_groups.values())])
+    heads = ["difference", "scores", *compared[0].of_groups]
+    return markdown_table(heads, rows, f"{run.label}, differences in NDCG@{CUTOFF} [95 %]")
+
+
+def intervals(run: Run, compared: Sequence[Compared], last: int) -> Panels:
+    """The differences between the losses after the last step and the frozen embeddings, of all users, for a plot.
+
+    It has a panel for each kind of scores and a line for each loss.
+    """
     panels: Panels = {}
-    for kind in kinds_of(parts, last, num_steps):
-        against = kind.replace(FILLED, "fused")
-        lines = {}
-        for loss in losses_:
-            paired_SU = ndcg(folder, loss, last, kind, seeds) - ndcg(folder, *frozen, against, seeds)
-            name = f"{label(loss, last)} - {label(*frozen)}"
-            lines[loss] = mean_and_interval(paired_SU, run.params.evaluate, f"{name} {kind}")
-        panels[f"{run.label}, {kind}"] = lines
+    for each in compared:
+        (loss, step), (_, step_of_other) = each.one, each.other
+        if (step, step_of_other) == (last, 0):
+            panels.setdefault(f"{run.label}, {each.kind}", {})[loss] = next(iter(each.of_groups.values()))
     return panels
 
 

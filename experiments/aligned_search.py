@@ -18,7 +18,6 @@ a stopped run resumes.  The tables are written to experiments/results/aligned_se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +27,7 @@ import typer
 
 from experiments import adaptation, cross_modal_search
 from experiments.adaptation import SEPARATE
-from experiments.aligned_heads import LOSSES, MISMATCHED, WIDTH, aligned, section_of, trained
+from experiments.aligned_heads import LOSSES, MISMATCHED, aligned, components, section_of, trained
 from experiments.nearest_items import Run, Runs
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import check_names, keep_settings, kept_table, write_results
@@ -36,10 +35,7 @@ from experiments.workspaces import BASE
 from sda_core.artifacts import ITEMS, Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.embeddings.controls import Vectors
-from sda_core.errors import TrainingError
 from sda_core.fingerprint import sha256_file
-from sda_core.principal_axes import principal_axes, project
-from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
 
 Modalities = tuple[np.ndarray, np.ndarray]
@@ -97,7 +93,7 @@ def place(run: Run, embeddings: str, kind: str, num_steps: int, share: float, by
     workspace = Workspace(run.folder / "seed-1")
     own = adaptation.table_of(workspace, run.params, embeddings)
     titles = ITEMS.read(run.shop.items).sort("item_id")["title"].to_list() if by_title else None
-    known, held_out = draw(own, share, titles)
+    known, held_out = cross_modal_search.draw(own.has_image & own.has_text, share, 2, "an image and a text", titles)
     found = prepared(own, known)
     if kind != BASE:
         steps = trained(*found, known, section_of(run.params, kind), kind, [num_steps], seed, run.label)
@@ -105,38 +101,6 @@ def place(run: Run, embeddings: str, kind: str, num_steps: int, share: float, by
         found = aligned(heads, *found)
     image_ND, text_ND = (each[held_out] for each in found)
     return cross_modal_search.places({"image": image_ND, "text": text_ND}, held_out + 1)
-
-
-def draw(own: Vectors, share: float, titles: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the items to train on and of the held-out ones, ascending; both have an image and a text.
-
-    Args:
-        own: the embeddings.
-        share: share of the items to hold out; with titles the last title may add a few.
-        titles: the title of each item, to hold out all items of a title together; None to draw items.
-
-    Raises:
-        TrainingError: no item would be held out, or fewer than two would be left.
-    """
-    rows = np.flatnonzero(own.has_image & own.has_text)
-    wanted = round(share * len(rows))
-    if titles is not None and wanted:
-        of_row = np.unique(np.array(titles, dtype=np.str_)[rows], return_inverse=True)[1]
-        order = generator(0, "held out for search").permutation(of_row.max() + 1)
-        num_titles = int(np.searchsorted(np.cumsum(np.bincount(of_row)[order]), wanted)) + 1
-        is_held_out = np.isin(of_row, order[:num_titles])
-        known, held_out = rows[~is_held_out], rows[is_held_out]
-        wanted = len(held_out)
-    else:
-        order = generator(0, "held out for search").permutation(rows)
-        known, held_out = np.sort(order[wanted:]), np.sort(order[:wanted])
-    if wanted < 1 or len(rows) - wanted < 2:
-        raise TrainingError(
-            "--share",
-            f"it holds out {wanted} of {len(rows)} items with an image and a text",
-            "hold out at least one, and leave at least two for training",
-        )
-    return known, held_out
 
 
 def prepared(own: Vectors, known: np.ndarray) -> Modalities:
@@ -152,20 +116,12 @@ def prepared(own: Vectors, known: np.ndarray) -> Modalities:
     centred = [_centred(vectors_ID, known) for vectors_ID in (own.image_ID, own.text_ID)]
     if centred[0].shape[1] == centred[1].shape[1]:
         both = np.concatenate(centred)
-        halves = np.split(_components(both, np.concatenate([known, known + len(centred[0])])), 2)
+        halves = np.split(components(both, np.concatenate([known, known + len(centred[0])])), 2)
         return halves[0], halves[1]
-    first, second = (_components(each, known) for each in centred)
+    first, second = (components(each, known) for each in centred)
     return first, second
 
 
 def _centred(vectors_ID: np.ndarray, known: np.ndarray) -> np.ndarray:
     unit_ID = unit_rows(vectors_ID.astype(np.float32))
     return unit_ID - unit_ID[known].mean(axis=0, dtype=np.float64).astype(np.float32)
-
-
-def _components(vectors_ND: np.ndarray, fit_rows: np.ndarray) -> np.ndarray:
-    """The first ``WIDTH`` principal components ``(N, WIDTH)``; columns of zeros if there are fewer."""
-    mean_D, axes_DK = principal_axes(vectors_ND, fit_rows, WIDTH, even=False)
-    found_NK = np.zeros((len(vectors_ND), WIDTH), dtype=np.float32)
-    found_NK[:, : axes_DK.shape[1]] = project(vectors_ND, mean_D, axes_DK)
-    return found_NK

@@ -34,7 +34,7 @@ from torch import nn
 from experiments.loss_geometry import mismatched
 from experiments.options import THREE_SEEDS, Changes, Name, NumSteps, Root, Seeds, Variants
 from experiments.study import check_names, difference, keep_settings, kept_table, logger, markdown_table, write_results
-from experiments.workspaces import BASE, VARIANTS, own_params, untrained
+from experiments.workspaces import BASE, VARIANTS, own_params, params_file, untrained
 from sda_core import alignment, backbones
 from sda_core.adapters import modality
 from sda_core.artifacts import Workspace
@@ -43,7 +43,6 @@ from sda_core.embeddings.blocks import BlockEncoder
 from sda_core.errors import TrainingError
 from sda_core.evaluation.metrics import hits, reciprocals
 from sda_core.item_source import item_source
-from sda_core.items import ItemSource
 from sda_core.modalities import MODALITIES
 from sda_core.params import Params
 from sda_core.runtime import prepare_torch
@@ -70,7 +69,7 @@ def main(
     check_names("--variants", variants, [*VARIANTS, CONTROL])
     folder = root / "experiments" / "cross_modal_search" / name
     steps = [] if num_steps is None else [f"train_adapter.training.num_steps={num_steps}"]
-    params = own_params(root / "params.yaml", folder, [*(changes or []), *steps])
+    params = own_params(params_file(root), folder, [*(changes or []), *steps])
     keep_settings(folder / "settings.json", {"share": share})
     workspace = Workspace(root)
     placed: dict[str, list[pl.DataFrame]] = {}
@@ -101,7 +100,7 @@ def place(workspace: Workspace, params: Params, variant: str, seed: int, share: 
     """
     device = prepare_torch(params.runtime)
     source = item_source(workspace, params.items)
-    held_out = draw(source, share, params.train_adapter.training.batch_size)
+    _, held_out = draw(source.has_image, share, params.train_adapter.training.batch_size, "an image")
     backbone = backbones.build(params.backbone, device)
     model: nn.Module = backbone.model
     if variant != BASE:
@@ -128,29 +127,43 @@ def place(workspace: Workspace, params: Params, variant: str, seed: int, share: 
     return places(vectors, source.item_ids[held_out])
 
 
-def draw(source: ItemSource, share: float, batch_size: int) -> np.ndarray:
-    """Draw the held-out items among those with an image.
+def draw(
+    can_be_drawn: np.ndarray, share: float, least: int, kind: str, titles: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the held-out items, the same ones for every seed of a training.
 
     Args:
-        source: all items.
-        share: share of the items with an image to hold out.
-        batch_size: number of items that training needs at least.
+        can_be_drawn: ``(I,)`` bool, the items of which a share is held out.
+        share: their share; with titles the last title may add a few.
+        least: the number of items that training needs at least.
+        kind: what these items have, for the message of the error, e.g. ``an image``.
+        titles: the title of each item, to hold out all items of a title together; None to draw single items.
 
     Returns:
-        Rows of the held-out items, ascending.
+        Rows of the items to train on and of the held-out ones, ascending.
 
     Raises:
-        TrainingError: no item would be held out, or fewer than ``batch_size`` would be left.
+        TrainingError: no item would be held out, or fewer than ``least`` would be left.
     """
-    rows = np.flatnonzero(source.has_image)
-    wanted = round(share * len(rows))
-    if wanted < 1 or len(rows) - wanted < batch_size:
+    rows = np.flatnonzero(can_be_drawn)
+    wanted = max(0, round(share * len(rows)))
+    random = generator(0, "held out for search")
+    if titles is not None and wanted:
+        of_row = np.unique(np.array(titles, dtype=np.str_)[rows], return_inverse=True)[1]
+        order = random.permutation(of_row.max() + 1)
+        num_titles = int(np.searchsorted(np.cumsum(np.bincount(of_row)[order]), wanted)) + 1
+        is_held_out = np.isin(of_row, order[:num_titles])
+        known, held_out = rows[~is_held_out], rows[is_held_out]
+    else:
+        order = random.permutation(rows)
+        known, held_out = np.sort(order[wanted:]), np.sort(order[:wanted])
+    if len(held_out) < 1 or len(known) < least:
         raise TrainingError(
             "--share",
-            f"it holds out {wanted} of {len(rows)} items with an image and leaves {len(rows) - wanted} for training",
-            f"hold out at least one, and leave at least one batch, {batch_size}",
+            f"it holds out {len(held_out)} of {len(rows)} items with {kind} and leaves {len(known)} for training",
+            f"hold out at least one, and leave at least {least}",
         )
-    return np.sort(generator(0, "held out for search").permutation(rows)[:wanted])
+    return known, held_out
 
 
 def places(vectors: Mapping[str, np.ndarray], item_ids: np.ndarray) -> pl.DataFrame:

@@ -43,7 +43,7 @@ from experiments.study import (
     read_gains,
     write_results,
 )
-from experiments.workspaces import BASE, VARIANTS, Study, adapt, prepare, read_curve, train_on
+from experiments.workspaces import BASE, VARIANTS, Study, adapt, params_file, prepare, read_curve, train_on
 from sda_core.cli.scripts import Names
 from sda_core.errors import ConfigError
 from sda_core.params import load_params
@@ -72,6 +72,7 @@ def main(
 ) -> None:
     """Run what is missing, write table and plot."""
     check_names("--variants", variants, VARIANTS)
+    params_file(source, "--source")
     folder = Path("experiments") / "runs" / name
     backbones = read_backbones(backbone) if backbone else relatives(folder / "checkpoints")
     study = Study(source.resolve(), folder, variants, seeds, changes or [])

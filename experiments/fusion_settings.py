@@ -31,7 +31,7 @@ from experiments.nearest_items import Run, Runs
 from experiments.options import THREE_SEEDS, Name, Recommenders, Seeds
 from experiments.recommender_settings import changed, validated
 from experiments.study import CUTOFF, check_names, interval_cell, markdown_table, mean_and_interval, write_results
-from experiments.workspaces import BASE, changed_section
+from experiments.workspaces import BASE, changed_section, padded
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
@@ -151,8 +151,7 @@ def _ndcg(
     path = run.shop.root / "validation" / section.kind / vector / f"{made_of}.json"
 
     def vectors() -> np.ndarray:
-        fused = adaptation.fused_again(workspace, run.params, settings, vector)
-        return np.concatenate([np.zeros((1, fused.shape[1]), dtype=np.float32), fused])
+        return padded(adaptation.fused_again(workspace, run.params, settings, vector))
 
     return validated(path, run.shop, run.params, section, vectors, seed)["ndcg"]
 

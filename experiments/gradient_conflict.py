@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from experiments.options import THREE_SEEDS, Name, NumSteps, Root, Seeds
 from experiments.study import check_names, kept_table, logger, markdown_table, write_results
-from experiments.workspaces import untrained
+from experiments.workspaces import project_params, untrained
 from sda_core import adapters, alignment, backbones, losses
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
@@ -41,7 +41,7 @@ from sda_core.errors import TrainingError
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.modalities import MODALITIES
-from sda_core.params import AdapterParams, LossParams, Params, load_params
+from sda_core.params import AdapterParams, LossParams, Params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 
@@ -92,7 +92,7 @@ def main(
 ) -> None:
     """Measure what is missing, write table and plot."""
     check_names("--trainings", trainings, [arm.name for arm in ARMS])
-    params, workspace = load_params(root / "params.yaml"), Workspace(root)
+    params, workspace = project_params(root), Workspace(root)
     folder = root / "experiments" / "gradients" / name
     arms = [arm for arm in ARMS if arm.name in trainings]
     if saved:

@@ -57,7 +57,7 @@ from experiments.study import (
     shop_attributes,
     write_results,
 )
-from experiments.workspaces import untrained
+from experiments.workspaces import project_params, untrained
 from sda_core import alignment, backbones, losses
 from sda_core.adapters import modality
 from sda_core.alignment import check
@@ -72,7 +72,7 @@ from sda_core.fingerprint import fingerprint
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.modalities import MODALITIES
-from sda_core.params import BackboneParams, DemoDataset, ExportParams, LossParams, Params, TrainingParams, load_params
+from sda_core.params import BackboneParams, DemoDataset, ExportParams, LossParams, Params, TrainingParams
 from sda_core.runtime import prepare_torch
 from sda_core.seed import generator
 from sda_core.unit_rows import unit_rows
@@ -144,7 +144,7 @@ def main(
     """Train and measure what is missing; write the table."""
     check_names("--geometries", geometries, [*GEOMETRIES, *LIMITS])
     check_ascending("--num-steps", num_steps)
-    params = load_params(source / "params.yaml")
+    params = project_params(source, "--source")
     sections = read_backbones(backbone) if backbone else {"nano": params.backbone.model_dump()}
     items = of_swatches() if swatches else of_shop(Workspace(source), params)
     folder = Path("experiments") / "runs" / f"loss_geometry-{name}"

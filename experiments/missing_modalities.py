@@ -59,6 +59,7 @@ from experiments.study import (
     Panels,
     gains,
     interval_cell,
+    is_complete,
     markdown_table,
     mean_and_interval,
     minus,
@@ -347,7 +348,7 @@ class Measured:
 def measure(level: Level, recommender: str, vectors: Sequence[str], seeds: Sequence[int]) -> Measured:
     """Measure the vectors whose seeds are complete at a share."""
     places = {vector: level.positions(recommender, vector) for vector in vectors}
-    done = {vector: place for vector, place in places.items() if adaptation.is_complete(place, seeds)}
+    done = {vector: place for vector, place in places.items() if is_complete(place, seeds)}
     ndcg = {vector: gains("ndcg", read_positions(place, seeds)) for vector, place in done.items()}
     return Measured(level, ndcg, targets(level))
 

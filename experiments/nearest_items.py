@@ -33,15 +33,13 @@ from experiments import adaptation
 from experiments.adaptation import CHECKED, EVEN, IDS, MISMATCHED, OTHER_IMAGES, SEPARATE, Measured
 from experiments.options import THREE_SEEDS, Name, Seeds
 from experiments.study import (
-    CUTOFF,
-    difference,
     gains,
     interval_cell,
+    is_complete,
     logger,
     markdown_table,
     mean_and_interval,
     minus,
-    range_over_seeds,
     read_positions,
     write_results,
 )
@@ -136,7 +134,8 @@ def main(
     tables = []
     for run in found:
         of_run = measured[run.label]
-        tables += [levels(of_run, f"{run.label}, nearest items, {len(seeds)} seeds"), differences(of_run, run, beside)]
+        tables += [adaptation.absolute(of_run, f"{run.label}, nearest items, {len(seeds)} seeds")]
+        tables += [differences(of_run, run, beside)]
     for one, other in combinations(found, 2):
         tables.append(contrast(one, measured[one.label], other, measured[other.label]))
     write_results("\n".join(filter(None, tables)), "nearest_items", name)
@@ -251,21 +250,13 @@ def measure(
     for trained in beside:
         recommender, _, vector = trained.partition("/")
         place = adaptation.positions(run.folder, recommender, vector)
-        if not adaptation.is_complete(place, seeds):
+        if not is_complete(place, seeds):
             logger.warning("%s: %s has no positions of every seed and is left out", run.label, trained)
             continue
         frames = read_positions(place, seeds)
         for group, mask in groups.items():
             measured[group][trained] = gains("ndcg", frames, mask), gains("hit", frames, mask)
     return measured
-
-
-def levels(measured: Measured, title: str) -> str:
-    """The Markdown table of NDCG and Hit of each group, with a row for each kind of vectors."""
-    kinds = list(next(iter(measured.values())))
-    heads = ["vectors", *(f"{group}: {metric}@{CUTOFF}" for group in measured for metric in ("NDCG", "Hit"))]
-    rows = [[vector, *(f"{gain.mean():.4f}" for of in measured.values() for gain in of[vector])] for vector in kinds]
-    return markdown_table(heads, rows, title)
 
 
 def differences(measured: Measured, run: Run, beside: Sequence[str]) -> str:
@@ -279,16 +270,8 @@ def differences(measured: Measured, run: Run, beside: Sequence[str]) -> str:
     against = product(("id", *of_frozen, f"{CHECKED}{EVEN}", *(f"{IDS}{vector}" for vector in of_frozen)), beside)
     for first, second in (*PAIRS, *against):
         if kinds >= {first, second}:
-            row = [f"{first} - {second}"]
-            for group, of in measured.items():
-                paired_SU = of[first][0] - of[second][0]
-                row.append(difference(paired_SU, run.params.evaluate, row[0]))
-                if group.startswith("all"):
-                    row.append(range_over_seeds(paired_SU))
-            rows.append(row)
-    heads = ["difference"]
-    for group in measured:
-        heads += [f"{group}: NDCG@{CUTOFF} [95 %]", *(["over seeds"] if group.startswith("all") else [])]
+            rows.append([f"{first} - {second}", *adaptation.difference_cells(measured, run.params, first, second)])
+    heads = ["difference", *adaptation.difference_heads(measured)]
     return markdown_table(heads, rows, f"{run.label}, nearest items, differences") if rows else ""
 
 

@@ -53,7 +53,7 @@ from experiments.study import (
     write_results,
 )
 from experiments.study import keep_positions as keep
-from experiments.workspaces import NOTHING_TRAINED, own_params
+from experiments.workspaces import NOTHING_TRAINED, own_params, padded, params_file
 from sda_core.artifacts import INTERACTIONS, ITEMS, TRUTH, USERS, Workspace, replace_directory, write_json
 from sda_core.cli.scripts import Names, Numbers, names, numbers
 from sda_core.data.demo import truth_of
@@ -156,7 +156,7 @@ def main(
     grid = product(values_of("--shared", shared), values_of("--completeness", completeness), drawn)
     cells = [Cell(*values) for values in grid]
     common = [*(changes or []), f"dataset.image_side={IMAGE_SIDE}"]
-    shops = {cell: prepare(root / "params.yaml", folder / cell.name, [*common, *cell.changes()]) for cell in cells}
+    shops = {cell: prepare(params_file(root), folder / cell.name, [*common, *cell.changes()]) for cell in cells}
     for seed in seeds:  # finish one seed of the whole grid before the next
         for (workspace, params), recommender in product(shops.values(), recommenders):
             for variant in names_:
@@ -250,12 +250,8 @@ def vectors(workspace: Workspace, params: Params, variant: str, section: Recomme
     if variant == "random":
         made = controls.control("random", made, np.arange(1, len(raw_item_ids) + 1), params.export_embeddings, seed)
     if takes_modalities(section):
-        return {"image": _padded(made.image_ID), "text": _padded(made.text_ID)}
-    return _padded(made.fused_IF)
-
-
-def _padded(matrix_ID: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros((1, matrix_ID.shape[1]), dtype=np.float32), matrix_ID])
+        return {"image": padded(made.image_ID), "text": padded(made.text_ID)}
+    return padded(made.fused_IF)
 
 
 def positions(workspace: Workspace, recommender: str, variant: str) -> Path:

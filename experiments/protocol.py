@@ -47,12 +47,13 @@ from experiments.study import (
     read_positions,
     write_results,
 )
+from experiments.workspaces import project_params
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.data.filtering import filter_dataset
 from sda_core.evaluation.groups import item_groups
 from sda_core.fetch.manifest import manifest_file
-from sda_core.params import Params, TailParams, load_params
+from sda_core.params import Params, TailParams
 
 NOT_CAUSAL, BCE = {"causal": False}, {"loss": "bce", "num_negatives": 1}
 
@@ -121,7 +122,7 @@ def main(
 ) -> None:
     """Filter and train what is missing, write table and plot."""
     check_names("--trainings", trainings, TRAININGS)
-    params = load_params(root / "params.yaml")
+    params = project_params(root)
     folder = root / "experiments" / "positions" / name
     workspaces = {"kcore": Workspace(root), "single_pass": Workspace(folder / "single_pass")}
     if not workspaces["single_pass"].interactions.exists():

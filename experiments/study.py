@@ -108,6 +108,11 @@ def keep_positions(
     logger.info("%s/%s, seed %d: %d epochs", folder.parent.name, folder.name, seed, len(records))
 
 
+def is_complete(folder: Path, seeds: Sequence[int]) -> bool:
+    """Whether the positions of all seeds exist."""
+    return all(positions_path(folder, seed).exists() for seed in seeds)
+
+
 def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
     """Read the parquet table at ``path``; if it is missing, compute it with ``make`` and write it first."""
     if not path.exists():
@@ -115,18 +120,22 @@ def kept_table(path: Path, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
     return pl.read_parquet(path)
 
 
-def keep_settings(path: Path, settings: Mapping[str, object]) -> None:
+def keep_settings(path: Path, settings: Mapping[str, object], *, made: Path | None = None) -> None:
     """Record what the results in a folder were made with, and check it against a record of earlier results.
 
     Args:
         path: the file of the record.
         settings: values that can be written as JSON.
+        made: the file that was made with them, if it is not the whole folder.
 
     Raises:
         ConfigError: the results were made with other values.
     """
     known = read_json(path, "settings of an experiment") if path.exists() else dict(settings)
     differ = [name for name, value in settings.items() if known.get(name) != value]
+    if differ and made is not None:
+        told = " and ".join(f"{name} {known.get(name)!r} (expected {settings[name]!r})" for name in differ)
+        raise ConfigError(str(made), f"was made with {told}", "delete it to make it again, or change the settings back")
     if differ:
         problem = f"the results in {path.parent} were made with other {' and '.join(differ)}"
         raise ConfigError("--name", problem, "use another name, or delete the folder")

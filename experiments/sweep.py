@@ -51,7 +51,7 @@ from experiments.study import (
     retrieval_at_1,
     write_results,
 )
-from experiments.workspaces import BASE, VARIANTS, Study, adapt, prepare, read_curve, train_on, train_on_corrupted
+from experiments.workspaces import BASE, VARIANTS, Study, adapt, params_file, prepare, read_curve, train_on, train_on_corrupted
 from sda_core.artifacts import INTERACTIONS, ITEMS
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
@@ -116,6 +116,7 @@ def main(
         raise ConfigError(
             "--param, --corrupt", "expected exactly one of them", "give the setting to vary, or the modality to corrupt"
         )
+    params_file(source, "--source")
     study = Study(source.resolve(), Path("experiments") / "runs" / name, [variant], seeds, changes or [])
     sweep = Sweep(study, variant, values, recommenders, param, corrupted, how)
     for seed in seeds:

@@ -35,13 +35,13 @@ from experiments.compare_vectors import Representation, intervals, table
 from experiments.options import THREE_SEEDS, Baselines, MaxEpochs, Name, Recommender, Root, Seeds, Variants
 from experiments.separate_models import text_embeddings
 from experiments.study import CUTOFF, plot_intervals, write_results
-from experiments.workspaces import train_on
+from experiments.workspaces import project_params, train_on
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace
 from sda_core.cli.scripts import Names
 from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.embeddings.table import write_embeddings
 from sda_core.errors import ConfigError
-from sda_core.params import ExportParams, load_params
+from sda_core.params import ExportParams
 from sda_core.seed import generator
 
 MAX_TOKENS = 48  # per title; those of Beauty have 16 on average
@@ -66,7 +66,7 @@ def main(
     user_share: Annotated[float, typer.Option(help="Share of the users that is kept, drawn once.")] = 1.0,
 ) -> None:
     """Make the vectors, train what is missing, write table and plot."""
-    workspace, params = Workspace(root), load_params(root / "params.yaml")
+    workspace, params = Workspace(root), project_params(root)
     everyone = list(dict.fromkeys([*variants, *baselines]))
     if "minilm" in everyone and not workspace.embeddings("minilm").exists():
         write_title_vectors(workspace, params.export_embeddings)

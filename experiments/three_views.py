@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from experiments.options import THREE_SEEDS, Name, NumSteps, Root, Seeds
 from experiments.study import Panels, kept_table, markdown_table, mean_and_range, plot_intervals, write_results
-from experiments.workspaces import untrained
+from experiments.workspaces import project_params, untrained
 from sda_core import backbones, log
 from sda_core.adapters import base_model, modality
 from sda_core.alignment.training import learning_rate
@@ -41,7 +41,7 @@ from sda_core.item_source import item_source
 from sda_core.items import ItemSource
 from sda_core.losses import cmsa_many
 from sda_core.losses.geometry import Centering
-from sda_core.params import AdapterParams, LossParams, Params, load_params
+from sda_core.params import AdapterParams, LossParams, Params
 from sda_core.runtime import prepare_torch
 from sda_core.seed import derive, generator
 
@@ -126,7 +126,7 @@ def main(
     num_held_out: Annotated[int, typer.Option(help="Number of held-out items that are measured.")] = 64,
 ) -> None:
     """Measure what is missing, write table and plot."""
-    params = load_params(root / "params.yaml")
+    params = project_params(root)
     folder = root / "experiments" / "views" / name
     parts = []
     for seed in seeds:

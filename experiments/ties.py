@@ -42,13 +42,14 @@ from experiments.study import (
     read_gains,
     write_results,
 )
+from experiments.workspaces import project_params
 from sda_core import recommenders as models
 from sda_core.artifacts import INTERACTIONS, ITEMS, Workspace, read_json, write_json
 from sda_core.cli.scripts import Names, names
 from sda_core.data.filtering import filter_dataset
 from sda_core.errors import DataError
 from sda_core.fetch.manifest import manifest_file
-from sda_core.params import Params, SequentialParams, load_params
+from sda_core.params import Params, SequentialParams
 from sda_core.seed import generator
 
 Order = Literal["file", "random", "shuffled"]
@@ -72,7 +73,7 @@ def main(
     check_names("--recommenders", recommenders, RECOMMENDERS)
     check_names("--orders", orders, ORDERS)
     chosen = cast(Sequence[Order], orders)
-    source, params = Workspace(root), load_params(root / "params.yaml")
+    source, params = Workspace(root), project_params(root)
     folder = root / "experiments" / "positions" / name
     for seed in seeds:
         for recommender in recommenders:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments.options import THREE_SEEDS, Changes, Name, Seeds, Source, Variants
 from experiments.study import check_names
-from experiments.workspaces import BASE, VARIANTS, adapt, prepare
+from experiments.workspaces import BASE, VARIANTS, adapt, params_file, prepare
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names
 
@@ -31,6 +31,7 @@ def main(
 ) -> None:
     """Make the workspaces and run the missing stages in them."""
     check_names("--variants", variants, VARIANTS)
+    params_file(source, "--source")
     base = Path("experiments") / "runs" / name
     for seed in seeds:
         workspace = Workspace(base / f"seed-{seed}")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import polars as pl
@@ -28,7 +28,7 @@ from sda_core.embeddings.fusion import fuse, seen_items
 from sda_core.errors import ArtifactError, ConfigError
 from sda_core.item_vectors import read_vectors
 from sda_core.local_files import watched
-from sda_core.params import AdapterParams, Control, Oracle, Params, RecommenderParams, load_params
+from sda_core.params import AdapterParams, Control, ExportParams, Oracle, Params, Section, load_params
 
 BASE = "zero_shot"
 VARIANTS = {
@@ -40,8 +40,32 @@ VARIANTS = {
 NOTHING_TRAINED = ("control_embeddings.variants=[]", f"variants=[id, {BASE}]", f"train_recommender.variants=[{BASE}]")
 """Changes of params for a folder in which the experiment starts the trainings, and not the pipeline."""
 
+Changed = TypeVar("Changed", bound=Section)
+
 
 # ------------------------------------------------------------------------------------------------- folders and params
+def params_file(root: Path, option: str = "--root") -> Path:
+    """The path of a project's ``params.yaml``.
+
+    Args:
+        root: the project folder.
+        option: the option that names it, for the message of the error.
+
+    Raises:
+        ConfigError: the folder has no such file.
+    """
+    path = root / "params.yaml"
+    if not path.exists():
+        problem = f"expected a project folder, with params.yaml (got {root.resolve()}, which has none)"
+        raise ConfigError(option, problem, f"run inside the project, or name its folder with {option}")
+    return path
+
+
+def project_params(root: Path, option: str = "--root") -> Params:
+    """The params of a project folder; see :func:`params_file`."""
+    return load_params(params_file(root, option))
+
+
 def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
     """The workspace with a seed's vectors, and its params.
 
@@ -50,7 +74,7 @@ def workspace_of(root: str, seed: int) -> tuple[Workspace, Params]:
         seed: the seed.
     """
     folder = Path(root.replace("{seed}", str(seed)))
-    return Workspace(folder), load_params(folder / "params.yaml")
+    return Workspace(folder), project_params(folder)
 
 
 def link(path: Path, target: Path) -> None:
@@ -252,7 +276,7 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
     if kind in get_args(Oracle):
         raw_item_ids = ITEMS.read(workspace.items).sort("item_id")["raw_item_id"].to_list()
         made = controls.oracle(cast("Oracle", kind), workspace, raw_item_ids, params.control_embeddings.seed)
-        return np.concatenate([np.zeros((1, made.fused_IF.shape[1]), dtype=np.float32), made.fused_IF])
+        return padded(made.fused_IF)
     source = workspace.embeddings(variant if kind is None else BASE)
     if variant == "id" or (kind is None and fused_dim is None):
         return read_vectors(source)
@@ -262,7 +286,12 @@ def vectors_of(workspace: Workspace, params: Params, variant: str, fused_dim: in
         vectors = controls.control(
             cast("controls.Derived", kind), vectors, seen, params.export_embeddings, params.control_embeddings.seed
         )
-    return np.concatenate([np.zeros((1, vectors.fused_IF.shape[1]), dtype=np.float32), vectors.fused_IF])
+    return padded(vectors.fused_IF)
+
+
+def padded(vectors_IF: np.ndarray) -> np.ndarray:
+    """Item vectors ``(I + 1, F)`` for a recommender: the row is the item id, and row 0, the padding, is zero."""
+    return np.concatenate([np.zeros((1, vectors_IF.shape[1]), dtype=np.float32), vectors_IF])
 
 
 def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors, fused_dim: int | None) -> controls.Vectors:
@@ -270,8 +299,26 @@ def fused_again(workspace: Workspace, params: Params, vectors: controls.Vectors,
     if fused_dim is None:
         return vectors
     section = params.export_embeddings.model_copy(update={"fusion": "late_concat_pca", "fused_dim": fused_dim})
-    fused = fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, seen_items(workspace), section, has_text=vectors.has_text)
-    return replace(vectors, fused_IF=fused)
+    return replace(vectors, fused_IF=fuse_vectors(workspace, vectors, section))
+
+
+def fuse_vectors(
+    workspace: Workspace, vectors: controls.Vectors, section: ExportParams, base: controls.Vectors | None = None
+) -> np.ndarray:
+    """Fuse image and text vectors; see :func:`sda_core.embeddings.fusion.fuse`.
+
+    Args:
+        workspace: a workspace with interactions; the axes are fitted on the items of its training interactions.
+        vectors: the image and text vectors.
+        section: the settings of the fusion.
+        base: vectors of the same items by the backbone alone, to join with these.
+
+    Returns:
+        ``(I, F)`` float32.
+    """
+    beside = None if base is None else (base.image_ID, base.text_ID)
+    fit_ids = seen_items(workspace)
+    return fuse(vectors.image_ID, vectors.text_ID, vectors.has_image, fit_ids, section, beside, vectors.has_text)
 
 
 def train_on(
@@ -305,8 +352,15 @@ def train_on(
     keep_positions(workspace, params, section, seed, folder, vectors=vectors_of(workspace, params, variant, fused_dim))
 
 
-def changed_section(section: RecommenderParams, changes: Mapping[str, Any]) -> RecommenderParams:
-    """A recommender's section with some values changed.
+def changed_section(section: Changed, changes: Mapping[str, Any], where: str = "", got: str = "") -> Changed:
+    """A section of the params with some values changed.
+
+    Args:
+        section: the section.
+        changes: the new values by name.
+        where: the option that gives the values, for the message of the error; empty for the section of a recommender in
+            ``params.yaml``.
+        got: the text of that option.
 
     Raises:
         ConfigError: a value is wrong, or the values contradict each other.
@@ -315,9 +369,11 @@ def changed_section(section: RecommenderParams, changes: Mapping[str, Any]) -> R
         return type(section).model_validate(section.model_dump() | dict(changes))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        where = f"params.yaml: train_recommender.{section.kind}" + (f".{name}" if name else "")
-        raise ConfigError(where, first["msg"].removeprefix("Value error, ")) from None
+        problem = first["msg"].removeprefix("Value error, ")
+        if where:
+            raise ConfigError(where, f"{problem} (got {got!r})") from None
+        name = ".".join(map(str, ("train_recommender", getattr(section, "kind", ""), *first["loc"])))
+        raise ConfigError(f"params.yaml: {name}", problem) from None
 
 
 # ------------------------------------------------------------------------------------------------- one workspace for each seed

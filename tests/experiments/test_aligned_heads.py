@@ -11,6 +11,7 @@ import torch
 
 from experiments import adaptation, aligned_heads
 from experiments.nearest_items import Run
+from experiments.study import Panels, interval_cell
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, Numbers
 from sda_core.embeddings.controls import read_table
@@ -169,6 +170,22 @@ def test_tables(tables: str) -> None:
     assert any(line.startswith("| sda, 4 steps - mismatched, 4 steps | id+mixed |") for line in tables.splitlines())
     halfway = [line for line in tables.splitlines() if line.startswith("| sda, 2 steps - frozen |")]
     assert [line.split(" | ")[1] for line in halfway] == ["fused", "mixed", "image", "text"]
+
+
+def test_the_plot_shows_the_numbers_of_the_table(
+    project: Path, tables: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line is the difference of a loss to the frozen embeddings after the last step, in the column of all users."""
+    shown: list[Panels] = []
+    monkeypatch.setattr(aligned_heads, "plot_intervals", lambda path, panels, *_, **__: shown.append(panels))
+    runs = [f"small={project}"]
+    aligned_heads.main("small", runs, "zero_shot", Names(("sda", "mismatched")), Numbers((2, 4)), seeds=Numbers((1, 2)))
+    assert list(shown[0]) == [f"small, {kind}" for kind in ("fused", "mixed", "image", "text", "id+fused", "id+mixed")]
+    for title, lines in shown[0].items():
+        assert list(lines) == ["sda", "mismatched"]
+        for loss, line in lines.items():
+            start = f"| {loss}, 4 steps - frozen | {title.partition(', ')[2]} | {interval_cell(line)} |"
+            assert any(row.startswith(start) for row in tables.splitlines()), start
 
 
 def test_finished_trainings_are_kept(project: Path, tables: str, monkeypatch: pytest.MonkeyPatch) -> None:

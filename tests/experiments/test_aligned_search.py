@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import adaptation, aligned_heads, aligned_search
+from experiments import adaptation, aligned_heads, aligned_search, cross_modal_search
 from experiments.cross_modal_search import of_seeds
 from experiments.nearest_items import Run
 from sda_core.cli.scripts import Names, Numbers
@@ -33,6 +33,10 @@ def vectors(widths: tuple[int, int], seed: int = 0, num_missing: int = 0) -> Vec
     return Vectors(image_ID, text_ID, image_ID, has_image, has_text)
 
 
+def draw(own: Vectors, titles: list[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    return cross_modal_search.draw(own.has_image & own.has_text, 0.25, 2, "an image and a text", titles)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A run of the study of adaptation on a tiny shop, without adapters."""
@@ -51,28 +55,28 @@ def search(project: Path, folder: Path, **options: object) -> str:
 
 def test_only_items_with_both_modalities_are_held_out() -> None:
     own = vectors((20, 30), num_missing=100)
-    known, held_out = aligned_search.draw(own, 0.25)
+    known, held_out = draw(own)
     assert (len(known), len(held_out)) == (300, 100)
     assert sorted([*known, *held_out]) == list(range(200, NUM_ITEMS))
-    again = aligned_search.draw(own, 0.25)
+    again = draw(own)
     np.testing.assert_array_equal(held_out, again[1])
 
 
 def test_items_of_a_title_are_held_out_together() -> None:
     own = vectors((20, 30), num_missing=100)
     titles = [f"title {item % 37}" for item in range(NUM_ITEMS)]
-    known, held_out = aligned_search.draw(own, 0.25, titles)
+    known, held_out = draw(own, titles)
     assert sorted([*known, *held_out]) == list(range(200, NUM_ITEMS))
     assert {titles[row] for row in known}.isdisjoint(titles[row] for row in held_out)
     assert 100 <= len(held_out) <= 100 + 11  # a title has at most eleven items
     with pytest.raises(TrainingError, match="--share: it holds out 400 of 400 items"):
-        aligned_search.draw(own, 0.25, ["the same"] * NUM_ITEMS)
+        draw(own, ["the same"] * NUM_ITEMS)
 
 
 @pytest.mark.parametrize("width", [40, aligned_heads.WIDTH])
 def test_embeddings_in_one_space_keep_their_cosines(width: int) -> None:
     own = vectors((width, width))
-    known, held_out = aligned_search.draw(own, 0.25)
+    known, held_out = draw(own)
     image_ID, text_ID = aligned_search.prepared(own, known)
     units = [unit_rows(each.astype(np.float64)) for each in (own.image_ID, own.text_ID)]
     expected = [each - each[known].mean(0) for each in units]
@@ -81,7 +85,7 @@ def test_embeddings_in_one_space_keep_their_cosines(width: int) -> None:
 
 def test_held_out_items_do_not_shape_the_space() -> None:
     own = vectors((20, 30))
-    known, held_out = aligned_search.draw(own, 0.25)
+    known, held_out = draw(own)
     before = aligned_search.prepared(own, known)
     own.image_ID[held_out] = np.random.default_rng(1).normal(size=(len(held_out), 20))
     after = aligned_search.prepared(own, known)

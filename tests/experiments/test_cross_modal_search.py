@@ -44,7 +44,8 @@ def test_the_same_items_are_held_out_of_every_training(on_tiny: Path, monkeypatc
     params = load_params(on_tiny / "params.yaml")
     batch_size = params.train_adapter.training.batch_size
     source = item_source(Workspace(on_tiny), params.items)
-    held_out = search.draw(source, 0.25, batch_size)
+    known, held_out = search.draw(source.has_image, 0.25, batch_size, "an image")
+    np.testing.assert_array_equal(np.sort([*known, *held_out]), np.flatnonzero(source.has_image))
     assert source.has_image[held_out].all()
     assert len(held_out) == round(0.25 * source.has_image.sum())
     shown, train = [], search.alignment.train_adapter
@@ -66,6 +67,18 @@ def test_the_same_items_are_held_out_of_every_training(on_tiny: Path, monkeypatc
     assert kept["position"].is_between(1, len(held_out)).all()
     search.main("small", on_tiny, variants, Numbers((1, 2)), 2, 0.25)
     assert len(shown) == 6  # nothing is trained again
+
+
+@pytest.mark.parametrize(
+    ("share", "message"), [(0.0, "0 of 8 .* leaves 8"), (-0.5, "0 of 8 .* leaves 8"), (0.75, "6 of 8 .* leaves 2")]
+)
+@pytest.mark.parametrize("titles", [None, list("abcdefghij")])
+def test_shares_that_leave_too_few_items(share: float, message: str, titles: list[str] | None) -> None:
+    can_be_drawn = np.arange(10) < 8
+    with pytest.raises(
+        TrainingError, match=f"--share: it holds out {message} for training; hold out at least one, and leave .* 3"
+    ):
+        search.draw(can_be_drawn, share, 3, "an image", titles)
 
 
 def test_mistakes(on_tiny: Path) -> None:

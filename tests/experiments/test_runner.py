@@ -48,7 +48,7 @@ def test_a_package_lists_its_scripts_in_one_line_each(package: str, repository: 
         (["--seeds"], "--seeds: has no value, expected: seeds of the trainings; see `{program} --help`"),
         (["--sees=1"], "--sees: is not an option of this command (similar are --seeds); see `{program} --help`"),
         (["1"], "'1' is not expected; this command takes options only; see `{program} --help`"),
-        (["--root", "nowhere"], "nowhere/params.yaml: no such file"),
+        (["--root", "nowhere"], "--root: expected a project folder"),
     ],
     ids=["name", "number", "comma", "name-twice", "number-twice", "negative", "no-value", "option", "word", "root"],
 )

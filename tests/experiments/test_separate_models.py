@@ -20,7 +20,7 @@ from sda_core.errors import ArtifactError, ConfigError
 from sda_core.exchange.vectors import read_vectors
 from sda_core.item_source import item_source
 from sda_core.items import ItemSource
-from sda_core.params import load_params
+from sda_core.params import Params, load_params
 
 
 class OneImage:
@@ -109,6 +109,36 @@ def test_the_table_is_written_once_and_fused_like_a_variant(on_tiny: Path, monke
     adaptation.check_vectors(list(made))
 
 
+def test_a_table_made_with_other_settings_is_rejected(on_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(separate_models, "text_embeddings", lambda texts: np.eye(len(texts), 6, dtype=np.float32))
+    monkeypatch.setattr(separate_models, "image_embeddings", lambda source: np.eye(len(source), 9, dtype=np.float32))
+    workspace, params, target = Workspace(on_tiny), load_params(on_tiny / "params.yaml"), tmp_path / "separate_models.parquet"
+
+    def changed(section: str, **changes: object) -> Params:
+        return params.model_copy(update={section: getattr(params, section).model_copy(update=changes)})
+
+    separate_models.write(workspace, params, target)
+    before = target.read_bytes()
+    for section, changes, told in (
+        ("export_embeddings", {"fused_dim": 4}, r"export_embeddings\.fused_dim 8 \(expected 4\)"),
+        ("items", {"noun": "mug"}, r"items\.noun '\w+' \(expected 'mug'\)"),
+    ):
+        with pytest.raises(ConfigError, match=rf"separate_models\.parquet: was made with {told}; delete it to make it again"):
+            separate_models.write(workspace, changed(section, **changes), target)
+    separate_models.write(workspace, params, target)
+    assert target.read_bytes() == before
+
+    target.unlink()  # the record of a deleted table does not count
+    separate_models.write(workspace, changed("export_embeddings", fused_dim=4), target)
+    assert read_table(target).fused_IF.shape[1] == 4
+    with pytest.raises(ConfigError, match=r"export_embeddings\.fused_dim 4 \(expected 8\)"):
+        separate_models.write(workspace, params, target)
+    target.with_suffix(".json").unlink()  # a table of an earlier version has no record
+    separate_models.write(workspace, params, target)
+    with pytest.raises(ConfigError, match=r"export_embeddings\.fused_dim 8 \(expected 4\)"):
+        separate_models.write(workspace, changed("export_embeddings", fused_dim=4), target)
+
+
 def test_the_command_writes_a_file_that_can_be_imported(on_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, params = Workspace(on_tiny), load_params(on_tiny / "params.yaml")
     source, raw = item_source(workspace, params.items), ITEMS.read(workspace.items).sort("item_id")["raw_item_id"].to_list()
@@ -130,6 +160,8 @@ def test_the_command_writes_a_file_that_can_be_imported(on_tiny: Path, tmp_path:
 def test_mistakes_of_the_command_are_one_line(on_tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--to: expected a name that ends in \.parquet \(got 'vectors\.npy'\)"):
         separate_models.main(on_tiny, Path("vectors.npy"))
+    with pytest.raises(ConfigError, match=r"--root: expected a project folder, with params\.yaml \(got /.*\); run"):
+        separate_models.main(tmp_path, tmp_path / "separate.parquet")
     (tmp_path / "params.yaml").write_bytes((on_tiny / "params.yaml").read_bytes())
     with pytest.raises(ArtifactError, match=r"items\.parquet"):
         separate_models.main(tmp_path, tmp_path / "separate.parquet")
