@@ -28,6 +28,7 @@ from sda_core.report.page import (
     p_text,
     percent,
     small_percent,
+    with_code,
 )
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -439,6 +440,12 @@ def test_the_table_of_what_was_learned(page_data: ReportData) -> None:
     assert "All figures of 256 items" in text
     assert all(figure in text for figure in ("1.25", "4.5", "\u22120.125", "0.999"))
     assert "What the adapters learned" not in visible(render(dataclasses.replace(page_data, learning=())))
+
+
+def test_commands_are_code() -> None:
+    assert with_code("Add <users>: `dvc exp run -S 'a=<1>'`") == (
+        "Add &lt;users&gt;: <code>dvc exp run -S &#39;a=&lt;1&gt;&#39;</code>"
+    )
 
 
 def test_small_texts() -> None:
