@@ -91,6 +91,7 @@ def _history(run: FinishedRun, variants: list[str], k: int) -> None:
         [*dict.fromkeys([*st.session_state.get("history", []), *_listed(run)])],  # keep a chosen item when the list is filtered
         format_func=lambda number: run.items[number].label,
         key="history",
+        placeholder="Choose items",
     )
     if not history:
         st.info("Choose one item or more.")
