@@ -228,10 +228,14 @@ def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[
 # --------------------------------------------------------------------------------------------------- parts
 @dataclass(frozen=True)
 class Card:
-    """The choice for one recommender as text; ``against`` has its baselines with their cells."""
+    """The choice for one recommender as text; ``against`` has its baselines with their cells.
+
+    ``is_clear`` if the variant is clearly better than a baseline, and clearly worse than none.
+    """
 
     recommender: str
     variant: str
+    is_clear: bool
     valid: str
     next_best: str
     ndcg: str
@@ -252,6 +256,7 @@ def cards(found: Answer) -> list[Card]:
         Card(
             recommender=choice.recommender,
             variant=choice.chosen.variant,
+            is_clear={"higher"} <= {pair.verdict for pair in choice.against} <= {"higher", "equal", "no clear difference"},
             valid=f"{choice.valid:.4f}",
             next_best="" if choice.next_best is None else f"{choice.next_best[0]} {choice.next_best[1]:.4f}",
             ndcg=_score_cell(choice.chosen.ndcg).text,

@@ -294,6 +294,16 @@ def test_what_validation_chose_is_marked_and_no_test_number_is(page_data: Report
     assert "best" not in visible(html[html.index('class="results"') : html.index("</table>")])
 
 
+def test_a_variant_that_is_not_clearly_better_is_not_recommended(page_data: ReportData) -> None:
+    unclear = [
+        dataclasses.replace(result, changes=tuple(dataclasses.replace(change, low=-0.01, high=0.01) for change in result.changes))
+        for result in page_data.results
+    ]
+    text = visible(render(dataclasses.replace(page_data, results=tuple(unclear))))
+    assert "sasrec: highest on validation, not clearly better sda" in text
+    assert "sasrec: use" not in text
+
+
 def test_zero_shot_is_the_first_baseline(page_data: ReportData) -> None:
     """In the data the id comparison comes first."""
     html = render(page_data)
