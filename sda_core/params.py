@@ -75,12 +75,12 @@ class Section(BaseModel):
 class DemoDataset(Section):
     """The built-in shop: a simulation that writes raw files in the format of a real edition: docs/shop.md."""
 
-    source: Literal["demo"]
+    source: Literal["demo"]  # the built-in shop
     edition: Literal[2014, 2018, 2023]  # edition of the file format
     category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]  # name of the shop
-    seed: CountOrZero
-    num_users: Annotated[int, Field(ge=20, le=10_000_000)]
-    num_items: Annotated[int, Field(ge=20, le=1_000_000)]
+    seed: CountOrZero  # seed of the generator
+    num_users: Annotated[int, Field(ge=20, le=10_000_000)]  # users before the filter
+    num_items: Annotated[int, Field(ge=20, le=1_000_000)]  # items before the filter
     mean_history_length: Annotated[float, Field(ge=5.0, le=200.0)]  # mean number of purchases per user
     popularity_exponent: Strength  # exponent of the Zipf law of item popularity; 0 = uniform
     new_item_share: Annotated[float, Field(ge=0.0, le=0.5)]  # share of the items that arrive later than the first day
@@ -118,15 +118,15 @@ class DemoDataset(Section):
 class AmazonDataset(Section):
     """Raw files of one edition, as published or mirrored; each list is tried in turn."""
 
-    source: Literal["amazon"]
+    source: Literal["amazon"]  # files in the format of the Amazon reviews, also your own
     edition: Literal[2014, 2018, 2023]  # format of the files: docs/data.md
     category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]  # a name for the report
     reviews: Annotated[tuple[str, ...], Field(min_length=1)]  # URLs, file: URLs or plain paths, tried in order
     metadata: Annotated[tuple[str, ...], Field(min_length=1)]  # likewise
     image_archive: Annotated[tuple[str, ...], Field(min_length=1)] | None  # a zip or tar file of images, sources as above
     reviews_sha256: Sha256 | None  # a file with another hash is rejected; null: not checked
-    metadata_sha256: Sha256 | None
-    image_archive_sha256: Sha256 | None
+    metadata_sha256: Sha256 | None  # likewise
+    image_archive_sha256: Sha256 | None  # likewise
     image_folder: str | None  # images as <item id>.jpg or under the metadata's paths; missing ones are fetched
     local_folder: str | None  # if set: all files are read from here by base name, images from <folder>/images; no network
 
@@ -214,7 +214,7 @@ class ItemsParams(Section):
     text_opening: Annotated[str, Field(min_length=1)]  # first words of the text prompt; {noun} is filled in
     fields: Annotated[
         tuple[Literal["title", "brand", "price", "categories", "features", "description"], ...], Field(min_length=1), Distinct
-    ]
+    ]  # fields of the text prompt, in this order
     max_value_chars: Count  # maximum length of each field; longer ones are truncated
     image_prompt: Annotated[str, Field(min_length=1)]  # the text beside an image; {noun} is filled in
     missing_image: Literal["placeholder", "text_only"]  # use a fixed grey image, or make only a text embedding
@@ -226,12 +226,12 @@ class TinyQwen25VL(Section):
     """A seeded, randomly initialised Qwen2.5-VL of a few hundred thousand parameters, with a byte tokenizer."""
 
     kind: Literal["tiny_qwen2_5_vl"]
-    seed: CountOrZero
-    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)]
-    num_layers: Count
-    num_heads: Count
-    vision_hidden_size: Annotated[int, Field(ge=16, multiple_of=16)]
-    vision_depth: Count
+    seed: CountOrZero  # seed of the random weights
+    hidden_size: Annotated[int, Field(ge=16, multiple_of=16)]  # width of the language model
+    num_layers: Count  # blocks of the language model
+    num_heads: Count  # attention heads of the language model
+    vision_hidden_size: Annotated[int, Field(ge=16, multiple_of=16)]  # width of the vision tower
+    vision_depth: Count  # blocks of the vision tower
     min_pixels: Count  # smaller images are enlarged
     max_pixels: Count  # larger images are reduced
     max_text_tokens: Count  # longer texts are truncated
@@ -253,7 +253,7 @@ class Checkpoint(Section):
 
     name: Annotated[str, Field(min_length=1)]  # a hub id such as owner/name, or a folder
     revision: Annotated[str, Field(min_length=1)] | None  # a commit of the hub id; null only for a local folder
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Literal["float32", "bfloat16", "float16"]  # dtype of the frozen weights
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"]  # auto: FlashAttention if it is installed, else sdpa
     max_text_tokens: Count  # longer texts are truncated
 
@@ -289,7 +289,7 @@ class LlavaOnevision(Checkpoint):
 
     kind: Literal["llava_onevision"]
     max_tiles: CountOrZero  # tiles in addition to the whole image; 0: only the whole image
-    pooling: Literal["mean", "last"]
+    pooling: Literal["mean", "last"]  # mean of all token states, or the last token's
 
 
 class InternVL(Checkpoint):
@@ -297,7 +297,7 @@ class InternVL(Checkpoint):
 
     kind: Literal["internvl"]
     max_tiles: CountOrZero  # tiles in addition to the whole image; 0 and 1: only the whole image
-    pooling: Literal["mean", "last"]
+    pooling: Literal["mean", "last"]  # mean of all token states, or the last token's
 
 
 class SmolVLM(Checkpoint):
@@ -305,7 +305,7 @@ class SmolVLM(Checkpoint):
 
     kind: Literal["smolvlm"]
     max_tiles: CountOrZero  # tiles in addition to the whole image; below 4: only the whole image
-    pooling: Literal["mean", "last"]
+    pooling: Literal["mean", "last"]  # mean of all token states, or the last token's
 
 
 class CLIP(Checkpoint):
@@ -340,12 +340,12 @@ class TrainedVariant(Section):
 class TrainingParams(Section):
     """The adapter's optimisation."""
 
-    seed: CountOrZero
-    num_steps: CountOrZero
+    seed: CountOrZero  # seed of the initial weights, the batches and dropout
+    num_steps: CountOrZero  # optimizer steps
     batch_size: Annotated[int, Field(ge=2)]  # items per step, over all processes
     micro_batch_size: Count | None  # items per pass of one process (gradient caching); null: its whole part of the batch
-    learning_rate: Positive
-    weight_decay: NonNegative
+    learning_rate: Positive  # of AdamW, after the warm-up
+    weight_decay: NonNegative  # of AdamW
     warmup_steps: CountOrZero  # steps until the learning rate reaches its value
     max_grad_norm: Positive  # gradients are clipped to this norm
     gradient_checkpointing: bool  # saves memory by a second forward pass; the same result
@@ -362,9 +362,9 @@ class AdapterParams(Section):
     """A mixture of low-rank experts; ``num_experts: 1`` with ``gate: uniform`` is plain LoRA."""
 
     r: Count  # total LoRA rank
-    lora_alpha: Positive
+    lora_alpha: Positive  # numerator of the adapter's scale, lora_alpha / r
     use_rslora: bool  # scale lora_alpha / sqrt(r) instead of lora_alpha / r
-    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout of the adapter's inputs
     variant: Literal["paper", "reference"]  # reference: one dropout mask per expert, as in the public code
     num_experts: Count  # low-rank experts of each layer
     expert_rank: Literal["split", "full"]  # split: r / num_experts for each expert; full: r for each
@@ -398,13 +398,13 @@ class LossParams(Section):
 
     variant: Literal["paper", "reference"]  # reference: as in the paper's public code
     teacher: Literal[Teacher, "none"]  # modalities whose similarities are the soft targets; none: hard targets (InfoNCE)
-    temperature: Positive
+    temperature: Positive  # divides the similarities of the loss
     teacher_temperature: Positive | None  # null: the same as temperature
     teacher_targets: (
         Annotated[float, Field(gt=1)] | None
-    )  # calibrates the teacher_temperature to this number of effective targets: losses.geometry
-    center: Literal["none", "batch", "running"]  # mean to subtract first; running may collapse: losses.geometry
-    keep_base: NonNegative  # weight of the term that keeps the structure within each modality: losses.keep
+    )  # calibrates the teacher_temperature to this number of effective targets: sda_core.losses.geometry
+    center: Literal["none", "batch", "running"]  # mean to subtract first; running may collapse: sda_core.losses.geometry
+    keep_base: NonNegative  # weight of the term that keeps the structure within each modality: sda_core.losses.keep
     learn_temperature: bool  # temperature is then the start value
     teacher_source: Literal["adapted", "base"]  # similarities of the trained vectors, or of the backbone alone
     detach_teacher: bool  # no gradient through the teacher
@@ -454,7 +454,7 @@ class ExportParams(Section):
     center: bool  # subtract the mean of each modality before the scaling to unit length
     normalize: bool  # unit length
     image_weight: NonNegative  # factors of the two modalities if both are fused
-    text_weight: NonNegative
+    text_weight: NonNegative  # as image_weight
     balance: Literal["none", "equal_energy"]  # equal_energy: first scale both to equal variance around their means
     axis_scaling: Literal["none", "even"]  # even: of the PCA, each component divided by sqrt(its variance + mean variance)
     with_base: bool  # adapted variants: also fuse the backbone's vectors without adapter, so that adaptation loses nothing
@@ -475,8 +475,8 @@ class JointParams(Section):
 class ControlParams(Section):
     """Control vectors, one variant each; see ``sda_core.embeddings.controls``."""
 
-    variants: Annotated[tuple[Control, ...], Distinct]
-    seed: CountOrZero
+    variants: Annotated[tuple[Control, ...], Distinct]  # controls to write
+    seed: CountOrZero  # seed of the random and shuffled controls
 
 
 class ImportedVariant(Section):
@@ -490,8 +490,8 @@ class ImportEmbeddingsParams(Section):
 
     variants: dict[Name, ImportedVariant]  # name: {path: file}
     item_column: Annotated[str, Field(min_length=1)]  # in a parquet file: the shop's ids, as in raw_item_id
-    image_column: Annotated[str, Field(min_length=1)]
-    text_column: Annotated[str, Field(min_length=1)]
+    image_column: Annotated[str, Field(min_length=1)]  # image vectors
+    text_column: Annotated[str, Field(min_length=1)]  # text vectors
     embedding_column: Annotated[str, Field(min_length=1)]  # one vector per item; without it the other two are fused
     max_missing_share: Share  # maximum share of items without a vector; such items get a vector of zeros
 
@@ -530,12 +530,12 @@ SequentialLoss = Literal["bce", "gbce", "sampled_softmax", "softmax"]
 class FitParams(Section):
     """Settings of all trained recommenders: optimisation and early stopping on validation NDCG@10."""
 
-    max_epochs: Count
+    max_epochs: Count  # training ends here at the latest
     patience: Count  # evaluations without a better validation NDCG@10
     eval_every: Count  # epochs
-    batch_size: Count
-    learning_rate: Positive
-    weight_decay: NonNegative
+    batch_size: Count  # training rows per step
+    learning_rate: Positive  # of the optimizer
+    weight_decay: NonNegative  # of the optimizer
     dtype: Literal["float32", "bfloat16"]  # dtype of matrix products in training; weights and scoring are float32
 
 
@@ -571,18 +571,18 @@ class SequentialParams(FitParams):
     """Settings of SASRec and BERT4Rec."""
 
     representation: Representation  # representation of an item: a learned vector, its projected embedding, or their sum
-    hidden_size: Count
-    num_blocks: Count
-    num_heads: Count
+    hidden_size: Count  # width of the model
+    num_blocks: Count  # transformer blocks
+    num_heads: Count  # attention heads
     max_length: Length  # number of latest items of a history that are used
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # dropout of the model
     id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]  # with id+content: probability that an item has only content in a step
     new_item_cost: Share | None  # accepted loss of validation NDCG@10 to recommend items not seen in training; null: none
-    loss: SequentialLoss
+    loss: SequentialLoss  # loss over the negatives, or over all items (softmax)
     num_negatives: Count  # negatives of bce, gbce and sampled_softmax; softmax uses all items
     gbce_t: Share  # calibration of gbce: 0 is bce, 1 fully calibrated
     align_weight: NonNegative  # weight of the alignment of projected item vectors to the item table trained on ids; 0: none
-    align_temperature: Positive
+    align_temperature: Positive  # temperature of this alignment
 
     @model_validator(mode="after")
     def _has_content_where_it_is_needed(self) -> SequentialParams:
@@ -632,7 +632,7 @@ class SLMRecParams(FitParams):
     """SLMRec (Tao et al. 2022); without vectors it is LightGCN."""
 
     kind: Literal["slmrec"]
-    hidden_size: Count
+    hidden_size: Count  # width of user and item vectors
     num_layers: CountOrZero  # layers of the graph; 0: no propagation
     embedding_regularization: NonNegative  # L2 on the user and item tables' rows in a batch
     task: Literal["fd", "fm", "fd+fm", "fac"]  # self-supervised task; see sda_core/recommenders/slmrec.py
@@ -712,7 +712,7 @@ class EvaluateParams(Section):
     tail: TailParams
     negatives_seed: CountOrZero  # seed of uni100 and pop100
     bootstrap_samples: CountOrZero  # draws for the intervals; 0: no intervals
-    bootstrap_seed: CountOrZero
+    bootstrap_seed: CountOrZero  # seed of these draws
     batch_size: Count  # users scored at once; does not affect results
     retrieval: RetrievalParams | None  # null: exact scores of all candidates
 
@@ -735,7 +735,7 @@ class EvaluateParams(Section):
 class ReportParams(Section):
     """The report's page."""
 
-    title: Annotated[str, Field(min_length=1)]
+    title: Annotated[str, Field(min_length=1)]  # heading of the page
     num_example_items: Count  # items shown with their neighbours
     num_neighbors: Count  # neighbours per item
     cutoff: Count  # cut-off of the headline table
@@ -744,7 +744,7 @@ class ReportParams(Section):
 class RuntimeParams(Section):
     """Device and processes; no stage depends on this section, because it must not change a result."""
 
-    device: Literal["auto", "cpu", "cuda"]
+    device: Literal["auto", "cpu", "cuda"]  # auto: a GPU if there is one
     num_threads: CountOrZero  # 0: torch's default; with several trainings at once, an equal share of the cores each
     num_trainings: Count  # processes that train recommenders at once
 
@@ -753,9 +753,9 @@ class Params(Section):
     """The whole of ``params.yaml``."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # variants to evaluate and show, in this order
-    recommenders: Annotated[  # recommenders to train and evaluate
+    recommenders: Annotated[
         tuple[Literal["pop", "nearest", "bpr", "vbpr", "slmrec", "sasrec", "bert4rec"], ...], Field(min_length=1), Distinct
-    ]
+    ]  # recommenders to train and evaluate
     dataset: Dataset
     local_files: LocalFilesParams
     download: DownloadParams

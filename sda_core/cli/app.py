@@ -60,9 +60,9 @@ app = typer.Typer(
     name="sda",
     help=(
         "Adapt a vision-language model to a shop's items, and train recommenders on its embeddings.\n\n"
-        "`dvc repro` runs every stage in order and skips what is up to date; the commands below run one stage each, "
-        "with the settings of params.yaml. Every setting that can change a result is in params.yaml; "
-        "change it with `dvc exp run -S section.key=value`."
+        "`dvc repro` runs every stage in order and skips what is up to date. The commands from download to report run one "
+        "stage each, with the settings of params.yaml; the others create a project, or read a finished run. "
+        "Every setting that can change a result is in params.yaml; change it with `dvc exp run -S section.key=value`."
     ),
     no_args_is_help=True,
     add_completion=False,

@@ -11,7 +11,9 @@ from sda_core import __version__
 from sda_core.cli import project
 from sda_core.cli.stage import Root, one_line_errors
 
-Folder = Annotated[Path, typer.Argument(help="The new project folder; an existing one must be empty.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="The new project folder; an existing one must be empty.", show_default=False)
+]
 
 
 def init(folder: Folder) -> None:

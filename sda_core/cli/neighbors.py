@@ -12,7 +12,7 @@ from sda_core.cli.stage import Root, check_variant, one_line_errors
 
 
 def neighbors(
-    item: Annotated[str, typer.Argument(help=ITEM_HELP)],
+    item: Annotated[str, typer.Argument(metavar="ITEM", help=ITEM_HELP)],
     variant: Annotated[str, typer.Option("--variant", help="Variant whose vectors are compared.")] = "zero_shot",
     k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
     root: Root = Path(),

@@ -18,7 +18,7 @@ def recommend(
     ],
     variant: Annotated[str, typer.Option("--variant", help="Variant that the recommender was trained on.")] = "sda",
     recommender: Annotated[str, typer.Option("--recommender", help="Recommender: sasrec, bert4rec, nearest or pop.")] = "sasrec",
-    top: Annotated[int, typer.Option("--top", min=1, help="How many.")] = 10,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of recommendations.")] = 10,
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:

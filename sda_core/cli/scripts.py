@@ -70,7 +70,7 @@ def scripts(package: str) -> Iterator[tuple[str, str]]:
     for path in sorted(Path(spec.origin).parent.glob("[!_]*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
-            yield path.stem, re.split(r"(?<=[.:?]) |\n", ast.get_docstring(module) or "", maxsplit=1)[0].rstrip(":")
+            yield path.stem, re.split(r"(?<=[.:?]) |\n", ast.get_docstring(module) or "", maxsplit=1)[0].rstrip(":.")
 
 
 def run_scripts(package: str) -> None:

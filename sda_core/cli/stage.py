@@ -34,7 +34,7 @@ Root = Annotated[
 ParamsFile = Annotated[
     Path | None, typer.Option("--params", help="The params file.", show_default="params.yaml of the project folder")
 ]
-Variant = Annotated[str, typer.Option("--variant", help="Variant, e.g. id, zero_shot, lora, sda.")]
+Variant = Annotated[str, typer.Option("--variant", help="A variant of params.yaml that this stage makes or uses.")]
 Recommender = Annotated[str, typer.Option("--recommender", help="Which recommender, e.g. pop, nearest, sasrec, vbpr.")]
 OneOrAllRecommenders = Annotated[
     str | None,

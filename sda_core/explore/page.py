@@ -91,6 +91,7 @@ def _history(run: FinishedRun, variants: list[str], k: int) -> None:
         [*dict.fromkeys([*st.session_state.get("history", []), *_listed(run)])],  # keep a chosen item when the list is filtered
         format_func=lambda number: run.items[number].label,
         key="history",
+        placeholder="Choose items",
     )
     if not history:
         st.info("Choose one item or more.")
@@ -123,10 +124,11 @@ def _side_by_side(run: FinishedRun, variants: list[str], answer: Callable[[str],
             found[variant] = error
     shown = {variant: pairs for variant, pairs in found.items() if pairs and not isinstance(pairs, SDAError)}
     lists = {variant: [item for item, _ in pairs] for variant, pairs in shown.items()}
+    every, mark = ("both lists", " · in this list only") if len(lists) == 2 else ("every list", " · not in every list")
     if len(lists) > 1:
         shared = set.intersection(*(set(items) for items in lists.values()))
         most = max(map(len, lists.values()))
-        st.text(f"{len(shared)} of {most} items are in every list." + (" A dot marks the others." if len(shared) < most else ""))
+        st.text(f"{len(shared)} of {most} items are in {every}.")
     for column, (variant, pairs) in zip(st.columns(len(found)), found.items(), strict=True):
         with column:
             st.header(variant)
@@ -137,7 +139,7 @@ def _side_by_side(run: FinishedRun, variants: list[str], answer: Callable[[str],
                 st.info("Nothing to show: this item has no such vector.")
             for item, value in pairs:
                 is_shared = len(lists) < 2 or all(item in others for others in lists.values())
-                _card(run, item, f"{what} {value:.4f}" + ("" if is_shared else " •"))
+                _card(run, item, f"{what} {value:.4f}" + ("" if is_shared else mark))
 
 
 def _card(run: FinishedRun, item_id: int, note: str) -> None:

@@ -153,8 +153,8 @@ def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
     if not shown:
         return ""
     if simulated:
-        return "Run the same ladder on your own shop: dvc exp run -S dataset=movies -S dataset.local_folder=FOLDER"
-    return "Export the chosen vectors and use them in your own recommender: sda export --help"
+        return "Run the pipeline on your own shop (docs/shop.md): `dvc exp run -S dataset=movies -S dataset.local_folder=FOLDER`"
+    return "Export the chosen vectors and use them in your own recommender: `sda export --help`"
 
 
 def _next_for_undecided(undecided: Sequence[Statement], powers: Sequence[Power], num_seeds: int, simulated: bool) -> str:
@@ -172,20 +172,20 @@ def _next_for_undecided(undecided: Sequence[Statement], powers: Sequence[Power],
     unclear = [power.recommender for power in powers if power.oracle.verdict == "no clear difference"]
     if blind:
         names = " and ".join(blind)
-        return f"Repair {names} first: change train_recommender.{blind[0]} until oracle is clearly better than id on validation"
+        return f"Repair {names} first: change `train_recommender.{blind[0]}` until oracle is clearly better than id on validation"
     if simulated and not powers:
-        return "Add the positive control first: add oracle to the ladder (variants, control_embeddings.variants)"
+        return "Add the positive control first: add oracle to `variants` and `control_embeddings.variants`"
     if unclear:
         names = " and ".join(unclear)
         return (
-            "Add users (dvc exp run -S dataset.num_users=6000), or compare several draws of the shop (docs/results.md, "
+            "Add users (`dvc exp run -S dataset.num_users=6000`), or compare several draws of the shop (docs/results.md, "
             f'"Eight draws of the default shop"): in {names} even perfect knowledge is not clearly better than ids here'
         )
     if any(_is_for_seeds(statement.against.change) for statement in undecided):
         more = ",".join(map(str, range(1, num_seeds + 3)))
-        return f"Add seeds, which cause most of the widest interval: dvc exp run -S 'train_recommender.seeds=[{more}]'"
+        return f"Add seeds, which cause most of the widest interval: `dvc exp run -S 'train_recommender.seeds=[{more}]'`"
     if simulated:
-        return "Add users; more seeds would not decide it: dvc exp run -S dataset.num_users=6000"
+        return "Add users; more seeds would not decide it: `dvc exp run -S dataset.num_users=6000`"
     return "Add users, or take a longer period; more seeds would not decide it"
 
 

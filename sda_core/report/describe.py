@@ -11,6 +11,7 @@ from sda_core.params import (
     Checkpoint,
     Cut,
     DemoDataset,
+    ExportParams,
     FilterParams,
     LossParams,
     Nano,
@@ -40,7 +41,7 @@ def backbone(section: BackboneParams) -> str:
             size = f"{section.num_layers} layers of width {section.hidden_size}"
             return f"Qwen2.5-VL architecture, {size}, random weights (seed {section.seed})"
         case Nano():
-            return "nano, a Qwen2.5-VL of 9 million parameters, pre-trained on icons, clip art and words"
+            return "nano, a Qwen2.5-VL of 9 million parameters, pre-trained on icons, clip art and text"
         case Checkpoint():
             revision = "" if section.revision is None else f" at {section.revision}"
             return f"{section.name}{revision}, {section.dtype}"
@@ -53,6 +54,21 @@ def pooling(section: BackboneParams) -> str:
     if isinstance(section, CLIP | SigLIP):
         return "that of the two towers"
     return f"{section.pooling} over the last hidden states"
+
+
+def fusion(section: ExportParams) -> str:
+    """A short description of how the vectors of image and text become one."""
+    match section.fusion:
+        case "late_concat_pca":
+            return f"image and text vectors side by side, reduced to {section.fused_dim} dimensions at most (PCA)"
+        case "concat":
+            return "image and text vectors side by side"
+        case "mean":
+            return "the mean of image and text vectors"
+        case "image" | "text":
+            return f"{section.fusion} vectors alone"
+        case _:
+            assert_never(section.fusion)
 
 
 def tail(section: TailParams) -> str:
@@ -78,7 +94,7 @@ def filtering(section: FilterParams) -> str:
         case "keep":
             parts.append("repeated purchases kept")
         case "first" | "last":
-            parts.append(f"of repeated purchases the {section.duplicates}")
+            parts.append(f"of repeated purchases the {section.duplicates} is kept")
         case _:
             assert_never(section.duplicates)
     if section.time_resolution_seconds:
@@ -207,16 +223,13 @@ def set_up(params: Params) -> tuple[Fact, ...]:
         Fact("Backbone", backbone(params.backbone)),
         Fact("Pooling", pooling(params.backbone)),
         Fact("Adapter training", f"{training.num_steps:,} steps of {training.batch_size} items, seed {training.seed}"),
-        Fact(
-            "Item vectors",
-            f"{params.export_embeddings.fusion.replace('_', ' ')}, at most {params.export_embeddings.fused_dim} wide",
-        ),
+        Fact("Item vectors", fusion(params.export_embeddings)),
         Fact("Protocol", protocols[params.evaluate.protocol]),
         Fact("Ties", ties(params.evaluate.ties)),
         Fact("Tail", tail(params.evaluate.tail)),
         Fact(
             "Uncertainty",
-            f"{params.evaluate.bootstrap_samples:,} draws of users and seeds, seed {params.evaluate.bootstrap_seed}",
+            f"bootstrap: {params.evaluate.bootstrap_samples:,} draws of users and seeds, seed {params.evaluate.bootstrap_seed}",
         ),
     ]
     facts.append(Fact("Recommender seeds", ", ".join(map(str, params.train_recommender.seeds))))

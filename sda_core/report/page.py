@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sda_core.costs import Latest, Total, total
 from sda_core.evaluation import excludes_zero
@@ -106,6 +106,12 @@ def p_text(p_value: float | None) -> str:
 def data_uri(image: EncodedImage) -> str:
     """An image as a ``data:`` URI."""
     return f"data:{image.media_type};base64,{base64.b64encode(image.data).decode('ascii')}"
+
+
+def with_code(text: str) -> Markup:
+    """A text with the parts between backticks as code."""
+    parts = (f"<code>{escape(part)}</code>" if place % 2 else escape(part) for place, part in enumerate(text.split("`")))
+    return Markup("").join(map(Markup, parts))
 
 
 # -------------------------------------------------------------------------------------------- as table cells
@@ -222,10 +228,14 @@ def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[
 # --------------------------------------------------------------------------------------------------- parts
 @dataclass(frozen=True)
 class Card:
-    """The choice for one recommender as text; ``against`` has its baselines with their cells."""
+    """The choice for one recommender as text; ``against`` has its baselines with their cells.
+
+    ``is_clear`` if the variant is clearly better than a baseline, and clearly worse than none.
+    """
 
     recommender: str
     variant: str
+    is_clear: bool
     valid: str
     next_best: str
     ndcg: str
@@ -246,6 +256,7 @@ def cards(found: Answer) -> list[Card]:
         Card(
             recommender=choice.recommender,
             variant=choice.chosen.variant,
+            is_clear={"higher"} <= {pair.verdict for pair in choice.against} <= {"higher", "equal", "no clear difference"},
             valid=f"{choice.valid:.4f}",
             next_best="" if choice.next_best is None else f"{choice.next_best[0]} {choice.next_best[1]:.4f}",
             ndcg=_score_cell(choice.chosen.ndcg).text,
@@ -538,6 +549,7 @@ def render(data: ReportData) -> str:
         day=day,
         duration=duration,
         data_uri=data_uri,
+        with_code=with_code,
         share_bar=share_bar,
         size=size,
         memory=memory,

@@ -168,8 +168,8 @@ def long_tail_chart(title: str, points: Sequence[tuple[float, float]]) -> Markup
     axes = _Axes(0.0, 100.0, whole, whole, "of the items, most popular first", "\u00a0%")
     parts = axes.draw()
     parts.append(f'<polyline class="line even" points="{_path(axes, ((0.0, 0.0), (100.0, 100.0)))}"/>')
-    x, y = axes.place(62.0, 50.0)
-    parts.append(f'<text x="{_n(x)}" y="{_n(y)}">if all items were equally popular</text>')
+    x, y = axes.place(98.0, 14.0)  # below the diagonal, and inside the chart
+    parts.append(f'<text x="{_n(x)}" y="{_n(y)}" text-anchor="end">dashed: if all items were equally popular</text>')
     parts.append(f'<polyline class="line s1" points="{_path(axes, [(100 * x, 100 * y) for x, y in points])}"/>')
     spoken: list[str] = []
     for share in (0.01, 0.1, 0.2, 0.5):

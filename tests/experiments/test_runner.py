@@ -33,7 +33,7 @@ def test_a_package_lists_its_scripts_in_one_line_each(package: str, repository: 
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, env={"COLUMNS": "100"})
     listed = done.stdout.partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in listed] == [name for name, _ in scripts(package)]
-    assert all(sentence for _, sentence in scripts(package))
+    assert all(sentence and not sentence.endswith((".", ":")) for _, sentence in scripts(package))
 
 
 @pytest.mark.parametrize(

@@ -51,3 +51,17 @@ def test_everybody_can_read_it(browser: Browser, page_data: ReportData, tmp_path
     browser.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.open(path)
     assert browser.accessibility_problems() == []
+
+
+def test_no_text_of_a_chart_is_cut_off(browser: Browser, page_data: ReportData, tmp_path: Path) -> None:
+    path = tmp_path / "index.html"
+    path.write_text(render(page_data), encoding="utf-8")
+    browser.do("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
+    browser.open(path)
+    outside = """[...document.querySelectorAll("svg.chart text")].filter(text => {
+        const [a, b] = [text.getBoundingClientRect(), text.closest("svg").getBoundingClientRect()];
+        return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
+    }).map(text => text.textContent)"""
+    assert browser.value(outside) == []
+    browser.value('document.querySelector("svg.chart text").setAttribute("x", "350")')
+    assert len(browser.value(outside)) == 1

@@ -59,12 +59,19 @@ def test_losses_in_words(changes: dict[str, str], said: str, params: Params) -> 
     assert told["sda"].endswith(f"trained with {said}.")
 
 
+def test_fusion_in_words(params: Params) -> None:
+    section = params.export_embeddings
+    assert describe.fusion(section).startswith("image and text vectors side by side, reduced to ")
+    kinds = ("late_concat_pca", "concat", "mean", "image", "text")
+    assert len({describe.fusion(section.model_copy(update={"fusion": kind})) for kind in kinds}) == len(kinds)
+
+
 def test_filter_and_split_in_words(params: Params) -> None:
     section = params.filter.model_copy(
         update={"method": "single_pass", "min_rating": 3.0, "duplicates": "last", "items_without_image": "drop"}
     )
     assert describe.filtering(section) == (
-        "single pass, at least 5 per user, 1 per item; ratings from 3; of repeated purchases the last; "
+        "single pass, at least 5 per user, 1 per item; ratings from 3; of repeated purchases the last is kept; "
         "equal times in random order (seed 42); "
         "items without metadata dropped; items without an image's address dropped"
     )

@@ -28,6 +28,7 @@ from sda_core.report.page import (
     p_text,
     percent,
     small_percent,
+    with_code,
 )
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -293,6 +294,16 @@ def test_what_validation_chose_is_marked_and_no_test_number_is(page_data: Report
     assert "best" not in visible(html[html.index('class="results"') : html.index("</table>")])
 
 
+def test_a_variant_that_is_not_clearly_better_is_not_recommended(page_data: ReportData) -> None:
+    unclear = [
+        dataclasses.replace(result, changes=tuple(dataclasses.replace(change, low=-0.01, high=0.01) for change in result.changes))
+        for result in page_data.results
+    ]
+    text = visible(render(dataclasses.replace(page_data, results=tuple(unclear))))
+    assert "sasrec: highest on validation, not clearly better sda" in text
+    assert "sasrec: use" not in text
+
+
 def test_zero_shot_is_the_first_baseline(page_data: ReportData) -> None:
     """In the data the id comparison comes first."""
     html = render(page_data)
@@ -439,6 +450,12 @@ def test_the_table_of_what_was_learned(page_data: ReportData) -> None:
     assert "All figures of 256 items" in text
     assert all(figure in text for figure in ("1.25", "4.5", "\u22120.125", "0.999"))
     assert "What the adapters learned" not in visible(render(dataclasses.replace(page_data, learning=())))
+
+
+def test_commands_are_code() -> None:
+    assert with_code("Add <users>: `dvc exp run -S 'a=<1>'`") == (
+        "Add &lt;users&gt;: <code>dvc exp run -S &#39;a=&lt;1&gt;&#39;</code>"
+    )
 
 
 def test_small_texts() -> None:
