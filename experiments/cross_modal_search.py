@@ -136,7 +136,7 @@ def draw(
         can_be_drawn: ``(I,)`` bool, the items of which a share is held out.
         share: their share; with titles the last title may add a few.
         least: the number of items that training needs at least.
-        kind: what these items have, for the message of the error, e.g. ``an image``.
+        kind: description of these items in the error's message, e.g. ``an image``.
         titles: the title of each item, to hold out all items of a title together; None to draw single items.
 
     Returns:

@@ -273,7 +273,7 @@ def run_arguments(app: typer.Typer, arguments: Sequence[str] | None = None, prog
 
     Args:
         app: the commands.
-        arguments: the words after the program's name; None: those of this process.
+        arguments: the arguments after the program's name; None: those of this process.
         program: the program's name in messages; None: as it was started.
 
     Raises:
@@ -358,7 +358,7 @@ def _argument(parameter: Any) -> str:
 
 
 def _meaning(parameter: Any, context: Any) -> str:
-    """What the value of an option or argument is: its choices, or else the first sentence of its help."""
+    """The meaning of the value of an option or argument: its choices, or else the first sentence of its help."""
     name_choices = getattr(parameter, "get_missing_message", None)  # absent in the releases of typer on top of click
     choices = (name_choices(ctx=context) or "") if name_choices is not None else ""
     text = choices.removeprefix("Choose from:") or getattr(parameter, "help", None) or ""

@@ -324,7 +324,7 @@ def _ids(folder: Path) -> list[str]:
 
 
 def _listed(plain: Path) -> list[str]:
-    """The ids in a text file; blank lines at its end are no ids."""
+    """The ids in a text file; blank lines at its end are not ids."""
     lines = plain.read_text(encoding="utf-8-sig").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
