@@ -202,7 +202,7 @@ def test_corrupt_images_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> Non
         ("recomend B1", "sda: error: COMMAND: 'recomend' is not a command (similar are 'recommend', 'train-recommender'); see"),
         ("--foo", "sda: error: --foo: is not an option of this command; see"),
         ("recommend", "sda recommend: error: ITEM...: is missing, expected: the history, oldest first; see"),
-        ("recommend B1 --top", "sda recommend: error: --top: has no value, expected: how many; see"),
+        ("recommend B1 --top", "sda recommend: error: --top: has no value, expected: number of recommendations; see"),
         ("recommend B1 --top 0", "sda recommend: error: --top: should be greater than or equal to 1 (got '0'); see"),
         ("recommend B1 --top three", "sda recommend: error: --top: should be a valid integer (got 'three'); see"),
         ("verify --rot x", "sda verify: error: --rot: is not an option of this command (similar are --root); see"),
@@ -212,7 +212,11 @@ def test_corrupt_images_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> Non
         ("download --check=yes", "sda download: error: --check: takes no value; see"),
         ("export --to x", "sda export: error: --format: is missing, expected: one of mmrec, recbole, datasets; see"),
         ("export --to x --format csv", "sda export: error: --format: 'csv' is not one of 'mmrec', 'recbole', 'datasets'; see"),
-        ("build-index", "sda build-index: error: --variant: is missing, expected: variant, e.g. id, zero_shot, lora, sda; see"),
+        (
+            "build-index",
+            "sda build-index: error: --variant: is missing, expected: a variant of params.yaml that this stage makes or uses; "
+            "see",
+        ),
     ],
 )
 def test_a_mistake_in_the_options_is_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +250,7 @@ def test_help_and_version_are_no_mistakes(arguments: list[str], status: int, cap
 def test_a_stage_without_dvc_names_its_own_help(tmp_path: Path, repository: Path) -> None:
     for words, message in (
         (["--foo"], "--foo: is not an option of this command (similar are --root)"),
-        (["--variant"], "--variant: has no value, expected: variant, e.g. id, zero_shot, lora, sda"),
+        (["--variant"], "--variant: has no value, expected: a variant of params.yaml that this stage makes or uses"),
     ):
         command = [sys.executable, "-m", "stages.build_index", *words]
         environment = {**os.environ, "PYTHONPATH": str(repository)}

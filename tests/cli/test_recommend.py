@@ -169,7 +169,7 @@ def test_neighbors(workspace: Workspace, params: dict[str, Any], capsys: pytest.
         assert shown_ids == [RAW[item] for item in np.argsort(-cosines)[: min(k, NUM_ITEMS - 1)]]
 
 
-def test_an_item_without_a_vector_has_no_neighbors(
+def test_an_index_of_other_vectors_and_an_item_without_a_vector_have_no_neighbors(
     workspace: Workspace, params: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sda_core.index import build_index
@@ -179,6 +179,13 @@ def test_an_item_without_a_vector_has_no_neighbors(
     vectors[3] = 0.0
     section = IndexParams.model_validate(params["build_index"] | {"num_queries": 3, "recall_at": 2})
     build_index(vectors, None, section, workspace.index("sda"))
+    with pytest.raises(typer.Exit):
+        neighbors("sku-1", "sda", 3, workspace.root)
+    assert (
+        capsys.readouterr().err.strip().endswith("was not built from the current item vectors; run `dvc repro` to make it again")
+    )
+    ids = np.arange(1, len(RAW) + 1)
+    write_embeddings(workspace.embeddings("sda"), ids, RAW, vectors, vectors, vectors, {}, ids > 0)
     with pytest.raises(typer.Exit):
         neighbors("sku-4", "sda", 3, workspace.root)
     captured = capsys.readouterr()
