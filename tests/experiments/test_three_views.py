@@ -16,7 +16,7 @@ from sda_core.alignment.inputs import MODALITIES
 from sda_core.artifacts import ITEMS, Workspace
 from sda_core.cli.scripts import Numbers
 from sda_core.losses import cmsa_many
-from sda_core.params import Params
+from sda_core.params import Params, load_params
 
 
 def test_every_arm_is_measured_before_and_after(on_tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +46,7 @@ def test_every_arm_is_measured_before_and_after(on_tiny: Path, capsys: pytest.Ca
 
 
 def test_words_and_attributes_share_no_field(on_tiny: Path) -> None:
-    params = three_views.load_params(on_tiny / "params.yaml")
+    params = load_params(on_tiny / "params.yaml")
     views = three_views.Views(Workspace(on_tiny), params, None)  # type: ignore[arg-type]
     titles = ITEMS.read(Workspace(on_tiny).items)["title"]
     row = int(titles.str.len_chars().arg_max() or 0)
@@ -64,7 +64,7 @@ def test_retrieval_at_1() -> None:
 @pytest.fixture
 def adapted(on_tiny: Path, request: pytest.FixtureRequest) -> tuple[Params, backbones.Backbone, nn.Module]:
     """A tiny backbone with an adapter of some size; its teacher is the backbone."""
-    params = three_views.load_params(on_tiny / "params.yaml")
+    params = load_params(on_tiny / "params.yaml")
     section = params.train_adapter
     section = section.model_copy(update={"loss": section.loss.model_copy(update={"teacher_source": "base"})})
     backbone = backbones.build(params.backbone, torch.device("cpu"))
