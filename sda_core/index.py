@@ -81,7 +81,7 @@ def _ids_hash(item_ids: Ids) -> str:
 def _vectors_hash(vectors_ID: npt.NDArray[np.floating]) -> str:
     """Hex SHA-256 of all item vectors before they are scaled, including rows of zeros."""
     digest = hashlib.sha256(repr(vectors_ID.shape).encode())
-    digest.update(np.ascontiguousarray(vectors_ID, dtype="<f4"))
+    digest.update(np.ascontiguousarray(vectors_ID, dtype="<f4").tobytes())
     return digest.hexdigest()
 
 
