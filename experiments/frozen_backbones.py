@@ -1,6 +1,6 @@
-"""Which backbone?  Frozen embeddings of several backbones as item vectors, on one shop or on several draws of the built-in one.
+"""Compare the frozen embeddings of several backbones as item vectors.
 
-No adapter is trained.  Each backbone encodes all items once, and the recommenders rank the test targets by its vectors, alone
+The data is one shop, or several draws of the built-in shop.  No adapter is trained.  Each backbone encodes all items once, and the recommenders rank the test targets by its vectors, alone
 and next to ids.  The first backbone is the reference:
 
     python -m experiments frozen_backbones --name hm --backbone nano=conf/backbone/nano.yaml \\
