@@ -1,7 +1,7 @@
-"""Compare the frozen embeddings of several backbones as item vectors.
+"""Compare frozen embeddings of several backbones as item vectors.
 
-The data is one shop, or several draws of the built-in shop.  No adapter is trained.  Each backbone encodes all items once, and the recommenders rank the test targets by its vectors, alone
-and next to ids.  The first backbone is the reference:
+The data is one shop, or several draws of the built-in shop.  No adapter is trained.  Each backbone encodes all items once, and
+the recommenders rank the test targets by its vectors, alone and next to ids.  The first backbone is the reference:
 
     python -m experiments frozen_backbones --name hm --backbone nano=conf/backbone/nano.yaml \\
         --backbone nano2=conf/backbone/nano2.yaml --compose dataset=hm --compose dataset.local_folder=FOLDER
