@@ -1,4 +1,4 @@
-"""When does adaptation pay?  Gains of adapted vectors over a grid of built-in shops, and cheap figures that may predict them.
+"""Measure where adaptation pays on a grid of built-in shops, and figures that may predict it.
 
 A cell of the grid is a shop.  One axis is the share of the taste in attributes that image and text both show (--shared); the
 rest is divided equally between attributes of the image alone and of the text alone.  The other axis is the completeness of the

@@ -1,4 +1,4 @@
-"""Do other libraries agree?  Cornac's VBPR and RecBole's SASRec, trained on our export and evaluated by us, compared with ours.
+"""Compare VBPR of Cornac and SASRec of RecBole with ours, on our export.
 
 The input is a project folder with data/filtered and the vectors of a variant.  The data is exported by
 `sda export --format recbole` (docs/exchange.md).  The other library is trained by another Python, in which this project is not

@@ -1,4 +1,4 @@
-"""Do item vectors separate conflicting items?  Pairs that are similar in one modality and different in the other.
+"""Measure whether item vectors separate pairs that are similar in one modality only.
 
 There are three kinds of pairs: similar in image and text (agreeing), similar in image and different in text, or similar in
 text and different in image (conflicting).  In vectors that preserve both modalities, agreeing pairs are nearer than conflicting

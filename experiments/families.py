@@ -1,4 +1,4 @@
-"""Does it depend on the family of the backbone?  The same adapters and losses on backbones of several architectures.
+"""Compare the same adapters and losses on backbones of several architectures.
 
 For every backbone and seed a workspace is made in experiments/runs/NAME/BACKBONE, in which the stages of the pipeline train
 the adapters and compute the item vectors, and SASRec is trained on them.  Existing results are kept.  Table and plot are written

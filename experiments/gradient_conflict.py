@@ -1,4 +1,4 @@
-"""Do the gradients of image and text conflict?  LoRA and MoDA, before and after training, per layer.
+"""Measure whether the gradients of image and text conflict, with LoRA and with MoDA.
 
 The input is a workspace with data/filtered and data/images and its params.yaml.  For every seed some items are drawn and held
 out.  LoRA and MoDA (the sections train_adapter.lora and .moda) are trained on the others, each with InfoNCE and with CMSA

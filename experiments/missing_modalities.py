@@ -1,4 +1,4 @@
-"""Does adaptation pay where a modality is missing?  Adapted vectors on a shop of which a share of the items lost text or image.
+"""Measure whether adaptation pays for items whose text or image is missing.
 
 The data set is a preset of conf/dataset, with changes in the syntax of `dvc exp run -S`.  For each share some of the items that
 have both modalities lose their text or their image, before adapters are trained and vectors are computed.  Interactions do not

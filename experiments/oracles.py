@@ -1,4 +1,4 @@
-"""Upper bounds: the true attributes of the built-in shop as item vectors, in one shop or over a grid of shops.
+"""Measure upper bounds: the true attributes of the built-in shop as item vectors.
 
 The experiment answers two questions.
 

@@ -1,4 +1,4 @@
-"""Does this code reproduce the published results of Amazon 2014 Beauty?  Ids only, several seeds, full rank and sampled.
+"""Compare results on Amazon 2014 Beauty with published ones, on ids only.
 
 The input is a workspace of the preset beauty (data/filtered and params.yaml).  The section train_recommender has the settings
 of SASRec and BERT4Rec, except those that define a row (MODELS).  Each model is trained with every seed, and ranks the test

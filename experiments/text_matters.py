@@ -1,4 +1,4 @@
-"""Does text help without images?  Ids with and without vectors of the titles, in SASRec, with intervals.
+"""Measure whether text helps without images: ids with and without vectors of the titles.
 
 The input is a workspace whose data stages are done, for example Amazon 2014 Beauty: real sequences, titles, no images.  Two
 sources of vectors are compared: the backbone of the pipeline (variant zero_shot) and MiniLM (all-MiniLM-L6-v2), which embeds the

@@ -1,4 +1,4 @@
-"""Does the method extend to a third modality?  Image, text and attributes of an item, each with a separate gate.
+"""Train on three modalities: image, text and attributes, each with a separate gate.
 
 The text of an item is split into two views: words (title, features, description) and attributes (brand, price, categories).
 LoRA and MoDA are trained on items with CMSA over all pairs of views (cmsa_many), once with image and words only and once with

@@ -17,6 +17,7 @@ ITEM_HELP = "Item id as in the shop's own files (for Amazon the ASIN). Put `--` 
 ByNumber = Annotated[
     bool, typer.Option("--by-number", help="ITEM is the number in column item_id of data/filtered/items.parquet.")
 ]
+Top = Annotated[int, typer.Option("--top", "-k", min=1, help="Number of items to list.")]
 
 _NUM_PROPOSED = 3
 _MAX_COMPARED = 200_000  # ids compared letter by letter; more would take seconds

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sda_core.cli.catalogue import ITEM_HELP, ByNumber, Catalogue
+from sda_core.cli.catalogue import ITEM_HELP, ByNumber, Catalogue, Top
 from sda_core.cli.stage import Root, check_variant, one_line_errors
 
 
 def neighbors(
     item: Annotated[str, typer.Argument(metavar="ITEM", help=ITEM_HELP)],
-    variant: Annotated[str, typer.Option("--variant", help="Variant whose vectors are compared.")] = "zero_shot",
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
+    variant: Annotated[str, typer.Option("--variant", help="Variant whose vectors are compared.")] = "sda",
+    top: Top = 10,
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:
@@ -36,7 +36,7 @@ def neighbors(
             index.check_vectors(vectors[1:])
         if number not in index.item_ids:
             raise DataError(f"item {item!r}", f"has no vector in {variant}, so it has no neighbours", "choose another item")
-        ids, cosines = index.neighbors(number, min(k, len(index.item_ids)))
+        ids, cosines = index.neighbors(number, min(top, len(index.item_ids)))
         typer.echo(catalogue.line(number))
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
             typer.echo(f"{cosine:7.4f}  {catalogue.line(near)}")

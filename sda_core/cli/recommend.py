@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sda_core.cli.catalogue import ITEM_HELP, ByNumber, Catalogue
+from sda_core.cli.catalogue import ITEM_HELP, ByNumber, Catalogue, Top
 from sda_core.cli.stage import Root, check_variant, one_line_errors
 
 
@@ -18,7 +18,7 @@ def recommend(
     ],
     variant: Annotated[str, typer.Option("--variant", help="Variant that the recommender was trained on.")] = "sda",
     recommender: Annotated[str, typer.Option("--recommender", help="Recommender: sasrec, bert4rec, nearest or pop.")] = "sasrec",
-    top: Annotated[int, typer.Option("--top", min=1, help="Number of recommendations.")] = 10,
+    top: Top = 10,
     root: Root = Path(),
     by_number: ByNumber = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sda_core.cli.catalogue import Top
 from sda_core.cli.stage import Root, check_variant, one_line_errors
 
 
@@ -18,7 +19,7 @@ def search(
     against: Annotated[
         Literal["text", "image"], typer.Option("--against", help="Compare with the items' texts or with their images.")
     ] = "text",
-    k: Annotated[int, typer.Option("-k", min=1, help="Number of items.")] = 10,
+    top: Top = 10,
     root: Root = Path(),
 ) -> None:
     """Show the items nearest to a text, with their cosine and title.
@@ -31,6 +32,6 @@ def search(
     with one_line_errors("search", root):
         run = FinishedRun(root)
         check_variant(root, variant, run.workspace.embeddings(variant))
-        for item, cosine in run.near_text(" ".join(text), variant, against, k):
+        for item, cosine in run.near_text(" ".join(text), variant, against, top):
             shown = run.items[item]
             typer.echo(f"{cosine:7.4f}  {shown.raw_item_id}  {shown.title}")

@@ -202,7 +202,7 @@ def test_corrupt_images_are_counted_not_fatal(shop: Shop, tmp_path: Path) -> Non
         ("recomend B1", "sda: error: COMMAND: 'recomend' is not a command (similar are 'recommend', 'train-recommender'); see"),
         ("--foo", "sda: error: --foo: is not an option of this command; see"),
         ("recommend", "sda recommend: error: ITEM...: is missing, expected: the history, oldest first; see"),
-        ("recommend B1 --top", "sda recommend: error: --top: has no value, expected: number of recommendations; see"),
+        ("recommend B1 --top", "sda recommend: error: --top: has no value, expected: number of items to list; see"),
         ("recommend B1 --top 0", "sda recommend: error: --top: should be greater than or equal to 1 (got '0'); see"),
         ("recommend B1 --top three", "sda recommend: error: --top: should be a valid integer (got 'three'); see"),
         ("verify --rot x", "sda verify: error: --rot: is not an option of this command (similar are --root); see"),

@@ -59,7 +59,7 @@ def sda(repository: Path, *arguments: str, cwd: Path, **environment: str) -> sub
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1:strict", "ascii", "utf-8"])
 def test_any_title_in_any_encoding(shop: Path, repository: Path, encoding: str) -> None:
-    done = sda(repository, "neighbors", "i0", cwd=shop, PYTHONIOENCODING=encoding)
+    done = sda(repository, "neighbors", "i0", "--variant", "zero_shot", cwd=shop, PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
     is_utf8 = encoding in ("utf-8", "ascii")  # click takes ASCII for a locale that nobody has set, and writes UTF-8
@@ -69,12 +69,12 @@ def test_any_title_in_any_encoding(shop: Path, repository: Path, encoding: str) 
 
 
 def test_any_text_in_an_error(shop: Path, repository: Path) -> None:
-    done = sda(repository, "neighbors", "赤い", cwd=shop, PYTHONIOENCODING="cp1252:strict")
+    done = sda(repository, "neighbors", "赤い", "--variant", "zero_shot", cwd=shop, PYTHONIOENCODING="cp1252:strict")
     assert done.returncode == 1
     assert done.stderr.startswith(b"sda neighbors: error: ITEM: '\\u8d64\\u3044' is not among the 4 items")
 
 
-@pytest.mark.parametrize("arguments", [("neighbors", "i0"), ("verify",), ("--help",)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [("neighbors", "i0", "--variant", "zero_shot"), ("verify",), ("--help",)], ids=" ".join)
 def test_a_closed_pipe_ends_silently(shop: Path, repository: Path, arguments: tuple[str, ...]) -> None:
     (shop / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
     reading, writing = os.pipe()
