@@ -1057,6 +1057,12 @@ def _describe(error: dict[str, Any]) -> str:
     if message.startswith("input "):
         message = message.removeprefix("input ")
     kind = error["type"]
+    if kind.startswith("union_tag_"):  # the field that decides which params a section has
+        told = error["ctx"]
+        field = f"{path}.{told['discriminator']}".replace("'", "")
+        if kind == "union_tag_not_found":
+            return f"{field}: missing"
+        return f"{field}: should be one of {told['expected_tags']} (got {told['tag']!r})"
     if kind in ("too_short", "string_too_short"):
         message = "should not be empty"  # every minimum is 1
     if kind == "extra_forbidden" and re.fullmatch(r"train_recommender\.\w+\.seed", path):

@@ -77,7 +77,7 @@ def test_the_shipped_file_is_valid() -> None:
         ),
         ("train_recommender.seeds", [1, 1], "train_recommender.seeds: should name each once"),
         ("dataset.edition", 2019, "dataset.edition: should be 2014, 2018 or 2023 (got 2019)"),
-        ("dataset.source", "amazn", "dataset: "),
+        ("dataset.source", "amazn", "dataset.source: should be one of "),
         ("train_adapter.training.learning_rate", "2e-4x", "train_adapter.training.learning_rate: should be a valid number"),
         ("train_adapter.moda.num_experts", 3, "train_adapter.moda: r (8) must be a multiple of num_experts (3)"),
         (
@@ -137,6 +137,15 @@ def test_retrieval_is_for_full_rank_only() -> None:
     assert section.model_dump() == RETRIEVAL
     text = problem(lambda tree: tree["evaluate"].update(retrieval=RETRIEVAL, protocol="uni100"))
     assert "evaluate: retrieval searches all items, which is protocol 'fullrank' (got 'uni100'); set it to null" in text
+
+
+@pytest.mark.parametrize(("section", "field"), [("backbone", "kind"), ("dataset", "source")])
+def test_an_unknown_kind_of_section_names_its_field(section: str, field: str) -> None:
+    known = problem(lambda tree: tree[section].update({field: "nosuch"})).removeprefix("params.yaml: ")
+    assert re.fullmatch(rf"{section}\.{field}: should be one of ('\w+', )+'\w+' \(got 'nosuch'\)", known), known
+    assert f"'{data()[section][field]}'" in known
+    assert f"{section}.{field}: missing" in problem(lambda tree: tree[section].pop(field))
+    assert f"{section}.{field}: " in problem(lambda tree: tree[section].update({field: 3}))
 
 
 def test_the_path_of_a_mistake_is_the_path_in_the_file() -> None:

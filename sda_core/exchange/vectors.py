@@ -9,9 +9,9 @@ Two forms are supported:
   ``text_feat.npy``).
 
 The params give the names of the columns.  Errors are reported in one line with an item: duplicate ids, rows without an id,
-vectors of different widths, values that are not finite.  Rows of other items are skipped and counted, because the file may
-cover a whole catalogue of which the filter kept a part.  **A row of zeros counts as a missing vector**: many tools write it
-for items without input, and it has no direction.
+vectors of different widths, values that are not finite.  Vectors that all have one direction are an error, too.  Rows of other
+items are skipped and counted, because the file may cover a whole catalogue of which the filter kept a part.  **A row of zeros
+counts as a missing vector**: many tools write it for items without input, and it has no direction.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from sda_core.params import ImportEmbeddingsParams
 from sda_core.unit_rows import unit_rows
 
 _ROWS = 8192  # rows checked at a time
+_SAME = 1e-6  # two unit vectors with no larger difference in any value are the same in float32
 _IDS, _MMREC_IDS = "ids.txt", "i_id_mapping.csv"
 _MMREC_NAMES = {"image_embedding": "image_feat", "text_embedding": "text_feat"}
 
@@ -101,6 +102,22 @@ class _Column:
             raise self.problem(f"holds vectors of widths {widths} (the latter of item {raw_item_ids[int(places_n[0])]!r})")
         self.matrix_ID[places_n] = vectors_nD
         self.known[places_n] = vectors_nD.any(axis=1)
+
+    def check_differ(self) -> None:
+        """Check that not all vectors have one direction; a recommender would learn nothing from them.
+
+        Raises:
+            DataError: they do.
+        """
+        rows = np.flatnonzero(self.known)
+        if self.matrix_ID is None or len(rows) < 2:
+            return
+        first_D = unit_rows(self.matrix_ID[rows[:1]])[0]
+        for begin in range(0, len(rows), _ROWS):  # no second copy of a large matrix
+            if np.abs(unit_rows(self.matrix_ID[rows[begin : begin + _ROWS]]) - first_D).max() > _SAME:
+                return
+        problem = f"has the same direction for all {len(rows)} items that have a vector"
+        raise self.problem(problem, "compute them again; each item needs its own")
 
 
 class _Join:
@@ -181,6 +198,8 @@ def read_vectors(path: Path, raw_item_ids: Sequence[str], params: ImportEmbeddin
             advice = f"its ids look like {join.example!r}, the shop's like {raw_item_ids[0]!r}"
             raise DataError(str(path), problem, advice)
         raise DataError(str(path), "has no vector that is not null or zero for any item of this shop")
+    for column in columns.values():
+        column.check_differ()
     image, text, only = columns.get("image_embedding"), columns.get("text_embedding"), columns.get("embedding")
     if only is None and len(columns) == 1:
         (only,) = columns.values()

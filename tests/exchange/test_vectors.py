@@ -89,14 +89,14 @@ def test_the_join_is_by_id_over_batches(parquet, monkeypatch: pytest.MonkeyPatch
 
 
 def test_whole_numbers_as_ids(parquet) -> None:
-    path = parquet(ids=[3, 1, 2], vector=[[3.0], [1.0], [2.0]])
+    path = parquet(ids=[3, 1, 2], vector=[[3.0, 0.0], [1.0, 0.5], [2.0, 2.0]])
     found = read_vectors(path, ["1", "2", "3"], params(), normalize=False)
-    np.testing.assert_array_equal(found.embedding, [[1], [2], [3]])
+    np.testing.assert_array_equal(found.embedding, [[1.0, 0.5], [2.0, 2.0], [3.0, 0.0]])
 
 
 def test_images_and_texts_are_left_to_be_fused(parquet) -> None:
     image = [VECTORS[2].tolist(), None, VECTORS[3].tolist(), VECTORS[1].tolist()]  # B0 has no image
-    found = read(parquet(image=pa.array(image), text=[[1.0, 2.0]] * 4))
+    found = read(parquet(image=pa.array(image), text=[[1.0, 2.0], [2.0, 1.0]] * 2))
     assert found.embedding is None
     assert found.image is not None
     assert found.has_image.tolist() == [False, True, True, True]
@@ -106,7 +106,7 @@ def test_images_and_texts_are_left_to_be_fused(parquet) -> None:
 
 def test_an_item_is_missing_if_it_has_neither_image_nor_text(parquet) -> None:
     image = pa.array([VECTORS[2].tolist(), None, None, VECTORS[1].tolist()])  # the order is B2, B0, B3, B1
-    text = pa.array([[1.0, 2.0], [1.0, 2.0], None, None])
+    text = pa.array([[1.0, 2.0], [2.0, 1.0], None, None])
     assert "has no vector for 1 of the 4 items (25 %), e.g. 'B3'" in problem(parquet(image=image, text=text))
     found = read(parquet(image=image, text=text), max_missing_share=0.25)
     assert found.has_image.tolist() == [False, True, True, False]
@@ -126,6 +126,24 @@ def test_a_column_that_occurs_twice(tmp_path: Path, name: str) -> None:
 def test_lengths_that_float32_cannot_express(parquet, value: float) -> None:
     path = parquet(vector=[[1.0, 1.0], [value, value], [1.0, 0.0], [1.0, 1.0]])
     assert "'vector' holds a vector whose length float32 cannot express (item 'B0', largest value" in problem(path)
+
+
+@pytest.mark.parametrize("rows", [4, 20], ids=lambda rows: f"{rows} at a time")
+@pytest.mark.parametrize("scales", [[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 0.5, 1e6], [1.0, 1.0, 1.0, 0.0]], ids=str)
+@pytest.mark.parametrize("name", ["vector", "image", "text"])
+def test_one_direction_for_all_items(parquet, monkeypatch: pytest.MonkeyPatch, name: str, scales: list[float], rows: int) -> None:
+    monkeypatch.setattr(module, "_ROWS", rows)
+    same = [(np.array([0.3, -0.1, 2.0]) * scale).tolist() for scale in scales]
+    items = sum(scale != 0.0 for scale in scales)
+    other = {"text" if name == "image" else "image": VECTORS.tolist()}
+    told = problem(parquet(SHOP, **{name: same}, **other), max_missing_share=0.5)
+    assert f"'{name}' has the same direction for all {items} items that have a vector; compute them again" in told
+    nearly = [*same[:3], [0.3, -0.1, 2.0001]]
+    read(parquet(SHOP, **{name: nearly}, **other), max_missing_share=0.5)
+
+
+def test_a_single_vector_has_no_other_to_differ_from(parquet) -> None:
+    read(parquet(SHOP, vector=[[1.0, 2.0], None, None, None]), max_missing_share=0.75)
 
 
 @pytest.mark.parametrize("value", [1e18, 1e-18])
