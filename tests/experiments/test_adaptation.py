@@ -57,7 +57,7 @@ def run(root: Path, *more: str, vectors: Names = VECTORS, train: bool = True) ->
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A project folder with conf/ alone, in which the study has run."""
-    with new_project(tmp_path_factory, repository) as root:
+    with new_project(tmp_path_factory, repository, processes=True) as root:
         run(root)
     return root
 

@@ -14,7 +14,7 @@ from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, Numbers
 from sda_core.embeddings.controls import read_table
 from sda_core.errors import ConfigError
-from tests.experiments.projects import new_project
+from tests.experiments.projects import new_project, stages_in_this_process
 from tests.experiments.test_adaptation import SMALL
 
 TINY = """\
@@ -105,6 +105,7 @@ def test_each_backbone_has_its_own_embeddings_of_the_same_shop(project: Path) ->
 
 def test_it_resumes(project: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
+    stages_in_this_process(monkeypatch)
     removed = positions_path(positions(project, 8, "wide", "zero_shot"), 0)
     removed.unlink()
     before = {path: path.stat().st_mtime_ns for path in folder(project).rglob("*.parquet")}
@@ -115,6 +116,7 @@ def test_it_resumes(project: Path, repository: Path, monkeypatch: pytest.MonkeyP
 
 def test_one_shop_and_a_trained_recommender(project: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
+    stages_in_this_process(monkeypatch)
     text = run(project, name="one", recommenders=Names(("nearest", "sasrec")))
     assert text.count("full rank, one shop") == 2
     assert "by draw" not in text
@@ -132,6 +134,7 @@ def test_one_shop_and_a_trained_recommender(project: Path, repository: Path, mon
 
 def test_another_backbone_of_the_same_name_is_rejected(project: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository)
+    stages_in_this_process(monkeypatch)
     options = given(project)
     (project / "wide.yaml").write_text(TINY.format(width=64), encoding="utf-8")
     with pytest.raises(ConfigError, match="were made with other backbone; use another name"):
