@@ -1,4 +1,4 @@
-"""Training steps of the stage train_adapter: seconds, items per second and memory, by adapter and by setting.
+"""Measure training steps of the stage train_adapter: seconds, items per second and memory, by adapter and by setting.
 
 Images are decoded, texts are tokenised, and the losses, AdamW, gradient caching, checkpointing and the vision cache are
 those of ``sda_core.alignment``; the weights are random, which costs the same as trained ones.  Each setting trains a separate

@@ -1,4 +1,4 @@
-"""The downloader against curl, sha256sum and gunzip: one large gzip file from a server on this machine.
+"""Compare the downloader with curl, sha256sum and gunzip: one large gzip file from a server on this machine.
 
 Both sides store the same file, compute its sha256 and decompress it once; ours in one process, the other in three commands
 one after the other.  Rounds alternate, and the best of each side counts.

@@ -1,4 +1,4 @@
-"""The export with a base, an unmerged and a merged model: items and tokens per second, and the share of the matmul peak.
+"""Compare the export with a base, an unmerged and a merged model: items and tokens per second, and the share of the matmul peak.
 
 All sides run in one process on the same weights and items; ratios are of medians.  The weights are random, which costs the
 same as trained ones.  The peak is that of a large square matmul, measured in the same run.  On a CPU one thread is used, and

@@ -1,4 +1,4 @@
-"""Full-rank evaluation against its matrix product alone: total time, and the share of the matrix product.
+"""Compare full-rank evaluation with its matrix product alone: total time, and the share of the matrix product.
 
 Every test user's target is ranked among all items except those of the user's history, with exact counts of better and tied
 ones; then positions, metrics and 95 % intervals are computed from the counts.  The lower bound, measured in the same run, is

@@ -1,4 +1,4 @@
-"""Memory of gradient caching: a CMSA step of a large batch in chunks, against a plain step of one chunk.
+"""Measure the memory of gradient caching: a CMSA step of a large batch in chunks, against a plain step of one chunk.
 
 Each side is a training step of nano in a separate process (``sda_core.alignment``, as in the stage: images decoded, texts
 tokenised, one AdamW step); the peak of the resident memory is compared.

@@ -1,4 +1,4 @@
-"""Images of a folder by item id: one listing of the folder against four questions to the file system per item.
+"""Compare ways to find images of a folder by item id: one listing of the folder, or four questions to the file system per item.
 
 python -m bench image_folder
 python -m bench image_folder --num-images 10000

@@ -1,4 +1,4 @@
-"""Images from a server: our fetcher against a plain loop over httpx, and against the bound by the rate limit.
+"""Compare fetchers of images from a server: our fetcher against a plain loop over httpx, and against the bound by the rate limit.
 
 A server in a separate process responds to every request after a delay.  The plain loop requests one image at a time, decodes
 it, reduces it and encodes it again, as in the stage.  With ``max_per_host`` parallel requests to one host, the lower bound is

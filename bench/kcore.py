@@ -1,4 +1,4 @@
-"""The k-core of ten million interactions: this project, pandas and plain Python, each in a separate process.
+"""Compare k-cores of ten million interactions: this project, pandas and plain Python, each in a separate process.
 
 Users have geometric numbers of interactions, items have Zipf popularity.  All three start from the same two arrays of codes
 and must keep the same rows.  pandas counts with groupby-transform and filters until nothing changes; plain Python does the

@@ -1,4 +1,4 @@
-"""A catalogue of a million items: the memory of a full-rank evaluation, and of one training step under sampled losses.
+"""Measure a catalogue of a million items: the memory of a full-rank evaluation, and of one training step under sampled losses.
 
 SASRec with a learned item table runs the functions of the stages: ``place_targets`` for users with random histories, and one
 epoch of one step.  Each runs in a separate process; the table has its peak memory, its memory after the model was built, and

@@ -1,4 +1,4 @@
-"""DVC on a local folder of images: the cost of the first hashing, and of a status without changes.
+"""Measure DVC on a local folder of images: the cost of the first hashing, and of a status without changes.
 
 A project with one stage that depends on a folder of many images is compared with the same project without the folder.
 

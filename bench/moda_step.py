@@ -1,4 +1,4 @@
-"""MoDA's training step against LoRA's: PEFT's LoRA of the same total rank, a loop over the experts; and merged inference.
+"""Compare MoDA's training step with LoRA's: PEFT's LoRA of the same total rank, a loop over the experts; and merged inference.
 
 All sides run in one process, on the same base weights (in memory once) and inputs, in turns; ratios of medians are reported.
 On a CPU processor time is measured, so that other work on the machine has little effect.

@@ -1,4 +1,4 @@
-"""Readers of raw files against gunzip, the minimum work on a compressed file.
+"""Compare readers of raw files with gunzip, the minimum work on a compressed file.
 
 * Reviews and metadata, JSON lines to a parquet file, against ``gunzip -c`` of the same file (one thread, output discarded);
   Python's zlib is also measured.

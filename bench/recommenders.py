@@ -1,4 +1,4 @@
-"""SASRec, BERT4Rec and VBPR against other libraries: RecTools, RecBole and Cornac, seconds per epoch and per evaluation.
+"""Compare SASRec, BERT4Rec and VBPR with other libraries: RecTools, RecBole and Cornac, seconds per epoch and per evaluation.
 
 Every side runs in a separate process and Python, on one thread, in turns; the best of all rounds counts.  Processor seconds
 are measured, which other work on the machine disturbs less than wall-clock seconds.

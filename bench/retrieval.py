@@ -1,4 +1,4 @@
-"""Evaluation through an index against all scores: seconds and recall.
+"""Compare evaluation through an index with all scores: seconds and recall.
 
 It measures ``evaluate.retrieval`` as in the stage: :func:`sda_core.ranking.place` with a BPR model of random factors, by all
 scores and for every given index.  Random vectors have no neighbourhoods, which is the hardest case for an index; with

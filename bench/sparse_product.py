@@ -1,4 +1,4 @@
-"""SLMRec's product with its graph on a GPU: bit-reproducibility and cost.
+"""Measure SLMRec's product with its graph on a GPU: bit-reproducibility and cost.
 
 It runs two products and their backward pass ten times, on a random graph with some nodes of very high degree.
 

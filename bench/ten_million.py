@@ -1,4 +1,4 @@
-"""Ten million reviews through download and filter: seconds and peak memory of each process.
+"""Measure download and filter on ten million reviews: seconds and peak memory of each process.
 
 It writes a gzip file of reviews and one of metadata in the 2018 edition's format to a folder (every field of the published
 files, Zipf popularity, geometric history lengths, times in whole days, every twentieth item without metadata), then runs

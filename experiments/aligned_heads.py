@@ -117,7 +117,7 @@ def main(
         Numbers, typer.Option("--num-steps", parser=numbers, metavar="100,300", help="Numbers of steps, ascending.")
     ] = Numbers((100, 300)),
     missing: Annotated[
-        Literal["text", "image"] | None, typer.Option(help="What a share of the items loses.", show_default=False)
+        Literal["text", "image"] | None, typer.Option(help="Modality to remove from a share of the items.", show_default=False)
     ] = None,
     share: Annotated[
         float | None,

@@ -94,7 +94,12 @@ GivenShares = Annotated[
 Vectors = Annotated[
     Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="The vectors, in the order of training.")
 ]
-Lost = Annotated[Modality, typer.Option("--modality", help="What they lose; both: half of them the text, half the image.")]
+Lost = Annotated[
+    Modality,
+    typer.Option(
+        "--modality", help="Modality that is removed from the items; both: half of these items lose the text, half the image."
+    ),
+]
 Overlapping = Annotated[
     bool,
     typer.Option("--overlapping/--disjoint", help="With both: draw the two halves independently, so that some items lose both."),

@@ -6,8 +6,10 @@ targets twice: among all items, and among 100 uniform ones.  Results are kept in
 experiments/positions/published, so that an interrupted run resumes, and the table is computed from them.  It is written to
 experiments/results/published, which `sda report --experiments` shows.
 
-    dvc exp run -S dataset=beauty -S recommender=strong filter      # in a clone; or sda download, sda filter
+    dvc exp run -S dataset=beauty -S recommender=strong -S filter.ties=file filter      # in a clone; or sda download, sda filter
     python -m experiments published --seeds 1,2,3
+
+The published splits keep equal times in the order of the file (filter.ties=file); the preset beauty draws the order.
 
 --models selects some of them.  Two processes with different models or seeds can run in parallel.
 """

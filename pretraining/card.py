@@ -1,4 +1,4 @@
-"""Write the measured tables to the model card and the README, between their marks.
+"""Write the measured tables to the model card and the README, between the comment markers.
 
 python -m pretraining export --untrained --folder pretraining/work/untrained
 python -m pretraining evaluate --folder pretraining/work/untrained --json pretraining/work/untrained.json

@@ -21,7 +21,7 @@ import polars as pl
 import typer
 
 from pretraining.card import between_marks
-from pretraining.common import HERE, WORK
+from pretraining.common import HERE, WORK, Work
 
 TEACHER, MINILM = "EfficientNet-lite0", "MiniLM"
 RECALL, NEIGHBOUR, SPEARMAN = "text to image R@10", "1-NN", "Spearman with MiniLM's cosines"
@@ -166,7 +166,7 @@ def read(file: Path) -> Any:
 
 
 def main(
-    work: Path = WORK,
+    work: Work = WORK,
     write: Annotated[bool, typer.Option(help="Replace the tables of the model card and of the README.")] = True,
 ) -> None:
     """Print the table of the targets; update both files."""

@@ -7,14 +7,17 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from ruamel.yaml import YAML
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE / "work"
 CHECKPOINT = HERE.parent / "sda_core" / "backbones" / "nano"
+
+Work = Annotated[Path, typer.Option("--work", help="Folder of intermediate files.", show_default="pretraining/work")]
 
 
 def settings() -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 import typer
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import HERE, WORK, generator, settings
+from pretraining.common import HERE, WORK, Work, generator, settings
 from pretraining.generative import Reader
 from pretraining.model import PATCH, ImageGrid
 from pretraining.train_lvlm import Learner, Material, answered, caption_losses
@@ -62,7 +62,7 @@ def questions_result(learner: Learner, material: Material, places: np.ndarray, s
 
 
 def main(
-    work: Path = WORK,
+    work: Work = WORK,
     folder: Path = HERE / "nano_lvlm",
     results_file: Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")] = None,
     num_scenes: Annotated[int, typer.Option(help="Number of test scenes to use, at most all of them.")] = 400,

@@ -11,7 +11,7 @@ import typer
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from pretraining.common import CHECKPOINT, WORK, settings
+from pretraining.common import CHECKPOINT, WORK, Work, settings
 from pretraining.train import resume, start
 
 
@@ -39,7 +39,7 @@ def write_checkpoint(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def main(
-    work: Path = WORK,
+    work: Work = WORK,
     folder: Path = CHECKPOINT,
     float32: Annotated[bool, typer.Option("--float32", help="Keep the weights in float32, for comparison.")] = False,
     untrained: Annotated[

@@ -12,14 +12,14 @@ import torch
 import typer
 from torch import nn
 
-from pretraining.common import HERE, WORK, settings, tower_folder
+from pretraining.common import HERE, WORK, Work, settings, tower_folder
 from pretraining.export import write_checkpoint
 from pretraining.train import resume
 from pretraining.train_lvlm import Learner
 
 
 def main(
-    work: Path = WORK,
+    work: Work = WORK,
     folder: Path = HERE / "nano_lvlm",
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Export the model before its first step, for comparison.")

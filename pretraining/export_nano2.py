@@ -12,7 +12,7 @@ import torch
 import typer
 from torch import nn
 
-from pretraining.common import WORK
+from pretraining.common import WORK, Work
 from pretraining.export import write_checkpoint
 from pretraining.train import resume
 from pretraining.train_nano2 import first_model, nano2_settings
@@ -24,7 +24,7 @@ def main(
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Export the same model with random weights, for comparison.")
     ] = False,
-    work: Path = WORK,
+    work: Work = WORK,
 ) -> None:
     """Export the last saved state of the training."""
     whole = nano2_settings(params)

@@ -7,7 +7,6 @@ held-out scene at all sides.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import WORK, generator, settings, tower_folder
+from pretraining.common import WORK, Work, generator, settings, tower_folder
 from pretraining.model import PATCH, ImageGrid, patches, vision_blocks
 
 
@@ -47,7 +46,7 @@ def features(visual: Any, pixels: np.ndarray, side: int, batch_size: int) -> np.
     return found
 
 
-def main(work: Path = WORK) -> None:
+def main(work: Work = WORK) -> None:
     """Compute and write the features of all scenes."""
     params = settings()
     section = params["lvlm"]

@@ -23,7 +23,7 @@ import polars as pl
 import typer
 from PIL import Image
 
-from pretraining.common import WORK, number, settings
+from pretraining.common import WORK, Work, number, settings
 from pretraining.images import normalised
 
 
@@ -121,7 +121,7 @@ def write_pool(name: str, pixels: np.ndarray, table: pl.DataFrame, work: Path) -
 def main(
     folder: Annotated[Path | None, typer.Option(help="Folder with the zip files; by default that of the settings.")] = None,
     sources: Annotated[str, typer.Option(help="Sources to decode, separated by commas.")] = "clothing_cc0,grocery_mit",
-    work: Path = WORK,
+    work: Work = WORK,
 ) -> None:
     """Decode the photographs."""
     params = settings()

@@ -25,7 +25,7 @@ import typer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from pretraining.common import WORK, generator, settings
+from pretraining.common import WORK, Work, generator, settings
 from pretraining.fetch import folder_of
 from pretraining.teachers import TextTeacher, on_background
 
@@ -117,7 +117,7 @@ def main(
     sources: Annotated[str, typer.Option(help="Sources of work/seen, and images, separated by commas.")] = (
         "clothing_cc0,grocery_mit,scenes,images"
     ),
-    work: Path = WORK,
+    work: Work = WORK,
 ) -> None:
     """Compute the targets that are missing."""
     whole = settings()

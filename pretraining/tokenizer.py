@@ -1,4 +1,4 @@
-"""Nano's tokenizer: byte-level BPE with Qwen's special tokens and chat template.
+"""Train nano's tokenizer: byte-level BPE with Qwen's special tokens and chat template.
 
 Texts are converted to lower case, digits and punctuation are separate tokens, and each piece begins with one space.  So a word
 has the same tokens at any place of a text, which saves entries of the vocabulary of 12,000 tokens.  The merges are learned from

@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from pretraining.common import WORK, Curve, generator, settings
+from pretraining.common import WORK, Curve, Work, generator, settings
 from pretraining.model import Encoder, configuration, first_weights, principal_axes
 
 
@@ -491,7 +491,7 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
 
 
 def main(
-    work: Path = WORK,
+    work: Work = WORK,
     steps: Annotated[int | None, typer.Option(help="Stop after this many steps; the schedule does not change.")] = None,
 ) -> None:
     """Train with the settings; a stopped run resumes from its last saved state."""

@@ -22,7 +22,7 @@ import typer
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import WORK, generator, number, settings, tower_folder
+from pretraining.common import WORK, Work, generator, number, settings, tower_folder
 from pretraining.conversations import CAPTION_PROMPTS, QUESTIONS, Turn, answers, caption, reading, turns
 from pretraining.generative import Reader, Rows, first_model, packed, row_states, standardise_projector, token_losses, until_full
 from pretraining.model import PATCH, ImageGrid, configuration, vision_merged
@@ -247,7 +247,7 @@ def train(work: Path, params: dict[str, Any], checkpoint: Path, stop_after: int 
 
 
 def main(
-    work: Path = WORK,
+    work: Work = WORK,
     steps: Annotated[int | None, typer.Option(help="Stop after this many steps; the schedule does not change.")] = None,
 ) -> None:
     """Train with the settings; a stopped run resumes from its last saved state."""

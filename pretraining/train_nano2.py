@@ -36,7 +36,7 @@ from ruamel.yaml import YAML
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from pretraining.common import WORK, generator, settings
+from pretraining.common import WORK, Work, generator, settings
 from pretraining.model import PATCH, Encoder, patches
 from pretraining.train import (
     Corpus,
@@ -665,7 +665,7 @@ def train(work: Path, params: dict[str, Any], stop_after: int | None = None) -> 
 
 def main(
     params: Annotated[Path | None, typer.Option("--params", help="Settings that replace those of section nano2.")] = None,
-    work: Path = WORK,
+    work: Work = WORK,
     steps: Annotated[int | None, typer.Option(help="Stop after this many steps; the schedule does not change.")] = None,
 ) -> None:
     """Train with the settings; a stopped run resumes from its last saved state."""

@@ -82,7 +82,7 @@ app.command("costs", short_help="Show each stage's time and memory.")(costs)
 app.command("recommend", short_help="Recommend for a history of items.")(recommend)
 app.command("search", short_help="Find items near a text.")(search)
 app.command("explore", short_help="Explore a finished run in a browser.")(explore)
-app.command("export", short_help="Export to MMRec, RecBole or datasets.")(export)
+app.command("export", short_help="Export to MMRec, RecBole or Hugging Face datasets.")(export)
 app.command("import-hm", short_help="Convert Kaggle's H&M files.")(import_hm)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from sda_core.cli.stage import ParamsFile, Root, Variant, stage
+from sda_core.cli.stage import ParamsFile, Root, stage
+
+Variant = Annotated[str, typer.Option("--variant", help="Name of a trained variant in params.yaml, for example sda.")]
 
 # Explanation of each figure, in display order.
 FIGURES = {
@@ -26,8 +29,8 @@ FIGURES = {
 def check_adapter(variant: Variant, root: Root = Path(), params: ParamsFile = None) -> None:
     """Measure the backbone's embeddings of a few hundred items as a variant's loss gets them; trains nothing.
 
-    Needs data/filtered and data/images (`dvc repro fetch_images`). The exit code is 1 if training would make all
-    embeddings alike or teach little, and train_adapter.training.check is stop.
+    Needs data/filtered and data/images (`dvc repro fetch_images`). The exit code is 1 if training would collapse the
+    embeddings or have little effect, and train_adapter.training.check is stop.
     """
     from sda_core.steps.train_adapter import AdapterTraining
 

@@ -22,7 +22,9 @@ Noise = Annotated[
         show_default="seed_noise.json of the project folder, if it exists",
     ),
 ]
-Same = Annotated[bool, typer.Option("--same", help="Exit with code 1 unless all changes are within the variation between seeds.")]
+Same = Annotated[
+    bool, typer.Option("--same", help="Exit with code 1 unless the runs are the same within the variation between seeds.")
+]
 
 
 def diff(
@@ -30,7 +32,8 @@ def diff(
 ) -> None:
     """Compare two runs: Hit and NDCG of every variant and recommender that both have, with paired 95 % intervals.
 
-    Positions are read from the DVC cache (or a remote) as they were at each revision; users are joined by user and target.
+    Positions are read from the DVC cache (or a remote) as they were at each revision; rows are matched by user and
+    target.
     If only the metrics of a revision are available, they are compared without intervals. To judge whether other seeds or
     another machine would change as much, each change is compared with the variation between the runs' seeds.
     Cut-off, tail definition and bootstrap are those of evaluate and report in params.yaml.

@@ -12,7 +12,7 @@ from sda_core.exchange import Format
 
 
 def export(
-    target: Annotated[Format, typer.Option("--format", help="For which library.")],
+    target: Annotated[Format, typer.Option("--format", help="Target format.")],
     to: Annotated[
         Path, typer.Option("--to", help="The folder to create; its name becomes the data set's name.", metavar="FOLDER")
     ],

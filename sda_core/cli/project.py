@@ -46,8 +46,8 @@ sda --help       # single stages, neighbors and recommendations of an item, comp
 
 - `conf/` holds the settings, and `params.yaml` is what Hydra composes from them.
   `dvc exp run -S dataset=beauty` takes another preset; edit `conf/` for a lasting change.
-- Your own shop needs two files, reviews and metadata as JSON lines:
-  `dvc exp run -S dataset=movies -S dataset.local_folder=FOLDER`, or a preset of your own in `conf/dataset/`.
+- Your own shop needs two files of JSON lines, `interactions.jsonl` and `items.jsonl`:
+  `dvc exp run -S dataset=own -S dataset.local_folder=FOLDER`; `conf/dataset/own.yaml` explains the settings.
 - `dvc exp run` needs a first commit: `git add . && git commit -m "Start"`.
 - After an upgrade of `sda-rec` run `sda upgrade`.
   It replaces the files that you have not edited; `dvc repro` then re-runs the stages whose code has changed.

@@ -24,8 +24,8 @@ def recommend(
 ) -> None:
     """List the recommendations of a trained recommender for a history, with score and title.
 
-    Items of the history are not recommended.  The recommender must score a history without a user, as sasrec, bert4rec,
-    nearest and pop do.  It is the one of the first seed in train_recommender.seeds.
+    Items of the history are not recommended.  Only recommenders that do not need a known user can be used: sasrec, bert4rec,
+    nearest, pop.  The one of the first seed in train_recommender.seeds is used.
     """
     from sda_core.artifacts import Workspace
     from sda_core.errors import ConfigError

@@ -12,7 +12,7 @@ from sda_core.cli.stage import Root, check_variant, one_line_errors
 
 
 def search(
-    text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to search for, for example striped blue shirt.")],
+    text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Text to search for, e.g. striped blue shirt.")],
     variant: Annotated[
         str, typer.Option("--variant", help="Variant whose vectors are compared; its adapter embeds the text.")
     ] = "sda",
