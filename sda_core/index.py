@@ -341,7 +341,7 @@ class ItemIndex:
         except RuntimeError as error:
             problem = f"an index of the kind {self.metadata['factory']!r} cannot give its vectors back ({_reason(error)})"
             raise DataError("neighbours", problem, "use e.g. Flat, HNSW32 or 'IVF256,Flat'") from None
-        items, scores = self.search(vector[None, :], k + 1)
+        items, scores = self.search(vector[None, :], min(k, int(self.index.ntotal)) + 1)
         kept = ((items[0] != item_id) & (items[0] > 0)).nonzero()[0][:k]
         return items[0, kept], scores[0, kept]
 

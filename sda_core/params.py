@@ -431,7 +431,7 @@ class TrainAdapterParams(Section):
             ConfigError: no such variant.
         """
         if variant not in self.variants:
-            known = ", ".join(sorted(self.variants))
+            known = ", ".join(sorted(self.variants)) or "none"
             raise ConfigError("--variant", f"unknown trained variant {variant!r}; params.train_adapter.variants has {known}")
         choice = self.variants[variant]
         return getattr(self, choice.adapter), getattr(self, choice.loss)

@@ -9,7 +9,7 @@ import typer
 
 from sda_core.cli.stage import ParamsFile, Root, run_as_script, stage
 
-WithCosts = Annotated[bool, typer.Option("--costs", help="Write the page with what the run cost to costs/report.html instead.")]
+WithCosts = Annotated[bool, typer.Option("--costs", help="Write costs/report.html, with time and memory, instead.")]
 WithExperiments = Annotated[
     bool,
     typer.Option(

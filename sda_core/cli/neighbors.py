@@ -36,7 +36,7 @@ def neighbors(
             index.check_vectors(vectors[1:])
         if number not in index.item_ids:
             raise DataError(f"item {item!r}", f"has no vector in {variant}, so it has no neighbours", "choose another item")
-        ids, cosines = index.neighbors(number, min(top, len(index.item_ids)))
+        ids, cosines = index.neighbors(number, top)
         typer.echo(catalogue.line(number))
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
             typer.echo(f"{cosine:7.4f}  {catalogue.line(near)}")

@@ -26,6 +26,7 @@ model stores ``num_neighbors`` ids and similarities per item.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,8 @@ class Nearest(Recommender):
         raises = params.new_item_cost is not None and self.uses_content
         self.register_buffer("new_item_offset_I", torch.zeros(num_items + 1) if raises else None)
         self._unit_ID: Tensor | None = None
+        self._keeps_scores = False
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None  # histories, and their scores by users and by content
 
     # ------------------------------------------------------------------------------------------- fit
     def fit(self, data: TrainingData, *, checkpoint: Path, fingerprint: str, device: torch.device) -> list[EpochRecord]:
@@ -189,10 +192,7 @@ class Nearest(Recommender):
             self.content_weight.fill_(0.5)
             _log.warning("nearest: no user has a validation target, so content_weight is %.1f", float(self.content_weight))
             return None
-        found: list[float] = []
-        for weight in WEIGHTS_OF_CONTENT:
-            self.content_weight.fill_(weight)
-            found.append(self._validate(validation, device))
+        found = self._validate_weights(validation, device)
         self.content_weight.fill_(WEIGHTS_OF_CONTENT[int(np.argmax(found))])
         _log.info(
             "nearest: content_weight %.1f has the highest valid ndcg@10, %.4f (by users alone %.4f, by content alone %.4f)",
@@ -202,6 +202,27 @@ class Nearest(Recommender):
             found[-1],
         )
         return max(found)
+
+    def _validate_weights(self, validation: EvaluationData, device: torch.device) -> list[float]:
+        """NDCG@10 on the validation targets with each of :data:`WEIGHTS_OF_CONTENT`.
+
+        Both similarities are computed once for each batch of users, because only their sum depends on the weight.
+        """
+        lengths = np.minimum(validation.histories.lengths[validation.users], self.history_length)
+        order = np.argsort(lengths, kind="stable")  # as in count_positions, so each part is one of its batches
+        size = max(1, min(USERS_PER_CHUNK, SCORES_PER_CHUNK // (self.num_items + 1)))
+        counts_WU3 = np.zeros((len(WEIGHTS_OF_CONTENT), len(order), 3), dtype=np.int64)
+        self._keeps_scores = True
+        try:
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                part = replace(validation, users=validation.users[rows], targets=validation.targets[rows])
+                for index, weight in enumerate(WEIGHTS_OF_CONTENT):
+                    self.content_weight.fill_(weight)
+                    counts_WU3[index, rows] = count_positions(self, part, None, USERS_PER_CHUNK, device)
+        finally:
+            self._keeps_scores, self._kept = False, None
+        return [ndcg_at_10(counts_U3) for counts_U3 in counts_WU3]
 
     def _validate(self, validation: EvaluationData, device: torch.device) -> float:
         return ndcg_at_10(count_positions(self, validation, None, USERS_PER_CHUNK, device))
@@ -237,6 +258,15 @@ class Nearest(Recommender):
         similarity_Bn = self.neighbor_similarities_IK[used_BL].reshape(B, -1)
         return similarity_Bn.new_zeros(B, self.num_items + 1).scatter_add_(1, ids_Bn, similarity_Bn) / length_B1
 
+    def _both_scores(self, history_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores by users and by content; while the weight is chosen, those of the last histories are kept."""
+        if self._kept is not None and torch.equal(self._kept[0], history_BL):
+            return self._kept[1:]
+        found = self._score_by_users(history_BL), self._score_by_content(history_BL)
+        if self._keeps_scores:
+            self._kept = (history_BL, *found)
+        return found
+
     def _item_matrix(self) -> Tensor | None:
         if self.uses_users:
             return None
@@ -257,7 +287,8 @@ class Nearest(Recommender):
             score_BI = self._score_by_users(history_BL)
         else:
             of_users, of_content = (1.0 - self.content_weight) / self.spreads[0], self.content_weight / self.spreads[1]
-            score_BI = of_users * self._score_by_users(history_BL) + of_content * self._score_by_content(history_BL)
+            by_users_BI, by_content_BI = self._both_scores(history_BL)
+            score_BI = of_users * by_users_BI + of_content * by_content_BI
         return score_BI if self.new_item_offset_I is None else score_BI + _has_history(history_BL) * self.new_item_offset_I
 
 

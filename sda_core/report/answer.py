@@ -153,7 +153,7 @@ def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
     if not shown:
         return ""
     if simulated:
-        return "Run the pipeline on your own shop (docs/shop.md): `dvc exp run -S dataset=movies -S dataset.local_folder=FOLDER`"
+        return "Run the pipeline on your own shop (docs/shop.md): `dvc exp run -S dataset=own -S dataset.local_folder=FOLDER`"
     return "Export the chosen vectors and use them in your own recommender: `sda export --help`"
 
 

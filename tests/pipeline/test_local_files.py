@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.end_to_end
 
-PRESET = {"Movies.jsonl.gz": "r.jsonl", "meta_r.jsonl": "m.jsonl", "category: Movies": "category: Mine"}
+PRESET = {"interactions.jsonl": "r.jsonl", "items.jsonl": "m.jsonl", "category: My_Shop": "category: Mine"}
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
@@ -52,8 +52,9 @@ def new_shop(folder: Path) -> Path:
 def own(new_project: Callable[[str], Project]) -> Project:
     """A project with a preset of its own, as docs/shop.md makes it."""
     project = new_project("own")
-    text = (project.root / "conf" / "dataset" / "movies.yaml").read_text()
+    text = (project.root / "conf" / "dataset" / "own.yaml").read_text()
     for old, new in PRESET.items():
+        assert text.count(old) == 1
         text = text.replace(old, new)
     (project.root / "conf" / "dataset" / "mine.yaml").write_text(text)
     project.run("git", "add", ".")

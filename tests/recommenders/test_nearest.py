@@ -14,7 +14,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from sda_core.params import NearestParams
 from sda_core.ranking import place_targets
-from sda_core.recommenders import build, evaluation_data, load, training_data
+from sda_core.recommenders import build, evaluation_data, load, nearest, training_data
+from sda_core.recommenders.batches import validation_view
 from sda_core.recommenders.nearest import WEIGHTS_OF_CONTENT
 from tests.tolerances import up_to_rounding
 
@@ -143,6 +144,27 @@ def test_the_weight_is_the_best_on_validation_and_test_rows_do_not_matter(shop, 
     without_test = interactions.filter(pl.col("split") != "test")
     again, _, _ = _fit(_params(), without_test, vectors, tmp_path, num_users=40, num_items=30)
     assert torch.equal(_scores(again, [4, 6]), _scores(chosen, [4, 6]))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_each_similarity_is_computed_once_for_all_weights(shop, tmp_path, monkeypatch, size):
+    interactions, vectors = shop
+    monkeypatch.setattr(nearest, "USERS_PER_CHUNK", size)
+    recommender, _, data = _fit(_params(), interactions, vectors, tmp_path, num_items=30)
+    validation = validation_view(data)
+    one_by_one = []
+    for weight in WEIGHTS_OF_CONTENT:
+        recommender.content_weight.fill_(weight)
+        one_by_one.append(recommender._validate(validation, torch.device("cpu")))
+    assert len(set(one_by_one)) > 1, "the weight matters"
+    calls = []
+    by_users = recommender._score_by_users
+    monkeypatch.setattr(recommender, "_score_by_users", lambda history: calls.append(len(history)) or by_users(history))
+    assert recommender._validate_weights(validation, torch.device("cpu")) == one_by_one
+    assert sum(calls) == len(validation.users)
+    assert max(calls) <= size
+    recommender._score(torch.zeros(1), torch.zeros(1, 3, dtype=torch.int64))
+    assert recommender._kept is None, "nothing is kept after the weight was chosen"
 
 
 def test_content_that_says_nothing_costs_little(checkerboard, tmp_path):
