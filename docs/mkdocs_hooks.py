@@ -23,7 +23,7 @@ PAGES = {
     "bench/README.md": "bench.md",
     "pretraining/README.md": "pretraining.md",
     "sda_core/backbones/nano/MODEL_CARD.md": "nano.md",
-    "pretraining/nano2/MODEL_CARD.md": "nano2.md",
+    "sda_core/backbones/nano2/MODEL_CARD.md": "nano2.md",
 }
 """Files outside docs/, and their names on the site."""
 

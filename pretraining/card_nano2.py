@@ -2,9 +2,9 @@
 
 python -m pretraining export_nano2 --untrained
 python -m pretraining evaluate --json pretraining/work/results.json
-python -m pretraining evaluate --folder pretraining/nano2 --json pretraining/work/nano2/results.json
+python -m pretraining evaluate --folder sda_core/backbones/nano2 --json pretraining/work/nano2/results.json
 python -m pretraining evaluate --folder pretraining/work/nano2/untrained --json pretraining/work/nano2/untrained.json
-python -m pretraining probes --json pretraining/work/nano2/probes.json --models "nano 2=pretraining/nano2:9408,\
+python -m pretraining probes --json pretraining/work/nano2/probes.json --models "nano 2=sda_core/backbones/nano2:9408,\
 nano=sda_core/backbones/nano,untrained=pretraining/work/nano2/untrained:9408"
 python -m pretraining card_nano2
 """
@@ -29,7 +29,7 @@ MODELS = ("nano 2", "nano", "untrained")
 NAMES = {"category": "type", "shape": "motif"}
 """Names in the tables of attributes of the built-in shop."""
 FOREIGN = ("openmoji (style never seen)", "flat-color-icons (style never seen)")
-CARD, README = HERE / "nano2" / "MODEL_CARD.md", HERE / "README.md"
+CARD, README = HERE.parent / "sda_core" / "backbones" / "nano2" / "MODEL_CARD.md", HERE / "README.md"
 
 Probes = Mapping[str, Mapping[str, float]]
 Evaluations = Mapping[str, Mapping[str, Mapping[str, Any]]]

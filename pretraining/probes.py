@@ -6,7 +6,7 @@ values are accuracy above chance, ``(accuracy - largest class) / (1 - largest cl
 EfficientNet-lite0 are the comparison.  ``--shop`` is a project folder in which the stages up to ``fetch_images`` ran with
 ``dataset=demo``.
 
-    python -m pretraining probes --shop . --models nano=sda_core/backbones/nano,nano2=pretraining/nano2:9408 --json FILE
+    python -m pretraining probes --shop . --models nano=sda_core/backbones/nano,nano2=sda_core/backbones/nano2:9408 --json FILE
 """
 
 from __future__ import annotations

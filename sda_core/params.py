@@ -239,9 +239,9 @@ class TinyQwen25VL(Section):
 
 
 class Nano(Section):
-    """The small pre-trained Qwen2.5-VL that is part of the package."""
+    """The small pre-trained Qwen2.5-VLs that are part of the package; nano 2 sees products, nano hardly does."""
 
-    kind: Literal["nano"]
+    kind: Literal["nano", "nano2"]
     min_pixels: Count  # smaller images are enlarged
     max_pixels: Count  # larger images are reduced
     max_text_tokens: Count  # longer texts are truncated
@@ -786,7 +786,7 @@ class Params(Section):
 # Each rule gives a line: path, value found, value expected, remedy.  The library also checks its own arguments; these rules
 # report the same errors before a stage runs.
 _HUB_ID = re.compile(r"[^./~][^/]*/[^/]+")
-_REPOSITORY_WEIGHTS = "pretraining/"  # of the presets nano2 and nano_lvlm
+_REPOSITORY_WEIGHTS = "pretraining/"  # of the preset nano_lvlm
 _PLACEHOLDER = re.compile(r"\{(\w*)\}")  # as in data/prompts.py
 
 

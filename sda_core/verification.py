@@ -389,7 +389,7 @@ class _Run:
         if not isinstance(backbone, CLIP | SigLIP):
             expected["backbone_pooling"] = backbone.pooling
         if isinstance(backbone, Nano):
-            expected["backbone_name"] = "nano"
+            expected["backbone_name"] = backbone.kind
         if isinstance(backbone, Checkpoint):
             revision = self._local_revision or backbone.revision
             if revision is not None:

@@ -113,6 +113,9 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 # ------------------------------------------------------------------------------------------------- the library
+WEIGHTS = {f"sda_core/backbones/{kind}/model.safetensors" for kind in ("nano", "nano2")}
+
+
 def test_the_wheel_has_no_top_level_name_but_its_own(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -120,7 +123,7 @@ def test_the_wheel_has_no_top_level_name_but_its_own(wheel: Path) -> None:
     assert {f"sda_core/stages/{path.name}" for path in (ROOT / "stages").glob("*.py")} <= names
     conf = [path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*") if path.is_file()]
     assert {f"sda_core/template/{name}" for name in (*conf, "dvc.yaml", "params.yaml", ".dvcignore")} <= names
-    assert {"sda_core/py.typed", "sda_core/backbones/nano/model.safetensors", "sda_core/report/style.css"} <= names
+    assert {"sda_core/py.typed", *WEIGHTS, "sda_core/report/style.css"} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -563,28 +563,19 @@ def test_only_a_local_folder_needs_no_revision(tmp_path: Path, monkeypatch: pyte
     parse_params(tree, "preset")
 
 
-@pytest.mark.parametrize("preset", ["nano2", "nano_lvlm"])
-def test_the_repository_s_weights_elsewhere(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`sda init` writes these presets into projects that do not have the weights: the error says where they are."""
+def test_the_repository_s_weights_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sda init` writes this preset into projects that do not have the weights: the error says where they are."""
     monkeypatch.chdir(tmp_path)
     tree = data()
-    tree["backbone"] = YAML(typ="safe").load((ROOT / "conf" / "backbone" / f"{preset}.yaml").read_text(encoding="utf-8"))
+    tree["backbone"] = YAML(typ="safe").load((ROOT / "conf" / "backbone" / "nano_lvlm.yaml").read_text(encoding="utf-8"))
     YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
     with pytest.raises(ConfigError) as caught:
         load_params(tmp_path / "params.yaml")
-    assert f"params.yaml: backbone.name: there is no folder pretraining/{preset} here, and the package" in str(caught.value)
+    assert "params.yaml: backbone.name: there is no folder pretraining/nano_lvlm here, and the package" in str(caught.value)
     assert "get it from the repository of sda-rec (its pretraining/README.md says how)" in str(caught.value)
     assert "commit" not in str(caught.value)
-    (tmp_path / "pretraining" / preset).mkdir(parents=True)
+    (tmp_path / "pretraining" / "nano_lvlm").mkdir(parents=True)
     load_params(tmp_path / "params.yaml")
-
-
-def test_the_repository_has_the_weights_of_nano2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(ROOT)
-    tree = data()
-    tree["backbone"] = YAML(typ="safe").load((ROOT / "conf" / "backbone" / "nano2.yaml").read_text(encoding="utf-8"))
-    YAML(typ="safe").dump(tree, tmp_path / "params.yaml")
-    assert (Path(load_params(tmp_path / "params.yaml").backbone.name) / "model.safetensors").is_file()
 
 
 def test_contradictions_are_reported_beside_all_other_problems() -> None:

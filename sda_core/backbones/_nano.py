@@ -1,4 +1,4 @@
-"""Load nano, the small pre-trained Qwen2.5-VL that is part of the package (``nano/MODEL_CARD.md``)."""
+"""Load nano or nano 2, the small pre-trained Qwen2.5-VLs of the package (``nano/MODEL_CARD.md``, ``nano2/MODEL_CARD.md``)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from sda_core.backbones.qwen2_5_vl import Qwen25VLBackbone, load
 from sda_core.params import Nano, Qwen25VL
 
-FOLDER = Path(__file__).parent / "nano"
+FOLDERS = {kind: Path(__file__).parent / kind for kind in ("nano", "nano2")}
 
 
 def load_nano(params: Nano, device: torch.device) -> Qwen25VLBackbone:
-    """Load the checkpoint in the package, in float32.
+    """Load a checkpoint of the package, in float32.
 
     Raises:
         ConfigError: the params cannot be satisfied.
@@ -22,7 +22,7 @@ def load_nano(params: Nano, device: torch.device) -> Qwen25VLBackbone:
     """
     section = Qwen25VL(
         kind="qwen2_5_vl",
-        name=str(FOLDER),
+        name=str(FOLDERS[params.kind]),
         revision=None,
         dtype="float32",
         attention="sdpa",
@@ -32,5 +32,5 @@ def load_nano(params: Nano, device: torch.device) -> Qwen25VLBackbone:
         pooling=params.pooling,
     )
     backbone = load(section, device)
-    backbone.info = replace(backbone.info, kind=params.kind, name="nano")  # the result must not depend on the package's path
+    backbone.info = replace(backbone.info, kind=params.kind, name=params.kind)  # the result must not depend on the package's path
     return backbone

@@ -34,6 +34,12 @@ def dataset(section: DemoDataset | AmazonDataset) -> str:
             assert_never(section)
 
 
+_NANO = {
+    "nano": "nano, a Qwen2.5-VL of 9 million parameters, pre-trained on icons, clip art and text",
+    "nano2": "nano 2, a Qwen2.5-VL of 10 million parameters, pre-trained on drawn scenes, photographs, icons, clip art and text",
+}
+
+
 def backbone(section: BackboneParams) -> str:
     """A short description of the backbone."""
     match section:
@@ -41,7 +47,7 @@ def backbone(section: BackboneParams) -> str:
             size = f"{section.num_layers} layers of width {section.hidden_size}"
             return f"Qwen2.5-VL architecture, {size}, random weights (seed {section.seed})"
         case Nano():
-            return "nano, a Qwen2.5-VL of 9 million parameters, pre-trained on icons, clip art and text"
+            return _NANO[section.kind]
         case Checkpoint():
             revision = "" if section.revision is None else f" at {section.revision}"
             return f"{section.name}{revision}, {section.dtype}"

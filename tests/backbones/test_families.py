@@ -704,7 +704,7 @@ def test_presets_pin_a_commit_or_say_that_one_is_needed(repository):
 
     for name, preset in presets(repository).items():
         params = TypeAdapter(BackboneParams).validate_python(preset)
-        if params.kind in {"tiny_qwen2_5_vl", "nano"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", params.name):
+        if params.kind in {"tiny_qwen2_5_vl", "nano", "nano2"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", params.name):
             continue
         if (repository / params.name).is_dir():  # weights of this repository
             continue

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([
     *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/archive/*.md"),
     ROOT / "bench" / "README.md", ROOT / "pretraining" / "README.md",
-    ROOT / "sda_core" / "backbones" / "nano" / "MODEL_CARD.md", ROOT / "pretraining" / "nano2" / "MODEL_CARD.md",
+    ROOT / "sda_core" / "backbones" / "nano" / "MODEL_CARD.md", ROOT / "sda_core" / "backbones" / "nano2" / "MODEL_CARD.md",
 ])  # fmt: skip
 
 

@@ -45,7 +45,7 @@ from pretraining.train_nano2 import (
 from sda_core.backbones import build
 from sda_core.data.demo.images import MOTIFS as SHOP_MOTIFS
 from sda_core.data.demo.images import PRODUCTS
-from sda_core.params import Qwen25VL
+from sda_core.params import Nano
 
 REPOSITORY = Path(__file__).parents[2]
 SCENES = settings()["nano2"]["busy_scenes"]
@@ -322,9 +322,9 @@ def test_both_optimisers_keep_their_state(folder, params):
 # ------------------------------------------------------------------------------------------------- what is shipped
 def test_the_shipped_weights_load_by_their_setting_and_enlarge_small_images():
     section = YAML(typ="safe", pure=True).load((REPOSITORY / "conf" / "backbone" / "nano2.yaml").read_text(encoding="utf-8"))
-    backbone = build(Qwen25VL(**section | {"name": str(REPOSITORY / section["name"])}), torch.device("cpu"))
+    backbone = build(Nano(**section), torch.device("cpu"))
     assert sum(weight.numel() for weight in backbone.model.parameters()) < 12e6
-    assert sum(file.stat().st_size for file in (REPOSITORY / section["name"]).iterdir()) < 25e6
+    assert sum(file.stat().st_size for file in (REPOSITORY / "sda_core" / "backbones" / "nano2").iterdir()) < 25e6
     small, large = (Image.new("RGB", (side, side), (200, 30, 30)) for side in (64, 112))
     with torch.inference_mode():
         first, second = (backbone.encode(backbone.model, backbone.image_inputs([image], "image")) for image in (small, large))
