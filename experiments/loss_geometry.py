@@ -122,7 +122,7 @@ def main(
     source: Source = Path(),
     backbone: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Backbones; default: nano.  Repeat it for more.", show_default=False),
+        typer.Option(metavar="NAME=FILE", help="Backbones; default: that of params.yaml.  Repeat it for more.", show_default=False),
     ] = None,
     geometries: Annotated[
         Names, typer.Option("--geometries", parser=names, metavar="A,B,...", help="Geometries of the loss to compare.")
@@ -145,7 +145,7 @@ def main(
     check_names("--geometries", geometries, [*GEOMETRIES, *LIMITS])
     check_ascending("--num-steps", num_steps)
     params = project_params(source, "--source")
-    sections = read_backbones(backbone) if backbone else {"nano": params.backbone.model_dump()}
+    sections = read_backbones(backbone) if backbone else {params.backbone.kind: params.backbone.model_dump()}
     items = of_swatches() if swatches else of_shop(Workspace(source), params)
     folder = Path("experiments") / "runs" / f"loss_geometry-{name}"
     done: dict[tuple[str, str], list[list[dict[str, float]]]] = {}

@@ -133,7 +133,7 @@ def test_swatches_need_no_shop(on_tiny: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(loss_geometry, "item_source", None)
     options = {"geometries": Names(("cosine", "centred")), "seeds": Numbers((1,)), "num_steps": Numbers((1,))}
     loss_geometry.main("try-swatches", **options, shift=4.0, swatches=True)
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| nano | c")][:2]
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny_qwen2_5_vl | c")][:2]
     assert [(row[1], row[-1]) for row in rows] == [("cosine", "1 of 1 |"), ("centred", "0 of 1 |")]  # what the check refuses
 
 
