@@ -105,7 +105,8 @@ Vectors = Annotated[
     Names, typer.Option("--vectors", parser=names, metavar="A,B,...", help="Adapted vectors, in the order of training.")
 ]
 Backbone = Annotated[
-    str | None, typer.Option("--backbone", metavar="NAME=FILE", help="Backbone; default: that of conf/config.yaml.", show_default=False)
+    str | None,
+    typer.Option("--backbone", metavar="NAME=FILE", help="Backbone; default: that of conf/config.yaml.", show_default=False),
 ]
 OwnAdapters = Annotated[
     bool, typer.Option("--own-adapters/--shared-adapters", help="Train adapters in every cell, or once for each completeness.")

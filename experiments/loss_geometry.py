@@ -122,7 +122,9 @@ def main(
     source: Source = Path(),
     backbone: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Backbones; default: that of params.yaml.  Repeat it for more.", show_default=False),
+        typer.Option(
+            metavar="NAME=FILE", help="Backbones; default: that of params.yaml.  Repeat it for more.", show_default=False
+        ),
     ] = None,
     geometries: Annotated[
         Names, typer.Option("--geometries", parser=names, metavar="A,B,...", help="Geometries of the loss to compare.")
