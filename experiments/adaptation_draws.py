@@ -2,8 +2,8 @@
 
 One shop is one random draw of items, tastes and purchases, and one adapter is one random draw as well.  Here each draw of the
 shop has its own adapters, whose seed is that of the draw.  Items are ranked by the recommender ``nearest`` with the settings of
-the project, by vectors alone and next to ids (``id+X``).  The intervals are Student's t over the draws' means, so they include the
-variation between draws, users and adapters:
+the project, by vectors alone and next to ids (``id+X``).  The intervals are Student's t over the draws' means, so they include
+the variation between draws, users and adapters:
 
     python -m experiments adaptation_draws --name default --shop-seeds 301,302,303,304 --vectors sda,mismatched
 
