@@ -1,4 +1,4 @@
-"""Measure the additional cost of a training step with a teacher from the base's vectors.
+"""Measure the additional cost of a step with a teacher from the base.
 
 Each round makes one step with ``teacher_source: adapted`` and one with ``base`` in one process, on the same items, model and
 inputs, in alternating order; the ratio of the two is reported.  The base's vectors are read from disk, as in a run, where they

@@ -1,4 +1,4 @@
-"""Compare readers of raw files with gunzip, the minimum work on a compressed file.
+"""Compare readers of raw files with gunzip, the least work on such a file.
 
 * Reviews and metadata, JSON lines to a parquet file, against ``gunzip -c`` of the same file (one thread, output discarded);
   Python's zlib is also measured.

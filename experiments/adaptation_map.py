@@ -1,11 +1,11 @@
-"""Measure where adaptation pays on a grid of built-in shops, and figures that may predict it.
+"""Measure where adaptation pays on a grid of built-in shops.
 
 A cell of the grid is a shop.  One axis is the share of the taste in attributes that image and text both show (--shared); the
 rest is divided equally between attributes of the image alone and of the text alone.  The other axis is the completeness of the
 texts (--completeness, which is dataset.text_completeness).  In each cell adapted vectors are compared with those of the
 backbone without an adapter (zero_shot) and with its text vectors (text_only):
 
-    python -m experiments adaptation_map --name nano --seeds 1,2,3
+    python -m experiments adaptation_map --name nano2 --seeds 1,2,3
     python -m experiments adaptation_map --name nano_lvlm --backbone nano_lvlm=conf/backbone/nano_lvlm.yaml --max-minutes 120
 
 ==============  =====================================================================================================

@@ -1,4 +1,4 @@
-"""Align frozen embeddings with linear heads, trained with the losses of the project.
+"""Align frozen embeddings with linear heads and the losses of the project.
 
 An adapter inside a small backbone cannot align what the backbone does not see.  Here the embeddings are frozen, so any embeddings
 can be aligned in seconds: those of ``zero_shot``, or of ``separate_models`` (MiniLM and EfficientNet-lite0), which see photos

@@ -1,4 +1,4 @@
-"""Measure search across modalities with linear heads, on held-out items.
+"""Measure search across modalities with linear heads on held-out items.
 
 A share of the items with an image and a text is held out.  One matrix for each modality is trained on the pairs of the others, as
 in ``aligned_heads``: seconds on frozen embeddings, of ``zero_shot`` or of ``separate_models`` (MiniLM and EfficientNet-lite0,

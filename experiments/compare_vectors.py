@@ -1,4 +1,4 @@
-"""Compare item vectors in several recommenders, over several seeds, with intervals.
+"""Compare item vectors in several recommenders over several seeds.
 
 The input is a finished workspace (data/filtered and embeddings/) with its params.yaml.  Every recommender is trained on every
 variant's vectors with every seed, and ranks the test targets.  Positions are kept in the workspace's

@@ -1,4 +1,4 @@
-"""Measure whether item vectors separate pairs that are similar in one modality only.
+"""Measure how item vectors separate items similar in one modality only.
 
 There are three kinds of pairs: similar in image and text (agreeing), similar in image and different in text, or similar in
 text and different in image (conflicting).  In vectors that preserve both modalities, agreeing pairs are nearer than conflicting

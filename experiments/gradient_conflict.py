@@ -1,4 +1,4 @@
-"""Measure whether the gradients of image and text conflict, with LoRA and with MoDA.
+"""Measure the conflict of image and text gradients in LoRA and MoDA.
 
 The input is a workspace with data/filtered and data/images and its params.yaml.  For every seed some items are drawn and held
 out.  LoRA and MoDA (the sections train_adapter.lora and .moda) are trained on the others, each with InfoNCE and with CMSA

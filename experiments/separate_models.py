@@ -1,4 +1,4 @@
-"""Embed items with two separate models, MiniLM for texts and EfficientNet-lite0 for images.
+"""Embed items with two separate models, MiniLM and EfficientNet-lite0.
 
 MiniLM (all-MiniLM-L6-v2) embeds the values of the items' fields, EfficientNet-lite0 (pre-trained on ImageNet) the images.  The
 two spaces have nothing in common.  The embeddings are fused like those of a variant, so the fused width is the same.

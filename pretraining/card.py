@@ -1,4 +1,6 @@
-"""Write the measured tables to the model card and the README, between the comment markers.
+"""Write the measured tables to the model card and the README.
+
+Tables stand between comment markers.
 
 python -m pretraining export --untrained --folder pretraining/work/untrained
 python -m pretraining evaluate --folder pretraining/work/untrained --json pretraining/work/untrained.json

@@ -1,4 +1,4 @@
-"""Evaluate nano on images, single words and titles that are not in its training data.
+"""Evaluate nano on images, words and titles that training did not see.
 
 All vectors are computed from the checkpoint folder by the project's loader and ``encode``.  MiniLM, a much larger model of
 texts, is the comparison.  Categories are predicted by the nearest other vector (cosine); chance is the sum of the squared
