@@ -8,7 +8,6 @@ import pytest
 
 from pretraining import card_nano2
 from pretraining.card_nano2 import curve_table, evaluations_table, main, probes_table, targets, targets_table
-from pretraining.common import HERE
 
 PROBES = {
     "nano 2": {
@@ -108,7 +107,7 @@ def test_both_files_are_written_between_their_marks(tmp_path, monkeypatch, capsy
 
 
 def test_the_shipped_files_have_the_marks():
-    for file, marks in (("nano2/MODEL_CARD.md", ("curve", "targets", "probes", "results")), ("README.md", ("nano2",))):
-        text = (HERE / file).read_text(encoding="utf-8")
+    for file, marks in ((card_nano2.CARD, ("curve", "targets", "probes", "results")), (card_nano2.README, ("nano2",))):
+        text = file.read_text(encoding="utf-8")
         for mark in marks:
             assert text.count(f"<!-- {mark} -->\n") == 1
