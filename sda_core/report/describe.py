@@ -197,9 +197,7 @@ def notes(params: Params) -> tuple[str, ...]:
             "pipeline: differences between variants say nothing about the method."
         )
     if isinstance(params.backbone, Nano):
-        found.append(
-            "The backbone is a small model, trained on icons and clip art. Results with it may not hold for a large one."
-        )
+        found.append("The backbone is a small model that this project pre-trained. Results with it may not hold for a large one.")
     if params.evaluate.protocol != "fullrank":
         found.append(
             f"Targets were ranked among {params.evaluate.protocol[3:]} sampled items only. Such numbers are far higher than "
