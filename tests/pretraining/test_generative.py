@@ -33,7 +33,7 @@ from pretraining.model import ImageGrid, configuration, first_weights, vision_bl
 from pretraining.scene_features import seen_at
 from pretraining.scenes import drawn_scene
 from pretraining.train_lvlm import Learner, Material, answered, caption_losses, losses, train
-from sda_core.backbones._nano import FOLDER
+from sda_core.backbones._nano import FOLDERS
 
 TURNS = [
     Turn("caption", "describe the image", "a red and navy blue striped cup"),
@@ -59,7 +59,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(FOLDER)
+    return PreTrainedTokenizerFast.from_pretrained(FOLDERS["nano"])
 
 
 @pytest.fixture(scope="module")
