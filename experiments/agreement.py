@@ -24,7 +24,7 @@ The two sides agree if the difference of their means is within the larger of the
 interval of the difference contains 0 and is within 10 % of the level in both directions.
 
     python -m venv cornac && cornac/bin/pip install cornac
-    python -m venv recbole && recbole/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3"
+    python -m venv recbole && recbole/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3" "setuptools<80"
     python -m experiments agreement --cornac cornac/bin/python --recbole recbole/bin/python --variant zero_shot --seeds 1,2,3
 
 Positions are kept below the project's experiments/positions/agreement, so a stopped run resumes.  Tables are written to
