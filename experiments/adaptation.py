@@ -515,6 +515,16 @@ def with_representation(section: RecommenderParams, vector: str) -> RecommenderP
     return changed_section(section, changes)
 
 
+def as_in_the_pipeline(section: RecommenderParams, vector: str) -> RecommenderParams:
+    """:func:`with_representation`, but ``nearest`` scales the axes as its section says.
+
+    Raises:
+        ConfigError: see there.
+    """
+    changed = with_representation(section, vector)
+    return changed_section(changed, {"axis_scaling": section.axis_scaling}) if isinstance(section, NearestParams) else changed
+
+
 def project(folder: Path, vector: str) -> Path:
     """The folder of the seeds' projects; the mismatched adapters have a separate one."""
     return folder / MISMATCHED if vector == MISMATCHED else folder

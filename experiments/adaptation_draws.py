@@ -32,7 +32,7 @@ from experiments import adaptation, nearest_items
 from experiments.adaptation import IDS, MISMATCHED, Composed
 from experiments.nearest_items import ORACLE, Run
 from experiments.options import Name, Root
-from experiments.oracles import over_draws
+from experiments.oracles import different_draws, over_draws
 from experiments.study import CUTOFF, Panels, check_names, interval_cell, markdown_table, plot_intervals, write_results
 from experiments.workspaces import BASE, VARIANTS, mean_retrieval
 from sda_core.artifacts import Workspace
@@ -60,9 +60,7 @@ def main(
     """Train the adapters of every draw, rank the targets, and write tables and plot."""
     check_names("--vectors", vectors, [*VARIANTS, MISMATCHED])
     adapted = list(dict.fromkeys(vectors))
-    draws = list(dict.fromkeys(shop_seeds))
-    if len(draws) < 2:
-        raise ConfigError("--shop-seeds", "an interval over draws needs two different seeds or more", "e.g. 301,302,303")
+    draws = different_draws(shop_seeds)
     folder = root / "experiments" / "runs" / "adaptation_draws" / name
     runs = [train(folder, root, composed or [], adapted, draw) for draw in draws]
     of_draw = [rank(run, adapted, draw) for run, draw in zip(runs, draws, strict=True)]

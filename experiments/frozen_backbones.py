@@ -40,7 +40,7 @@ from experiments import adaptation
 from experiments.adaptation import CONTROLS, IDS, OTHER_IMAGES, Composed
 from experiments.families import read_backbones
 from experiments.options import THREE_SEEDS, Name, Recommenders, Root, Seeds
-from experiments.oracles import ShopSeeds, over_draws
+from experiments.oracles import ShopSeeds, different_draws, over_draws
 from experiments.study import (
     CUTOFF,
     Interval,
@@ -56,11 +56,11 @@ from experiments.study import (
     read_gains,
     write_results,
 )
-from experiments.workspaces import BASE, changed_section, prepare
+from experiments.workspaces import BASE, prepare
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
-from sda_core.params import DemoDataset, NearestParams, Params, load_params
+from sda_core.params import DemoDataset, Params, load_params
 from sda_core.traits import seeds_of
 
 ID = "id"
@@ -120,13 +120,11 @@ def main(
     sections = read_backbones(backbones)
     if len(sections) < 2:
         raise ConfigError("--backbone", f"expected two different names or more (got {', '.join(sections)})", "repeat the option")
-    if shop_seeds is not None and len(set(shop_seeds)) < 2:
-        raise ConfigError("--shop-seeds", "an interval over draws needs two different seeds or more", "e.g. 201,202,203")
+    drawn: list[int | None] = [None] if shop_seeds is None else [*different_draws(shop_seeds)]
     folder = root / "experiments" / "runs" / "frozen_backbones" / name
     presets = adaptation.compose(Workspace(folder / "presets"), (root / "conf").resolve(), composed or [])
     if shop_seeds is not None and not isinstance(presets.dataset, DemoDataset):
         raise ConfigError("--shop-seeds", "only the built-in shop can be drawn again", "leave it out, or use dataset=demo")
-    drawn: list[int | None] = [None] if shop_seeds is None else list(dict.fromkeys(shop_seeds))
     draws = [make_draw(folder, root, composed or [], seed) for seed in drawn]
     for recommender in recommenders:
         adaptation.check_recommender(draws[0].params, recommender, [vector for vector in kinds if vector != ID])
@@ -181,10 +179,7 @@ def rank(draw: Draw, backbone: str, recommender: str, vector: str, seeds: Sequen
     """Train a recommender with every seed on a backbone's vectors, as the pipeline uses it, unless its positions exist."""
     project = draw.project(backbone)
     params = load_params(project.root / "params.yaml")
-    usual = params.train_recommender.of(recommender)
-    section = adaptation.with_representation(usual, vector)
-    if isinstance(usual, NearestParams):
-        section = changed_section(section, {"axis_scaling": usual.axis_scaling})
+    section = adaptation.as_in_the_pipeline(params.train_recommender.of(recommender), vector)
     place = draw.positions(backbone, recommender, vector)
     for seed in seeds_of(section, seeds):
         if not positions_path(place, seed).exists():

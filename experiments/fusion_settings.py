@@ -31,12 +31,12 @@ from experiments.nearest_items import Run, Runs
 from experiments.options import THREE_SEEDS, Name, Recommenders, Seeds
 from experiments.recommender_settings import changed, validated
 from experiments.study import CUTOFF, check_names, interval_cell, markdown_table, mean_and_interval, write_results
-from experiments.workspaces import BASE, changed_section, padded
+from experiments.workspaces import BASE, padded
 from sda_core.artifacts import Workspace
 from sda_core.cli.scripts import Names, names
 from sda_core.errors import ConfigError
 from sda_core.fingerprint import fingerprint
-from sda_core.params import ExportParams, NearestParams, RecommenderParams
+from sda_core.params import ExportParams, RecommenderParams
 from sda_core.traits import seeds_of
 
 FUSION = ("fusion", "fused_dim", "center", "normalize", "image_weight", "text_weight", "balance", "axis_scaling")
@@ -135,10 +135,7 @@ def ndcg(run: Run, candidate: str, vector: str, recommender: str, use: str, seed
     if workspace is None:
         raise ConfigError("--vectors", f"{run.label} has no embeddings for {vector}", "run experiments adaptation with it")
     settings = changed(run.params.export_embeddings, candidate)
-    usual = run.params.train_recommender.of(recommender)
-    section = adaptation.with_representation(usual, f"{USES[use]}{vector}")
-    if isinstance(usual, NearestParams):  # the recommender as the pipeline uses it
-        section = changed_section(section, {"axis_scaling": usual.axis_scaling})
+    section = adaptation.as_in_the_pipeline(run.params.train_recommender.of(recommender), f"{USES[use]}{vector}")
     return np.array([_ndcg(run, workspace, settings, section, vector, seed) for seed in seeds_of(section, seeds)])
 
 

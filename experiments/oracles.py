@@ -150,9 +150,7 @@ def main(
     check_names("--variants", variants, KNOWN)
     names_ = Names(dict.fromkeys(["id", *variants]))
     folder = root / "experiments" / "runs" / "oracles" / name
-    if shop_seeds is not None and len(set(shop_seeds)) < 2:
-        raise ConfigError("--shop-seeds", "an interval over draws needs two different seeds or more", "e.g. 101,102,103")
-    drawn: Sequence[int | None] = [None] if shop_seeds is None else list(dict.fromkeys(shop_seeds))
+    drawn: Sequence[int | None] = [None] if shop_seeds is None else different_draws(shop_seeds)
     grid = product(values_of("--shared", shared), values_of("--completeness", completeness), drawn)
     cells = [Cell(*values) for values in grid]
     common = [*(changes or []), f"dataset.image_side={IMAGE_SIDE}"]
@@ -172,6 +170,18 @@ def main(
         measured = {variant: differences(shops, variant, recommender, seeds) for variant in names_[1:]}
         path = results / f"{'plot' if recommender == recommenders[0] else recommender}.png"
         plot_maps(path, measured, f"NDCG@{CUTOFF} minus ids, {recommender}")
+
+
+def different_draws(shop_seeds: Sequence[int]) -> list[int]:
+    """The seeds of the draws, each once.
+
+    Raises:
+        ConfigError: there are fewer than two.
+    """
+    draws = list(dict.fromkeys(shop_seeds))
+    if len(draws) < 2:
+        raise ConfigError("--shop-seeds", "an interval over draws needs two different seeds or more", "e.g. 101,102,103")
+    return draws
 
 
 def values_of(option: str, given: Sequence[str] | None) -> list[float | None]:
