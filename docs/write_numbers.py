@@ -45,7 +45,10 @@ def _gain(found: dict[str, float], recommender: str, first: str, second: str) ->
     """A difference with its interval and verdict."""
     name = f"{recommender}/{first}_vs_{second}/{METRIC}"
     gain, low, high = (found[f"{name}_{part}"] for part in ("gain", "low", "high"))
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "no clear difference"
+    if found[f"{name}_clear"]:
+        verdict = "higher" if gain > 0 else "lower"
+    else:
+        verdict = "not clear after Holm's correction" if low > 0 or high < 0 else "no clear difference"
     return f"{number(gain)}, 95 % interval {number(low)} to {number(high)}", verdict
 
 

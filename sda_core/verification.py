@@ -54,7 +54,7 @@ from sda_core.params import CLIP, AdapterParams, Checkpoint, DemoDataset, Nano, 
 from sda_core.recommenders.history import HISTORY, mean_over_seeds, read_history, validation_metrics
 from sda_core.runtime import prepare_torch
 from sda_core.traits import seeds_of
-from sda_core.variants import adapter_of, indexed_variants, reported
+from sda_core.variants import adapter_of, controls, indexed_variants, reported
 
 Status = Literal["ok", "absent", "skipped", "problem"]
 
@@ -539,11 +539,16 @@ class _Run:
             for recommender in self.params.recommenders
             for variant in self.params.variants
         }
-        baselines = ("zero_shot", "id")
         found = evaluation.compare_variants(
-            pairs, baselines, self.interactions, self.params.evaluate, self.params.report.cutoff, self.num_items
+            pairs,
+            evaluation.BASELINES,
+            self.interactions,
+            self.params.evaluate,
+            self.params.report.cutoff,
+            self.num_items,
+            controls(self.params),
         )
-        computed = evaluation.flat_gains(found, reported(self.params), baselines)
+        computed = evaluation.flat_gains(found, reported(self.params), ("zero_shot", "id"))
         return _equal_numbers(self.workspace.comparisons, _mapping(self.workspace.comparisons, "comparisons"), computed)
 
     def report(self) -> str:

@@ -11,6 +11,7 @@ from sda_core.evaluation.negatives import Negatives, check_same_negatives, negat
 from sda_core.evaluation.protocols import candidates, candidates_hash, evaluated_users
 from sda_core.evaluation.seeds import Stacked, stack
 from sda_core.evaluation.significance import (
+    BASELINES,
     Change,
     Comparison,
     Difference,
@@ -24,10 +25,12 @@ from sda_core.evaluation.significance import (
     flat_gains,
     holm,
     interval,
+    is_clear,
 )
 from sda_core.evaluation.summary import score_positions, summarise
 
 __all__ = [
+    "BASELINES",
     "Change",
     "Comparison",
     "Difference",
@@ -51,6 +54,7 @@ __all__ = [
     "hit",
     "holm",
     "interval",
+    "is_clear",
     "item_groups",
     "mrr",
     "ndcg",

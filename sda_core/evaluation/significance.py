@@ -43,7 +43,10 @@ from sda_core.seed import generator
 
 Group = Literal["all", "tail"]
 
+BASELINES = ("id", "zero_shot", "lora")  # the variants that every other one is compared with
+
 _TAILS = (0.025, 0.975)  # quantiles of a 95 % interval
+_SIGNIFICANT = 0.05  # limit of an adjusted p-value
 _CHUNK_NUMBERS = 4_000_000  # drawn at a time, to bound the memory
 
 
@@ -290,7 +293,8 @@ def compare(
 class Comparison(Difference):
     """One line of the comparison table: a variant against a baseline under one recommender.
 
-    ``p_adjusted`` is adjusted by :func:`holm` over all pairs of variant and baseline of the same recommender, group and metric.
+    ``p_adjusted`` is adjusted by :func:`holm` over the pairs of the same recommender, group and metric, without the controls: a
+    comparison with a control is a question of its own, and has its unadjusted p-value here.
     """
 
     recommender: str
@@ -300,6 +304,11 @@ class Comparison(Difference):
     metric: Metric
     cutoff: int
     p_adjusted: float | None
+
+    @property
+    def is_clear(self) -> bool:
+        """See :func:`is_clear`."""
+        return is_clear(self.low, self.high, self.p_adjusted)
 
     def flat(self) -> dict[str, float]:
         """Scalars with stable names, e.g. ``sasrec/sda_vs_zero_shot/tail_ndcg@10_difference``; without None values."""
@@ -325,8 +334,8 @@ def flat_gains(comparisons: Sequence[Comparison], variants: Sequence[str], basel
     """Gains of variants in NDCG over all users, with names that ``dvc metrics diff`` and ``dvc exp show`` print well.
 
     For each variant and baseline ``sasrec/sda_vs_id/ndcg@10_gain`` (the difference), ``..._low`` and ``..._high`` (its 95 %
-    interval) and ``..._clear`` (1 if the interval excludes zero, else 0).  Pairs with equal NDCG for every user are skipped
-    (the recommender does not use vectors).
+    interval) and ``..._clear`` (1 or 0, see :func:`is_clear`).  Pairs with equal NDCG for every user are skipped (the
+    recommender does not use vectors).
     """
     flat: dict[str, float] = {}
     for row in comparisons:
@@ -337,7 +346,7 @@ def flat_gains(comparisons: Sequence[Comparison], variants: Sequence[str], basel
         name = f"{row.recommender}/{row.variant}_vs_{row.baseline}/{row.metric}@{row.cutoff}"
         flat[f"{name}_gain"] = row.difference
         if row.low is not None and row.high is not None:
-            flat |= {f"{name}_low": row.low, f"{name}_high": row.high, f"{name}_clear": int(excludes_zero(row.low, row.high))}
+            flat |= {f"{name}_low": row.low, f"{name}_high": row.high, f"{name}_clear": int(row.is_clear)}
     return flat
 
 
@@ -348,6 +357,7 @@ def compare_variants(
     params: EvaluateParams,
     cutoff: int,
     num_items: int | None = None,
+    controls: Sequence[str] = (),
 ) -> list[Comparison]:
     """Every variant against every baseline, per recommender, for Hit and NDCG, on all users and on tail targets.
 
@@ -359,6 +369,7 @@ def compare_variants(
         params: number of samples, seed, definition of tail.
         cutoff: cut-off of the metrics.
         num_items: I; None as in :func:`sda_core.evaluation.groups.catalogue_size`.
+        controls: variants that cannot be chosen.  Their p-values are not adjusted, and do not count for those of others.
 
     Raises:
         DataError: evaluations that cannot be compared (see :func:`compare`).
@@ -386,8 +397,8 @@ def compare_variants(
                     for pair in pairs
                 ]  # fmt: skip
                 kept = [(pair, difference) for pair, difference in found if difference is not None]
-                adjusted = holm([difference.p_value for _, difference in kept if difference.p_value is not None])
-                for number, ((variant, baseline), found_difference) in enumerate(kept):
+                adjusted = _adjusted(kept, controls)
+                for (variant, baseline), found_difference in kept:
                     rows.append(
                         Comparison(
                             recommender=recommender,
@@ -396,11 +407,20 @@ def compare_variants(
                             group=group,
                             metric=metric,
                             cutoff=cutoff,
-                            p_adjusted=adjusted[number] if adjusted else None,
+                            p_adjusted=adjusted[variant, baseline],
                             **vars(found_difference),
                         )
                     )
     return rows
+
+
+def _adjusted(
+    found: Sequence[tuple[tuple[str, str], Difference]], controls: Sequence[str]
+) -> dict[tuple[str, str], float | None]:
+    """The adjusted p-value of each pair of variants; see :class:`Comparison`."""
+    values = {pair: difference.p_value for pair, difference in found}
+    competing = {pair: value for pair, value in values.items() if value is not None and not {*pair} & {*controls}}
+    return {**values, **dict(zip(competing, holm(list(competing.values())), strict=True))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,6 +440,14 @@ class Change(Difference):
 def excludes_zero(low: float | None, high: float | None) -> bool:
     """Whether an interval is on one side of zero; False without an interval."""
     return low is not None and high is not None and (low > 0.0 or high < 0.0)
+
+
+def is_clear(low: float | None, high: float | None, p_adjusted: float | None) -> bool:
+    """Whether a difference is clear: its 95 % interval excludes zero, and its adjusted p-value is below 0.05.
+
+    The interval alone would call one in twenty differences clear where there is none; see :func:`holm`.
+    """
+    return excludes_zero(low, high) and p_adjusted is not None and p_adjusted < _SIGNIFICANT
 
 
 def compare_runs(

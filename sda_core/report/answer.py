@@ -1,7 +1,9 @@
 """The first part of the page: what the shop can show, the variant to use, the differences shown or not, and the next step.
 
 The variant of a recommender is chosen on the validation targets and reported on the test targets, so test results do not
-influence the choice.  A difference counts as shown if its 95 % interval excludes zero.
+influence the choice.  A difference counts as shown by :func:`sda_core.evaluation.is_clear`, as in the result table.
+
+A variant is advised only if it is clearly better than each cheaper choice: ids for all, and the frozen backbone for adapters.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from sda_core.evaluation import is_clear
 from sda_core.report.model import Change, Result
 
 ORACLE = "oracle"
@@ -28,13 +31,13 @@ class Against:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict by the interval; undecided without an interval."""
-        low, high = self.change.low, self.change.high
-        if low is None or high is None:
-            return "no clear difference"
+        """The verdict by interval and p-value; undecided without them."""
+        low, high, p_value = self.change.low, self.change.high, self.change.p_value
         if low == high == 0.0:
             return "equal"
-        return "higher" if low > 0.0 else "lower" if high < 0.0 else "no clear difference"
+        if low is None or not is_clear(low, high, p_value):
+            return "no clear difference"
+        return "higher" if low > 0.0 else "lower"
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,28 @@ class Power:
 
 @dataclass(frozen=True)
 class Choice:
-    """The variant of one recommender that was chosen on validation, with its test results."""
+    """The variant of one recommender that was chosen on validation, with its test results.
+
+    ``cheaper`` names the baselines that cost less than the chosen variant: ids, and for an adapter the frozen backbone too.
+    """
 
     recommender: str
     chosen: Result
     valid: float
     next_best: tuple[str, float] | None
     against: tuple[Against, ...]
+    cheaper: tuple[str, ...]
+
+    @property
+    def not_beaten(self) -> tuple[str, ...]:
+        """The cheaper baselines that the chosen variant is not clearly better than."""
+        better = {pair.change.baseline for pair in self.against if pair.verdict == "higher"}
+        return tuple(name for name in self.cheaper if name not in better)
+
+    @property
+    def is_advised(self) -> bool:
+        """Whether to use the chosen variant: it is clearly better than all cheaper baselines, and clearly worse than none."""
+        return not self.not_beaten and all(pair.verdict != "lower" for pair in self.against)
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,9 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         ordered = sorted(competing, key=lambda result: -_valid(result))  # stable: the first variant of the ladder wins ties
         chosen, runner_up = ordered[:2]
         pairs = [found for name in BASELINES if (found := _against(own, chosen.variant, name)) is not None]
-        choices.append(Choice(recommender, chosen, _valid(chosen), (runner_up.variant, _valid(runner_up)), tuple(pairs)))
+        cheaper = tuple(name for name in _cheaper(chosen.variant, trained) if name in own)
+        next_best = runner_up.variant, _valid(runner_up)
+        choices.append(Choice(recommender, chosen, _valid(chosen), next_best, tuple(pairs), cheaper))
         adapted = [found for name in trained if (found := _against(own, name, "zero_shot")) is not None]
         said = dict.fromkeys((found.variant, found.change.baseline) for found in pairs)
         pairs += [found for found in adapted if (found.variant, found.change.baseline) not in said]
@@ -119,6 +139,12 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         _next_for_shown(shown, simulated),
         _next_for_undecided(undecided, powers, num_seeds, simulated),
     )
+
+
+def _cheaper(variant: str, trained: Sequence[str]) -> tuple[str, ...]:
+    if variant == "id":
+        return ()
+    return BASELINES if variant in trained else ("id",)
 
 
 def _valid(result: Result) -> float:

@@ -42,7 +42,7 @@ class Change:
     relative: float | None
     low: float | None
     high: float | None
-    p_value: float | None  # adjusted for the number of comparisons
+    p_value: float | None  # adjusted for the number of comparisons, unless one of the two is a control
     seed_margin: float | None  # half of the interval's width due to the seeds alone
 
 

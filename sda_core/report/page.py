@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sda_core.costs import Latest, Total, total
-from sda_core.evaluation import excludes_zero
-from sda_core.report.answer import Against, Answer, Power, Statement, Verdict, answer
+from sda_core.evaluation import is_clear
+from sda_core.report.answer import Against, Answer, Choice, Power, Statement, Verdict, answer
 from sda_core.report.model import (
     Change,
     Chart,
@@ -48,7 +48,6 @@ from sda_core.report.plots import (
 )
 
 _FOLDER = Path(__file__).parent
-_SIGNIFICANT = 0.05
 _EQUAL = 1e-12
 _LEARNED = 0.05  # a smaller gain of retrieval may be due to the batch
 _MORE_TARGETS = 3.0
@@ -170,14 +169,14 @@ def _score_cell(score: Score) -> ScoreCell:
 
 
 def change_cell(change: Change) -> ChangeCell:
-    """The cell of a change: the arrow follows the sign; colour needs a small p-value and an interval without zero."""
+    """The cell of a change: the arrow follows the sign; only a clear change has a colour."""
     if abs(change.difference) <= _EQUAL:
         arrow, word, kind = "=", "equal", "same"
     elif change.difference > 0:
         arrow, word, kind = "▲", "higher", "up"
     else:
         arrow, word, kind = "▼", "lower", "down"
-    if change.p_value is None or change.p_value >= _SIGNIFICANT or not excludes_zero(change.low, change.high):
+    if not is_clear(change.low, change.high, change.p_value):
         kind = "same"
     amount = f"{change.difference:+.4f}" if change.relative is None else f"{100 * change.relative:+.1f}\u00a0%"
     interval = "" if change.low is None or change.high is None else f"{change.low:+.4f} to {change.high:+.4f}"
@@ -230,12 +229,12 @@ def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[
 class Card:
     """The choice for one recommender as text; ``against`` has its baselines with their cells.
 
-    ``is_clear`` if the variant is clearly better than a baseline, and clearly worse than none.
+    ``advice`` comes before the name of the variant: use it, or the reason not to.
     """
 
     recommender: str
     variant: str
-    is_clear: bool
+    advice: str
     valid: str
     next_best: str
     ndcg: str
@@ -243,7 +242,7 @@ class Card:
 
 
 def against_cell(found: Against) -> ChangeCell:
-    """The cell of a difference: coloured and named if the interval excludes zero, else "no clear difference"."""
+    """The cell of a difference: coloured and named if it is clear, else "no clear difference"."""
     cell = change_cell(found.change)
     kinds: dict[Verdict, str] = {"higher": "up", "lower": "down", "equal": "same", "no clear difference": "same"}
     arrow = "" if found.verdict == "no clear difference" else cell.arrow
@@ -256,7 +255,7 @@ def cards(found: Answer) -> list[Card]:
         Card(
             recommender=choice.recommender,
             variant=choice.chosen.variant,
-            is_clear={"higher"} <= {pair.verdict for pair in choice.against} <= {"higher", "equal", "no clear difference"},
+            advice=_advice(choice),
             valid=f"{choice.valid:.4f}",
             next_best="" if choice.next_best is None else f"{choice.next_best[0]} {choice.next_best[1]:.4f}",
             ndcg=_score_cell(choice.chosen.ndcg).text,
@@ -264,6 +263,15 @@ def cards(found: Answer) -> list[Card]:
         )
         for choice in found.choices
     ]
+
+
+def _advice(choice: Choice) -> str:
+    if choice.is_advised:
+        return "use"
+    if choice.not_beaten:
+        return f"highest on validation, not clearly better than {' or '.join(choice.not_beaten)}"
+    worse = " and ".join(pair.change.baseline for pair in choice.against if pair.verdict == "lower")
+    return f"highest on validation, but clearly worse than {worse} on the test targets"
 
 
 def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:

@@ -15,9 +15,7 @@ from sda_core.evaluation import Comparison
 from sda_core.index import load_index
 from sda_core.params import Params
 from sda_core.report.model import Experiment, ReportData
-from sda_core.variants import indexed_variants, reported
-
-BASELINES = ("id", "zero_shot", "lora")
+from sda_core.variants import controls, indexed_variants, reported
 
 
 def write(workspace: Workspace, params: Params, *, with_costs: bool, with_experiments: bool) -> dict[str, object]:
@@ -66,7 +64,10 @@ def _compare(workspace: Workspace, params: Params) -> Sequence[Comparison]:
     }
     evaluation.check_same_negatives(workspace.positions(*key) for key in positions)
     interactions, num_items = INTERACTIONS.read(workspace.interactions), ITEMS.count(workspace.items)
-    return evaluation.compare_variants(positions, BASELINES, interactions, params.evaluate, params.report.cutoff, num_items)
+    cutoff = params.report.cutoff
+    return evaluation.compare_variants(
+        positions, evaluation.BASELINES, interactions, params.evaluate, cutoff, num_items, controls(params)
+    )
 
 
 def _collect(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 import pytest
@@ -17,6 +19,7 @@ from sda_core.evaluation import (
     flat_gains,
     holm,
     interval,
+    is_clear,
     ndcg,
 )
 from sda_core.evaluation.significance import bootstrap_means, drawn_means, own_seed_sd
@@ -326,6 +329,44 @@ def test_compare_variants_makes_every_pair_once() -> None:
     assert flat["sasrec/sda_vs_zero_shot/tail_ndcg@10_difference"] == pytest.approx(1 - 1 / np.log2(5))
     assert all(isinstance(value, float) for value in flat.values())
     assert rows == compare_variants(positions, ["zero_shot", "id"], interactions_for(targets, rare=2), evaluate_params(), 10)
+
+
+def test_a_control_is_a_question_of_its_own() -> None:
+    """Holm's correction is for the variants that compete; a control has its own p-value, and does not count for theirs."""
+    targets = list(range(1, 31))
+    random = np.random.default_rng(0)
+    names = ("id", "zero_shot", "sda", "oracle")
+    places = {name: random.integers(1, 15 if name == "oracle" else 30, size=30).tolist() for name in names}
+    frames = {(name, "sasrec"): placed_frame(places[name], targets) for name in names}
+    interactions = interactions_for(targets, rare=2)
+
+    def found(names: Sequence[str], controls: Sequence[str] = ()) -> dict[tuple[str, str], float | None]:
+        chosen = {key: frame for key, frame in frames.items() if key[0] in names}
+        rows = compare_variants(chosen, ["id", "zero_shot"], interactions, evaluate_params(), 10, controls=controls)
+        return {(row.variant, row.baseline): row.p_adjusted for row in rows if (row.group, row.metric) == ("all", "ndcg")}
+
+    rows = compare_variants(frames, ["id", "zero_shot"], interactions, evaluate_params(), 10, controls=["oracle"])
+    for row in rows:
+        if row.variant == "oracle":
+            assert row.p_adjusted == row.p_value
+    with_control, without = found(names, ["oracle"]), found(names[:3])
+    assert {pair: p for pair, p in with_control.items() if "oracle" not in pair} == without
+    assert found(names)["sda", "id"] != without["sda", "id"]  # as one of five comparisons, and as one of three
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_adjusted", "expected"),
+    [
+        (0.1, 0.2, 0.01, True),
+        (-0.2, -0.1, 0.01, True),
+        (0.1, 0.2, 0.05, False),
+        (-0.1, 0.2, 0.01, False),
+        (0.1, 0.2, None, False),
+    ],
+)
+def test_clear_needs_interval_and_p_value(low: float, high: float, p_adjusted: float | None, expected: bool) -> None:
+    assert is_clear(low, high, p_adjusted) is expected
+    assert not is_clear(None, None, p_adjusted)
 
 
 def test_compare_variants_without_samples_or_tail() -> None:

@@ -9,8 +9,10 @@ from sda_core.report.model import Change, Result, Score
 from sda_core.report.page import cards, power_lines, statement_lines
 
 
-def change(baseline: str, low: float, high: float, relative: float | None = 0.1, margin: float | None = 0.0) -> Change:
-    return Change(baseline, (low + high) / 2, relative, low, high, 0.5, margin)
+def change(
+    baseline: str, low: float, high: float, relative: float | None = 0.1, margin: float | None = 0.0, p_value: float = 0.01
+) -> Change:
+    return Change(baseline, (low + high) / 2, relative, low, high, p_value, margin)
 
 
 def result(variant: str, ndcg: float, valid: float | None, *changes: Change, recommender: str = "sasrec") -> Result:
@@ -68,6 +70,48 @@ def test_what_holds_zero_is_not_decided_and_has_no_colour() -> None:
     ]
     without = answer((IDS, result("sda", 0.05, 0.09, Change("id", 0.1, 1.0, None, None, None, None))), (), ("sda",), 1, True)
     assert [statement.against.verdict for statement in without.undecided] == ["no clear difference"]
+
+
+BETTER = {"id": change("id", 0.01, 0.03), "zero_shot": change("zero_shot", 0.01, 0.03)}
+UNCLEAR = {"id": change("id", -0.01, 0.03), "zero_shot": change("zero_shot", -0.01, 0.03)}
+WORSE = change("zero_shot", -0.03, -0.01)
+CORRECTED = change("id", 0.001, 0.03, p_value=0.3)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "changes", "advice"),
+    [
+        ("sda", (BETTER["id"], BETTER["zero_shot"]), "use"),
+        ("sda", (UNCLEAR["id"], BETTER["zero_shot"]), "highest on validation, not clearly better than id"),
+        ("sda", (BETTER["id"], UNCLEAR["zero_shot"]), "highest on validation, not clearly better than zero_shot"),
+        ("sda", (UNCLEAR["id"], UNCLEAR["zero_shot"]), "highest on validation, not clearly better than id or zero_shot"),
+        ("sda", (CORRECTED, BETTER["zero_shot"]), "highest on validation, not clearly better than id"),
+        ("zero_shot", (BETTER["id"],), "use"),
+        ("zero_shot", (UNCLEAR["id"],), "highest on validation, not clearly better than id"),
+        ("text_only", (BETTER["id"], UNCLEAR["zero_shot"]), "use"),
+        ("text_only", (BETTER["id"], WORSE), "highest on validation, but clearly worse than zero_shot on the test targets"),
+    ],
+)  # fmt: skip
+def test_a_variant_is_advised_if_it_is_clearly_better_than_each_cheaper_one(
+    chosen: str, changes: tuple[Change, ...], advice: str
+) -> None:
+    others = [result("zero_shot", 0.06, 0.055, UNCLEAR["id"])] if chosen != "zero_shot" else []
+    (card,) = cards(answer((IDS, *others, result(chosen, 0.07, 0.09, *changes)), (), ("sda",), 3, True))
+    assert (card.variant, card.advice) == (chosen, advice)
+
+
+def test_ids_are_the_cheapest_choice() -> None:
+    (card,) = cards(answer((result("id", 0.05, 0.06), ZERO_SHOT), (), (), 3, True))
+    assert card.advice == "highest on validation, but clearly worse than zero_shot on the test targets"
+    unclear = result("zero_shot", 0.06, 0.055, UNCLEAR["id"])
+    (card,) = cards(answer((result("id", 0.05, 0.06), unclear), (), (), 3, True))
+    assert (card.variant, card.advice) == ("id", "use")
+
+
+def test_a_run_without_ids_compares_with_what_it_has() -> None:
+    sda = result("sda", 0.07, 0.09, BETTER["zero_shot"])
+    (card,) = cards(answer((result("zero_shot", 0.06, 0.055), sda), (), ("sda",), 3, True))
+    assert card.advice == "use"
 
 
 def test_adapted_variants_are_told_whether_or_not_they_are_chosen() -> None:
