@@ -10,7 +10,7 @@ import torch
 from sda_core.backbones.qwen2_5_vl import Qwen25VLBackbone, load
 from sda_core.params import Nano, Qwen25VL
 
-FOLDERS = {kind: Path(__file__).parent / kind for kind in ("nano", "nano2")}
+_FOLDER = Path(__file__).parent  # has a folder for each kind
 
 
 def load_nano(params: Nano, device: torch.device) -> Qwen25VLBackbone:
@@ -22,7 +22,7 @@ def load_nano(params: Nano, device: torch.device) -> Qwen25VLBackbone:
     """
     section = Qwen25VL(
         kind="qwen2_5_vl",
-        name=str(FOLDERS[params.kind]),
+        name=str(_FOLDER / params.kind),
         revision=None,
         dtype="float32",
         attention="sdpa",

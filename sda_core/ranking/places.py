@@ -40,7 +40,7 @@ def place_targets(
         candidates: None: all items except those of the user's history (a target in the history is kept); else
             ``(number of test users, C)`` int32, in the order of ``data.users``: the target is ranked among these; 0, the
             target itself and repeated items are ignored.
-        batch_size: users scored at once, or fewer if that would be more than ``SCORES_PER_CHUNK`` scores.
+        batch_size: see :func:`sda_core.recommenders.position.users_at_once`.
         device: device for scoring.
 
     Returns:

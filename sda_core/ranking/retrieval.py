@@ -26,7 +26,7 @@ from sda_core.params import EvaluateParams
 from sda_core.ranking.places import place_targets, placed_table
 from sda_core.recommenders.base import Recommender
 from sda_core.recommenders.batches import EvaluationData
-from sda_core.recommenders.position import SCORES_PER_CHUNK
+from sda_core.recommenders.position import users_at_once
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class _Retrieval:
         assert params.retrieval is not None
         self.recommender, self.data, self.items_IK, self.search, self.device = recommender, data, items_IK, search, device
         self.depth = params.retrieval.depth
-        self.chunk = max(1, min(params.batch_size, SCORES_PER_CHUNK // len(items_IK)))  # users per exact scoring of all items
+        self.chunk = users_at_once(params.batch_size, len(items_IK))  # users per exact scoring of all items
         self.batch = params.batch_size
 
     def count(self) -> tuple[np.ndarray, int]:

@@ -40,7 +40,7 @@ from sda_core.principal_axes import principal_axes, project
 from sda_core.recommenders.base import EpochRecord, Recommender
 from sda_core.recommenders.batches import EvaluationData, Histories, TrainingData, validation_view
 from sda_core.recommenders.new_items import raise_new_items
-from sda_core.recommenders.position import SCORES_PER_CHUNK, USERS_PER_CHUNK, count_positions, ndcg_at_10
+from sda_core.recommenders.position import USERS_PER_CHUNK, batches_by_length, count_positions, ndcg_at_10, users_at_once
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class Nearest(Recommender):
         """The mean standard deviation over the items of each kind of score, for training histories of some users."""
         users = np.flatnonzero(train.lengths)
         users = users[np.unique(np.linspace(0, len(users) - 1, min(len(users), _USERS_OF_SPREAD)).astype(np.int64))]
-        size = max(1, min(USERS_PER_CHUNK, SCORES_PER_CHUNK // (self.num_items + 1)))
+        size = users_at_once(USERS_PER_CHUNK, self.num_items + 1)
         sums = torch.zeros(2, dtype=torch.float64)
         for start in range(0, len(users), size):
             history_BL = train.last(users[start : start + size], self.history_length)
@@ -208,14 +208,10 @@ class Nearest(Recommender):
 
         Both similarities are computed once for each batch of users, because only their sum depends on the weight.
         """
-        lengths = np.minimum(validation.histories.lengths[validation.users], self.history_length)
-        order = np.argsort(lengths, kind="stable")  # as in count_positions, so each part is one of its batches
-        size = max(1, min(USERS_PER_CHUNK, SCORES_PER_CHUNK // (self.num_items + 1)))
-        counts_WU3 = np.zeros((len(WEIGHTS_OF_CONTENT), len(order), 3), dtype=np.int64)
+        counts_WU3 = np.zeros((len(WEIGHTS_OF_CONTENT), len(validation.users), 3), dtype=np.int64)
         self._keeps_scores = True
         try:
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
+            for rows in batches_by_length(self, validation, USERS_PER_CHUNK):  # each part is a batch of count_positions
                 part = replace(validation, users=validation.users[rows], targets=validation.targets[rows])
                 for index, weight in enumerate(WEIGHTS_OF_CONTENT):
                     self.content_weight.fill_(weight)

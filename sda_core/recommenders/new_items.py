@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sda_core.recommenders.base import Recommender
 from sda_core.recommenders.batches import TrainingData, validation_view
-from sda_core.recommenders.position import SCORES_PER_CHUNK, USERS_PER_CHUNK, count_positions, ndcg_at_10_by_user
+from sda_core.recommenders.position import USERS_PER_CHUNK, count_positions, ndcg_at_10_by_user, users_at_once
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ def raise_new_items(recommender: Recommender, offset_I: Tensor, data: TrainingDa
         return ndcg_at_10_by_user(count_positions(recommender, validation, None, USERS_PER_CHUNK, device))
 
     offset_I.zero_()
-    size = max(1, min(USERS_PER_CHUNK, SCORES_PER_CHUNK // len(offset_I)))
-    some = validation.users[:size].astype(np.int64)
+    some = validation.users[: users_at_once(USERS_PER_CHUNK, len(offset_I))].astype(np.int64)
     history = validation.histories.last(some, recommender.history_length)
     score_BI = recommender.score(torch.from_numpy(some).to(device), torch.from_numpy(history).to(device, torch.int64))
     spread = float(score_BI[:, 1:].std(dim=1).mean())

@@ -9,7 +9,7 @@ differently, so that an item might not tie with itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -61,6 +61,31 @@ def _count_full(score_BI: Tensor, target_B: Tensor, seen_rows: Tensor, seen_item
     return better_B, tied_B, num_candidates_B
 
 
+def users_at_once(most: int, num_scores: int) -> int:
+    """Number of users to score together: ``most``, or fewer if their scores would be more than ``SCORES_PER_CHUNK``.
+
+    Args:
+        most: limit of the number of users.
+        num_scores: scores for each user.
+    """
+    return max(1, min(most, SCORES_PER_CHUNK // num_scores))
+
+
+def batches_by_length(recommender: Recommender, data: EvaluationData, batch_size: int) -> Iterator[np.ndarray]:
+    """Rows of ``data.users`` to score together, ``(B,)`` each; histories of about the same length need less padding.
+
+    Args:
+        recommender: determines the number of items that are used of a history.
+        data: users and histories.
+        batch_size: see :func:`users_at_once`.
+    """
+    lengths = np.minimum(data.histories.lengths[data.users], recommender.history_length)
+    order = np.argsort(lengths, kind="stable")
+    size = users_at_once(batch_size, data.num_items + 1)
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
 def count_positions(
     recommender: Recommender,
     data: EvaluationData,
@@ -75,7 +100,7 @@ def count_positions(
         data: users, targets and the histories before them.
         count_among: None: all items except those of the user's history (a target in the history is kept); else the function
             that counts.
-        batch_size: users scored at once, or fewer if that would be more than ``SCORES_PER_CHUNK`` scores.
+        batch_size: see :func:`users_at_once`.
         device: device for scoring.
 
     Returns:
@@ -85,15 +110,12 @@ def count_positions(
         TrainingError: a score is NaN.
     """
     recommender.eval()
-    lengths = np.minimum(data.histories.lengths[data.users], recommender.history_length)
-    chunk = max(1, min(batch_size, SCORES_PER_CHUNK // (data.num_items + 1)))
-    order = np.argsort(lengths, kind="stable")  # group users by length of history to reduce padding
     counts = np.zeros((len(data.users), 3), dtype=np.int64)
-    with progress(len(order), "place targets", "users") as bar:
-        for start in range(0, len(order), chunk):
-            rows = order[start : start + chunk]
+    with progress(len(data.users), "place targets", "users") as bar:
+        for rows in batches_by_length(recommender, data, batch_size):
             users = data.users[rows].astype(np.int64)
-            history = data.histories.last(users, int(lengths[rows].max(initial=0)))
+            longest = int(data.histories.lengths[users].max(initial=0))
+            history = data.histories.last(users, min(longest, recommender.history_length))
             score_BI = recommender.score(torch.from_numpy(users).to(device), torch.from_numpy(history).to(device, torch.int64))
             if torch.isnan(score_BI.amax(dim=1)).any():  # the maximum propagates NaN, in one pass
                 raise TrainingError(

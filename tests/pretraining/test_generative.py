@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
+import sda_core.backbones
 from pretraining import train_lvlm
 from pretraining.common import settings, tower_folder
 from pretraining.conversations import Turn
@@ -33,7 +34,6 @@ from pretraining.model import ImageGrid, configuration, first_weights, vision_bl
 from pretraining.scene_features import seen_at
 from pretraining.scenes import drawn_scene
 from pretraining.train_lvlm import Learner, Material, answered, caption_losses, losses, train
-from sda_core.backbones._nano import FOLDERS
 
 TURNS = [
     Turn("caption", "describe the image", "a red and navy blue striped cup"),
@@ -59,7 +59,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(FOLDERS["nano"])
+    return PreTrainedTokenizerFast.from_pretrained(Path(sda_core.backbones.__file__).parent / "nano")
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
+import sda_core.backbones
 from pretraining.common import settings
 from pretraining.model import Encoder, configuration, first_weights, patches, principal_axes, vision_forward
 from pretraining.tokenizer import train_tokenizer
 from sda_core.backbones import build, save_backbone
-from sda_core.backbones._nano import FOLDERS
 from sda_core.backbones.qwen2_5_vl import SPECIAL_TOKENS, Qwen25VLBackbone
 from sda_core.params import Qwen25VL
 
@@ -49,9 +51,9 @@ def backbone(encoder, tmp_path_factory) -> Qwen25VLBackbone:
 
 
 def test_the_settings_are_those_of_the_released_checkpoint():
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDERS["nano"])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(Path(sda_core.backbones.__file__).parent / "nano")
     made = configuration(settings()["model"], tokenizer).to_dict()
-    released = Qwen2_5_VLConfig.from_pretrained(FOLDERS["nano"]).to_dict()
+    released = Qwen2_5_VLConfig.from_pretrained(Path(sda_core.backbones.__file__).parent / "nano").to_dict()
     apart = {"architectures", "dtype", "_name_or_path", "transformers_version"}
     assert {name: value for name, value in made.items() if name not in apart} == {
         name: value for name, value in released.items() if name not in apart
