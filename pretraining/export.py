@@ -40,7 +40,9 @@ def write_checkpoint(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 def main(
     work: Work = WORK,
-    folder: Path = CHECKPOINT,
+    folder: Annotated[
+        Path, typer.Option(help="Folder to write.", show_default="sda_core/backbones/nano of this clone")
+    ] = CHECKPOINT,
     float32: Annotated[bool, typer.Option("--float32", help="Keep the weights in float32, for comparison.")] = False,
     untrained: Annotated[
         bool, typer.Option("--untrained", help="Export the model before its first step, for comparison.")

@@ -343,7 +343,18 @@ def storage(path: Path, verb: str = "written") -> Generator[None, None, None]:
     except (OSError, RuntimeError, pl.exceptions.PolarsError, SafetensorError) as error:
         if (failure := storage_error(error, *_path_of_error(error, path, verb))) is not None:
             raise failure from None
+        if verb == "written" and _cannot_be_made(error, path):
+            raise StorageError(str(path), "cannot be created there", "use another folder") from None
         raise
+
+
+def _cannot_be_made(error: Exception, path: Path) -> bool:
+    """Whether the system says of a new file in an existing folder that it does not exist, as in ``/proc``."""
+    named = failed_path(error)
+    if named is None or not isinstance(error, FileNotFoundError):
+        return False
+    new = Path(named)
+    return new.parent.is_dir() and (new == path or new in path.parents or new.name.startswith(f".{path.name}."))
 
 
 def _path_of_error(error: Exception, path: Path, verb: str) -> tuple[str, str]:

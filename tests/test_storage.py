@@ -143,6 +143,14 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path, library: str) -> None:
     assert (tmp_path / "data").read_bytes() == b"mine"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+@pytest.mark.parametrize("path", ["/proc/new", "/proc/new/table"])
+def test_a_file_system_that_takes_no_files(path: str) -> None:
+    for write in (replace_file, replace_directory):
+        with pytest.raises(StorageError, match="cannot be created there; use another folder"), write(Path(path)):
+            pass
+
+
 @pytest.mark.parametrize(
     "num_items", [10, 200]
 )  # 10: all of the index fits FAISS's own buffer, which it writes when it closes the file

@@ -237,7 +237,8 @@ def read(path: Path) -> SeedNoise:
         ArtifactError: the file is missing or has another format.
     """
     if not path.is_file():
-        raise ArtifactError(str(path), "does not exist", f"run `{COMMAND}` to measure it")
+        problem = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise ArtifactError(str(path), problem, f"run `{COMMAND}` to measure it")
     advice = f"restore it (`git checkout -- {path.name}`), or run `{COMMAND}` to measure it again"
     try:
         found = _File.model_validate_json(path.read_bytes())

@@ -377,6 +377,7 @@ def test_what_only_one_run_has_is_not_the_same(machine: Path) -> None:
 
 def test_noise_that_is_none_is_refused_in_one_line(machine: Path) -> None:
     assert "does not exist; run `python -m experiments seed_noise`" in mistake(diff(machine, "v1", "--noise", "nosuch.json"))
+    assert "is a folder, not a file" in mistake(diff(machine, "v1", "--noise", "."))
     (machine / "seed_noise.json").write_text("{}")
     assert "seed_noise.json: seeds: Field required" in mistake(diff(machine, "v1"))
 
