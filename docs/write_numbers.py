@@ -14,7 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = ("id", "random", "image_only", "text_only", "zero_shot", "lora", "sda", "oracle")
-IN_README = ("id", "zero_shot", "lora", "sda", "oracle")
+IN_README = ("nearest", "sasrec")
+NAMES = {"nearest": "nearest items", "sasrec": "SASRec", "vbpr": "VBPR", "bert4rec": "BERT4Rec"}  # those that use vectors
 RECOMMENDERS = ("pop", "nearest", "sasrec", "vbpr", "bert4rec")
 METRIC = "ndcg@10"
 
@@ -36,20 +37,25 @@ def number(value: float) -> str:
     return f"{value:.4f}".replace("0.", ".", 1)
 
 
+def signed(value: float) -> str:
+    """Four decimals with a sign and without the leading zero: ``+.0788``, ``-.0088``."""
+    return f"{value:+.4f}".replace("0.", ".", 1)
+
+
 def _metrics(root: Path) -> dict[tuple[str, str], dict[str, Any]]:
     paths = {(v, r): root / "metrics" / v / f"{r}.json" for v in VARIANTS for r in RECOMMENDERS}
     return {key: json.loads(path.read_text(encoding="utf-8")) for key, path in paths.items() if path.is_file()}
 
 
 def _gain(found: dict[str, float], recommender: str, first: str, second: str) -> tuple[str, str]:
-    """A difference with its interval and verdict."""
+    """A difference with its interval, and the verdict: by the interval and by Holm's correction for several comparisons."""
     name = f"{recommender}/{first}_vs_{second}/{METRIC}"
-    gain, low, high = (found[f"{name}_{part}"] for part in ("gain", "low", "high"))
-    if found[f"{name}_clear"]:
+    gain, low, high, clear = (found[f"{name}_{part}"] for part in ("gain", "low", "high", "clear"))
+    if clear:
         verdict = "higher" if gain > 0 else "lower"
     else:
         verdict = "not clear after Holm's correction" if low > 0 or high < 0 else "no clear difference"
-    return f"{number(gain)}, 95 % interval {number(low)} to {number(high)}", verdict
+    return f"{signed(gain)} [{signed(low)}, {signed(high)}]", verdict
 
 
 def _cell(found: dict[str, Any]) -> str:
@@ -59,27 +65,23 @@ def _cell(found: dict[str, Any]) -> str:
 
 
 def _verdict(found: dict[str, float], recommender: str, first: str, second: str) -> str:
-    """The verdict on a difference, with its numbers in brackets."""
+    """A difference with its interval and verdict, in one phrase."""
     difference, verdict = _gain(found, recommender, first, second)
-    return f"{verdict} ({difference})"
+    return f"{verdict}, {difference}"
 
 
 def readme_row(root: Path) -> str:
     """The row of README's table on the default run."""
-    metrics = _metrics(root)
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
     answers: list[str] = []
-    for recommender, name in (("nearest", "Nearest items"), ("sasrec", "SASRec")):
-        shown = [v for v in IN_README if (v, recommender) in metrics]
-        if not shown:
-            continue
-        values = ", ".join(f"`{v}` {number(metrics[v, recommender][METRIC])}" for v in shown)
-        verdicts = "; ".join(
-            f"`{variant}` against `zero_shot`: {_verdict(comparisons, recommender, variant, 'zero_shot')}"
-            for variant in ("sda", "lora")
+    for variant in ("sda", "lora"):
+        shown = [
+            f"{NAMES[recommender]} {_verdict(comparisons, recommender, variant, 'zero_shot')}"
+            for recommender in IN_README
             if f"{recommender}/{variant}_vs_zero_shot/{METRIC}_gain" in comparisons
-        )
-        answers.append(f"{name}, NDCG@10: {verdicts} ({values})")
+        ]
+        if shown:
+            answers.append(f"NDCG@10 of `{variant}` against `zero_shot`: {'; '.join(shown)}")
     return (
         f"| Does adaptation improve a recommender on the built-in shop? | {'. '.join(answers)} "
         f"| [the default run](docs/results.md#the-default-run) |\n"
@@ -90,8 +92,8 @@ def control_row(root: Path) -> str:
     """The row with the gain by oracle vectors in each recommender; empty without that control."""
     comparisons = json.loads((root / "comparisons.json").read_text(encoding="utf-8"))
     found = [
-        f"{recommender} {_verdict(comparisons, recommender, 'oracle', 'id')}"
-        for recommender in RECOMMENDERS
+        f"{name} {_verdict(comparisons, recommender, 'oracle', 'id')}"
+        for recommender, name in NAMES.items()
         if f"{recommender}/oracle_vs_id/{METRIC}_gain" in comparisons
     ]
     if not found:
@@ -109,13 +111,12 @@ def results_block(root: Path) -> str:
         found = (metrics.get((variant, recommender)) for variant in VARIANTS)
         cells = ("" if one is None else _cell(one) for one in found)
         lines.append(f"| `{recommender}` | {' | '.join(cells)} |")
-    lines += ["", "| difference in NDCG@10 | 95 % interval | |", "|---|---|---|"]
+    lines += ["", "| difference in NDCG@10 | with its 95 % interval | |", "|---|---|---|"]
     for recommender in RECOMMENDERS:
         for first, second in (("oracle", "id"), ("sda", "id"), ("sda", "zero_shot"), ("lora", "zero_shot")):
             if f"{recommender}/{first}_vs_{second}/{METRIC}_gain" in comparisons:
                 difference, verdict = _gain(comparisons, recommender, first, second)
-                gain, _, interval = difference.partition(", 95 % interval ")
-                lines.append(f"| `{recommender}`: `{first}` - `{second}` {gain} | {interval} | {verdict} |")
+                lines.append(f"| `{recommender}`: `{first}` - `{second}` | {difference} | {verdict} |")
     users = {found["num_users"] for found in metrics.values()}
     tail = {found.get("tail_num_users", 0) for found in metrics.values()}
     lines += ["", f"{max(users):,} test users, of whom {max(tail):,} have a tail target.", ""]

@@ -31,11 +31,16 @@ def test_they_are_those_of_the_last_commit(script: dict[str, Any], repository: P
 
 
 @pytest.mark.parametrize(
-    ("interval", "verdict"),
-    [((0.001, 0.02), "higher"), ((-0.02, -0.001), "lower"), ((-0.01, 0.01), "no clear difference")],
+    ("interval", "is_clear", "verdict"),
+    [
+        ((0.001, 0.02), 1, "higher, +.0095 [+.0010, +.0200]"),
+        ((-0.02, -0.001), 1, "lower, -.0095 [-.0200, -.0010]"),
+        ((-0.01, 0.01), 0, "no clear difference, +.0010 [-.0100, +.0100]"),
+        ((0.001, 0.02), 0, "not clear after Holm's correction, +.0095 [+.0010, +.0200]"),
+    ],
 )
-def test_the_answer_follows_from_the_interval(
-    script: dict[str, Any], tmp_path: Path, interval: tuple[float, float], verdict: str
+def test_the_answer_follows_from_interval_and_correction(
+    script: dict[str, Any], tmp_path: Path, interval: tuple[float, float], is_clear: int, verdict: str
 ) -> None:
     for number, variant in enumerate(script["VARIANTS"]):
         folder = tmp_path / "metrics" / variant
@@ -43,13 +48,16 @@ def test_the_answer_follows_from_the_interval(
         values = {"ndcg@10": 0.1 + number / 100, "tail_ndcg@10": 0.01, "num_users": 1234, "tail_num_users": 56}
         (folder / "sasrec.json").write_text(json.dumps(values), encoding="utf-8")
     pair = "sasrec/sda_vs_zero_shot/ndcg@10"
-    gains = {f"{pair}_gain": 0.0123, f"{pair}_low": interval[0], f"{pair}_high": interval[1]}
+    low, high = interval
+    gain = float(verdict.split(", ")[1].split()[0])
+    gains = {f"{pair}_gain": gain, f"{pair}_low": low, f"{pair}_high": high, f"{pair}_clear": is_clear}
     (tmp_path / "comparisons.json").write_text(json.dumps(gains), encoding="utf-8")
     row = script["readme_row"](tmp_path)
-    assert f"| SASRec, NDCG@10: `sda` against `zero_shot`: {verdict} (.0123, 95 % interval " in row
-    assert " (`id` .1000, `zero_shot` .1400, `lora` .1500, `sda` .1600, `oracle` .1700) |" in row
-    assert "Nearest items" not in row  # a run without them
+    assert f"| NDCG@10 of `sda` against `zero_shot`: SASRec {verdict} |" in row
+    assert "nearest items" not in row  # a run without them
     table = script["results_block"](tmp_path)
+    found, difference = verdict.split(", ", 1)
+    assert f"| `sasrec`: `sda` - `zero_shot` | {difference} | {found} |" in table
     assert script["control_row"](tmp_path) == ""  # a run without the positive control
     assert "| `sasrec` | .1000 (.0100) | .1100 (.0100) | .1200 (.0100) | .1300 (.0100) | .1400 (.0100) |" in table
     (tmp_path / "metrics" / "id" / "sasrec.json").write_text(
