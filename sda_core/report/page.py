@@ -229,12 +229,12 @@ def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[
 class Card:
     """The choice for one recommender as text; ``against`` has its baselines with their cells.
 
-    ``advice`` comes before the name of the variant: use it, or the reason not to.
+    ``advised`` is the variant to use; if it is empty, ``doubt`` says why there is none.
     """
 
     recommender: str
-    variant: str
-    advice: str
+    advised: str
+    doubt: str
     valid: str
     next_best: str
     ndcg: str
@@ -254,8 +254,8 @@ def cards(found: Answer) -> list[Card]:
     return [
         Card(
             recommender=choice.recommender,
-            variant=choice.chosen.variant,
-            advice=_advice(choice),
+            advised=choice.chosen.variant if choice.is_advised else "",
+            doubt="" if choice.is_advised else _doubt(choice),
             valid=f"{choice.valid:.4f}",
             next_best="" if choice.next_best is None else f"{choice.next_best[0]} {choice.next_best[1]:.4f}",
             ndcg=_score_cell(choice.chosen.ndcg).text,
@@ -265,13 +265,12 @@ def cards(found: Answer) -> list[Card]:
     ]
 
 
-def _advice(choice: Choice) -> str:
-    if choice.is_advised:
-        return "use"
+def _doubt(choice: Choice) -> str:
+    begin = f"{choice.chosen.variant} is highest on validation, but"
     if choice.not_beaten:
-        return f"highest on validation, not clearly better than {' or '.join(choice.not_beaten)}"
+        return f"{begin} not clearly better than {' or '.join(choice.not_beaten)}"
     worse = " and ".join(pair.change.baseline for pair in choice.against if pair.verdict == "lower")
-    return f"highest on validation, but clearly worse than {worse} on the test targets"
+    return f"{begin} clearly worse than {worse} on the test targets"
 
 
 def power_lines(powers: Sequence[Power], cutoff: int) -> list[str]:

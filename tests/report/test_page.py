@@ -165,7 +165,7 @@ def test_numbers_are_on_the_page(page_data: ReportData) -> None:
         "0.0500", "0.0460 to 0.0550", "+4.2 %", "p < 0.001", "−2.0 %", "p = 0.610",
         "1 of 3 shared",
         "Which vectors should I use? No positive control.",
-        "sasrec: highest on validation, not clearly better than id sda against id:",
+        "sasrec no clear choice sda is highest on validation, but not clearly better than id against id:",
             "against id: no clear difference, −2.0 % (−0.0040 to +0.0020) ▲ +4.2 %",
         "▲ +4.2 % against zero_shot, higher (+0.0010",
         "Test NDCG@10 0.0500 (0.0460 to 0.0550). Chosen on validation: 0.0630, next id 0.0610.",
@@ -301,7 +301,7 @@ def test_a_variant_that_is_not_clearly_better_is_not_recommended(page_data: Repo
         for result in page_data.results
     ]
     text = visible(render(dataclasses.replace(page_data, results=tuple(unclear))))
-    assert "sasrec: highest on validation, not clearly better than id or zero_shot sda" in text
+    assert "sasrec no clear choice sda is highest on validation, but not clearly better than id or zero_shot" in text
     assert "sasrec: use" not in text
 
 
