@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,23 +202,29 @@ class Table:
             raise ArtifactError(str(path), f"is a folder, expected the {self.name} table", "move it away and run `dvc repro`")
         if not path.is_file():
             raise ArtifactError(str(path), f"{self.name} table is missing", "run `dvc repro` to make it")
-        try:
+        with _readable(path):
             frame = pl.scan_parquet(path)
             schema = dict(frame.collect_schema())
-        except (pl.exceptions.PolarsError, OSError) as error:
-            if (failure := storage_error(error, str(path), "read")) is not None:
-                raise failure from None
-            raise ArtifactError(str(path), f"is not a readable parquet file ({error})", "delete it and run `dvc repro`") from None
         self.check(schema, path)
         return frame
 
+    def query(self, path: Path, query: Callable[[pl.LazyFrame], pl.LazyFrame]) -> pl.DataFrame:
+        """The rows of a query to the checked table, of which only the needed columns are read.
+
+        Raises:
+            ArtifactError: as :meth:`scan`, and if a part of the file is damaged.
+        """
+        frame = query(self.scan(path))
+        with _readable(path):
+            return frame.collect()
+
     def read(self, path: Path) -> pl.DataFrame:
-        """The whole checked table; raises as :meth:`scan`."""
-        return self.scan(path).collect()
+        """The whole checked table; raises as :meth:`query`."""
+        return self.query(path, lambda rows: rows)
 
     def count(self, path: Path) -> int:
-        """The number of rows, read from the file's footer; raises as :meth:`scan`."""
-        return int(self.scan(path).select(pl.len()).collect().item())
+        """The number of rows, read from the file's footer; raises as :meth:`query`."""
+        return int(self.query(path, lambda rows: rows.select(pl.len())).item())
 
     def metadata(self, path: Path) -> dict[str, str]:
         """The metadata given to :meth:`write`; raises as :meth:`scan`."""
@@ -240,6 +246,17 @@ class Table:
         self.check(dict(frame.schema), path)
         told = dict(sorted((metadata or {}).items())) or None
         write_parquet(frame, path, row_group_size=65_536, metadata=told)
+
+
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """Context that turns the errors of a damaged parquet file, or of its storage, into one line."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        if (failure := storage_error(error, str(path), "read")) is not None:
+            raise failure from None
+        raise ArtifactError(str(path), f"is not a readable parquet file ({error})", "delete it and run `dvc repro`") from None
 
 
 TRUTH = Table(

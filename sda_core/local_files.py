@@ -38,13 +38,15 @@ RAW = ("reviews", "metadata", "image_archive")
 IMAGES = ("local_folder", "local_images", "image_folder")
 BACKBONE = ("backbone",)
 
+_SETTINGS = {"local_images": "local_folder"}  # the settings of the uses that have another name
+
 _OWN_SUFFIXES = (".part", ".part.json", ".entry.json")
 
 
 # ------------------------------------------------------------------------------------------------ sources
 def user_folder(text: str | None, root: Path, where: str) -> Path | None:
-    """The path of a folder in a params file (:func:`user_path`); None for null."""
-    return None if text is None else user_path(text, root, where)
+    """The path of a folder in a params file (:func:`local_path`); None for null."""
+    return None if text is None else local_path(text, root, where)
 
 
 def user_path(text: str, root: Path, where: str) -> Path:
@@ -84,17 +86,20 @@ def located(sources: Sequence[str], local_folder: str | None) -> tuple[str, ...]
     return tuple(dict.fromkeys(f"{local_folder.rstrip('/') or '/'}/{base_name(source)}" for source in sources))
 
 
-def local_path(source: str, root: Path) -> Path:
+def local_path(source: str, root: Path, where: str = "params.yaml: dataset") -> Path:
     """The path of a plain path or a ``file:`` URL.
 
     Raises:
-        DownloadError: the URL has another host, or the path has the home of an unknown user.
+        DownloadError: the URL is malformed or has another host, or the path has the home of an unknown user.
     """
     if not source.lower().startswith("file:"):
-        return user_path(source, root, "params.yaml: dataset")
-    parts = urlsplit(source)
+        return user_path(source, root, where)
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:  # brackets without an IPv6 address
+        raise DownloadError(where, f"{source!r} is not a file: URL ({error})", "give the full path instead") from None
     if parts.netloc not in ("", "localhost"):
-        raise DownloadError("params.yaml: dataset", f"a file: URL of another host ({parts.netloc})")
+        raise DownloadError(where, f"a file: URL of another host ({parts.netloc})")
     return root / url2pathname(parts.path)
 
 
@@ -130,8 +135,10 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
         uses: the keys of ``local_files`` that the current stage uses.
 
     Raises:
-        ConfigError: a path of these uses is not in the params, or an existing one is not watched.
+        ConfigError: a path of these uses is not in the params, an existing one is not watched, or any path is in the place of
+            an output.
     """
+    _check_apart(params, root)
     named = _named(params.dataset.model_dump(), params.backbone.model_dump())
     written = params.local_files.model_dump()
     problems: list[str] = []
@@ -146,6 +153,31 @@ def check(params: Params, root: Path, uses: Sequence[str]) -> None:
             f"does not list the local files that the other params name, so DVC would not see them change: {', '.join(problems)}",
             "write this into params.yaml, or compose it again with `dvc exp run`",
         )
+
+
+def _check_apart(params: Params, root: Path) -> None:
+    """Reject the user's files in a folder that the pipeline writes: it would remove them, and DVC could not watch them."""
+    named = _named(params.dataset.model_dump(), params.backbone.model_dump())
+    for use in (*IMAGES, *RAW, *BACKBONE):  # a folder before the files in it
+        where = f"params.yaml: {'backbone.name' if use in BACKBONE else f'dataset.{_SETTINGS.get(use, use)}'}"
+        for text in named[use]:
+            path = root / text
+            if use in BACKBONE and not _is_folder(path):  # the name of a hub
+                continue
+            for output in OUTPUTS:
+                if inside(path, root / output):
+                    problem = f"{text} is inside {output}, which the pipeline writes, so its files could be removed"
+                    raise ConfigError(where, problem, "move them to another folder, and give its path")
+                if use not in (*RAW, "local_folder") and inside(root / output, path):
+                    problem = f"{text} contains {output}, which the pipeline writes, so DVC cannot watch it"
+                    raise ConfigError(where, problem, "move its files to another folder, and give its path")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long for the file system, a NUL
+        return False
 
 
 def watches(root: Path, uses: Sequence[str]) -> Callable[[Params], None]:

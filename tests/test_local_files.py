@@ -185,6 +185,49 @@ def test_a_section_that_does_not_fit_is_refused_in_one_line(repository: Path, sh
         check(parse_params(data, "params.yaml"), repository, RAW)
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"local_folder": "data"}, "dataset.local_folder: data/images is inside data/images"),
+        ({"local_folder": "data/raw"}, "dataset.local_folder: data/raw is inside data/raw"),
+        ({"local_folder": "link"}, "dataset.local_folder: link is inside data/images"),
+        ({"image_folder": "data/images"}, "dataset.image_folder: data/images is inside data/images"),
+        ({"image_folder": "metrics/x"}, "dataset.image_folder: metrics/x is inside metrics"),
+        ({"image_folder": "."}, "dataset.image_folder: . contains data/raw"),
+        ({"reviews": ["data/filtered/r.jsonl"]}, "dataset.reviews: data/filtered/r.jsonl is inside data/filtered"),
+    ],
+)
+def test_files_of_the_user_in_an_output_are_rejected_before_they_are_removed(
+    repository: Path, tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    for name in OUTPUTS:
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("data/images")
+    data = short_ladder(YAML(typ="safe").load((repository / "params.yaml").read_text(encoding="utf-8")))
+    data["dataset"] = dataset(**changes)
+    data["local_files"] = watched(data["dataset"], {}, tmp_path)
+    for uses in (RAW, IMAGES, ["backbone"]):
+        with pytest.raises(ConfigError, match=re.escape(problem)):
+            check(parse_params(data, "params.yaml"), tmp_path, uses)
+
+
+def test_a_shop_in_the_project_folder_itself_is_accepted(repository: Path, tmp_path: Path) -> None:
+    data = short_ladder(YAML(typ="safe").load((repository / "params.yaml").read_text(encoding="utf-8")))
+    data["dataset"] = dataset(local_folder=".")
+    data["local_files"] = watched(data["dataset"], {}, tmp_path)
+    check(parse_params(data, "params.yaml"), tmp_path, USES)
+
+
+def test_a_backbone_in_an_output_is_rejected_and_the_name_of_a_hub_is_not(repository: Path, tmp_path: Path) -> None:
+    data = short_ladder(YAML(typ="safe").load((repository / "params.yaml").read_text(encoding="utf-8")))
+    backbone = YAML(typ="safe").load((repository / "conf/backbone/qwen2_5_vl_7b.yaml").read_text(encoding="utf-8"))
+    data["backbone"] = {**backbone, "name": "models/mine"}
+    check(parse_params(data, "params.yaml"), tmp_path, ["backbone"])
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"backbone\.name: models/mine is inside models"):
+        check(parse_params(data, "params.yaml"), tmp_path, ["backbone"])
+
+
 # ------------------------------------------------------------------------------------------------ the copies
 @pytest.mark.parametrize("kind", ["absent", "file"])
 def test_a_local_folder_that_is_not_there_is_named_itself(tmp_path: Path, kind: str) -> None:

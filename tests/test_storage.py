@@ -164,6 +164,20 @@ def test_an_index_that_was_cut_off_never_passes_for_a_whole_one(tmp_path: Path, 
     assert list((tmp_path / "index").iterdir()) == []
 
 
+def test_a_damaged_part_of_a_table_is_one_line(tmp_path: Path) -> None:
+    """Its footer, which is read first, is whole."""
+    path = tmp_path / "users.parquet"
+    rows = {"user_id": range(1, 2001), "raw_user_id": [f"user {n}" for n in range(2000)]}
+    USERS.write(pl.DataFrame(rows, schema=dict(USERS.columns)), path)
+    data = bytearray(path.read_bytes())
+    for place in range(4, len(data) - 8 - int.from_bytes(data[-8:-4], "little")):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+    for read in (USERS.read, lambda path: USERS.query(path, lambda rows: rows.select("raw_user_id"))):
+        with pytest.raises(ArtifactError, match="is not a readable parquet file"):
+            read(path)
+
+
 NUMBERS_OF_ERRORS = [
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTDIR,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE,

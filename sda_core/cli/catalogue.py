@@ -35,7 +35,7 @@ class Catalogue:
         """The items of a finished run."""
         from sda_core.artifacts import ITEMS
 
-        rows = ITEMS.scan(workspace.items).select("item_id", "raw_item_id", "title").collect().rows()
+        rows = ITEMS.query(workspace.items, lambda items: items.select("item_id", "raw_item_id", "title")).rows()
         return Catalogue({number: (raw, title) for number, raw, title in rows}, {raw: number for number, raw, _ in rows})
 
     def number(self, item: str, by_number: bool = False) -> int:

@@ -62,8 +62,9 @@ class FinishedRun:
     def __init__(self, root: Path) -> None:
         self.workspace = Workspace(root)
         self.params: Params = load_params(root / "params.yaml")
-        columns = ITEMS.scan(self.workspace.items).select("item_id", "raw_item_id", "title", "brand", "price").collect()
-        self.items = {row[0]: ShownItem(*row) for row in columns.iter_rows()}
+        columns = ("item_id", "raw_item_id", "title", "brand", "price")
+        rows = ITEMS.query(self.workspace.items, lambda items: items.select(columns))
+        self.items = {row[0]: ShownItem(*row) for row in rows.iter_rows()}
         self._vectors: dict[tuple[str, Vectors], tuple[np.ndarray, np.ndarray]] = {}  # with the mean that was subtracted
         self._encoders: dict[str, TextEncoder] = {}
         self._one_pass = threading.Lock()  # a merged adapter changes the weights during a pass; several users share them
@@ -111,7 +112,7 @@ class FinishedRun:
         vectors = read_vectors(path, column, fill="mean")
         if vectors is None:
             raise ArtifactError(str(path), "has no item vectors", "name another variant")
-        absent = EMBEDDINGS.scan(path).filter(pl.col(column).is_null()).select("item_id").collect()
+        absent = EMBEDDINGS.query(path, lambda rows: rows.filter(pl.col(column).is_null()).select("item_id"))
         mean_D = np.zeros(vectors.shape[1], dtype=np.float32)
         if which != "fused" and len(vectors) > 2:  # a single item keeps its vector
             mean_D = vectors[1:].mean(axis=0, dtype=np.float64).astype(np.float32)  # missing vectors are filled with it

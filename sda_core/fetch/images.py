@@ -52,6 +52,7 @@ from sda_core.image_store import (
     shard_path,
     write_shard,
 )
+from sda_core.local_files import inside
 from sda_core.log import Progress, progress
 from sda_core.params import FetchImagesParams
 
@@ -103,15 +104,33 @@ class _Host:
             _log.warning("%s failed %d times in a row; the next run tries its other images", self.name, self.num_failures)
 
 
+class _Web:
+    """The HTTP client, made for the first address: without one, the environment's network settings are not used."""
+
+    def __init__(self, params: FetchImagesParams, opened: AsyncExitStack) -> None:
+        self._params = params
+        self._opened = opened
+        self._client: httpx.AsyncClient | None = None
+
+    def client(self) -> httpx.AsyncClient:
+        """The client; ``opened`` closes it.
+
+        Raises:
+            DownloadError: see :func:`sda_core.fetch.http.new_client`.
+        """
+        if self._client is None:
+            self._client = new_client(self._params.timeout_seconds, self._params.num_workers)
+            self._opened.push_async_callback(self._client.aclose)
+        return self._client
+
+
 class _Fetcher:
     """Reads or fetches images from sources; at most ``num_workers`` at a time, ``max_per_host`` of them from one host."""
 
-    def __init__(
-        self, finder: Finder, params: FetchImagesParams, client: httpx.AsyncClient, decoders: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, finder: Finder, params: FetchImagesParams, web: _Web, decoders: ThreadPoolExecutor) -> None:
         self._finder = finder
         self._params = params
-        self._client = client
+        self._web = web
         self._decoders = decoders
         self._workers = asyncio.Semaphore(params.num_workers)
         self._hosts: dict[str, _Host] = {}
@@ -183,7 +202,7 @@ class _Fetcher:
     async def _request(self, url: str) -> bytes | str:
         """One request: returns the body or a final status; raises :class:`AttemptError` if another request may succeed."""
         limit = self._params.max_bytes
-        async with exchange(self._client, url, self._params.timeout_seconds) as response:
+        async with exchange(self._web.client(), url, self._params.timeout_seconds) as response:
             if response.status_code != 200:
                 return "http_404" if response.status_code in _GONE else "http_error"
             body = bytearray()
@@ -280,9 +299,10 @@ def fetch_images(
 
     Raises:
         ArtifactError: ``items`` has another schema, or the manifest or the archive cannot be read.
-        DownloadError: a folder of images is missing, or another run is writing to ``out``.
+        DownloadError: a folder of images is missing or in ``out``, or another run is writing to ``out``.
         StorageError: ``out`` cannot be written.
     """
+    _check_apart(local_folder, image_folder, out)
     table, finder = _open(items, raw, local_folder, image_folder, params)
     _reject_links(table, finder)
     blocks = [table[start : start + params.shard_rows] for start in range(0, len(table), params.shard_rows)]
@@ -318,6 +338,18 @@ def changed_images(
         index = read_shard_index(path)
         stored.update(zip(index.item_ids, index.keys, strict=True))
     return [item.raw_item_id for item in table if stored.get(item.item_id) != finder.key(item, finder.sources(item))]
+
+
+def _check_apart(local_folder: Path | None, image_folder: Path | None, out: Path) -> None:
+    """Reject images of the user in the folder of the results, where all other files are removed."""
+    local_images = None if local_folder is None else local_folder / "images"
+    for name, folder in (("local_folder", local_folder), ("local_folder", local_images), ("image_folder", image_folder)):
+        if folder is not None and inside(folder, out):
+            raise DownloadError(
+                f"params.yaml: dataset.{name}",
+                f"{folder} is in {out}, which this stage clears of everything else",
+                "move the images to another folder, and give its path",
+            )
 
 
 def _open(
@@ -378,7 +410,7 @@ def _coverage(shards: Sequence[Path]) -> dict[str, int | float]:
     """Counts by status, and of unsupported images by format; logs one line per unsupported format."""
     columns = ("raw_item_id", "status", "reason")
     empty = pl.DataFrame(schema={name: IMAGES.columns[name] for name in columns})
-    rows = pl.concat([empty, *(IMAGES.scan(path).select(columns).collect() for path in shards)])
+    rows = pl.concat([empty, *(IMAGES.query(path, lambda rows: rows.select(columns)) for path in shards)])
     counts = Counter(rows["status"])
     share_ok = counts["ok"] / max(len(rows), 1)
     coverage: dict[str, int | float] = {"num_items": len(rows), "num_ok": counts["ok"], "share_ok": share_ok}
@@ -403,8 +435,8 @@ async def _fetch_all(
         ThreadPoolExecutor(max_workers=min(_MAX_DECODERS, os.cpu_count() or 1)) as decoders,
         progress(sum(map(len, blocks)), "fetch_images", "items") as bar,
     ):
-        async with new_client(params.timeout_seconds, params.num_workers) as client:
-            fetcher = _Fetcher(finder, params, client, decoders)
+        async with AsyncExitStack() as opened:
+            fetcher = _Fetcher(finder, params, _Web(params, opened), decoders)
             earlier = _EarlierShards(out)
             for block, path in zip(blocks, shards, strict=True):
                 running.append(asyncio.create_task(_block(block, path, finder, fetcher, earlier, bar)))

@@ -46,9 +46,10 @@ def spread_items(counts: Mapping[int, int], num_items: int) -> list[int]:
 
 def training_counts(workspace: Workspace) -> dict[int, int]:
     """Number of training interactions by item id, without items that have none."""
-    train = INTERACTIONS.scan(workspace.interactions).filter(pl.col("split") == "train")
-    frame = train.group_by("item_id").len().collect()
-    return {int(item): int(count) for item, count in frame.iter_rows()}
+    counts = INTERACTIONS.query(
+        workspace.interactions, lambda rows: rows.filter(pl.col("split") == "train").group_by("item_id").len()
+    )
+    return {int(item): int(count) for item, count in counts.iter_rows()}
 
 
 def example_items(workspace: Workspace, params: ReportParams) -> list[int]:
@@ -64,7 +65,8 @@ def example_items(workspace: Workspace, params: ReportParams) -> list[int]:
 
 def _shown(workspace: Workspace, ids: set[int]) -> dict[int, Item]:
     """Titles and small images, by id."""
-    rows = ITEMS.scan(workspace.items).filter(pl.col("item_id").is_in(sorted(ids))).select("item_id", "title").collect()
+    wanted = pl.col("item_id").is_in(sorted(ids))
+    rows = ITEMS.query(workspace.items, lambda items: items.filter(wanted).select("item_id", "title"))
     titles, store = dict(rows.iter_rows()), ImageStore(workspace.images)
     items: dict[int, Item] = {}
     for item_id in sorted(ids):

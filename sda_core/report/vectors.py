@@ -195,7 +195,8 @@ def examine(
         fused[variant] = whole
         ids = sampled(len(whole) - 1, MAX_COMPARED)
         columns = [pl.col(f"{modality}_embedding").is_not_null() for modality in ("image", "text")]
-        has_image, has_text = EMBEDDINGS.scan(path).sort("item_id").select(columns).collect().to_numpy().T
+        present = EMBEDDINGS.query(path, lambda rows, columns=columns: rows.sort("item_id").select(columns))
+        has_image, has_text = present.to_numpy().T
         both = chosen[has_text[chosen - 1]]
         dropped = modality_drop(
             variant,

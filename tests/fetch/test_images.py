@@ -674,6 +674,28 @@ def test_no_such_local_folder(tmp_path: Path) -> None:
         fetch(items_table([]), tmp_path, tmp_path / "none", settings(), tmp_path / "images")
 
 
+@pytest.mark.parametrize("place", ["images", "images/mine", "link"])
+def test_images_of_the_user_in_the_folder_that_is_cleared(tmp_path: Path, place: str) -> None:
+    kept = tmp_path / "images" / "mine" / "B1.jpg"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(image_file())
+    (tmp_path / "link").symlink_to(tmp_path / "images" / "mine")
+    with pytest.raises(DownloadError, match=r"dataset\.image_folder: .* which this stage clears"):
+        fetch(items_table([]), tmp_path, None, settings(), tmp_path / "images", image_folder=tmp_path / place)
+    with pytest.raises(DownloadError, match=r"dataset\.local_folder: .* which this stage clears"):
+        fetch(items_table([]), tmp_path, tmp_path, settings(), tmp_path / "images")
+    assert kept.read_bytes() == image_file()
+
+
+def test_local_images_need_no_network_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://x:1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "B1.png").write_bytes(image_file())
+    items = items_table([("B1.png",)], ["B1"])
+    assert fetch(items, tmp_path, None, settings(), tmp_path / "images", image_folder=tmp_path / "mine")["num_ok"] == 1
+
+
 def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "images").write_text("a file, not a folder")
     with pytest.raises(StorageError, match="cannot be written"):
