@@ -57,6 +57,15 @@ def sources_of(*entries: str) -> list[Path]:
     return sorted(found.values())
 
 
+def package_sources(package: str) -> list[Path]:
+    """All source files of a package, sorted; for a package whose modules are imported by the params' choice.
+
+    Args:
+        package: name of the package, such as ``sda_core.backbones``.
+    """
+    return sorted(ROOT.joinpath(*package.split(".")).glob("*.py"))
+
+
 @cache
 def _file(name: str) -> Path | None:
     path = ROOT.joinpath(*name.split("."))

@@ -13,6 +13,7 @@ from sda_core.item_source import item_source
 from sda_core.modalities import JOINT, Pass
 from sda_core.params import BackboneParams, ExportParams, ItemsParams, RuntimeParams
 from sda_core.processes import Processes
+from sda_core.sources import package_sources, sources_of
 
 
 def export(
@@ -55,7 +56,9 @@ def export(
     adapter_hash = fingerprint(adapter) if adapter else ""
     device = team.device(prepare_torch(runtime))
     source = item_source(workspace, items_params)
-    inputs = fingerprint(backbone, items_params, workspace.items, workspace.images, adapter_hash)
+    # blocks of another version of the code must not be reused
+    code = (*sources_of("sda_core.steps.export_embeddings"), *package_sources("sda_core.backbones"))
+    inputs = fingerprint(backbone, items_params, workspace.items, workspace.images, adapter_hash, *code)
     scratch = workspace.resume("export_embeddings", variant)
     embedded = embed(backbone, adapter, source, params, scratch, inputs, device, team, passes)
     if embedded is None:

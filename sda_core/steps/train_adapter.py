@@ -17,6 +17,7 @@ from sda_core.modalities import MODALITIES
 from sda_core.params import BackboneParams, ItemsParams, RuntimeParams, TrainAdapterParams
 from sda_core.processes import ALONE, Processes
 from sda_core.runtime import prepare_torch
+from sda_core.sources import package_sources, sources_of
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +84,11 @@ class AdapterTraining:
             source = item_source(workspace, self.items_params)
             backbone, model, num_layers = self._adapted(device)
         parts = adapter, loss, training, self.backbone_params, self.items_params, workspace.items, workspace.images
-        # include the revision, because a local checkpoint's files may change under the same name
-        inputs = team.broadcast_bytes(fingerprint(*parts, backbone.info.revision).encode() if team.is_main else None).decode()
+        # include the revision, because a local checkpoint's files may change under the same name, and the code, because a
+        # checkpoint of another version must not be resumed
+        code = (*sources_of("sda_core.steps.train_adapter"), *package_sources("sda_core.backbones"))
+        made_of = fingerprint(*parts, *code, backbone.info.revision).encode() if team.is_main else None
+        inputs = team.broadcast_bytes(made_of).decode()
         scratch = workspace.resume("train_adapter", self.variant)
         checkpoint = scratch / "checkpoint.safetensors"
         records = alignment.train_adapter(backbone, model, source, training, loss, checkpoint, inputs, device, team, self._where)

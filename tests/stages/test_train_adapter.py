@@ -30,6 +30,7 @@ from sda_core.image_store import ImageRow, shard_path, write_shard
 from sda_core.items import ItemSource
 from sda_core.params import load_params
 from sda_core.processes import Processes
+from sda_core.steps import train_adapter as steps
 from stages.train_adapter import train_adapter
 from tests.tolerances import a_tenth_of_a_step
 
@@ -143,16 +144,26 @@ def test_the_last_line_counts_the_steps_and_not_the_rows_of_the_curve(
             raise StorageError("checkpoint", "cannot be written (No space left on device)", "free some space")
         save_run(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "save_run", fails_at_the_third)
-        with pytest.raises(typer.Exit):
-            train_adapter("sda", root)
+    def fails() -> None:
+        saved.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "save_run", fails_at_the_third)
+            with pytest.raises(typer.Exit):
+                train_adapter("sda", root)
+
+    fails()
     train_adapter("sda", root)
     assert ", steps 7, last loss" in counts()
     assert "resumed after step 4, steps of this run 3" in counts()
     kept = costs.read(Workspace(root).costs)[-1]
     assert kept.counts["steps"] == 7
     assert kept.speed == pytest.approx((3 / kept.seconds, "steps"))
+    fails()
+    (tmp_path / "edited.py").write_text("another version of the code")
+    monkeypatch.setattr(steps, "sources_of", lambda *_: [tmp_path / "edited.py"])
+    train_adapter("sda", root)
+    assert ", steps 7, last loss" in counts()
+    assert "resumed" not in counts()
 
 
 @pytest.mark.parametrize(
