@@ -256,7 +256,8 @@ def _readable(path: Path) -> Generator[None]:
     except (pl.exceptions.PolarsError, OSError) as error:
         if (failure := storage_error(error, str(path), "read")) is not None:
             raise failure from None
-        raise ArtifactError(str(path), f"is not a readable parquet file ({error})", "delete it and run `dvc repro`") from None
+        reason = str(error).split("\n", 1)[0]
+        raise ArtifactError(str(path), f"is not a readable parquet file ({reason})", "delete it and run `dvc repro`") from None
 
 
 TRUTH = Table(

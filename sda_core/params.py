@@ -48,6 +48,7 @@ Strength = Annotated[float, Field(ge=0.0, le=1000.0)]
 _LARGEST = 2**53  # what JSON and float64 express exactly; an address or a size beyond it is a mistake
 Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 CountOrZero = Annotated[int, Field(ge=0, le=_LARGEST)]
+TrainingSeed = Annotated[int, Field(ge=0, le=2**31 - 1)]  # a column Int32 of the tables of positions
 Length = Annotated[int, Field(ge=1, le=100_000)]  # of histories, which are padded to it
 Seconds = Annotated[int, Field(ge=0, le=10**9)]  # about 32 years
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -648,7 +649,7 @@ class TrainRecommenderParams(Section):
     """Phase two: recommenders on frozen item vectors, one section each."""
 
     variants: Annotated[tuple[Name, ...], Field(min_length=1), Distinct]  # those with vectors; id is always trained, see dvc.yaml
-    seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1), Distinct]  # one training per seed
+    seeds: Annotated[tuple[TrainingSeed, ...], Field(min_length=1), Distinct]  # one training per seed
     pop: PopParams
     nearest: NearestParams
     sasrec: SASRecParams
@@ -663,15 +664,7 @@ class TrainRecommenderParams(Section):
         Raises:
             ConfigError: no such recommender.
         """
-        sections: dict[str, RecommenderParams] = {
-            "pop": self.pop,
-            "nearest": self.nearest,
-            "sasrec": self.sasrec,
-            "vbpr": self.vbpr,
-            "bert4rec": self.bert4rec,
-            "bpr": self.bpr,
-            "slmrec": self.slmrec,
-        }
+        sections = {name: section for name, section in self if isinstance(section, RecommenderParams)}
         if recommender not in sections:
             raise ConfigError("--recommender", f"unknown recommender {recommender!r}; known are {', '.join(sections)}")
         return sections[recommender]
@@ -898,6 +891,8 @@ def _export_problems(section: ExportParams) -> Iterator[str]:
 
 
 def _search_problems(section: SearchParams) -> Iterator[str]:
+    if zero := re.search(r"(HNSW|IVF|IMI|NSG|PQ)0+(?![0-9])", section.factory):  # FAISS ends the process
+        yield f"factory: has {zero[0]}, a number that should be at least 1 (got {section.factory!r})"
     for name, kinds in (("nprobe", ("IVF", "IMI")), ("ef_search", ("HNSW",))):
         value = getattr(section, name)
         if value is not None and not any(kind in section.factory for kind in kinds):

@@ -307,6 +307,8 @@ class _Run:
         _expect(bool(layers), folder, "holds no weights")
         from sda_core import adapters  # loads PEFT, which takes seconds
 
+        for name in ("modalities", "target_modules"):
+            _expect(name in config, path, f"has no {name}")
         adapter = adapters.config_of(section, config["modalities"], config["target_modules"])
         lora_rank = adapter.rank_per_expert * adapter.num_experts
         for layer, shapes in layers.items():
@@ -317,7 +319,7 @@ class _Run:
                 **adapter.gate_shapes,
             }
             _expect(shapes == expected, folder, f"{layer} has {shapes}, where {expected} is expected")
-        steps = pl.read_csv(folder / "loss.tsv", separator="\t") if (folder / "loss.tsv").is_file() else pl.DataFrame()
+        steps = _curve(folder / "loss.tsv")
         if len(steps):
             finite = "loss" in steps.columns and steps["loss"].cast(pl.Float64, strict=False).is_finite().fill_null(False).all()
             _expect(bool(finite), folder / "loss.tsv", "has a loss that is not a finite number")
@@ -559,6 +561,17 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------------------ parts
+def _curve(path: Path) -> pl.DataFrame:
+    """The table of a training's steps; empty if there is none."""
+    if not path.is_file():
+        return pl.DataFrame()
+    try:
+        return pl.read_csv(path, separator="\t", infer_schema_length=None, raise_if_empty=False)
+    except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ArtifactError(str(path), f"cannot be read as a table ({reason})", _AGAIN) from None
+
+
 def _expect(holds: bool, path: Path, problem: str, advice: str = _AGAIN) -> None:
     if not holds:
         raise ArtifactError(str(path), problem, advice)

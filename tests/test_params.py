@@ -485,6 +485,11 @@ AMAZON = {
             {"train_recommender.bert4rec.id_dropout": 0.2},
             "train_recommender.bert4rec: id_dropout needs representation id+content (got content); set it to 0.0",
         ),
+        *(
+            ({"build_index.factory": factory}, f"build_index.factory: has {zero}, a number that should be at least 1")
+            for factory, zero in (("HNSW0", "HNSW0"), ("IVF0,Flat", "IVF0"), ("PCA8,PQ0", "PQ0"), ("IVF16,PQ00", "PQ00"))
+        ),
+        ({"train_recommender.seeds": [1, 2**31]}, "train_recommender.seeds"),
         ({"build_index.nprobe": 4}, "build_index.nprobe: is 4, but an index of the kind 'Flat' has no such setting"),
         (
             {"build_index.factory": "IVF16,Flat", "build_index.ef_search": 4},

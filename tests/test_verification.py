@@ -112,6 +112,18 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def without(path: Path, name: str) -> None:
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
+
+
+def damage_pages(path: Path) -> None:
+    """Damage all of a parquet file but its footer."""
+    data = bytearray(path.read_bytes())
+    for place in range(4, len(data) - 8 - int.from_bytes(data[-8:-4], "little")):
+        data[place] ^= 0xFF
+    path.write_bytes(data)
+
+
 def edit_weights(path: Path, change: Callable[[dict], object]) -> None:
     tensors = load_file(path)
     change(tensors)
@@ -202,6 +214,13 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ),
     ("adapters/sda", lambda at: cut(at.adapter("sda") / "adapter_model.safetensors"), "not a readable safetensors"),
     ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", r=16), "r of sda is 16"),
+    ("adapters/sda", lambda at: without(at.adapter("sda") / "adapter_config.json", "modalities"), "has no modalities"),
+    (
+        "adapters/sda",
+        lambda at: (at.adapter("sda") / "loss.tsv").write_bytes(b"step\tloss\n1\t2\t3\t4\n"),
+        "cannot be read as a table",
+    ),
+    ("data/filtered/interactions.parquet", lambda at: damage_pages(at.interactions), "not a readable parquet"),
     (
         "adapters/sda",
         lambda at: edit_weights(at.adapter("sda") / "adapter_model.safetensors", lambda w: w[min(w)].fill_(float("nan"))),

@@ -151,7 +151,10 @@ def _quiet_transformers() -> Generator[None, None, None]:
 def _checkpoint_folder(params: Checkpoint) -> tuple[Path, str]:
     """The local folder of a checkpoint, downloaded first if it is a hub id, and its revision."""
     where = "params.yaml: backbone.name"
-    folder = Path(params.name).expanduser()
+    try:
+        folder = Path(params.name).expanduser()
+    except RuntimeError as error:  # the home of an unknown user
+        raise ArtifactError(params.name, f"cannot be resolved ({error})", f"correct {where}: give the full path") from None
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ArtifactError(params.name, "is not a checkpoint folder (it has no config.json)", f"correct {where}")

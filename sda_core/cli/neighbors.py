@@ -23,6 +23,7 @@ def neighbors(
     from sda_core.errors import ConfigError, DataError
     from sda_core.index import load_index
     from sda_core.item_vectors import read_vectors
+    from sda_core.params import load_params
 
     with one_line_errors("neighbors", root):
         workspace = Workspace(root)
@@ -31,6 +32,8 @@ def neighbors(
         if variant == "id":
             raise ConfigError("--variant", "id has no embeddings; its recommenders learn from interactions alone", "name another")
         check_variant(root, variant, workspace.index(variant))
+        if not workspace.index(variant).exists() and variant in load_params(root / "params.yaml").control_embeddings.variants:
+            raise ConfigError("--variant", f"{variant} is a control, and controls have no index", "name another, e.g. zero_shot")
         index = load_index(workspace.index(variant))
         if (vectors := read_vectors(workspace.embeddings(variant))) is not None:
             index.check_vectors(vectors[1:])

@@ -151,7 +151,9 @@ def filter_dataset(
         **data.statistics,
     }
     dropped = sum(value for name, value in statistics.items() if name == "rows_bad" or name.startswith("rows_dropped_"))
-    assert statistics["rows_read"] == statistics["num_interactions"] + dropped
+    if statistics["rows_read"] != statistics["num_interactions"] + dropped:
+        problem = f"{statistics['rows_read']} rows were read, but {statistics['num_interactions']} kept and {dropped} dropped"
+        raise DataError(str(reviews), problem, "report this as a bug, with a file that shows it")
     _log.info(
         "%d rows read, %d kept: %d users, %d items, density %.5f",
         statistics["rows_read"],

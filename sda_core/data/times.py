@@ -74,8 +74,10 @@ def read_time(value: Any) -> tuple[int, Unit] | str:
     unit = unit_of(value)
     if unit is None:
         return OUTSIDE
-    if unit in ("seconds", "small"):
-        return round(value * 1000), unit
+    if unit == "small":
+        return min(round(value * 1000), 1000 * FIRST_SECOND - 1), unit  # rounded, it must not become a date
+    if unit == "seconds":
+        return min(round(value * 1000), 1000 * END_SECOND - 1), unit
     return int(value) // (TICKS[unit] // 1000), unit
 
 

@@ -315,6 +315,10 @@ def _read_folder(path: Path, join: _Join, names: Mapping[str, str]) -> dict[str,
 def _load(file: Path, num_ids: int) -> np.ndarray:
     """A memory-mapped matrix."""
     try:
+        with file.open("rb") as stream:
+            is_archive = stream.read(2) == b"PK"
+        if is_archive:
+            raise ArtifactError(str(file), "is an archive of arrays (.npz), expected one array", "save it with numpy.save")
         matrix = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ArtifactError(str(file), f"cannot be read as a matrix of numbers ({error})") from None

@@ -57,6 +57,8 @@ MS = SECOND * 1000
         (0, 0, "small"),
         ("1999", 1_999_000, "small"),
         (20_231_114, 20_231_114_000, "small"),
+        (FIRST_SECOND - 0.0001, 1000 * FIRST_SECOND - 1, "small"),  # rounded up it would be a date
+        (END_SECOND - 0.0001, 1000 * END_SECOND - 1, "seconds"),
     ],
 )
 def test_a_time_in_any_form(value: Any, milliseconds: int, unit: str) -> None:

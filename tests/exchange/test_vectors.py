@@ -286,6 +286,11 @@ def test_pickled_objects_are_refused(folder: Path) -> None:
     assert "cannot be read as a matrix of numbers" in problem(folder)
 
 
+def _archive(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, vectors=np.zeros((4, 2)))
+
+
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
@@ -294,6 +299,8 @@ def test_pickled_objects_are_refused(folder: Path) -> None:
         (lambda folder: (folder / "ids.txt").unlink(), "does not say which item each row is"),
         (lambda folder: (folder / "vector.npy").unlink(), "holds no matrix of vectors"),
         (lambda folder: (folder / "vector.npy").write_bytes(b"no"), "cannot be read as a matrix of numbers"),
+        (lambda folder: (folder / "vector.npy").write_bytes(b"PK\x03\x04aaaa"), "is an archive of arrays"),
+        (lambda folder: _archive(folder / "vector.npy"), "is an archive of arrays (.npz), expected one array"),
         (lambda folder: np.save(folder / "vector.npy", np.zeros(4)), "should be a matrix of numbers (got shape (4,)"),
         (lambda folder: np.save(folder / "vector.npy", np.array([["a"]] * 4)), "should be a matrix of numbers"),
     ],

@@ -85,3 +85,19 @@ def test_what_such_a_shop_cannot_have_is_one_line(
         "sda train-adapter: error: train_adapter: 0 of 3 items have an image; an adapter needs at least 2 items with image and "
         "text; give the items images (docs/data.md), or train no adapter: dvc exp run -S ladder=zero_shot\n"
     ) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_items", [3])
+def test_a_shop_whose_users_bought_twice_has_no_target(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (shop / "Movies.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = [line for place, line in enumerate(lines) if place % 3 < 2]
+    (shop / "Movies.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    path = shop / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("min_user_interactions: 3", "min_user_interactions: 2"), encoding="utf-8")
+    download(shop)
+    before = (shop / "data" / "filtered" / "statistics.json").read_bytes()
+    with pytest.raises(typer.Exit):
+        filter_(shop)
+    assert "filter.split: leave_one_out leaves no test target, because no user has 3 interactions" in capsys.readouterr().err
+    assert (shop / "data" / "filtered" / "statistics.json").read_bytes() == before
