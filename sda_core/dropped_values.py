@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 
 TEXT_REASONS = {
     "markup": "Markup, script or style sheet",
-    "blank": "Says nothing (n/a, null, punctuation)",
-    "kind": "No text (a boolean, NaN, an object)",
-    "surplus": "Further values where one is expected, or beyond the length of a list",
+    "blank": "Empty, or a placeholder (n/a, null, punctuation)",
+    "kind": "Not text (a boolean, NaN, an object)",
+    "surplus": "Extra values, where one is expected or beyond the limit of a list",
 }
 
 PRICE_REASONS = {
-    "not_understood": "No price in a notation known here",
+    "not_understood": "A price format that is not recognized",
     "markup": "Markup, script or style sheet",
-    "blank": "Says nothing (n/a, null, punctuation)",
+    "blank": "Empty, or a placeholder (n/a, null, punctuation)",
     "not_positive": "Zero or less",
-    "kind": "No text or number (a boolean, NaN, an object)",
+    "kind": "Neither text nor a number (a boolean, NaN, an object)",
     "surplus": "Several values where one is expected",
 }
 
 IMAGE_REASONS = {
-    "blank": "Says nothing (n/a, null, punctuation)",
+    "blank": "Empty, or a placeholder (n/a, null, punctuation)",
     "data_uri": "An image inside the text (data: URI)",
     "scheme": "Neither http nor https",
     "local_path": "An absolute path, or one that leaves the folder",
@@ -31,8 +31,8 @@ IMAGE_REASONS = {
     "address": "An address without a host or a path",
     "characters": "Control characters",
     "too_long": "Too long",
-    "kind": "No text (a number, a boolean, an object without an address)",
-    "surplus": "Beyond the length of a list",
+    "kind": "Not text (a number, a boolean, an object without an address)",
+    "surplus": "Extra values, beyond the limit of a list",
 }
 
 REASONS: Mapping[str, Mapping[str, str]] = {

@@ -41,13 +41,13 @@ class Status:
 
 
 IMAGE_STATUSES = {
-    "ok": Status("Image in place", hope=9),
+    "ok": Status("Image stored", hope=9),
     "missing_url": Status("No image in the metadata", hope=1),
-    "missing_file": Status("File is not there", hope=2),
-    "http_404": Status("Gone from the server", hope=3),
-    "http_error": Status("Server gave an error", hope=7, is_tried_again=True),
+    "missing_file": Status("File not found", hope=2),
+    "http_404": Status("Removed from the server (404)", hope=3),
+    "http_error": Status("Error of the server", hope=7, is_tried_again=True),
     "corrupt": Status("Not a readable image", hope=4),
-    "unsupported": Status("Format that is not read", hope=5),  # tried again if this Pillow decodes the format
+    "unsupported": Status("Unsupported format", hope=5),  # tried again if this Pillow decodes the format
     "too_large": Status("Over the size limits", hope=6),
     "timeout": Status("No answer in time", hope=8, is_tried_again=True),
 }

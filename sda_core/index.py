@@ -339,7 +339,7 @@ class ItemIndex:
         try:
             vector = np.asarray(self.index.reconstruct(int(places[0])), dtype=np.float32)
         except RuntimeError as error:
-            problem = f"an index of the kind {self.metadata['factory']!r} cannot give its vectors back ({_reason(error)})"
+            problem = f"an index of the kind {self.metadata['factory']!r} cannot reconstruct its vectors ({_reason(error)})"
             raise DataError("neighbours", problem, "use e.g. Flat, HNSW32 or 'IVF256,Flat'") from None
         items, scores = self.search(vector[None, :], min(k, int(self.index.ntotal)) + 1)
         kept = ((items[0] != item_id) & (items[0] > 0)).nonzero()[0][:k]

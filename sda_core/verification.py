@@ -432,10 +432,10 @@ class _Run:
         _expect(
             share >= section.min_recall,
             folder,
-            f"{share:.0%} of {len(queries)} items find themselves by the vectors of {variant}",
+            f"{share:.0%} of {len(queries)} items are their own nearest neighbour in {variant}",
         )
         opened.check_vectors(vectors[1:])  # also a few changed vectors, which the search may miss
-        return f"{opened.metadata['factory']}, {shape[0]:,} vectors of width {width}, items find themselves"
+        return f"{opened.metadata['factory']}, {shape[0]:,} vectors of width {width}, items are their own nearest neighbours"
 
     # -------------------------------------------------------------------------------------------- recommenders
     def _seeds(self, recommender: str) -> tuple[int, ...]:
@@ -607,7 +607,7 @@ def _equal_numbers(path: Path, found: Mapping[str, Any], computed: Mapping[str, 
     """Compare a flat JSON file with the expected numbers."""
     missing, further = computed.keys() - found.keys(), found.keys() - computed.keys()
     _expect(not missing, path, f"lacks {', '.join(sorted(missing))}")
-    _expect(not further, path, f"holds {', '.join(sorted(further))}, which the positions do not give")
+    _expect(not further, path, f"has {', '.join(sorted(further))}, which cannot be computed from the positions")
     for name, value in computed.items():
         told = found[name]
         is_number = isinstance(told, int | float) and not isinstance(told, bool)

@@ -206,6 +206,10 @@ def test_a_project_of_one_s_own(full: Environment, tmp_path: Path) -> None:
     assert not (shop / ".git").exists()
     stages = set(full.run("python", "-m", "dvc", "stage", "list", "--name-only", cwd=shop).stdout.split())
     assert {"download", "train_adapter@sda", "evaluate@sda", "report"} <= stages
+    # without an adapter no stage makes the folder adapters, and DVC stops at a dependency that is missing
+    deps = YAML(typ="safe").load((shop / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["report"]["deps"]
+    folders = {dep for dep in deps if "/" not in dep and "." not in dep} - {"metrics"}
+    assert folders == {path.parent.name for path in shop.glob("*/.gitkeep")}
 
     assert ran(full.run("python", "-m", "dvc", "repro", "filter", cwd=shop)) == {"download", "filter"}
     assert (shop / "data" / "filtered" / "interactions.parquet").is_file()

@@ -245,7 +245,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ("embeddings/sda.parquet", lambda at: shutil.copy(at.embeddings("zero_shot"), at.embeddings("sda")), "adapter_hash is ''"),
     ("embeddings/id.parquet", lambda at: shutil.copy(at.embeddings("sda"), at.embeddings("id")), "should have no vectors"),
     ("indexes/sda", lambda at: cut(at.index("sda") / "items.faiss"), "not a readable FAISS index"),
-    ("indexes/sda", index_of_other_vectors, "find themselves"),
+    ("indexes/sda", index_of_other_vectors, "are their own nearest neighbour"),
     ("indexes/sda", index_without_an_item, "vectors of width"),
     ("indexes/sda", index_of_one_changed_vector, "was not built from the current item vectors"),
     ("models/sda/vbpr/1", lambda at: cut(at.model("sda", "vbpr", 1) / "model.safetensors"), "model.safetensors"),

@@ -35,6 +35,6 @@ def upgrade(root: Root = Path()) -> None:
         done = project.upgrade(root)
     typer.echo(f"from {done.version} to {__version__}: {len(done.replaced)} files written")
     if done.moved:
-        typer.echo(f"{', '.join(done.moved)}: each recommender's seed is a list for all of them now, train_recommender.seeds")
+        typer.echo(f"{', '.join(done.moved)}: the seed of each recommender was moved to the list train_recommender.seeds")
     if done.kept:
         typer.echo(f"edited by you and kept: {', '.join(done.kept)}")

@@ -228,8 +228,13 @@ def _files(name: str) -> dict[str, bytes]:
     files |= {f"stages/{path.name}": path.read_bytes() for path in sorted(stages.glob("*.py"))}
     files["dvc.yaml"] = _pipeline(_stages(template), (template / "dvc.yaml").read_text(encoding="utf-8")).encode()
     files[".gitignore"] = _IGNORED.encode()
+    files |= {f"{folder}/.gitkeep": b"" for folder in _FOLDERS}
     files["README.md"] = _README.format(name=name).encode()
     return files
+
+
+_FOLDERS = ("adapters", "embeddings", "indexes", "models", "evaluation")
+"""Folders that the report depends on; without an adapter, for example, no stage makes the first."""
 
 
 def _below(folder: Path) -> list[Path]:

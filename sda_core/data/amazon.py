@@ -138,7 +138,7 @@ class LineCount:
             DataError: the file has no line, or the share of bad lines exceeds the limit.
         """
         if self.total == 0:
-            raise DataError(str(path), "holds no line", _AGAIN)
+            raise DataError(str(path), "has no lines", _AGAIN)
         if self.repaired:
             _log.warning("%s: repaired lines: %s", path, _counts(self.repaired))
         if not self.num_bad:

@@ -263,7 +263,7 @@ def _drop_without_image(rows: _Rows, known: pl.DataFrame, params: FilterParams) 
     _require_rows(
         kept[0],
         "filter.items_without_image",
-        "is 'drop', and the metadata names an image of none of the items left",
+        "is 'drop', but no remaining item has an image in its metadata",
         "set it to 'keep'",
     )
     return kept

@@ -445,7 +445,7 @@ def excludes_zero(low: float | None, high: float | None) -> bool:
 def is_clear(low: float | None, high: float | None, p_adjusted: float | None) -> bool:
     """Whether a difference is clear: its 95 % interval excludes zero, and its adjusted p-value is below 0.05.
 
-    The interval alone would call one in twenty differences clear where there is none; see :func:`holm`.
+    The interval alone would call one in twenty differences clear although there is none; see :func:`holm`.
     """
     return excludes_zero(low, high) and p_adjusted is not None and p_adjusted < _SIGNIFICANT
 

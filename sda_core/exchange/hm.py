@@ -8,8 +8,8 @@
 
 An interaction is written once per day, customer and item, with the day at 0:00 UTC, so the filter can detect equal times.
 An item has name, groups, colours and description in the fields of the prompt.  With ``products`` the colours of a garment
-are one item (the first seven digits of the id), with the description of the most bought colour, and with its photo or that
-of the next colour that has one.
+are one item (the first seven digits of the id), with text and photo of one colour: the most bought one that has a photo, or the
+most bought one if none has.
 
 Ids are ten digits with a leading 0, which tools that read them as numbers drop; shorter ids are padded with zeros.
 """

@@ -306,11 +306,11 @@ def _whole(file: _File, known: Sequence[RawFile], raw: Path, root: Path) -> RawF
             continue
         wanted = file.wanted(sources[entry.source], raw)
         if _is_content(wanted.target, entry):
-            _log.info("%s is whole, kept", wanted.target)
+            _log.info("%s is complete and is kept", wanted.target)
             return entry
         if not wanted.part.is_symlink() and _is_content(wanted.part, entry):  # interrupted between check and rename
             _put_in_place(wanted)
-            _log.info("%s was whole, put in place", wanted.target)
+            _log.info("%s was complete and is moved into place", wanted.target)
             return entry
     return None
 

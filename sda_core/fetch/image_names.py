@@ -135,7 +135,7 @@ class ItemFiles:
         if self._several:
             example = min(self._several)
             _log.warning(
-                "%s: %d items have several images of their name; the first %s counts (for %s: %s)",
+                "%s: %d items match several images; the first %s is used (for %s: %s)",
                 *(where, len(self._several), which, example, self.of(example)),
             )
 

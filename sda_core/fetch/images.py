@@ -402,8 +402,8 @@ def linked_folders(folder: Path) -> list[Path]:
 def to_try_again(coverage: Mapping[str, int | float]) -> dict[str, str]:
     """A message about images with a transient failure: their number and the remedy; empty if there are none."""
     num_failed = sum(coverage[f"num_{status}"] for status in _TRIED_AGAIN)
-    advice = "`dvc repro --single-item --force fetch_images` tries them again, and only them"
-    return {"failed for a time": f"{num_failed} ({advice})"} if num_failed else {}
+    advice = "to retry only these: `dvc repro --single-item --force fetch_images`"
+    return {"temporary failures": f"{num_failed} ({advice})"} if num_failed else {}
 
 
 def _coverage(shards: Sequence[Path]) -> dict[str, int | float]:

@@ -137,7 +137,7 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         shown,
         undecided,
         _next_for_shown(shown, simulated),
-        _next_for_undecided(undecided, powers, num_seeds, simulated),
+        _next_for_undecided(undecided, powers, num_seeds, simulated, max((result.num_users for result in results), default=0)),
     )
 
 
@@ -183,7 +183,9 @@ def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
     return "Export the chosen vectors and use them in your own recommender: `sda export --help`"
 
 
-def _next_for_undecided(undecided: Sequence[Statement], powers: Sequence[Power], num_seeds: int, simulated: bool) -> str:
+def _next_for_undecided(
+    undecided: Sequence[Statement], powers: Sequence[Power], num_seeds: int, simulated: bool, num_users: int
+) -> str:
     """The first reason that may prevent a decision on a difference, with the next step.
 
     Args:
@@ -191,9 +193,11 @@ def _next_for_undecided(undecided: Sequence[Statement], powers: Sequence[Power],
         powers: the power of each recommender; empty if the ladder has no positive control.
         num_seeds: number of seeds of the recommenders.
         simulated: whether it is the built-in shop.
+        num_users: number of test users.
     """
     if not undecided:
         return ""
+    more_users = f"`dvc exp run -S dataset.num_users={-(-4 * num_users // 1000) * 1000}`"  # four times as many: half the width
     blind = [power.recommender for power in powers if power.oracle.verdict in ("lower", "equal")]
     unclear = [power.recommender for power in powers if power.oracle.verdict == "no clear difference"]
     if blind:
@@ -204,14 +208,14 @@ def _next_for_undecided(undecided: Sequence[Statement], powers: Sequence[Power],
     if unclear:
         names = " and ".join(unclear)
         return (
-            "Add users (`dvc exp run -S dataset.num_users=6000`), or compare several draws of the shop (docs/results.md, "
+            f"Add users ({more_users}), or compare several draws of the shop (docs/results.md, "
             f'"Eight draws of the default shop"): in {names} even perfect knowledge is not clearly better than ids here'
         )
     if any(_is_for_seeds(statement.against.change) for statement in undecided):
         more = ",".join(map(str, range(1, num_seeds + 3)))
         return f"Add seeds, which cause most of the widest interval: `dvc exp run -S 'train_recommender.seeds=[{more}]'`"
     if simulated:
-        return "Add users; more seeds would not decide it: `dvc exp run -S dataset.num_users=6000`"
+        return f"Add users; more seeds would not decide it: {more_users}"
     return "Add users, or take a longer period; more seeds would not decide it"
 
 

@@ -170,21 +170,26 @@ def _learning(workspace: Workspace, params: Params) -> tuple[Learning, ...]:
 
 
 def sizes(workspace: Workspace, params: Params) -> tuple[Size, ...]:
-    """Sizes of the outputs on disk by stage, which are equal for equal runs, unlike seconds."""
+    """Sizes of the outputs on disk by stage, which are equal for equal runs, unlike seconds.
+
+    Outputs of other variants, which an earlier run may have left, do not count.
+    """
     training = params.train_adapter.training
     seen = f"{training.num_steps * training.batch_size:,} items seen by each adapter"
-    paths = (
-        ("filter", workspace.filtered, ""),
-        ("fetch_images", workspace.images, ""),
-        ("train_adapter", workspace.adapter(""), seen),
-        ("export_embeddings", workspace.embeddings("").parent, ""),
-        ("build_index", workspace.index(""), ""),
-        ("train_recommender", workspace.recommender("", ""), ""),
-        ("evaluate", workspace.positions("", "").parent, ""),
+    variants = params.variants
+    outputs = (
+        ("filter", [workspace.filtered], ""),
+        ("fetch_images", [workspace.images], ""),
+        ("train_adapter", [workspace.adapter(variant) for variant in params.train_adapter.variants], seen),
+        ("export_embeddings", [workspace.embeddings(variant) for variant in variants], ""),
+        ("build_index", [workspace.index(variant) for variant in indexed_variants(params)], ""),
+        ("train_recommender", [workspace.recommender(variant, "") for variant in variants], ""),
+        ("evaluate", [workspace.positions(variant, "").parent for variant in variants], ""),
     )
     made: list[Size] = []
-    for stage, folder, note in paths:
-        files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    for stage, paths, note in outputs:
+        found = [file for path in paths for file in (path, *path.rglob("*"))]
+        files = [path for path in found if path.is_file() and not path.name.startswith(".")]
         if files:
             made.append(Size(stage, len(files), sum(path.stat().st_size for path in files), note))
     return tuple(made)

@@ -47,7 +47,6 @@ _UNITS = {
     "times_as_text": "As ISO 8601 text",
     "times_without_date": "Small numbers that are not dates; only their order is used",
 }
-_RETRIED = ("http_error", "timeout")  # statuses that the next run of the image stage tries again
 _GRID = np.concatenate([np.arange(0.0, 3.0, 0.5), np.arange(3.0, 10.0), np.arange(10.0, 100.1, 2.5)]) / 100
 
 
@@ -208,7 +207,7 @@ def data_coverage(workspace: Workspace, params: FilterParams, training_counts: M
         images=images,
         unsupported_formats=formats,
         unused_files=unused,
-        num_images_to_retry=sum(image.value for image in images if image.name in _RETRIED),
+        num_images_to_retry=sum(image.value for image in images if IMAGE_STATUSES[image.name].is_tried_again),
     )
 
 

@@ -31,7 +31,7 @@ def test_old_settings_are_refused_in_one_line_and_moved(old: Path) -> None:
     )
     done = CliRunner().invoke(app, ["upgrade", "--root", str(old)])
     assert done.exit_code == 0, done.output
-    assert "params.yaml: each recommender's seed is a list for all of them now, train_recommender.seeds" in done.stdout
+    assert "params.yaml: the seed of each recommender was moved to the list train_recommender.seeds" in done.stdout
     assert load_params(old / "params.yaml").train_recommender.seeds == (42, 7)
     assert "sasrec:  # mine\n" in (old / "params.yaml").read_text(encoding="utf-8")
     again = CliRunner().invoke(app, ["upgrade", "--root", str(old)])

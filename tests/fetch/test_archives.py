@@ -117,7 +117,7 @@ def test_several_of_one_name(tmp_path: Path, make: Maker, caplog: pytest.LogCapt
     archive = ImageArchive(make(tmp_path / "x", files), ["b/A.jpg"], ["A", "B", "C"])
     assert (of(archive, "A"), of(archive, "B"), of(archive, "C"), at(archive, "b/A.jpg")) == (b"2", b"4", b"6", b"1")
     assert [record.message.split(": ", 1)[1] for record in caplog.records] == [
-        "2 items have several images of their name; the first path counts (for A: a/A.png)"
+        "2 items match several images; the first path is used (for A: a/A.png)"
     ]
 
 

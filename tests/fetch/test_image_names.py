@@ -91,7 +91,7 @@ def test_of_several_files_the_same_one_counts_everywhere(tmp_path: Path, caplog:
     finder = Finder(None, tmp_path / "3", None, PARAMS, ItemNames(["A"]))
     finder.sources(Item(1, "A", ()))
     assert finder.passed_over() == {"num_folder_no_item": 0, "num_folder_no_image": 0}
-    assert "1 items have several images of their name" in caplog.text
+    assert "1 items match several images" in caplog.text
     assert "for A: A.jpeg" in caplog.text
 
 

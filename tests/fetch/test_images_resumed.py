@@ -235,7 +235,7 @@ def test_stage_says_what_failed_for_a_time(server: Any, make_root: Callable[...,
     line = process.communicate()[1].splitlines()[-1]
     assert process.returncode == 0
     assert "fetch-images: num_items 13, num_ok 9" in line
-    assert "failed for a time 2 (`dvc repro --single-item --force fetch_images` tries them again, and only them)" in line
+    assert "temporary failures 2 (to retry only these: `dvc repro --single-item --force fetch_images`)" in line
     assert json.loads(Workspace(root).image_coverage.read_text())["num_http_error"] == 2
     server.pages["/2.png"].always = server.pages["/7.png"].always = None
     server.requests.clear()

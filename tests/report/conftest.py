@@ -96,7 +96,7 @@ def coverage() -> DataCoverage:
                 12,
                 (
                     Count("values_dropped_price_not_understood", NASTY, 9),
-                    Count("values_dropped_price_blank", "Says nothing", 0),
+                    Count("values_dropped_price_blank", "Empty, or a placeholder", 0),
                     Count("values_dropped_price_not_positive", "Zero or less", 3),
                 ),
             ),
@@ -107,9 +107,9 @@ def coverage() -> DataCoverage:
         metadata_ids_repaired=2,
         mean_title_chars=42.25,
         images=(
-            Count("ok", "Image in place", 290),
+            Count("ok", "Image stored", 290),
             Count("missing_url", "No image in the metadata", 7),
-            Count("http_404", "Gone from the server", 0),
+            Count("http_404", "Removed from the server (404)", 0),
             Count("timeout", "No answer in time", 3),
         ),
         unsupported_formats=(),

@@ -164,7 +164,7 @@ def test_a_recommender_without_a_choice_has_no_card() -> None:
         (change("id", -0.01, 0.02), 0.0, True, "in sasrec even perfect knowledge is not clearly better than ids here"),
         (None, 0.0, True, "Add the positive control first"),
         (change("id", 0.01, 0.02), 0.012, True, "'train_recommender.seeds=[1,2,3,4,5]'"),
-        (change("id", 0.01, 0.02), 0.001, True, "dataset.num_users=6000"),
+        (change("id", 0.01, 0.02), 0.001, True, "dataset.num_users=1000"),  # four times 100, in thousands
         (None, 0.001, False, "Add users, or take a longer period"),
     ],
 )

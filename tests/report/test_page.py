@@ -245,8 +245,8 @@ def test_data_section_in_full(page_data: ReportData) -> None:
         ["Title", "> 99.9 %"], ["Brand", "81.2 %"], ["Price", "< 0.1 %"], ["Description", "0 %"],
     ]  # fmt: skip
     assert table_of(html, "data-images") == [
-        ["Image in place", "290", "96.7 %"], ["No image in the metadata", "7", "2.3 %"],
-        ["Gone from the server", "0", "0 %"], ["No answer in time", "3", "1.0 %"],
+        ["Image stored", "290", "96.7 %"], ["No image in the metadata", "7", "2.3 %"],
+        ["Removed from the server (404)", "0", "0 %"], ["No answer in time", "3", "1.0 %"],
     ]  # fmt: skip
     assert "10 % of the items hold 50 %" in html
     reasons = f"{page_data.coverage.values[1].reasons[0].label}: 9; Zero or less: 3"

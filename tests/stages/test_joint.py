@@ -79,7 +79,7 @@ def test_the_run_is_sound(root: Path, params: Params) -> None:
     checked = {finding.path: finding.text for finding in found}
     for variant in ("joint", "sda_joint"):
         assert "finite" in checked[f"embeddings/{variant}.parquet"]
-        assert "items find themselves" in checked[f"indexes/{variant}"]
+        assert "items are their own nearest neighbours" in checked[f"indexes/{variant}"]
 
 
 def test_a_wrong_file_in_its_place_is_seen(root: Path, params: Params, tmp_path: Path) -> None:
