@@ -22,6 +22,7 @@ experiments/results/adaptation_draws-NAME.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +106,8 @@ def pairs(adapted: Sequence[str]) -> list[tuple[str, str]]:
         base = f"{ids}{BASE}"
         found += [(base, ID)] if ids else []
         found += [(f"{ids}{vector}", base) for vector in adapted]
+        of_true_pairs = [vector for vector in adapted if vector != MISMATCHED]
+        found += [(f"{ids}{first}", f"{ids}{second}") for first, second in combinations(of_true_pairs, 2)]
         found += [
             (f"{ids}{vector}", f"{ids}{MISMATCHED}") for vector in adapted if vector != MISMATCHED and MISMATCHED in adapted
         ]

@@ -69,6 +69,15 @@ def test_intervals_are_over_the_draws(project: Path, first: str, second: str) ->
     assert [line[0] for draw in DRAWS for line in rows(table(project), str(draw))] == ["7", "8"]
 
 
+def test_adapted_vectors_are_compared_with_each_other() -> None:
+    found = adaptation_draws.pairs(("sda", "lora", "mismatched"))
+    for ids in ("id+", ""):
+        assert (f"{ids}sda", f"{ids}lora") in found
+        assert (f"{ids}sda", f"{ids}mismatched") in found
+        assert (f"{ids}lora", f"{ids}mismatched") in found
+    assert len(found) == len(set(found))
+
+
 def test_retrieval_is_shown_before_and_after(project: Path) -> None:
     learned = table(project).partition("###")[2].partition("###")[0]
     assert [row[0] for name in ("zero_shot", "sda", "mismatched") for row in rows(learned, name)] == [
