@@ -389,7 +389,7 @@ def test_items_without_a_image_go_and_the_core_is_taken_again(tmp_path: Path) ->
     image = run(tmp_path, rows, "abc", filter_params(**core), with_image="ab")
     assert image.interactions.equals(both.interactions)
     assert [image.statistics[drop] for drop in DROPS] == [0, 0, 0, 1, 0, 2]  # no metadata names no image either
-    with pytest.raises(DataError, match=r"filter\.items_without_image: is 'drop', and the metadata names an image of none"):
+    with pytest.raises(DataError, match=r"filter\.items_without_image: is 'drop', but no remaining item has an image"):
         run(tmp_path, rows, "abc", filter_params(**core))
 
 
