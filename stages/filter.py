@@ -11,19 +11,13 @@ def filter_(root: Root = Path(), params: ParamsFile = None) -> None:
     """Parse the raw files, filter and split the interactions, and count every dropped row by reason."""
     from sda_core.artifacts import INTERACTIONS, ITEMS, USERS, replace_directory, write_json
     from sda_core.data.filtering import filter_dataset
-    from sda_core.errors import DataError
     from sda_core.fetch.manifest import manifest_file
 
     with stage("filter", root, params) as run:
         raw, target = run.workspace.raw, run.workspace.filtered
         reviews, metadata = manifest_file(raw, "reviews"), manifest_file(raw, "metadata")
         data = filter_dataset(reviews, metadata, run.params.dataset.edition, run.params.filter)
-        if not data.statistics["num_test"]:
-            where, problem = (
-                "params.yaml: filter.split",
-                "leave_one_out leaves no test target, because no user has 3 interactions",
-            )
-            raise DataError(where, problem, "use more data, or split by time: global_time")
+        data.check_targets()
         with replace_directory(target) as folder:
             INTERACTIONS.write(data.interactions, folder / run.workspace.interactions.name)
             ITEMS.write(data.items, folder / run.workspace.items.name)

@@ -277,7 +277,7 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
         "is of the seeds [1]",
     ),
     ("metrics/sda/vbpr.json", lambda at: edit_json(at.metrics("sda", "vbpr"), **{"hit@10": 0.123}), "hit@10 is 0.123"),
-    ("comparisons.json", lambda at: edit_json(at.comparisons, further=1), "holds further"),
+    ("comparisons.json", lambda at: edit_json(at.comparisons, further=1), "has further"),
     ("report/index.html", lambda at: cut(at.report), "not a complete page"),
 ]
 

@@ -80,6 +80,16 @@ class FilteredData:
         """The statistics in the closing line of the stage."""
         return {name: self.statistics[name] for name in ("rows_read", "num_users", "num_items", "num_interactions")}
 
+    def check_targets(self) -> None:
+        """Reject a split without a test target, with which nothing could be evaluated.
+
+        Raises:
+            DataError: there is none: with ``leave_one_out`` no user has three interactions.
+        """
+        if not self.statistics["num_test"]:
+            problem = "leave_one_out leaves no test target, because no user has 3 interactions"
+            raise DataError("params.yaml: filter.split", problem, "use more data, or split by time: global_time")
+
 
 def filter_dataset(
     reviews: Path, metadata: Path, edition: int, params: FilterParams, *, block_bytes: int = BLOCK_BYTES

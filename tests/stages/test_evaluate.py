@@ -135,4 +135,4 @@ def test_full_rank_tells_nothing_new_and_an_exact_index_gives_its_numbers(traine
         assert metrics(trained, name) == numbers | ({"retrieval_recall@10": 1.0} if name == "bpr" else {})
     assert {each.status for each in findings(trained).values()} == {"ok"}
     set_evaluate(trained)
-    assert "holds retrieval_recall@10" in findings(trained)["metrics/id/bpr.json"].text
+    assert "has retrieval_recall@10" in findings(trained)["metrics/id/bpr.json"].text
