@@ -891,8 +891,10 @@ def _export_problems(section: ExportParams) -> Iterator[str]:
 
 
 def _search_problems(section: SearchParams) -> Iterator[str]:
-    if zero := re.search(r"(HNSW|IVF|IMI|NSG|PQ)0+(?![0-9])", section.factory):  # FAISS ends the process
-        yield f"factory: has {zero[0]}, a number that should be at least 1 (got {section.factory!r})"
+    # FAISS ends the process; 0 is valid after PCA (the width of the vectors stays) and Pad
+    for part in section.factory.split(","):
+        if (zero := re.search(r"[A-Za-z_]0+(?![0-9])", part)) and not re.match(r"PCA|Pad", part):
+            yield f"factory: has {part}, but the number in {zero[0]} should be at least 1 (got {section.factory!r})"
     for name, kinds in (("nprobe", ("IVF", "IMI")), ("ef_search", ("HNSW",))):
         value = getattr(section, name)
         if value is not None and not any(kind in section.factory for kind in kinds):

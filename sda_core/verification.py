@@ -309,6 +309,10 @@ class _Run:
 
         for name in ("modalities", "target_modules"):
             _expect(name in config, path, f"has no {name}")
+        named, pattern = config["modalities"], config["target_modules"]
+        is_list = isinstance(named, list) and all(isinstance(modality, str) for modality in named)
+        _expect(is_list, path, f"modalities should be a list of names (got {named!r})")
+        _expect(isinstance(pattern, str) and _is_pattern(pattern), path, f"target_modules should be a pattern (got {pattern!r})")
         adapter = adapters.config_of(section, config["modalities"], config["target_modules"])
         lora_rank = adapter.rank_per_expert * adapter.num_experts
         for layer, shapes in layers.items():
@@ -561,6 +565,14 @@ class _Run:
 
 
 # ------------------------------------------------------------------------------------------------------ parts
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 def _curve(path: Path) -> pl.DataFrame:
     """The table of a training's steps; empty if there is none."""
     if not path.is_file():

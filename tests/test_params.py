@@ -486,8 +486,12 @@ AMAZON = {
             "train_recommender.bert4rec: id_dropout needs representation id+content (got content); set it to 0.0",
         ),
         *(
-            ({"build_index.factory": factory}, f"build_index.factory: has {zero}, a number that should be at least 1")
-            for factory, zero in (("HNSW0", "HNSW0"), ("IVF0,Flat", "IVF0"), ("PCA8,PQ0", "PQ0"), ("IVF16,PQ00", "PQ00"))
+            ({"build_index.factory": factory}, f"factory: has {part}, but the number in {zero} should be at least 1")
+            for factory, part, zero in (
+                ("HNSW0", "HNSW0", "W0"), ("IVF0,Flat", "IVF0", "F0"), ("PCA8,PQ0", "PQ0", "Q0"), ("IVF16,PQ00", "PQ00", "Q00"),
+                ("PQ16x0", "PQ16x0", "x0"), ("OPQ16_0,PQ16", "OPQ16_0", "_0"), ("RQ0x8", "RQ0x8", "Q0"),
+                ("LSQ0x4", "LSQ0x4", "Q0"),
+            )
         ),
         ({"train_recommender.seeds": [1, 2**31]}, "train_recommender.seeds"),
         ({"build_index.nprobe": 4}, "build_index.nprobe: is 4, but an index of the kind 'Flat' has no such setting"),

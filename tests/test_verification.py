@@ -215,6 +215,9 @@ DAMAGES: list[tuple[str, Callable[[Workspace], object], str]] = [
     ("adapters/sda", lambda at: cut(at.adapter("sda") / "adapter_model.safetensors"), "not a readable safetensors"),
     ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", r=16), "r of sda is 16"),
     ("adapters/sda", lambda at: without(at.adapter("sda") / "adapter_config.json", "modalities"), "has no modalities"),
+    ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", modalities=5), "should be a list of names"),
+    ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", target_modules=["q"]), "be a pattern"),
+    ("adapters/sda", lambda at: edit_json(at.adapter("sda") / "adapter_config.json", target_modules="("), "be a pattern"),
     (
         "adapters/sda",
         lambda at: (at.adapter("sda") / "loss.tsv").write_bytes(b"step\tloss\n1\t2\t3\t4\n"),

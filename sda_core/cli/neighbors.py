@@ -33,7 +33,9 @@ def neighbors(
             raise ConfigError("--variant", "id has no embeddings; its recommenders learn from interactions alone", "name another")
         check_variant(root, variant, workspace.index(variant))
         if not workspace.index(variant).exists() and variant in load_params(root / "params.yaml").control_embeddings.variants:
-            raise ConfigError("--variant", f"{variant} is a control, and controls have no index", "name another, e.g. zero_shot")
+            raise ConfigError(
+                "--variant", f"{variant} is in control_embeddings, whose variants have no index", "use e.g. zero_shot"
+            )
         index = load_index(workspace.index(variant))
         if (vectors := read_vectors(workspace.embeddings(variant))) is not None:
             index.check_vectors(vectors[1:])

@@ -4,6 +4,7 @@ The variant of a recommender is chosen on the validation targets and reported on
 influence the choice.  A difference counts as shown by :func:`sda_core.evaluation.is_clear`, as in the result table.
 
 A variant is advised only if it is clearly better than each cheaper choice: ids for all, and the frozen backbone for adapters.
+If an adapter is not, the frozen backbone is advised if it is clearly better than ids.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sda_core.report.model import Change, Result
 
 ORACLE = "oracle"
 BASELINES = ("id", "zero_shot")
+_FROZEN = BASELINES[1]
 
 Verdict = Literal["higher", "lower", "equal", "no clear difference"]
 
@@ -42,9 +44,10 @@ class Against:
 
 @dataclass(frozen=True)
 class Power:
-    """The power of a recommender: its gain with oracle vectors, and the smallest difference that would be significant.
+    """The power of a recommender: its gain with oracle vectors, and the size of the differences that are too small for it.
 
-    ``smallest`` is relative to ids: half the width of the intervals against ids, median of the competing variants.
+    ``smallest`` is relative to ids: half the width of the intervals against ids, median of the competing variants.  A smaller
+    difference cannot be clear here, and a larger one may still not be.
     """
 
     recommender: str
@@ -57,6 +60,7 @@ class Choice:
     """The variant of one recommender that was chosen on validation, with its test results.
 
     ``cheaper`` names the baselines that cost less than the chosen variant: ids, and for an adapter the frozen backbone too.
+    ``frozen`` is the frozen backbone's result with its comparison with ids, None if one of the two is missing.
     """
 
     recommender: str
@@ -65,6 +69,7 @@ class Choice:
     next_best: tuple[str, float] | None
     against: tuple[Against, ...]
     cheaper: tuple[str, ...]
+    frozen: tuple[Result, Against] | None
 
     @property
     def not_beaten(self) -> tuple[str, ...]:
@@ -76,6 +81,11 @@ class Choice:
     def is_advised(self) -> bool:
         """Whether to use the chosen variant: it is clearly better than all cheaper baselines, and clearly worse than none."""
         return not self.not_beaten and all(pair.verdict != "lower" for pair in self.against)
+
+    @property
+    def is_frozen_advised(self) -> bool:
+        """Whether to use the frozen backbone instead of the chosen adapter, which is not clearly better than it."""
+        return self.frozen is not None and _FROZEN in self.not_beaten and self.frozen[1].verdict == "higher"
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,9 @@ class Answer:
     next_for_undecided: str
 
 
-def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence[str], num_seeds: int, simulated: bool) -> Answer:
+def answer(
+    results: Sequence[Result], controls: Sequence[str], trained: Sequence[str], num_seeds: int, shop_users: int | None
+) -> Answer:
     """Choose variants on validation, and summarise their test results.
 
     Args:
@@ -106,7 +118,7 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         controls: variants that do not compete.
         trained: variants with an adapter.
         num_seeds: number of seeds of the recommenders.
-        simulated: whether it is the built-in shop, which can have an oracle.
+        shop_users: number of simulated users of the built-in shop, which can have an oracle; None for another shop.
     """
     powers: list[Power] = []
     choices: list[Choice] = []
@@ -124,9 +136,12 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         pairs = [found for name in BASELINES if (found := _against(own, chosen.variant, name)) is not None]
         cheaper = tuple(name for name in _cheaper(chosen.variant, trained) if name in own)
         next_best = runner_up.variant, _valid(runner_up)
-        choices.append(Choice(recommender, chosen, _valid(chosen), next_best, tuple(pairs), cheaper))
+        of_frozen = _against(own, _FROZEN, "id")
+        frozen = None if of_frozen is None else (own[_FROZEN], of_frozen)
+        choices.append(Choice(recommender, chosen, _valid(chosen), next_best, tuple(pairs), cheaper, frozen))
         adapted = [found for name in trained if (found := _against(own, name, "zero_shot")) is not None]
         said = dict.fromkeys((found.variant, found.change.baseline) for found in pairs)
+        adapted += [] if of_frozen is None else [of_frozen]
         pairs += [found for found in adapted if (found.variant, found.change.baseline) not in said]
         statements += [Statement(recommender, found) for found in pairs]
     undecided = tuple(statement for statement in statements if statement.against.verdict in ("no clear difference", "equal"))
@@ -136,8 +151,8 @@ def answer(results: Sequence[Result], controls: Sequence[str], trained: Sequence
         tuple(choices),
         shown,
         undecided,
-        _next_for_shown(shown, simulated),
-        _next_for_undecided(undecided, powers, num_seeds, simulated, max((result.num_users for result in results), default=0)),
+        _next_for_shown(shown, shop_users is not None),
+        _next_for_undecided(undecided, powers, num_seeds, shop_users),
     )
 
 
@@ -183,21 +198,19 @@ def _next_for_shown(shown: Sequence[Statement], simulated: bool) -> str:
     return "Export the chosen vectors and use them in your own recommender: `sda export --help`"
 
 
-def _next_for_undecided(
-    undecided: Sequence[Statement], powers: Sequence[Power], num_seeds: int, simulated: bool, num_users: int
-) -> str:
+def _next_for_undecided(undecided: Sequence[Statement], powers: Sequence[Power], num_seeds: int, shop_users: int | None) -> str:
     """The first reason that may prevent a decision on a difference, with the next step.
 
     Args:
         undecided: the differences.
         powers: the power of each recommender; empty if the ladder has no positive control.
         num_seeds: number of seeds of the recommenders.
-        simulated: whether it is the built-in shop.
-        num_users: number of test users.
+        shop_users: see :func:`answer`.
     """
     if not undecided:
         return ""
-    more_users = f"`dvc exp run -S dataset.num_users={-(-4 * num_users // 1000) * 1000}`"  # four times as many: half the width
+    simulated = shop_users is not None
+    more_users = f"`dvc exp run -S dataset.num_users={4 * (shop_users or 0)}`"  # four times as many: half the width
     blind = [power.recommender for power in powers if power.oracle.verdict in ("lower", "equal")]
     unclear = [power.recommender for power in powers if power.oracle.verdict == "no clear difference"]
     if blind:

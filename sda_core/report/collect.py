@@ -21,7 +21,7 @@ from sda_core.report.examples import Neighbors, conflicts, examples, training_co
 from sda_core.report.gates import gate_map
 from sda_core.report.model import Change, Chart, Curve, Experiment, Learning, ReportData, Result, Score, Size
 from sda_core.report.vectors import examine
-from sda_core.variants import controls, indexed_variants
+from sda_core.variants import adapter_of, controls, indexed_variants
 
 _NUM_PAIRS = 3  # conflicting pairs of each kind
 _LAST = 5  # last logged steps of a training (of a short one the second half), averaged to reduce noise
@@ -195,6 +195,10 @@ def sizes(workspace: Workspace, params: Params) -> tuple[Size, ...]:
     return tuple(made)
 
 
+def _has_adapter(params: Params, variant: str) -> bool:
+    return variant not in params.import_embeddings.variants and adapter_of(params, variant) is not None
+
+
 def collect(
     workspace: Workspace,
     params: Params,
@@ -231,13 +235,14 @@ def collect(
         title=params.report.title,
         dataset=describe.dataset(params.dataset),
         is_simulation=isinstance(params.dataset, DemoDataset),
+        shop_users=params.dataset.num_users if isinstance(params.dataset, DemoDataset) else None,
         notes=describe.notes(params),
         version=__version__,
         commit=commit,
         set_up=describe.set_up(params),
         variants=describe.variants(params),
         controls=controls(params),
-        trained=tuple(variant for variant in params.variants if variant in params.train_adapter.variants),
+        trained=tuple(variant for variant in params.variants if _has_adapter(params, variant)),
         num_seeds=len(params.train_recommender.seeds),
         coverage=data_coverage(workspace, params.filter, counts),
         cutoff=params.report.cutoff,

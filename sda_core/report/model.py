@@ -353,6 +353,7 @@ class ReportData:
     title: str
     dataset: str
     is_simulation: bool
+    shop_users: int | None  # number of simulated users, if it is the built-in shop
     notes: tuple[str, ...]  # notes for the interpretation of the results, a sentence each
     version: str
     commit: str | None

@@ -229,14 +229,14 @@ def blocks(results: Sequence[Result], baselines: Sequence[str], chosen: Mapping[
 class Card:
     """The choice for one recommender as text; ``against`` has its baselines with their cells.
 
-    ``advised`` is the variant to use; if it is empty, ``doubt`` says why there is none.
+    ``advised`` is the variant to use; if it is empty, ``doubt`` says why there is none.  ``validation`` has the NDCG@10 on
+    validation targets that the choice is based on.
     """
 
     recommender: str
     advised: str
     doubt: str
-    valid: str
-    next_best: str
+    validation: str
     ndcg: str
     against: tuple[tuple[str, ChangeCell], ...]
 
@@ -251,18 +251,29 @@ def against_cell(found: Against) -> ChangeCell:
 
 def cards(found: Answer) -> list[Card]:
     """One card per recommender with a choice."""
-    return [
-        Card(
-            recommender=choice.recommender,
-            advised=choice.chosen.variant if choice.is_advised else "",
-            doubt="" if choice.is_advised else _doubt(choice),
-            valid=f"{choice.valid:.4f}",
-            next_best="" if choice.next_best is None else f"{choice.next_best[0]} {choice.next_best[1]:.4f}",
-            ndcg=_score_cell(choice.chosen.ndcg).text,
-            against=tuple((pair.change.baseline, against_cell(pair)) for pair in choice.against),
-        )
-        for choice in found.choices
-    ]
+    return [_card(choice) for choice in found.choices]
+
+
+def _card(choice: Choice) -> Card:
+    if choice.is_frozen_advised:
+        assert choice.frozen is not None
+        shown, pair = choice.frozen
+        advised, against = shown.variant, (pair,)
+        own = "" if shown.valid_ndcg is None else f"NDCG@10 on validation {shown.valid_ndcg:.4f}, "
+        validation = f"{own}highest {choice.chosen.variant} {choice.valid:.4f}"
+    else:
+        shown, against = choice.chosen, choice.against
+        advised = shown.variant if choice.is_advised else ""
+        following = "" if choice.next_best is None else f", next {choice.next_best[0]} {choice.next_best[1]:.4f}"
+        validation = f"Chosen on validation: {choice.valid:.4f}{following}"
+    return Card(
+        recommender=choice.recommender,
+        advised=advised,
+        doubt="" if choice.is_advised else _doubt(choice),
+        validation=validation,
+        ndcg=_score_cell(shown.ndcg).text,
+        against=tuple((pair.change.baseline, against_cell(pair)) for pair in against),
+    )
 
 
 def _doubt(choice: Choice) -> str:
@@ -577,7 +588,7 @@ def render(data: ReportData) -> str:
     first = next((variant.name for variant in data.variants if variant.name == "zero_shot"), None)
     if first in baselines:  # the method is compared with the unadapted model, so its column comes first
         baselines = [first, *(name for name in baselines if name != first)]
-    found = answer(data.results, data.controls, data.trained, data.num_seeds, data.is_simulation)
+    found = answer(data.results, data.controls, data.trained, data.num_seeds, data.shop_users)
     has_tail = any(result.tail_ndcg is not None for result in data.results)
     return environment.get_template("template.html.j2").render(
         data=data,

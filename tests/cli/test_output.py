@@ -180,7 +180,7 @@ def test_what_no_run_makes_is_named(shop: Path, repository: Path, tmp_path: Path
     compose_and_dump(root / "params.yaml", str(repository / "conf"), None, "config", "", [])
     done = sda(repository, "neighbors", "i0", "--variant", "text_only", cwd=root)
     assert done.returncode == 1
-    assert "--variant: text_only is a control, and controls have no index" in done.stderr.decode()
+    assert "--variant: text_only is in control_embeddings, whose variants have no index" in done.stderr.decode()
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,7 @@ def page_data() -> ReportData:
         title=NASTY,
         dataset="the built-in shop",
         is_simulation=True,
+        shop_users=1500,
         notes=("The backbone has random weights.",),
         version="0.1.0",
         commit=None,

@@ -365,7 +365,7 @@ def test_a_page_without_a_commit_does_not_speak_of_one(page_data: ReportData) ->
 
 
 def test_real_data_has_no_simulation_banner(page_data: ReportData) -> None:
-    text = visible(render(dataclasses.replace(page_data, is_simulation=False, notes=(), commit="abc123")))
+    text = visible(render(dataclasses.replace(page_data, is_simulation=False, shop_users=None, notes=(), commit="abc123")))
     assert "Simulated" not in text
     assert "commit abc123" in text
 
